@@ -1,0 +1,50 @@
+# Every target makes .venv and installs what it needs; python3, pip and make are all that a machine must have.
+PYTHON ?= python3
+BIN := .venv/bin
+DEV := .venv/.dev
+PEERS := .venv/.peers
+
+.PHONY: help demo test check format docs bench clean
+
+help:
+	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
+	@echo "make test    the test suite"
+	@echo "make check   format, lint, types, documentation"
+	@echo "make bench   time and memory against the peers"
+	@echo "make docs    the documentation, into site/"
+
+$(DEV): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Peers that would bring torchvision, which has no CPU build for the pinned torch: their losses need none of it.
+$(PEERS): $(DEV) constraints-peers.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-peers.txt
+	touch $@
+
+demo: $(DEV)
+	$(BIN)/softdice check
+	$(BIN)/softdice train --out demo --max-minutes 3
+
+test: $(DEV) $(PEERS)
+	$(BIN)/python -m pytest -n 2
+
+check: $(DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mkdocs build --quiet --strict
+
+format: $(DEV)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(DEV)
+	$(BIN)/mkdocs build --strict
+
+bench: $(DEV) $(PEERS)
+	$(BIN)/python -m benchmarks.losses
+
+clean:
+	rm -rf .venv site build dist
