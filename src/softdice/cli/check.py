@@ -1,0 +1,56 @@
+"""`softdice check`: the seed's check, then every backend against float64."""
+
+from __future__ import annotations
+
+import torch
+import typer
+from torch import Tensor
+
+from softdice import SoftDiceLoss, SystemConfig, setup_system, use_backend
+from softdice.kernels import registry
+
+SEED_LOSS = 1.8738912343978882
+"""What the seed document prints, a float32."""
+TOLERANCE = 2.4e-7
+"""Two units in the last place of a float32 near the loss."""
+
+
+def seed_case() -> tuple[Tensor, Tensor]:
+    """() -> prediction (1, 3, 224, 224) of probabilities and ground truth (1, 224, 224), made as in the seed."""
+    setup_system(SystemConfig(seed=42))
+    ground_truth = torch.zeros(1, 224, 224)
+    ground_truth[:, :50, :50] = 1
+    ground_truth[:, 50:100, 50:100] = 2
+    prediction = torch.zeros(1, 3, 224, 224).uniform_().softmax(dim=1)
+    return prediction, ground_truth
+
+
+def loss_on(backend: str, prediction: Tensor, ground_truth: Tensor) -> float:
+    """backend name, tensors -> the seed's loss as that backend computes it."""
+    with use_backend(backend):
+        return SoftDiceLoss(num_classes=3)(prediction, ground_truth).item()
+
+
+def check() -> None:
+    """Repeat the seed's check, then compare every backend with float64. Exits 1 when one is off."""
+    prediction, ground_truth = seed_case()
+    loss = loss_on("reference", prediction, ground_truth)
+    exact = loss_on("reference", prediction.double(), ground_truth)
+    print(f"Loss: {loss}")
+    print(f"float64: {exact}")
+    rows = [("reference float32", abs(loss - exact), f"{loss}")]
+    for backend, missing in registry.kernel_backends().items():
+        if missing is not None:
+            print(f"{backend}: not on this machine: {missing}")
+            continue
+        for dtype in (torch.float32, torch.float64):
+            value = loss_on(backend, prediction.to(dtype), ground_truth)
+            rows.append((f"{backend} {str(dtype).removeprefix('torch.')}", abs(value - exact), f"{value}"))
+    failed = False
+    for name, distance, value in rows:
+        right = distance <= TOLERANCE
+        failed |= not right
+        print(f"{name:18} {value:20} distance to float64 {distance:.2e}  {'ok' if right else 'OFF'}")
+    if failed:
+        print(f"check: expected every backend within {TOLERANCE} of float64, got one that is off. Please report it.")
+        raise typer.Exit(1)

@@ -1,0 +1,31 @@
+"""`softdice info`: versions, devices, and which backend serves which."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+
+from softdice.kernels import registry
+from softdice.version import __version__
+
+PACKAGES = ("numpy", "numba", "torchmetrics", "lightning", "monai", "nibabel", "pillow", "tifffile", "nilearn", "scipy")
+
+
+def info() -> None:
+    """Show versions, devices, and which backend serves which device."""
+    print(f"softdice {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    for package in PACKAGES:
+        try:
+            print(f"  {package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"  {package} not installed")
+    print(f"CPU: {torch.get_num_threads()} threads")
+    for device in range(torch.cuda.device_count()):
+        print(f"CUDA {device}: {torch.cuda.get_device_name(device)}")
+    print(f"Backend asked for: {registry.asked()}")
+    print(f"  auto: CPU inputs of at least {registry.SMALL_NUMEL} elements go to 'cpu', all others to 'reference'")
+    print("  reference: any device")
+    for backend, missing in registry.kernel_backends().items():
+        print(f"  {backend}: {'ready' if missing is None else 'not on this machine: ' + missing}")

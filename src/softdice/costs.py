@@ -1,0 +1,90 @@
+"""score -> cost, lower is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from softdice import validation
+
+Cost = Callable[[Tensor], Tensor]
+
+
+def neg_log(score: Tensor) -> Tensor:
+    """score -> -ln score: 0 at a score of 1, infinite at 0 (a smoothed index never gets there).
+
+    Example:
+        >>> neg_log(torch.tensor([1.0, 0.5]))
+        tensor([-0.0000, 0.6931])
+
+    Source: the seed of this package; K. C. L. Wong et al., "3D Segmentation with Exponential Logarithmic Loss for
+    Highly Unbalanced Object Sizes", MICCAI 2018, eq. 2 with exponent 1.
+    """
+    return -score.log()
+
+
+def one_minus(score: Tensor) -> Tensor:
+    """score -> 1 - score.
+
+    Example:
+        >>> one_minus(torch.tensor([1.0, 0.25]))
+        tensor([0.0000, 0.7500])
+    """
+    return 1 - score
+
+
+def log_cosh(score: Tensor) -> Tensor:
+    """score -> ln cosh(1 - score), flat near a perfect score.
+
+    Example:
+        >>> log_cosh(torch.tensor([1.0, 0.0]))
+        tensor([0.0000, 0.4338])
+
+    Source: S. Jadon, "A survey of loss functions for semantic segmentation", CIBCB 2020, section II-I.
+    """
+    return (1 - score).cosh().log()
+
+
+def focal(gamma: float) -> Cost:
+    """exponent -> the cost (1 - score)^gamma, per class and so before any mean.
+
+    Args:
+        gamma: exponent > 0. Below 1 it presses on classes that are nearly right, above 1 on those that are wrong.
+            The focal Tversky paper writes 1 / gamma for it, with 4/3.
+
+    Example:
+        >>> focal(0.5)(torch.tensor([0.75, 0.0]))
+        tensor([0.5000, 1.0000])
+
+    Source: N. Abraham, N. M. Khan, "A novel focal Tversky loss function with improved attention U-Net for lesion
+    segmentation", ISBI 2019, eq. 4.
+    """
+
+    def cost(score: Tensor) -> Tensor:
+        return (1 - score).clamp_min(torch.finfo(score.dtype).tiny) ** gamma
+
+    return cost
+
+
+def identity(value: Tensor) -> Tensor:
+    """value -> itself: for an index that is a cost already, such as a cross-entropy.
+
+    Example:
+        >>> identity(torch.tensor([0.25]))
+        tensor([0.2500])
+    """
+    return value
+
+
+NAMED: dict[str, Cost] = {"neg_log": neg_log, "one_minus": one_minus, "log_cosh": log_cosh}
+"""The costs that a loss takes by name; any callable is taken as it is."""
+
+
+def resolve(caller: str, cost: str | Cost) -> Cost:
+    """name or callable -> callable."""
+    if callable(cost):
+        return cost
+    validation.choice(caller, "cost", cost, NAMED)
+    return NAMED[cost]

@@ -1,0 +1,213 @@
+"""path -> image, and back: NIfTI, PNG, JPEG, TIFF stacks, .npy and .npz.
+
+A file is either read whole and verified as far as its format allows (checksums of gzip, PNG and zip; sizes elsewhere),
+or refused with a `FileError` of one line. Nothing is guessed: palette indices stay indices, grey values of 1, 2 and 4
+bits stay the numbers in the file, and a colour NIfTI is refused.
+
+Formats without a checksum (.nii, .npy, uncompressed TIFF, JPEG) cannot tell a flipped bit among the voxels from data.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+import tempfile
+import warnings
+import xml.etree.ElementTree as ElementTree
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from softdice.formats import READERS, WRITERS, FileError, Image
+
+SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz")
+"""What `read_image` reads, the longer suffix before the shorter one that it ends in."""
+
+_BAD_FILE = (
+    OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, MemoryError,
+    SyntaxError, RuntimeError, AssertionError, struct.error, zlib.error, zipfile.BadZipFile, Warning,
+)  # fmt: skip
+"""What readers raise on a damaged file; each of them has been seen in the fuzz test or is in the reader's source."""
+
+
+def split_name(path: str | Path) -> tuple[str, str] | None:
+    """path -> (stem, suffix), None where the suffix is not one of ours or the file is hidden.
+
+    Example:
+        >>> split_name("labels/case_1.nii.gz"), split_name("a.b.PNG"), split_name("notes.txt")
+        (('case_1', '.nii.gz'), ('a.b', '.png'), None)
+    """
+    name = Path(path).name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix) and not name.startswith("."):
+            return name[: -len(suffix)], suffix
+    return None
+
+
+def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:
+    """folder -> {stem: path} of the files with a suffix of ours, sorted; no other file, no subfolder.
+
+    Args:
+        folder: an existing folder.
+        nnunet: take `case_0000.nii.gz`, as nnU-Net names the first channel of an image, for `case`.
+
+    Raises:
+        FileError: not a folder, or two files of one stem (`a.png` beside `a.nii.gz`).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileError(f"list_images: expected a folder, got {str(folder)!r}. Check the path.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = split_name(path)
+        if name is None or not path.is_file():
+            continue
+        stem = name[0].removesuffix("_0000") if nnunet else name[0]
+        if stem in found:
+            raise FileError(
+                f"list_images: expected one file named {stem!r} in {folder}, got {found[stem].name} and {path.name}. "
+                "Keep one of them."
+            )
+        found[stem] = path
+    return found
+
+
+def read_image(path: str | Path) -> Image:
+    """path -> image; native byte order, writable, bool or integer or float.
+
+    Raises:
+        FileError: unknown suffix, missing, truncated, damaged (as far as the format can tell), or of a kind that has
+            no single number per voxel (RGB-typed NIfTI, complex, structured, several arrays in one .npz).
+        ModuleNotFoundError: the reader of this format is not installed; names the extra.
+    """
+    path = Path(path)
+    name = split_name(path)
+    if name is None:
+        raise FileError(
+            f"read_image: expected a file ending in {', '.join(SUFFIXES)}, got {path.name!r}. Convert the file first."
+        )
+    suffix = name[1]
+    # Fetched before the net below is spread, so that a missing package is not taken for a damaged file.
+    reader, module, bad = READERS[suffix], _extra(suffix), _bad_file(suffix)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a reader that warns about a file does not trust it; neither do we
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", PendingDeprecationWarning)
+            warnings.simplefilter("ignore", ResourceWarning)
+            image = reader(path, suffix, module)
+    except FileError as error:
+        raise FileError(f"read_image: {path}: {error}") from None
+    except bad as error:
+        raise FileError(f"read_image: {path}: {_one_line(error)}") from error
+    if image.array.dtype.kind not in "buif":
+        raise FileError(f"read_image: {path}: expected numbers, got voxels of type {image.array.dtype}")
+    if image.array.ndim == 0 or image.array.size == 0:
+        raise FileError(f"read_image: {path}: expected voxels, got an array of shape {image.array.shape}")
+    return image
+
+
+def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
+    """array -> file of the type and geometry of `like`, written beside and then renamed; returns the path written.
+
+    Args:
+        path: its suffix is replaced by that of `like` where it differs; JPEG, which would change labels, becomes PNG.
+        array: same spatial shape as `like`, a channel axis may follow.
+        like: an image that `read_image` returned.
+
+    Raises:
+        FileError: other shape, a type that the format cannot hold (floats in PNG), or the disk refused.
+    """
+    path, array = Path(path), np.asarray(array)
+    suffix = {".jpg": ".png", ".jpeg": ".png"}.get(like.suffix, like.suffix)
+    name = split_name(path)
+    if name is None or name[1] != suffix:
+        path = path.with_name((path.name if name is None else name[0]) + suffix)
+    if array.shape[: like.spatial_ndim] != like.shape:
+        raise FileError(f"write_image: expected an array of shape {like.shape}, got {array.shape}. Resample it first.")
+    module = _extra(suffix)
+    try:
+        content = WRITERS[suffix](array, like, module)
+        with _written_beside(path) as file:
+            file.write(content)
+    except FileError as error:
+        raise FileError(f"write_image: {path}: {error}") from None
+    except OSError as error:
+        raise FileError(f"write_image: {path}: {_one_line(error)}") from error
+    return path
+
+
+def label_names(image: Image) -> dict[int, str]:
+    """image -> {label: name} from a label table (Caret XML) in the NIfTI header extension; {} where there is none."""
+    names: dict[int, str] = {}
+    for extension in getattr(image.header, "extensions", ()):
+        content = extension.get_content()
+        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+        if "<Label " not in text:
+            continue
+        try:
+            root = ElementTree.fromstring(text.rstrip("\0 \r\n\t"))
+        except ElementTree.ParseError:
+            continue  # names are a courtesy; the labels are in the voxels
+        for label in root.iter("Label"):
+            key = label.get("Key", "")
+            if re.fullmatch(r"-?\d+", key):
+                names[int(key)] = (label.text or "").strip()
+    return {label: name for label, name in names.items() if name}
+
+
+@contextmanager
+def _written_beside(path: Path) -> Iterator[io.BufferedWriter]:
+    """A temporary file in the folder of `path` that takes its place when the block ends without an error."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:300] if text else type(error).__name__
+
+
+def _extra(suffix: str) -> ModuleType | None:
+    """The package that serves a format, imported when it is first needed."""
+    modules = {".nii.gz": "nibabel", ".nii": "nibabel", ".tif": "tifffile", ".tiff": "tifffile"}
+    name = modules.get(suffix, None if suffix in (".npy", ".npz") else "PIL.Image")
+    if name is None:
+        return None
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"softdice: expected {name.split('.')[0]} for {suffix} files, got no such package. "
+            "Run: pip install 'softdice[images]'"
+        ) from error
+
+
+def _bad_file(suffix: str) -> tuple[type[BaseException], ...]:
+    if suffix in (".nii", ".nii.gz"):
+        from nibabel.filebasedimages import ImageFileError
+        from nibabel.spatialimages import HeaderDataError
+
+        return (*_BAD_FILE, ImageFileError, HeaderDataError)
+    if suffix in (".tif", ".tiff"):
+        from tifffile import TiffFileError
+
+        return (*_BAD_FILE, TiffFileError)
+    return _BAD_FILE

@@ -1,0 +1,106 @@
+"""tensors -> the backend that serves them: the one place where that is decided.
+
+A backend asked for by name never falls back: it serves, or it raises and says why.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from softdice.validation import choice
+
+NAMES = ("auto", "reference", "cpu")
+
+SMALL_NUMEL = 8192
+"""Inputs of fewer elements go to the reference under "auto": below it a few eager operations cost no more than the
+operator and the thread hand-over (`python -m benchmarks.small` measures where the two cross)."""
+
+_chosen: list[str] = []
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """backend name -> every pass inside the `with` runs on it.
+
+    Args:
+        name: "auto" (by device and size), "reference" (plain PyTorch, any device), "cpu" (Numba).
+
+    The environment variable SOFTDICE_BACKEND sets the same for a whole process; `use_backend` goes before it.
+    The choice holds for all threads of the process.
+
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: from the pass itself, where the named backend cannot serve the tensors; it never falls back.
+
+    Example:
+        >>> import torch, softdice
+        >>> logits, labels = torch.zeros(1, 2, 4), torch.tensor([[0, 1, 1, 1]])
+        >>> with softdice.use_backend("reference"):
+        ...     softdice.SoftDiceLoss(2, activation="softmax")(logits, labels)
+        tensor(0.8047)
+    """
+    choice("use_backend", "name", name, NAMES)
+    _chosen.append(name)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+def asked() -> str:
+    """The name that is in force: `use_backend`, else SOFTDICE_BACKEND, else "auto"."""
+    if _chosen:
+        return _chosen[-1]
+    name = os.environ.get("SOFTDICE_BACKEND", "auto")
+    choice("SOFTDICE_BACKEND", "the variable", name, NAMES)
+    return name
+
+
+@lru_cache(maxsize=1)
+def cpu_missing() -> str | None:
+    """Why the CPU kernel cannot run on this machine, or None."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed: pip install 'softdice[cpu]'"
+    return None
+
+
+def kernel_backends() -> dict[str, str | None]:
+    """() -> every kernel backend by name, with the reason why it cannot run on this machine, or None."""
+    return {"cpu": cpu_missing()}
+
+
+def choose(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
+    """tensors of one pass -> "reference" or "cpu"."""
+    name = asked()
+    if name == "reference":
+        return name
+    unfit = _cpu_unfit(input, target, weight)
+    if name == "auto":
+        small = input.numel() < SMALL_NUMEL
+        return "reference" if small or unfit is not None else "cpu"
+    if unfit is not None:
+        raise RuntimeError(
+            f"use_backend: expected tensors that the {name!r} backend serves, got a case that it does not: {unfit}. "
+            "Use 'auto' or 'reference'."
+        )
+    return name
+
+
+def _cpu_unfit(input: Tensor, target: Tensor, weight: Tensor | None) -> str | None:
+    """Why the CPU kernel cannot serve these tensors, or None."""
+    if input.device.type != "cpu":
+        return f"input is on {input.device}"
+    if target.requires_grad or (weight is not None and weight.requires_grad):
+        return "target or voxel_weight requires a gradient"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a torch.func transform is active"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    return cpu_missing()
