@@ -14,6 +14,7 @@ import os
 import re
 import struct
 import tempfile
+import tokenize
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zipfile
@@ -33,9 +34,10 @@ SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy",
 
 _BAD_FILE = (
     OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, MemoryError,
-    SyntaxError, RuntimeError, AssertionError, struct.error, zlib.error, zipfile.BadZipFile, Warning,
+    SyntaxError, RuntimeError, AssertionError, struct.error, zlib.error, zipfile.BadZipFile,
+    tokenize.TokenError, Warning,
 )  # fmt: skip
-"""What readers raise on a damaged file; each of them has been seen in the fuzz test or is in the reader's source."""
+"""What readers raise on a damaged file: their code trusts what it reads, so a flipped bit surfaces as any of these."""
 
 
 def split_name(path: str | Path) -> tuple[str, str] | None:
@@ -140,7 +142,7 @@ def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
             file.write(content)
     except FileError as error:
         raise FileError(f"write_image: {path}: {error}") from None
-    except OSError as error:
+    except _bad_file(suffix) as error:
         raise FileError(f"write_image: {path}: {_one_line(error)}") from error
     return path
 
@@ -204,8 +206,9 @@ def _bad_file(suffix: str) -> tuple[type[BaseException], ...]:
     if suffix in (".nii", ".nii.gz"):
         from nibabel.filebasedimages import ImageFileError
         from nibabel.spatialimages import HeaderDataError
+        from nibabel.wrapstruct import WrapStructError
 
-        return (*_BAD_FILE, ImageFileError, HeaderDataError)
+        return (*_BAD_FILE, ImageFileError, HeaderDataError, WrapStructError)
     if suffix in (".tif", ".tiff"):
         from tifffile import TiffFileError
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -182,7 +184,31 @@ def _write_png(array: np.ndarray, like: Image, pil: Any) -> bytes:
 # --- TIFF -------------------------------------------------------------------------------------------------------------
 
 
+class _Complaints(logging.Handler):
+    """Keeps the errors that tifffile logs instead of raising them, such as a page that lies outside the file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.thread, self.messages = threading.get_ident(), list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self.thread:
+            self.messages.append(record.getMessage())
+
+
 def _read_tiff(path: Path, suffix: str, tifffile: Any) -> Image:
+    complaints, logger = _Complaints(), logging.getLogger("tifffile")
+    logger.addHandler(complaints)
+    try:
+        image = _tiff_stack(path, suffix, tifffile)
+    finally:
+        logger.removeHandler(complaints)
+    if complaints.messages:
+        raise FileError(f"truncated or damaged: {complaints.messages[0]}")
+    return image
+
+
+def _tiff_stack(path: Path, suffix: str, tifffile: Any) -> Image:
     size = path.stat().st_size
     with tifffile.TiffFile(path) as file:
         if len(file.series) != 1:
