@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,11 +62,12 @@ def focal(gamma: float) -> Cost:
     Source: N. Abraham, N. M. Khan, "A novel focal Tversky loss function with improved attention U-Net for lesion
     segmentation", ISBI 2019, eq. 4.
     """
+    validation.number("costs.focal", "gamma", gamma, 0)
+    return partial(_focal, gamma=gamma)  # a partial, unlike a closure, can be pickled
 
-    def cost(score: Tensor) -> Tensor:
-        return (1 - score).clamp_min(torch.finfo(score.dtype).tiny) ** gamma
 
-    return cost
+def _focal(score: Tensor, gamma: float) -> Tensor:
+    return (1 - score).clamp_min(torch.finfo(score.dtype).tiny) ** gamma
 
 
 def identity(value: Tensor) -> Tensor:

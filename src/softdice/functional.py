@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from softdice import losses
+from softdice import losses, validation
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -30,4 +30,15 @@ def soft_dice_loss(
         >>> softdice.functional.soft_dice_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.1269)
     """
-    return losses.SoftDiceLoss(input.shape[1], eps, **settings)(input, target, voxel_weight)
+    return losses.SoftDiceLoss(_channels("soft_dice_loss", input), eps, **settings)(input, target, voxel_weight)
+
+
+def _channels(caller: str, input: Tensor) -> int:
+    """input (B, C, *S) -> C."""
+    if not isinstance(input, Tensor):
+        advice = "Wrap input in torch.as_tensor."
+        validation.fail(caller, "input to be a Tensor", type(input).__name__, advice, TypeError)
+    if input.ndim < 3:
+        advice = "Add the missing dimension with unsqueeze."
+        validation.fail(caller, "input of shape (B, C, *S)", tuple(input.shape), advice)
+    return input.shape[1]

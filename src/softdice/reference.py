@@ -41,6 +41,16 @@ def outcomes(num_classes: int, activation: str) -> int:
     return 2 if activation == "sigmoid" or num_classes == 1 else num_classes
 
 
+def equals(labels: Tensor, value: int) -> Tensor:
+    """labels, number -> where they are equal; a number that the dtype cannot hold equals none of them.
+
+    torch would wrap it round: `torch.tensor([255], dtype=torch.uint8) == -1` is true.
+    """
+    if labels.dtype == torch.bool or torch.iinfo(labels.dtype).min <= value <= torch.iinfo(labels.dtype).max:
+        return labels == value
+    return torch.zeros_like(labels, dtype=torch.bool)
+
+
 def statistics(
     input: Tensor,
     target: Tensor,
@@ -79,9 +89,12 @@ def statistics(
     """
     prob_BCV, log_p_BCV, log_q_BCV, valid_BV = _probabilities(input, target, weight, activation, ignore_index)
     true_BCV = _true_values(target, input.shape[1], prob_BCV.dtype)
+    if weight is not None:  # nor a NaN in the target there
+        true_BCV = torch.where(valid_BV.unsqueeze(1), true_BCV, 0.0)
     if regions is not None:
-        true_BCV = _union(true_BCV, regions)
-        log_p_BCV = torch.stack([log_p_BCV[:, row].logsumexp(1) for row in regions], dim=1)
+        outside_RC1 = ~regions.unsqueeze(-1)
+        true_BCV = torch.stack([true_BCV.masked_fill(row, -torch.inf).amax(1) for row in outside_RC1], dim=1)
+        log_p_BCV = torch.stack([log_p_BCV.masked_fill(row, -torch.inf).logsumexp(1) for row in outside_RC1], dim=1)
         prob_BCV = torch.einsum("rc,bcv->brv", regions.to(prob_BCV.dtype), prob_BCV)
 
     weight_B1V = valid_BV.to(prob_BCV.dtype).unsqueeze(1)
@@ -126,7 +139,7 @@ def _probabilities(
     value_BCV = input.to(result_dtype(input.dtype))
     valid_BV = torch.ones_like(value_BCV[:, 0], dtype=torch.bool)
     if ignore_index is not None:
-        valid_BV = target != ignore_index
+        valid_BV = ~equals(target, ignore_index)
     if weight is not None:
         valid_BV = valid_BV & (weight > 0)
     if ignore_index is not None or weight is not None:  # a NaN at a voxel that does not count must not reach a sum
@@ -148,10 +161,6 @@ def _true_values(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor
     first = 1 if num_classes == 1 else 0  # a single class is the mask of ones
     labels_C = torch.arange(first, first + num_classes, device=target.device).view(1, -1, 1)
     return (target.unsqueeze(1) == labels_C).to(dtype)
-
-
-def _union(true_BCV: Tensor, regions: Tensor) -> Tensor:
-    return torch.stack([true_BCV[:, row].amax(1) for row in regions], dim=1)
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:

@@ -79,7 +79,7 @@ def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig
         SystemState: what was set, with a `generator()` and a `worker_init_fn` for DataLoaders.
 
     Raises:
-        TypeError, ValueError: the seed is not an int in [0, 2^32).
+        TypeError, ValueError: no SystemConfig, or its seed is not an int in [0, 2^32).
 
     Edge cases: torch prints 10 digits afterwards, as in the notebook. The environment variable for cuBLAS has to be
     set before the first CUDA call of the process.
@@ -95,6 +95,9 @@ def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig
         >>> torch.set_printoptions(precision=4)
     """
     config = system_config() if isinstance(system_config, type) else system_config
+    if not isinstance(config, SystemConfig):
+        advice = "Write setup_system(SystemConfig(seed=42))."
+        validation.fail("setup_system", "a SystemConfig", repr(config), advice, TypeError)
     seed, rank = config.seed, _rank()
     if isinstance(seed, bool) or not isinstance(seed, int):
         validation.fail("setup_system", "seed to be an int", repr(seed), "Pass a whole number.", TypeError)

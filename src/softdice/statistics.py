@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -168,13 +167,14 @@ class Pass:
         return OverlapStatistics(dict(zip(self.fields, sums.unbind(0), strict=True)))
 
 
-@lru_cache(maxsize=64)
 def _membership(caller: str, regions: tuple[tuple[int, ...], ...], num_classes: int, device: torch.device) -> Tensor:
-    """regions -> (R, C) bool, which class belongs to which region."""
-    member = torch.zeros(len(regions), num_classes, dtype=torch.bool)
-    for row, region in enumerate(regions):
-        member[row, list(validation.class_numbers(caller, "regions", region, num_classes))] = True
-    return member.to(device)
+    """regions -> (R, C) bool, which class belongs to which region.
+
+    Made anew each time: a cached tensor would be an inference tensor after validation under `torch.inference_mode`,
+    and unusable in the next training step.
+    """
+    numbers = [validation.class_numbers(caller, "regions", region, num_classes) for region in regions]
+    return torch.tensor([[c in region for c in range(num_classes)] for region in numbers], device=device)
 
 
 def overlap_statistics(

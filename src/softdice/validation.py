@@ -8,12 +8,12 @@ range errors during the pass itself and comes here for the message; CUDA and com
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsIndex
 
 import torch
 from torch import Tensor
 
-from softdice.reference import ACTIVATIONS, FIELDS
+from softdice.reference import ACTIVATIONS, FIELDS, equals
 
 LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -84,6 +84,14 @@ def pass_settings(
 
 def class_numbers(caller: str, name: str, values: Sequence[int], count: int) -> tuple[int, ...]:
     """Distinct class numbers in [0, count)."""
+    if not isinstance(values, Iterable) or not all(isinstance(value, SupportsIndex) for value in values):
+        fail(
+            caller,
+            f"{name} to be a sequence of ints",
+            repr(values),
+            "Pass class numbers, for example (1, 2).",
+            TypeError,
+        )
     numbers = tuple(int(value) for value in values)
     bad = [value for value in numbers if not 0 <= value < count]
     if bad or not numbers or len(set(numbers)) != len(numbers):
@@ -94,7 +102,10 @@ def class_numbers(caller: str, name: str, values: Sequence[int], count: int) -> 
 
 def class_weights(caller: str, values: Any, count: int) -> Tensor:
     """One finite weight >= 0 per class, not all of them 0."""
-    weight_C = torch.as_tensor(values, dtype=torch.float32).detach().clone()
+    try:
+        weight_C = torch.as_tensor(values, dtype=torch.float32).detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        fail(caller, "class_weight to be numbers", repr(values), "Pass one weight per class.", TypeError)
     if weight_C.shape != (count,):
         fail(caller, f"class_weight of shape ({count},)", tuple(weight_C.shape), "Pass one weight per class.")
     if not bool(((weight_C >= 0) & weight_C.isfinite()).all()) or not bool((weight_C > 0).any()):
@@ -211,15 +222,22 @@ def values(
     """Ranges of labels, probabilities and weights, by plain torch operations on what `tensors` returned."""
     C = input.shape[1]
     valid = None if weight is None else weight > 0
-    if target.ndim == 2:
+    if ignore_index is not None:
+        labelled = ~equals(target, ignore_index)
+        valid = labelled if valid is None else valid & labelled
+    if target.ndim == 2 and target.dtype != torch.bool:
+        outside = target < 0
         top = max(C, 2)
-        outside = (target < 0) | (target >= top) if target.dtype != torch.bool else torch.zeros_like(target)
-        if ignore_index is not None:
-            outside = outside & (target != ignore_index)
-            valid = target != ignore_index if valid is None else valid & (target != ignore_index)
+        if top <= torch.iinfo(target.dtype).max:
+            outside = outside | (target >= top)
+        if valid is not None:
+            outside = outside & valid
         _check(outside, target, lambda value, count: labels_error(caller, value, count, C, ignore_index))
-    elif target.dtype != torch.bool:
-        _check((target < 0) | (target > 1), target, lambda value, count: target_error(caller, value, count))
+    elif target.ndim == 3 and target.dtype != torch.bool:
+        outside = (target < 0) | (target > 1)
+        if valid is not None:
+            outside = outside & valid.unsqueeze(1)
+        _check(outside, target, lambda value, count: target_error(caller, value, count))
     if activation == "none":
         slack = probability_slack(input.dtype)
         outside = (input < -slack) | (input > 1 + slack)
@@ -233,6 +251,11 @@ def values(
 def _check(outside: Tensor, source: Tensor, error: Any) -> None:
     if _deferred(source):
         torch._assert_async(~outside.any(), error_text(error))
+    elif torch._C._functorch.is_functorch_wrapped_tensor(outside):  # vmap lets nobody look at a value: look beneath it
+        while torch._C._functorch.is_functorch_wrapped_tensor(outside):
+            outside = torch._C._functorch.get_unwrapped(outside)
+        if bool(outside.any()):
+            error("values outside", "some")
     elif bool(outside.any()):
         error(source[outside][0].item(), int(outside.sum()))
 
