@@ -1,0 +1,54 @@
+"""Fixtures that all tests share: the backends, and a process left as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from torch import Tensor
+
+import softdice
+from softdice.kernels import registry
+
+BACKENDS = ["reference"]
+"""Every backend that this environment must have. A test with the `backend` fixture runs once on each of them; one that
+is missing fails there, it is not skipped."""
+
+settings.register_profile(
+    "softdice",
+    deadline=None,  # the first call on a backend may compile
+    derandomize=True,  # the same examples in every run
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("softdice")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a backend that serves every pass of the test; afterwards it is asserted that it did."""
+    ran: list[str] = []
+    choose: Callable[[Tensor, Tensor, Tensor | None], str] = registry.choose
+
+    def record(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
+        ran.append(choose(input, target, weight))
+        return ran[-1]
+
+    monkeypatch.setattr(registry, "choose", record)
+    with softdice.use_backend(request.param):
+        yield request.param
+    assert set(ran) <= {request.param}, f"asked for {request.param}, ran {ran}"
+
+
+@pytest.fixture(autouse=True)
+def _process_as_found() -> Iterator[None]:
+    """`setup_system` sets what the whole process shares: put it back."""
+    cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    state = torch.get_rng_state()
+    yield
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
+    torch.use_deterministic_algorithms(False)
+    torch.set_printoptions(profile="default")
+    torch.set_rng_state(state)

@@ -1,0 +1,95 @@
+"""The definitions once more, in words as different as possible: Python loops over voxels, and the seed's formula."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def statistics(
+    input: Tensor,
+    target: Tensor,
+    *,
+    activation: str = "none",
+    ignore_index: int | None = None,
+    voxel_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    regions: Sequence[Sequence[int]] | None = None,
+    gamma: float = 2.0,
+    power: float = 1.0,
+) -> dict[str, np.ndarray]:
+    """input (B, C, V), target (B, V) or (B, C, V), weight (B, V) -> every field, (B, R), voxel by voxel in float64."""
+    x = input.detach().double().numpy()
+    t = target.detach().double().numpy()
+    samples, channels, voxels = x.shape
+    groups = [list(region) for region in regions] if regions is not None else [[c] for c in range(channels)]
+    names = ("intersection", "prediction", "target", "prediction_squared", "target_squared", "difference")
+    sums = {name: np.zeros((samples, len(groups))) for name in (*names, "cross_entropy", "focal", "voxels", "labelled")}
+    for b in range(samples):
+        for v in range(voxels):
+            w = 1.0 if voxel_weight is None else float(voxel_weight[b, v])
+            if w == 0 or (ignore_index is not None and t.ndim == 2 and t[b, v] == ignore_index):
+                continue
+            p_all = _probabilities(x[b, :, v], activation)
+            y_all = [
+                float(t[b, c, v]) if t.ndim == 3 else float(t[b, v] == _label(c, channels)) for c in range(channels)
+            ]
+            for g, members in enumerate(groups):
+                p = math.fsum(p_all[c] for c in members)
+                hard = max(y_all[c] for c in members)
+                parts = 2 if activation == "sigmoid" or channels == 1 else channels
+                y = (1 - label_smoothing) * hard + label_smoothing / parts
+                entropy, focal = -y * math.log(p), -y * (1 - p) ** gamma * math.log(p)
+                if activation == "sigmoid":
+                    entropy -= (1 - y) * math.log(1 - p)
+                    focal -= (1 - y) * p**gamma * math.log(1 - p)
+                row = (p * y, p, y, p * p, y * y, abs(p - y) ** power, entropy, focal, 1.0, hard)
+                for name, value in zip(sums, row, strict=True):
+                    sums[name][b, g] += w * value
+    return sums
+
+
+def _label(c: int, channels: int) -> int:
+    return 1 if channels == 1 else c
+
+
+def _probabilities(x: np.ndarray, activation: str) -> list[float]:
+    if activation == "none":
+        return [float(value) for value in x]
+    if activation == "sigmoid":
+        return [1 / (1 + math.exp(-value)) for value in x]
+    powers = [math.exp(value - max(x)) for value in x]
+    return [value / math.fsum(powers) for value in powers]
+
+
+def seed_loss(probabilities: Tensor, labels: Tensor, classes: int, eps: float) -> Tensor:
+    """What the seed document computes, for (B, C, *S) and (B, *S): minus the logarithm of Dice, averaged over classes.
+
+    eps stands once above and once below the line, as in the document's code (its printed formula has it in the sum).
+    """
+    costs = []
+    for number in range(classes):
+        mask = (labels == number).to(probabilities.dtype)
+        overlap = torch.sum(probabilities.select(1, number) * mask)
+        size = torch.sum(probabilities.select(1, number)) + torch.sum(mask)
+        costs.append(-torch.log((overlap + overlap + eps) / (size + eps)))
+    return torch.stack(costs).sum() / classes
+
+
+def eager_statistics(input: Tensor, target: Tensor, activation: str) -> dict[str, Tensor]:
+    """The ordinary way in the dtype of the input: activation, one-hot, products, sums. For error bounds."""
+    prob = {"none": lambda x: x, "softmax": lambda x: x.softmax(1), "sigmoid": torch.sigmoid}[activation](input)
+    true = torch.nn.functional.one_hot(target.long(), input.shape[1]).movedim(-1, 1).to(input.dtype)
+    axes = tuple(range(2, input.ndim))
+    return {
+        "intersection": (prob * true).sum(axes),
+        "prediction": prob.sum(axes),
+        "target": true.sum(axes),
+        "prediction_squared": (prob * prob).sum(axes),
+        "difference": (prob - true).abs().sum(axes),
+        "cross_entropy": -(true * prob.clamp_min(torch.finfo(prob.dtype).tiny).log()).sum(axes),
+    }
