@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
+import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import oracle
 import softdice
 from softdice.reference import FIELDS
 
