@@ -1,0 +1,277 @@
+"""two label maps -> counts per class: the one place where hard segmentations are compared voxel by voxel.
+
+With p and t the labels of a voxel, per class c:  both_c = #[p = c and t = c],  prediction_c = #[p = c],
+target_c = #[t = c]. Dice, Jaccard, precision and recall are functions of these (`softdice.scores`). Every label map is
+read once, whatever the number of classes. On the CPU Numba counts, with one thread per `torch.get_num_threads()`;
+without Numba, and on other devices, `torch.bincount` does. Counts are integers: every path returns the same ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softdice.validation import fail
+
+CHUNK = 1 << 20
+"""Voxels that are converted at a time: 8 MiB as int64."""
+
+_TASK = 1 << 20
+"""Voxels that are worth a table of their own, or handing to a second thread."""
+
+_NO_LABEL = -1 - (1 << 62)
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> Any:
+    """The Numba loops, None where Numba is not installed."""
+    if find_spec("numba") is None:
+        return None
+    from softdice.kernels import counts
+
+    return counts
+
+
+def class_counts(
+    prediction: Tensor,
+    target: Tensor,
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    caller: str = "class_counts",
+) -> Tensor:
+    """labels, labels -> counts per class, (3, C) int64: voxels of both, of the prediction, of the target.
+
+    Args:
+        prediction: bool or integer labels in [0, C), any shape, any strides.
+        target: bool or integer labels of the same shape, on the same device, in [0, C) or `ignore_index`.
+        num_classes: C.
+        ignore_index: voxels where target has this label are not counted, whatever was predicted there.
+        caller: the name that error messages begin with.
+
+    Raises:
+        ValueError: shapes differ, or a label outside [0, C) (on the CPU; on other devices an assertion that needs no
+            host sync fails).
+        TypeError: labels that are not integers.
+
+    Example:
+        >>> class_counts(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]), 3)
+        tensor([[1, 1, 1],
+                [1, 2, 1],
+                [1, 1, 2]])
+    """
+    for name, labels in (("prediction", prediction), ("target", target)):
+        if labels.is_floating_point() or labels.is_complex():
+            fail(caller, f"integer labels in {name}", labels.dtype, "Convert with .long(), or take argmax.", TypeError)
+    if prediction.shape != target.shape:
+        advice = "Bring both to the same shape."
+        fail(caller, f"target of shape {tuple(prediction.shape)}", tuple(target.shape), advice)
+    prediction, target = prediction.detach(), target.detach()
+    if prediction.device.type == "cpu" and _kernels() is not None:
+        counts = torch.from_numpy(_counts_cpu(prediction.numpy(), target.numpy(), num_classes, ignore_index))
+    else:
+        counts = _counts_torch(prediction, target, num_classes, ignore_index)
+    outside = counts[1:, num_classes].sum()
+    if counts.is_cuda:
+        torch._assert_async(outside == 0, f"{caller}: expected labels in [0, {num_classes}), got others.")
+    elif outside:
+        _outside(caller, prediction, target, num_classes, ignore_index)
+    return counts[:, :num_classes]
+
+
+def _outside(caller: str, prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
+    for name, labels in (("prediction", prediction), ("target", target)):
+        wide = labels.to(torch.int64)
+        wrong = (wide < 0) | (wide >= num_classes)
+        if ignore_index is not None:
+            wrong &= target != ignore_index
+        if wrong.any():
+            allowed = f"labels in [0, {num_classes})"
+            if name == "target" and ignore_index is not None:
+                allowed += f" or {ignore_index}"
+            got = f"{wide[wrong][0].item()} ({int(wrong.sum())} voxels)"
+            fail(caller, f"{name} with {allowed}", got, "Raise num_classes, remap the labels, or set ignore_index.")
+
+
+def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """labels, labels -> every pair that occurs and how often: (labels of prediction, labels of target, counts), int64.
+
+    For labels that are not known beforehand; any number of them, any integer type, negative ones too. Arrays of bytes
+    are read in place, others are first mapped to bytes piece by piece (more than 256 labels are sorted instead).
+
+    Example:
+        >>> p, t, n = pair_counts(np.array([5, 5, -1]), np.array([5, 5, 300]))
+        >>> p.tolist(), t.tolist(), n.tolist()
+        ([-1, 5], [300, 5], [1, 2])
+    """
+    tables = [_byte_table(array) for array in (prediction, target)]
+    if any(labels is None for labels, _ in tables):
+        return _sorted_pairs(prediction, target)
+    (labels_p, as_byte_p), (labels_t, as_byte_t) = tables
+    table = _zip_chunks(prediction, target, as_byte_p, as_byte_t)
+    p, t = np.nonzero(table)
+    assert labels_p is not None
+    assert labels_t is not None
+    return labels_p[p], labels_t[t], table[p, t]
+
+
+# --- CPU, Numba -------------------------------------------------------------------------------------------------------
+
+
+def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore_index: int | None) -> np.ndarray:
+    """(3, C + 1), the last column for labels outside."""
+    is_bytes = all(array.dtype in (np.uint8, np.bool_) for array in (prediction, target))
+    if is_bytes and num_classes <= 256 and prediction.size >= 1 << 16:
+        table = _zip_chunks(prediction, target, _as_bytes, _as_bytes)
+        if ignore_index is not None and 0 <= ignore_index < 256:
+            table[:, ignore_index] = 0
+        counts = np.zeros((3, num_classes + 1), np.int64)
+        for row, sums in zip(counts, (np.diagonal(table), table.sum(1), table.sum(0)), strict=True):
+            row[:num_classes] = sums[:num_classes]
+            row[num_classes] = sums[num_classes:].sum()
+        return counts
+    ignored = _NO_LABEL if ignore_index is None else ignore_index
+
+    def count(p: np.ndarray, t: np.ndarray) -> np.ndarray:
+        counts = np.zeros((3, num_classes + 1), np.int64)
+        _kernels().count_labels(p, t, ignored, counts)
+        return counts
+
+    zero = np.zeros((3, num_classes + 1), np.int64)
+    return sum(_in_threads(count, _flat_pieces(prediction, target)), zero)
+
+
+def _zip_chunks(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    as_byte_p: Callable[[np.ndarray], np.ndarray],
+    as_byte_t: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Two arrays and what maps a piece of each to bytes -> the table of pairs, (256, 256) int64."""
+    kernels, scratch = _kernels(), threading.local()
+
+    def count(p: np.ndarray, t: np.ndarray) -> np.ndarray:
+        if kernels is None:
+            p, t = as_byte_p(p), as_byte_t(t)
+            pairs = torch.from_numpy(p.astype(np.int64)).mul_(256).add_(torch.from_numpy(t))
+            return torch.bincount(pairs, minlength=1 << 16).numpy().reshape(256, 256)
+        if not hasattr(scratch, "table"):
+            scratch.table = np.empty((2, 256, 256), np.uint32)
+        scratch.table[...] = 0
+        for start in range(0, p.size, CHUNK):
+            stop = start + CHUNK
+            kernels.count_bytes(as_byte_p(p[start:stop]), as_byte_t(t[start:stop]), scratch.table)
+        return scratch.table[0].astype(np.int64) + scratch.table[1]
+
+    total = np.zeros((256, 256), np.int64)
+    for table in _in_threads(count, _flat_pieces(prediction, target)):
+        total += table
+    return total
+
+
+def _in_threads(
+    count: Callable[[np.ndarray, np.ndarray], np.ndarray], pieces: Iterator[tuple[np.ndarray, np.ndarray]]
+) -> Iterator[np.ndarray]:
+    threads = torch.get_num_threads()
+    first, second = next(pieces, None), next(pieces, None)
+    if first is None:
+        return
+    if threads == 1 or second is None:
+        yield count(*first)
+        for piece in () if second is None else (second, *pieces):
+            yield count(*piece)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = [pool.submit(count, *first), pool.submit(count, *second)]
+        for piece in pieces:  # no more than a few pieces at a time: those of unlike layouts are copies
+            if len(waiting) > 2 * threads:
+                yield waiting.pop(0).result()
+            waiting.append(pool.submit(count, *piece))
+        for future in waiting:
+            yield future.result()
+
+
+def _flat_pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Two arrays of one shape -> flat pieces that belong together; views where both lie alike in memory."""
+    contiguous = [(array.flags.c_contiguous, array.flags.f_contiguous) for array in (prediction, target)]
+    for axis in (0, 1):
+        if contiguous[0][axis] and contiguous[1][axis]:
+            p, t = (array.reshape(-1) if axis == 0 else array.T.reshape(-1) for array in (prediction, target))
+            # Large pieces: each costs a table of 512 KiB. As many per thread as keeps the threads together.
+            size = min(max(_TASK, -(-p.size // (4 * torch.get_num_threads()))), 1 << 30)
+            if _kernels() is None:
+                size = CHUNK
+            for start in range(0, p.size, size):
+                yield p[start : start + size], t[start : start + size]
+            return
+    walk = np.nditer(
+        [prediction, target],
+        ["external_loop", "buffered", "zerosize_ok"],
+        [["readonly"], ["readonly"]],
+        order="K",
+        buffersize=_TASK,
+    )
+    for p, t in walk:
+        yield np.array(p), np.array(t)  # the iterator fills the same buffers again
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    return array.view(np.uint8)
+
+
+def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndarray], np.ndarray]]:
+    """array -> its labels in ascending order, and the map from a piece of it to their positions as bytes."""
+    if array.dtype.itemsize == 1:
+        if array.dtype == np.int8:
+            labels = np.arange(256).astype(np.uint8).view(np.int8).astype(np.int64)
+            return labels, _as_bytes
+        return np.arange(256), _as_bytes
+    if array.size == 0:
+        return np.arange(256), lambda piece: piece.astype(np.uint8)
+    low, high = int(array.min()), int(array.max())
+    if low >= 0 and high < 256:
+        return np.arange(256), lambda piece: piece.astype(np.uint8)
+    if high - low < 1 << 20:
+        seen = np.zeros(high - low + 1, bool)
+        for piece, _ in _flat_pieces(array, array):
+            seen[piece.astype(np.int64) - low] = True
+        labels = np.flatnonzero(seen) + low
+        position = np.cumsum(seen) - 1
+        if len(labels) <= 256:
+            return labels, lambda piece: position[piece.astype(np.int64) - low].astype(np.uint8)
+    return None, _as_bytes
+
+
+def _sorted_pairs(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels_p, p = np.unique(prediction, return_inverse=True)
+    labels_t, t = np.unique(target, return_inverse=True)
+    pairs, counts = np.unique(p.reshape(-1) * len(labels_t) + t.reshape(-1), return_counts=True)
+    both = labels_p[pairs // len(labels_t)], labels_t[pairs % len(labels_t)]
+    return both[0].astype(np.int64), both[1].astype(np.int64), counts.astype(np.int64)
+
+
+# --- any device, torch ------------------------------------------------------------------------------------------------
+
+
+def _counts_torch(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
+    """(3, C + 1), the last column for labels outside; column C + 1 of the bins takes the voxels that do not count."""
+    counts = torch.zeros(3, num_classes + 2, dtype=torch.int64, device=prediction.device)
+    flat_p, flat_t = prediction.reshape(-1), target.reshape(-1)
+    for start in range(0, flat_p.numel(), CHUNK):
+        p, t = (flat[start : start + CHUNK].to(torch.int64) for flat in (flat_p, flat_t))
+        ignored = torch.zeros_like(t, dtype=torch.bool) if ignore_index is None else t == ignore_index
+        bins = []
+        for labels in (p, t):
+            inside = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+            bins.append(inside.masked_fill(ignored, num_classes + 1))
+        bins.insert(0, bins[0].masked_fill(p != t, num_classes + 1))
+        counts += torch.stack([torch.bincount(labels, minlength=num_classes + 2) for labels in bins])
+    return counts[:, : num_classes + 1]

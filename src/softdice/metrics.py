@@ -1,0 +1,263 @@
+"""labels or logits, batch by batch -> scores of everything seen: torchmetrics.Metric subclasses.
+
+The state is a few int64 numbers per class, however many batches there are: voxel counts, and for `pooling="sample"`
+the exact sum of the scores of the samples in fixed point. Integers add without rounding, so neither the order of the
+batches nor their split over ranks changes a bit of the result; a sync is one gather of a few hundred numbers.
+
+Needs torchmetrics (`pip install 'softdice[metrics]'`); `softdice.dice_score` does not.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from softdice import scores, validation
+
+try:
+    from torchmetrics import Metric
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "softdice.metrics: expected torchmetrics, got no such package. Run: pip install 'softdice[metrics]'"
+    ) from error
+
+FRACTION_BITS = 48
+"""Bits after the point in the sum of sample scores: each is rounded once, by at most 2^-49."""
+
+Average = Literal["macro", "micro", "weighted", "none"]
+Pooling = Literal["all", "sample"]
+
+
+class OverlapMetric(Metric):
+    """input, target, batch by batch -> a score of everything seen; the common part of the metrics below.
+
+    Args:
+        num_classes: C. With C = 1 label maps are masks and their one class is 1.
+        average: over the classes. "macro": plain mean, nan skipped; "weighted": by target volume; "micro": counts of
+            all classes are added first; "none": one score per class.
+        pooling: "all": counts of all samples are added before the score, one score of the whole data set; "sample":
+            the mean over the samples of each sample's score, nan (class in neither map) skipped, as nnU-Net reports it.
+        classes: the classes that count, None for all; `range(1, C)` leaves the background out.
+        ignore_index: voxels where target has this label are left out.
+        threshold: None: classes exclude each other and floating input is decided by its argmax. A number: each class is
+            decided by itself, `input > threshold`: 0.5 for probabilities, 0.0 for logits.
+
+    `update(input, target)`: input (B, *S) integer labels, or (B, C, *S) floats (with a threshold also per-class masks);
+    target (B, *S) or (B, 1, *S) integer labels, with a threshold also (B, C, *S) masks. `compute()`: 0-d float64, for
+    "none" (C,) or one per entry of `classes`. nan where there was nothing to score.
+
+    Raises:
+        ValueError: shapes that do not belong together, labels out of range, unknown words. TypeError: wrong types.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better: bool | None = True
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    counts: Tensor
+    score_sum: Tensor
+    samples: Tensor
+    settings: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        average: Average = "macro",
+        pooling: Pooling = "all",
+        classes: Sequence[int] | None = None,
+        ignore_index: int | None = None,
+        threshold: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        name = type(self).__name__
+        self.num_classes = validation.num_classes(name, num_classes)
+        validation.choice(name, "average", average, ("macro", "micro", "weighted", "none"))
+        validation.choice(name, "pooling", pooling, ("all", "sample"))
+        if threshold is not None:
+            validation.number(name, "threshold", threshold, float("-inf"))
+        self.average, self.pooling = average, pooling
+        self.classes = (
+            tuple(range(num_classes))
+            if classes is None
+            else validation.class_numbers(name, "classes", classes, num_classes)
+        )
+        self.ignore_index, self.threshold = ignore_index, threshold
+        width = len(self.classes)
+        self.add_state("counts", torch.zeros(3, width, dtype=torch.int64), dist_reduce_fx="sum")
+        # MetricCollection shares one state between metrics whose states agree after the first batch. This number keeps
+        # apart those that count differently but happened to agree.
+        how = (self.classes, ignore_index, threshold, pooling, self._per_sample())
+        self.add_state("settings", torch.tensor(zlib.crc32(repr(how).encode())), dist_reduce_fx="max")
+        if pooling == "sample":
+            width = 1 if average == "micro" else width
+            self.add_state("score_sum", torch.zeros(2, width, dtype=torch.int64), dist_reduce_fx="sum")
+            self.add_state("samples", torch.zeros(width, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _per_sample(self) -> str:
+        return f"{type(self).__qualname__} {self.average == 'micro'}" if self.pooling == "sample" else ""
+
+    @staticmethod
+    def score(counts: Tensor) -> Tensor:
+        """counts (3, ...) -> score (...)."""
+        raise NotImplementedError
+
+    def update(self, input: Tensor, target: Tensor) -> None:
+        """Count one batch."""
+        count, input, target = self._as_labels(input, target)
+        if len(input) == 0:
+            return
+        counts_3BC = torch.stack([count(i, t) for i, t in zip(input, target, strict=True)], 1)
+        counts_3BC = counts_3BC[:, :, list(self.classes)]
+        self.counts += counts_3BC.sum(1)
+        if self.pooling == "sample":
+            self._add_scores(self.score(counts_3BC.sum(2, keepdim=True) if self.average == "micro" else counts_3BC))
+
+    def _add_scores(self, score_BC: Tensor) -> None:
+        """Sample scores into the fixed-point sum: whole part, and fraction in units of 2^-FRACTION_BITS."""
+        self.samples += (~score_BC.isnan()).sum(0)
+        score_BC = score_BC.nan_to_num(0.0)
+        whole_BC = score_BC.floor()
+        fraction_BC = ((score_BC - whole_BC) * 2.0**FRACTION_BITS).round()
+        total = self.score_sum + torch.stack([whole_BC.long().sum(0), fraction_BC.long().sum(0)])
+        carry = total[1] >> FRACTION_BITS
+        self.score_sum = torch.stack([total[0] + carry, total[1] - (carry << FRACTION_BITS)])
+
+    def compute(self) -> Tensor:
+        """The score of everything seen since the last reset."""
+        if self.pooling == "sample":
+            total = self.score_sum[0].double() + self.score_sum[1].double() / 2.0**FRACTION_BITS
+            value = total / self.samples  # 0 / 0 = nan: no sample had anything to score
+        else:
+            value = self.score(self.counts.sum(1, keepdim=True) if self.average == "micro" else self.counts)
+        if self.average == "none":
+            return value
+        if self.average == "weighted":
+            weight = self.counts[2].double()
+            return torch.where(weight > 0, value * weight, 0.0).sum() / weight.sum()
+        return value.nanmean()
+
+    def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
+        """What the user passes -> how to count one sample of it, input and target as integers (B, ...)."""
+        name, C = f"{type(self).__name__}.update", self.num_classes
+
+        def count(prediction: Tensor, labels: Tensor) -> Tensor:
+            return scores.mask_counts(prediction, labels, C, self.ignore_index, name)
+
+        if self.threshold is None and not input.is_floating_point():
+            if input.shape[1:2] == (1,) and input.dim() > 2 and target.dim() == input.dim() - 1:
+                input = input.squeeze(1)
+            if target.shape[1:2] == (1,) and target.dim() == input.dim() + 1:
+                target = target.squeeze(1)
+            if input.shape != target.shape or input.dim() == 0:
+                advice = "Pass label maps of one shape (B, *S), or floats (B, C, *S) as input."
+                validation.fail(name, f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
+            return count, input, target
+        if input.dim() < 2 or input.shape[1] != C:
+            advice = "Set num_classes to the number of channels."
+            validation.fail(name, f"input of shape (B, {C}, *S)", tuple(input.shape), advice)
+        B, S = input.shape[0], tuple(input.shape[2:])
+        shapes = [(B, *S), (B, 1, *S)] + ([(B, C, *S)] if self.threshold is not None and C > 1 else [])
+        if tuple(target.shape) not in shapes:
+            wanted = " or ".join(str(shape) for shape in shapes)
+            advice = "Pass label maps; per-class masks need a threshold."
+            validation.fail(name, f"target of shape {wanted}", tuple(target.shape), advice)
+        if self.threshold is None:
+            if C == 1:
+                advice = "Pass threshold=0.5 for probabilities, threshold=0.0 for logits."
+                validation.fail(name, "a threshold for floating input of one class", "None", advice)
+            return count, input.argmax(1), target.reshape(B, *S)
+
+        def count_masks(masks: Tensor, labels: Tensor) -> Tensor:
+            each = [scores.mask_counts(m, t, 1, self.ignore_index, name) for m, t in zip(masks, labels, strict=True)]
+            return torch.cat(each, 1)
+
+        masks = input > self.threshold if input.is_floating_point() else input
+        if C == 1 or tuple(target.shape) == (B, C, *S):
+            return count_masks, masks, target.reshape(B, C, *S)
+        labels = target.reshape(B, 1, *S)
+        hot = (labels == torch.arange(C, device=target.device).reshape(1, C, *[1] * len(S))).to(torch.int64)
+        if self.ignore_index is not None:
+            hot = hot.masked_fill(labels == self.ignore_index, self.ignore_index)
+        return count_masks, masks, hot
+
+
+class DiceScore(OverlapMetric):
+    """input, target, batch by batch -> the Dice coefficient, 2 both / (prediction + target), in [0, 1].
+
+    Arguments: see `OverlapMetric`.
+
+    Example:
+        >>> metric = DiceScore(num_classes=2, average="none")
+        >>> metric.update(torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1]]))
+        >>> metric.update(torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 0, 0, 1]]))
+        >>> metric.compute()
+        tensor([0.8889, 0.8571], dtype=torch.float64)
+
+    Source: L. R. Dice, Ecology 26, 1945.
+    """
+
+    score = staticmethod(scores.dice)
+
+
+class JaccardScore(OverlapMetric):
+    """input, target, batch by batch -> intersection over union, both / (prediction + target - both), in [0, 1].
+
+    Arguments: see `OverlapMetric`. Source: P. Jaccard, New Phytologist 11, 1912.
+
+    Example:
+        >>> metric = JaccardScore(num_classes=2, average="none")
+        >>> metric(torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1]]))
+        tensor([0.5000, 0.6667], dtype=torch.float64)
+    """
+
+    score = staticmethod(scores.jaccard)
+
+
+class PrecisionScore(OverlapMetric):
+    """input, target, batch by batch -> precision, both / prediction, in [0, 1].
+
+    Arguments: see `OverlapMetric`. 0 where nothing was predicted of a class that the target has.
+
+    Example:
+        >>> PrecisionScore(num_classes=2, average="none")(torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1]]))
+        tensor([1.0000, 0.6667], dtype=torch.float64)
+    """
+
+    score = staticmethod(scores.precision)
+
+
+class RecallScore(OverlapMetric):
+    """input, target, batch by batch -> recall (sensitivity), both / target, in [0, 1].
+
+    Arguments: see `OverlapMetric`. 0 where a class was predicted that the target lacks.
+
+    Example:
+        >>> RecallScore(num_classes=2, average="none")(torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1]]))
+        tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
+
+    score = staticmethod(scores.recall)
+
+
+class VolumeDifference(OverlapMetric):
+    """input, target, batch by batch -> 2 (prediction - target) / (prediction + target), in [-2, 2], 0 is best.
+
+    Arguments: see `OverlapMetric`. Above 0: too much was predicted.
+
+    Example:
+        >>> VolumeDifference(num_classes=2, average="none")(torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1]]))
+        tensor([-0.6667,  0.4000], dtype=torch.float64)
+    """
+
+    higher_is_better = None
+    plot_lower_bound = -2.0
+    plot_upper_bound = 2.0
+    score = staticmethod(scores.volume_difference)

@@ -1,0 +1,98 @@
+"""counts -> score: hard Dice, Jaccard, precision, recall and volume difference of label maps.
+
+Counts are (3, ...) int64: voxels of both, of the prediction, of the target (`softdice.counting.class_counts`). Dice,
+Jaccard, precision and recall share one rule for absent classes: nan where prediction and target are both empty (there
+is nothing to score), 0 where one of them is. Results are float64.
+
+Source: L. R. Dice, "Measures of the amount of ecologic association between species", Ecology 26, 1945; P. Jaccard,
+"The distribution of the flora in the alpine zone", New Phytologist 11, 1912.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softdice import validation
+from softdice.counting import class_counts
+
+
+def dice_score(prediction: Tensor, target: Tensor, num_classes: int, *, ignore_index: int | None = None) -> Tensor:
+    """labels, labels -> the Dice coefficient of each class, (C,)
+
+        dice_c = 2 #[p = c and t = c] / (#[p = c] + #[t = c])
+
+    over all voxels of all samples. Tensors are read once, whatever C is, and nothing is copied.
+
+    Args:
+        prediction: bool or integer labels in [0, C), any shape. For logits pass `logits.argmax(1)`.
+        target: bool or integer labels of the same shape, in [0, C) or `ignore_index`.
+        num_classes: C. With C = 1 the maps are masks and their one class is 1.
+        ignore_index: voxels where target has this label are left out.
+
+    Returns:
+        (C,) float64 in [0, 1]; higher is better. nan: the class is in neither; 0: in one of the two only.
+
+    Raises:
+        ValueError: shapes differ, or a label is out of range. TypeError: labels are not integers.
+
+    Example:
+        >>> import torch
+        >>> dice_score(torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1]]), num_classes=3)
+        tensor([0.6667, 0.8000,    nan], dtype=torch.float64)
+
+    Source: L. R. Dice, Ecology 26, 1945.
+    """
+    return dice(mask_counts(prediction, target, num_classes, ignore_index, "dice_score"))
+
+
+def mask_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None, caller: str) -> Tensor:
+    """labels, labels -> counts (3, C); with C = 1 those of label 1, the only class of a mask."""
+    C = validation.num_classes(caller, num_classes)
+    counts = class_counts(prediction, target, max(C, 2), ignore_index=ignore_index, caller=caller)
+    return counts[:, 1:] if C == 1 else counts
+
+
+def dice(counts: Tensor) -> Tensor:
+    """counts (3, ...) -> 2 both / (prediction + target), (...) float64 in [0, 1].
+
+    Example:
+        >>> dice(torch.tensor([[2, 0, 0], [3, 4, 0], [2, 0, 0]]))
+        tensor([0.8000, 0.0000,    nan], dtype=torch.float64)
+    """
+    both, prediction, target = counts.double()
+    return 2 * both / (prediction + target)
+
+
+def jaccard(counts: Tensor) -> Tensor:
+    """counts (3, ...) -> both / (prediction + target - both), the intersection over the union, in [0, 1]."""
+    both, prediction, target = counts.double()
+    return both / (prediction + target - both)
+
+
+def precision(counts: Tensor) -> Tensor:
+    """counts (3, ...) -> both / prediction, the share of the predicted voxels that are right, in [0, 1].
+
+    0 where nothing was predicted although the target has the class.
+    """
+    both, prediction, target = counts.double()
+    return both / torch.where((prediction == 0) & (target > 0), 1.0, prediction)
+
+
+def recall(counts: Tensor) -> Tensor:
+    """counts (3, ...) -> both / target, the share of the target's voxels that were found, in [0, 1].
+
+    0 where the target lacks a class that was predicted.
+    """
+    both, prediction, target = counts.double()
+    return both / torch.where((target == 0) & (prediction > 0), 1.0, target)
+
+
+def volume_difference(counts: Tensor) -> Tensor:
+    """counts (3, ...) -> 2 (prediction - target) / (prediction + target), in [-2, 2]; 0 is best.
+
+    Above 0 too much was predicted, below 0 too little; 2 and -2 where only one of the two has the class, nan where
+    neither does. Relative to the mean of both volumes, so that an empty target gives no infinity.
+    """
+    _, prediction, target = counts.double()
+    return 2 * (prediction - target) / (prediction + target)
