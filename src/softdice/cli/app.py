@@ -1,0 +1,42 @@
+"""The commands and the modules they live in: a new command is one line at the end of this file."""
+
+from __future__ import annotations
+
+import typer
+
+from softdice.cli.check import check
+from softdice.cli.info import info
+from softdice.cli.predict import predict
+from softdice.cli.train import train
+from softdice.version import __version__
+
+app = typer.Typer(
+    name="softdice",
+    help="The Dice coefficient and its family as losses and scores for PyTorch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"softdice {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """The Dice coefficient and its family as losses and scores for PyTorch."""
+
+
+app.command()(check)
+app.command()(info)
+app.command()(train)
+app.command()(predict)

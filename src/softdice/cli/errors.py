@@ -1,0 +1,27 @@
+"""An error that the user can put right -> one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from softdice.formats import FileError
+from softdice.training.config import TrainingError
+
+
+@contextmanager
+def one_line(interrupted: str = "Stopped.") -> Iterator[None]:
+    """Inside, what the user can put right ends the command with a line and 2, Ctrl-C with a line and 130."""
+    try:
+        yield
+    except (TrainingError, FileError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
+            raise
+        print(" ".join(str(error).split()), file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        raise typer.Exit(130) from None

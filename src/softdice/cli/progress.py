@@ -1,0 +1,55 @@
+"""Progress of a run: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LOG_LINES = 20
+"""How many lines a whole run writes into a log."""
+
+
+class Bar:
+    """A `softdice.training.module.Reporter` that draws; used as a context."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.written = -1
+
+    def __enter__(self) -> Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def line(self, text: str) -> None:
+        """One line, above the bar."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self, fraction: float, epoch: int, loss: float, dice: float | None) -> None:
+        """Share done, epoch, its mean loss so far, last validation Dice."""
+        text = f"epoch {epoch:3d}  loss {loss:7.4f}  validation Dice {'     -' if dice is None else f'{dice:.4f}'}"
+        if self.console.is_terminal:
+            if self.task is None:
+                self.task = self.bar.add_task(text, total=1.0)
+            self.bar.update(self.task, completed=fraction, description=text)
+        elif int(fraction * LOG_LINES) > self.written:
+            self.written = int(fraction * LOG_LINES)
+            self.line(f"{text}  {100 * fraction:3.0f} %")

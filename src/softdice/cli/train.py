@@ -1,0 +1,126 @@
+"""`softdice train`: options -> TrainConfig, progress, a table."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from softdice.cli.errors import one_line
+from softdice.cli.progress import Bar
+from softdice.training.config import DEFAULT_EPOCHS, DEFAULTS, OUT, PRECISIONS, TrainConfig, TrainingError
+
+MOST_ROWS = 20
+
+
+def _parse_patch(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(number) for number in text.lower().replace(",", "x").split("x"))
+    except ValueError:
+        raise TrainingError(
+            f"softdice train: expected a patch as 96 or 96x96x32, got {text!r}. Change --patch."
+        ) from None
+
+
+def _default(name: str, what: str) -> str:
+    return f"{what} [default: {DEFAULTS[name]}]"
+
+
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder with images/ and labels/ of equal names. Left out: the brain that nilearn carries."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the model, curves, pictures and summary.")] = Path(OUT),
+    loss: Annotated[
+        str | None,
+        typer.Option(help=_default("loss", "A loss of this package by name, or a sum: dice, tversky+0.5*focal.")),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help=f"Most epochs [default: {DEFAULT_EPOCHS}, none with --max-minutes]")
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Most minutes for reading and training, over resumptions.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Patches per step and device [default: from the data]")] = None,
+    patch: Annotated[
+        str | None,
+        typer.Option(help="Voxels along each axis, multiples of 8: 96 or 96x96x32 [default: from the data]"),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help=_default("lr", "Highest learning rate of AdamW."))] = None,
+    val_fraction: Annotated[
+        float | None, typer.Option(help=_default("val_fraction", "Share of the cases held out."))
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help=_default("seed", "Seed of the split, the weights and the patches."))
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out from its last complete epoch.")
+    ] = False,
+    devices: Annotated[
+        int | None, typer.Option(help=_default("devices", "How many GPUs, or processes without one."))
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help=_default("precision", f"One of {', '.join(PRECISIONS)}."))
+    ] = None,
+) -> None:
+    """Train a segmentation network with a loss of this package on DATA, or on a brain.
+
+    Writes model.ckpt, metrics.csv, curves.png, overlays.png and summary.json into --out.
+    """
+    console = Console()
+    again = (
+        f"softdice train {'' if data is None else shlex.quote(str(data)) + ' '}--out {shlex.quote(str(out))} --resume"
+    )
+    with one_line(f"Stopped. To go on from the last complete epoch: {again}"):
+        config = TrainConfig(
+            data=None if data is None else str(data),
+            out=str(out),
+            loss=loss,
+            epochs=epochs,
+            max_minutes=max_minutes,
+            batch_size=batch_size,
+            patch=_parse_patch(patch),
+            lr=lr,
+            val_fraction=val_fraction,
+            seed=seed,
+            resume=resume,
+            devices=devices,
+            precision=precision,
+        )
+        from softdice.training import train as run
+
+        with Bar(console) as bar:
+            summary = run(config, bar)
+        if summary:
+            _show(console, summary, out)
+
+
+def _show(console: Console, summary: dict[str, Any], out: Path) -> None:
+    """summary -> a short table."""
+    table = Table(title=f"Dice on {len(summary['held_out'])} held-out cases", title_justify="left")
+    table.add_column("class")
+    table.add_column("mean over cases", justify="right")
+    table.add_column("pooled", justify="right")
+    classes = summary["classes"][1:]
+    for row in classes[:MOST_ROWS]:
+        table.add_row(row["name"], _figure(row["dice"]), _figure(row["dice_pooled"]))
+    if len(classes) > MOST_ROWS:
+        table.add_row(f"... {len(classes) - MOST_ROWS} more in summary.json", "", "")
+    table.add_section()
+    table.add_row("mean Dice", _figure(summary["mean_dice"]), "")
+    console.print(table)
+    files = "model.ckpt, metrics.csv, curves.png, overlays.png, summary.json"
+    console.print(f"Written to {out}: {files}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"

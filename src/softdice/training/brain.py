@@ -1,0 +1,72 @@
+"""() -> cases: axial slices of the ICBM152 brain that nilearn carries in its package. No network access.
+
+The image is the T1 template; a voxel's class is the largest of the grey matter map, the white matter map and what they
+leave over. The template is one average brain, so that neighbouring slices resemble each other: slices are dealt out in
+blocks along the head, and the slices between a block for training and a held-out block are used for neither.
+
+Source: V. S. Fonov et al., "Unbiased average age-appropriate atlases for pediatric studies", NeuroImage 54 (1), 2011.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from softdice.training.cases import Case, Cases, normalise
+
+PERIOD = 24
+GAP = 3
+LEAST_TISSUE = 0.005
+"""Share of the slice that grey matter and white matter must each fill."""
+
+
+def brain_cases(val_fraction: float) -> Cases:
+    """share to hold out -> cases of 2-D slices, 1 mm, shown with the front up, with their split.
+
+    Of every 24 slices that hold enough tissue, a share of `val_fraction` (1 to 17 slices) is held out in one block,
+    three slices on either side of it are left out, and the rest is for training.
+    """
+    from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
+
+    image, grey, white = (
+        np.asarray(load(resolution=1).dataobj, np.float32)
+        for load in (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
+    )
+    label = np.argmax(np.stack([1 - grey - white, grey, white]), axis=0).astype(np.uint8)
+    slice_voxels = label.shape[0] * label.shape[1]
+    share = np.stack([(label == number).sum((0, 1)) for number in (1, 2)]) / slice_voxels
+    slices = np.flatnonzero((share >= LEAST_TISSUE).all(0)).tolist()
+    training, held_out = blocks(len(slices), val_fraction)
+
+    def read(number: int) -> Case:
+        z = slices[number]
+        return Case(f"z{z:03d}", normalise(np.rot90(image[:, :, z]))[None], np.rot90(label[:, :, z]).copy())
+
+    return Cases(
+        names=[f"z{z:03d}" for z in slices],
+        values=[0, 1, 2],
+        class_names=["background", "grey matter", "white matter"],
+        spatial_ndim=2,
+        channels=1,
+        shapes=[(label.shape[1], label.shape[0])] * len(slices),
+        read=read,
+        split=(training, held_out),
+        keep_bytes=2**30,
+    )
+
+
+def blocks(count: int, val_fraction: float) -> tuple[list[int], list[int]]:
+    """number of slices, share to hold out -> numbers for training, numbers held out, never closer than the gap.
+
+    Example:
+        >>> training, held_out = blocks(24, 0.25)
+        >>> held_out
+        [9, 10, 11, 12, 13, 14]
+        >>> max(n for n in training if n < 9), min(n for n in training if n > 14)
+        (5, 18)
+    """
+    held = min(max(1, round(PERIOD * val_fraction)), PERIOD - 2 * GAP - 1)
+    first = (PERIOD - held) // 2
+    position = np.arange(count) % PERIOD
+    held_out = (position >= first) & (position < first + held)
+    training = (position < first - GAP) | (position >= first + held + GAP)
+    return np.flatnonzero(training).tolist(), np.flatnonzero(held_out).tolist()

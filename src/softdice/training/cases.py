@@ -1,0 +1,236 @@
+"""folder -> cases: images and labels that belong together, checked, scaled, with their label values mapped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from softdice.files import list_images, read_image
+from softdice.formats import Image
+from softdice.training.config import TrainingError
+
+MAX_CLASSES = 256
+PERCENTILES = (0.5, 99.5)
+SAMPLED_VOXELS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image with its labels: `image` (channels, *S) float32, scaled; `label` (*S) class numbers."""
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+
+
+@dataclass
+class Cases:
+    """A set of cases that are read when they are needed and kept while they fit into memory.
+
+    Attributes:
+        names: of all cases.
+        values: label value of each class, ascending; the class is the position.
+        class_names: what to call the classes; the first is the background.
+        spatial_ndim: 2 or 3. channels: of every image. shapes: (*S) per case.
+        read: case number -> case.
+        split: a split that the data prescribe, (training, held out), or None.
+        keep_bytes: memory for cases that have been read.
+    """
+
+    names: list[str]
+    values: list[int]
+    class_names: list[str]
+    spatial_ndim: int
+    channels: int
+    shapes: list[tuple[int, ...]]
+    read: Callable[[int], Case]
+    split: tuple[list[int], list[int]] | None = None
+    keep_bytes: int = 0
+    _kept: dict[int, Case] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> Case:
+        if number in self._kept:
+            return self._kept[number]
+        case = self.read(number)
+        size = case.image.nbytes + case.label.nbytes
+        if size <= self.keep_bytes:
+            self.keep_bytes -= size
+            self._kept[number] = case
+        return case
+
+    @property
+    def mapping(self) -> dict[int, int] | None:
+        """{label value: class}, None where the values are the classes."""
+        if self.values == list(range(len(self.values))):
+            return None
+        return {value: number for number, value in enumerate(self.values)}
+
+
+def normalise(array: np.ndarray) -> np.ndarray:
+    """intensities of one image, any shape and scale -> float32 with mean 0 and standard deviation 1.
+
+    Clipped to the 0.5 and 99.5 percentiles first, since a few bright voxels would set the scale otherwise. Values that
+    are not finite count as the lowest finite one. An image of one value becomes 0.
+
+    Example:
+        >>> import numpy as np
+        >>> scaled = normalise(np.array([[0, 1000], [2000, 3000]]))
+        >>> round(float(scaled.mean()), 3), round(float(scaled.std()), 3)
+        (0.0, 1.0)
+    """
+    array = array.astype(np.float32)
+    finite = np.isfinite(array)
+    if not finite.all():
+        array = np.where(finite, array, array[finite].min() if finite.any() else 0)
+    step = max(1, array.size // SAMPLED_VOXELS)
+    low, high = np.percentile(array.ravel()[::step], PERCENTILES)
+    array = np.clip(array, low, high)
+    deviation = float(array.std())
+    return ((array - array.mean()) / (deviation if deviation > 0 else 1.0)).astype(np.float32)
+
+
+def image_channels(image: Image) -> np.ndarray:
+    """image from a file -> (channels, *S), the transparency of PNG and TIFF left out."""
+    if image.array.ndim == image.spatial_ndim:
+        return image.array[None]
+    channels = np.moveaxis(image.array, -1, 0)
+    if image.spatial_ndim == 2 and channels.shape[0] in (2, 4):
+        channels = channels[:-1]
+    return channels
+
+
+def label_values(image: Image, path: Path) -> np.ndarray:
+    """label image from a file -> (*S) whole numbers."""
+    channels = image_channels(image)
+    if any(not np.array_equal(channels[0], channel) for channel in channels[1:]):
+        raise TrainingError(
+            f"softdice train: {path}: expected one label per voxel, got {channels.shape[0]} channels that differ. "
+            "Save the labels as a grey image."
+        )
+    label = channels[0]
+    if label.dtype.kind == "f":
+        whole = np.isfinite(label) & (label == np.round(label))
+        if not whole.all():
+            raise TrainingError(
+                f"softdice train: {path}: expected whole numbers as labels, got {label[~whole].flat[0]:g} "
+                f"({int((~whole).sum())} voxels that are not whole). Round them, or check the folder."
+            )
+    return label.astype(np.int64)
+
+
+def read_folder(folder: str | Path) -> Cases:
+    """folder with `images/` and `labels/` -> cases, every file read once and checked.
+
+    Raises:
+        TrainingError, FileError: a folder is missing or empty, names have no partner, a file cannot be read, the
+            shapes of a pair differ, dimensions differ between files, labels are not whole numbers, or there is only
+            one class.
+    """
+    folder = Path(folder)
+    for part in (folder, folder / "images", folder / "labels"):
+        if not part.is_dir():
+            raise TrainingError(
+                f"softdice train: expected a folder {part}, got none. DATA holds images/ and labels/ with equal names."
+            )
+    images, labels = list_images(folder / "images"), list_images(folder / "labels")
+    _check_names(folder, list(images), list(labels))
+    names = sorted(images)
+    values: set[int] = set()
+    shapes: list[tuple[int, ...]] = []
+    channels: list[int] = []
+    for name in names:
+        image, label = read_image(images[name]), read_image(labels[name])
+        shape, classes = image.shape, label_values(label, labels[name])
+        if shape != classes.shape:
+            raise TrainingError(
+                f"softdice train: expected one shape, got {_size(shape)} for {images[name]} and {_size(classes.shape)} "
+                f"for {labels[name]}. Resample one of them."
+            )
+        if len(shape) not in (2, 3) or (shapes and len(shape) != len(shapes[0])):
+            raise TrainingError(
+                f"softdice train: {images[name]}: expected {'2-D or 3-D' if not shapes else f'{len(shapes[0])}-D'} "
+                f"images only, got a {len(shape)}-D one. Put each kind into a folder of its own."
+            )
+        shapes.append(shape)
+        channels.append(image_channels(image).shape[0])
+        values.update(np.unique(classes).tolist())
+        if len(values) > MAX_CLASSES:
+            raise TrainingError(
+                f"softdice train: {labels[name]}: expected at most {MAX_CLASSES} label values, got {len(values)} so "
+                "far. JPEG changes label values, and intensities are no labels: check the folder."
+            )
+    if len(values) < 2:
+        raise TrainingError(
+            f"softdice train: expected at least two label values in {folder / 'labels'}, got only "
+            f"{next(iter(values))}. There is nothing to tell apart."
+        )
+    count = max(channels)
+    for name, own in zip(names, channels, strict=True):
+        if own not in (1, count):
+            raise TrainingError(
+                f"softdice train: {images[name]}: expected 1 or {count} channels as in the other images, got {own}. "
+                "Convert it."
+            )
+    ordered = sorted(values)
+
+    def read(number: int) -> Case:
+        name = names[number]
+        array = image_channels(read_image(images[name]))
+        if array.shape[0] < count:
+            array = np.repeat(array, count, axis=0)
+        label = np.searchsorted(ordered, label_values(read_image(labels[name]), labels[name])).astype(np.uint8)
+        return Case(name, normalise(array), label)
+
+    return Cases(
+        names=names,
+        values=ordered,
+        class_names=[f"label {value}" for value in ordered],
+        spatial_ndim=len(shapes[0]),
+        channels=count,
+        shapes=shapes,
+        read=read,
+        keep_bytes=_memory_bytes() // 2,
+    )
+
+
+def split(cases: Cases, val_fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """cases -> numbers for training and numbers held out, drawn by the seed; at least one of each."""
+    if cases.split is not None:
+        return cases.split
+    held_out_count = min(max(1, round(val_fraction * len(cases))), len(cases) - 1)
+    order = np.random.default_rng([seed, 0]).permutation(len(cases)).tolist()
+    return sorted(order[held_out_count:]), sorted(order[:held_out_count])
+
+
+def _check_names(folder: Path, images: Sequence[str], labels: Sequence[str]) -> None:
+    for ours, theirs, here, there in ((images, labels, "images", "labels"), (labels, images, "labels", "images")):
+        alone = sorted(set(ours) - set(theirs))
+        if alone and ours and theirs:
+            raise TrainingError(
+                f"softdice train: expected a partner in {folder / there} for each file in {folder / here}, got none "
+                f"for {len(alone)}: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}. Names must be equal "
+                "up to the suffix."
+            )
+    for part, found in (("images", images), ("labels", labels)):
+        if not found:
+            raise TrainingError(f"softdice train: expected images in {folder / part}, got none. Check the folder.")
+    if len(images) < 2:
+        raise TrainingError(
+            f"softdice train: expected at least 2 pairs in {folder}, one of them to hold out, got {len(images)}. "
+            "Add images."
+        )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30

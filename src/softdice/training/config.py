@@ -1,0 +1,116 @@
+"""What a person asks of a training, and what a bad answer looks like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+DEFAULTS: dict[str, Any] = {
+    "loss": "dice+ce",
+    "lr": 3e-3,
+    "val_fraction": 0.2,
+    "seed": 42,
+    "devices": 1,
+    "precision": "32-true",
+}
+"""Settings that do not depend on the data. Patch and batch size do: `softdice.training.plan`."""
+
+DEFAULT_EPOCHS = 100
+"""Length of a run that is given neither epochs nor minutes."""
+
+OUT = "softdice-run"
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+class TrainingError(ValueError):
+    """Something that the person who asked for a training or a prediction can put right, in one line."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; None means the default, or on resuming what the run was started with.
+
+    Args:
+        data: folder with `images/` and `labels/`; None trains on the brain that nilearn carries.
+        out: folder for the model, the curves, the pictures and the summary.
+        loss: a loss of this package by name, or a sum: "dice", "dice+ce", "tversky+0.5*focal".
+        epochs: passes over the data, > 0. None: 100, or as many as fit into `max_minutes`.
+        max_minutes: budget in minutes of wall time for reading and training, over all resumptions, > 0.
+        batch_size: patches per step and device, > 0.
+        patch: voxels along each axis, multiples of 8; one number stands for all axes.
+        lr: highest learning rate of AdamW, > 0.
+        val_fraction: share of the cases that is held out, in (0, 1).
+        seed: of the split, the network's first weights, the patches and their augmentation, in [0, 2^32).
+        resume: go on with the run in `out` from its last complete epoch; starts one where there is none.
+        devices: how many GPUs or, without a GPU, processes, > 0.
+        precision: "32-true" or "bf16-mixed".
+
+    Raises:
+        TrainingError: a value out of its range.
+    """
+
+    data: str | None = None
+    out: str = OUT
+    loss: str | None = None
+    epochs: int | None = None
+    max_minutes: float | None = None
+    batch_size: int | None = None
+    patch: tuple[int, ...] | None = None
+    lr: float | None = None
+    val_fraction: float | None = None
+    seed: int | None = None
+    resume: bool = False
+    devices: int | None = None
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_minutes", "batch_size", "lr", "devices"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise _wrong(name, "a number above 0", value)
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise _wrong("val_fraction", "a share in (0, 1)", self.val_fraction)
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise _wrong("seed", "a whole number in [0, 2^32)", self.seed)
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise _wrong("precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        if self.patch is not None and (not self.patch or any(n < 8 or n % 8 for n in self.patch)):
+            raise _wrong("patch", "multiples of 8", "x".join(map(str, self.patch)))
+
+
+def _wrong(name: str, expected: str, got: object) -> TrainingError:
+    return TrainingError(f"softdice train: expected {name} to be {expected}, got {got}. Change --{_option(name)}.")
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")
+
+
+RUN_SETTINGS = ("data", "loss", "batch_size", "patch", "lr", "val_fraction", "seed", "precision", "devices")
+"""Settings that decide the weights: they stay what they were when a run is resumed. The data may have moved."""
+
+
+def merge(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
+    """settings of now, settings of the stored run -> settings of the resumed run.
+
+    Raises:
+        TrainingError: a setting that decides the weights is given and differs from the stored one.
+    """
+    merged = {field.name: getattr(config, field.name) for field in fields(config)}
+    for name in RUN_SETTINGS:
+        before = tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
+        if merged[name] is None:
+            merged[name] = before
+        elif (
+            name != "data"
+            and merged[name] != before
+            and not (name == "patch" and set(merged[name]) == set(before or ()))
+        ):
+            raise TrainingError(
+                f"softdice train: expected {_option(name)} {before}, with which the run in {config.out} was started, "
+                f"got {merged[name]}. Leave the option out, or take another --out."
+            )
+    for name in ("epochs", "max_minutes"):
+        merged[name] = stored[name] if merged[name] is None else merged[name]
+    return TrainConfig(**merged)

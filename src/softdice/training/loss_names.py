@@ -1,0 +1,70 @@
+"""name -> loss: "dice", "dice+ce", "tversky+0.5*focal"."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import softdice
+from softdice.losses import Loss
+from softdice.training.config import TrainingError
+
+SHORT = {"soft_dice": "dice", "cross_entropy": "ce"}
+"""Names that are shorter than the class's."""
+
+
+def loss_names() -> dict[str, type[Loss]]:
+    """() -> {name: class} of every public loss that needs no more than the number of classes.
+
+    Example:
+        >>> loss_names()["dice"].__name__
+        'SoftDiceLoss'
+    """
+    names: dict[str, type[Loss]] = {}
+    for public in softdice.__all__:
+        loss = getattr(softdice, public)
+        if not (inspect.isclass(loss) and issubclass(loss, Loss) and public.endswith("Loss")):
+            continue
+        parameters = list(inspect.signature(loss).parameters.values())
+        needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        if needed == ["num_classes"]:
+            words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", public.removesuffix("Loss")).lower()
+            names[SHORT.get(words, words)] = loss
+    return dict(sorted(names.items()))
+
+
+def parse_loss(text: str, num_classes: int) -> Loss:
+    """name or weighted sum of names, number of classes -> loss of logits and a label map.
+
+    A class of which a batch of patches has no voxel is left out of the mean (`absent="skip"`): with the logarithm it
+    would cost up to 28 and outweigh all others.
+
+    Raises:
+        TrainingError: no such loss; the message lists all.
+
+    Example:
+        >>> type(parse_loss("dice", 3)).__name__
+        'SoftDiceLoss'
+    """
+    names = loss_names()
+    full = {long: names[short] for long, short in SHORT.items() if short in names} | names
+    total: Loss | None = None
+    for part in text.replace(" ", "").split("+"):
+        weight, _, name = part.rpartition("*")
+        key = name.lower().replace("-", "_")
+        if key not in full:
+            raise TrainingError(
+                f"softdice train: expected a loss among {', '.join(names)}, or a sum of them as dice+0.5*ce, got "
+                f"{name!r}. Change --loss."
+            )
+        try:
+            factor = float(weight or 1)
+        except ValueError:
+            raise TrainingError(
+                f"softdice train: expected a number before '*', got {weight!r}. Change --loss."
+            ) from None
+        term: Loss = full[key](num_classes, activation="softmax", absent="skip", validate=False)
+        term = term if factor == 1 else factor * term
+        total = term if total is None else total + term
+    assert total is not None  # split never gives an empty list
+    return total

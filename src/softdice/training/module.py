@@ -1,0 +1,222 @@
+"""The LightningModule: one step, one schedule, one validation. Everything that must survive a kill is in `state()`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from softdice.losses import Loss
+from softdice.training.cases import Cases
+from softdice.training.config import TrainingError
+from softdice.training.evaluate import counts, dice_of, label_image
+from softdice.training.patches import EpochSampler, Patches
+
+WEIGHT_DECAY = 1e-4
+WARM_UP = 0.02
+"""Share of the run in which the learning rate rises."""
+
+
+class Reporter(Protocol):
+    """Where a run tells how far it is; the command line draws a progress bar with it."""
+
+    def line(self, text: str) -> None:
+        """One line for the user."""
+
+    def progress(self, fraction: float, epoch: int, loss: float, dice: float | None) -> None:
+        """Share of the run that is done, epoch under way, its mean loss so far, last validation Dice."""
+
+
+class Silent:
+    """A `Reporter` that says nothing."""
+
+    def line(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, fraction: float, epoch: int, loss: float, dice: float | None) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Budget:
+    """How long a run lasts: epochs, seconds, or whichever comes first."""
+
+    epochs: int | None
+    seconds: float | None
+    steps_per_epoch: int
+    elapsed_before_s: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def elapsed_s(self) -> float:
+        """Wall time of this run over all its resumptions."""
+        return self.elapsed_before_s + time.monotonic() - self.started
+
+    def fraction(self, step: int) -> float:
+        """Steps done so far -> share of the run that is done, in [0, 1]; a pure function of the step for epochs."""
+        by_time = 0.0 if self.seconds is None else self.elapsed_s() / self.seconds
+        by_steps = 0.0 if self.epochs is None else step / (self.epochs * self.steps_per_epoch)
+        return min(1.0, max(by_time, by_steps))
+
+
+def learning_rate(highest: float, fraction: float) -> float:
+    """share of the run -> learning rate: a short linear rise, then half a cosine down to 0.
+
+    Example:
+        >>> learning_rate(1.0, 0.02), round(learning_rate(1.0, 1.0), 9)
+        (1.0, 0.0)
+    """
+    if fraction < WARM_UP:
+        return highest * max(0.05, fraction / WARM_UP)
+    return highest * 0.5 * (1 + math.cos(math.pi * (fraction - WARM_UP) / (1 - WARM_UP)))
+
+
+class Segmenter(pl.LightningModule):
+    """Network, loss and data of one run. `epoch`, `step` and `history` count over all resumptions."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        cases: Cases,
+        training: Sequence[int],
+        validation: Sequence[int],
+        *,
+        patch: Sequence[int],
+        batch_size: int,
+        lr: float,
+        seed: int,
+        budget: Budget,
+        reporter: Reporter,
+    ) -> None:
+        super().__init__()
+        self.network, self.loss, self.cases = network, loss, cases
+        self.training_numbers, self.validation_numbers = list(training), list(validation)
+        self.patch, self.batch_size, self.lr, self.seed = tuple(patch), batch_size, lr, seed
+        self.budget, self.reporter = budget, reporter
+        self.epoch = self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.stored_optimizer: dict[str, Any] | None = None
+        self.sampler: EpochSampler | None = None
+        self.last_dice: float | None = None
+
+    # --- what a checkpoint keeps
+
+    def state(self) -> dict[str, Any]:
+        """The part of a checkpoint that changes from epoch to epoch."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        return {
+            "weights": self.network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "elapsed_s": self.budget.elapsed_s(),
+            "history": self.history,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Continue after the last complete epoch of a checkpoint."""
+        self.network.load_state_dict(content["weights"])
+        self.stored_optimizer = content["optimizer"]
+        self.epoch, self.step, self.history = content["epoch"], content["step"], list(content["history"])
+        self.budget.elapsed_before_s = content["elapsed_s"]
+        self.last_dice = self.history[-1]["val_dice"] if self.history else None
+
+    # --- what Lightning calls
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; its rate is set before every step, so there is no scheduler with a state of its own."""
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.lr, weight_decay=WEIGHT_DECAY)
+        if self.stored_optimizer is not None:
+            optimizer.load_state_dict(self.stored_optimizer)
+        return optimizer
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of patches, this rank's share."""
+        patches = Patches(self.cases, self.training_numbers, self.patch, self.seed)
+        ranks = self.trainer.world_size
+        count = self.budget.steps_per_epoch * self.batch_size * ranks
+        self.sampler = EpochSampler(count, self.trainer.global_rank, ranks)
+        # On a CPU the network needs every core; beside a GPU the patches are made in processes of their own.
+        workers = 0 if self.trainer.strategy.root_device.type == "cpu" else 4
+        return DataLoader(patches, self.batch_size, sampler=self.sampler, num_workers=workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Numbers of the cases for the validation after each epoch, this rank's share."""
+        numbers: Any = self.validation_numbers[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(numbers, batch_size=1)
+
+    def on_train_epoch_start(self) -> None:
+        """Same epoch, same patches, whenever it is run."""
+        assert self.sampler is not None  # made with the DataLoader
+        self.sampler.epoch = self.epoch
+        torch.manual_seed(self.seed + self.epoch)
+        self.loss_sum, self.loss_count = 0.0, 0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the rate, the same on every rank."""
+        self.rate = learning_rate(self.lr, self._fraction())
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """patches -> loss."""
+        image, label = batch
+        return self.loss(self.network(image).float(), label)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count, and refuse to go on with numbers that are none."""
+        self.step += 1
+        loss = float(outputs["loss"])
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"softdice train: expected a finite loss, got {loss} in epoch {self.epoch + 1}. Lower --lr "
+                f"(it was {self.lr:g}), or use --precision 32-true."
+            )
+        self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
+        fraction = self._fraction()
+        if fraction >= 1:
+            self.trainer.should_stop = True  # ends the epoch here, with its validation and checkpoint
+        self.reporter.progress(fraction, self.epoch + 1, self.loss_sum / self.loss_count, self.last_dice)
+
+    def _fraction(self) -> float:
+        """Share of the run that is done, as rank 0 has it: clocks differ, and ranks must stop together."""
+        return float(self.trainer.strategy.broadcast(self.budget.fraction(self.step)))
+
+    def on_validation_epoch_start(self) -> None:
+        """Empty sums."""
+        self.sums = torch.zeros(3, len(self.cases.values), dtype=torch.int64, device=self.device)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """case number -> sums."""
+        case = self.cases[int(batch)]
+        prediction = label_image(self.network, torch.from_numpy(case.image).to(self.device), self.patch)
+        truth = torch.from_numpy(case.label).to(self.device)
+        self.sums += counts(prediction, truth, self.sums.shape[1])
+
+    def on_validation_epoch_end(self) -> None:
+        """Sums of all ranks -> one row of the history."""
+        dice = dice_of(self.trainer.strategy.reduce(self.sums, reduce_op="sum").cpu())
+        known = dice[1:][~dice[1:].isnan()]
+        self.last_dice = float(known.mean()) if known.numel() else float("nan")
+        self.epoch += 1
+        row = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "elapsed_s": round(self.budget.elapsed_s(), 3),
+            "lr": self.rate,
+            "loss": self.loss_sum / self.loss_count,
+            "val_dice": self.last_dice,
+        }
+        row |= {
+            f"val_dice_{name}": float(value)
+            for name, value in zip(self.cases.class_names[1:], dice[1:].tolist(), strict=True)
+        }
+        self.history.append(row)

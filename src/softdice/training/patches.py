@@ -1,0 +1,134 @@
+"""cases -> patches: a patch is a pure function of (seed, epoch, number), so that any epoch can be had again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from softdice.training.cases import Case, Cases
+
+FOREGROUND_SHARE = 0.5
+"""Share of the patches of a larger image that are laid around a voxel of a random class other than the first."""
+KEPT_VOXELS = 1000
+"""Voxels of each class whose position is remembered for that."""
+
+
+class Patches(Dataset[tuple[Tensor, Tensor]]):
+    """(epoch, number) -> image patch (channels, *patch) float32 and label patch (*patch) uint8, augmented.
+
+    Every case comes once before one comes twice. Images smaller than the patch are padded: with 0, the mean, and with
+    class 0. Augmentation by MONAI: mirrored left to right, rotated by up to 15 degrees, scaled by up to 15 %, gain,
+    offset, contrast, noise.
+    """
+
+    def __init__(self, cases: Cases, numbers: Sequence[int], patch: Sequence[int], seed: int) -> None:
+        self.cases, self.numbers, self.patch, self.seed = cases, list(numbers), tuple(patch), seed
+        self.augment = _augmentation(self.patch)
+        self.positions: dict[int, list[np.ndarray]] = {}
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, number = key
+        rng = np.random.default_rng([self.seed, 1, epoch, number])
+        turn, place = divmod(number, len(self.numbers))
+        order = np.random.default_rng([self.seed, 2, epoch, turn]).permutation(len(self.numbers))
+        which = self.numbers[order[place]]
+        case = self.cases[which]
+        image, label = crop(case, self._start(which, case, rng), self.patch)
+        self.augment.set_random_state(seed=int(rng.integers(2**32)))
+        pair = self.augment({"image": torch.from_numpy(image), "label": torch.from_numpy(label[None])})
+        return _plain(pair["image"]).float(), _plain(pair["label"])[0].to(torch.uint8)
+
+    def _start(self, which: int, case: Case, rng: np.random.Generator) -> list[int]:
+        """Corner of the patch: anywhere inside, or so that a voxel of a class other than the first lies in it."""
+        shape = case.label.shape
+        room = [max(0, n - p) for n, p in zip(shape, self.patch, strict=True)]
+        start = [int(rng.integers(r + 1)) for r in room]
+        if any(room) and rng.random() < FOREGROUND_SHARE:
+            positions = self._positions(which, case)
+            if positions:
+                of_class = positions[rng.integers(len(positions))]
+                voxel = of_class[rng.integers(len(of_class))]
+                start = [
+                    int(np.clip(v - rng.integers(p), 0, r)) for v, p, r in zip(voxel, self.patch, room, strict=True)
+                ]
+        return [s if r else -((p - n) // 2) for s, r, p, n in zip(start, room, self.patch, shape, strict=True)]
+
+    def _positions(self, which: int, case: Case) -> list[np.ndarray]:
+        if which not in self.positions:
+            found = []
+            for number in np.unique(case.label[case.label > 0]):
+                flat = np.flatnonzero(case.label == number)
+                flat = flat[:: max(1, len(flat) // KEPT_VOXELS)]
+                found.append(np.stack(np.unravel_index(flat, case.label.shape), axis=1))
+            self.positions[which] = found
+        return self.positions[which]
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """() -> (epoch, number) for every `ranks`-th patch of an epoch; `epoch` is set before each."""
+
+    def __init__(self, count: int, rank: int, ranks: int) -> None:
+        self.count, self.rank, self.ranks, self.epoch = count, rank, ranks, 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(self.epoch, number) for number in range(self.rank, self.count, self.ranks)])
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.count, self.ranks))
+
+
+def crop(case: Case, start: Sequence[int], patch: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """case, corner, size -> image (channels, *patch) and label (*patch); 0 where the patch leaves the image."""
+    image = np.zeros((case.image.shape[0], *patch), np.float32)
+    label = np.zeros(tuple(patch), np.uint8)
+    source, target = [], []
+    for s, p, n in zip(start, patch, case.label.shape, strict=True):
+        low, high = max(0, s), min(n, s + p)
+        source.append(slice(low, high))
+        target.append(slice(low - s, high - s))
+    image[(slice(None), *target)] = case.image[(slice(None), *source)]
+    label[tuple(target)] = case.label[tuple(source)]
+    return image, label
+
+
+def _augmentation(patch: Sequence[int]) -> Any:
+    from monai.transforms import (
+        Compose,
+        RandAdjustContrastd,
+        RandAffined,
+        RandFlipd,
+        RandGaussianNoised,
+        RandScaleIntensityd,
+        RandShiftIntensityd,
+    )
+
+    both = ("image", "label")
+    # Files with a geometry (3-D) have x first, pictures have it last. Other axes have no symmetry to rely on.
+    left_to_right = 0 if len(patch) == 3 else 1
+    angle = np.deg2rad(15)
+    return Compose(
+        [
+            RandFlipd(both, prob=0.5, spatial_axis=left_to_right),
+            RandAffined(
+                both,
+                prob=0.3,
+                rotate_range=[angle] * (3 if len(patch) == 3 else 1),
+                scale_range=[0.15] * len(patch),
+                mode=("bilinear", "nearest"),
+                padding_mode="zeros",
+            ),
+            RandScaleIntensityd("image", factors=0.15, prob=0.5),
+            RandShiftIntensityd("image", offsets=0.15, prob=0.5),
+            RandAdjustContrastd("image", prob=0.2, gamma=(0.7, 1.5)),
+            RandGaussianNoised("image", prob=0.15, std=0.1),
+        ]
+    )
+
+
+def _plain(tensor: Any) -> Tensor:
+    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
