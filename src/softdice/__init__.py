@@ -5,16 +5,45 @@ logits, target --(fused pass)--> statistics --pool--> --index--> score --cost-->
 
 from softdice import costs, functional, indices, reductions
 from softdice.kernels.registry import use_backend
-from softdice.losses import OverlapLoss, SoftDiceLoss
+from softdice.losses import (
+    CrossEntropyLoss,
+    DiceSemimetricLoss,
+    ExponentialLogarithmicLoss,
+    FocalLoss,
+    FocalTverskyLoss,
+    GeneralizedDiceLoss,
+    JaccardLoss,
+    JaccardMetricLoss,
+    MCCLoss,
+    NoiseRobustDiceLoss,
+    OverlapLoss,
+    SoftDiceLoss,
+    SquaredDiceLoss,
+    TverskyLoss,
+)
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.statistics import OverlapStatistics, overlap_statistics
+from softdice.supervision import DeepSupervision
 from softdice.version import __version__
 
 __all__ = [
+    "CrossEntropyLoss",
+    "DeepSupervision",
+    "DiceSemimetricLoss",
+    "ExponentialLogarithmicLoss",
+    "FocalLoss",
+    "FocalTverskyLoss",
+    "GeneralizedDiceLoss",
+    "JaccardLoss",
+    "JaccardMetricLoss",
+    "MCCLoss",
+    "NoiseRobustDiceLoss",
     "OverlapLoss",
     "OverlapStatistics",
     "SoftDiceLoss",
+    "SquaredDiceLoss",
     "SystemConfig",
+    "TverskyLoss",
     "__version__",
     "costs",
     "functional",

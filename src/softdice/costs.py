@@ -70,6 +70,27 @@ def _focal(score: Tensor, gamma: float) -> Tensor:
     return (1 - score).clamp_min(torch.finfo(score.dtype).tiny) ** gamma
 
 
+def log_power(gamma: float) -> Cost:
+    """exponent -> the cost (-ln score)^gamma, per class and so before any mean.
+
+    Args:
+        gamma: exponent > 0; 1 is `neg_log`, below 1 the gradient is larger near a perfect score and smaller far off.
+
+    Example:
+        >>> log_power(0.5)(torch.tensor([1.0, 0.5]))
+        tensor([1.0842e-19, 8.3255e-01])
+
+    Source: K. C. L. Wong et al., "3D segmentation with exponential logarithmic loss for highly unbalanced object
+    sizes", MICCAI 2018, eq. 2.
+    """
+    validation.number("costs.log_power", "gamma", gamma, 0)
+    return partial(_log_power, gamma=gamma)
+
+
+def _log_power(score: Tensor, gamma: float) -> Tensor:
+    return (-score.log()).clamp_min(torch.finfo(score.dtype).tiny) ** gamma
+
+
 def identity(value: Tensor) -> Tensor:
     """value -> itself: for an index that is a cost already, such as a cross-entropy.
 

@@ -1,323 +1,40 @@
-"""input, target -> loss: settings and the chain statistics, pool, index, cost, reduce. No arithmetic lives here.
+"""settings -> loss: the named losses, each an index and a cost handed to `softdice.overlap.OverlapLoss`.
 
-A loss is an `OverlapLoss` with an index of its own. Losses add and scale; a sum of losses reads the voxels once.
+Shapes, keywords, returns and errors are those of `OverlapLoss` and `LossSettings`; here stands what is each loss's own.
+The losses over voxels, cross-entropy and focal, are in `softdice.entropies` and importable from here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields as dataclass_fields
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor, nn
-
-from softdice import costs, indices, reductions, validation
-from softdice.costs import Cost
-from softdice.reference import FIELDS
-from softdice.statistics import OverlapStatistics, Pass
+from softdice import costs, indices, validation
+from softdice.entropies import CrossEntropyLoss, FocalLoss, fixed_cost
+from softdice.overlap import Loss, LossSettings, OverlapLoss, SumLoss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Index = Callable[[OverlapStatistics], Tensor]
-
-
-class LossSettings(TypedDict, total=False):
-    """Keywords that every loss shares.
-
-    ================= ============================================ ====================================================
-    keyword           values (default first)                       meaning
-    ================= ============================================ ====================================================
-    activation        "none", "softmax", "sigmoid"                 what turns input into probabilities, in the pass
-    cost              "neg_log" for SoftDiceLoss, else             score -> cost
-                      "one_minus"; "log_cosh"; a callable
-    pooling           "batch", "sample"                            add over the batch before the index, or not
-    classes           None = all; a sequence of ints               the classes that enter the mean
-    class_weight      None; (C,)                                   weighted mean: sum(w cost) / sum(w)
-    absent            "count", "skip"                              a class with no target voxel in the pool: counted
-                                                                   like any other, or left out
-    ignore_index      None; int                                    voxels with this label enter no sum
-    label_smoothing   0.0; [0, 1)                                  y' = (1 - e) y + e / K
-    regions           None; tuples of class numbers                unions of classes in the place of the classes
-    reduction         "mean", "sum", "none"                        "none": (C,) or, pooled per sample, (B, C)
-    validate          True, False                                  check the ranges of labels and probabilities
-    ================= ============================================ ====================================================
-    """
-
-    activation: Literal["none", "softmax", "sigmoid"]
-    cost: str | Cost
-    pooling: Literal["batch", "sample"]
-    classes: Sequence[int] | None
-    class_weight: Tensor | Sequence[float] | None
-    absent: Literal["count", "skip"]
-    ignore_index: int | None
-    label_smoothing: float
-    regions: Sequence[Sequence[int]] | None
-    reduction: Literal["mean", "sum", "none"]
-    validate: bool
-
-
-class Loss(nn.Module):
-    """A function of the statistics of one pass: what sums of losses and single ones have in common. Abstract.
-
-    A subclass sets `num_classes` and `settings` (the pass that it needs) and defines `from_statistics`.
-    """
-
-    num_classes: int
-    settings: Pass
-
-    def from_statistics(self, stats: OverlapStatistics) -> Tensor:
-        """statistics of one batch, (B, C) or pooled (C,) -> loss."""
-        raise TypeError(f"{type(self).__name__}: expected a subclass with from_statistics, got one without. Define it.")
-
-    def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        """input, target -> loss, a tensor on the autograd graph; shapes as for `softdice.overlap_statistics`."""
-        return self.from_statistics(
-            self.settings(type(self).__name__, input, target, voxel_weight, num_classes=self.num_classes)
-        )
-
-    def __add__(self, other: Loss) -> SumLoss:
-        if not isinstance(other, Loss):
-            return NotImplemented
-        return SumLoss([*_terms(self), *_terms(other)])
-
-    def __radd__(self, other: object) -> Loss:
-        return self if isinstance(other, int) and other == 0 else NotImplemented  # so that sum([...]) works
-
-    def __mul__(self, factor: float) -> SumLoss:
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
-            return NotImplemented
-        return SumLoss([(factor * weight, term) for weight, term in _terms(self)])
-
-    __rmul__ = __mul__
-
-
-def _terms(loss: Loss) -> list[tuple[float, Loss]]:
-    if isinstance(loss, SumLoss):
-        return list(zip(loss.weights, loss.terms, strict=True))  # type: ignore[arg-type]
-    return [(1.0, loss)]
-
-
-class SumLoss(Loss):
-    """losses -> their weighted sum, from one pass over the voxels. Written `a + 0.5 * b`.
-
-    Raises:
-        ValueError: the losses differ in a setting that concerns the pass (activation, ignore_index, label_smoothing,
-            regions, validate, gamma, power) or in num_classes; the message names the setting.
-
-    Example:
-        >>> import torch, softdice
-        >>> a = softdice.SoftDiceLoss(2, activation="softmax")
-        >>> b = softdice.SoftDiceLoss(2, activation="softmax", cost="one_minus")
-        >>> both = a + 0.5 * b
-        >>> logits, labels = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]), torch.tensor([[0, 1]])
-        >>> torch.equal(both(logits, labels), a(logits, labels) + 0.5 * b(logits, labels))
-        True
-    """
-
-    def __init__(self, terms: Sequence[tuple[float, Loss]]) -> None:
-        super().__init__()
-        self.weights = tuple(weight for weight, _ in terms)
-        self.terms = nn.ModuleList(term for _, term in terms)
-        first = terms[0][1]
-        self.num_classes = first.num_classes
-        self.settings = first.settings
-        for _, term in terms[1:]:
-            if term.num_classes != self.num_classes:
-                _differ("num_classes", self.num_classes, term.num_classes)
-            self.settings = _merge(self.settings, term.settings)
-
-    def from_statistics(self, stats: OverlapStatistics) -> Tensor:
-        """statistics of one batch -> the weighted sum of the terms' losses."""
-        values = [weight * term.from_statistics(stats) for weight, term in _terms(self)]
-        return sum(values[1:], values[0])
-
-    def extra_repr(self) -> str:
-        return f"weights={self.weights}"
-
-
-_EXPONENT_OF = {"gamma": "focal", "power": "difference"}
-
-
-def _merge(a: Pass, b: Pass) -> Pass:
-    """Two losses' passes -> one that serves both."""
-    merged = replace(a, fields=a.fields + b.fields)
-    for setting in dataclass_fields(Pass):
-        name = setting.name
-        ours, theirs = getattr(a, name), getattr(b, name)
-        if name == "fields" or ours == theirs:
-            continue
-        field = _EXPONENT_OF.get(name)
-        if field is None or (field in a.fields and field in b.fields):
-            _differ(name, ours, theirs)
-        elif field in b.fields:
-            merged = replace(merged, **{name: theirs})
-    return merged.checked("SumLoss")
-
-
-def _differ(name: str, ours: object, theirs: object) -> None:
-    validation.fail(
-        "SumLoss",
-        f"losses that agree on {name}, since they share one pass",
-        f"{ours!r} and {theirs!r}",
-        f"Give both the same {name}, or call the losses one by one and add the results.",
-    )
-
-
-class OverlapLoss(Loss):
-    """input, target -> loss of any index: statistics, pool, index, cost, reduce.
-
-    Args:
-        index: statistics -> score per class, for example `softdice.indices.dice` or a function of your own. It is
-            called once when the loss is made, to see which statistics it reads: the pass computes those and no others.
-        num_classes: channels of `input`.
-        gamma: exponent of the focal statistic. power: exponent of the difference statistic.
-        settings: the keywords of `LossSettings`.
-
-    Shapes: input (B, C, *S), target (B, *S), (B, 1, *S) or (B, C, *S), voxel_weight (B, *S) or (B, 1, *S). See
-    `softdice.overlap_statistics`.
-
-    Returns (when called): a 0-d tensor on the autograd graph, float64 for float64 input, else float32; for
-    reduction="none" the costs, (C,) or, with pooling="sample", (B, C).
-
-    Raises:
-        TypeError, ValueError: as `softdice.overlap_statistics`, and for a setting out of its range, naming it.
-
-    Edge cases: with absent="skip" and every class absent the loss is 0 with a gradient of 0. What a single absent
-    class does with absent="count" is the index's to say.
-
-    Example:
-        >>> import torch, softdice
-        >>> recall = softdice.OverlapLoss(lambda s: (s.intersection + 1) / (s.target + 1), num_classes=2)
-        >>> recall(torch.tensor([[[0.5, 0.0], [0.5, 1.0]]]), torch.tensor([[0, 1]]))
-        tensor(0.1250)
-    """
-
-    class_weight: Tensor | None
-
-    def __init__(
-        self,
-        index: Index,
-        num_classes: int,
-        *,
-        gamma: float = 2.0,
-        power: float = 1.0,
-        **settings: Unpack[LossSettings],
-    ) -> None:
-        super().__init__()
-        caller = type(self).__name__
-        chosen: dict[str, Any] = {**_DEFAULTS, **settings}
-        if unknown := set(settings) - set(_DEFAULTS):
-            raise TypeError(
-                f"{caller}: expected the keywords {', '.join(_DEFAULTS)}, got {', '.join(sorted(unknown))}. "
-                "Correct the spelling."
-            )
-        for name, allowed in (
-            ("pooling", reductions.POOLINGS),
-            ("absent", reductions.ABSENT),
-            ("reduction", reductions.REDUCTIONS),
-        ):
-            validation.choice(caller, name, chosen[name], allowed)
-        self.num_classes = validation.num_classes(caller, num_classes)
-        regions = chosen["regions"]
-        columns = num_classes if regions is None else len(regions)
-        self.index = index
-        self.cost = costs.resolve(caller, chosen["cost"])
-        self.pooling, self.absent, self.reduction = chosen["pooling"], chosen["absent"], chosen["reduction"]
-        self.classes = None
-        if chosen["classes"] is not None:
-            self.classes = validation.class_numbers(caller, "classes", chosen["classes"], columns)
-        class_weight = chosen["class_weight"]
-        if class_weight is not None:
-            class_weight = validation.class_weights(caller, class_weight, columns)
-            class_weight = class_weight if self.classes is None else class_weight[list(self.classes)]
-        self.register_buffer("class_weight", class_weight, persistent=False)
-        extra = ("labelled",) if self.absent == "skip" else ()
-        self.settings = Pass(
-            activation=chosen["activation"],
-            ignore_index=chosen["ignore_index"],
-            label_smoothing=chosen["label_smoothing"],
-            regions=None if regions is None else tuple(tuple(region) for region in regions),
-            validate=bool(chosen["validate"]),
-            gamma=gamma,
-            power=power,
-            fields=fields_read(caller, index, columns if self.classes is None else len(self.classes)) + extra,
-        ).checked(caller)
-
-    def from_statistics(self, stats: OverlapStatistics) -> Tensor:
-        """statistics of one batch, (B, C) or pooled (C,) -> loss."""
-        if self.pooling == "batch":
-            stats = stats.pool()
-        if self.classes is not None:
-            stats = stats.select(self.classes)
-        present = None
-        if self.absent == "skip":
-            present = stats.labelled > 0
-            stats = stats.fill(~present, 1.0)  # a score that no class has, so that no nan or inf reaches the gradient
-        cost = self.cost(self.index(stats))
-        return reductions.reduce(cost, class_weight=self.class_weight, present=present, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        shown = {
-            "num_classes": self.num_classes,
-            **(self.index.keywords if isinstance(self.index, partial) else {}),
-            "activation": self.settings.activation,
-            "cost": next((word for word, cost in costs.NAMED.items() if cost is self.cost), "custom"),
-            "pooling": self.pooling,
-            "classes": self.classes,
-            "class_weight": None if self.class_weight is None else self.class_weight.tolist(),
-            "absent": self.absent,
-            "ignore_index": self.settings.ignore_index,
-            "label_smoothing": self.settings.label_smoothing,
-            "regions": self.settings.regions,
-            "reduction": self.reduction,
-        }
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value != _DEFAULTS.get(name, ...))
-
-
-_DEFAULTS: dict[str, Any] = {
-    "activation": "none",
-    "cost": "one_minus",
-    "pooling": "batch",
-    "classes": None,
-    "class_weight": None,
-    "absent": "count",
-    "ignore_index": None,
-    "label_smoothing": 0.0,
-    "regions": None,
-    "reduction": "mean",
-    "validate": True,
-}
-
-
-class _Probe(OverlapStatistics):
-    """Statistics of ones that remember which of their fields were read."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__({})
-        self.seen: dict[str, Tensor] = {}
-        self.num_classes = num_classes
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name not in FIELDS:
-            return super().__getattr__(name)
-        return self.seen.setdefault(name, torch.ones(self.num_classes))
-
-
-def fields_read(caller: str, index: Index, num_classes: int) -> tuple[str, ...]:
-    """index -> names of the statistics that it reads."""
-    probe = _Probe(num_classes)
-    score = index(probe)
-    if not isinstance(score, Tensor):
-        validation.fail(
-            caller, "index to return a Tensor", type(score).__name__, "Return a score per class.", TypeError
-        )
-    if not probe.seen:
-        validation.fail(caller, "index to read a statistic", "none read", "Use stats.intersection and its siblings.")
-    return tuple(probe.seen)
+__all__ = [
+    "CrossEntropyLoss",
+    "DiceSemimetricLoss",
+    "ExponentialLogarithmicLoss",
+    "FocalLoss",
+    "FocalTverskyLoss",
+    "GeneralizedDiceLoss",
+    "JaccardLoss",
+    "JaccardMetricLoss",
+    "Loss",
+    "LossSettings",
+    "MCCLoss",
+    "NoiseRobustDiceLoss",
+    "OverlapLoss",
+    "SoftDiceLoss",
+    "SquaredDiceLoss",
+    "SumLoss",
+    "TverskyLoss",
+]
 
 
 class SoftDiceLoss(OverlapLoss):
@@ -357,3 +74,327 @@ class SoftDiceLoss(OverlapLoss):
         self.eps = eps
         settings.setdefault("cost", "neg_log")
         super().__init__(partial(indices.dice, eps=eps), num_classes, **settings)
+
+
+class JaccardLoss(OverlapLoss):
+    """input, target -> mean over classes of 1 - Jaccard.
+
+        loss = mean_c 1 - (I_c + eps) / (P_c + T_c - I_c + eps)
+
+    Args:
+        num_classes: channels of `input`.
+        eps: smoothing in voxels, >= 0.
+        settings: the keywords of `LossSettings`.
+
+    Example:
+        >>> import torch, softdice
+        >>> softdice.JaccardLoss(2, eps=0.0)(torch.tensor([[[0.5, 1.0], [0.5, 0.0]]]), torch.tensor([[1, 0]]))
+        tensor(0.4167)
+
+    Source: `softdice.indices.jaccard`.
+    """
+
+    def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
+        validation.number(type(self).__name__, "eps", eps, 0)
+        super().__init__(partial(indices.jaccard, eps=eps), num_classes, **settings)
+
+
+class TverskyLoss(OverlapLoss):
+    """input, target -> mean over classes of 1 - Tversky.
+
+        loss = mean_c 1 - (I_c + eps) / (I_c + alpha (P_c - I_c) + beta (T_c - I_c) + eps)
+
+    Args:
+        num_classes: channels of `input`.
+        alpha: price of a false positive, >= 0. beta: price of a false negative, >= 0. Not both 0.
+        eps: smoothing in voxels, >= 0.
+        settings: the keywords of `LossSettings`.
+
+    Example:
+        >>> import torch, softdice
+        >>> loss = softdice.TverskyLoss(2, alpha=0.2, beta=0.8, eps=0.0)
+        >>> loss(torch.tensor([[[0.5, 1.0], [0.5, 0.0]]]), torch.tensor([[1, 0]]))
+        tensor(0.2677)
+
+    Source: `softdice.indices.tversky`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        eps: float = 1e-5,
+        **settings: Unpack[LossSettings],
+    ) -> None:
+        index = _tversky(type(self).__name__, alpha, beta, eps)
+        super().__init__(index, num_classes, **settings)
+
+
+class FocalTverskyLoss(OverlapLoss):
+    """input, target -> mean over classes of (1 - Tversky)^gamma.
+
+        loss = mean_c (1 - tversky_c)^gamma
+
+    The power is taken per class, before the mean: taken after it, it would only rescale the loss.
+
+    Args:
+        num_classes: channels of `input`.
+        alpha: price of a false positive, >= 0. beta: price of a false negative, >= 0. Not both 0.
+        gamma: the exponent, > 0. The paper writes it 1 / gamma, with 4/3.
+        eps: smoothing in voxels, >= 0.
+        settings: the keywords of `LossSettings`, without `cost`, which is the power.
+
+    Example:
+        >>> import torch, softdice
+        >>> loss = softdice.FocalTverskyLoss(2, alpha=0.5, beta=0.5, gamma=0.5, eps=0.0)
+        >>> loss(torch.tensor([[[0.75, 0.0], [0.25, 1.0]]]), torch.tensor([[0, 1]]))
+        tensor(0.3556)
+
+    Source: N. Abraham, N. M. Khan, "A novel focal Tversky loss function with improved attention U-Net for lesion
+    segmentation", ISBI 2019, eq. 4.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        gamma: float = 0.75,
+        eps: float = 1e-5,
+        **settings: Unpack[LossSettings],
+    ) -> None:
+        caller = type(self).__name__
+        fixed_cost(caller, settings, "(1 - score)^gamma")
+        _above_zero(caller, "gamma", gamma)
+        index = _tversky(caller, alpha, beta, eps)
+        settings["cost"] = costs.focal(gamma)
+        super().__init__(index, num_classes, **settings)
+
+
+class GeneralizedDiceLoss(OverlapLoss):
+    """input, target -> 1 - generalized Dice: one coefficient over all classes, rare classes weighted up.
+
+        loss = 1 - (2 sum_c v_c I_c + eps) / (sum_c v_c (P_c + T_c) + eps),    v_c normalised 1 / T_c^2
+
+    Args:
+        num_classes: channels of `input`.
+        weighting: "square" (1 / T^2), "simple" (1 / T) or "uniform". An absent class takes the weight of the rarest
+            class that is present.
+        eps: smoothing in voxels, >= 0.
+        settings: the keywords of `LossSettings`; `class_weight` multiplies the weights, and reduction="none" gives
+            (1,) or (B, 1).
+
+    Example:
+        >>> import torch, softdice
+        >>> probabilities, labels = torch.tensor([[[0.5, 1.0, 1.0], [0.5, 0.0, 0.0]]]), torch.tensor([[1, 0, 0]])
+        >>> softdice.GeneralizedDiceLoss(2, eps=0.0)(probabilities, labels)
+        tensor(0.2381)
+
+    Source: `softdice.indices.generalized_dice`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        weighting: Literal["square", "simple", "uniform"] = "square",
+        eps: float = 1e-5,
+        **settings: Unpack[LossSettings],
+    ) -> None:
+        caller = type(self).__name__
+        validation.number(caller, "eps", eps, 0)
+        validation.choice(caller, "weighting", weighting, ("square", "simple", "uniform"))
+        super().__init__(partial(indices.generalized_dice, weighting=weighting, eps=eps), num_classes, **settings)
+
+
+class MCCLoss(OverlapLoss):
+    """input, target -> mean over classes of 1 - Matthews correlation coefficient; in [0, 2].
+
+    Args:
+        num_classes: channels of `input`; each class is scored against the rest.
+        eps: smoothing in voxels, >= 0.
+        settings: the keywords of `LossSettings`; cost="neg_log" is refused, since the score may be negative.
+
+    Example:
+        >>> import torch, softdice
+        >>> probabilities = torch.tensor([[[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]]])
+        >>> softdice.MCCLoss(2, eps=0.0)(probabilities, torch.tensor([[1, 0, 0, 1]]))
+        tensor(0.4226)
+
+    Source: `softdice.indices.mcc`.
+    """
+
+    def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
+        validation.number(type(self).__name__, "eps", eps, 0)
+        _no_logarithm(type(self).__name__, settings)
+        super().__init__(partial(indices.mcc, eps=eps), num_classes, **settings)
+
+
+class SquaredDiceLoss(OverlapLoss):
+    """input, target -> mean over classes of 1 - Dice with squares in the denominator (V-Net).
+
+        loss = mean_c 1 - (2 I_c + eps) / (Q_c + R_c + eps)
+
+    Args:
+        num_classes: channels of `input`.
+        eps: smoothing in voxels, >= 0.
+        settings: the keywords of `LossSettings`.
+
+    Example:
+        >>> import torch, softdice
+        >>> softdice.SquaredDiceLoss(2, eps=0.0)(torch.tensor([[[0.5, 1.0], [0.5, 0.0]]]), torch.tensor([[1, 0]]))
+        tensor(0.1556)
+
+    Source: `softdice.indices.squared_dice`.
+    """
+
+    def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
+        validation.number(type(self).__name__, "eps", eps, 0)
+        super().__init__(partial(indices.squared_dice, eps=eps), num_classes, **settings)
+
+
+class DiceSemimetricLoss(OverlapLoss):
+    """input, target -> mean over classes of D / (P + T): Dice on hard labels, 0 exactly at p = y on soft ones.
+
+        form "sum":  loss = mean_c D_c / (P_c + T_c + eps)        "product":  mean_c D_c / (2 I_c + D_c + eps)
+
+    Args:
+        num_classes: channels of `input`.
+        form: "sum" or "product", of the denominator.
+        eps: smoothing in voxels, >= 0.
+        settings: the keywords of `LossSettings`.
+
+    Example:
+        >>> import torch, softdice
+        >>> soft = torch.tensor([[[0.5, 1.0], [0.5, 0.0]]])
+        >>> softdice.DiceSemimetricLoss(2)(soft, soft)
+        tensor(0.)
+
+    Source: `softdice.indices.dice_semimetric`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        form: Literal["sum", "product"] = "sum",
+        eps: float = 1e-5,
+        **settings: Unpack[LossSettings],
+    ) -> None:
+        validation.number(type(self).__name__, "eps", eps, 0)
+        validation.choice(type(self).__name__, "form", form, ("sum", "product"))
+        super().__init__(partial(indices.dice_semimetric, form=form, eps=eps), num_classes, **settings)
+
+
+class JaccardMetricLoss(OverlapLoss):
+    """input, target -> mean over classes of 2 D / (P + T + D): Jaccard on hard labels, 0 exactly at p = y on soft.
+
+        form "sum":  loss = mean_c 2 D_c / (P_c + T_c + D_c + eps)        "product":  mean_c D_c / (I_c + D_c + eps)
+
+    Args:
+        num_classes: channels of `input`.
+        form: "sum" or "product", of the denominator.
+        eps: smoothing in voxels, >= 0.
+        settings: the keywords of `LossSettings`.
+
+    Example:
+        >>> import torch, softdice
+        >>> softdice.JaccardMetricLoss(2, eps=0.0)(torch.tensor([[[0.5, 1.0], [0.5, 0.0]]]), torch.tensor([[1, 0]]))
+        tensor(0.4167)
+
+    Source: `softdice.indices.jaccard_metric`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        form: Literal["sum", "product"] = "sum",
+        eps: float = 1e-5,
+        **settings: Unpack[LossSettings],
+    ) -> None:
+        validation.number(type(self).__name__, "eps", eps, 0)
+        validation.choice(type(self).__name__, "form", form, ("sum", "product"))
+        super().__init__(partial(indices.jaccard_metric, form=form, eps=eps), num_classes, **settings)
+
+
+class NoiseRobustDiceLoss(OverlapLoss):
+    """input, target -> mean over classes of D / (Q + R) with D = sum abs(p - y)^power.
+
+        loss = mean_c D_c / (Q_c + R_c + eps)
+
+    Args:
+        num_classes: channels of `input`.
+        power: exponent in [1, 2]: 2 is SquaredDiceLoss, towards 1 wrong labels weigh less.
+        eps: smoothing of the denominator, in voxels, >= 0.
+        settings: the keywords of `LossSettings`; cost="neg_log" is refused, since the score may be negative.
+
+    Example:
+        >>> import torch, softdice
+        >>> probabilities, labels = torch.tensor([[[0.75, 1.0], [0.25, 0.0]]]), torch.tensor([[0, 1]])
+        >>> softdice.NoiseRobustDiceLoss(2, eps=0.0)(probabilities, labels)
+        tensor(0.7489)
+
+    Source: `softdice.indices.noise_robust_dice`.
+    """
+
+    def __init__(
+        self, num_classes: int, power: float = 1.5, eps: float = 1e-5, **settings: Unpack[LossSettings]
+    ) -> None:
+        validation.number(type(self).__name__, "eps", eps, 0)
+        validation.number(type(self).__name__, "power", power, 1, 2)
+        _no_logarithm(type(self).__name__, settings)
+        super().__init__(partial(indices.noise_robust_dice, eps=eps), num_classes, power=power, **settings)
+
+
+class ExponentialLogarithmicLoss(OverlapLoss):
+    """input, target -> mean over classes of (-ln Dice)^gamma: the overlap term of the exponential logarithmic loss.
+
+        loss = mean_c ( -ln( (2 I_c + eps) / (P_c + T_c + eps) ) )^gamma
+
+    The paper's whole loss is `0.8 * ExponentialLogarithmicLoss(C) + 0.2 * CrossEntropyLoss(C, class_weight=...)`, but
+    for an exponent on the cross-entropy of each voxel, which no sum over voxels holds.
+
+    Args:
+        num_classes: channels of `input`.
+        gamma: the exponent, > 0; 1 is SoftDiceLoss.
+        eps: smoothing in voxels, >= 0.
+        settings: the keywords of `LossSettings`, without `cost`, which is the power of the logarithm.
+
+    Example:
+        >>> import torch, softdice
+        >>> loss = softdice.ExponentialLogarithmicLoss(2, gamma=0.5, eps=0.0)
+        >>> loss(torch.tensor([[[0.5, 1.0], [0.5, 0.0]]]), torch.tensor([[1, 0]]))
+        tensor(0.5546)
+
+    Source: K. C. L. Wong et al., "3D segmentation with exponential logarithmic loss for highly unbalanced object
+    sizes", MICCAI 2018, eq. 2.
+    """
+
+    def __init__(
+        self, num_classes: int, gamma: float = 0.3, eps: float = 1e-5, **settings: Unpack[LossSettings]
+    ) -> None:
+        caller = type(self).__name__
+        validation.number(caller, "eps", eps, 0)
+        _above_zero(caller, "gamma", gamma)
+        fixed_cost(caller, settings, "(-ln score)^gamma")
+        index = partial(indices.dice, eps=eps)
+        settings["cost"] = costs.log_power(gamma)
+        super().__init__(index, num_classes, **settings)
+
+
+def _tversky(caller: str, alpha: float, beta: float, eps: float) -> partial:
+    for name, value in (("alpha", alpha), ("beta", beta), ("eps", eps)):
+        validation.number(caller, name, value, 0)
+    if alpha == beta == 0:
+        validation.fail(caller, "alpha or beta above 0", "both 0", "With both 0 nothing costs anything.")
+    return partial(indices.tversky, alpha=alpha, beta=beta, eps=eps)
+
+
+def _above_zero(caller: str, name: str, value: float) -> None:
+    validation.number(caller, name, value, 0)
+    if value == 0:
+        validation.fail(caller, f"{name} > 0", value, "With 0 the loss would be constant.")
+
+
+def _no_logarithm(caller: str, settings: LossSettings) -> None:
+    if settings.get("cost") in ("neg_log", costs.neg_log):
+        validation.fail(caller, "a cost of a score that may be negative", "'neg_log'", "Use 'one_minus'.")
