@@ -49,6 +49,7 @@ def _process_as_found() -> Iterator[None]:
     state = torch.get_rng_state()
     yield
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
     torch.set_printoptions(profile="default")
     torch.set_rng_state(state)
