@@ -112,7 +112,8 @@ def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig
     torch.backends.cudnn.deterministic = config.cudnn_deterministic
     if config.deterministic_algorithms:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic_algorithms)
+    if config.deterministic_algorithms or torch.are_deterministic_algorithms_enabled():  # the call imports inductor
+        torch.use_deterministic_algorithms(config.deterministic_algorithms)
     cuda_devices = torch.cuda.device_count()
     if cuda_devices:
         torch.cuda.manual_seed_all(seed)
