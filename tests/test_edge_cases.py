@@ -75,6 +75,17 @@ def test_extreme_logits_stay_finite(backend: str) -> None:
         assert gradient.isfinite().all()
 
 
+def test_second_derivative_where_prediction_equals_target() -> None:
+    input = torch.tensor([[[0.25, 0.5]]], dtype=torch.float64, requires_grad=True)
+    target = input.detach().clone()
+    for power, curvature in ((1.0, 0.0), (1.5, 0.0), (2.0, 2.0), (3.0, 0.0)):  # 1.5 has none: 0 and not nan
+        stats = softdice.overlap_statistics(input, target, power=power, fields=("difference",))
+        (first,) = torch.autograd.grad(stats.difference.sum(), input, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), input)
+        assert first.tolist() == [[[0.0, 0.0]]]
+        assert (second + torch.zeros(1, 1, 2)).tolist() == [[[curvature, curvature]]]  # abs gives a zero without storage
+
+
 def test_soft_mask_of_one_class(backend: str) -> None:
     input = torch.tensor([[[0.9, 0.2]]], dtype=torch.float64)
     for target in (torch.tensor([[0.5, 0.25]]), torch.tensor([[[0.5, 0.25]]])):

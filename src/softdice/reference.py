@@ -117,8 +117,10 @@ def statistics(
         if name == "target_squared":
             return true_BCV * true_BCV
         if name == "difference":
-            distance_BCV = (prob_BCV - true_BCV).abs()
-            return distance_BCV if power == 1 else distance_BCV**power
+            apart_BCV = prob_BCV - true_BCV
+            if power == 2:
+                return apart_BCV * apart_BCV
+            return apart_BCV.abs() if power == 1 else _power(apart_BCV.abs(), power)
         if name == "voxels":
             return torch.ones_like(true_BCV)
         if name == "labelled":
@@ -164,5 +166,5 @@ def _true_values(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
-    """base^exponent with a finite derivative at 0."""
+    """base^exponent with finite derivatives at 0."""
     return base.clamp_min(torch.finfo(base.dtype).tiny) ** exponent if exponent else torch.ones_like(base)
