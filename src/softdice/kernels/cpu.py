@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from softdice.kernels import blocks
+from softdice.kernels import general
+from softdice.kernels import plain as usual
 from softdice.kernels.rows import CODES, clean_weights, jit, load, load_labels, outside, store
 from softdice.reference import ACTIVATIONS, FIELDS, outcomes
 from softdice.validation import probability_slack
@@ -77,7 +79,7 @@ def _forward(
     x: Any, xraw: Any, xcode: Any, direct: Any, sB: Any, sC: Any, sV: Any, C: Any, K: Any, V: Any,
     dense: Any, traw: Any, tcode: Any, first: Any, top: Any, has_ignore: Any, ignore: Any,
     wraw: Any, wcode: Any, weighted: Any, member: Any, union: Any, act: Any, flags: Any, gamma: Any, power: Any,
-    smoothing: Any, share: Any, plain: Any, validate: Any, low: Any, high: Any,
+    smoothing: Any, share: Any, validate: Any, low: Any, high: Any,
     chunk: Any, chunks: Any, block: Any, slots: Any, bad: Any, begin: Any, end: Any,
 ) -> None:  # fmt: skip
     """Tasks [begin, end) of the grid (sample, chunk): their sums into slots (tasks, fields, K)."""
@@ -105,10 +107,10 @@ def _forward(
             if act == 0 and validate:
                 for c in range(C):
                     bad[task, 1] += outside(src, off + c * ld, n, low, high, w)
-            if plain:
-                blocks.plain_sums(src, off, ld, C, n, flags, gamma, t, w, masked, e, block, rows, sums)
+            if member is None:  # settled when compiling: the usual case does not wait for the rest
+                usual.plain_sums(src, off, ld, C, n, flags, gamma, t, w, masked, e, block, rows, sums)
             else:
-                bad[task, 3] += blocks.general_sums(
+                bad[task, 3] += general.general_sums(
                     act, src, off, ld, C, K, n, flags, gamma, power, smoothing, share, t, w, masked,
                     dense, traw, tcode, to, V, member, union, validate, e, block, rows, sums,
                 )  # fmt: skip
@@ -116,7 +118,7 @@ def _forward(
             for v in range(n):
                 total += w[v]
             for k in range(K):
-                sums[blocks.N, k] += total
+                sums[usual.N, k] += total
 
 
 @jit
@@ -124,13 +126,13 @@ def _backward(
     x: Any, xraw: Any, xcode: Any, direct: Any, sB: Any, sC: Any, sV: Any, C: Any, K: Any, V: Any,
     dense: Any, traw: Any, tcode: Any, first: Any, top: Any, has_ignore: Any, ignore: Any,
     wraw: Any, wcode: Any, weighted: Any, member: Any, union: Any, act: Any, flags: Any, gamma: Any, power: Any,
-    smoothing: Any, share: Any, plain: Any, coef: Any, g: Any, graw: Any,
+    smoothing: Any, share: Any, coef: Any, g: Any, graw: Any,
     chunk: Any, chunks: Any, block: Any, begin: Any, end: Any,
 ) -> None:  # fmt: skip
     """Tasks [begin, end) of the grid: dL/dx from coef = dL/dstatistics (B, fields, K)."""
     zero = np.uint64(0)
     rows = np.empty((ROWS, block), x.dtype)
-    h = np.empty(zero if plain else C * block, x.dtype)
+    h = np.empty(zero if member is None else C * block, x.dtype)
     xs = np.empty(zero if direct else C * block, x.dtype)
     gs = np.empty(zero if direct else C * block, x.dtype)
     src = x if direct else xs
@@ -151,10 +153,10 @@ def _backward(
                 has_ignore, ignore, wraw, wcode, b * V + v0, weighted, n, t, w, unread,
             )  # fmt: skip
             off, ld = (xo, sC) if direct else (zero, block)
-            if plain:
-                blocks.plain_gradient(src, off, ld, C, n, flags, gamma, t, w, masked, dst, off, ld, rows, coef[b])
+            if member is None:  # settled when compiling: the usual case does not wait for the rest
+                usual.plain_gradient(src, off, ld, C, n, flags, gamma, t, w, masked, dst, off, ld, rows, coef[b])
             else:
-                blocks.general_gradient(
+                general.general_gradient(
                     act, src, off, ld, C, K, n, flags, gamma, power, smoothing, share, t, w, masked,
                     dense, traw, tcode, to, V, member, union, h, block, dst, off, ld, rows, coef[b],
                 )  # fmt: skip
@@ -185,14 +187,26 @@ def _bytes(tensor: Tensor) -> np.ndarray:
 
 def _readable(input: Tensor) -> Tensor:
     """Itself where the kernel can read it in place: dense memory, channels first or last; else a contiguous copy."""
-    B, C, V = input.shape
+    _, C, V = input.shape
     if input.is_contiguous() or input.stride() == (C * V, 1, C):
         return input
     return input.contiguous()
 
 
-def _arguments(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Settings) -> tuple:
-    """Tensors and settings -> the arguments that both kernels share, and the grid."""
+class _Job(NamedTuple):
+    """What both kernels are called with, and what the driver has to know of it."""
+
+    arguments: tuple[Any, ...]
+    grid: tuple[np.uint64, np.uint64, np.uint64]  # voxels per chunk, chunks per sample, voxels per block
+    tasks: int
+    columns: int  # classes or regions
+    direct: bool  # logits are read in place
+    usual: bool
+    wide: np.dtype  # of the arithmetic
+
+
+def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Settings) -> _Job:
+    """Tensors and settings -> the work to do."""
     u = np.uint64
     B, C, V = input.shape
     wide = np.dtype(np.float64 if input.dtype == torch.float64 else np.float32)
@@ -213,7 +227,7 @@ def _arguments(input: Tensor, target: Tensor, weight: Tensor | None, regions: Te
     chunk = -(-max(CHUNK_VOXELS, -(-V // CHUNKS)) // block) * block
     chunks = max(1, -(-V // chunk))
     flags = sum(1 << FIELDS.index(name) for name in s.fields)
-    shared = (
+    arguments = (
         xraw.view(wide) if direct else np.empty(0, wide),
         xraw,
         CODES[_CODE[input.dtype]],
@@ -225,14 +239,14 @@ def _arguments(input: Tensor, target: Tensor, weight: Tensor | None, regions: Te
         dense,
         _bytes(target),
         CODES[_CODE[target.dtype]],
-        1 if C == 1 else 0,
-        max(C, 2),
+        np.int32(1 if C == 1 else 0),
+        np.int32(max(C, 2)),
         s.ignore_index is not None,
-        s.ignore_index or 0,
+        np.int32(_within_int32(s.ignore_index)),
         nothing if weight is None else _bytes(weight),
         0 if weight is None else CODES[_CODE[weight.dtype]],
         weight is not None,
-        np.empty((0, 0), np.uint8) if regions is None else regions.contiguous().view(torch.uint8).numpy(),
+        None if plain else _member(regions),
         regions is not None,
         activation,
         flags,
@@ -240,9 +254,16 @@ def _arguments(input: Tensor, target: Tensor, weight: Tensor | None, regions: Te
         real(s.power),
         real(s.label_smoothing),
         real(s.label_smoothing / outcomes(C, s.activation)),
-        plain,
     )
-    return shared, (u(chunk), u(chunks), u(block)), B * chunks
+    return _Job(arguments, (u(chunk), u(chunks), u(block)), B * chunks, K, direct, plain, wide)
+
+
+def _within_int32(label: int | None) -> int:
+    return label if label is not None and -(2**31) < label < 2**31 else -(2**31)
+
+
+def _member(regions: Tensor | None) -> np.ndarray:
+    return np.empty((0, 0), np.uint8) if regions is None else regions.contiguous().view(torch.uint8).numpy()
 
 
 def statistics(
@@ -250,18 +271,16 @@ def statistics(
 ) -> tuple[Tensor, bool]:
     """input (B, C, V), target, weight -> sums (fields, B, K) in float64, and whether all values were in range."""
     input = _readable(input)
-    shared, grid, tasks = _arguments(input, target, weight, regions, settings)
-    B, K = input.shape[0], int(shared[8])
-    slots = np.zeros((tasks, len(FIELDS), K))
-    bad = np.zeros((tasks, 4), np.int64)
-    slack = probability_slack(input.dtype)
-    real = shared[0].dtype.type
-    if tasks and input.shape[2]:
-        arguments = (*shared, validate, real(-slack), real(1 + slack), *grid, slots, bad)
-        _share_out(_forward, arguments, tasks, input.numel())
-    sums = slots.reshape(B, tasks // max(B, 1), len(FIELDS), K).sum(1) if B else np.zeros((0, len(FIELDS), K))
-    if shared[-1]:  # a hard label map: y is 0 or 1, so its square and its raw sum are its sum
-        sums[:, blocks.R] = sums[:, blocks.LABELLED] = sums[:, blocks.T]
+    job = _job(input, target, weight, regions, settings)
+    slots = np.zeros((job.tasks, len(FIELDS), job.columns))
+    bad = np.zeros((job.tasks, 4), np.int64)
+    if input.numel():
+        slack = probability_slack(input.dtype)
+        limits = job.wide.type(-slack), job.wide.type(1 + slack)
+        _share_out(_forward, (*job.arguments, validate, *limits, *job.grid, slots, bad), job.tasks, input.numel())
+    sums = slots.reshape(input.shape[0], int(job.grid[1]), len(FIELDS), job.columns).sum(1)
+    if job.usual:  # a hard label map: y is 0 or 1, so its square and its raw sum are its sum
+        sums[:, usual.R] = sums[:, usual.LABELLED] = sums[:, usual.T]
     wanted = [FIELDS.index(name) for name in settings.fields]
     return torch.from_numpy(np.ascontiguousarray(sums[:, wanted].transpose(1, 0, 2))), not (validate and bad.any())
 
@@ -269,18 +288,18 @@ def statistics(
 def gradient(
     grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Settings
 ) -> Tensor:
-    """dL/dstatistics (fields, B, K), and what made them -> dL/dinput, in the strides of the input."""
-    original, input = input, _readable(input)
-    shared, grid, tasks = _arguments(input, target, weight, regions, settings)
+    """dL/dstatistics (fields, B, K), and what made them -> dL/dinput, laid out as it is read."""
+    input = _readable(input)
+    job = _job(input, target, weight, regions, settings)
     result = torch.empty_like(input)  # keeps dense strides, so the gradient is laid out as the input
-    coef = np.zeros((input.shape[0], len(FIELDS), int(shared[8])), shared[0].dtype)
+    coef = np.zeros((input.shape[0], len(FIELDS), job.columns), job.wide)
     wanted = [FIELDS.index(name) for name in settings.fields]
     coef[:, wanted] = grad.detach().movedim(0, 1).numpy()
     graw = _bytes(result)
-    if tasks and input.shape[2]:
-        g = graw.view(shared[0].dtype) if shared[3] else np.empty(0, shared[0].dtype)
-        _share_out(_backward, (*shared, coef, g, graw, *grid), tasks, input.numel())
-    return result if original.dtype == result.dtype else result.to(original.dtype)
+    if input.numel():
+        g = graw.view(job.wide) if job.direct else np.empty(0, job.wide)
+        _share_out(_backward, (*job.arguments, coef, g, graw, *job.grid), job.tasks, input.numel())
+    return result
 
 
 # --- threads ------------------------------------------------------------------------------------------------------
@@ -303,7 +322,7 @@ def _share_out(kernel: Callable[..., None], arguments: tuple[Any, ...], tasks: i
             kernel(*arguments, np.uint64(0), np.uint64(0))
         shares = min(tasks, threads * (1 if numel < 1 << 20 else 4))
         bounds = [np.uint64(math.ceil(tasks * i / shares)) for i in range(shares + 1)]
-        queue = iter(zip(bounds[:-1], bounds[1:], strict=True))
+        queue = iter(pairwise(bounds))
         lock = threading.Lock()
 
         def work() -> None:

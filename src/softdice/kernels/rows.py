@@ -247,36 +247,22 @@ def store(row: Any, o: Any, n: Any, raw: Any, code: Any, off: Any, stride: Any) 
 
 
 @jit
-def _labels(src: Any, off: Any, n: Any, first: Any, top: Any, out: Any) -> Any:
-    bad = np.int32(0)
-    for v in range(n):
-        label = np.int64(src[off + v])
-        inside = (label >= 0) & (label < top)
-        out[v] = np.int32(label - first) if inside else np.int32(-1)
-        bad += np.int32(1) - np.int32(inside)
-    return bad
-
-
-@jit
-def _ignored(src: Any, off: Any, n: Any, ignore: Any, top: Any, out: Any, w: Any) -> Any:
-    outside = np.int32(0)  # those that `_labels` counted as bad though they are the label to leave out
-    for v in range(n):
-        label = np.int64(src[off + v])
-        if label == ignore:
-            out[v] = np.int32(-1)
-            w[v] = w.dtype.type(0)
-            outside += np.int32((label < 0) | (label >= top))
-    return outside
-
-
-@jit
-def _labels_and_ignored(
-    src: Any, off: Any, n: Any, first: Any, top: Any, has_ignore: Any, ignore: Any, out: Any, w: Any
-) -> Any:
-    bad = _labels(src, off, n, first, top, out)
-    if has_ignore:
-        bad -= _ignored(src, off, n, ignore, top, out, w)
-    return bad
+def _load_integers(raw: Any, code: Any, off: Any, n: Any, out: Any) -> None:
+    """n labels of any integer dtype -> int32; those of int64 that do not fit become -2^31, which no class has."""
+    zero, one = np.uint64(0), np.uint64(1)
+    if code == 4:
+        _copy(raw, off, one, n, out, zero)
+    elif code == 5:
+        _copy(raw.view(np.int8), off, one, n, out, zero)
+    elif code == 6:
+        _copy(raw.view(np.int16), off, one, n, out, zero)
+    elif code == 7:
+        _copy(raw.view(np.int32), off, one, n, out, zero)
+    else:
+        wide = raw.view(np.int64)
+        for v in range(n):
+            label = wide[off + v]
+            out[v] = np.int32(label) if (label > -(1 << 31)) & (label < 1 << 31) else np.int32(-(1 << 31))
 
 
 @jit
@@ -284,15 +270,17 @@ def load_labels(
     raw: Any, code: Any, off: Any, n: Any, first: Any, top: Any, has_ignore: Any, ignore: Any, out: Any, w: Any
 ) -> Any:
     """n labels -> class numbers (-1: none), weight 0 where ignored; returns how many are out of range."""
-    if code == 4:
-        return _labels_and_ignored(raw, off, n, first, top, has_ignore, ignore, out, w)
-    if code == 5:
-        return _labels_and_ignored(raw.view(np.int8), off, n, first, top, has_ignore, ignore, out, w)
-    if code == 6:
-        return _labels_and_ignored(raw.view(np.int16), off, n, first, top, has_ignore, ignore, out, w)
-    if code == 7:
-        return _labels_and_ignored(raw.view(np.int32), off, n, first, top, has_ignore, ignore, out, w)
-    return _labels_and_ignored(raw.view(np.int64), off, n, first, top, has_ignore, ignore, out, w)
+    _load_integers(raw, code, off, n, out)
+    if has_ignore:
+        for v in range(n):
+            w[v] = w[v] if out[v] != ignore else w.dtype.type(0)
+    bad = np.int32(0)
+    for v in range(n):
+        label = out[v]
+        inside = (label >= np.int32(0)) & (label < top)
+        bad += np.int32(not inside) & np.int32((not has_ignore) | (label != ignore))
+        out[v] = label - first if inside & ((not has_ignore) | (label != ignore)) else np.int32(-1)
+    return bad
 
 
 @jit
