@@ -83,7 +83,9 @@ def test_second_derivative_where_prediction_equals_target() -> None:
         (first,) = torch.autograd.grad(stats.difference.sum(), input, create_graph=True)
         (second,) = torch.autograd.grad(first.sum(), input)
         assert first.tolist() == [[[0.0, 0.0]]]
-        assert (second + torch.zeros(1, 1, 2)).tolist() == [[[curvature, curvature]]]  # abs gives a zero without storage
+        assert (second + torch.zeros(1, 1, 2)).tolist() == [
+            [[curvature, curvature]]
+        ]  # abs gives a zero without storage
 
 
 def test_soft_mask_of_one_class(backend: str) -> None:
