@@ -93,7 +93,7 @@ def test_ranks_draw_different_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         (SystemConfig(seed=-1), ValueError, "setup_system: expected seed in [0, 2^32), got -1. NumPy takes no other."),
         (SystemConfig(seed=2**32), ValueError, "setup_system: expected seed in [0, 2^32), got 4294967296. "
          "NumPy takes no other."),
-        (SystemConfig(seed=1.5), TypeError, "setup_system: expected seed to be an int, got 1.5. "  # type: ignore[arg-type]
+        (SystemConfig(seed=1.5), TypeError, "setup_system: expected seed to be an int, got 1.5. "
          "Pass a whole number."),
         (42, TypeError, "setup_system: expected a SystemConfig, got 42. Write setup_system(SystemConfig(seed=42))."),
     ],

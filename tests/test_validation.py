@@ -1,0 +1,250 @@
+"""Every error of the core: the kind, and the whole text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import softdice
+from softdice import OverlapLoss, SoftDiceLoss, costs, overlap_statistics, validation
+from softdice.kernels import registry
+
+X = torch.full((2, 3, 4, 4), 1 / 3)
+Y = torch.zeros(2, 4, 4, dtype=torch.int64)
+SOFT = torch.full((2, 3, 4, 4), 0.5)
+
+
+def stats(input: Any = X, target: Any = Y, **keywords: Any) -> object:
+    return overlap_statistics(input, target, **keywords)
+
+
+def changed(tensor: Tensor, *values: float) -> Tensor:
+    """The tensor with these values in its first places."""
+    copy = tensor.clone()
+    copy.view(-1)[: len(values)] = torch.tensor(values, dtype=tensor.dtype)
+    return copy
+
+
+PASS = "overlap_statistics: "
+LOSS = "SoftDiceLoss: "
+FIELD_NAMES = (
+    "intersection, prediction, target, prediction_squared, target_squared, difference, cross_entropy, focal, voxels, "
+    "labelled"
+)
+TARGET_SHAPES = PASS + "expected target of shape (2, 4, 4), (2, 1, 4, 4) or (2, 3, 4, 4) for input (2, 3, 4, 4), got "
+TARGET_ADVICE = "Labels have no channel dimension, per-class values have one channel per class."
+IN_RANGE = "Raise num_classes, remap the labels, or set ignore_index."
+
+CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
+    # tensors: kind, dtype, shape
+    (lambda: stats([1.0]), TypeError, PASS + "expected input to be a Tensor, got list. Wrap input in torch.as_tensor."),
+    (lambda: stats(target=X.numpy()), TypeError,
+     PASS + "expected target to be a Tensor, got ndarray. Wrap target in torch.as_tensor."),
+    (lambda: stats(voxel_weight=2.0), TypeError,
+     PASS + "expected voxel_weight to be a Tensor, got float. Wrap voxel_weight in torch.as_tensor."),
+    (lambda: stats(Y.unsqueeze(1)), TypeError,
+     PASS + "expected input of dtype float16, bfloat16, float32 or float64, got torch.int64. "
+     "Pass logits or probabilities first, labels second."),
+    (lambda: stats(X[0, 0]), ValueError,
+     PASS + "expected input of shape (B, C, *S), got (4, 4). Add the missing dimension with unsqueeze."),
+    (lambda: SoftDiceLoss(4)(X, Y), ValueError,
+     LOSS + "expected input of shape (B, 4, *S) for num_classes=4, got (2, 3, 4, 4). "
+     "Make num_classes the number of channels, which stand second."),
+    (lambda: stats(target=Y.to("meta")), ValueError,
+     PASS + "expected target on cpu like input, got meta. Move it: target.to(input.device)."),
+    (lambda: stats(voxel_weight=Y.to("meta")), ValueError,
+     PASS + "expected voxel_weight on cpu like input, got meta. Move it: voxel_weight.to(input.device)."),
+    (lambda: stats(target=Y[:1]), ValueError, TARGET_SHAPES + f"(1, 4, 4). {TARGET_ADVICE}"),
+    (lambda: stats(target=SOFT[:, :2]), ValueError, TARGET_SHAPES + f"(2, 2, 4, 4). {TARGET_ADVICE}"),
+    (lambda: stats(target=Y.unsqueeze(-1)), ValueError, TARGET_SHAPES + f"(2, 4, 4, 1). {TARGET_ADVICE}"),
+    (lambda: stats(target=Y.to(torch.complex64)), TypeError,
+     PASS + "expected target of an integer, bool or floating dtype, got torch.complex64. Convert it."),
+    (lambda: stats(target=SOFT, ignore_index=255), ValueError,
+     PASS + "expected no ignore_index with per-class values, got ignore_index=255 and target (2, 3, 4, 4). "
+     "Pass voxel_weight with 0 at the voxels to leave out."),
+    (lambda: stats(voxel_weight=X), ValueError,
+     PASS + "expected voxel_weight of shape (2, 4, 4) or (2, 1, 4, 4), got (2, 3, 4, 4). "
+     "One weight per voxel; expand it where it is the same for all."),
+    (lambda: stats(voxel_weight=Y.to(torch.complex64)), TypeError,
+     PASS + "expected voxel_weight of a real dtype, got torch.complex64. Convert it."),
+    # values
+    (lambda: stats(target=changed(Y, 3, 7)), ValueError,
+     PASS + f"expected target with labels in [0, 3), got 3 (2 voxels). {IN_RANGE}"),
+    (lambda: stats(target=changed(Y, -1), ignore_index=255), ValueError,
+     PASS + f"expected target with labels in [0, 3) or 255, got -1 (1 voxels). {IN_RANGE}"),
+    (lambda: stats(X[:, :1], changed(Y, 255)), ValueError,
+     PASS + f"expected target with labels in [0, 2) (1 is in the only class), got 255 (1 voxels). {IN_RANGE}"),
+    (lambda: stats(target=changed(Y.float(), 0.5, 0.25)), ValueError,
+     PASS + "expected whole labels in target, got 0.5 (2 of 32 voxels are not whole). "
+     "A float label map must hold whole values; per-class values have shape (B, C, *S)."),
+    (lambda: stats(target=changed(Y.float(), torch.nan)), ValueError,
+     PASS + "expected whole labels in target, got nan (1 of 32 voxels are not whole). "
+     "A float label map must hold whole values; per-class values have shape (B, C, *S)."),
+    (lambda: stats(target=changed(SOFT, 1.5, -1)), ValueError,
+     PASS + "expected per-class values in [0, 1] in target, got 1.5 (2 values). Scale target to [0, 1]."),
+    (lambda: stats(changed(X, 2.0, -3.0)), ValueError,
+     PASS + "expected probabilities in [0, 1] in input (activation='none'), got 2.0 (2 values). "
+     "For logits pass activation='softmax' or activation='sigmoid'."),
+    (lambda: stats(voxel_weight=changed(Y.float(), -1, -1, -1)), ValueError,
+     PASS + "expected voxel_weight >= 0, got -1.0 (3 voxels). Use 0 for a voxel that should not count."),
+    (lambda: stats(voxel_weight=changed(Y.float(), torch.nan)), ValueError,
+     PASS + "expected voxel_weight >= 0, got nan (1 voxels). Use 0 for a voxel that should not count."),
+    # settings of the pass
+    (lambda: stats(activation="Softmax"), ValueError,
+     PASS + "expected activation to be one of 'none', 'softmax', 'sigmoid', got 'Softmax'. "
+     "Correct the spelling or pick another."),
+    (lambda: stats(label_smoothing=1.0), ValueError,
+     PASS + "expected label_smoothing in [0, 1), got 1.0. Choose label_smoothing in that range."),
+    (lambda: stats(label_smoothing="0.1"), TypeError,
+     PASS + "expected label_smoothing to be a number in [0, 1), got '0.1'. Pass a float for label_smoothing."),
+    (lambda: stats(gamma=-1), ValueError, PASS + "expected gamma >= 0, got -1. Choose gamma in that range."),
+    (lambda: stats(gamma=float("nan")), ValueError, PASS + "expected gamma >= 0, got nan. Choose gamma in that range."),
+    (lambda: stats(power=0.5), ValueError, PASS + "expected power >= 1, got 0.5. Choose power in that range."),
+    (lambda: stats(power=float("inf")), ValueError, PASS + "expected power >= 1, got inf. Choose power in that range."),
+    (lambda: stats(ignore_index=1.0), TypeError,
+     PASS + "expected ignore_index to be an int or None, got 1.0. Pass the label to leave out."),
+    (lambda: stats(fields=("dice",)), ValueError,
+     PASS + "expected fields to be one of " + ", ".join(f"'{name}'" for name in FIELD_NAMES.split(", "))
+     + ", got 'dice'. Correct the spelling or pick another."),
+    (lambda: stats(fields=()), ValueError,
+     PASS + f"expected at least one name in fields, got none. The names are {FIELD_NAMES}."),
+    (lambda: stats(activation="sigmoid", regions=((1,),)), ValueError,
+     PASS + "expected activation 'softmax' or 'none' with regions, got 'sigmoid'. "
+     "With a sigmoid each channel is a region already: pass per-class targets."),
+    (lambda: stats(regions=((1,), ())), ValueError,
+     PASS + "expected every region to name a class, got ((1,), ()). Pass tuples of class numbers."),
+    (lambda: stats(regions=((1, 3),)), ValueError,
+     PASS + "expected regions to be distinct class numbers in [0, 3), got 3. There are 3 classes."),
+    (lambda: stats(regions=((1, 1),)), ValueError,
+     PASS + "expected regions to be distinct class numbers in [0, 3), got (1, 1). There are 3 classes."),
+    # settings of a loss
+    (lambda: SoftDiceLoss(0), ValueError,
+     LOSS + "expected num_classes >= 1, got 0. Pass the number of channels of input."),
+    (lambda: SoftDiceLoss(2.0), TypeError,
+     LOSS + "expected num_classes to be an int, got 2.0. Pass the number of channels of input."),
+    (lambda: SoftDiceLoss(2, eps=-1e-5), ValueError, LOSS + "expected eps >= 0, got -1e-05. Choose eps in that range."),
+    (lambda: SoftDiceLoss(2, eps=True), TypeError,
+     LOSS + "expected eps to be a number >= 0, got True. Pass a float for eps."),
+    (lambda: SoftDiceLoss(2, cost="dice"), ValueError,
+     LOSS + "expected cost to be one of 'neg_log', 'one_minus', 'log_cosh', got 'dice'. "
+     "Correct the spelling or pick another."),
+    (lambda: SoftDiceLoss(2, pooling="class"), ValueError,
+     LOSS + "expected pooling to be one of 'batch', 'sample', got 'class'. Correct the spelling or pick another."),
+    (lambda: SoftDiceLoss(2, absent=None), ValueError,
+     LOSS + "expected absent to be one of 'count', 'skip', got None. Correct the spelling or pick another."),
+    (lambda: SoftDiceLoss(2, reduction="avg"), ValueError,
+     LOSS + "expected reduction to be one of 'mean', 'sum', 'none', got 'avg'. Correct the spelling or pick another."),
+    (lambda: SoftDiceLoss(2, classes=(0, 2)), ValueError,
+     LOSS + "expected classes to be distinct class numbers in [0, 2), got 2. There are 2 classes."),
+    (lambda: SoftDiceLoss(2, classes=()), ValueError,
+     LOSS + "expected classes to be distinct class numbers in [0, 2), got (). There are 2 classes."),
+    (lambda: SoftDiceLoss(2, classes=1), TypeError,
+     LOSS + "expected classes to be a sequence of ints, got 1. Pass class numbers, for example (1, 2)."),
+    (lambda: SoftDiceLoss(2, classes=(0.5,)), TypeError,
+     LOSS + "expected classes to be a sequence of ints, got (0.5,). Pass class numbers, for example (1, 2)."),
+    (lambda: SoftDiceLoss(2, class_weight=[1.0]), ValueError,
+     LOSS + "expected class_weight of shape (2,), got (1,). Pass one weight per class."),
+    (lambda: SoftDiceLoss(2, class_weight=[1.0, -1.0]), ValueError,
+     LOSS + "expected class_weight finite, >= 0 and not all 0, got [1.0, -1.0]. Pass other weights."),
+    (lambda: SoftDiceLoss(2, class_weight=[0, 0]), ValueError,
+     LOSS + "expected class_weight finite, >= 0 and not all 0, got [0.0, 0.0]. Pass other weights."),
+    (lambda: SoftDiceLoss(2, class_weight="ab"), TypeError,
+     LOSS + "expected class_weight to be numbers, got 'ab'. Pass one weight per class."),
+    (lambda: costs.focal(-1.0), ValueError, "costs.focal: expected gamma >= 0, got -1.0. Choose gamma in that range."),
+    (lambda: OverlapLoss(lambda s: 1.0, 2), TypeError,
+     "OverlapLoss: expected index to return a Tensor, got float. Return a score per class."),
+    (lambda: OverlapLoss(lambda s: torch.ones(2), 2), ValueError,
+     "OverlapLoss: expected index to read a statistic, got none read. Use stats.intersection and its siblings."),
+    # functions and backends
+    (lambda: softdice.functional.soft_dice_loss([1.0], Y), TypeError,
+     "soft_dice_loss: expected input to be a Tensor, got list. Wrap input in torch.as_tensor."),
+    (lambda: softdice.functional.soft_dice_loss(X[0, 0, 0], Y), ValueError,
+     "soft_dice_loss: expected input of shape (B, C, *S), got (4,). Add the missing dimension with unsqueeze."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call, kind, message", CASES, ids=[message[:70] for _, _, message in CASES])
+def test_message(call: Callable[[], object], kind: type[Exception], message: str) -> None:
+    with softdice.use_backend("reference"), pytest.raises(kind) as error:
+        call()
+    assert type(error.value) is kind
+    assert str(error.value) == message
+
+
+VALUE_CASES = [case for case in CASES if "voxels)" in case[2] or "values)" in case[2]]
+
+
+@pytest.mark.parametrize("call, kind, message", VALUE_CASES, ids=[message[:70] for _, _, message in VALUE_CASES])
+def test_every_backend_finds_values_out_of_range(
+    backend: str, call: Callable[[], object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind) as error:
+        call()
+    assert str(error.value) == message
+
+
+def test_unknown_keyword() -> None:
+    with pytest.raises(TypeError, match=r"^SoftDiceLoss: expected the keywords activation, .*, got dims, smooth\."):
+        SoftDiceLoss(2, smooth=1.0, dims=2)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'smooth'"):
+        stats(smooth=1.0)
+    with pytest.raises(TypeError, match="positional argument"):
+        SoftDiceLoss(2, 1e-5, "softmax")
+
+
+def test_without_validation_values_are_not_looked_at(backend: str) -> None:
+    assert float(SoftDiceLoss(3, validate=False)(changed(X, 2.0), Y)) > 0
+    stats(validate=False, voxel_weight=changed(Y.float() + 1, 0.5))
+    with pytest.raises(ValueError, match="expected target of shape"):  # shapes are checked always
+        stats(target=Y[:1], validate=False)
+
+
+def test_rounding_is_no_error(backend: str) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        ones = torch.full((1, 2, 4), 1 + torch.finfo(dtype).eps, dtype=dtype)
+        overlap_statistics(ones, Y[:1, 0])
+
+
+def test_labels_that_are_ignored_may_be_anything(backend: str) -> None:
+    for ignored in (255, -1, -100, 1000, 2**40):
+        stats(target=changed(Y, ignored), ignore_index=ignored)
+    stats(target=changed(Y.float(), 255), ignore_index=255)
+
+
+def test_backend_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = ", ".join(repr(name) for name in registry.NAMES)
+    advice = "Correct the spelling or pick another."
+    with pytest.raises(ValueError) as error, softdice.use_backend("gpu"):
+        pass
+    assert str(error.value) == f"use_backend: expected name to be one of {allowed}, got 'gpu'. {advice}"
+    monkeypatch.setenv("SOFTDICE_BACKEND", "reference")
+    assert registry.asked() == "reference"
+    with softdice.use_backend("auto"):
+        assert registry.asked() == "auto"
+    monkeypatch.setenv("SOFTDICE_BACKEND", "fast")
+    with pytest.raises(ValueError) as error:
+        registry.asked()
+    assert str(error.value) == f"SOFTDICE_BACKEND: expected the variable to be one of {allowed}, got 'fast'. {advice}"
+
+
+def test_a_named_backend_never_falls_back() -> None:
+    target = torch.rand(1, 2, 8, requires_grad=True)
+    with softdice.use_backend("cpu"), pytest.raises(RuntimeError) as error:
+        overlap_statistics(torch.rand(1, 2, 8), target)
+    assert str(error.value) == (
+        "use_backend: expected tensors that the 'cpu' backend serves, got a case that it does not: "
+        "target or voxel_weight requires a gradient. Use 'auto' or 'reference'."
+    )
+    with softdice.use_backend("auto"):
+        assert registry.choose(torch.zeros(1, 2, 2**14), target, None) == "reference"
+
+
+def test_an_assertion_text_needs_no_value() -> None:
+    text = validation.error_text(lambda value, count: validation.weights_error("f", value, count))
+    assert text.startswith("f: expected voxel_weight >= 0, got values outside (some voxels).")
+    with pytest.raises(AssertionError, match="an error function returned"):
+        validation.error_text(lambda value, count: None)
