@@ -138,6 +138,7 @@ def test_grey_png_keeps_the_numbers_in_the_file(tmp_path: Path, bits: int) -> No
     values = np.arange(35).reshape(5, 7) % 2**bits
     (tmp_path / "a.png").write_bytes(grey_png(values, bits))
     assert np.array_equal(read_image(tmp_path / "a.png").array, values)
+    assert read_image(tmp_path / "a.png").array.view(np.uint8).max() == values.max()  # no bool of 255
 
 
 def test_palette_png_keeps_its_indices_and_sixteen_bits_their_values(tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ def test_counts_of_bool_and_of_any_layout(engine: str) -> None:
         (tp.flip(0), tt.flip(0)),
         (tp.repeat_interleave(2, 0)[::2], tt),
     ]
+    strange = torch.from_numpy((p * np.uint8(255)).view(bool))  # what Pillow makes of a picture of one bit
+    layouts.append((strange, tt))
+    layouts.append((strange, tt.to(torch.int32)))
     for a, b in layouts:
         assert np.array_equal(class_counts(a, b, 2).numpy(), expected)
     assert np.array_equal(class_counts(tp[:0], tt[:0], 2).numpy(), np.zeros((3, 2)))

@@ -142,6 +142,7 @@ def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ig
 
     def count(p: np.ndarray, t: np.ndarray) -> np.ndarray:
         counts = np.zeros((3, num_classes + 1), np.int64)
+        p, t = (_as_bytes(array) if array.dtype == np.bool_ else array for array in (p, t))
         _kernels().count_labels(p, t, ignored, counts)
         return counts
 
@@ -224,6 +225,8 @@ def _flat_pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[n
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.bool_:  # some libraries make arrays of bool whose True is 255
+        return (array.view(np.uint8) != 0).view(np.uint8)
     return array.view(np.uint8)
 
 

@@ -138,7 +138,7 @@ def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
     module = _extra(suffix)
     try:
         content = WRITERS[suffix](array, like, module)
-        with _written_beside(path) as file:
+        with written_beside(path) as file:
             file.write(content)
     except FileError as error:
         raise FileError(f"write_image: {path}: {error}") from None
@@ -167,7 +167,7 @@ def label_names(image: Image) -> dict[int, str]:
 
 
 @contextmanager
-def _written_beside(path: Path) -> Iterator[io.BufferedWriter]:
+def written_beside(path: Path) -> Iterator[io.BufferedWriter]:
     """A temporary file in the folder of `path` that takes its place when the block ends without an error."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

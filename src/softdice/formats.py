@@ -165,7 +165,8 @@ def _picture_array(picture: Any) -> np.ndarray:
         picture = picture.convert("L" if picture.mode == "LA" else "RGB")
     if picture.mode not in ("1", "L", "P", "I", "I;16", "RGB"):
         raise FileError(f"expected grey, palette or colour, got a picture of mode {picture.mode}")
-    return np.array(picture)
+    array = np.array(picture)
+    return array.view(np.uint8) != 0 if picture.mode == "1" else array  # its True is the byte 255, which is no bool
 
 
 def _write_png(array: np.ndarray, like: Image, pil: Any) -> bytes:

@@ -7,6 +7,7 @@ import typer
 from softdice.cli.check import check
 from softdice.cli.info import info
 from softdice.cli.predict import predict
+from softdice.cli.score import score
 from softdice.cli.train import train
 from softdice.version import __version__
 
@@ -40,3 +41,4 @@ app.command()(check)
 app.command()(info)
 app.command()(train)
 app.command()(predict)
+app.command()(score)

@@ -1,0 +1,242 @@
+"""a pair of files -> counts per class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from softdice.counting import CHUNK, pair_counts
+from softdice.files import Image, label_names, read_image
+from softdice.scoring.classes import Options, ScoreError
+
+SAME_PLACE_VOXELS = 0.05
+"""Two grids are the same when no corner of the volume lies further apart than this share of a voxel."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pair, compared: per class the voxels of both, of the prediction and of the reference.
+
+    `keys` are labels, or names of regions; `counts` is (3, keys) int64, float64 sums of probabilities for soft
+    predictions. Where there was an error nothing was counted.
+    """
+
+    case: str
+    prediction: str = ""
+    reference: str = ""
+    keys: tuple[int | str, ...] = ()
+    counts: np.ndarray = field(default_factory=lambda: np.zeros((3, 0), np.int64))
+    voxels: int = 0
+    names: dict[int, str] = field(default_factory=dict)
+    error: str = ""
+
+
+def score_pair(prediction: Path, reference: Path, options: Options, case: str = "") -> Case:
+    """prediction file, reference file -> Case.
+
+    Raises:
+        FileError: a file cannot be read. ScoreError: the two cannot be compared.
+    """
+    p, t, names, voxels_ignored = load_pair(prediction, reference, options)
+    if p.dtype.kind == "f":
+        keys, counts = _soft_counts(p, t, options)
+    else:
+        keys, counts = _label_counts(*pair_counts(p, t), options)
+    return Case(case or reference.name, str(prediction), str(reference), keys, counts, t.size - voxels_ignored, names)
+
+
+def load_pair(
+    prediction: Path, reference: Path, options: Options
+) -> tuple[np.ndarray, np.ndarray, dict[int, str], int]:
+    """two files -> labels (or, for soft scores, probabilities) and labels on one grid, label names, ignored voxels."""
+    predicted, referenced = read_image(prediction), read_image(reference)
+    names = {**label_names(predicted), **label_names(referenced)}
+    p, t = _one_channel(prediction, predicted), _labels(reference, _one_channel(reference, referenced))
+    if t.dtype.kind == "f":
+        raise ScoreError(f"{reference}: expected labels, got values that are not whole. Give LABELS as label maps.")
+    if options.soft or options.threshold is not None:
+        p = _probabilities(prediction, p, options)
+    else:
+        p = _labels(prediction, p)
+        if p.dtype.kind == "f":
+            advice = "For probabilities pass --threshold 0.5 or --soft."
+            raise ScoreError(f"{prediction}: expected labels, got values that are not whole. {advice}")
+    p = _on_grid(prediction, predicted, p, reference, referenced, options)
+    if options.threshold is not None:
+        _one_class(reference, t, options)
+        p = np.where(p > options.threshold, np.int32(_class_labels(options)[0]), np.int32(0))
+    elif options.soft:
+        _one_class(reference, t, options)
+    elif options.labels is None and options.regions is None:
+        _same_scale(prediction, p, reference, t)
+    ignored = sum(int(np.count_nonzero(t == label)) for label in set(options.ignore))
+    return p, t, names, ignored
+
+
+def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:
+    """labels, a class -> bool mask of it."""
+    return np.isin(array, (options.regions or {}).get(str(key), (key,)) if isinstance(key, str) else (key,))
+
+
+def _one_channel(path: Path, image: Image) -> np.ndarray:
+    if image.suffix in (".jpg", ".jpeg"):
+        raise ScoreError(f"{path}: expected labels, got a JPEG, which changes them. Save masks as PNG.")
+    array = image.array
+    if array.ndim > image.spatial_ndim:
+        channels = range(1, array.shape[-1])
+        if image.affine is not None or any((array[..., 0] != array[..., i]).any() for i in channels):
+            raise ScoreError(f"{path}: expected one label per voxel, got {array.shape[-1]} channels.")
+        array = array[..., 0]  # grey that was saved as colour
+    return array
+
+
+def _labels(path: Path, array: np.ndarray) -> np.ndarray:
+    """Floats that are all whole -> the smallest integers that hold them; anything else as it is."""
+    if array.dtype.kind != "f":
+        return array
+    if not np.isfinite(array).all():
+        raise ScoreError(f"{path}: expected numbers, got nan or infinity.")
+    if not (array == np.rint(array)).all():
+        return array
+    low, high = int(array.min()), int(array.max())
+    for dtype in (np.uint8, np.int16, np.int32, np.int64):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return array.astype(dtype)
+    raise ScoreError(f"{path}: expected labels, got values from {low} to {high}.")
+
+
+def _probabilities(path: Path, array: np.ndarray, options: Options) -> np.ndarray:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ScoreError(f"{path}: expected numbers, got nan or infinity.")
+    if options.soft and (array.min() < 0 or array.max() > 1):
+        raise ScoreError(f"{path}: --soft: expected probabilities in [0, 1], got {array.min()} to {array.max()}.")
+    return array.astype(np.float64 if array.dtype == np.float64 else np.float32)
+
+
+def _class_labels(options: Options) -> tuple[int, ...]:
+    """The labels of the one class that probabilities are about."""
+    if options.regions is not None:
+        return next(iter(options.regions.values()))
+    return options.labels if options.labels is not None else (1,)
+
+
+def _one_class(reference: Path, t: np.ndarray, options: Options) -> None:
+    inside, given = _class_labels(options), options.labels is not None or options.regions is not None
+    if given or t.dtype.kind == "b":
+        return
+    present = [int(label) for label in np.unique(t) if label not in (0, *inside, *options.ignore)]
+    if present:
+        advice = "Say with --labels or --regions what the probabilities are about."
+        raise ScoreError(f"{reference}: expected labels 0 and {inside[0]}, got {_list(present)} too. {advice}")
+
+
+def _same_scale(prediction: Path, p: np.ndarray, reference: Path, t: np.ndarray) -> None:
+    """A mask of 0 and 1 against one of 0 and 255 is a mistake that would score 0."""
+    tops = [0 if array.size == 0 else int(array.max()) for array in (p, t)]
+    if sorted(tops) != [1, 255] or any(array.min() < 0 for array in (p, t)):
+        return
+    large = (p, t)[tops.index(255)]
+    if not ((large == 0) | (large == 255)).all():
+        return
+    advice = "If both mean the same, pass --regions 'mask=1,255'; if not, name the --labels."
+    raise ScoreError(f"{prediction}: holds 0 and {tops[0]}, but {reference.name} holds 0 and {tops[1]}. {advice}")
+
+
+def _on_grid(
+    prediction: Path, predicted: Image, p: np.ndarray, reference: Path, referenced: Image, options: Options
+) -> np.ndarray:
+    """The prediction on the grid of the reference."""
+    affines, t_ndim = (predicted.affine, referenced.affine), len(referenced.shape)
+    if options.resample and affines[0] is not None and affines[1] is not None and p.ndim == t_ndim == 3:
+        if _same_place(affines[0], affines[1], p.shape, referenced.shape):
+            return p
+        return _resampled(p, affines[0], affines[1], referenced.shape)
+    if p.shape != referenced.shape:
+        both_known = affines[0] is not None and affines[1] is not None
+        hint = " --resample brings it to the grid of the label." if both_known and p.ndim == 3 else ""
+        raise ScoreError(
+            f"{prediction}: expected shape {referenced.shape} as in {reference.name}, got {p.shape}.{hint}"
+        )
+    if options.ignore_geometry:
+        return p
+    if (affines[0] is None) != (affines[1] is None):
+        known = prediction if affines[0] is not None else reference
+        advice = "Pass --ignore-geometry if their axes agree."
+        raise ScoreError(f"{prediction}: only {known.name} says how its voxels lie in space. {advice}")
+    a, b = affines
+    if a is not None and b is not None and not _same_place(a, b, p.shape, referenced.shape):
+        advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
+        got = f"{_axes(a)} voxels elsewhere than the {_axes(b)} voxels of {reference.name}"
+        raise ScoreError(f"{prediction}: expected the same orientation and affine, got {got}. {advice}")
+    return p
+
+
+def _same_place(a: np.ndarray, b: np.ndarray, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> bool:
+    if shape_a != shape_b:
+        return False
+    extent = [n - 1 for n in shape_a[:3]] + [0] * (3 - min(3, len(shape_a)))
+    corners = np.array([[i, j, k, 1] for i in (0, extent[0]) for j in (0, extent[1]) for k in (0, extent[2])])
+    apart = np.linalg.norm(((a - b) @ corners.T)[:3], axis=0).max()
+    return bool(apart <= SAME_PLACE_VOXELS * np.linalg.norm(b[:3, :3], axis=0).min())
+
+
+def _axes(affine: np.ndarray) -> str:
+    """affine -> "RAS", "LPS" ...: where the first, second and third axis point."""
+    letters = ("LR", "PA", "IS")
+    axes = [int(np.argmax(np.abs(column))) for column in affine[:3, :3].T]
+    return "".join(letters[axis][int(affine[axis, i] > 0)] for i, axis in enumerate(axes))
+
+
+def _resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Nearest voxel for labels, linear for probabilities; 0 outside the prediction."""
+    from scipy.ndimage import affine_transform
+
+    try:
+        matrix = np.linalg.inv(from_affine) @ to_affine
+    except np.linalg.LinAlgError:
+        raise ScoreError("--resample: expected an affine that can be inverted, got a singular one.") from None
+    matrix = np.round(matrix, 9)  # an exact flip stays exact
+    order = 1 if p.dtype.kind == "f" else 0
+    source = p.astype(np.uint8) if p.dtype.kind == "b" else p
+    return np.asarray(affine_transform(source, matrix, output_shape=shape, order=order, mode="grid-constant"))
+
+
+def _label_counts(
+    p: np.ndarray, t: np.ndarray, n: np.ndarray, options: Options
+) -> tuple[tuple[int | str, ...], np.ndarray]:
+    """Pairs of labels and how often each occurs -> classes and their counts."""
+    counted = ~np.isin(t, options.ignore)
+    p, t, n = p[counted], t[counted], n[counted]
+    members: list[tuple[int | str, tuple[int, ...]]]
+    if options.regions is not None:
+        members = list(options.regions.items())
+    else:
+        labels = options.labels if options.threshold is None else _class_labels(options)
+        if labels is None:
+            left_out = set(options.ignore) | (set() if options.include_background else {0})
+            labels = tuple(sorted({*p.tolist(), *t.tolist()} - left_out))
+        members = [(label, (label,)) for label in labels]
+    counts = np.zeros((3, len(members)), np.int64)
+    for column, (_, inside) in enumerate(members):
+        in_p, in_t = np.isin(p, inside), np.isin(t, inside)
+        counts[:, column] = n[in_p & in_t].sum(), n[in_p].sum(), n[in_t].sum()
+    return tuple(key for key, _ in members), counts
+
+
+def _soft_counts(p: np.ndarray, t: np.ndarray, options: Options) -> tuple[tuple[int | str, ...], np.ndarray]:
+    """Probabilities and labels -> the one class and its sums, added in float64."""
+    inside, total = _class_labels(options), np.zeros(3)
+    flat_p, flat_t = p.reshape(-1), t.reshape(-1)
+    for start in range(0, p.size, CHUNK):
+        piece_p, piece_t = flat_p[start : start + CHUNK].astype(np.float64), flat_t[start : start + CHUNK]
+        counted = ~np.isin(piece_t, options.ignore)
+        mask = np.isin(piece_t, inside) & counted
+        total += piece_p[mask].sum(), piece_p[counted].sum(), mask.sum()
+    key = next(iter(options.regions)) if options.regions is not None else inside[0]
+    return (key,), total[:, None]
+
+
+def _list(labels: list[int]) -> str:
+    return ", ".join(map(str, labels[:8])) + (" ..." if len(labels) > 8 else "")

@@ -1,0 +1,168 @@
+"""tables and their summaries -> pieces of text: CSV, JSON, and the summary.json of nnU-Net, case by case."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from softdice.scoring.classes import Options
+from softdice.scoring.summary import Comparison, Summary, Table, mean
+from softdice.version import __version__
+
+
+def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
+    """Table, number of a case -> one row per class; scores are None where the class is in neither.
+
+    tp, fp, fn are voxels (sums of probabilities for soft scores) of this class: right, too many, missed.
+    """
+    one = Table(table.keys, table.counts[i : i + 1])
+    both, predicted, referenced = table.counts[i].tolist()
+    for k, (key, dice, iou) in enumerate(zip(table.keys, one.dice[0].tolist(), one.iou[0].tolist(), strict=True)):
+        yield {
+            "case": table.cases[i],
+            "label": key,
+            "name": table.names.get(key, "") if isinstance(key, int) else key,
+            "dice": _number(dice),
+            "iou": _number(iou),
+            "tp": both[k],
+            "fp": predicted[k] - both[k],
+            "fn": referenced[k] - both[k],
+            "n_pred": predicted[k],
+            "n_ref": referenced[k],
+        }
+
+
+def to_csv(tables: dict[str, Table]) -> Iterator[str]:
+    """{name of the predictions: Table} -> CSV; with two of them the first column says which."""
+    several = ["predictions"] if len(tables) > 1 else []
+    columns = [*several, "case", "label", "name", "dice", "iou", "tp", "fp", "fn", "n_pred", "n_ref"]
+    line = io.StringIO()
+    writer = csv.DictWriter(line, columns, lineterminator="\n")
+    writer.writeheader()
+    for name, table in tables.items():
+        for i in range(len(table.cases)):
+            writer.writerows({**row, **({"predictions": name} if several else {})} for row in case_rows(table, i))
+            yield line.getvalue()
+            line.seek(0)
+            line.truncate()
+    yield line.getvalue()
+
+
+def to_json(
+    tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, options: Options
+) -> Iterator[str]:
+    """Everything: per case, per class, over all, the comparison and the errors; null where a score is undefined."""
+    yield '{\n"softdice": ' + json.dumps(__version__) + ',\n"options": ' + json.dumps(asdict(options))
+    if comparison is not None:
+        rows = comparison_rows(comparison, next(iter(tables.values())))
+        yield ',\n"comparison": ' + json.dumps(rows, indent=1, allow_nan=False)
+    yield ',\n"errors": ' + json.dumps([error for table in tables.values() for error in table.errors], indent=1)
+    yield ',\n"results": ['
+    for number, (name, table) in enumerate(tables.items()):
+        summary = summaries[name]
+        head = {"predictions": name, "overall": overall_row(summary), "classes": class_rows(table, summary)}
+        yield (",\n" if number else "\n") + json.dumps(head, indent=1, allow_nan=False)[:-2] + ',\n "cases": ['
+        for i, case in enumerate(table.cases):
+            files = {"case": case, "prediction": table.predictions[i], "reference": table.references[i]}
+            rows_i = [{key: row[key] for key in row if key != "case"} for row in case_rows(table, i)]
+            yield (",\n" if i else "\n") + "  " + json.dumps({**files, "classes": rows_i}, allow_nan=False)
+        yield "]}"
+    yield "\n]}\n"
+
+
+def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
+    """One row of aggregates per class."""
+    return [
+        {
+            "label": key,
+            "name": table.names.get(key, "") if isinstance(key, int) else key,
+            "cases": int(summary.cases[k]),
+            "dice": _number(summary.dice[k]),
+            "dice_95": [_number(bound) for bound in summary.dice_interval[:, k]],
+            "iou": _number(summary.iou[k]),
+            "pooled_dice": _number(summary.pooled_dice[k]),
+            "pooled_iou": _number(summary.pooled_iou[k]),
+        }
+        for k, key in enumerate(table.keys)
+    ]
+
+
+def overall_row(summary: Summary) -> dict[str, Any]:
+    """Aggregates over all classes."""
+    return {
+        "macro_dice": _number(summary.macro_dice),
+        "macro_dice_95": [_number(bound) for bound in summary.macro_interval],
+        "macro_iou": _number(summary.macro_iou),
+        "pooled_dice": _number(summary.micro_dice),
+        "pooled_iou": _number(summary.micro_iou),
+    }
+
+
+def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
+    """Differences of Dice, first predictions minus second, per class and over all."""
+    classes = [
+        {
+            "label": key,
+            "name": table.names.get(key, "") if isinstance(key, int) else key,
+            "cases": int(comparison.cases[k]),
+            "difference": _number(comparison.difference[k]),
+            "difference_95": [_number(bound) for bound in comparison.interval[:, k]],
+            "p_wilcoxon": _number(comparison.p_value[k]),
+        }
+        for k, key in enumerate(comparison.keys)
+    ]
+    interval = [_number(bound) for bound in comparison.macro_interval]
+    return {
+        "macro_difference": _number(comparison.macro_difference),
+        "macro_difference_95": interval,
+        "classes": classes,
+    }
+
+
+def to_nnunet(table: Table, options: Options) -> Iterator[str]:
+    """Table -> the summary.json of nnU-Net: metric_per_case, mean, foreground_mean; NaN as nnU-Net writes it."""
+    keys = [_nnunet_key(key, options) for key in table.keys]
+    both, predicted, referenced = np.moveaxis(table.counts, 1, 0)
+    union = predicted + referenced - both
+    metrics_NK = {
+        "Dice": table.dice,
+        "FN": referenced - both,
+        "FP": predicted - both,
+        "IoU": table.iou,
+        "TN": np.array(table.voxels, dtype=np.int64)[:, None] - union,
+        "TP": both,
+        "n_pred": predicted,
+        "n_ref": referenced,
+    }
+    means = {name: mean(values.astype(np.float64)) for name, values in metrics_NK.items()}
+    foreground = [k for k, key in enumerate(keys) if key != "0"]
+    head = {
+        "foreground_mean": {name: float(mean(values[foreground])) for name, values in means.items()},
+        "mean": {key: {name: float(values[k]) for name, values in means.items()} for k, key in enumerate(keys)},
+    }
+    yield json.dumps(head, indent=4)[:-2] + ',\n    "metric_per_case": ['
+    for i in range(len(table.cases)):
+        rows = {key: {name: values[i, k].item() for name, values in metrics_NK.items()} for k, key in enumerate(keys)}
+        case = {"metrics": rows, "prediction_file": table.predictions[i], "reference_file": table.references[i]}
+        yield (",\n" if i else "\n") + json.dumps(case, indent=4)
+    yield "\n    ]\n}\n"
+
+
+def _nnunet_key(key: int | str, options: Options) -> str:
+    """nnU-Net names a region by the tuple of its labels."""
+    if isinstance(key, int) or options.regions is None:
+        return str(key)
+    labels = options.regions[str(key)]
+    return str(labels if len(labels) > 1 else labels[0])
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,81 @@
+"""two files or two folders -> pairs of files that belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from softdice.files import split_name
+from softdice.scoring.classes import ScoreError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A case: the files to compare, or the reason why there is nothing to compare."""
+
+    case: str
+    prediction: Path | None
+    reference: Path | None
+    error: str = ""
+
+
+def pair_files(predictions: Path, references: Path) -> list[Pair]:
+    """two files, or two folders -> pairs in the order of their names.
+
+    Files of two folders belong together when their names without suffix are equal (`case.nii.gz`, `case.png`), or equal
+    but for nnU-Net's `_0000`. Where one name has files of several types (nnU-Net leaves `case.npz` beside
+    `case.nii.gz`), the one of the other side's type is taken. What finds no partner is a pair with an error.
+
+    Raises:
+        ScoreError: a path does not exist, a file against a folder, or no image at all in a folder.
+    """
+    for name, path in (("PREDICTIONS", predictions), ("LABELS", references)):
+        if not path.exists():
+            raise ScoreError(f"{name}: expected a file or a folder, got {str(path)!r}, which does not exist.")
+    if predictions.is_dir() != references.is_dir():
+        raise ScoreError("PREDICTIONS and LABELS: expected two files or two folders, got one of each.")
+    if not predictions.is_dir():
+        split = split_name(references)
+        return [Pair(split[0] if split else references.name, predictions, references)]
+    found = [_by_stem(predictions), _by_stem(references)]
+    for path, files in zip((predictions, references), found, strict=True):
+        if not files:
+            raise ScoreError(f"{path}: expected images (.nii.gz, .png, .tif, .npy ...), got none of them.")
+    predicted, referenced = found
+    for stem in [stem for stem in predicted if stem not in referenced]:
+        other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"
+        if other in referenced and other not in predicted:
+            predicted[other] = predicted.pop(stem)
+    return [
+        _pair(stem, predicted.get(stem, []), referenced.get(stem, [])) for stem in sorted({*predicted, *referenced})
+    ]
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        name = split_name(path)
+        if name is not None and path.is_file():
+            found.setdefault(name[0], []).append(path)
+    return found
+
+
+def _pair(stem: str, predicted: list[Path], referenced: list[Path]) -> Pair:
+    if not predicted or not referenced:
+        lone, side = (predicted[0], "reference") if predicted else (referenced[0], "prediction")
+        reason = f"{lone}: no {side} of this name"
+        return Pair(stem, lone if predicted else None, None if predicted else lone, reason)
+    kinds = [{_kind(path): path for path in paths} for paths in (predicted, referenced)]
+    common = [kind for kind in kinds[0] if kind in kinds[1]]
+    if len(common) == 1:
+        return Pair(stem, kinds[0][common[0]], kinds[1][common[0]])
+    if len(predicted) == len(referenced) == 1:
+        return Pair(stem, predicted[0], referenced[0])
+    several = predicted if len(predicted) > 1 else referenced
+    names = ", ".join(path.name for path in several)
+    return Pair(stem, predicted[0], referenced[0], f"{several[0].parent}: expected one file of this name, got {names}")
+
+
+def _kind(path: Path) -> str:
+    name = split_name(path)
+    return (name[1] if name else "").removesuffix(".gz")
