@@ -1,0 +1,98 @@
+"""Every example that a user can read runs: docstrings, the README, the pages of docs/."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import softdice
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(softdice.__path__, "softdice.")
+    if not module.name.endswith("__main__")  # importing it runs the command
+)
+FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+EXCUSE = re.compile(r"<!-- not executed: ([^\n]*\S[^\n]*) -->\s*\Z")
+"""In the line before a block: why it cannot run, for example because it needs two GPUs."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name: str) -> None:
+    module = importlib.import_module(name)
+    torch.manual_seed(0)
+    result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+def test_docstring_examples_exist() -> None:
+    """The names that a user calls have an example each."""
+    finder = doctest.DocTestFinder()
+    for name in softdice.__all__:
+        thing = getattr(softdice, name)
+        if isinstance(thing, type) and issubclass(thing, torch.nn.Module):
+            (own, *_) = finder.find(thing, name)
+            assert own.examples, f"{name} has no example"
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """-> (line, code) of every python block of a page that has no excuse."""
+    text = page.read_text()
+    return [
+        (text[: match.start(1)].count("\n"), match.group(1))
+        for match in FENCE.finditer(text)
+        if EXCUSE.search(text[: match.start()]) is None
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_page_examples(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    variables: dict[str, object] = {"__name__": "page"}
+    for line, code in blocks(page):  # blocks of one page share their variables, as a reader would
+        exec(compile("\n" * line + code, str(page), "exec"), variables)
+
+
+def test_the_readme_has_examples() -> None:
+    assert len(blocks(ROOT / "README.md")) >= 2
+    assert len(blocks(ROOT / "docs" / "index.md")) >= 3
+
+
+def navigation() -> list[str]:
+    entries = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    return [page for entry in entries for page in entry.values()]
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    pages = sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
+    assert sorted(navigation()) == pages
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_public_name_is_in_the_documentation() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    for name in softdice.__all__:
+        assert name == "__version__" or name in text, name
+
+
+def test_every_shared_keyword_is_in_the_readme_table() -> None:
+    from softdice.losses import LossSettings
+
+    readme = (ROOT / "README.md").read_text()
+    for keyword in LossSettings.__annotations__:
+        assert f"| `{keyword}` |" in readme, keyword

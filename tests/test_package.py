@@ -1,0 +1,154 @@
+"""The package as a whole: what an import costs, which module may import which, and that nothing is missing here."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import BACKENDS
+
+import softdice
+from softdice.kernels import registry
+
+PACKAGE = Path(softdice.__file__).parent
+IMPORT_LIMIT_MS = 150
+
+ORDER = (
+    "version", "reference", "validation", "kernels", "statistics", "distributed", "indices", "costs", "reductions",
+    "overlap", "entropies", "losses", "functional", "supervision", "head", "counting", "scores", "metrics",
+    "reproducibility", "formats", "files", "compat", "scoring", "training", "cli", "__main__", "__init__",
+)  # fmt: skip
+"""A module or subpackage imports only from what stands before it; within a subpackage the order is free."""
+
+PUBLIC = (
+    "SoftDiceLoss", "OverlapLoss", "OverlapStatistics", "overlap_statistics", "SystemConfig", "setup_system",
+    "use_backend", "indices", "costs", "reductions", "functional", "JaccardLoss", "TverskyLoss", "FocalTverskyLoss",
+    "GeneralizedDiceLoss", "MCCLoss", "SquaredDiceLoss", "DiceSemimetricLoss", "JaccardMetricLoss", "CrossEntropyLoss",
+    "FocalLoss",
+)  # fmt: skip
+
+EXTRAS = (
+    "numba", "torchmetrics", "monai", "lightning", "pytorch_lightning", "nibabel", "PIL", "tifffile", "typer", "rich",
+    "matplotlib", "nilearn", "scipy", "SimpleITK", "kornia", "nnunetv2", "pandas",
+)  # fmt: skip
+
+IMPORT_SCRIPT = """
+import json, sys
+import torch
+before = set(sys.modules)
+import softdice
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> tuple[float, list[str]]:
+    """-> ms that `import softdice` takes after `import torch`, and the modules that it brings. The best of up to three:
+    a busy machine makes an import slower, never faster."""
+    times_ms, modules = [], []
+    for _ in range(3):
+        run = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", IMPORT_SCRIPT], capture_output=True, text=True, check=True
+        )
+        (line,) = [line for line in run.stderr.splitlines() if line.endswith(" softdice")]
+        times_ms.append(int(line.split("|")[1]) / 1000)  # cumulative microseconds
+        modules = json.loads(run.stdout)
+        if times_ms[-1] < IMPORT_LIMIT_MS:
+            break
+    return min(times_ms), modules
+
+
+def test_import_is_cheap(imported: tuple[float, list[str]]) -> None:
+    assert imported[0] < IMPORT_LIMIT_MS
+
+
+def test_import_brings_no_extra(imported: tuple[float, list[str]]) -> None:
+    brought = {name.partition(".")[0] for name in imported[1]}
+    assert "softdice" in brought
+    assert brought.isdisjoint(EXTRAS)
+
+
+def group(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """Names of the softdice modules that the code imports, at the top or inside a function; not for typing alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names if alias.name.split(".")[0] == "softdice")
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute here"
+            if child.module == "softdice":
+                yield from (f"softdice.{alias.name}" for alias in child.names)
+            elif child.module is not None and child.module.startswith("softdice."):
+                yield child.module
+        yield from imports(child)
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    unplaced = {group(path) for path in sources()} - set(ORDER)
+    assert not unplaced, f"put {sorted(unplaced)} into ORDER, where they belong"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_above(path: Path) -> None:
+    mine = ORDER.index(group(path))
+    # the commands, and what trains, use the public names as everyone does
+    public_is_above = mine > ORDER.index("reproducibility")
+    for name in imports(ast.parse(path.read_text())):
+        part = name.partition(".")[2].partition(".")[0]  # "" for a plain `import softdice`
+        if part in ORDER:
+            assert ORDER.index(part) < mine or (part == group(path) and path.parent != PACKAGE), f"{path.name}: {name}"
+        else:
+            assert public_is_above, f"{path.name} takes {part} from the package itself"
+            assert part in [*softdice.__all__, ""]
+
+
+def test_public_names() -> None:
+    for name in PUBLIC:
+        assert name in softdice.__all__
+    for name in softdice.__all__:
+        assert getattr(softdice, name) is not None
+    assert softdice.__all__ == sorted(softdice.__all__)
+    assert softdice.functional.soft_dice_loss.__module__ == "softdice.functional"
+
+
+def test_types_are_shipped() -> None:
+    assert (PACKAGE / "py.typed").read_bytes() == b""
+
+
+def test_files_are_short() -> None:
+    long = {path.name: count for path in sources() if (count := len(path.read_text().splitlines())) > 400}
+    assert not long
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "numba", "nibabel", "PIL", "tifffile", "torchmetrics", "lightning", "monai", "matplotlib", "nilearn", "typer",
+        "rich", "scipy", "SimpleITK", "medpy", "nnunetv2.training.loss.dice", "kornia.losses",
+    ],
+)  # fmt: skip
+def test_everything_that_tests_need_is_here(module: str) -> None:
+    """`make test` installs all of it. Elsewhere a part that is missing may skip a test; here it fails, once."""
+    importlib.import_module(module)
+
+
+def test_every_kernel_that_this_machine_can_run_is_tested() -> None:
+    missing = registry.kernel_backends()
+    for name in BACKENDS:
+        assert name == "reference" or missing[name] is None, missing[name]
+    assert set(registry.NAMES) == {"auto", "reference", *missing}
