@@ -139,32 +139,73 @@ class Pass:
         self, caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | None, num_classes: int | None = None
     ) -> OverlapStatistics:
         """input, target -> statistics: check, choose a backend, differentiate."""
+        return self.named(self.sums(caller, *self.prepare(caller, input, target, voxel_weight, num_classes)))
+
+    def prepare(
+        self, caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | None, num_classes: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What a user has -> input (B, C, V), target, weight (B, V) or None, regions (R, C) or None; checked."""
         input, target, weight = validation.tensors(
             caller, input, target, voxel_weight, num_classes, self.ignore_index, self.validate
         )
         regions = None
         if self.regions is not None:
             regions = _membership(caller, self.regions, input.shape[1], input.device)
-        if registry.choose(input, target, weight) == "reference":
+        return input, target, weight, regions
+
+    def sums(
+        self,
+        caller: str,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        regions: Tensor | None,
+        backend: str | None = None,
+    ) -> Tensor:
+        """What `prepare` returned -> sums (len(fields), B, C), by the backend named, else by the one in force."""
+        if (backend or registry.choose(input, target, weight)) == "reference":
             if self.validate:
                 validation.values(caller, input, target, weight, self.activation, self.ignore_index)
-            sums = reference.statistics(
-                input,
-                target,
-                weight,
-                regions,
-                fields=self.fields,
-                activation=self.activation,
-                ignore_index=self.ignore_index,
-                label_smoothing=self.label_smoothing,
-                gamma=self.gamma,
-                power=self.power,
-            )
-        else:
-            from softdice.kernels import ops
+            return self._reference(input, target, weight, regions)
+        from softdice.kernels import ops
 
-            sums = ops.statistics(caller, self, input, target, weight, regions)
+        return ops.statistics(caller, self, input, target, weight, regions)
+
+    def gradient(
+        self,
+        grad: Tensor,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        regions: Tensor | None,
+        backend: str,
+    ) -> Tensor:
+        """dL/dsums, and what made the sums -> dL/dinput, for code that keeps no graph of its own."""
+        if backend == "reference":
+            with torch.enable_grad():
+                input = input.detach().requires_grad_()
+                return torch.autograd.grad(self._reference(input, target, weight, regions), input, grad)[0]
+        from softdice.kernels import ops
+
+        return ops.gradient(self, grad, input, target, weight, regions)
+
+    def named(self, sums: Tensor) -> OverlapStatistics:
+        """sums (len(fields), B, C) -> statistics."""
         return OverlapStatistics(dict(zip(self.fields, sums.unbind(0), strict=True)))
+
+    def _reference(self, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None) -> Tensor:
+        return reference.statistics(
+            input,
+            target,
+            weight,
+            regions,
+            fields=self.fields,
+            activation=self.activation,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            gamma=self.gamma,
+            power=self.power,
+        )
 
 
 def _membership(caller: str, regions: tuple[tuple[int, ...], ...], num_classes: int, device: torch.device) -> Tensor:

@@ -44,6 +44,25 @@ def statistics(
     )
 
 
+def gradient(
+    settings: Any, grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None
+) -> Tensor:
+    """dL/dsums, and what `statistics` was called with -> dL/dinput."""
+    return torch.ops.softdice.statistics_backward(
+        grad,
+        input,
+        target,
+        weight,
+        regions,
+        list(settings.fields),
+        settings.activation,
+        settings.ignore_index,
+        settings.label_smoothing,
+        settings.gamma,
+        settings.power,
+    )
+
+
 @torch.library.impl(LIBRARY, "statistics", "CPU")
 def _statistics_cpu(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, *rest: Any) -> Tensor:
     from softdice.kernels import cpu
