@@ -78,10 +78,10 @@ def overlays(worst: Sequence[Shown], best: Sequence[Shown], class_names: Sequenc
     foreground = list(enumerate(class_names))[1:]
     shown = foreground[:MOST_NAMED]
     handles: Any = [Patch(color=COLOURS[(number - 1) % len(COLOURS)], label=name) for number, name in shown]
-    title = (
-        None if len(shown) == len(foreground) else f"first {len(shown)} of {len(foreground)} classes; colours repeat"
-    )
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), title=title)
+    more: Any = {}
+    if len(shown) < len(foreground):
+        more["title"] = f"first {len(shown)} of {len(foreground)} classes; colours repeat"
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), **more)
     return _png(figure)
 
 

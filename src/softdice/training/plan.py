@@ -13,7 +13,7 @@ from softdice.training.config import TrainingError
 
 PATCH_VOXELS = {2: 320**2, 3: 64**3}
 """Largest patch on a CPU."""
-BATCH_VOXELS = 200_000
+BATCH_VOXELS = 100_000
 """Voxels per step on a CPU."""
 ACCELERATOR_FACTOR = 8
 """How many times more of both an accelerator takes."""

@@ -126,6 +126,7 @@ def _fit(module: Segmenter, saver: _Saver, epochs: int | None, settings: dict[st
     """Lightning's Trainer over what is left of the run; Ctrl-C comes out as KeyboardInterrupt."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.filterwarnings("ignore", ".*does not have many workers", UserWarning)  # on purpose, see module.py
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # lightning 2.6 asks torch 2.13 the old way
         warnings.filterwarnings("ignore", ".*number of training batches", UserWarning)  # about logging, which is ours
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         trainer = pl.Trainer(

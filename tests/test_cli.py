@@ -1,0 +1,210 @@
+"""The command line: what it says, and with which exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("typer")
+pytest.importorskip("monai")
+
+from click.testing import Result
+from typer.testing import CliRunner
+
+import softdice
+from softdice.cli.app import app
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """As in test_training_run.py."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def save(folder: Path, part: str, name: str, array: object) -> Path:
+    (folder / part).mkdir(parents=True, exist_ok=True)
+    np.save(folder / part / f"{name}.npy", np.asarray(array))
+    return folder / part / f"{name}.npy"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name in "abc":
+        save(tmp_path / "data", "images", name, np.random.default_rng(0).normal(size=(16, 16)))
+        save(tmp_path / "data", "labels", name, np.eye(16, dtype=np.uint8))
+    return tmp_path / "data"
+
+
+def refused(result: Result, *parts: str) -> None:
+    """Exit code 2, one line on standard error that holds the parts, no traceback."""
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    for part in parts:
+        assert part in line
+    assert "Traceback" not in result.output
+
+
+def test_version_and_help() -> None:
+    assert call("--version").output == f"softdice {softdice.__version__}\n"
+    shown = call("--help").output
+    for command in ("check", "info", "train", "predict"):
+        assert f"  {command} " in shown
+    options = call("train", "--help").output
+    for option in (
+        "loss", "epochs", "max-minutes", "batch-size", "patch", "lr", "val-fraction", "seed", "out", "resume",
+        "devices", "precision",
+    ):  # fmt: skip
+        assert f"--{option} " in options
+    assert "IMAGES" in call("predict", "--help").output.upper()
+
+
+def test_train_and_predict(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = call("train", data, "--out", out, "--loss", "dice", "--epochs", 1, "--patch", "16", "--lr", 0.01)
+    assert result.exit_code == 0, result.output
+    for part in (
+        "2 for training, 1 held out, 2-D",
+        "patch 16x16",
+        "epoch   1",
+        "mean Dice",
+        "label 1",
+        f"Written to {out}",
+    ):
+        assert part in result.output
+    assert "Labels mapped" not in result.output
+    result = call("predict", out / "model.ckpt", data / "images", tmp_path / "masks")
+    assert result.output == f"3 masks written to {tmp_path / 'masks'}\n"
+    result = call("train", data, "--out", out, "--resume", "--seed", 3)
+    refused(result, f"expected seed 42, with which the run in {out} was started, got 3")
+
+
+def test_label_values_are_shown_mapped(data: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        save(data, "labels", name, np.eye(16) * 255)
+    result = call("train", data, "--out", tmp_path / "out", "--loss", "dice", "--epochs", 1)
+    assert "Labels mapped: 0 -> 0, 255 -> 1" in result.output
+
+
+def test_missing_and_empty_folders(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused(call("train", tmp_path / "none", "--out", out), f"expected a folder {tmp_path / 'none'}, got none")
+    (tmp_path / "half" / "images").mkdir(parents=True)
+    refused(call("train", tmp_path / "half", "--out", out), f"expected a folder {tmp_path / 'half' / 'labels'}")
+    (tmp_path / "half" / "labels").mkdir()
+    refused(call("train", tmp_path / "half", "--out", out), f"expected images in {tmp_path / 'half' / 'images'}")
+    for part in ("images", "labels"):
+        save(tmp_path / "half", part, "a", np.eye(4))
+    refused(call("train", tmp_path / "half", "--out", out), "expected at least 2 pairs", "got 1")
+
+
+def test_unpaired_names(data: Path, tmp_path: Path) -> None:
+    save(data, "labels", "lonely", np.eye(4))
+    refused(call("train", data, "--out", tmp_path / "o"), f"expected a partner in {data / 'images'}", "1: lonely.")
+
+
+def test_an_image_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
+    path = data / "images" / "b.npy"
+    path.write_bytes(path.read_bytes()[:200])
+    refused(call("train", data, "--out", tmp_path / "o"), str(path))
+
+
+def test_shapes_of_a_pair_differ(data: Path, tmp_path: Path) -> None:
+    path = save(data, "images", "b", np.zeros((16, 17)))
+    refused(call("train", data, "--out", tmp_path / "o"), f"got 16x17 for {path} and 16x16")
+
+
+def test_dimensions_and_channels_differ_between_files(data: Path, tmp_path: Path) -> None:
+    for part in ("images", "labels"):
+        save(data, part, "b", np.zeros((16, 16, 4), np.uint8))
+    refused(call("train", data, "--out", tmp_path / "o"), "b.npy: expected 2-D images only, got a 3-D one")
+
+
+def test_one_class_only(data: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        save(data, "labels", name, np.full((16, 16), 7))
+    refused(call("train", data, "--out", tmp_path / "o"), "expected at least two label values", "got only 7")
+
+
+def test_labels_that_are_not_whole(data: Path, tmp_path: Path) -> None:
+    path = save(data, "labels", "c", np.eye(16) * 0.5)
+    refused(call("train", data, "--out", tmp_path / "o"), f"{path}: expected whole numbers as labels, got 0.5 (16 ")
+    save(data, "labels", "c", np.full((16, 16), np.nan))
+    refused(call("train", data, "--out", tmp_path / "o"), "got nan (256 ")
+
+
+def test_intensities_in_the_place_of_labels(data: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        save(data, "images", name, np.zeros((20, 20)))
+        save(data, "labels", name, np.arange(400).reshape(20, 20))
+    refused(call("train", data, "--out", tmp_path / "o"), "expected at most 256 label values, got 400 so far")
+
+
+def test_out_that_cannot_be_written(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(call("train", data, "--out", tmp_path / "file" / "out"), "expected to write to", "Not a directory")
+
+
+@pytest.mark.parametrize(
+    "option, value, part",
+    [
+        ("--loss", "dise", "expected a loss among"),
+        ("--patch", "big", "expected a patch as 96 or 96x96x32, got 'big'. Change --patch."),
+        ("--patch", "8x8x8", "expected a patch of 1 or 2 numbers for 2-D images, got 3"),
+        ("--patch", "12", "multiples of 8, got 12"),
+        ("--epochs", "0", "epochs"),
+        ("--max-minutes", "-1", "max_minutes"),
+        ("--val-fraction", "1", "a share in (0, 1), got 1.0"),
+        ("--precision", "7", "one of 32-true, bf16-mixed"),
+    ],
+)
+def test_options_out_of_range(option: str, value: str, part: str, data: Path, tmp_path: Path) -> None:
+    refused(call("train", data, "--out", tmp_path / "o", option, value), part)
+
+
+def test_checkpoints_that_are_not_ours(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_text("nothing")
+    refused(call("predict", tmp_path / "model.ckpt", data / "images", tmp_path / "m"), "expected a model that softdice")
+    refused(call("predict", tmp_path / "none", data / "images", tmp_path / "m"), "expected a model at", "No such file")
+    refused(call("train", data, "--out", tmp_path, "--resume"), "expected a model that softdice train wrote")
+
+
+def without(package: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process where a package cannot be imported."""
+    hide = f"import sys; sys.modules[{package!r}] = None; from softdice.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", hide, *arguments], capture_output=True, text=True, check=False, env={**os.environ}
+    )
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    result = without("typer", "--version")
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "softdice: expected typer to be installed, got no such package. Run: pip install 'softdice[cli]'"
+    ]
+    for package in ("lightning", "nilearn"):
+        result = without(package, "train", "--out", str(tmp_path))
+        assert result.returncode == 2
+        assert result.stderr.splitlines() == [
+            f"softdice train: expected {package} to be installed, got no such package. "
+            "Run: pip install 'softdice[train]'"
+        ]
+
+
+def test_python_dash_m() -> None:
+    result = subprocess.run([sys.executable, "-m", "softdice", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"softdice {softdice.__version__}\n"
