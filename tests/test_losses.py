@@ -277,7 +277,7 @@ def problems(draw: st.DrawFn) -> tuple[torch.nn.Module, Tensor, Tensor, Tensor |
 
 
 @given(problem=problems())
-@settings(max_examples=120)
+@settings(max_examples=80)
 def test_gradcheck(backend: str, problem: tuple[torch.nn.Module, Tensor, Tensor, Tensor | None]) -> None:
     loss, input, target, weight = problem
     leaf = input.clone().requires_grad_()
@@ -292,7 +292,7 @@ def test_gradcheck(backend: str, problem: tuple[torch.nn.Module, Tensor, Tensor,
 
 
 @given(problem=problems())
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_gradgradcheck_of_the_reference(problem: tuple[torch.nn.Module, Tensor, Tensor, Tensor | None]) -> None:
     loss, input, target, weight = problem
     leaf = input.clone().requires_grad_()

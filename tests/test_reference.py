@@ -213,7 +213,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @given(case=cases())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_agrees_with_loops_over_voxels(backend: str, case: Case) -> None:
     stats = softdice.overlap_statistics(case.input, case.target, **case.keywords)
     for name, expected in oracle.statistics(case.input, case.target, **case.keywords).items():
@@ -228,7 +228,7 @@ def mixed(stats: softdice.OverlapStatistics) -> Tensor:
 
 
 @given(case=cases())
-@settings(max_examples=120)
+@settings(max_examples=80)
 def test_gradcheck(backend: str, case: Case) -> None:
     def score(input: Tensor) -> Tensor:
         return mixed(softdice.overlap_statistics(input, case.target, **case.keywords))
@@ -237,7 +237,7 @@ def test_gradcheck(backend: str, case: Case) -> None:
 
 
 @given(case=cases())
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_gradgradcheck_of_the_reference(case: Case) -> None:
     def score(input: Tensor) -> Tensor:
         return mixed(softdice.overlap_statistics(input, case.target, **case.keywords))

@@ -68,18 +68,18 @@ def statistics(
 
     With p the probability, y the target, w the weight of a voxel (0 where ignored) and y' = (1 - e) y + e / K:
 
-    ======================  =================================================================
-    intersection            sum w p y'
-    prediction              sum w p
-    target                  sum w y'
-    prediction_squared      sum w p^2
-    target_squared          sum w y'^2
-    difference              sum w abs(p - y')^power
-    cross_entropy           sum w y' (-ln p);                 sigmoid: + w (1 - y') (-ln(1 - p))
-    focal                   sum w y' (1 - p)^gamma (-ln p);   sigmoid: + w (1 - y') p^gamma (-ln(1 - p))
-    voxels                  sum w
-    labelled                sum w y (before label smoothing: what decides whether a class is absent)
-    ======================  =================================================================
+        ======================  =================================================================
+        intersection            sum w p y'
+        prediction              sum w p
+        target                  sum w y'
+        prediction_squared      sum w p^2
+        target_squared          sum w y'^2
+        difference              sum w abs(p - y')^power
+        cross_entropy           sum w y' (-ln p);                 sigmoid: + w (1 - y') (-ln(1 - p))
+        focal                   sum w y' (1 - p)^gamma (-ln p);   sigmoid: + w (1 - y') p^gamma (-ln(1 - p))
+        voxels                  sum w
+        labelled                sum w y (before label smoothing: what decides whether a class is absent)
+        ======================  =================================================================
 
     Args:
         input: (B, C, V), floating.

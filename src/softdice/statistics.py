@@ -21,18 +21,18 @@ class OverlapStatistics:
 
     With p the probability, y the target and w the weight of a voxel (0 = ignored), the fields are
 
-    ====================== ======================================================================
-    `intersection`         I = sum w p y
-    `prediction`           P = sum w p
-    `target`               T = sum w y
-    `prediction_squared`   Q = sum w p^2
-    `target_squared`       R = sum w y^2
-    `difference`           D = sum w abs(p - y)^power
-    `cross_entropy`        E = sum w y (-ln p); for a sigmoid also w (1 - y) (-ln(1 - p))
-    `focal`                F = sum w y (1 - p)^gamma (-ln p); for a sigmoid also w (1 - y) p^gamma (-ln(1 - p))
-    `voxels`               sum w, the same for every class
-    `labelled`             sum w y before label smoothing: 0 where a class is absent
-    ====================== ======================================================================
+        ====================== ======================================================================
+        intersection           I = sum w p y
+        prediction             P = sum w p
+        target                 T = sum w y
+        prediction_squared     Q = sum w p^2
+        target_squared         R = sum w y^2
+        difference             D = sum w abs(p - y)^power
+        cross_entropy          E = sum w y (-ln p); for a sigmoid also w (1 - y) (-ln(1 - p))
+        focal                  F = sum w y (1 - p)^gamma (-ln p); for a sigmoid also w (1 - y) p^gamma (-ln(1 - p))
+        voxels                 sum w, the same for every class
+        labelled               sum w y before label smoothing: 0 where a class is absent
+        ====================== ======================================================================
 
     each of shape (B, C), or (C,) once pooled. A field that the pass was not asked for raises AttributeError.
     Sums add: `a + b` are the statistics of both sets of voxels together.
