@@ -21,7 +21,7 @@ IMPORT_LIMIT_MS = 150
 
 ORDER = (
     "version", "reference", "validation", "kernels", "statistics", "distributed", "indices", "costs", "reductions",
-    "overlap", "entropies", "losses", "functional", "supervision", "head", "counting", "scores", "metrics",
+    "overlap", "entropies", "losses", "functional", "supervision", "chunked", "head", "counting", "scores", "metrics",
     "reproducibility", "formats", "files", "compat", "scoring", "training", "cli", "__main__", "__init__",
 )  # fmt: skip
 """A module or subpackage imports only from what stands before it; within a subpackage the order is free."""
