@@ -12,7 +12,7 @@ from torch import Tensor
 import softdice
 from softdice.kernels import registry
 
-BACKENDS = ["reference"]
+BACKENDS = ["reference", "cpu"]
 """Every backend that this environment must have. A test with the `backend` fixture runs once on each of them; one that
 is missing fails there, it is not skipped."""
 

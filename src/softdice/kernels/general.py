@@ -12,6 +12,7 @@ import numpy as np
 
 from softdice.kernels.plain import (
     LABELLED,
+    RUN,
     SIGMOID,
     SOFTMAX,
     D,
@@ -31,9 +32,12 @@ from softdice.kernels.rows import exp, jit, load, log, scrub
 
 @jit
 def sum_product3(a: Any, o: Any, b: Any, c: Any, n: Any) -> Any:
-    total = a.dtype.type(0)
-    for v in range(n):
-        total += a[o + v] * b[v] * c[v]
+    total = 0.0
+    for v0 in range(np.uint64(0), n, RUN):
+        part = a.dtype.type(0)
+        for v in range(v0, min(v0 + RUN, n)):
+            part += a[o + v] * b[v] * c[v]
+        total += part
     return total
 
 

@@ -18,6 +18,9 @@ from softdice.kernels.rows import exp, jit, log, scrub
 # Bits of `flags`, and rows of the sums: the position of each name in softdice.reference.FIELDS.
 I, P, T, Q, R, D, E, F, N, LABELLED = range(10)  # noqa: E741 - the letters of the formulas
 SOFTMAX, SIGMOID = 1, 2
+RUN = np.uint64(
+    512
+)  # voxels added in the float width of the input, some eight per vector lane, before float64 takes over
 FEW = 12  # up to this many classes a comparison per class beats a gather per voxel
 
 
@@ -75,48 +78,65 @@ def softmax(
 
 @jit
 def sum_product(a: Any, o: Any, b: Any, n: Any) -> Any:
-    total = a.dtype.type(0)
-    for v in range(n):
-        total += a[o + v] * b[v]
+    total = 0.0
+    for v0 in range(np.uint64(0), n, RUN):
+        part = a.dtype.type(0)
+        for v in range(v0, min(v0 + RUN, n)):
+            part += a[o + v] * b[v]
+        total += part
     return total
 
 
 @jit
 def _hard_sums(e: Any, o: Any, rw: Any, t: Any, w: Any, c: Any, n: Any) -> Any:
     one = e.dtype.type(1)
-    inter, pred, true = e.dtype.type(0), e.dtype.type(0), e.dtype.type(0)
-    for v in range(n):
-        y = one * (t[v] == c)
-        p = e[o + v] * rw[v]
-        pred += p
-        inter += p * y
-        true += w[v] * y
+    inter, pred, true = 0.0, 0.0, 0.0
+    for v0 in range(np.uint64(0), n, RUN):
+        i, a, b = e.dtype.type(0), e.dtype.type(0), e.dtype.type(0)
+        for v in range(v0, min(v0 + RUN, n)):
+            y = one * (t[v] == c)
+            p = e[o + v] * rw[v]
+            a += p
+            i += p * y
+            b += w[v] * y
+        inter += i
+        pred += a
+        true += b
     return inter, pred, true
 
 
 @jit
 def _hard_square(e: Any, o: Any, r: Any, rw: Any, n: Any) -> Any:
-    total = e.dtype.type(0)
-    for v in range(n):
-        total += (e[o + v] * r[v]) * (e[o + v] * rw[v])
+    total = 0.0
+    for v0 in range(np.uint64(0), n, RUN):
+        part = e.dtype.type(0)
+        for v in range(v0, min(v0 + RUN, n)):
+            part += (e[o + v] * r[v]) * (e[o + v] * rw[v])
+        total += part
     return total
 
 
 @jit
 def _hard_difference(e: Any, o: Any, r: Any, t: Any, w: Any, c: Any, n: Any) -> Any:
     one = e.dtype.type(1)
-    total = e.dtype.type(0)
-    for v in range(n):
-        total += w[v] * abs(e[o + v] * r[v] - one * (t[v] == c))
+    total = 0.0
+    for v0 in range(np.uint64(0), n, RUN):
+        part = e.dtype.type(0)
+        for v in range(v0, min(v0 + RUN, n)):
+            part += w[v] * abs(e[o + v] * r[v] - one * (t[v] == c))
+        total += part
     return total
 
 
 @jit
 def _class_sum(row: Any, t: Any, w: Any, c: Any, n: Any) -> Any:
     one = row.dtype.type(1)
-    total = row.dtype.type(0)
-    for v in range(n):
-        total += (one * (t[v] == c)) * (w[v] * row[v])
+    total = 0.0
+    for v0 in range(np.uint64(0), n, RUN):
+        part = row.dtype.type(0)
+        for v in range(v0, min(v0 + RUN, n)):
+            part += (one * (t[v] == c)) * (w[v] * row[v])
+        total += part
     return total
 
 

@@ -9,7 +9,6 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -63,12 +62,12 @@ def asked() -> str:
     return name
 
 
-@lru_cache(maxsize=1)
+_HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+
 def cpu_missing() -> str | None:
     """Why the CPU kernel cannot run on this machine, or None."""
-    if importlib.util.find_spec("numba") is None:
-        return "numba is not installed: pip install 'softdice[cpu]'"
-    return None
+    return None if _HAS_NUMBA else "numba is not installed: pip install 'softdice[cpu]'"
 
 
 def kernel_backends() -> dict[str, str | None]:
@@ -99,6 +98,8 @@ def _cpu_unfit(input: Tensor, target: Tensor, weight: Tensor | None) -> str | No
         return f"input is on {input.device}"
     if target.requires_grad or (weight is not None and weight.requires_grad):
         return "target or voxel_weight requires a gradient"
+    if torch.compiler.is_compiling():  # the compiler has a stack of transforms of its own, and no forward mode
+        return cpu_missing()
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a torch.func transform is active"
     if torch.autograd.forward_ad._current_level >= 0:

@@ -7,7 +7,10 @@ anything else stops LLVM from using vector registers. `softdice.kernels.cpu` say
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,38 @@ from numba.extending import intrinsic, overload
 
 # Flags that keep NaN and infinity: a NaN logit must give a NaN loss.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
-jit = njit(fastmath=FAST, error_model="numpy", nogil=True, cache=True)
-exact_jit = njit(fastmath={"contract"}, error_model="numpy", nogil=True, cache=True)  # reassoc would undo the rounding
+MODULES = ("rows", "plain", "general", "cpu")
+
+
+def _sources() -> str:
+    """() -> a digest of the modules whose functions call each other."""
+    digest = hashlib.sha256()
+    for name in MODULES:
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+SOURCES = _sources()
+
+
+def _compiled(fastmath: set[str]) -> Callable[[Callable[..., Any]], Any]:
+    """fastmath flags -> decorator that compiles on first use and keeps the result on disk.
+
+    Numba stamps what it keeps with the digest of the one file that a function stands in, though it holds the code of
+    the functions called, too. Here the stamp covers all these modules, so that no stale kernel survives an upgrade.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(fastmath=fastmath, error_model="numpy", nogil=True, cache=True)(function)
+        index = dispatcher._cache._cache_file
+        index._source_stamp = (index._source_stamp, SOURCES)
+        return dispatcher
+
+    return decorate
+
+
+jit = _compiled(FAST)
+exact_jit = _compiled({"contract"})  # reassoc would undo the rounding
 
 _TWIN = {
     types.float32: types.int32,

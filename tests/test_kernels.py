@@ -1,0 +1,329 @@
+"""The CPU kernel: agreement with the reference in float64, the same bits always, operators, memory, refusals."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import softdice
+from softdice.kernels import cpu, general, plain, registry, rows
+from softdice.reference import FIELDS
+
+
+@pytest.fixture(autouse=True)
+def _on_the_kernel() -> Iterator[None]:
+    with softdice.use_backend("cpu"):
+        yield
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def sums_and_gradient(input: Tensor, target: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+    """All statistics, and the gradient of a fixed random combination of them."""
+    leaf = input.detach().requires_grad_()
+    stats = softdice.overlap_statistics(leaf, target, **settings)
+    sums = torch.stack([getattr(stats, name) for name in stats.fields])
+    mix = torch.rand(sums.shape[0], 1, sums.shape[2], generator=torch.Generator().manual_seed(7)).to(sums)
+    (gradient,) = torch.autograd.grad((sums * mix).sum(), leaf)
+    return sums, gradient
+
+
+def case(
+    C: int,
+    activation: str,
+    dense: bool,
+    *,
+    B: int = 2,
+    S: tuple[int, ...] = (5, 70),
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(C)
+    input = torch.randn(B, C, *S, dtype=torch.float64, generator=generator) * 3
+    if activation == "none":
+        input = input.softmax(1) if C > 1 else input.sigmoid()
+    if dense:
+        target = torch.rand(B, C, *S, dtype=torch.float64, generator=generator)
+    else:
+        target = torch.randint(0, max(C, 2), (B, *S), generator=generator)
+    return input.to(dtype), target
+
+
+@settings(max_examples=60)
+@given(
+    C=st.sampled_from([1, 2, 3, plain.FEW, plain.FEW + 1, 17]),
+    activation=st.sampled_from(["softmax", "sigmoid", "none"]),
+    dense=st.booleans(),
+    unions=st.booleans(),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    weighted=st.booleans(),
+    ignore=st.booleans(),
+    gamma=st.sampled_from([0.0, 0.5, 1.0, 2.0, 2.5]),
+    power=st.sampled_from([1.0, 1.5, 2.0]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
+def test_kernel_agrees_with_the_reference_in_float64(
+    C: int, activation: str, dense: bool, unions: bool, smoothing: float, weighted: bool, ignore: bool, gamma: float,
+    power: float, dtype: torch.dtype,
+) -> None:  # fmt: skip
+    input, target = case(C, activation, dense, dtype=dtype)
+    options: dict[str, Any] = {
+        "activation": activation, "label_smoothing": smoothing, "gamma": gamma, "power": power,
+    }  # fmt: skip
+    if unions and activation != "sigmoid" and C >= 3:
+        options["regions"] = ((0, 1), (1, 2), (2,))
+    generator = torch.Generator().manual_seed(3)
+    if weighted:
+        weight = torch.rand(target.shape[0], *target.shape[-2:], generator=generator, dtype=torch.float64)
+        options["voxel_weight"] = weight * (weight > 0.3)
+    if ignore and not dense:
+        options["ignore_index"] = 255
+        target = target.masked_fill(torch.rand(target.shape, generator=generator) < 0.2, 255)
+    sums, gradient = sums_and_gradient(input, target, **options)
+    with softdice.use_backend("reference"):
+        exact_sums, exact_gradient = sums_and_gradient(input.double(), target, **options)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    assert ((sums - exact_sums).abs() <= tolerance * exact_sums.abs()).all()
+    assert (gradient - exact_gradient).abs().max() <= tolerance * exact_gradient.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("C", [1, 4, 20])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_half_precision_is_widened_in_the_pass(dtype: torch.dtype, C: int, channels_last: bool) -> None:
+    input, target = case(C, "sigmoid", False, S=(9, 33), dtype=dtype)
+    if channels_last:
+        input = input.contiguous(memory_format=torch.channels_last)
+    sums, gradient = sums_and_gradient(input, target, activation="sigmoid")
+    with softdice.use_backend("reference"):
+        exact_sums, exact_gradient = sums_and_gradient(input.double(), target, activation="sigmoid")
+    assert gradient.dtype == dtype
+    assert gradient.stride() == input.stride()
+    assert ((sums - exact_sums).abs() <= 2e-6 * exact_sums.abs()).all()
+    rounded = exact_gradient.to(dtype).double()  # the nearest value that the gradient can hold, give or take one step
+    step = torch.finfo(dtype).eps * exact_gradient.abs() + torch.finfo(dtype).smallest_normal
+    assert ((gradient.double() - rounded).abs() <= step).all()
+
+
+def test_every_bit_pattern_of_half_precision_is_read_right() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        pattern = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype)
+        values = pattern[pattern.isfinite() & (pattern >= 0) & (pattern <= 1)]
+        stats = softdice.overlap_statistics(
+            values.view(1, 1, -1), torch.ones(1, values.numel(), dtype=torch.bool), fields=("prediction",)
+        )
+        assert stats.prediction.item() == pytest.approx(values.double().sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 41, 1000), (3, 20, 31, 301), (2, 2, 7)])
+@pytest.mark.parametrize("dense", [False, True])
+def test_same_bits_for_any_number_of_threads(threads: Any, shape: tuple[int, ...], dense: bool) -> None:
+    input, target = case(shape[1], "softmax", dense, B=shape[0], S=shape[2:], dtype=torch.float32)
+    results = []
+    for count in (1, 2, 3, 2, 5):
+        threads(count)
+        results.append(sums_and_gradient(input, target, activation="softmax"))
+    for sums, gradient in results[1:]:
+        assert torch.equal(sums, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+def test_two_python_threads_at_once() -> None:
+    input, target = case(4, "softmax", False, B=2, S=(300, 300), dtype=torch.float32)
+    expected = sums_and_gradient(input, target, activation="softmax")
+    found: list[tuple[Tensor, Tensor]] = []
+    workers = [
+        threading.Thread(target=lambda: found.append(sums_and_gradient(input, target, activation="softmax")))
+        for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 4
+    for sums, gradient in found:
+        assert torch.equal(sums, expected[0])
+        assert torch.equal(gradient, expected[1])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 on fork
+def test_works_in_a_forked_process(threads: Any) -> None:
+    threads(2)
+    input, target = case(4, "softmax", False, B=2, S=(300, 300), dtype=torch.float32)
+    expected, _ = sums_and_gradient(input, target, activation="softmax")  # the parent's workers exist now
+    child = os.fork()
+    if child == 0:
+        sums = torch.stack(
+            [getattr(softdice.overlap_statistics(input, target, activation="softmax"), name) for name in FIELDS]
+        )
+        os._exit(0 if torch.equal(sums, expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_inference_mode() -> None:
+    input, target = case(3, "softmax", False, dtype=torch.float32)
+    expected = softdice.SoftDiceLoss(3, activation="softmax")(input, target)
+    with torch.inference_mode():
+        assert torch.equal(softdice.SoftDiceLoss(3, activation="softmax")(input, target), expected)
+
+
+# --- torch.library ------------------------------------------------------------------------------------------------
+
+
+def operator_arguments(dense: bool, activation: str, unions: bool) -> tuple[Any, ...]:
+    input, target = case(3, activation, dense, S=(35,))
+    weight = torch.rand(2, 35, dtype=torch.float64)
+    regions = torch.tensor([[True, True, False], [False, True, True]]) if unions else None
+    fields = list(FIELDS)
+    return input.requires_grad_(), target, weight, regions, fields, activation, None, 0.1, 1.5, 1.5
+
+
+@pytest.mark.parametrize(
+    ("dense", "activation", "unions"), [(False, "softmax", False), (True, "softmax", True), (True, "sigmoid", False)]
+)
+def test_opcheck(dense: bool, activation: str, unions: bool) -> None:
+    softdice.overlap_statistics(*case(3, "softmax", False), activation="softmax")  # defines the operators
+    arguments = operator_arguments(dense, activation, unions)
+    torch.library.opcheck(torch.ops.softdice.statistics.default, (*arguments, True, "test"))
+    grad = torch.rand(len(FIELDS), 2, 2 if unions else 3, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(torch.ops.softdice.statistics_backward.default, (grad, *arguments))
+
+
+def test_second_derivatives_come_from_the_reference() -> None:
+    input, target = case(3, "softmax", True, S=(7,))
+    loss = softdice.SoftDiceLoss(3, activation="softmax")
+    assert torch.autograd.gradcheck(lambda x: loss(x, target), input.requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda x: loss(x, target), input)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's import
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_compiles_into_one_graph() -> None:
+    input, target = case(4, "softmax", False, S=(6, 10), dtype=torch.float32)
+    loss = softdice.SoftDiceLoss(4, activation="softmax", absent="skip") + 0.5 * softdice.CrossEntropyLoss(
+        4, activation="softmax"
+    )
+    compiled = torch.compile(loss, fullgraph=True)
+    a, b = input.clone().requires_grad_(), input.clone().requires_grad_()
+    eager_value, compiled_value = loss(a, target), compiled(b, target)
+    assert torch.allclose(compiled_value, eager_value, rtol=1e-6)
+    eager_value.backward()
+    compiled_value.backward()
+    assert a.grad is not None
+    assert b.grad is not None
+    assert (a.grad - b.grad).abs().max() <= 1e-6 * a.grad.abs().max()
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_nothing_full_size_is_allocated(label_dtype: torch.dtype, channels_last: bool) -> None:
+    input = torch.randn(2, 16, 640, 640)  # scratch is a constant: below some 30 MB it is more than 2 %
+    if channels_last:
+        input = input.contiguous(memory_format=torch.channels_last)
+    target = torch.randint(0, 16, (2, 640, 640), dtype=label_dtype)
+    loss = softdice.SoftDiceLoss(16, activation="softmax")
+    input.requires_grad_()
+    loss(input, target).backward()
+    size = input.numel() * 4
+    assert numpy_peak(lambda: loss(input, target)) <= 0.02 * size
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        value = loss(input, target)
+    assert max((event.cpu_memory_usage for event in profile.events()), default=0) <= 0.02 * size
+    assert numpy_peak(lambda: loss(input, target).backward()) <= 0.02 * size
+    input.grad = None
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        value.backward()
+    assert max(event.cpu_memory_usage for event in profile.events()) <= 1.02 * size  # the gradient
+    assert input.grad is not None
+    assert input.grad.stride() == input.stride()
+
+
+def numpy_peak(function: Callable[[], Any]) -> int:
+    """Bytes that Python and NumPy hold at most while it runs; torch's memory is in its own profile."""
+    tracemalloc.start()
+    function()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+# --- which backend, and refusals ----------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_kernel_for_all_but_small_inputs() -> None:
+    with softdice.use_backend("auto"):
+        large = torch.zeros(1, 2, registry.SMALL_NUMEL)
+        assert registry.choose(large, large[:, 0].long(), None) == "cpu"
+        assert registry.choose(large[..., :4], large[:, 0, :4].long(), None) == "reference"
+        weight = torch.ones(1, registry.SMALL_NUMEL, requires_grad=True)
+        assert registry.choose(large, large[:, 0].long(), weight) == "reference"
+
+
+def test_a_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    input, target = case(3, "softmax", True, dtype=torch.float32)
+    with pytest.raises(
+        RuntimeError, match=r"use_backend: expected tensors .*target or voxel_weight requires a gradient"
+    ):
+        softdice.overlap_statistics(input, target.requires_grad_(), activation="softmax")
+    with pytest.raises(RuntimeError, match=r"torch\.func transform"):
+        torch.func.grad(lambda x: softdice.SoftDiceLoss(3, activation="softmax")(x, target.detach()))(input)
+    monkeypatch.setattr(registry, "cpu_missing", lambda: "numba is not installed: pip install 'softdice[cpu]'")
+    with pytest.raises(RuntimeError, match=r"pip install 'softdice\[cpu\]'"):
+        softdice.overlap_statistics(input, target.detach(), activation="softmax")
+
+
+def test_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_chosen", [])
+    monkeypatch.setenv("SOFTDICE_BACKEND", "reference")
+    assert registry.asked() == "reference"
+    monkeypatch.setenv("SOFTDICE_BACKEND", "gpu")
+    with pytest.raises(ValueError, match=r"SOFTDICE_BACKEND: .* got 'gpu'"):
+        registry.asked()
+
+
+@pytest.mark.parametrize("bad", ["label", "probability", "weight", "dense"])
+def test_range_errors_of_the_pass_itself(bad: str) -> None:
+    input, target = case(3, "none", bad == "dense", S=(40, 40), dtype=torch.float32)
+    weight = torch.ones(2, 40, 40)
+    if bad == "label":
+        target[1, 3, 3] = 3
+    elif bad == "probability":
+        input[1, 2, 3, 3] = 1.5
+    elif bad == "weight":
+        weight[0, 0, 0] = -1
+    else:
+        target[0, 0, 0, 0] = -0.5
+    expected = {"label": "got 3 ", "probability": "got 1.5 ", "weight": "got -1.0 ", "dense": "got -0.5 "}[bad]
+    with pytest.raises(ValueError, match=expected):
+        softdice.overlap_statistics(input, target, voxel_weight=weight)
+    softdice.overlap_statistics(input, target, voxel_weight=weight, validate=False)
+
+
+def test_kept_kernels_know_all_their_sources() -> None:
+    functions = [
+        value
+        for module, name in itertools.product((rows, plain, general, cpu), ("jit",))
+        if hasattr(module, name)
+        for value in vars(module).values()
+        if hasattr(value, "py_func") and value.py_func.__module__ == module.__name__
+    ]
+    assert len(functions) > 30
+    for function in functions:
+        assert rows.SOURCES in function._cache._cache_file._source_stamp
