@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -328,3 +329,9 @@ def test_deep_supervision_skips_an_output_of_weight_zero() -> None:
 def test_deep_supervision_errors(weights: tuple[float, ...], outputs: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         softdice.DeepSupervision(softdice.SoftDiceLoss(2), weights)(outputs, torch.zeros(1, 4, dtype=torch.int64))
+
+
+def test_every_loss_has_its_row_in_the_docs() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "losses.md").read_text()
+    rows = {line.split("`")[1].split("(")[0] for line in page.splitlines() if line.startswith("| `")}
+    assert rows == {name for name in softdice.__all__ if name.endswith("Loss")}
