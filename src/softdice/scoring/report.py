@@ -53,8 +53,9 @@ def to_html(
 
 
 def _key_numbers(table: Table, summary: Summary) -> str:
+    spread = "" if np.isnan(summary.macro_interval[0]) else f"95 % {interval(summary.macro_interval)}"
     cells = [
-        ("mean Dice of the classes", text(summary.macro_dice), "95 % " + interval(summary.macro_interval)),
+        ("mean Dice of the classes", text(summary.macro_dice), spread),
         ("pooled Dice", text(summary.micro_dice), "all voxels of all cases"),
         ("cases", str(len(table.cases)), f"{len(table.errors)} not scored" if table.errors else "all scored"),
         ("classes", str(len(table.keys)), ""),
