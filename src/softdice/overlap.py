@@ -91,12 +91,18 @@ class Loss(nn.Module):
                 classes 2 and 3 to that of class 0, takes their labels for label 0, and leaves classes 2 and 3 out of
                 the mean (nan for reduction="none"). For images on which someone did not annotate classes 2 and 3.
         """
-        caller = type(self).__name__
+        settings, counted = self.settings_for(merge, input.device)
+        stats = settings(type(self).__name__, input, target, voxel_weight, self.num_classes)
+        return self.from_statistics(stats, counted)
+
+    def settings_for(
+        self, merge: Mapping[int, Sequence[int]] | None, device: torch.device
+    ) -> tuple[Pass, Tensor | None]:
+        """merge of one call -> the pass that it needs, and which classes count (None: all)."""
         if merge is None:
-            return self.from_statistics(self.settings(caller, input, target, voxel_weight, self.num_classes))
-        regions, counted = _merged(caller, merge, self.num_classes, self.settings)
-        stats = replace(self.settings, regions=regions)(caller, input, target, voxel_weight, self.num_classes)
-        return self.from_statistics(stats, torch.tensor(counted, device=input.device))
+            return self.settings, None
+        regions, counted = _merged(type(self).__name__, merge, self.num_classes, self.settings)
+        return replace(self.settings, regions=regions), torch.tensor(counted, device=device)
 
     def __add__(self, other: Loss) -> SumLoss:
         if not isinstance(other, Loss):

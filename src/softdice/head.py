@@ -1,0 +1,228 @@
+"""features, target -> loss: the last 1x1 convolution and the loss together, chunk by chunk. The logits never exist.
+
+What happens to a chunk is in `softdice.chunked`. Shapes: B sample, K feature, C class, *S space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from softdice import validation
+from softdice.chunked import ChunkedSums, Grid, Parts, product_dtype, separate_sums
+from softdice.overlap import Loss
+
+CHUNK_MIB = 32.0
+"""Budget for the logits of a chunk and their gradient together."""
+
+_CONVOLUTIONS = {nn.Conv1d: nn.functional.conv1d, nn.Conv2d: nn.functional.conv2d, nn.Conv3d: nn.functional.conv3d}
+
+
+class FusedHead(nn.Module):
+    """features, target -> loss of conv(features), without ever holding conv(features).
+
+        FusedHead(conv, loss)(features, target) = loss(conv(features), target)
+
+    with the same gradients, for features, weight and bias. The memory beside features and gradients is `chunk_mib`,
+    whatever the number of classes.
+
+    Args:
+        conv: nn.Conv1d, nn.Conv2d or nn.Conv3d with kernel 1, stride 1, no padding and one group; or nn.Linear. Its
+            parameters become the head's own, under the same names: `state_dict` has the keys `weight` and `bias`, and
+            an optimizer or a network that holds the convolution goes on sharing them.
+        loss: any loss of this package, or a sum of them, with num_classes equal to the channels that conv makes.
+        chunk_mib: MiB for the logits of one chunk of voxels and their gradient together. The loss and the gradients do
+            not depend on it beyond rounding.
+
+    Shapes: features (B, K, *S) for a convolution, (B, *S, K) for nn.Linear; target and voxel_weight as the loss takes
+    them for an input (B, C, *S).
+
+    Returns (when called): what the loss returns. Under autocast the product is computed in the autocast dtype, the
+    statistics in float32.
+
+    Raises:
+        TypeError, ValueError: a module, a loss, shapes or values that do not fit, naming them.
+
+    Edge cases: as the loss's; an empty batch has gradients of 0. A second derivative, or the gradient of a target or
+    voxel_weight, takes the separate path, with the memory that it costs.
+
+    Example:
+        >>> import torch, softdice
+        >>> from softdice.head import FusedHead
+        >>> conv = torch.nn.Conv2d(8, 3, kernel_size=1)
+        >>> loss = softdice.SoftDiceLoss(3, activation="softmax")
+        >>> head = FusedHead(conv, loss)
+        >>> features, labels = torch.randn(2, 8, 16, 16), torch.randint(3, (2, 16, 16))
+        >>> torch.allclose(head(features, labels), loss(conv(features), labels))
+        True
+        >>> torch.equal(head.logits(features), conv(features))
+        True
+
+    Source: the recomputation of logits, after E. Wijmans et al., "Cut your losses in large-vocabulary language
+    models", ICLR 2025; two passes, since overlap losses couple all voxels.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, conv: nn.Module, loss: Loss, *, chunk_mib: float = CHUNK_MIB) -> None:
+        super().__init__()
+        _check_module(conv)
+        if not isinstance(loss, Loss):
+            advice = "Use softdice.OverlapLoss for an index of your own."
+            validation.fail("FusedHead", "loss to be a loss of softdice", type(loss).__name__, advice, TypeError)
+        validation.number("FusedHead", "chunk_mib", chunk_mib, 0.001)
+        weight: Any = conv.weight
+        if weight.shape[0] != loss.num_classes:
+            validation.fail(
+                "FusedHead",
+                f"a convolution with {loss.num_classes} output channels, as the loss has classes",
+                weight.shape[0],
+                "Make num_classes of the loss the number of channels.",
+            )
+        self.register_parameter("weight", weight)
+        self.register_parameter("bias", conv.bias)  # type: ignore[arg-type]
+        self.loss = loss
+        self.chunk_mib = float(chunk_mib)
+
+    def forward(
+        self,
+        features: Tensor,
+        target: Tensor,
+        voxel_weight: Tensor | None = None,
+        *,
+        merge: Mapping[int, Sequence[int]] | None = None,
+    ) -> Tensor:
+        """features, target -> loss. voxel_weight and merge as when the loss itself is called."""
+        caller = type(self).__name__
+        features = self._checked(caller, features)
+        settings, counted = self.loss.settings_for(merge, features.device)
+        C = self.weight.shape[0]
+        dtype = product_dtype(features)
+        # has the logits' shape, dtype and device, and one element of memory
+        shape = features.new_zeros((), dtype=dtype).expand(features.shape[0], C, *features.shape[2:])
+        _, target, voxel_weight, regions = settings.prepare(caller, shape, target, voxel_weight, C)
+        inputs = (features.flatten(2), self.weight.reshape(C, -1), self.bias)
+        grid = Grid.of(len(features), C, inputs[0].shape[2], dtype, features.device, self.chunk_mib)
+        parts = Parts(target, voxel_weight, regions)
+        if target.requires_grad or (voxel_weight is not None and voxel_weight.requires_grad):
+            sums = separate_sums(caller, settings, *inputs, parts, dtype)
+        else:
+            sums = ChunkedSums.apply(*inputs, *parts, (caller, settings, dtype, grid))
+        return self.loss.from_statistics(settings.named(sums), counted)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """features -> logits (B, C, *S), for inference: what the convolution returns, with channels second.
+
+        `head.loss(head.logits(features), target)` is the loss on the separate path.
+        """
+        if self.weight.ndim == 2:
+            return nn.functional.linear(features, self.weight, self.bias).movedim(-1, 1)
+        return list(_CONVOLUTIONS.values())[self.weight.ndim - 3](features, self.weight, self.bias)
+
+    def features(self, network: nn.Module, *inputs: Any) -> Tensor:
+        """network that ends in this head's convolution, its inputs -> the features that enter the convolution.
+
+        The network stays as it is, with its `state_dict` and its forward method; for this one call its last
+        convolution (or the head, put in its place) hands on what it is given.
+
+        Example:
+            >>> import torch, softdice
+            >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 1))
+            >>> head = FusedHead(network[-1], softdice.SoftDiceLoss(3, activation="softmax"))
+            >>> head.features(network, torch.zeros(2, 1, 10, 10)).shape
+            torch.Size([2, 8, 8, 8])
+        """
+        with _handing_on(network, self.weight) as taken:
+            result = network(*inputs)
+        if len(taken) != 1 or result is not taken[0]:
+            validation.fail(
+                "FusedHead.features",
+                "a network that returns what its last convolution does",
+                f"{len(taken)} calls of the convolution, and another result" if taken else "no call of the convolution",
+                "Compute the features yourself and call the head with them.",
+            )
+        return result
+
+    def _checked(self, caller: str, features: Tensor) -> Tensor:
+        """features of the right kind, channels second."""
+        if not isinstance(features, Tensor):
+            advice = "Pass the features first, the target second."
+            validation.fail(caller, "features to be a Tensor", type(features).__name__, advice, TypeError)
+        K = self.weight.shape[1]
+        linear = self.weight.ndim == 2
+        place = -1 if linear else 1
+        rank = features.ndim if linear else self.weight.ndim
+        if features.ndim < 3 or features.ndim != rank or features.shape[place] != K:
+            shape = f"(B, *S, {K})" if linear else f"(B, {K}, {', '.join('DHW'[3 - rank + 2 :])})"
+            advice = "Pass what enters the last layer, not what it returns."
+            validation.fail(caller, f"features of shape {shape}", tuple(features.shape), advice)
+        if features.device != self.weight.device:
+            advice = "Move one of them with .to(device)."
+            validation.fail(caller, f"features on {self.weight.device} like the weight", features.device, advice)
+        if features.dtype not in validation.INPUT_DTYPES or (
+            features.dtype != self.weight.dtype and product_dtype(features) == features.dtype
+        ):
+            advice = "Convert one of them, or use torch.autocast."
+            validation.fail(
+                caller, f"features of dtype {self.weight.dtype} like the weight", features.dtype, advice, TypeError
+            )
+        return features.movedim(-1, 1) if linear else features
+
+    def extra_repr(self) -> str:
+        C, K = self.weight.shape[:2]
+        return f"{K} features, {C} classes, bias={self.bias is not None}, chunk_mib={self.chunk_mib:g}"
+
+
+def _check_module(conv: nn.Module) -> None:
+    """conv is a product over channels and nothing else."""
+    expected = "nn.Conv1d, nn.Conv2d, nn.Conv3d with kernel 1, or nn.Linear"
+    if not isinstance(conv, (*_CONVOLUTIONS, nn.Linear)):
+        advice = "Pass the layer itself, not the block that contains it."
+        validation.fail("FusedHead", expected, type(conv).__name__, advice, TypeError)
+    if not all(isinstance(p, nn.Parameter) for p in (conv.weight, conv.bias) if p is not None):
+        advice = "Remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)."
+        validation.fail("FusedHead", "a convolution with plain parameters", "a parametrized one", advice, TypeError)
+    if nn.parameter.is_lazy(conv.weight):  # type: ignore[arg-type]
+        advice = "Run the network once, so that the layer learns its number of features."
+        validation.fail("FusedHead", "a convolution with a shape", "a lazy one", advice, TypeError)
+    if isinstance(conv, nn.Linear):
+        return
+    layer: Any = conv
+    padding = layer.padding if isinstance(layer.padding, tuple) else ()  # "same" and "valid" add none to a kernel of 1
+    for name, values, needed in (
+        ("kernel_size", layer.kernel_size, 1), ("stride", layer.stride, 1), ("padding", padding, 0),
+        ("groups", (layer.groups,), 1),
+    ):  # fmt: skip
+        if any(value != needed for value in values):
+            advice = "Only a product over channels can be computed chunk by chunk."
+            validation.fail("FusedHead", f"{expected}, so {name}={needed}", f"{name}={values}", advice)
+
+
+@contextmanager
+def _handing_on(network: nn.Module, weight: Tensor) -> Iterator[list[Tensor]]:
+    """Inside, the layers of network that own `weight` return their input, and note it in the list."""
+    layers = [layer for layer in network.modules() if getattr(layer, "weight", None) is weight]
+    if not layers:
+        advice = "Pass the network whose convolution the head was made from."
+        validation.fail("FusedHead.features", "a network that holds the head's weight", type(network).__name__, advice)
+    taken: list[Tensor] = []
+
+    def hand_on(value: Tensor) -> Tensor:
+        taken.append(value)
+        return value
+
+    before = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.__dict__["forward"] = hand_on
+    try:
+        yield taken
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            if forward is None:
+                del layer.__dict__["forward"]
+            else:
+                layer.__dict__["forward"] = forward
