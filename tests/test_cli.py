@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import torch
 pytest.importorskip("typer")
 pytest.importorskip("monai")
 
-from click.testing import Result
 from typer.testing import CliRunner
 
 import softdice
@@ -30,7 +30,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def call(*arguments: object) -> Result:
+def call(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -48,7 +48,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def refused(result: Result, *parts: str) -> None:
+def refused(result: Any, *parts: str) -> None:
     """Exit code 2, one line on standard error that holds the parts, no traceback."""
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()

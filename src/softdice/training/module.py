@@ -20,6 +20,8 @@ from softdice.training.evaluate import counts, dice_of, label_image
 from softdice.training.patches import EpochSampler, Patches
 
 WEIGHT_DECAY = 1e-4
+NO_CASE = -1
+"""In the place of a case where the ranks cannot share them evenly: every rank must take part in the sum."""
 WARM_UP = 0.02
 """Share of the run in which the learning rate rises."""
 
@@ -149,7 +151,9 @@ class Segmenter(pl.LightningModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Numbers of the cases for the validation after each epoch, this rank's share."""
-        numbers: Any = self.validation_numbers[self.trainer.global_rank :: self.trainer.world_size]
+        ranks = self.trainer.world_size
+        padding = [NO_CASE] * (-len(self.validation_numbers) % ranks)
+        numbers: Any = (self.validation_numbers + padding)[self.trainer.global_rank :: ranks]
         return DataLoader(numbers, batch_size=1)
 
     def on_train_epoch_start(self) -> None:
@@ -196,6 +200,8 @@ class Segmenter(pl.LightningModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """case number -> sums."""
+        if int(batch) == NO_CASE:
+            return
         case = self.cases[int(batch)]
         prediction = label_image(self.network, torch.from_numpy(case.image).to(self.device), self.patch)
         truth = torch.from_numpy(case.label).to(self.device)

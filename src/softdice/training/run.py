@@ -48,7 +48,8 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     Edge cases: the classes' Dice is nan (null in summary.json) where no held-out case has or predicts the class.
     """
     budget = Budget(None, None, 1)  # the clock starts here
-    reporter = reporter or Silent()
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0  # Lightning starts the other ranks with the same command
+    reporter = reporter if reporter is not None and first else Silent()
     out = Path(config.out)
     path = out / "model.ckpt"
     stored = load_checkpoint(path) if config.resume and path.exists() else None
@@ -90,7 +91,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     )  # fmt: skip
     if stored is not None:
         module.restore(stored)
-    elif path.exists():
+    elif path.exists() and first:
         _keep_earlier(path, reporter)
     _tell(reporter, module, held_out, settings)
 
@@ -156,9 +157,8 @@ def _make_folder(out: Path) -> None:
 def _keep_earlier(path: Path, reporter: Reporter) -> None:
     """An earlier model in the folder is renamed, not lost."""
     earlier = path.with_name("model.previous.ckpt")
-    if not int(os.environ.get("LOCAL_RANK", "0")):
-        os.replace(path, earlier)
-        reporter.line(f"The model that was in {path.parent} is now {earlier.name}.")
+    os.replace(path, earlier)
+    reporter.line(f"The model that was in {path.parent} is now {earlier.name}.")
 
 
 def _describe(
