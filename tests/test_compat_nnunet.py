@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,6 +137,21 @@ def test_batch_dice_without_a_process_group_is_a_world_of_one() -> None:
     logits, labels = torch.randn(2, 3, 5), torch.randint(0, 3, (2, 1, 5))
     alone = ours.SoftDiceLoss(nn.Softmax(1), batch_dice=True, ddp=True)(logits, labels)
     assert torch.equal(alone, ours.SoftDiceLoss(nn.Softmax(1), batch_dice=True, ddp=False)(logits, labels))
+
+
+def _rank(rank: int, store: str) -> None:
+    """One of two processes: the loss and the gradient of this rank's half, ours and theirs."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    logits, labels = torch.randn(2, 3, 5), torch.randint(0, 3, (2, 1, 5))
+    for name in ("SoftDiceLoss", "MemoryEfficientSoftDiceLoss"):
+        makes = (getattr(module, name)(softmax_helper_dim1, batch_dice=True, ddp=True) for module in (ours, dice))
+        agree(*makes, logits, labels)
+    torch.distributed.destroy_process_group()
+
+
+def test_batch_dice_over_two_ranks(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, args=(str(tmp_path / "store"),), nprocs=2)
 
 
 LOGITS, LABELS = torch.zeros(1, 2, 3), torch.zeros(1, 1, 3, dtype=torch.int64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -87,10 +89,26 @@ def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
     distributed = torch.distributed
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return stats
-    from torch.distributed.nn.functional import all_reduce
-
-    total = all_reduce(torch.stack([getattr(stats, name) for name in stats.fields]))
+    total: Tensor = _SumOverRanks.apply(torch.stack([getattr(stats, name) for name in stats.fields]))
     return OverlapStatistics(dict(zip(stats.fields, total.unbind(0), strict=True)))
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Every rank's tensor -> their sum on every rank; the gradients add up in the same way."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:
+        return _all_reduce(sums)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _all_reduce(gradient)
+
+
+def _all_reduce(value: Tensor) -> Tensor:
+    total = value.contiguous().clone()
+    torch.distributed.all_reduce(total)
+    return total
 
 
 def count(input: Tensor) -> int:
