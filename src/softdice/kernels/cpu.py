@@ -36,6 +36,7 @@ BLOCK_VOXELS = 2048
 CHUNKS = 64  # at most, per sample
 CHUNK_VOXELS = 8192  # at least
 ROWS = 12
+ALONE_NUMEL = 1 << 18  # fewer elements than this are done before a second thread has woken up
 
 _CODE = {
     torch.float32: "f4",
@@ -341,7 +342,7 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 def _share_out(kernel: Callable[..., None], arguments: tuple[Any, ...], tasks: int, numel: int) -> None:
     """Run the kernel over all tasks, in consecutive shares, on as many threads as torch may use."""
-    threads = min(torch.get_num_threads(), tasks)
+    threads = 1 if numel < ALONE_NUMEL else min(torch.get_num_threads(), tasks)
     with _compile_notice(kernel):
         if threads == 1:
             kernel(*arguments, np.uint64(0), np.uint64(tasks))
