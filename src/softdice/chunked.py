@@ -94,9 +94,9 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def _memory(chunks: list[Chunk], features: Tensor, C: int, dtype: torch.dtype) -> Tensor:
-    """Room for the logits of the largest of the chunks, which is the first."""
-    samples, voxels = chunks[0]
-    return features.new_empty((samples.stop - samples.start) * C * (voxels.stop - voxels.start), dtype=dtype)
+    """Room for the logits of the largest of the chunks."""
+    largest = max((samples.stop - samples.start) * (voxels.stop - voxels.start) for samples, voxels in chunks)
+    return features.new_empty(largest * C, dtype=dtype)
 
 
 class Parts(NamedTuple):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from softdice import validation
@@ -111,7 +112,8 @@ class FusedHead(nn.Module):
         if target.requires_grad or (voxel_weight is not None and voxel_weight.requires_grad):
             sums = separate_sums(caller, settings, *inputs, parts, dtype)
         else:
-            sums = ChunkedSums.apply(*inputs, *parts, (caller, settings, dtype, grid))
+            run = torch.compiler.disable(ChunkedSums.apply) if torch.compiler.is_compiling() else ChunkedSums.apply
+            sums = run(*inputs, *parts, (caller, settings, dtype, grid))
         return self.loss.from_statistics(settings.named(sums), counted)
 
     def logits(self, features: Tensor) -> Tensor:
