@@ -209,20 +209,27 @@ def _label_counts(
     """Pairs of labels and how often each occurs -> classes and their counts."""
     counted = ~np.isin(t, options.ignore)
     p, t, n = p[counted], t[counted], n[counted]
-    members: list[tuple[int | str, tuple[int, ...]]]
     if options.regions is not None:
-        members = list(options.regions.items())
-    else:
-        labels = options.labels if options.threshold is None else _class_labels(options)
-        if labels is None:
-            left_out = set(options.ignore) | (set() if options.include_background else {0})
-            labels = tuple(sorted({*p.tolist(), *t.tolist()} - left_out))
-        members = [(label, (label,)) for label in labels]
-    counts = np.zeros((3, len(members)), np.int64)
-    for column, (_, inside) in enumerate(members):
-        in_p, in_t = np.isin(p, inside), np.isin(t, inside)
-        counts[:, column] = n[in_p & in_t].sum(), n[in_p].sum(), n[in_t].sum()
-    return tuple(key for key, _ in members), counts
+        counts = np.zeros((3, len(options.regions)), np.int64)
+        for column, inside in enumerate(options.regions.values()):
+            in_p, in_t = np.isin(p, inside), np.isin(t, inside)
+            counts[:, column] = n[in_p & in_t].sum(), n[in_p].sum(), n[in_t].sum()
+        return tuple(options.regions), counts
+    every = np.unique(np.concatenate([p, t]))
+    summed = np.zeros((3, len(every)), np.int64)
+    position_p, position_t, same = np.searchsorted(every, p), np.searchsorted(every, t), p == t
+    for row, position, times in zip(summed, (position_p[same], position_p, position_t), (n[same], n, n), strict=True):
+        np.add.at(row, position, times)
+    labels = options.labels if options.threshold is None else _class_labels(options)
+    found = dict(zip(every.tolist(), summed.T, strict=True))
+    if labels is None:
+        left_out = set(options.ignore) | (set() if options.include_background else {0})
+        labels = tuple(label for label in found if label not in left_out)
+    counts = np.zeros((3, len(labels)), np.int64)
+    for column, label in enumerate(labels):
+        if label in found:
+            counts[:, column] = found[label]
+    return labels, counts
 
 
 def _soft_counts(p: np.ndarray, t: np.ndarray, options: Options) -> tuple[tuple[int | str, ...], np.ndarray]:
