@@ -7,6 +7,7 @@ sum of losses reads the voxels once.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
@@ -28,7 +29,7 @@ Index = Callable[..., Tensor]
 
 
 class LossSettings(TypedDict, total=False):
-    """Keywords that every loss shares.
+    """Keywords that every loss shares::
 
     ================= ============================================ ====================================================
     keyword           values (default first)                       meaning
@@ -115,6 +116,8 @@ class Loss(nn.Module):
     def __mul__(self, factor: float) -> SumLoss:
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
             return NotImplemented
+        if not math.isfinite(factor):
+            validation.fail("SumLoss", "a finite factor", factor, "Scale a loss by a number.")
         return SumLoss([(factor * weight, term) for weight, term in _terms(self)])
 
     __rmul__ = __mul__
@@ -263,7 +266,10 @@ class OverlapLoss(Loss):
         ):
             validation.choice(caller, name, chosen[name], allowed)
         self.num_classes = validation.num_classes(caller, num_classes)
-        regions = chosen["regions"]
+        if num_classes == 1 and chosen["activation"] == "softmax":
+            advice = "A softmax over one channel is 1 everywhere and cannot be trained: use 'sigmoid'."
+            validation.fail(caller, "activation 'sigmoid' or 'none' for one class", "'softmax'", advice)
+        regions = validation.frozen_regions(caller, chosen["regions"])
         columns = num_classes if regions is None else len(regions)
         self.index = index
         self.cost = costs.resolve(caller, chosen["cost"])
@@ -282,7 +288,7 @@ class OverlapLoss(Loss):
             activation=chosen["activation"],
             ignore_index=chosen["ignore_index"],
             label_smoothing=chosen["label_smoothing"],
-            regions=None if regions is None else tuple(tuple(region) for region in regions),
+            regions=regions,
             validate=bool(chosen["validate"]),
             gamma=gamma,
             power=power,
@@ -348,15 +354,23 @@ _DEFAULTS: dict[str, Any] = {
 class _Probe(OverlapStatistics):
     """Statistics of ones that remember which of their fields were read."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, seen: dict[str, None] | None = None) -> None:
         super().__init__({})
-        self.seen: dict[str, Tensor] = {}
+        self.seen: dict[str, None] = {} if seen is None else seen
         self.num_classes = num_classes
 
     def __getattr__(self, name: str) -> Tensor:
         if name not in FIELDS:
             return super().__getattr__(name)
-        return self.seen.setdefault(name, torch.ones(self.num_classes))
+        self.seen[name] = None
+        return torch.ones(self.num_classes)
+
+    @property
+    def pooled(self) -> bool:
+        return True
+
+    def select(self, classes: Sequence[int]) -> OverlapStatistics:
+        return _Probe(len(tuple(classes)), self.seen)
 
 
 def fields_read(caller: str, index: Index, num_classes: int) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ Everything after this module is ordinary PyTorch on tensors of a few hundred num
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -132,8 +132,7 @@ class Pass:
             self.regions,
         )
         ordered = tuple(name for name in FIELDS if name in self.fields)
-        regions = None if self.regions is None else tuple(tuple(region) for region in self.regions)
-        return Pass(**{**self.__dict__, "fields": ordered, "regions": regions})
+        return replace(self, fields=ordered)
 
     def __call__(
         self, caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | None, num_classes: int | None = None
@@ -274,6 +273,6 @@ def overlap_statistics(
     Source: the sums behind F. Milletari, N. Navab, S.-A. Ahmadi, "V-Net", 3DV 2016, and the losses that followed it.
     """
     caller = "overlap_statistics"
-    frozen = None if regions is None else tuple(tuple(region) for region in regions)
+    frozen = validation.frozen_regions(caller, regions)
     settings = Pass(activation, ignore_index, label_smoothing, frozen, validate, gamma, power, tuple(fields))
     return settings.checked(caller)(caller, input, target, voxel_weight)

@@ -82,6 +82,17 @@ def pass_settings(
             fail(caller, "every region to name a class", repr(regions), "Pass tuples of class numbers.")
 
 
+def frozen_regions(caller: str, regions: Any) -> tuple[tuple[int, ...], ...] | None:
+    """A sequence of sequences of class numbers -> tuples; which classes there are is checked with the input."""
+    if regions is None:
+        return None
+    try:
+        return tuple(tuple(region) for region in regions)
+    except TypeError:
+        advice = "Write a single region with a comma: regions=((1, 2),)."
+        fail(caller, "regions to be tuples of class numbers", repr(regions), advice, TypeError)
+
+
 def class_numbers(caller: str, name: str, values: Sequence[int], count: int) -> tuple[int, ...]:
     """Distinct class numbers in [0, count)."""
     if not isinstance(values, Iterable) or not all(isinstance(value, SupportsIndex) for value in values):

@@ -47,10 +47,10 @@ def check() -> None:
             value = loss_on(backend, prediction.to(dtype), ground_truth)
             rows.append((f"{backend} {str(dtype).removeprefix('torch.')}", abs(value - exact), f"{value}"))
     failed = False
-    for name, distance, value in rows:
+    for name, distance, shown in rows:
         right = distance <= TOLERANCE
         failed |= not right
-        print(f"{name:18} {value:20} distance to float64 {distance:.2e}  {'ok' if right else 'OFF'}")
+        print(f"{name:18} {shown:20} distance to float64 {distance:.2e}  {'ok' if right else 'OFF'}")
     if failed:
         print(f"check: expected every backend within {TOLERANCE} of float64, got one that is off. Please report it.")
         raise typer.Exit(1)
