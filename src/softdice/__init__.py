@@ -3,7 +3,10 @@
 logits, target --(fused pass)--> statistics --pool--> --index--> score --cost--> cost per class --reduce--> loss
 """
 
+from typing import Any
+
 from softdice import costs, functional, indices, reductions
+from softdice.head import FusedHead
 from softdice.kernels.registry import use_backend
 from softdice.losses import (
     CrossEntropyLoss,
@@ -22,6 +25,7 @@ from softdice.losses import (
     TverskyLoss,
 )
 from softdice.reproducibility import SystemConfig, setup_system
+from softdice.scores import dice_score
 from softdice.statistics import OverlapStatistics, overlap_statistics
 from softdice.supervision import DeepSupervision
 from softdice.version import __version__
@@ -29,23 +33,30 @@ from softdice.version import __version__
 __all__ = [
     "CrossEntropyLoss",
     "DeepSupervision",
+    "DiceScore",
     "DiceSemimetricLoss",
     "ExponentialLogarithmicLoss",
     "FocalLoss",
     "FocalTverskyLoss",
+    "FusedHead",
     "GeneralizedDiceLoss",
     "JaccardLoss",
     "JaccardMetricLoss",
+    "JaccardScore",
     "MCCLoss",
     "NoiseRobustDiceLoss",
     "OverlapLoss",
     "OverlapStatistics",
+    "PrecisionScore",
+    "RecallScore",
     "SoftDiceLoss",
     "SquaredDiceLoss",
     "SystemConfig",
     "TverskyLoss",
+    "VolumeDifference",
     "__version__",
     "costs",
+    "dice_score",
     "functional",
     "indices",
     "overlap_statistics",
@@ -53,3 +64,18 @@ __all__ = [
     "setup_system",
     "use_backend",
 ]
+
+_METRICS = ("DiceScore", "JaccardScore", "PrecisionScore", "RecallScore", "VolumeDifference")
+
+
+def __getattr__(name: str) -> Any:
+    """The metrics are imported when first asked for: they need torchmetrics, which takes a second to import."""
+    if name not in _METRICS:
+        raise AttributeError(f"module 'softdice' has no attribute {name!r}")
+    try:
+        from softdice import metrics
+    except ImportError as problem:
+        raise ImportError(
+            f"softdice.{name}: expected torchmetrics, got {problem}. pip install 'softdice[metrics]'."
+        ) from problem
+    return getattr(metrics, name)
