@@ -20,7 +20,7 @@ PACKAGE = Path(softdice.__file__).parent
 IMPORT_LIMIT_MS = 150
 
 ORDER = (
-    "version", "reference", "validation", "kernels", "statistics", "distributed", "indices", "costs", "reductions",
+    "version", "reference", "validation", "kernels", "distributed", "statistics", "indices", "costs", "reductions",
     "overlap", "entropies", "losses", "functional", "supervision", "chunked", "head", "counting", "scores", "metrics",
     "reproducibility", "formats", "files", "compat", "scoring", "training", "cli", "__main__", "__init__",
 )  # fmt: skip

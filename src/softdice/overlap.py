@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from softdice import costs, reductions, validation
+from softdice import costs, distributed, reductions, validation
 from softdice.costs import Cost
 from softdice.reference import FIELDS
 from softdice.statistics import OverlapStatistics, Pass
@@ -46,6 +46,7 @@ class LossSettings(TypedDict, total=False):
     label_smoothing   0.0; [0, 1)                                  y' = (1 - e) y + e / K
     regions           None; tuples of class numbers                unions of classes in the place of the classes
     reduction         "mean", "sum", "none"                        "none": (C,) or, pooled per sample, (B, C)
+    group             None; "world"; a ProcessGroup                the sums of all ranks together, before the index
     validate          True, False                                  check the ranges of labels and probabilities
     ================= ============================================ ====================================================
     """
@@ -60,6 +61,7 @@ class LossSettings(TypedDict, total=False):
     label_smoothing: float
     regions: Sequence[Sequence[int]] | None
     reduction: Literal["mean", "sum", "none"]
+    group: Any
     validate: bool
 
 
@@ -259,12 +261,10 @@ class OverlapLoss(Loss):
                 f"{caller}: expected the keywords {', '.join(_DEFAULTS)}, got {', '.join(sorted(unknown))}. "
                 "Correct the spelling."
             )
-        for name, allowed in (
-            ("pooling", reductions.POOLINGS),
-            ("absent", reductions.ABSENT),
-            ("reduction", reductions.REDUCTIONS),
-        ):
+        words = {"pooling": reductions.POOLINGS, "absent": reductions.ABSENT, "reduction": reductions.REDUCTIONS}
+        for name, allowed in words.items():
             validation.choice(caller, name, chosen[name], allowed)
+        distributed.check_group(caller, chosen["group"], chosen["pooling"])
         self.num_classes = validation.num_classes(caller, num_classes)
         if num_classes == 1 and chosen["activation"] == "softmax":
             advice = "A softmax over one channel is 1 everywhere and cannot be trained: use 'sigmoid'."
@@ -293,6 +293,7 @@ class OverlapLoss(Loss):
             gamma=gamma,
             power=power,
             fields=fields_read(caller, index, columns if self.classes is None else len(self.classes)) + extra,
+            group=chosen["group"],
         ).checked(caller)
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
@@ -332,6 +333,7 @@ class OverlapLoss(Loss):
             "label_smoothing": self.settings.label_smoothing,
             "regions": self.settings.regions,
             "reduction": self.reduction,
+            "group": self.settings.group,
         }
         return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value != _DEFAULTS.get(name, ...))
 
@@ -347,6 +349,7 @@ _DEFAULTS: dict[str, Any] = {
     "label_smoothing": 0.0,
     "regions": None,
     "reduction": "mean",
+    "group": None,
     "validate": True,
 }
 

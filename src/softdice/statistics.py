@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from softdice import reference, validation
+from softdice import distributed, reference, validation
 from softdice.kernels import registry
 from softdice.reference import FIELDS
 
@@ -80,6 +81,26 @@ class OverlapStatistics:
             return self
         return OverlapStatistics({name: value.sum(0) for name, value in self._sums.items()})
 
+    def all_reduce(self, group: Any = "world") -> OverlapStatistics:
+        """pooled (C,) statistics of this rank -> the sums over all ranks of the group, in one all-reduce.
+
+        Args:
+            group: a torch.distributed ProcessGroup, or "world" for all ranks. Every rank of it must call this.
+
+        Gradients: one all-reduce too; see `softdice.distributed`.
+
+        Raises:
+            ValueError: per-sample statistics, since sample 0 of one rank is not sample 0 of another.
+            RuntimeError: no process group, or a rank that did not take part in time.
+        """
+        caller = "OverlapStatistics.all_reduce"
+        if not self.pooled:
+            shape = tuple(next(iter(self._sums.values())).shape)
+            advice = "Add the samples up first: stats.pool().all_reduce(group)."
+            validation.fail(caller, "pooled statistics, (C,)", f"statistics per sample, {shape}", advice)
+        sums = distributed.all_reduce(caller, torch.stack(tuple(self._sums.values())), group)
+        return OverlapStatistics(dict(zip(self._sums, sums.unbind(0), strict=True)))
+
     def select(self, classes: Sequence[int]) -> OverlapStatistics:
         """statistics -> those of the classes named, in that order."""
         index = list(classes)
@@ -118,6 +139,7 @@ class Pass:
     gamma: float = 2.0
     power: float = 1.0
     fields: tuple[str, ...] = FIELDS
+    group: Any = None
 
     def checked(self, caller: str) -> Pass:
         """Itself, with the fields in the package's order; or an error that names the setting."""
@@ -131,6 +153,7 @@ class Pass:
             self.fields,
             self.regions,
         )
+        distributed.check_group(caller, self.group)
         ordered = tuple(name for name in FIELDS if name in self.fields)
         return replace(self, fields=ordered)
 
@@ -189,8 +212,9 @@ class Pass:
         return ops.gradient(self, grad, input, target, weight, regions)
 
     def named(self, sums: Tensor) -> OverlapStatistics:
-        """sums (len(fields), B, C) -> statistics."""
-        return OverlapStatistics(dict(zip(self.fields, sums.unbind(0), strict=True)))
+        """sums (len(fields), B, C) -> statistics (B, C); or, with a group, its ranks' together, pooled (C,)."""
+        stats = OverlapStatistics(dict(zip(self.fields, sums.unbind(0), strict=True)))
+        return stats if self.group is None else stats.pool().all_reduce(self.group)
 
     def _reference(self, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None) -> Tensor:
         return reference.statistics(

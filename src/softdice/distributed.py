@@ -1,0 +1,80 @@
+"""this rank's sums -> the group's: one all-reduce, forward and backward. The engine is torch.distributed.
+
+The gradient. Every rank r has a loss L_r, a function of the sums s = sum_r s_r. The backward pass hands each rank
+
+    sum_q dL_q / ds        (an all-reduce of dL_r / ds)
+
+so that averaging the ranks' parameter gradients, as DistributedDataParallel and FSDP do, gives
+1/W sum_r (sum_q dL_q/ds) ds_r/dparameter = d(1/W sum_q L_q)/dparameter: where all ranks have the same loss, the
+gradient of a single process that holds the whole batch, however it is split.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softdice import validation
+
+
+def check_group(caller: str, group: Any, pooling: str = "batch") -> None:
+    """A setting that is None, "world" or a process group; whether it can be used is seen when it is."""
+    known = group is None or (isinstance(group, str) and group == "world")
+    if not known and not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):
+        advice = "Make one with torch.distributed.new_group, or take it from a mesh with get_group()."
+        validation.fail(caller, "group to be None, 'world' or a ProcessGroup", repr(group), advice, TypeError)
+    if group is not None and pooling == "sample":
+        advice = "Sample 0 of one rank is not sample 0 of another: leave group out and average the losses."
+        validation.fail(caller, "pooling='batch' with group", "pooling='sample'", advice)
+
+
+def all_reduce(caller: str, value: Tensor, group: Any) -> Tensor:
+    """this rank's tensor -> the sum over the group's, on every rank; differentiable as often as one likes.
+
+    Args:
+        caller: name in messages.
+        value: the same shape and dtype on every rank.
+        group: a ProcessGroup, or "world" for all ranks.
+
+    Raises:
+        RuntimeError: there is no process group, this rank is not in it, or a rank did not take part in time.
+    """
+    check_group(caller, group)
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        validation.fail(
+            caller,
+            "an initialised process group, since group is set",
+            "none",
+            "Start with torchrun and call torch.distributed.init_process_group, or leave group out.",
+            RuntimeError,
+        )
+    group = torch.distributed.group.WORLD if isinstance(group, str) else group
+    if torch.distributed.get_rank(group) < 0:
+        validation.fail(
+            caller, "a rank of the group", "a rank outside it", "Call it on the group's ranks.", RuntimeError
+        )
+    return _SumOverRanks.apply(value, caller, group)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """tensor -> sum over the ranks; its gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, caller: str, group: Any) -> Tensor:
+        ctx.caller, ctx.group = caller, group
+        total = value.detach().clone(memory_format=torch.contiguous_format)
+        try:
+            torch.distributed.all_reduce(total, group=group)
+        except RuntimeError as problem:
+            raise RuntimeError(
+                f"{caller}: expected every rank of the group to add its sums within the group's timeout, got "
+                f"{str(problem).splitlines()[0]!r}. A rank has stopped, or did not call the loss (or its backward "
+                "pass) as often as the others: look at the first error of the other ranks."
+            ) from problem
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _SumOverRanks.apply(grad, ctx.caller, ctx.group), None, None
