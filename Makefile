@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEV := .venv/.dev
 PEERS := .venv/.peers
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: help demo test check format docs bench clean
 
