@@ -21,7 +21,7 @@ from softdice import validation
 
 def check_group(caller: str, group: Any, pooling: str = "batch") -> None:
     """A setting that is None, "world" or a process group; whether it can be used is seen when it is."""
-    known = group is None or (isinstance(group, str) and group == "world")
+    known = group is None or (isinstance(group, str) and group == "world") or _outside(group)
     if not known and not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):
         advice = "Make one with torch.distributed.new_group, or take it from a mesh with get_group()."
         validation.fail(caller, "group to be None, 'world' or a ProcessGroup", repr(group), advice, TypeError)
@@ -50,12 +50,16 @@ def all_reduce(caller: str, value: Tensor, group: Any) -> Tensor:
             "Start with torchrun and call torch.distributed.init_process_group, or leave group out.",
             RuntimeError,
         )
+    if _outside(group):
+        advice = "Call it on the ranks of the group alone."
+        validation.fail(caller, "a rank of the group", "a rank outside it", advice, RuntimeError)
     group = torch.distributed.group.WORLD if isinstance(group, str) else group
-    if torch.distributed.get_rank(group) < 0:
-        validation.fail(
-            caller, "a rank of the group", "a rank outside it", "Call it on the group's ranks.", RuntimeError
-        )
     return _SumOverRanks.apply(value, caller, group)
+
+
+def _outside(group: Any) -> bool:
+    """Whether it is what torch.distributed.new_group returns on a rank that is not in the group."""
+    return torch.distributed.is_available() and group is torch.distributed.GroupMember.NON_GROUP_MEMBER
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -1,0 +1,283 @@
+"""The same number on one process and on many: 2 and 3 gloo processes against one that holds the whole batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import softdice
+from softdice.head import FusedHead
+from softdice.overlap import Loss
+
+C, SIDE = 3, 12
+SHARES = {2: (4, 1), 3: (3, 2, 0)}
+"""Ranks -> samples of each: uneven, one rank with none."""
+CLOSE = 1e-6
+
+LOSSES: dict[str, Callable[[Any], Loss]] = {
+    "dice": lambda group: softdice.SoftDiceLoss(C, activation="softmax", group=group),
+    "sum": lambda group: (
+        softdice.SoftDiceLoss(C, activation="softmax", group=group)
+        + 0.5 * softdice.CrossEntropyLoss(C, activation="softmax", class_weight=(1.0, 2.0, 3.0), group=group)
+    ),
+    "skip": lambda group: softdice.GeneralizedDiceLoss(
+        C, activation="softmax", absent="skip", ignore_index=255, group=group
+    ),
+}
+
+
+def whole_batch() -> tuple[Tensor, Tensor]:
+    """Five samples; the last two are all background, so that a rank has no foreground."""
+    draw = torch.Generator().manual_seed(0)
+    image = torch.randn(5, 1, SIDE, SIDE, generator=draw)
+    target = (image[:, 0] > 0).long() + (image[:, 0] > 1)
+    target[3:] = 0
+    return image, target
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, C, 1))
+
+
+class Fused(nn.Module):
+    def __init__(self, group: Any) -> None:
+        super().__init__()
+        self.network = network()
+        self.head = FusedHead(self.network[2], LOSSES["sum"](group))
+
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        return self.head(self.head.features(self.network, image), target)
+
+
+def result(value: Tensor, model: nn.Module) -> dict[str, Any]:
+    """Loss and parameter gradients, whatever the model is wrapped in."""
+    gradients = [parameter.grad for parameter in model.parameters()]
+    full = [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in gradients]
+    return {"loss": value.detach(), "gradients": [grad.clone() for grad in full]}
+
+
+def train_step(name: str, model: nn.Module, image: Tensor, target: Tensor) -> dict[str, Any]:
+    group = "world" if isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "unshard") else None
+    model.zero_grad()
+    value = LOSSES[name](group)(model(image), target)
+    value.backward()
+    return result(value, model)
+
+
+def on_ranks(rank: int, world: int, folder: str) -> None:
+    """All scenarios on one rank; what it found goes into a file."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=30)
+    )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    image, target = whole_batch()
+    begin = sum(SHARES[world][:rank])
+    mine = slice(begin, begin + SHARES[world][rank])
+    found: dict[str, Any] = {}
+
+    reduced: list[int] = []
+    engine = torch.distributed.all_reduce
+
+    def counting(tensor: Tensor, *arguments: Any, **named: Any) -> Any:
+        reduced.append(tensor.numel())
+        return engine(tensor, *arguments, **named)
+
+    torch.distributed.all_reduce = counting
+    for name in LOSSES:
+        for repetition in range(2):
+            model = nn.parallel.DistributedDataParallel(network())
+            reduced.clear()
+            found[name, repetition] = train_step(name, model, image[mine], target[mine])
+            found["collectives", name] = list(reduced)
+
+    model = nn.parallel.DistributedDataParallel(network().double())
+    found["float64"] = train_step("sum", model, image[mine].double(), target[mine])
+
+    model = nn.parallel.DistributedDataParallel(Fused("world"))
+    reduced.clear()
+    value = model(image[mine], target[mine])
+    value.backward()
+    found["fused"] = result(value, model)
+    found["collectives", "fused"] = list(reduced)
+
+    sharded = network()
+    mesh = init_device_mesh("cpu", (world,))
+    fully_shard(sharded[0], mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    found["fsdp"] = train_step("sum", sharded, image[mine], target[mine])
+
+    # a volume in slabs, one on each rank
+    model = network()
+    logits = model(image).detach()
+    slab = logits.tensor_split(world, dim=2)[rank].requires_grad_()
+    value = LOSSES["sum"]("world")(slab, target.tensor_split(world, dim=1)[rank])
+    value.backward()
+    assert slab.grad is not None
+    found["slab"] = {"loss": value.detach(), "gradient": slab.grad / world}
+
+    # statistics by hand, and over a part of the ranks
+    pair = torch.distributed.new_group([0, 1])
+    stats = softdice.overlap_statistics(logits[mine], target[mine], activation="softmax")
+    found["statistics"] = stats.pool().all_reduce().prediction
+    with pytest.raises(ValueError, match=r"all_reduce: expected pooled statistics, \(C,\), got statistics per sample"):
+        stats.all_reduce()
+    if rank < 2:
+        found["pair"] = stats.pool().all_reduce(pair).prediction
+    else:
+        with pytest.raises(RuntimeError, match="expected a rank of the group, got a rank outside it"):
+            stats.pool().all_reduce(pair)
+
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=sorted(SHARES))
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(on_ranks, (request.param, str(folder)), nprocs=request.param)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours["loss"].item() == pytest.approx(theirs["loss"].item(), rel=CLOSE)
+    mine, other = (torch.cat([gradient.flatten() for gradient in found["gradients"]]) for found in (ours, theirs))
+    assert apart(mine, other) <= (CLOSE if mine.dtype == torch.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_gradients_equal_one_process(ranks: list[dict[Any, Any]], name: str) -> None:
+    alone = train_step(name, network(), *whole_batch())
+    for found in ranks:
+        same(found[name, 0], alone)
+
+
+def test_float64_is_equal_to_rounding(ranks: list[dict[Any, Any]]) -> None:
+    image, target = whole_batch()
+    alone = train_step("sum", network().double(), image.double(), target)
+    for found in ranks:
+        assert found["float64"]["loss"].item() == pytest.approx(alone["loss"].item(), rel=1e-14)
+        same(found["float64"], alone)
+
+
+def test_fused_head_equals_one_process(ranks: list[dict[Any, Any]]) -> None:
+    alone = train_step("sum", network(), *whole_batch())
+    for found in ranks:
+        same(found["fused"], alone)
+
+
+def test_fully_sharded_equals_one_process(ranks: list[dict[Any, Any]]) -> None:
+    alone = train_step("sum", network(), *whole_batch())
+    for found in ranks:
+        same(found["fsdp"], alone)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_runs_give_the_same_bits(ranks: list[dict[Any, Any]], name: str) -> None:
+    for found in ranks:
+        first, second = found[name, 0], found[name, 1]
+        assert torch.equal(first["loss"], second["loss"])
+        assert torch.equal(first["loss"], ranks[0][name, 0]["loss"])
+        assert all(torch.equal(a, b) for a, b in zip(first["gradients"], second["gradients"], strict=True))
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "fused"])
+def test_one_collective_forward_and_one_backward(ranks: list[dict[Any, Any]], name: str) -> None:
+    fields = len(LOSSES["sum" if name == "fused" else name](None).settings.fields)
+    for found in ranks:
+        assert found["collectives", name] == [fields * C] * 2
+
+
+def test_a_volume_in_slabs_equals_the_whole(ranks: list[dict[Any, Any]]) -> None:
+    image, target = whole_batch()
+    logits = network()(image).detach().requires_grad_()
+    value = LOSSES["sum"](None)(logits, target)
+    value.backward()
+    assert logits.grad is not None
+    for rank, found in enumerate(ranks):
+        assert found["slab"]["loss"].item() == pytest.approx(value.item(), rel=CLOSE)
+        expected = logits.grad.tensor_split(len(ranks), dim=2)[rank]
+        assert apart(found["slab"]["gradient"], expected) <= CLOSE
+
+
+def test_statistics_over_all_and_some_ranks(ranks: list[dict[Any, Any]]) -> None:
+    image, target = whole_batch()
+    logits = network()(image).detach()
+    some = sum(SHARES[len(ranks)][:2])
+    for rank, found in enumerate(ranks):
+        expected = softdice.overlap_statistics(logits, target, activation="softmax").pool().prediction
+        assert apart(found["statistics"], expected) <= CLOSE
+        if rank < 2:
+            part = softdice.overlap_statistics(logits[:some], target[:some], activation="softmax")
+            assert apart(found["pair"], part.pool().prediction) <= CLOSE
+
+
+# --- what goes wrong
+
+
+def on_a_rank_that_is_left_alone(rank: int, folder: str, manner: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=2)
+    )
+    image, target = whole_batch()
+    torch.distributed.barrier()
+    if rank == 1:
+        if manner == "dies":
+            os._exit(0)
+        while not Path(folder, "message").exists():  # it hangs: it never calls the loss
+            pass
+        os._exit(0)
+    try:
+        LOSSES["dice"]("world")(network()(image), target)
+    except RuntimeError as problem:
+        Path(folder, "writing").write_text(str(problem))
+        Path(folder, "writing").rename(Path(folder, "message"))
+    os._exit(0)
+
+
+@pytest.mark.parametrize("manner", ["dies", "hangs"])
+def test_a_rank_that_is_missing_makes_the_others_fail(manner: str, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(on_a_rank_that_is_left_alone, (str(tmp_path), manner), nprocs=2)
+    message = (tmp_path / "message").read_text()
+    assert message.startswith("OverlapStatistics.all_reduce: expected every rank of the group to add its sums within")
+    assert "A rank has stopped, or did not call the loss" in message
+
+
+def test_group_needs_torch_distributed_to_be_started() -> None:
+    message = "all_reduce: expected an initialised process group, since group is set, got none. Start with torchrun"
+    with pytest.raises(RuntimeError, match=message):
+        LOSSES["dice"]("world")(torch.zeros(1, C, 4), torch.zeros(1, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("group", ["all", 0, True])
+def test_group_is_checked_when_the_loss_is_made(group: Any) -> None:
+    with pytest.raises(TypeError, match="SoftDiceLoss: expected group to be None, 'world' or a ProcessGroup, got"):
+        LOSSES["dice"](group)
+
+
+def test_group_and_pooling_per_sample_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="expected pooling='batch' with group, got pooling='sample'"):
+        softdice.SoftDiceLoss(C, pooling="sample", group="world")
+
+
+def test_losses_of_a_sum_share_the_group() -> None:
+    with pytest.raises(ValueError, match="SumLoss: expected losses that agree on group"):
+        LOSSES["dice"]("world") + softdice.CrossEntropyLoss(C, activation="softmax")
+    assert LOSSES["sum"]("world").settings.group == "world"
+    assert "group='world'" in repr(LOSSES["dice"]("world"))
