@@ -17,10 +17,7 @@ def info() -> None:
     """Show versions, devices, and which backend serves which device."""
     print(f"softdice {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     for package in PACKAGES:
-        try:
-            print(f"  {package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            print(f"  {package} not installed")
+        print(f"  {package} {_version(package)}")
     print(f"CPU: {torch.get_num_threads()} threads")
     for device in range(torch.cuda.device_count()):
         print(f"CUDA {device}: {torch.cuda.get_device_name(device)}")
@@ -29,3 +26,10 @@ def info() -> None:
     print("  reference: any device")
     for backend, missing in registry.kernel_backends().items():
         print(f"  {backend}: {'ready' if missing is None else 'not on this machine: ' + missing}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

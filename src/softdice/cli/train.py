@@ -68,6 +68,9 @@ def train(
     devices: Annotated[
         int | None, typer.Option(help=_default("devices", "How many GPUs, or processes without one."))
     ] = None,
+    fused_head: Annotated[
+        bool, typer.Option("--fused-head", help="Last convolution and loss chunk by chunk: memory for many classes.")
+    ] = False,
     precision: Annotated[
         str | None, typer.Option(help=_default("precision", f"One of {', '.join(PRECISIONS)}."))
     ] = None,
@@ -95,6 +98,7 @@ def train(
             resume=resume,
             devices=devices,
             precision=precision,
+            fused_head=fused_head or None,
         )
         from softdice.training import train as run
 

@@ -13,6 +13,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 42,
     "devices": 1,
     "precision": "32-true",
+    "fused_head": False,
 }
 """Settings that do not depend on the data. Patch and batch size do: `softdice.training.plan`."""
 
@@ -63,6 +64,8 @@ class TrainConfig:
         resume: go on with the run in `out` from its last complete epoch; starts one where there is none.
         devices: how many GPUs or, without a GPU, processes, > 0.
         precision: "32-true" or "bf16-mixed".
+        fused_head: compute the last convolution and the loss chunk by chunk (`softdice.FusedHead`): the memory of the
+            loss then does not depend on the number of classes.
 
     Raises:
         TrainingError: a value out of its range.
@@ -81,6 +84,7 @@ class TrainConfig:
     resume: bool = False
     devices: int | None = None
     precision: str | None = None
+    fused_head: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "max_minutes", "batch_size", "lr", "devices"):
@@ -105,7 +109,18 @@ def _option(name: str) -> str:
     return name.replace("_", "-")
 
 
-RUN_SETTINGS = ("data", "loss", "batch_size", "patch", "lr", "val_fraction", "seed", "precision", "devices")
+RUN_SETTINGS = (
+    "data",
+    "loss",
+    "batch_size",
+    "patch",
+    "lr",
+    "val_fraction",
+    "seed",
+    "precision",
+    "devices",
+    "fused_head",
+)
 """Settings that decide the weights: they stay what they were when a run is resumed. The data may have moved."""
 
 

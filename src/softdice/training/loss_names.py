@@ -21,10 +21,8 @@ def loss_names() -> dict[str, type[Loss]]:
         'SoftDiceLoss'
     """
     names: dict[str, type[Loss]] = {}
-    for public in softdice.__all__:
+    for public in (name for name in softdice.__all__ if name.endswith("Loss")):
         loss = getattr(softdice, public)
-        if not (inspect.isclass(loss) and issubclass(loss, Loss) and public.endswith("Loss")):
-            continue
         parameters = list(inspect.signature(loss).parameters.values())
         needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
         if needed == ["num_classes"]:
@@ -33,11 +31,11 @@ def loss_names() -> dict[str, type[Loss]]:
     return dict(sorted(names.items()))
 
 
-def parse_loss(text: str, num_classes: int) -> Loss:
+def parse_loss(text: str, num_classes: int, group: str | None = None) -> Loss:
     """name or weighted sum of names, number of classes -> loss of logits and a label map.
 
     A class of which a batch of patches has no voxel is left out of the mean (`absent="skip"`): with the logarithm it
-    would cost up to 28 and outweigh all others.
+    would cost up to 28 and outweigh all others. With group="world" the statistics are those of all ranks.
 
     Raises:
         TrainingError: no such loss; the message lists all.
@@ -63,7 +61,7 @@ def parse_loss(text: str, num_classes: int) -> Loss:
             raise TrainingError(
                 f"softdice train: expected a number before '*', got {weight!r}. Change --loss."
             ) from None
-        term: Loss = full[key](num_classes, activation="softmax", absent="skip", validate=False)
+        term: Loss = full[key](num_classes, activation="softmax", absent="skip", group=group, validate=False)
         term = term if factor == 1 else factor * term
         total = term if total is None else total + term
     assert total is not None  # split never gives an empty list

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from softdice.head import FusedHead
 from softdice.losses import Loss
 from softdice.training.cases import Cases
 from softdice.training.config import TrainingError
@@ -79,6 +80,12 @@ def learning_rate(highest: float, fraction: float) -> float:
     return highest * 0.5 * (1 + math.cos(math.pi * (fraction - WARM_UP) / (1 - WARM_UP)))
 
 
+def last_convolution(network: nn.Module) -> nn.Module:
+    """network -> the convolution that makes its logits: the last one registered with a kernel of 1."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return [m for m in network.modules() if isinstance(m, kinds) and set(m.kernel_size) == {1}][-1]
+
+
 class Segmenter(pl.LightningModule):
     """Network, loss and data of one run. `epoch`, `step` and `history` count over all resumptions."""
 
@@ -96,12 +103,14 @@ class Segmenter(pl.LightningModule):
         seed: int,
         budget: Budget,
         reporter: Reporter,
+        fused_head: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.cases = network, loss, cases
         self.training_numbers, self.validation_numbers = list(training), list(validation)
         self.patch, self.batch_size, self.lr, self.seed = tuple(patch), batch_size, lr, seed
         self.budget, self.reporter = budget, reporter
+        self.head = FusedHead(last_convolution(network), loss) if fused_head else None
         self.epoch = self.step = 0
         self.history: list[dict[str, float]] = []
         self.stored_optimizer: dict[str, Any] | None = None
@@ -173,6 +182,8 @@ class Segmenter(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """patches -> loss."""
         image, label = batch
+        if self.head is not None:
+            return self.head(self.head.features(self.network, image), label)
         return self.loss(self.network(image).float(), label)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -85,9 +85,10 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     ranks = settings["devices"]
     budget.steps_per_epoch = max(LEAST_STEPS, math.ceil(len(training) / (batch_size * ranks)))
     module = Segmenter(
-        plan.build(), parse_loss(settings["loss"], len(cases.values)), cases, training,
+        plan.build(), parse_loss(settings["loss"], len(cases.values), "world" if ranks > 1 else None), cases, training,
         _validation_cases(cases, held_out, budget.steps_per_epoch * batch_size * math.prod(patch)),
         patch=patch, batch_size=batch_size, lr=settings["lr"], seed=settings["seed"], budget=budget, reporter=reporter,
+        fused_head=settings["fused_head"],
     )  # fmt: skip
     if stored is not None:
         module.restore(stored)
