@@ -68,6 +68,7 @@ def test_two_hosts_equal_one_process(tmp_path: Path) -> None:
             [
                 sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
                 "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "hosts", "--local-addr", address,
+                "--monitor-interval", "0.1",
                 __file__, str(tmp_path),
             ],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
