@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -85,30 +83,9 @@ def binary_mask(caller: str, mask: Tensor) -> Tensor:
 
 
 def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
-    """this rank's statistics -> the sum over all ranks, differentiable; alone, the statistics as they are."""
-    distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return stats
-    total: Tensor = _SumOverRanks.apply(torch.stack([getattr(stats, name) for name in stats.fields]))
-    return OverlapStatistics(dict(zip(stats.fields, total.unbind(0), strict=True)))
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """Every rank's tensor -> their sum on every rank; the gradients add up in the same way."""
-
-    @staticmethod
-    def forward(ctx: Any, sums: Tensor) -> Tensor:
-        return _all_reduce(sums)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _all_reduce(gradient)
-
-
-def _all_reduce(value: Tensor) -> Tensor:
-    total = value.contiguous().clone()
-    torch.distributed.all_reduce(total)
-    return total
+    """this rank's pooled statistics -> the sum over all ranks, differentiable; alone, the statistics as they are."""
+    alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+    return stats if alone else stats.all_reduce("world")
 
 
 def count(input: Tensor) -> int:
