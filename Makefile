@@ -46,6 +46,9 @@ docs: $(DEV)
 
 bench: $(DEV) $(PEERS)
 	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.head
+	$(BIN)/python -m benchmarks.scores
 
 clean:
 	rm -rf .venv site build dist

@@ -234,7 +234,7 @@ def main() -> None:
     if options.quick:
         run(QUICK, 2.0, compile=False)
         return
-    rows = run(WORKLOADS, 30.0, compile=True)
+    rows = run(WORKLOADS, 25.0, compile=True)
     write(rows, lack)
     print("\n" + table(rows, lack))
 

@@ -238,7 +238,7 @@ def test_a_setting_out_of_range_is_named(change: dict[str, object], message: str
 def test_resuming_takes_the_stored_settings_and_refuses_others() -> None:
     stored = {
         "data": "d", "loss": "dice", "batch_size": 4, "patch": [16, 16], "lr": 0.1, "val_fraction": 0.2, "seed": 7,
-        "precision": "32-true", "devices": 1, "epochs": 5, "max_minutes": None,
+        "precision": "32-true", "devices": 1, "fused_head": False, "epochs": 5, "max_minutes": None,
     }  # fmt: skip
     merged = merge(TrainConfig(out="o", resume=True, epochs=9, patch=(16,), data="moved"), stored)
     assert (merged.seed, merged.patch, merged.epochs, merged.data, merged.loss) == (7, (16,), 9, "moved", "dice")

@@ -204,7 +204,7 @@ def test_ctrl_c_keeps_the_last_epoch(data: Path, tmp_path: Path) -> None:
             if epoch == 2:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     try:
         with pytest.raises(KeyboardInterrupt):
             train(config(data, tmp_path, epochs=3), Stop())

@@ -32,7 +32,7 @@ from softdice.reference import ACTIVATIONS, FIELDS, outcomes
 from softdice.validation import probability_slack
 
 BLOCK_ELEMENTS = 1 << 17  # classes times voxels of a block: half a megabyte of float32, which stays in L2
-BLOCK_VOXELS = 2048
+BLOCK_VOXELS = 512  # so that the rows of few classes stay in L1
 CHUNKS = 64  # at most, per sample
 CHUNK_VOXELS = 8192  # at least
 ROWS = 12
@@ -117,11 +117,10 @@ def _forward(
                     act, src, off, ld, C, K, n, flags, gamma, power, smoothing, share, t, w, masked,
                     dense, traw, tcode, to, V, member, union, validate, e, block, rows, sums,
                 )  # fmt: skip
-            total = 0.0
-            for v in range(n):
-                total += w[v]
-            for k in range(K):
-                sums[usual.N, k] += total
+            if flags & (1 << usual.N):
+                total = usual.weight_sum(w, n) if masked else float(n)
+                for k in range(K):
+                    sums[usual.N, k] += total
 
 
 @jit

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from softdice.kernels.rows import exp, jit, log, scrub
+from softdice.kernels.rows import exp, jit, log, prefetch, scrub
 
 # Bits of `flags`, and rows of the sums: the position of each name in softdice.reference.FIELDS.
 I, P, T, Q, R, D, E, F, N, LABELLED = range(10)  # noqa: E741 - the letters of the formulas
@@ -64,6 +64,9 @@ def softmax(
     for c in range(np.uint64(1), C):
         _maximum(src, off + c * ld, n, m)
     for c in range(C):
+        prefetch(
+            src, off + c * ld + n, n
+        )  # the next block's row: on its way while this one's exponentials are computed
         _exp_sum(src, off + c * ld, n, m, s, e, o + c * eld)
     if masked:
         for c in range(C):
@@ -83,6 +86,18 @@ def sum_product(a: Any, o: Any, b: Any, n: Any) -> Any:
         part = a.dtype.type(0)
         for v in range(v0, min(v0 + RUN, n)):
             part += a[o + v] * b[v]
+        total += part
+    return total
+
+
+@jit
+def weight_sum(w: Any, n: Any) -> Any:
+    """Sum of the weights."""
+    total = 0.0
+    for v0 in range(np.uint64(0), n, RUN):
+        part = w.dtype.type(0)
+        for v in range(v0, min(v0 + RUN, n)):
+            part += w[v]
         total += part
     return total
 
@@ -301,6 +316,7 @@ def plain_gradient(
         dot[v] = dot[v] * r[v] + k[v]
         k[v] *= w[v]
     for c in range(C):
+        prefetch(g, o + c * gld + n, n)
         if few:
             a, b = coef[P, c] + coef[D, c], coef[I, c] - two * coef[D, c]
             _gradient_few(g, o + c * gld, r, rw, t, k, np.int32(c), n, a, b, two * coef[Q, c], dot)

@@ -92,6 +92,24 @@ def narrow_half(typing_context: Any, x: Any) -> Any:
     return types.uint16(types.float32), generate
 
 
+@intrinsic
+def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of array[index]; a hint, so any index is right."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        line = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        hint = builder.module.declare_intrinsic("llvm.prefetch", (line.type,), _PREFETCH)
+        word = ir.IntType(32)
+        builder.call(hint, [line, word(0), word(2), word(1)])  # to read, into L2, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
+_PREFETCH = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), *[ir.IntType(32)] * 3])
+
+
 def exp(x: Any) -> Any:
     """x -> e^x for x <= 88 (float32) or 709 (float64); 0 far below, NaN for NaN."""
     return math.exp(x)  # compiled code takes the overload below
@@ -212,6 +230,16 @@ def _log_by_type(x: Any) -> Any:
 
 CODES = {"f4": 0, "f8": 1, "bf": 2, "f2": 3, "u1": 4, "i1": 5, "i2": 6, "i4": 7, "i8": 8}
 """How a tensor's bytes are to be read: one compiled kernel then serves every dtype of labels, weights and logits."""
+
+
+LINE = np.uint64(16)  # float32 in a cache line
+
+
+@jit
+def prefetch(array: Any, off: Any, n: Any) -> None:
+    """Ask for array[off : off + n] while something else is being computed."""
+    for v in range(np.uint64(0), n, LINE):
+        _prefetch(array, off + v)
 
 
 @jit

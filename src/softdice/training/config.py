@@ -132,7 +132,8 @@ def merge(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
     """
     merged = {field.name: getattr(config, field.name) for field in fields(config)}
     for name in RUN_SETTINGS:
-        before = tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
+        before = stored.get(name, DEFAULTS.get(name))
+        before = tuple(before) if isinstance(before, list) else before
         if merged[name] is None:
             merged[name] = before
         elif (
