@@ -1,8 +1,9 @@
 """How time, memory and error are measured.
 
-Time: medians over rounds in which all contenders take turns, in one process, after a warm-up of each. The floor is what
-no loss can go below: read the logits once, read them again and write a fresh tensor of their size
-(`logits.sum()` and `logits.clone()`).
+Time: medians over rounds in which all contenders take turns, in one process, after a warm-up, in an order that is
+shuffled anew each round, since what ran before leaves its caches and spinning threads behind. What a step or the floor
+returns is freed before the next one starts, outside the timed part. The floor is what no loss can go below: read the
+logits once, read them again and write a fresh tensor of their size (`logits.sum()` and `logits.clone()`).
 
 Memory: the growth of the resident set of a process of its own, its high-water mark reset before each phase, with an
 allocator that gives freed memory back at once. Input, labels and all that the warm-up leaves do not count.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -36,33 +38,33 @@ class Time(NamedTuple):
 
 
 def step(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
-    """One forward and backward pass; returns the loss, leaves logits.grad fresh."""
-    logits.grad = None
+    """One forward and backward pass on logits without a gradient; returns the loss, leaves logits.grad."""
     value = loss(logits, labels)
     value.backward()
     return value.detach()
 
 
-def floor(logits: Tensor) -> None:
+def floor(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Read, then read and write: the least that a training step of any loss must do."""
     data = logits.detach()
-    data.sum()
-    data.clone()
+    return data.sum(), data.clone()
 
 
-def interleaved(contenders: dict[str, Callable[[], object]], budget_s: float) -> dict[str, Time]:
-    """name -> function, seconds -> times. Rounds in turn; a slow contender is left out of some rounds, not the rest."""
+def interleaved(contenders: dict[str, Callable[[], object]], logits: Tensor, budget_s: float) -> dict[str, Time]:
+    """name -> function of logits, seconds -> times. A slow contender is left out of some rounds, not the rest."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for function in contenders.values():
-        function()
+    shuffle = random.Random(0).sample
+    for function in [*contenders.values()] * 2:
+        logits.grad = None
         function()
     begin = time.perf_counter()
     rounds = 0
     while rounds < 7 or (time.perf_counter() - begin < budget_s and rounds < 60):
-        for name, function in contenders.items():
+        for name, function in shuffle(list(contenders.items()), len(contenders)):
             spent = sum(taken[name])
             if len(taken[name]) >= 5 and spent > budget_s / len(contenders):
                 continue
+            logits.grad = None
             start = time.perf_counter()
             result = function()
             taken[name].append(time.perf_counter() - start)
@@ -130,6 +132,7 @@ class Error(NamedTuple):
 
 def error(loss: Loss, exact: Loss, logits: Tensor, labels: Tensor) -> Error:
     """loss, the same loss for float64 input -> distance."""
+    logits.grad = None
     value = step(loss, logits, labels).double()
     assert logits.grad is not None
     gradient = logits.grad

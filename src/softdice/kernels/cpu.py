@@ -8,9 +8,7 @@ slots, some rows of scratch per thread, and in the backward pass the gradient.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import mmap
 import os
 import sys
 import threading
@@ -294,7 +292,6 @@ def gradient(
     input = _readable(input)
     job = _job(input, target, weight, regions, settings)
     result = torch.empty_like(input)  # keeps dense strides, so the gradient is laid out as the input
-    _ask_for_huge_pages(result)
     coef = np.zeros((input.shape[0], len(FIELDS), job.columns), job.wide)
     wanted = [FIELDS.index(name) for name in settings.fields]
     coef[:, wanted] = grad.detach().movedim(0, 1).numpy()
@@ -303,31 +300,6 @@ def gradient(
         g = graw.view(job.wide) if job.direct else np.empty(0, job.wide)
         _share_out(_backward, (*job.arguments, coef, g, graw, *job.grid), job.tasks, input.numel())
     return result
-
-
-_MADV_HUGEPAGE = 14
-_HUGE_BYTES = 1 << 23
-
-
-@lru_cache(maxsize=1)
-def _madvise() -> Callable[..., int] | None:
-    """Linux's madvise, or None elsewhere."""
-    if not sys.platform.startswith("linux"):
-        return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return function
-
-
-def _ask_for_huge_pages(tensor: Tensor) -> None:
-    """Hint that fresh memory come in pages of 2 MiB: first touching pages of 4 KiB costs more than the arithmetic."""
-    size = tensor.numel() * tensor.element_size()
-    madvise = _madvise()
-    if size < _HUGE_BYTES or madvise is None:
-        return
-    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
-    madvise(begin, end - begin, _MADV_HUGEPAGE)  # a hint: a kernel that refuses it loses nothing
 
 
 # --- threads ------------------------------------------------------------------------------------------------------
