@@ -18,8 +18,8 @@ from softdice.validation import choice
 NAMES = ("auto", "reference", "cpu")
 
 SMALL_NUMEL = 8192
-"""Inputs of fewer elements go to the reference under "auto": below it a few eager operations cost no more than the
-operator and the thread hand-over (`python -m benchmarks.small` measures where the two cross)."""
+"""Inputs of fewer elements go to the reference under "auto", so that they do not pay for the operator; chosen with care,
+not at the crossing, which `python -m benchmarks.small` measures on a given machine."""
 
 _chosen: list[str] = []
 
