@@ -18,8 +18,8 @@ from softdice.validation import choice
 NAMES = ("auto", "reference", "cpu")
 
 SMALL_NUMEL = 8192
-"""Inputs of fewer elements go to the reference under "auto", so that they do not pay for the operator. A careful choice,
-not the crossing itself, which `python -m benchmarks.small` measures on a given machine."""
+"""Inputs of fewer elements go to the reference under "auto", so that they do not pay for the operator. Not the
+crossing itself, which `python -m benchmarks.small` measures on a given machine."""
 
 _chosen: list[str] = []
 
