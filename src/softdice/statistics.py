@@ -160,13 +160,25 @@ class Pass:
     def __call__(
         self, caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | None, num_classes: int | None = None
     ) -> OverlapStatistics:
-        """input, target -> statistics: check, choose a backend, differentiate."""
-        return self.named(self.sums(caller, *self.prepare(caller, input, target, voxel_weight, num_classes)))
+        """input, target -> statistics: check, choose a backend, differentiate. Of a DTensor, those of the whole."""
+        sharded = distributed.sharding(caller, input, target, voxel_weight, self.group)
+        if sharded is None:
+            return self.named(self.sums(caller, *self.prepare(caller, input, target, voxel_weight, num_classes)))
+        given: list[Any] = [input, target, voxel_weight]
+        x: Any
+        y: Any
+        x, y, w = (t if t is None else torch.empty(t.shape, dtype=t.dtype, device="meta") for t in given)
+        validation.tensors(caller, x, y, w, num_classes, self.ignore_index, False)  # the whole's shapes, on every rank
+        x, y, w = (t if t is None else t.to_local() for t in given)
+        return self.named(sharded.whole(caller, self.sums(caller, *self.prepare(caller, x, y, w, num_classes))))
 
     def prepare(
         self, caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | None, num_classes: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """What a user has -> input (B, C, V), target, weight (B, V) or None, regions (R, C) or None; checked."""
+        if distributed.is_dtensor(input) or distributed.is_dtensor(target):
+            advice = "Compute the logits and call the loss with them, or pass the local parts to a loss with group."
+            validation.fail(caller, "plain tensors", "a DTensor", advice, TypeError)
         input, target, weight = validation.tensors(
             caller, input, target, voxel_weight, num_classes, self.ignore_index, self.validate
         )
@@ -282,7 +294,8 @@ def overlap_statistics(
         ValueError: shapes that do not fit, a label outside [0, C), a probability outside [0, 1], a negative weight.
 
     Edge cases: no voxel that counts gives sums of 0; a NaN in `input` gives NaN, unless the voxel is ignored; an empty
-    batch gives statistics of shape (0, C).
+    batch gives statistics of shape (0, C); of DTensors split over the batch or over space, every rank gets the
+    statistics of the whole as plain tensors.
 
     Example:
         >>> import torch, softdice
