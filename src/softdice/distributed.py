@@ -183,7 +183,7 @@ def sharding(caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | 
 # --- the processes that torchrun starts
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ranks:
     """Which of the processes that torchrun started this is: `rank` of `count`, `per_node` of them on each machine.
 
@@ -193,24 +193,28 @@ class Ranks:
     rank: int = 0
     count: int = 1
     per_node: int = 1
+    connected_here: bool = False
 
     @classmethod
     def here(cls) -> Ranks | None:
         """() -> what torchrun put into the environment, None where it did not start this process."""
         if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
             return None
-        return cls(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
+        rank, count, per_node = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        return cls(rank, count, per_node)
 
     def __enter__(self) -> Ranks:
-        backend = "gloo"
-        if torch.cuda.is_available():
-            backend = "cpu:gloo,cuda:nccl"
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        torch.distributed.init_process_group(backend)
+        if not torch.distributed.is_initialized():
+            backend = "gloo"
+            if torch.cuda.is_available():
+                backend = "cpu:gloo,cuda:nccl"
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+            torch.distributed.init_process_group(backend)
+            self.connected_here = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:  # else the end of the process cuts the connection, which the others notice at once
+        if kind is None and self.connected_here:  # after an error the end of the process tells the others at once
             torch.distributed.destroy_process_group()
 
     def from_first(self, value: Any) -> Any:

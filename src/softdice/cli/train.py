@@ -45,11 +45,13 @@ def train(
         typer.Option(help=_default("loss", "A loss of this package by name, or a sum: dice, tversky+0.5*focal.")),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help=f"Most epochs [default: {DEFAULT_EPOCHS}, none with --max-minutes]")
+        int | None,
+        typer.Option(help=f"Most epochs [default: {DEFAULT_EPOCHS}, none with --max-minutes or --max-steps]"),
     ] = None,
     max_minutes: Annotated[
         float | None, typer.Option(help="Most minutes for reading and training, over resumptions.")
     ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Most steps, over resumptions.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Patches per step and device [default: from the data]")] = None,
     patch: Annotated[
         str | None,
@@ -66,7 +68,8 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in --out from its last complete epoch.")
     ] = False,
     devices: Annotated[
-        int | None, typer.Option(help=_default("devices", "How many GPUs, or processes without one."))
+        int | None,
+        typer.Option(help=_default("devices", "How many GPUs, or processes without one. Not under torchrun.")),
     ] = None,
     fused_head: Annotated[
         bool, typer.Option("--fused-head", help="Last convolution and loss chunk by chunk: memory for many classes.")
@@ -90,6 +93,7 @@ def train(
             loss=loss,
             epochs=epochs,
             max_minutes=max_minutes,
+            max_steps=max_steps,
             batch_size=batch_size,
             patch=_parse_patch(patch),
             lr=lr,

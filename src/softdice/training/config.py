@@ -54,15 +54,17 @@ class TrainConfig:
         data: folder with `images/` and `labels/`; None trains on the brain that nilearn carries.
         out: folder for the model, the curves, the pictures and the summary.
         loss: a loss of this package by name, or a sum: "dice", "dice+ce", "tversky+0.5*focal".
-        epochs: passes over the data, > 0. None: 100, or as many as fit into `max_minutes`.
+        epochs: passes over the data, > 0. None: 100, or as many as fit into `max_minutes` and `max_steps`.
         max_minutes: budget in minutes of wall time for reading and training, over all resumptions, > 0.
+        max_steps: most steps over all resumptions, > 0; the last epoch then ends early.
         batch_size: patches per step and device, > 0.
         patch: voxels along each axis, multiples of 8; one number stands for all axes.
         lr: highest learning rate of AdamW, > 0.
         val_fraction: share of the cases that is held out, in (0, 1).
         seed: of the split, the network's first weights, the patches and their augmentation, in [0, 2^32).
         resume: go on with the run in `out` from its last complete epoch; starts one where there is none.
-        devices: how many GPUs or, without a GPU, processes, > 0.
+        devices: how many GPUs of this machine or, without a GPU, processes, > 0. None under torchrun: as many processes
+            as it started, on all machines together.
         precision: "32-true" or "bf16-mixed".
         fused_head: compute the last convolution and the loss chunk by chunk (`softdice.FusedHead`): the memory of the
             loss then does not depend on the number of classes.
@@ -76,6 +78,7 @@ class TrainConfig:
     loss: str | None = None
     epochs: int | None = None
     max_minutes: float | None = None
+    max_steps: int | None = None
     batch_size: int | None = None
     patch: tuple[int, ...] | None = None
     lr: float | None = None
@@ -87,7 +90,7 @@ class TrainConfig:
     fused_head: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "max_minutes", "batch_size", "lr", "devices"):
+        for name in ("epochs", "max_minutes", "max_steps", "batch_size", "lr", "devices"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise _wrong(name, "a number above 0", value)
@@ -145,6 +148,6 @@ def merge(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
                 f"softdice train: expected {_option(name)} {before}, with which the run in {config.out} was started, "
                 f"got {merged[name]}. Leave the option out, or take another --out."
             )
-    for name in ("epochs", "max_minutes"):
-        merged[name] = stored[name] if merged[name] is None else merged[name]
+    for name in ("epochs", "max_minutes", "max_steps"):
+        merged[name] = stored.get(name) if merged[name] is None else merged[name]
     return TrainConfig(**merged)

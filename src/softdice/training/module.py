@@ -19,6 +19,7 @@ from softdice.training.cases import Cases
 from softdice.training.config import TrainingError
 from softdice.training.evaluate import counts, dice_of, label_image
 from softdice.training.patches import EpochSampler, Patches
+from softdice.training.together import ToldByFirstError
 
 WEIGHT_DECAY = 1e-4
 NO_CASE = -1
@@ -49,11 +50,12 @@ class Silent:
 
 @dataclass
 class Budget:
-    """How long a run lasts: epochs, seconds, or whichever comes first."""
+    """How long a run lasts: epochs, seconds, steps, or whichever comes first."""
 
     epochs: int | None
     seconds: float | None
     steps_per_epoch: int
+    steps: int | None = None
     elapsed_before_s: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
@@ -62,10 +64,11 @@ class Budget:
         return self.elapsed_before_s + time.monotonic() - self.started
 
     def fraction(self, step: int) -> float:
-        """Steps done so far -> share of the run that is done, in [0, 1]; a pure function of the step for epochs."""
+        """Steps done so far -> share of the run that is done, in [0, 1]; without `seconds` a function of the step."""
         by_time = 0.0 if self.seconds is None else self.elapsed_s() / self.seconds
-        by_steps = 0.0 if self.epochs is None else step / (self.epochs * self.steps_per_epoch)
-        return min(1.0, max(by_time, by_steps))
+        by_epochs = 0.0 if self.epochs is None else step / (self.epochs * self.steps_per_epoch)
+        by_steps = 0.0 if self.steps is None else step / self.steps
+        return min(1.0, max(by_time, by_epochs, by_steps))
 
 
 def learning_rate(highest: float, fraction: float) -> float:
@@ -191,7 +194,8 @@ class Segmenter(pl.LightningModule):
         self.step += 1
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
-            raise TrainingError(
+            error = TrainingError if self.trainer.is_global_zero else ToldByFirstError  # every rank has the same loss
+            raise error(
                 f"softdice train: expected a finite loss, got {loss} in epoch {self.epoch + 1}. Lower --lr "
                 f"(it was {self.lr:g}), or use --precision 32-true."
             )

@@ -1,0 +1,113 @@
+"""one rank's error -> the end of all ranks, told once. For the processes that torchrun starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+
+from softdice.distributed import Ranks
+from softdice.files import FileError
+from softdice.training.config import TrainConfig, TrainingError
+
+T = TypeVar("T")
+
+
+class ToldByFirstError(TrainingError):
+    """What ends this rank is told by rank 0: the others end without a word, so that nothing is said twice."""
+
+
+def is_first(ranks: Ranks | None) -> bool:
+    """Whether this is the process that talks and writes; Lightning starts the others with the same command."""
+    return (int(os.environ.get("LOCAL_RANK", "0")) if ranks is None else ranks.rank) == 0
+
+
+def together(ranks: Ranks | None, prepare: Callable[[], T]) -> T:
+    """Do it on every rank; what the user must put right on one of them ends all.
+
+    Raises:
+        TrainingError: on rank 0, with the first error of any rank. ToldByFirstError: on the others.
+    """
+    if ranks is None:
+        return prepare()
+    result: Any = None
+    problem: Exception | None = None
+    try:
+        result = prepare()
+    except (TrainingError, FileError, ModuleNotFoundError) as error:
+        problem = error
+    _end_all(ranks, "" if problem is None else str(problem))
+    return result
+
+
+def alike(ranks: Ranks | None, description: object) -> None:
+    """Every rank sees the same data.
+
+    Raises:
+        TrainingError: on rank 0, where one does not. ToldByFirstError: on the others.
+    """
+    if ranks is None:
+        return
+    same = description == ranks.from_first(description)
+    expected = "expected the same data as on the first machine, got other names, labels or shapes"
+    _end_all(ranks, "" if same else f"softdice train: {expected}. Give every machine the same DATA.")
+
+
+def _end_all(ranks: Ranks, problem: str) -> None:
+    """Nothing, where no rank has a problem."""
+    problems = ranks.gather(problem)
+    for rank, text in enumerate(problems):
+        if text and ranks.rank == 0:
+            raise TrainingError(text if rank == 0 else f"rank {rank}: {text}")
+        if text:
+            raise ToldByFirstError(text)
+
+
+def devices(config: TrainConfig, ranks: Ranks | None, stored: dict[str, Any] | None) -> int | None:
+    """config -> its devices; under torchrun the processes that it started.
+
+    Raises:
+        TrainingError: torchrun started another number than asked for, or than the run to be resumed had.
+    """
+    if ranks is None:
+        return config.devices
+    if config.devices not in (None, ranks.count):
+        raise TrainingError(
+            f"softdice train: expected devices {ranks.count}, as many processes as torchrun started, got "
+            f"{config.devices}. Leave --devices out."
+        )
+    before = ranks.count if stored is None else stored["settings"].get("devices", 1)
+    if before != ranks.count:
+        raise TrainingError(
+            f"softdice train: expected {before} processes, with which the run in {config.out} was started, got "
+            f"{ranks.count} from torchrun. Start as many, or take another --out."
+        )
+    return ranks.count
+
+
+class LeftToTorchrun(pl.Callback):
+    """SIGTERM ends this process at once. Lightning's handler would first wait for the ranks that torchrun ended."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def lost(ranks: int, problem: RuntimeError) -> TrainingError | None:
+    """an error of a step -> one line, where its cause is that another process is gone; None for any other cause."""
+    text = str(problem).splitlines()[0] if str(problem) else ""
+    known = (
+        "gloo",
+        "Connection closed by peer",
+        "expected every rank of the group",
+        "NCCL",
+        "Connection reset by peer",
+    )
+    if ranks == 1 or not any(word in text for word in known):
+        return None
+    return TrainingError(
+        f"softdice train: expected {ranks} processes to take part in every step, got: {text}. One of them has ended: "
+        "its own message says why."
+    )
