@@ -197,13 +197,14 @@ class Pass:
         backend: str | None = None,
     ) -> Tensor:
         """What `prepare` returned -> sums (len(fields), B, C), by the backend named, else by the one in force."""
-        if (backend or registry.choose(input, target, weight)) == "reference":
+        backend = backend or registry.choose(input, target, weight)
+        if backend == "reference":
             if self.validate:
                 validation.values(caller, input, target, weight, self.activation, self.ignore_index)
             return self._reference(input, target, weight, regions)
         from softdice.kernels import ops
 
-        return ops.statistics(caller, self, input, target, weight, regions)
+        return ops.statistics(caller, self, input, target, weight, regions, backend)
 
     def gradient(
         self,
@@ -221,7 +222,7 @@ class Pass:
                 return torch.autograd.grad(self._reference(input, target, weight, regions), input, grad)[0]
         from softdice.kernels import ops
 
-        return ops.gradient(self, grad, input, target, weight, regions)
+        return ops.gradient(self, grad, input, target, weight, regions, backend)
 
     def named(self, sums: Tensor) -> OverlapStatistics:
         """sums (len(fields), B, C) -> statistics (B, C); or, with a group, its ranks' together, pooled (C,)."""

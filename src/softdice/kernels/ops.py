@@ -3,6 +3,9 @@
     softdice::statistics           input, target -> sums (fields, B, K)
     softdice::statistics_backward  dL/dsums, input, target -> dL/dinput
 
+On CUDA tensors the Triton kernels serve. On CPU tensors it is the Numba kernel, or, with backend = "triton", Triton's
+interpreter; the backward pass stays with the backend of the forward pass.
+
 Saved for the backward pass: the inputs, nothing else. A second derivative comes from the reference.
 """
 
@@ -20,12 +23,18 @@ _SETTINGS = (
     "float label_smoothing, float gamma, float power"
 )
 LIBRARY = torch.library.Library("softdice", "DEF")
-LIBRARY.define(f"statistics({_SETTINGS}, bool validate, str caller) -> Tensor")
-LIBRARY.define(f"statistics_backward(Tensor grad, {_SETTINGS}) -> Tensor")
+LIBRARY.define(f'statistics({_SETTINGS}, bool validate, str caller, str backend="cpu") -> Tensor')
+LIBRARY.define(f'statistics_backward(Tensor grad, {_SETTINGS}, str backend="cpu") -> Tensor')
 
 
 def statistics(
-    caller: str, settings: Any, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None
+    caller: str,
+    settings: Any,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    backend: str,
 ) -> Tensor:
     """One fused pass with the settings of a `softdice.statistics.Pass` -> sums (fields, B, K)."""
     return torch.ops.softdice.statistics(
@@ -41,11 +50,18 @@ def statistics(
         settings.power,
         settings.validate,
         caller,
+        backend,
     )
 
 
 def gradient(
-    settings: Any, grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None
+    settings: Any,
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    backend: str,
 ) -> Tensor:
     """dL/dsums, and what `statistics` was called with -> dL/dinput."""
     return torch.ops.softdice.statistics_backward(
@@ -60,28 +76,70 @@ def gradient(
         settings.label_smoothing,
         settings.gamma,
         settings.power,
+        backend,
     )
 
 
 @torch.library.impl(LIBRARY, "statistics", "CPU")
 def _statistics_cpu(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, *rest: Any) -> Tensor:
-    from softdice.kernels import cpu
+    *chosen, validate, caller, backend = _with_backend(rest, 8)
+    tensors = input, target, weight, regions
+    if backend == "triton":
+        from softdice.kernels import cuda
 
-    *chosen, validate, caller = rest
-    settings = cpu.Settings(*chosen)
-    sums, in_range = cpu.statistics(input, target, weight, regions, settings, validate)
+        sums, bad = cuda.statistics(*tensors, cuda.Settings(*chosen), validate)
+        in_range = bad is None or not bool(bad.any())
+    else:
+        from softdice.kernels import cpu
+
+        sums, in_range = cpu.statistics(*tensors, cpu.Settings(*chosen), validate)
     if not in_range:
-        validation.values(caller, input, target, weight, settings.activation, settings.ignore_index)
+        _, activation, ignore_index, *_ = chosen
+        validation.values(caller, input, target, weight, activation, ignore_index)
     return sums.to(reference.result_dtype(input.dtype))
+
+
+@torch.library.impl(LIBRARY, "statistics", "CUDA")
+def _statistics_cuda(
+    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, *rest: Any
+) -> Tensor:
+    from softdice.kernels import cuda
+
+    *chosen, validate, caller, _ = _with_backend(rest, 8)
+    settings = cuda.Settings(*chosen)
+    sums, bad = cuda.statistics(input, target, weight, regions, settings, validate)
+    if bad is not None:
+        cuda.assert_in_range(caller, bad, input.shape[1], settings.ignore_index)
+    return sums
 
 
 @torch.library.impl(LIBRARY, "statistics_backward", "CPU")
 def _statistics_backward_cpu(
-    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, *chosen: Any
+    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, *rest: Any
 ) -> Tensor:
+    *chosen, backend = _with_backend(rest, 6)
+    tensors = grad, input, target, weight, regions
+    if backend == "triton":
+        from softdice.kernels import cuda
+
+        return cuda.gradient(*tensors, cuda.Settings(*chosen))
     from softdice.kernels import cpu
 
-    return cpu.gradient(grad, input, target, weight, regions, cpu.Settings(*chosen))
+    return cpu.gradient(*tensors, cpu.Settings(*chosen))
+
+
+@torch.library.impl(LIBRARY, "statistics_backward", "CUDA")
+def _statistics_backward_cuda(
+    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, *rest: Any
+) -> Tensor:
+    from softdice.kernels import cuda
+
+    return cuda.gradient(grad, input, target, weight, regions, cuda.Settings(*_with_backend(rest, 6)[:-1]))
+
+
+def _with_backend(rest: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """An operator's last arguments, with the backend: torch leaves one out that equals its default."""
+    return rest if len(rest) > count else (*rest, "cpu")
 
 
 @torch.library.register_fake("softdice::statistics", lib=LIBRARY)
@@ -106,14 +164,14 @@ class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, target: Tensor, weight: Any, regions: Any, *rest: Any) -> Tensor:
         ctx.save_for_backward(input, target, weight, regions)
-        ctx.chosen = rest[:6]
+        ctx.chosen = (*rest[:6], _with_backend(rest, 8)[-1])
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.softdice.statistics(input, target, weight, regions, *rest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         dinput = torch.ops.softdice.statistics_backward(*grads, *ctx.saved_tensors, *ctx.chosen)
-        return dinput, *[None] * 11
+        return dinput, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
 class _Gradient(torch.autograd.Function):
@@ -129,7 +187,7 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         grad, input, target, weight, regions = ctx.saved_tensors
-        fields, activation, ignore_index, label_smoothing, gamma, power = ctx.chosen
+        fields, activation, ignore_index, label_smoothing, gamma, power = ctx.chosen[:6]
         with torch.enable_grad():
             grad, input = grad.detach().requires_grad_(), input.detach().requires_grad_()
             sums = reference.statistics(
@@ -146,7 +204,7 @@ class _Gradient(torch.autograd.Function):
             )
             (dinput,) = torch.autograd.grad(sums, input, grad, create_graph=True)
             dgrad, dsecond = torch.autograd.grad(dinput, (grad, input), cotangents, allow_unused=True)
-        return dgrad, dsecond, *[None] * 9
+        return dgrad, dsecond, *[None] * (len(ctx.needs_input_grad) - 2)
 
 
 @torch.library.impl(LIBRARY, "statistics", "Autograd")

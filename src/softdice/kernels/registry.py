@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softdice.validation import choice
 
-NAMES = ("auto", "reference", "cpu")
+NAMES = ("auto", "reference", "cpu", "triton")
 
 SMALL_NUMEL = 8192
 """Inputs of fewer elements go to the reference under "auto", so that they do not pay for the operator. Not the
@@ -29,7 +29,8 @@ def use_backend(name: str) -> Iterator[None]:
     """backend name -> every pass inside the `with` runs on it.
 
     Args:
-        name: "auto" (by device and size), "reference" (plain PyTorch, any device), "cpu" (Numba).
+        name: "auto" (by device and size), "reference" (plain PyTorch, any device), "cpu" (Numba), "triton" (CUDA
+            devices; with TRITON_INTERPRET=1 in the environment from the start the same kernels run on CPU tensors).
 
     The environment variable SOFTDICE_BACKEND sets the same for a whole process; `use_backend` goes before it.
     The choice holds for all threads of the process.
@@ -63,6 +64,9 @@ def asked() -> str:
 
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+OLDEST_CAPABILITY = (8, 0)
+"""Compute capability from which on the Triton kernels are compiled and checked."""
 
 
 def cpu_missing() -> str | None:
@@ -70,20 +74,33 @@ def cpu_missing() -> str | None:
     return None if _HAS_NUMBA else "numba is not installed: pip install 'softdice[cpu]'"
 
 
+def interpreting() -> bool:
+    """Whether Triton kernels are to be interpreted, on CPU tensors: the environment variable TRITON_INTERPRET."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def triton_missing() -> str | None:
+    """Why the Triton kernels cannot run on this machine, or None."""
+    if not _HAS_TRITON:
+        return "triton is not installed: pip install triton (Linux)"
+    if interpreting() or torch.cuda.is_available():
+        return None
+    return "there is no CUDA device (TRITON_INTERPRET=1 runs the kernels on CPU tensors)"
+
+
 def kernel_backends() -> dict[str, str | None]:
     """() -> every kernel backend by name, with the reason why it cannot run on this machine, or None."""
-    return {"cpu": cpu_missing()}
+    return {"cpu": cpu_missing(), "triton": triton_missing()}
 
 
 def choose(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
-    """tensors of one pass -> "reference" or "cpu"."""
+    """tensors of one pass -> "reference", "cpu" or "triton"."""
     name = asked()
     if name == "reference":
         return name
-    unfit = _cpu_unfit(input, target, weight)
     if name == "auto":
-        small = input.numel() < SMALL_NUMEL
-        return "reference" if small or unfit is not None else "cpu"
+        return _automatic(input, target, weight)
+    unfit = _unfit(name, input, target, weight)
     if unfit is not None:
         raise RuntimeError(
             f"use_backend: expected tensors that the {name!r} backend serves, got a case that it does not: {unfit}. "
@@ -92,16 +109,38 @@ def choose(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
     return name
 
 
-def _cpu_unfit(input: Tensor, target: Tensor, weight: Tensor | None) -> str | None:
-    """Why the CPU kernel cannot serve these tensors, or None."""
-    if input.device.type != "cpu":
+def _automatic(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
+    """The kernel of the device where it can serve; on a CPU only for inputs that are not small."""
+    name = "triton" if input.device.type == "cuda" else "cpu"
+    if (name == "cpu" and input.numel() < SMALL_NUMEL) or _unfit(name, input, target, weight) is not None:
+        return "reference"
+    return name
+
+
+def _unfit(name: str, input: Tensor, target: Tensor, weight: Tensor | None) -> str | None:
+    """Why a kernel cannot serve these tensors, or None."""
+    device = input.device.type
+    if device != ("cuda" if name == "triton" else "cpu") and not (name == "triton" and device == "cpu"):
         return f"input is on {input.device}"
     if target.requires_grad or (weight is not None and weight.requires_grad):
         return "target or voxel_weight requires a gradient"
-    if torch.compiler.is_compiling():  # the compiler has a stack of transforms of its own, and no forward mode
-        return cpu_missing()
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a torch.func transform is active"
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "forward-mode differentiation is active"
-    return cpu_missing()
+    if not torch.compiler.is_compiling():  # the compiler has a stack of transforms of its own, and no forward mode
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return "a torch.func transform is active"
+        if torch.autograd.forward_ad._current_level >= 0:
+            return "forward-mode differentiation is active"
+    return cpu_missing() if name == "cpu" else _triton_unfit(input)
+
+
+def _triton_unfit(input: Tensor) -> str | None:
+    """Why the Triton kernels cannot serve an input on its device, or None."""
+    if input.device.type == "cpu" and not interpreting():
+        return "input is on cpu, and TRITON_INTERPRET=1 was not set before Python started"
+    missing = triton_missing()
+    if missing is not None or input.device.type == "cpu" or torch.compiler.is_compiling():
+        return missing
+    if torch.version.hip is not None:
+        return "the kernels are not checked on ROCm"
+    if torch.cuda.get_device_capability(input.device) < OLDEST_CAPABILITY:
+        return f"the device is older than compute capability {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
+    return None

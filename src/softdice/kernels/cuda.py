@@ -1,0 +1,215 @@
+"""logits, target -> statistics, and their gradient, on a GPU: the driver of the Triton kernels.
+
+The tensors are read where they lie, whatever their strides. Nothing waits for the device. Beside its inputs the pass
+holds the partial sums and, in the backward pass, the gradient; for a softmax over more classes than a tile holds two
+numbers per voxel more, in the forward pass. The same program runs on CPU tensors where TRITON_INTERPRET=1 was set
+before Triton was imported.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from softdice import validation
+from softdice.kernels import launch
+from softdice.kernels.launch import Tile
+from softdice.kernels.triton_backward import backward_kernel
+from softdice.kernels.triton_forward import forward_kernel, rows_kernel
+from softdice.reference import ACTIVATIONS, FIELDS, outcomes, result_dtype
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether Triton was imported with TRITON_INTERPRET=1: the kernels are then Python that runs on CPU tensors."""
+REGIONS = 32
+"""Regions that one launch takes; more of them are done in groups, since their sums are independent."""
+
+LETTERS = dict(zip(FIELDS, ("I", "P", "T", "Q", "R", "D", "E", "F", "N", "LABELLED"), strict=True))
+SLOPED = ("I", "P", "Q", "D", "E", "F")  # those that depend on the logits
+_interpreter = threading.Lock()  # it patches the language while a kernel runs
+
+
+class Settings(NamedTuple):
+    """What the operators of `softdice.kernels.ops` pass on, in their order."""
+
+    fields: list[str]
+    activation: str
+    ignore_index: int | None
+    label_smoothing: float
+    gamma: float
+    power: float
+
+
+def _same_sum(name: str, hard: bool, smooth: bool) -> str:
+    """The statistic with the same value: y is 0 or 1 in a label map, and without smoothing y' is y."""
+    if smooth or not (name == "labelled" or (hard and name == "target_squared")):
+        return name
+    return "target"
+
+
+def arguments(
+    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Settings, rows: list[str]
+) -> dict[str, Any]:
+    """Tensors, settings and the statistics in their order -> what both kernels are called with, by name."""
+    C = input.shape[1]
+    columns = C if regions is None else regions.shape[0]
+    hard = target.ndim == 2
+    strides = dict(zip(("xB", "xC", "xV"), input.stride(), strict=True))
+    strides |= dict(zip(("tB", "tV") if hard else ("tB", "tC", "tV"), target.stride(), strict=True))
+    strides |= dict(zip(("wB", "wV"), (0, 0) if weight is None else weight.stride(), strict=True))
+    class_rows = launch.bucket(C)
+    return {
+        "x": input,
+        "target": launch.readable(target),
+        "weight": None if weight is None else launch.readable(weight),
+        "member": None if regions is None else launch.readable(regions.contiguous()),
+        "V": input.shape[2],
+        "tC": 0,
+        **strides,
+        "ignore": 0 if s.ignore_index is None else s.ignore_index,
+        "C": C,
+        "K": columns,
+        "TOP": max(C, 2),
+        "ACT": ACTIVATIONS.index(s.activation),
+        "HARD": hard,
+        "WEIGHTED": weight is not None,
+        "IGNORE": s.ignore_index is not None,
+        "REGIONS": regions is not None,
+        **{letter: rows.index(name) if name in rows else -1 for name, letter in LETTERS.items()},
+        "GAMMA": float(s.gamma),
+        "POWER": float(s.power),
+        "KEEP": 1.0 - s.label_smoothing,
+        "SHARE": s.label_smoothing / outcomes(C, s.activation),
+        "CT": class_rows,
+        "KT": class_rows if regions is None else triton.next_power_of_2(columns),
+        "W": tl.float64 if input.dtype == torch.float64 else tl.float32,
+    }
+
+
+def _start(kernel: Any, given: dict[str, Any], grid: tuple[int, int], warps: int) -> None:
+    """Launch on the tensors' device and its current stream, with those arguments that the kernel has."""
+    device = given["x"].device
+    if device.type == "cpu" and not INTERPRETED:
+        raise RuntimeError(
+            "use_backend('triton'): expected Triton imported with TRITON_INTERPRET=1, got CPU tensors and Triton "
+            "imported without it. Set the variable before Python starts."
+        )
+    given = {name: value for name, value in given.items() if name in kernel.arg_names}
+    if INTERPRETED:
+        with _interpreter:
+            kernel[grid](**given)
+        return
+    with launch.on(device):
+        kernel[grid](**given, num_warps=warps, num_stages=1)
+
+
+def _columns(given: dict[str, Any], forward: bool) -> int:
+    """Programs along the classes: one per tile of them, but for what needs all classes of a voxel together."""
+    together = given["REGIONS"] or (given["ACT"] == ACTIVATIONS.index("softmax") and not forward)
+    return 1 if together else -(-given["K"] // given["KT"])
+
+
+def _key(given: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells apart the cases that are tuned one by one."""
+    fixed = [value for name, value in given.items() if name.isupper()]
+    return (given["x"].dtype, given["x"].device, given["target"].dtype, given["xV"] == 1, *fixed)
+
+
+def _rows_of(given: dict[str, Any]) -> int:
+    """Rows that decide the tile: with regions the larger of the two sets."""
+    return max(given["CT"], given["KT"])
+
+
+def _partial(given: dict[str, Any], rows: int, validate: bool, tile: Tile) -> tuple[Tensor, Tensor | None]:
+    """One forward launch -> partial sums (B, programs, rows, K), and the counts of what is out of range."""
+    x = given["x"]
+    B, _, V = x.shape
+    programs, steps = launch.grid(B, V, tile.voxels, launch.processors(x.device))
+    columns = _columns(given, forward=True)
+    partial = x.new_empty((B, programs, rows, given["K"]), dtype=result_dtype(x.dtype))
+    bad = x.new_empty((B * programs * columns, 4), dtype=torch.int32) if validate else None
+    maxima = logs = None
+    given = {**given, "programs": programs, "steps": steps, "BV": tile.voxels}
+    if columns > 1 and given["ACT"] == ACTIVATIONS.index("softmax"):
+        maxima, logs = x.new_empty((2, B, V), dtype=partial.dtype).unbind(0)
+        _start(rows_kernel, {**given, "maxima": maxima, "logs": logs}, (B * programs, 1), tile.warps)
+    slack = validation.probability_slack(x.dtype)
+    given |= {"maxima": maxima, "logs": logs, "partial": partial, "bad": bad, "ROWS": rows}
+    given |= {"VALIDATE": validate, "LOW": -slack, "HIGH": 1 + slack}
+    _start(forward_kernel, given, (B * programs, columns), tile.warps)
+    return partial, bad
+
+
+def statistics(
+    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Settings, validate: bool
+) -> tuple[Tensor, Tensor | None]:
+    """input (B, C, V), target, weight -> sums (fields, B, K), and counts (n, 4) of what is out of range, per program.
+
+    The four columns: labels, per-class targets, probabilities, weights.
+    """
+    dtype = result_dtype(input.dtype)
+    columns = input.shape[1] if regions is None else regions.shape[0]
+    if input.numel() == 0:
+        return input.new_zeros((len(settings.fields), input.shape[0], columns), dtype=dtype), None
+    if regions is not None and columns > REGIONS:
+        parts = [statistics(input, target, weight, part, settings, validate) for part in regions.split(REGIONS)]
+        return torch.cat([sums for sums, _ in parts], dim=2), parts[0][1]
+    same = [_same_sum(name, target.ndim == 2, settings.label_smoothing > 0) for name in settings.fields]
+    rows = list(dict.fromkeys(same))
+    given = arguments(input, target, weight, regions, settings, rows)
+    entry = launch.tile(launch.FORWARD, _rows_of(given), input.element_size(), len(rows))
+    tile = launch.tuned(
+        ("forward", *_key(given)), entry, lambda tile: _partial(given, len(rows), validate, tile), input.device
+    )
+    partial, bad = _partial(given, len(rows), validate, tile)
+    sums = partial.sum(1, dtype=torch.float64)
+    if same == rows:
+        return sums.movedim(1, 0).to(dtype).contiguous(), bad
+    return torch.stack([sums[:, rows.index(name)] for name in same]).to(dtype), bad
+
+
+def assert_in_range(caller: str, bad: Tensor, C: int, ignore_index: int | None) -> None:
+    """Counts of what is out of range -> an assertion on the device; the host does not wait for it."""
+    none_BR = (bad == 0).all(0)
+    errors = (
+        lambda value, count: validation.labels_error(caller, value, count, C, ignore_index),
+        lambda value, count: validation.target_error(caller, value, count),
+        lambda value, count: validation.probabilities_error(caller, value, count),
+        lambda value, count: validation.weights_error(caller, value, count),
+    )
+    for kind, error in enumerate(errors):
+        torch._assert_async(none_BR[kind], validation.error_text(error))
+
+
+def _slope(given: dict[str, Any], out: Tensor, tile: Tile) -> None:
+    """One backward launch into `out`."""
+    B, _, V = out.shape
+    programs, steps = launch.grid(B, V, tile.voxels, launch.processors(out.device))
+    given = {**given, "out": out, "programs": programs, "steps": steps, "BV": tile.voxels}
+    given |= dict(zip(("oB", "oC", "oV"), out.stride(), strict=True))
+    _start(backward_kernel, given, (B * programs, _columns(given, forward=False)), tile.warps)
+
+
+def gradient(
+    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Settings
+) -> Tensor:
+    """dL/dstatistics (fields, B, K) of any strides, and what made them -> dL/dinput, dense and laid out as input."""
+    _, C, V = input.shape
+    in_place = input.is_contiguous() or input.stride() == (C * V, 1, C)
+    out = torch.empty_like(input, memory_format=torch.preserve_format if in_place else torch.contiguous_format)
+    if input.numel() == 0:
+        return out
+    if regions is not None and regions.shape[0] > REGIONS:
+        groups = zip(grad.split(REGIONS, dim=2), regions.split(REGIONS), strict=True)
+        parts = [gradient(part, input, target, weight, group, settings) for part, group in groups]
+        return torch.stack(parts).sum(0, dtype=result_dtype(input.dtype)).to(input.dtype)
+    given = arguments(input, target, weight, regions, settings, list(settings.fields))
+    given |= {"grad": grad} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))
+    entry = launch.tile(launch.BACKWARD, _rows_of(given), input.element_size())
+    tile = launch.tuned(("backward", *_key(given)), entry, lambda tile: _slope(given, out, tile), input.device)
+    _slope(given, out, tile)
+    return out
