@@ -10,7 +10,9 @@ import torch
 from softdice.kernels import registry
 from softdice.version import __version__
 
-PACKAGES = ("numpy", "numba", "triton", "torchmetrics", "lightning", "monai", "nibabel", "pillow", "tifffile", "nilearn", "scipy")
+PACKAGES = (
+    "numpy", "numba", "triton", "torchmetrics", "lightning", "monai", "nibabel", "pillow", "tifffile", "nilearn", "scipy",
+)  # fmt: skip
 
 
 def info() -> None:
@@ -22,8 +24,8 @@ def info() -> None:
     for device in range(torch.cuda.device_count()):
         print(f"CUDA {device}: {torch.cuda.get_device_name(device)}")
     print(f"Backend asked for: {registry.asked()}")
-    print(f"  auto: CUDA inputs go to 'triton', CPU inputs of at least {registry.SMALL_NUMEL} elements to 'cpu', all others")
-    print("        and what these do not serve to 'reference'")
+    print("  auto: CUDA inputs go to 'triton',")
+    print(f"        CPU inputs of at least {registry.SMALL_NUMEL} elements to 'cpu', all others to 'reference'")
     print("  reference: any device")
     for backend, missing in registry.kernel_backends().items():
         print(f"  {backend}: {'ready' if missing is None else 'not on this machine: ' + missing}")
