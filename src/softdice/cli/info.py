@@ -11,7 +11,8 @@ from softdice.kernels import registry
 from softdice.version import __version__
 
 PACKAGES = (
-    "numpy", "numba", "triton", "torchmetrics", "lightning", "monai", "nibabel", "pillow", "tifffile", "nilearn", "scipy",
+    "numpy", "numba", "triton", "torchmetrics", "lightning", "monai", "nibabel", "pillow", "tifffile", "nilearn",
+    "scipy",
 )  # fmt: skip
 
 
