@@ -8,11 +8,11 @@ without Numba, and on other devices, `torch.bincount` does. Counts are integers:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,13 @@ from torch import Tensor
 from softdice.validation import fail
 
 CHUNK = 1 << 20
-"""Voxels that are converted at a time: 8 MiB as int64."""
+"""Bytes of a block, and voxels that torch converts at a time: 8 MiB as int64."""
 
 _TASK = 1 << 20
-"""Voxels that are worth a table of their own, or handing to a second thread."""
+"""Voxels that are worth tables of their own, or handing to a second thread."""
+
+_SIDE = 512
+"""Voxels along the two fast axes of a block, where two arrays lie unlike in memory."""
 
 _NO_LABEL = -1 - (1 << 62)
 
@@ -142,12 +145,13 @@ def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ig
 
     def count(p: np.ndarray, t: np.ndarray) -> np.ndarray:
         counts = np.zeros((3, num_classes + 1), np.int64)
-        p, t = (_as_bytes(array) if array.dtype == np.bool_ else array for array in (p, t))
-        _kernels().count_labels(p, t, ignored, counts)
+        for block in _blocks(p, t):
+            flat = (_as_bytes(array) if array.dtype == np.bool_ else array for array in block)
+            _kernels().count_labels(*flat, ignored, counts)
         return counts
 
     zero = np.zeros((3, num_classes + 1), np.int64)
-    return sum(_in_threads(count, _flat_pieces(prediction, target)), zero)
+    return sum(_in_threads(count, _pieces(prediction, target)), zero)
 
 
 def _zip_chunks(
@@ -157,23 +161,23 @@ def _zip_chunks(
     as_byte_t: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """Two arrays and what maps a piece of each to bytes -> the table of pairs, (256, 256) int64."""
-    kernels, scratch = _kernels(), threading.local()
+    kernels = _kernels()
 
     def count(p: np.ndarray, t: np.ndarray) -> np.ndarray:
+        blocks = ((as_byte_p(p), as_byte_t(t)) for p, t in _blocks(p, t))
         if kernels is None:
-            p, t = as_byte_p(p), as_byte_t(t)
-            pairs = torch.from_numpy(p.astype(np.int64)).mul_(256).add_(torch.from_numpy(t))
-            return torch.bincount(pairs, minlength=1 << 16).numpy().reshape(256, 256)
-        if not hasattr(scratch, "table"):
-            scratch.table = np.empty((2, 256, 256), np.uint32)
-        scratch.table[...] = 0
-        for start in range(0, p.size, CHUNK):
-            stop = start + CHUNK
-            kernels.count_bytes(as_byte_p(p[start:stop]), as_byte_t(t[start:stop]), scratch.table)
-        return scratch.table[0].astype(np.int64) + scratch.table[1]
+            table = torch.zeros(1 << 16, dtype=torch.int64)
+            for p, t in blocks:
+                pairs = torch.from_numpy(p.astype(np.int64)).mul_(256).add_(torch.from_numpy(t))
+                table += torch.bincount(pairs, minlength=1 << 16)
+            return table.numpy().reshape(256, 256)
+        tables = kernels.tables()
+        for p, t in blocks:
+            kernels.count_bytes(p, t, *tables)
+        return np.asarray(kernels.total(*tables))
 
     total = np.zeros((256, 256), np.int64)
-    for table in _in_threads(count, _flat_pieces(prediction, target)):
+    for table in _in_threads(count, _pieces(prediction, target)):
         total += table
     return total
 
@@ -192,7 +196,7 @@ def _in_threads(
         return
     with ThreadPoolExecutor(threads) as pool:
         waiting = [pool.submit(count, *first), pool.submit(count, *second)]
-        for piece in pieces:  # no more than a few pieces at a time: those of unlike layouts are copies
+        for piece in pieces:
             if len(waiting) > 2 * threads:
                 yield waiting.pop(0).result()
             waiting.append(pool.submit(count, *piece))
@@ -200,28 +204,54 @@ def _in_threads(
             yield future.result()
 
 
-def _flat_pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Two arrays of one shape -> flat pieces that belong together; views where both lie alike in memory."""
-    contiguous = [(array.flags.c_contiguous, array.flags.f_contiguous) for array in (prediction, target)]
-    for axis in (0, 1):
-        if contiguous[0][axis] and contiguous[1][axis]:
-            p, t = (array.reshape(-1) if axis == 0 else array.T.reshape(-1) for array in (prediction, target))
-            # Large pieces: each costs a table of 512 KiB. As many per thread as keeps the threads together.
-            size = min(max(_TASK, -(-p.size // (4 * torch.get_num_threads()))), 1 << 30)
-            if _kernels() is None:
-                size = CHUNK
-            for start in range(0, p.size, size):
-                yield p[start : start + size], t[start : start + size]
-            return
-    walk = np.nditer(
-        [prediction, target],
-        ["external_loop", "buffered", "zerosize_ok"],
-        [["readonly"], ["readonly"]],
-        order="K",
-        buffersize=_TASK,
-    )
-    for p, t in walk:
-        yield np.array(p), np.array(t)  # the iterator fills the same buffers again
+def _pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Two arrays of one shape -> views of parts that belong together, for one thread each.
+
+    Flat where both arrays lie alike in memory, whatever the order of their axes; else boxes, turned such that the
+    target is contiguous along the last axis and the prediction along the one before it.
+    """
+    if prediction.size == 0:
+        return
+    order = sorted(range(target.ndim), key=lambda axis: (-abs(target.strides[axis]), axis))
+    p, t = prediction.transpose(order), target.transpose(order)
+    if p.flags.c_contiguous and t.flags.c_contiguous:
+        p, t = p.reshape(-1), t.reshape(-1)
+    elif p.ndim > 1:
+        along = min(range(p.ndim), key=lambda axis: (p.shape[axis] == 1, abs(p.strides[axis])))
+        if along != p.ndim - 1:
+            p, t = np.moveaxis(p, along, -2), np.moveaxis(t, along, -2)
+    # Large: each costs tables of 640 KiB. As many per thread as keeps the threads together.
+    voxels = max(_TASK, -(-p.size // (4 * torch.get_num_threads())))
+    yield from _boxes(p, t, min(voxels, 1 << 30), p.size)
+
+
+def _blocks(p: np.ndarray, t: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A part of two arrays -> flat blocks of at most 1 MiB each: views, or copies where memory is in another order."""
+    for box in _boxes(p, t, CHUNK // max(p.itemsize, t.itemsize), _SIDE if p.ndim > 1 else p.size):
+        yield _flat(box[0]), _flat(box[1])
+
+
+def _boxes(p: np.ndarray, t: np.ndarray, voxels: int, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Two arrays -> views of boxes of at most so many voxels, the last two axes no longer than `side`."""
+    sizes = list[int]()
+    for axis in reversed(range(p.ndim)):
+        sizes.insert(0, min(p.shape[axis], voxels, side if len(sizes) < 2 else voxels))
+        voxels = max(1, voxels // sizes[0])
+    for corner in product(*(range(0, n, size) for n, size in zip(p.shape, sizes, strict=True))):
+        box = tuple(slice(at, at + size) for at, size in zip(corner, sizes, strict=True))
+        yield p[box], t[box]
+
+
+def _flat(box: np.ndarray) -> np.ndarray:
+    if box.flags.c_contiguous:
+        return box.reshape(-1)
+    if box.ndim < 2 or abs(box.strides[-1]) <= abs(box.strides[-2]) or _kernels() is None:
+        return np.ascontiguousarray(box).reshape(-1)
+    rows = np.empty(box.shape, box.dtype)
+    planes = box if box.ndim > 2 else box[None]
+    for at in np.ndindex(planes.shape[:-3]):
+        _kernels().gather(planes[at], rows.reshape(planes.shape)[at])
+    return rows.reshape(-1)
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
@@ -244,8 +274,9 @@ def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndar
         return np.arange(256), lambda piece: piece.astype(np.uint8)
     if high - low < 1 << 20:
         seen = np.zeros(high - low + 1, bool)
-        for piece, _ in _flat_pieces(array, array):
-            seen[piece.astype(np.int64) - low] = True
+        for piece in _pieces(array, array):
+            for block, _ in _blocks(*piece):
+                seen[block.astype(np.int64) - low] = True
         labels = np.flatnonzero(seen) + low
         position = np.cumsum(seen) - 1
         if len(labels) <= 256:
