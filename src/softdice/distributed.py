@@ -183,6 +183,10 @@ def sharding(caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | 
 # --- the processes that torchrun starts
 
 
+class LostRankError(RuntimeError):
+    """Another process has ended, or did not come in time."""
+
+
 @dataclass
 class Ranks:
     """Which of the processes that torchrun started this is: `rank` of `count`, `per_node` of them on each machine.
@@ -213,18 +217,24 @@ class Ranks:
             self.connected_here = True
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and self.connected_here:  # after an error the end of the process tells the others at once
+    def __exit__(self, *_: object) -> None:
+        if self.connected_here:  # after an error too: the others notice at once
             torch.distributed.destroy_process_group()
 
     def from_first(self, value: Any) -> Any:
         """value of rank 0 -> the same on every rank. Pickled: between processes of one program."""
         box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
+        try:
+            torch.distributed.broadcast_object_list(box, src=0)
+        except RuntimeError as problem:
+            raise LostRankError(str(problem)) from problem
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         """value of each rank -> all of them in the order of the ranks, on every rank."""
         values: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(values, value)
+        try:
+            torch.distributed.all_gather_object(values, value)
+        except RuntimeError as problem:
+            raise LostRankError(str(problem)) from problem
         return values

@@ -14,10 +14,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from softdice.distributed import Ranks
 from softdice.files import written_beside
 
 if TYPE_CHECKING:
     from softdice.scoring import Case, Comparison, Options, Pair, Summary, Table
+    from softdice.scoring.ranks import Run
     from softdice.scoring.runner import Journal
 
 FORMATS = ("table", "csv", "json", "nnunet")
@@ -61,52 +63,57 @@ def score(
     A class that is in neither mask of a case is not scored there, one that is in only one of them scores 0.
     Exit code 0: all scored; 1: some files could not be scored, they are listed at the end; 2: wrong usage.
     """
-    from softdice.scoring import pair_files
-    from softdice.scoring.classes import Options, ScoreError, parse_labels, parse_numbers, parse_regions
-    from softdice.scoring.runner import Journal
+    from softdice.scoring.ranks import sharing
 
-    if format is None:
-        format = {".csv": "csv", ".json": "json"}.get(out.suffix.lower(), "table") if out else "table"
-    try:
-        _check(format, out, report, resume, versus, threshold, soft, resample, ignore_geometry)
-        parsed, names, unions = parse_labels(labels) if labels else (None, {}, {})
-        if regions:
-            unions = parse_regions(regions)
-        elif unions:  # a dataset.json with regions, as nnU-Net trains and scores them
-            unions = {**{names[label]: (label,) for label in parsed or ()}, **unions}
-        options = Options(
-            labels=parsed,
-            names=names,
-            regions=unions or None,
-            ignore=parse_numbers("--ignore", ignore) if ignore else (),
-            include_background=include_background,
-            threshold=threshold,
-            soft=soft,
-            resample=resample,
-            ignore_geometry=ignore_geometry,
-        )
-        if (soft or threshold is not None) and len(unions or parsed or (1,)) != 1:
-            raise ScoreError(
-                "--soft, --threshold: expected one class, got several. Name one with --labels or --regions."
+    with sharing() as run:
+        if run is None:  # a rank that torchrun started beside the first
+            return
+        from softdice.scoring import pair_files
+        from softdice.scoring.classes import Options, ScoreError, parse_labels, parse_numbers, parse_regions
+        from softdice.scoring.runner import Journal
+
+        if format is None:
+            format = {".csv": "csv", ".json": "json"}.get(out.suffix.lower(), "table") if out else "table"
+        try:
+            _check(format, out, report, resume, versus, threshold, soft, resample, ignore_geometry)
+            parsed, names, unions = parse_labels(labels) if labels else (None, {}, {})
+            if regions:
+                unions = parse_regions(regions)
+            elif unions:  # a dataset.json with regions, as nnU-Net trains and scores them
+                unions = {**{names[label]: (label,) for label in parsed or ()}, **unions}
+            options = Options(
+                labels=parsed,
+                names=names,
+                regions=unions or None,
+                ignore=parse_numbers("--ignore", ignore) if ignore else (),
+                include_background=include_background,
+                threshold=threshold,
+                soft=soft,
+                resample=resample,
+                ignore_geometry=ignore_geometry,
             )
-        journal = None
-        if versus is not None and versus.resolve() == predictions.resolve():
-            raise ScoreError(f"--versus: expected other predictions than {predictions}, got the same.")
-        if out is not None:
-            pair_files(predictions, labels_path)  # before the journal: a wrong path must not touch what is there
-            about = [str(path.resolve()) if path else "" for path in (predictions, labels_path, versus)]
-            journal = Journal(out.with_name(out.name + ".partial"), options, about, resume=resume)
-        failed = _score(predictions, labels_path, versus, options, jobs, format, out, report, journal)
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except (ScoreError, ModuleNotFoundError, OSError) as error:
-        if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
-            raise
-        print(" ".join(str(error).split()), file=sys.stderr)
-        raise typer.Exit(2) from None
-    if failed:
-        raise typer.Exit(failed)
+            if (soft or threshold is not None) and len(unions or parsed or (1,)) != 1:
+                raise ScoreError(
+                    "--soft, --threshold: expected one class, got several. Name one with --labels or --regions."
+                )
+            journal = None
+            if versus is not None and versus.resolve() == predictions.resolve():
+                raise ScoreError(f"--versus: expected other predictions than {predictions}, got the same.")
+            if out is not None:
+                pair_files(predictions, labels_path)  # before the journal: a wrong path must not touch what is there
+                about = [str(path.resolve()) if path else "" for path in (predictions, labels_path, versus)]
+                journal = Journal(out.with_name(out.name + ".partial"), options, about, resume=resume)
+            failed = _score(predictions, labels_path, versus, options, jobs, format, out, report, journal, run)
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except (ScoreError, ModuleNotFoundError, OSError) as error:
+            if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
+                raise
+            print(" ".join(str(error).split()), file=sys.stderr)
+            raise typer.Exit(2) from None
+        if failed:
+            raise typer.Exit(failed)
 
 
 def _check(
@@ -134,7 +141,7 @@ def _check(
 
 def _score(
     predictions: Path, references: Path, versus: Path | None, options: Options, jobs: int, format: str,
-    out: Path | None, report: Path | None, journal: Journal | None,
+    out: Path | None, report: Path | None, journal: Journal | None, run: Run,
 ) -> int:  # fmt: skip
     """Score, write, list what failed; the exit code."""
     from softdice.scoring import compare, pair_files, summarise, tabulate
@@ -153,7 +160,7 @@ def _score(
 
         for side, found in pairs.items():
             if not pressed:
-                tables[side] = tabulate(seen(_cases(side, found, options, jobs, journal)), keys, options.names)
+                tables[side] = tabulate(seen(_cases(side, found, options, jobs, journal, run)), keys, options.names)
     done = sum(len(table.cases) + len(table.errors) for table in tables.values())
     if done < total and journal is not None:
         journal.close(finished=False)
@@ -177,10 +184,10 @@ def _score(
     return 1 if errors else 0
 
 
-def _cases(side: str, pairs: list[Pair], options: Options, jobs: int, journal: Journal | None) -> Iterator[Case]:
-    """Cases in the order of the pairs: those that a stopped run left, and the others scored now."""
-    from softdice.scoring import run
-
+def _cases(
+    side: str, pairs: list[Pair], options: Options, jobs: int, journal: Journal | None, run: Run
+) -> Iterator[Case]:
+    """Cases in the order of the pairs: those that a stopped run left, and the others scored now by `run`."""
     if journal is None:
         yield from run(pairs, options, jobs=jobs)
         return
@@ -198,11 +205,14 @@ def _cases(side: str, pairs: list[Pair], options: Options, jobs: int, journal: J
 
 @contextmanager
 def _ctrl_c() -> Iterator[list[bool]]:
-    """Ctrl-C inside fills the list and lets the case that is being scored finish; a second one ends at once."""
+    """Ctrl-C inside fills the list and lets the case that is being scored finish; a second one ends at once.
+
+    Not under torchrun: it hands on each Ctrl-C that its processes have had already, and ends them itself in the end.
+    """
     pressed: list[bool] = []
 
     def press(*_: object) -> None:
-        if pressed:
+        if pressed and Ranks.here() is None:
             raise KeyboardInterrupt
         pressed.append(True)
 
