@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import softdice
 from softdice.head import FusedHead
 from softdice.overlap import Loss
+from softdice.statistics import OverlapStatistics
 
 C, SIDE = 3, 12
 SHARES = {2: (4, 1), 3: (3, 2, 0)}
@@ -72,6 +74,27 @@ def train_step(name: str, model: nn.Module, image: Tensor, target: Tensor) -> di
     return result(value, model)
 
 
+def backward_in_parts(model: nn.Module, image: Tensor, target: Tensor) -> dict[str, Any]:
+    """Accumulation with exact gradients, as in docs/distributed.md: one sample at a time, in two passes."""
+    loss = LOSSES["sum"]("world" if isinstance(model, nn.parallel.DistributedDataParallel) else None)
+    settings = replace(loss.settings, group=None)
+    batches = list(zip(image.split(1), target.split(1), strict=True))
+
+    def sums(image: Tensor, target: Tensor) -> Tensor:
+        stats = settings("backward_in_parts", model(image), target, None, C).pool()
+        return torch.stack([getattr(stats, name) for name in stats.fields])
+
+    with torch.no_grad():
+        total = torch.stack([sums(*batch) for batch in batches]).sum(0)
+    total.requires_grad_()
+    stats = OverlapStatistics(dict(zip(settings.fields, total.unbind(0), strict=True)))
+    value = loss.from_statistics(stats if loss.settings.group is None else stats.all_reduce())
+    value.backward()
+    for batch in batches:
+        (sums(*batch) * total.grad).sum().backward()
+    return result(value, model)
+
+
 def on_ranks(rank: int, world: int, folder: str) -> None:
     """All scenarios on one rank; what it found goes into a file."""
     torch.set_num_threads(1)
@@ -110,6 +133,10 @@ def on_ranks(rank: int, world: int, folder: str) -> None:
     value.backward()
     found["fused"] = result(value, model)
     found["collectives", "fused"] = list(reduced)
+
+    even = slice(rank, rank + 1) if world == 3 else slice(2 * rank, 2 * rank + 2)  # as many calls of DDP on each rank
+    model = nn.parallel.DistributedDataParallel(network())
+    found["in parts"] = backward_in_parts(model, image[even], target[even])
 
     sharded = network()
     mesh = init_device_mesh("cpu", (world,))
@@ -185,6 +212,15 @@ def test_fully_sharded_equals_one_process(ranks: list[dict[Any, Any]]) -> None:
     alone = train_step("sum", network(), *whole_batch())
     for found in ranks:
         same(found["fsdp"], alone)
+
+
+def test_accumulation_in_two_passes_equals_one_batch_on_one_process(ranks: list[dict[Any, Any]]) -> None:
+    image, target = whole_batch()
+    count = {2: 4, 3: 3}[len(ranks)]
+    alone = train_step("sum", network(), image[:count], target[:count])
+    same(backward_in_parts(network(), image[:count], target[:count]), alone)
+    for found in ranks:
+        same(found["in parts"], alone)
 
 
 @pytest.mark.parametrize("name", LOSSES)

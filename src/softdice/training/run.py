@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from softdice.distributed import Ranks
+from softdice.distributed import LostRankError, Ranks
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.training.brain import brain_cases
 from softdice.training.cases import Cases, read_folder, split
@@ -58,6 +58,8 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
             return _train(config, reporter if reporter is not None and is_first(ranks) else Silent(), ranks, budget)
         except ToldByFirstError:
             return {}
+        except LostRankError as problem:
+            raise lost(0 if ranks is None else ranks.count, problem) or problem from problem
 
 
 def _train(config: TrainConfig, reporter: Reporter, ranks: Ranks | None, budget: Budget) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 
-from softdice.distributed import Ranks
+from softdice.distributed import LostRankError, Ranks
 from softdice.files import FileError
 from softdice.training.config import TrainConfig, TrainingError
 
@@ -100,14 +100,14 @@ def lost(ranks: int, problem: RuntimeError) -> TrainingError | None:
     text = str(problem).splitlines()[0] if str(problem) else ""
     known = (
         "gloo",
-        "Connection closed by peer",
-        "expected every rank of the group",
         "NCCL",
+        "Connection closed by peer",
         "Connection reset by peer",
+        "expected every rank of the group",
     )
-    if ranks == 1 or not any(word in text for word in known):
+    if ranks == 1 or not (isinstance(problem, LostRankError) or any(word in text for word in known)):
         return None
     return TrainingError(
-        f"softdice train: expected {ranks} processes to take part in every step, got: {text}. One of them has ended: "
-        "its own message says why."
+        f"softdice train: expected {ranks} processes to go on together, got: {text}. One of them has ended: its own "
+        "message says why."
     )

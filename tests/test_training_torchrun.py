@@ -1,0 +1,213 @@
+"""softdice train under torchrun: the same numbers as one process, one set of files, one message."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+pytest.importorskip("monai")
+
+from softdice.training import TrainConfig, TrainingError, train
+from softdice.training.checkpoint import load_checkpoint
+from softdice.training.together import lost
+
+FILES = ["curves.png", "metrics.csv", "model.ckpt", "overlays.png", "summary.json"]
+
+
+def torchrun(*arguments: object, program: tuple[object, ...] = ("-m", "softdice", "train")) -> Any:
+    """Two processes -> return code, stdout, stderr."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *program]
+    return subprocess.run(
+        [*map(str, command), *map(str, arguments)], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def history(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise with a brighter square."""
+    folder = tmp_path_factory.mktemp("squares")
+    for number in range(5):
+        rng = np.random.default_rng(number)
+        label = np.zeros((24, 24), np.uint8)
+        row, column = rng.integers(2, 8, 2)
+        label[row : row + 10, column : column + 10] = 1
+        for part, array in (("images", rng.normal(size=(24, 24)) + 4 * label), ("labels", label)):
+            (folder / part).mkdir(exist_ok=True)
+            np.save(folder / part / f"{number}.npy", array)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("two")
+    done = torchrun(data, "--out", out, "--loss", "dice", "--epochs", 2, "--batch-size", 1)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_the_first_step_on_the_brain_is_that_of_one_process(tmp_path: Path) -> None:
+    settings = {"patch": (64, 64), "max_steps": 1}
+    train(TrainConfig(out=str(tmp_path / "one"), batch_size=4, **settings))
+    done = torchrun("--out", tmp_path / "two", "--batch-size", 2, "--patch", 64, "--max-steps", 1)
+    assert done.returncode == 0, done.stderr
+    one, two = (float(history(tmp_path / name)[0]["loss"]) for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-6)
+    ours, theirs = (load_checkpoint(tmp_path / name / "model.ckpt") for name in ("two", "one"))
+    assert ours["step"] == theirs["step"] == 1
+    for number, state in theirs["optimizer"]["state"].items():  # AdamW's first moment is a tenth of the gradient
+        found = ours["optimizer"]["state"][number]["exp_avg"]
+        assert (found - state["exp_avg"]).norm() <= 1e-4 * state["exp_avg"].norm() + 1e-8, number
+
+
+def test_a_whole_run_learns_as_one_process_does(run: tuple[Path, Any], data: Path, tmp_path: Path) -> None:
+    summary = train(TrainConfig(data=str(data), out=str(tmp_path), loss="dice", epochs=2, batch_size=2))
+    found = json.loads((run[0] / "summary.json").read_text())
+    assert found["mean_dice"] == pytest.approx(summary["mean_dice"], abs=0.02)
+    for name in ("epochs_done", "steps_done", "training_cases"):
+        assert found[name] == summary[name]
+    assert (found["devices"], found["batch_size"]) == (2, 1)
+    first, other = (float(history(out)[0]["loss"]) for out in (run[0], tmp_path))
+    assert first == pytest.approx(other, rel=1e-2)
+
+
+def test_rank_0_alone_talks_and_writes(run: tuple[Path, Any]) -> None:
+    out, done = run
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert done.stdout.count("Written to") == done.stdout.count("Data: ") == 1
+    assert "batch 1 on each of 2 devices" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_it_ends_with_the_weights_of_devices_2(run: tuple[Path, Any], data: Path, tmp_path: Path) -> None:
+    command = ("train", data, "--out", tmp_path, "--loss", "dice", "--epochs", 2, "--batch-size", 1, "--devices", 2)
+    done = subprocess.run(
+        [sys.executable, "-m", "softdice", *map(str, command)], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Written to") == 1
+    ours, theirs = (load_checkpoint(out / "model.ckpt")["weights"] for out in (tmp_path, run[0]))
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+
+
+def test_it_goes_on_from_its_checkpoint_with_as_many_processes(run: tuple[Path, Any], tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes((run[0] / "model.ckpt").read_bytes())
+    content = load_checkpoint(tmp_path / "model.ckpt")
+    done = torchrun(content["settings"]["data"], "--out", tmp_path, "--resume", "--epochs", 3)
+    assert done.returncode == 0, done.stderr
+    assert "Resumed after epoch 2" in done.stdout
+    assert [row["epoch"] for row in history(tmp_path)] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("nowhere",), "softdice train: expected a folder nowhere, got none."),
+        (("--devices", "3"), "expected devices 2, as many processes as torchrun started, got 3. Leave --devices out."),
+    ],
+)
+def test_an_error_of_all_ranks_is_told_once(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    done = torchrun(*arguments, "--out", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count(message) == 1
+    assert "exitcode  : 2" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+FAILING = """
+import os, sys
+from softdice.files import FileError
+from softdice.training import patches, run
+
+def fails(*_):
+    raise FileError("scan.npy: it is damaged")
+
+if os.environ["RANK"] == "1":
+    if sys.argv[1] == "reading":
+        run.read_folder = fails
+    else:
+        patches.Patches._start = fails
+sys.argv[0:2] = ["softdice", "train"]
+from softdice.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("when", ["reading", "training"])
+def test_an_error_of_one_rank_ends_all(when: str, data: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(FAILING)
+    started = time.monotonic()
+    done = torchrun(data, "--out", tmp_path / "out", program=(program, when))
+    assert done.returncode == 1
+    assert "scan.npy: it is damaged" in done.stderr
+    assert not [path.name for path in (tmp_path / "out").iterdir()]
+    assert time.monotonic() - started < 60  # torchrun kills what does not end within 30 s of SIGTERM
+    if when == "reading":
+        assert "rank 1: scan.npy: it is damaged" in done.stderr
+        assert done.stderr.count("it is damaged") == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux answers on all of 127.0.0.0/8 unasked")
+def test_two_machines_that_share_no_folder(run: tuple[Path, Any], data: Path, tmp_path: Path) -> None:
+    """Two agents of torchrun on the loopback range, with the same data and folders of their own for the result."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "model.ckpt").write_bytes((run[0] / "model.ckpt").read_bytes())
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{door.getsockname()[1]}"
+    rendezvous = ("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "train")
+    hosts = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *rendezvous,
+                "--local-addr", address, "-m", "softdice", "train", str(data), "--out", str(tmp_path / name),
+                "--resume", "--epochs", "3",
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        )
+        for name, address in (("first", "127.0.0.1"), ("second", "127.0.0.2"))
+    ]  # fmt: skip
+    said = [host.communicate(timeout=120)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], "\n".join(said)
+    assert sum("Written to" in text for text in said) == 1  # rank 0, which may be on either
+    written = [name for name in ("first", "second") if (tmp_path / name / "summary.json").exists()]
+    assert len(written) == 1
+    assert sorted(path.name for path in (tmp_path / written[0]).iterdir()) == FILES
+
+
+def test_a_lost_process_is_told_in_one_line() -> None:
+    problem = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1\nmore")
+    told = lost(2, problem)
+    assert isinstance(told, TrainingError)
+    assert str(told).startswith("softdice train: expected 2 processes to go on together, got: [gloo/transport")
+    assert lost(1, problem) is None
+    assert lost(2, RuntimeError("sizes do not match")) is None
+
+
+def test_another_number_of_processes_is_refused(run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from softdice.distributed import Ranks
+    from softdice.training.together import devices
+
+    stored = load_checkpoint(run[0] / "model.ckpt")
+    assert devices(TrainConfig(), Ranks(1, 2, 2), stored) == 2
+    with pytest.raises(TrainingError, match=r"expected 2 processes, with which the run in .* got 3 from torchrun"):
+        devices(TrainConfig(), Ranks(1, 3, 3), stored)
