@@ -10,6 +10,7 @@ Needs torchmetrics (`pip install 'softdice[metrics]'`); `softdice.dice_score` do
 from __future__ import annotations
 
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -105,9 +106,9 @@ class OverlapMetric(Metric):
         return f"{type(self).__qualname__} {self.average == 'micro'}" if self.pooling == "sample" else ""
 
     @staticmethod
+    @abstractmethod
     def score(counts: Tensor) -> Tensor:
-        """counts (3, ...) -> score (...)."""
-        raise NotImplementedError
+        """counts (3, ...) -> score (...); the one thing that the metrics differ in."""
 
     def update(self, input: Tensor, target: Tensor) -> None:
         """Count one batch."""

@@ -120,7 +120,7 @@ def _check(
     format: str, out: Path | None, report: Path | None, resume: bool, versus: Path | None, threshold: float | None,
     soft: bool, resample: bool, ignore_geometry: bool,
 ) -> None:  # fmt: skip
-    from softdice.scoring.classes import ScoreError
+    from softdice.scoring.classes import ScoreError, require
 
     if format not in FORMATS:
         raise ScoreError(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}.")
@@ -137,6 +137,11 @@ def _check(
         raise ScoreError("score: expected --soft or --threshold, got both. Pass one of them.")
     if resample and ignore_geometry:
         raise ScoreError("score: expected --resample or --ignore-geometry, got both. Pass one of them.")
+    for wanted, option, package in (
+        (versus, "--versus", "scipy"), (resample, "--resample", "scipy"), (report, "--report", "PIL")
+    ):  # fmt: skip
+        if wanted:
+            require(option, package)
 
 
 def _score(

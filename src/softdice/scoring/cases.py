@@ -39,18 +39,16 @@ def score_pair(prediction: Path, reference: Path, options: Options, case: str = 
     Raises:
         FileError: a file cannot be read. ScoreError: the two cannot be compared.
     """
-    p, t, names, voxels_ignored = load_pair(prediction, reference, options)
+    p, t, names = load_pair(prediction, reference, options)
     if p.dtype.kind == "f":
-        keys, counts = _soft_counts(p, t, options)
+        keys, counts, voxels = _soft_counts(p, t, options)
     else:
-        keys, counts = _label_counts(*pair_counts(p, t), options)
-    return Case(case or reference.name, str(prediction), str(reference), keys, counts, t.size - voxels_ignored, names)
+        keys, counts, voxels = _label_counts(*pair_counts(p, t), options)
+    return Case(case or reference.name, str(prediction), str(reference), keys, counts, voxels, names)
 
 
-def load_pair(
-    prediction: Path, reference: Path, options: Options
-) -> tuple[np.ndarray, np.ndarray, dict[int, str], int]:
-    """two files -> labels (or, for soft scores, probabilities) and labels on one grid, label names, ignored voxels."""
+def load_pair(prediction: Path, reference: Path, options: Options) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """two files -> labels (or, for soft scores, probabilities) and labels on one grid, label names."""
     predicted, referenced = read_image(prediction), read_image(reference)
     names = {**label_names(predicted), **label_names(referenced)}
     p, t = _one_channel(prediction, predicted), _labels(reference, _one_channel(reference, referenced))
@@ -71,8 +69,7 @@ def load_pair(
         _one_class(reference, t, options)
     elif options.labels is None and options.regions is None:
         _same_scale(prediction, p, reference, t)
-    ignored = sum(int(np.count_nonzero(t == label)) for label in set(options.ignore))
-    return p, t, names, ignored
+    return p, t, names
 
 
 def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:
@@ -87,7 +84,8 @@ def _one_channel(path: Path, image: Image) -> np.ndarray:
     if array.ndim > image.spatial_ndim:
         channels = range(1, array.shape[-1])
         if image.affine is not None or any((array[..., 0] != array[..., i]).any() for i in channels):
-            raise ScoreError(f"{path}: expected one label per voxel, got {array.shape[-1]} channels.")
+            advice = "Save the argmax of probabilities, or one file per class." if array.dtype.kind == "f" else ""
+            raise ScoreError(f"{path}: expected one label per voxel, got {array.shape[-1]} channels. {advice}".rstrip())
         array = array[..., 0]  # grey that was saved as colour
     return array
 
@@ -156,6 +154,8 @@ def _on_grid(
     if p.shape != referenced.shape:
         both_known = affines[0] is not None and affines[1] is not None
         hint = " --resample brings it to the grid of the label." if both_known and p.ndim == 3 else ""
+        if p.ndim == t_ndim + 1:  # nnU-Net's .npz, for one
+            hint = " Of probabilities of several classes save the argmax, or one file per class."
         raise ScoreError(
             f"{prediction}: expected shape {referenced.shape} as in {reference.name}, got {p.shape}.{hint}"
         )
@@ -205,8 +205,8 @@ def _resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, sh
 
 def _label_counts(
     p: np.ndarray, t: np.ndarray, n: np.ndarray, options: Options
-) -> tuple[tuple[int | str, ...], np.ndarray]:
-    """Pairs of labels and how often each occurs -> classes and their counts."""
+) -> tuple[tuple[int | str, ...], np.ndarray, int]:
+    """Pairs of labels and how often each occurs -> classes, their counts, and voxels that were counted."""
     counted = ~np.isin(t, options.ignore)
     p, t, n = p[counted], t[counted], n[counted]
     if options.regions is not None:
@@ -214,7 +214,7 @@ def _label_counts(
         for column, inside in enumerate(options.regions.values()):
             in_p, in_t = np.isin(p, inside), np.isin(t, inside)
             counts[:, column] = n[in_p & in_t].sum(), n[in_p].sum(), n[in_t].sum()
-        return tuple(options.regions), counts
+        return tuple(options.regions), counts, int(n.sum())
     every = np.unique(np.concatenate([p, t]))
     summed = np.zeros((3, len(every)), np.int64)
     position_p, position_t, same = np.searchsorted(every, p), np.searchsorted(every, t), p == t
@@ -229,20 +229,23 @@ def _label_counts(
     for column, label in enumerate(labels):
         if label in found:
             counts[:, column] = found[label]
-    return labels, counts
+    return labels, counts, int(n.sum())
 
 
-def _soft_counts(p: np.ndarray, t: np.ndarray, options: Options) -> tuple[tuple[int | str, ...], np.ndarray]:
-    """Probabilities and labels -> the one class and its sums, added in float64."""
-    inside, total = _class_labels(options), np.zeros(3)
+def _soft_counts(p: np.ndarray, t: np.ndarray, options: Options) -> tuple[tuple[int | str, ...], np.ndarray, int]:
+    """Probabilities and labels -> the one class, its sums, added in float64, and voxels that were counted."""
+    inside, total, voxels = _class_labels(options), np.zeros(3), 0
+    if p.flags.f_contiguous and t.flags.f_contiguous:
+        p, t = p.T, t.T  # as NIfTI files are read: flat without a copy
     flat_p, flat_t = p.reshape(-1), t.reshape(-1)
     for start in range(0, p.size, CHUNK):
         piece_p, piece_t = flat_p[start : start + CHUNK].astype(np.float64), flat_t[start : start + CHUNK]
         counted = ~np.isin(piece_t, options.ignore)
         mask = np.isin(piece_t, inside) & counted
         total += piece_p[mask].sum(), piece_p[counted].sum(), mask.sum()
+        voxels += int(counted.sum())
     key = next(iter(options.regions)) if options.regions is not None else inside[0]
-    return (key,), total[:, None]
+    return (key,), total[:, None], voxels
 
 
 def _list(labels: list[int]) -> str:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 
 class ScoreError(ValueError):
     """A folder, an option or a pair of files that cannot be scored, and why, in one line."""
+
+
+def require(option: str, package: str) -> None:
+    """Before any work: raise ScoreError where the package that an option needs is not installed."""
+    if find_spec(package) is None:
+        advice = "Run: pip install 'softdice[score]'"
+        name = {"PIL": "pillow"}.get(package, package)
+        raise ScoreError(f"{option}: expected {name} to be installed, got no such package. {advice}")
 
 
 @dataclass(frozen=True)

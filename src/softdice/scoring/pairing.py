@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +54,12 @@ def pair_files(predictions: Path, references: Path) -> list[Pair]:
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        name = split_name(path)
-        if name is not None and path.is_file():
-            found.setdefault(name[0], []).append(path)
+    with os.scandir(folder) as entries:  # not sorted(folder.iterdir()): paths that were compared keep their parts
+        files = sorted(entry.name for entry in entries if split_name(entry.name) is not None and entry.is_file())
+    for file in files:
+        name = split_name(file)
+        assert name is not None
+        found.setdefault(name[0], []).append(folder / file)
     return found
 
 

@@ -190,7 +190,7 @@ def picture(prediction: Path, reference: Path, key: int | str, options: Options)
     """A pair and a class -> PNG in base64 of the slice with the most errors, and which slice that is."""
     from PIL import Image as Picture
 
-    p, t, _, _ = load_pair(prediction, reference, options)
+    p, t, _ = load_pair(prediction, reference, options)
     in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
     in_t, any_t, place = region_mask(t, key, options), t != 0, ""
     while in_t.ndim > 2:

@@ -15,7 +15,8 @@ RESAMPLES = 2000
 """Resamples of a bootstrap."""
 
 _SEED = 0
-_AT_ONCE = 64
+_AT_ONCE = 1 << 18
+"""Cases that are drawn at a time: memory does not grow with their number."""
 
 
 @dataclass
@@ -105,8 +106,9 @@ def intervals(values_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     valid_NK = ~np.isnan(values_NK)
     filled_NK, valid_NK = np.where(valid_NK, values_NK, 0.0), valid_NK.astype(np.float64)
     means_RK = np.full((RESAMPLES, K), np.nan)
-    for start in range(0, RESAMPLES, _AT_ONCE):
-        R = min(_AT_ONCE, RESAMPLES - start)
+    step = min(64, max(1, _AT_ONCE // N))
+    for start in range(0, RESAMPLES, step):
+        R = min(step, RESAMPLES - start)
         drawn_RN = generator.integers(0, N, (R, N)) + N * np.arange(R)[:, None]
         times_RN = np.bincount(drawn_RN.reshape(-1), minlength=R * N).reshape(R, N).astype(np.float64)
         total, number = times_RN @ filled_NK, times_RN @ valid_NK
