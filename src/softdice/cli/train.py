@@ -12,6 +12,7 @@ from rich.table import Table
 
 from softdice.cli.errors import one_line
 from softdice.cli.progress import Bar
+from softdice.distributed import Ranks
 from softdice.training.config import DEFAULT_EPOCHS, DEFAULTS, OUT, PRECISIONS, TrainConfig, TrainingError
 
 MOST_ROWS = 20
@@ -86,6 +87,9 @@ def train(
     again = (
         f"softdice train {'' if data is None else shlex.quote(str(data)) + ' '}--out {shlex.quote(str(out))} --resume"
     )
+    ranks = Ranks.here()
+    if ranks is not None:
+        again = "the same command with --resume"
     with one_line(f"Stopped. To go on from the last complete epoch: {again}"):
         config = TrainConfig(
             data=None if data is None else str(data),
@@ -106,8 +110,13 @@ def train(
         )
         from softdice.training import train as run
 
-        with Bar(console) as bar:
-            summary = run(config, bar)
+        try:
+            with Bar(console) as bar:
+                summary = run(config, bar)
+        except KeyboardInterrupt:
+            if ranks is None or ranks.rank == 0:
+                raise
+            raise typer.Exit(130) from None
         if summary:
             _show(console, summary, out)
 
