@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import random
 import struct
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +226,45 @@ def test_writing_another_shape_is_refused(tmp_path: Path) -> None:
     image = read_image(save(tmp_path / "a.npy", example(".npy")))
     with pytest.raises(FileError, match=r"expected an array of shape \(9, 11, 5\), got \(9, 11\)"):
         write_image(tmp_path / "b.npy", np.zeros((9, 11)), image)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("qform_code", 128, "damaged header: qform_code 128 not valid"),
+        ("sform_code", 512, "damaged header: sform_code 512 not valid"),
+        ("magic", b"n;1", "magic"),
+        ("srow_x", [1e30, 0, 0, 0], "damaged header: the affine"),
+        ("srow_x", [np.nan, 0, 0, 0], "damaged header: the affine"),
+    ],
+)
+def test_a_header_that_the_reader_would_repair_is_refused(
+    tmp_path: Path, field: str, value: object, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    header = nib.Nifti1Header.from_fileobj(io.BytesIO(nib.Nifti1Image(example(".nii"), AFFINE).to_bytes()))
+    header[field] = value
+    data = nib.Nifti1Image(example(".nii"), AFFINE).to_bytes()
+    (tmp_path / "a.nii").write_bytes(header.binaryblock + data[348:])
+    with pytest.raises(FileError, match=message):
+        read_image(tmp_path / "a.nii")
+    assert capfd.readouterr() == ("", "")  # the library logs to the terminal
+
+
+def test_headers_of_other_programs_are_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = nib.Nifti1Image(example(".nii"), AFFINE).to_bytes()
+    header = nib.Nifti1Header.from_fileobj(io.BytesIO(data))
+    header["pixdim"][:4] = 0, -2, 1.5, 3
+    (tmp_path / "a.nii").write_bytes(header.binaryblock + data[348:])
+    assert np.array_equal(read_image(tmp_path / "a.nii").array, example(".nii"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_compression_that_needs_another_package_is_named(tmp_path: Path) -> None:
+    if find_spec("imagecodecs") is not None:
+        pytest.skip("imagecodecs is installed")
+    PIL_Image.fromarray(example(".png")).save(tmp_path / "a.tif", compression="tiff_lzw")
+    with pytest.raises(FileError, match=r"compressed by LZW\. Run: pip install imagecodecs"):
+        read_image(tmp_path / "a.tif")
 
 
 CHECKED = (".nii.gz", ".png", ".npz")

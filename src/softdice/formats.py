@@ -13,12 +13,16 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_HARMLESS = ("pixdim", "bitpix", "not divisible by 16")
+"""Words of nibabel's complaints about headers that many programs write."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -49,6 +53,32 @@ class Image:
         return self.array.shape[: self.spatial_ndim]
 
 
+class _Complaints(logging.Filter):
+    """Keeps what a library logs instead of raising it, such as a page that lies outside the file, from the terminal."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.level, self.thread, self.messages = level, threading.get_ident(), list[str]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.thread != self.thread:
+            return True
+        if record.levelno >= self.level:
+            self.messages.append(record.getMessage())
+        return False
+
+
+@contextmanager
+def _complaints(logger: str, level: int) -> Iterator[list[str]]:
+    """What the logger says inside, at this level or above."""
+    listener, source = _Complaints(level), logging.getLogger(logger)
+    source.addFilter(listener)
+    try:
+        yield listener.messages
+    finally:
+        source.removeFilter(listener)
+
+
 def _native(array: np.ndarray) -> np.ndarray:
     """The same values in the byte order of this machine, in memory that may be written to."""
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -66,7 +96,11 @@ def _read_nifti(path: Path, suffix: str, nibabel: Any) -> Image:
     header_class = nibabel.Nifti2Header if 540 in sizes else nibabel.Nifti1Header if 348 in sizes else None
     if header_class is None:
         raise FileError("not a NIfTI file")
-    header = header_class.from_fileobj(io.BytesIO(data))
+    with _complaints("nibabel.global", logging.WARNING) as messages:
+        header = header_class.from_fileobj(io.BytesIO(data))
+    for message in messages:  # repaired by nibabel; only a repair that changes nothing we use is let through
+        if not any(harmless in message for harmless in _HARMLESS):
+            raise FileError(f"damaged header: {message.partition(';')[0]}")
     dtype, shape, offset = header.get_data_dtype(), header.get_data_shape(), int(header["vox_offset"])
     if dtype.kind not in "iuf":
         raise FileError(f"expected one number per voxel, got the NIfTI type {header.get_value_label('datatype')}")
@@ -84,8 +118,8 @@ def _read_nifti(path: Path, suffix: str, nibabel: Any) -> Image:
             raise FileError(f"damaged header: values are scaled by {slope} and {intercept}")
         array = array * np.float64(slope) + np.float64(intercept)
     affine, zooms = header.get_best_affine(), header.get_zooms()
-    if not np.isfinite(affine).all():
-        raise FileError("damaged header: the affine is not finite")
+    if not (np.abs(affine) < 1e9).all():
+        raise FileError("damaged header: the affine is not finite, or points out of this world")
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim > 3:
@@ -185,27 +219,11 @@ def _write_png(array: np.ndarray, like: Image, pil: Any) -> bytes:
 # --- TIFF -------------------------------------------------------------------------------------------------------------
 
 
-class _Complaints(logging.Handler):
-    """Keeps the errors that tifffile logs instead of raising them, such as a page that lies outside the file."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.thread, self.messages = threading.get_ident(), list[str]()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self.thread:
-            self.messages.append(record.getMessage())
-
-
 def _read_tiff(path: Path, suffix: str, tifffile: Any) -> Image:
-    complaints, logger = _Complaints(), logging.getLogger("tifffile")
-    logger.addHandler(complaints)
-    try:
+    with _complaints("tifffile", logging.ERROR) as messages:
         image = _tiff_stack(path, suffix, tifffile)
-    finally:
-        logger.removeHandler(complaints)
-    if complaints.messages:
-        raise FileError(f"truncated or damaged: {complaints.messages[0]}")
+    if messages:
+        raise FileError(f"truncated or damaged: {messages[0]}")
     return image
 
 
@@ -231,7 +249,13 @@ def _tiff_stack(path: Path, suffix: str, tifffile: Any) -> Image:
                 raise FileError("truncated or damaged: fewer bytes than voxels")
         if "C" in axes or axes.find("S") not in (-1, len(axes) - 1):
             raise FileError(f"expected grey values or colours, got channels on the axes {axes}")
-        array = series.asarray()
+        try:
+            array = series.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            compression = getattr(page.compression, "name", page.compression)
+            raise FileError(f"compressed by {compression}. Run: pip install imagecodecs") from error
         tags = page.tags
         header = {name: tags[name].value for name in ("XResolution", "YResolution", "ResolutionUnit") if name in tags}
     if page.photometric == 0:  # MINISWHITE: 0 is white, the other way round than everywhere else

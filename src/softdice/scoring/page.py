@@ -58,13 +58,11 @@ for (const table of document.querySelectorAll("table")) {{
     const up = head.getAttribute("aria-sort") !== "ascending";
     table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const value = row => {{
-      const text = row.cells[column].textContent, number = parseFloat(text);
-      return isNaN(number) ? text : number;
-    }};
+    const shown = row => row.cells[column].textContent;
     const rows = [...table.tBodies[0].rows].sort((a, b) => {{
-      const x = value(a), y = value(b), order = typeof x === "number" && typeof y === "number"
-        ? x - y : String(x).localeCompare(String(y), undefined, {{ numeric: true }});
+      const x = column ? parseFloat(shown(a)) : NaN, y = column ? parseFloat(shown(b)) : NaN;
+      if (isNaN(x) !== isNaN(y)) return isNaN(x) ? 1 : -1;  // what has no score stays below
+      const order = isNaN(x) ? shown(a).localeCompare(shown(b), undefined, {{ numeric: true }}) : x - y;
       return up ? order : -order;
     }});
     table.tBodies[0].append(...rows);
