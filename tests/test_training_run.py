@@ -136,6 +136,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_bits_of_an_uninterrupted_one(dat
     assert process.wait() == -signal.SIGKILL
     done = load_checkpoint(killed / "model.ckpt")["epoch"]
     assert 1 <= done < 4
+    (killed / ".metrics.csv.half").write_text("epoch,st")  # as if it had been killed while it wrote
     assert not (killed / "summary.json").exists()
     resumed = train(TrainConfig(out=str(killed), resume=True))  # everything else is in the checkpoint
     uninterrupted = train(config(data, whole, epochs=4))

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ def history(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """As in test_training_run.py."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Noise with a brighter square."""
@@ -62,9 +72,8 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any
 
 
 def test_the_first_step_on_the_brain_is_that_of_one_process(tmp_path: Path) -> None:
-    settings = {"patch": (64, 64), "max_steps": 1}
-    train(TrainConfig(out=str(tmp_path / "one"), batch_size=4, **settings))
-    done = torchrun("--out", tmp_path / "two", "--batch-size", 2, "--patch", 64, "--max-steps", 1)
+    train(TrainConfig(out=str(tmp_path / "one"), batch_size=2, max_steps=1))
+    done = torchrun("--out", tmp_path / "two", "--batch-size", 1, "--max-steps", 1)
     assert done.returncode == 0, done.stderr
     one, two = (float(history(tmp_path / name)[0]["loss"]) for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-6)

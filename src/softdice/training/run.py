@@ -34,6 +34,7 @@ VALIDATION_CASES = 8
 VALIDATION_SHARE = 0.25
 """Most voxels that are predicted after an epoch, as a share of those trained on in it."""
 GRADIENT_NORM = 5.0
+WRITTEN = ("model.ckpt", "metrics.csv", "curves.png", "overlays.png", "summary.json")
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -188,9 +189,15 @@ def _fit(module: Segmenter, saver: _Saver, epochs: int | None, settings: dict[st
 
 
 def _make_folder(out: Path) -> None:
-    """Make the folder and see that a file can be written there, before an hour has been spent."""
+    """Make the folder and see that a file can be written there, before an hour has been spent.
+
+    What a run that was killed was writing beside its place is removed.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for name in WRITTEN:
+            for half in out.glob(f".{name}.*"):
+                half.unlink()
         with tempfile.TemporaryFile(dir=out) as file:
             file.write(b"softdice")
     except OSError as error:
