@@ -104,7 +104,11 @@ def _start(kernel: Any, given: dict[str, Any], grid: tuple[int, int], warps: int
             kernel[grid](**given)
         return
     with launch.on(device):
-        kernel[grid](**given, num_warps=warps, num_stages=1)
+        kernel[grid](**given, num_warps=warps, num_stages=1, enable_fp_fusion=True)
+
+
+def _regions(regions: Tensor | None) -> int:
+    return 0 if regions is None else regions.shape[0]
 
 
 def _columns(given: dict[str, Any], forward: bool) -> int:
@@ -119,11 +123,6 @@ def _key(given: dict[str, Any]) -> tuple[Any, ...]:
     return (given["x"].dtype, given["x"].device, given["target"].dtype, given["xV"] == 1, *fixed)
 
 
-def _rows_of(given: dict[str, Any]) -> int:
-    """Rows that decide the tile: with regions the larger of the two sets."""
-    return max(given["CT"], given["KT"])
-
-
 def _partial(given: dict[str, Any], rows: int, validate: bool, tile: Tile) -> tuple[Tensor, Tensor | None]:
     """One forward launch -> partial sums (B, programs, rows, K), and the counts of what is out of range."""
     x = given["x"]
@@ -133,7 +132,7 @@ def _partial(given: dict[str, Any], rows: int, validate: bool, tile: Tile) -> tu
     partial = x.new_empty((B, programs, rows, given["K"]), dtype=result_dtype(x.dtype))
     bad = x.new_empty((B * programs * columns, 4), dtype=torch.int32) if validate else None
     maxima = logs = None
-    given = {**given, "programs": programs, "steps": steps, "BV": tile.voxels}
+    given = {**given, "programs": programs, "steps": steps, **tile.constants}
     if columns > 1 and given["ACT"] == ACTIVATIONS.index("softmax"):
         maxima, logs = x.new_empty((2, B, V), dtype=partial.dtype).unbind(0)
         _start(rows_kernel, {**given, "maxima": maxima, "logs": logs}, (B * programs, 1), tile.warps)
@@ -161,7 +160,7 @@ def statistics(
     same = [_same_sum(name, target.ndim == 2, settings.label_smoothing > 0) for name in settings.fields]
     rows = list(dict.fromkeys(same))
     given = arguments(input, target, weight, regions, settings, rows)
-    entry = launch.tile(launch.FORWARD, _rows_of(given), input.element_size(), len(rows))
+    entry = launch.tile(launch.FORWARD, input.shape[1], _regions(regions), input.element_size(), len(rows))
     tile = launch.tuned(
         ("forward", *_key(given)), entry, lambda tile: _partial(given, len(rows), validate, tile), input.device
     )
@@ -189,7 +188,7 @@ def _slope(given: dict[str, Any], out: Tensor, tile: Tile) -> None:
     """One backward launch into `out`."""
     B, _, V = out.shape
     programs, steps = launch.grid(B, V, tile.voxels, launch.processors(out.device))
-    given = {**given, "out": out, "programs": programs, "steps": steps, "BV": tile.voxels}
+    given = {**given, "out": out, "programs": programs, "steps": steps, **tile.constants}
     given |= dict(zip(("oB", "oC", "oV"), out.stride(), strict=True))
     _start(backward_kernel, given, (B * programs, _columns(given, forward=False)), tile.warps)
 
@@ -209,7 +208,8 @@ def gradient(
         return torch.stack(parts).sum(0, dtype=result_dtype(input.dtype)).to(input.dtype)
     given = arguments(input, target, weight, regions, settings, list(settings.fields))
     given |= {"grad": grad} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))
-    entry = launch.tile(launch.BACKWARD, _rows_of(given), input.element_size())
+    slopes = sum(given[letter] >= 0 for letter in SLOPED)
+    entry = launch.tile(launch.BACKWARD, C, _regions(regions), input.element_size(), slopes)
     tile = launch.tuned(("backward", *_key(given)), entry, lambda tile: _slope(given, out, tile), input.device)
     _slope(given, out, tile)
     return out

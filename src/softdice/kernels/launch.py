@@ -20,26 +20,46 @@ from torch import Tensor
 WIDEST = 128
 CLASSES = 64
 RUN = 64  # tiles that one program adds up at most: 64 numbers per lane of float32, 2^17 voxels per row
-PER_PROCESSOR = 4  # programs per multiprocessor, where there is work for so many
+PER_PROCESSOR = 16  # programs per multiprocessor, a few of which are there at a time, where there is work for so many
 FEW_SUMS = 4  # more sums than this take more registers: the tile shrinks
 
 
 class Tile(NamedTuple):
-    """Voxels of a tile, and the warps that share it."""
+    """Voxels of a tile, the warps that share it, and how many tiles are on their way from memory at once."""
 
     voxels: int
-    warps: int
+    warps: int = 4
+    stages: int = 2
+
+    @property
+    def vector(self) -> int:
+        """Neighbouring voxels that a thread reads at once: so few that it can hold all classes of them, where that is
+        possible, and the softmax need not leave the thread."""
+        share = self.voxels // (32 * self.warps)
+        return share if share >= 2 else self.voxels
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """What a kernel has to know of it when it is compiled."""
+        return {"BV": self.voxels, "VECTOR": self.vector, "STAGES": self.stages}
 
 
-FORWARD: dict[tuple[int, int], Tile] = {}
-BACKWARD: dict[tuple[int, int], Tile] = {}
+# Sixteen elements per thread, whose sums stay in registers. Set by what the compiler makes of it; not yet by a clock.
+_VOXELS = {
+    # classes: voxels of a tile for logits of 2, 4 and 8 bytes
+    1: (2048, 2048, 512),
+    2: (1024, 1024, 256),
+    4: (512, 512, 128),
+    8: (256, 256, 64),
+    16: (128, 128, 32),
+    32: (64, 64, 16),
+    64: (32, 32, 8),
+    128: (16, 16, 8),
+    2 * WIDEST: (16, 16, 8),  # and more
+}
+FORWARD = {(rows, 2 << i): Tile(voxels) for rows, found in _VOXELS.items() for i, voxels in enumerate(found)}
+BACKWARD = dict(FORWARD)
 """(class bucket, bytes of a logit) -> tile."""
-for _bytes, _elements in ((2, 1), (4, 1), (8, 2)):
-    for _bucket, _voxels, _warps in (
-        (1, 2048, 4), (2, 1024, 4), (4, 512, 4), (8, 256, 4), (16, 128, 4), (32, 64, 4), (64, 64, 8), (128, 32, 8),
-    ):  # fmt: skip
-        FORWARD[_bucket, _bytes] = Tile(_voxels // _elements, _warps)
-        BACKWARD[_bucket, _bytes] = Tile(_voxels // _elements, _warps)
 
 
 def bucket(C: int) -> int:
@@ -47,11 +67,12 @@ def bucket(C: int) -> int:
     return triton.next_power_of_2(C) if C <= WIDEST else CLASSES
 
 
-def tile(table: dict[tuple[int, int], Tile], rows: int, itemsize: int, sums: int = 0) -> Tile:
-    """Rows of a tile, bytes of a logit, sums that are kept in registers -> the entry of the table, shrunk for many."""
+def tile(table: dict[tuple[int, int], Tile], C: int, regions: int, itemsize: int, sums: int = 0) -> Tile:
+    """Classes, regions (0: none), bytes of a logit, sums kept in registers -> the entry, shrunk for many sums."""
+    rows = 2 * WIDEST if C > WIDEST else max(bucket(C), triton.next_power_of_2(regions))
     found = table[rows, itemsize]
     shrink = 1 if sums <= FEW_SUMS else 2 if sums <= 2 * FEW_SUMS else 4
-    return found._replace(voxels=max(16, found.voxels // shrink))
+    return found._replace(voxels=max(4, found.voxels // shrink))
 
 
 def grid(B: int, V: int, voxels: int, processors: int) -> tuple[int, int]:
@@ -80,10 +101,10 @@ def tuned(key: tuple[Any, ...], entry: Tile, call: Callable[[Tile], object], dev
         return entry
     if key not in _tuned and not torch.cuda.is_current_stream_capturing():
         near = [
-            Tile(voxels, warps)
+            Tile(voxels, warps, stages)
             for voxels in (entry.voxels // 2, entry.voxels, entry.voxels * 2)
             for warps in (entry.warps // 2, entry.warps, entry.warps * 2)
-            if voxels >= 16
+            for stages in (1, 2, 3)
         ]
         _tuned[key] = min(near, key=lambda option: triton.testing.do_bench(lambda: call(option)))
     return _tuned.get(key, entry)

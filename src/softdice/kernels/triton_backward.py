@@ -139,7 +139,7 @@ def backward_kernel(
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
     I: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, D: tl.constexpr, E: tl.constexpr,  # noqa: E741
     F: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr,
-    CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr,
+    CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """I, P ... are the places of the statistics in `grad`, -1 for those that nobody asked for."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
@@ -156,9 +156,9 @@ def backward_kernel(
         gd = _coefficient(grad, D, b, k, gF, gB, gK, K, KT, W)
         ge = _coefficient(grad, E, b, k, gF, gB, gK, K, KT, W)
         gf = _coefficient(grad, F, b, k, gF, gB, gK, K, KT, W)
-    for step in range(0, steps):
+    for step in tl.range(0, steps, num_stages=STAGES):
         tile = task % programs + step * programs
-        v = tile * BV + tl.arange(0, BV)
+        v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
         inside = v < V
         t, w, _, _ = voxels(
             target, weight, b, v, inside, tB, tV, wB, wV, ignore, 1 if C == 1 else 0, TOP, HARD, WEIGHTED, IGNORE, W
@@ -174,7 +174,7 @@ def backward_kernel(
             )  # fmt: skip
             if KEEP != 1.0:
                 y = KEEP * y + SHARE
-            q, _ = _slopes(p, y, minus_log(p), p, gi, gp, gq, gd, ge, gf, I, P, Q, D, E, F, GAMMA, POWER, False, ACT)
+            q, _k = _slopes(p, y, minus_log(p), p, gi, gp, gq, gd, ge, gf, I, P, Q, D, E, F, GAMMA, POWER, False, ACT)
             q = tl.where((k < K)[:, None], q, 0.0)
             dot = tl.sum(p * q, 0)  # sum_j p_j sum_(r with j) q_r
             for c0 in range(0, C, CT):
@@ -186,7 +186,7 @@ def backward_kernel(
                     row = tl.sum(tl.where((k == r)[:, None], q, 0.0), 0)
                     h += tl.where(chosen[:, None], row[None, :], 0.0)
                 if ACT == SOFTMAX:
-                    pc, _ = softmax_given(pc, m, log_sum)
+                    pc, _d = softmax_given(pc, m, log_sum)
                     h = pc * (h - dot[None, :])
                 _store(ob, c, v, inside, h * w[None, :], w, oC, oV, C, MASKED)
         elif ACT == SOFTMAX and C > KT:  # maximum and sum, then sum_j p_j q_j + k_j, then the gradient

@@ -66,7 +66,7 @@ def forward_kernel(
     R: tl.constexpr, D: tl.constexpr, E: tl.constexpr, F: tl.constexpr, N: tl.constexpr,
     LABELLED: tl.constexpr, ROWS: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr,
     KEEP: tl.constexpr, SHARE: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, CT: tl.constexpr,
-    KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr,
+    KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """I, P, T ... are the places of the statistics among the ROWS rows, -1 for those that nobody asked for."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
@@ -81,9 +81,9 @@ def forward_kernel(
     bad_value = tl.zeros([BV], tl.int32)
     bad_target = tl.zeros([BV], tl.int32)
     bad_weight = tl.zeros([BV], tl.int32)
-    for step in range(0, steps):
+    for step in tl.range(0, steps, num_stages=STAGES):
         tile = task % programs + step * programs
-        v = tile * BV + tl.arange(0, BV)
+        v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
         inside = v < V
         t, w, wrong_label, wrong_weight = voxels(
             target, weight, b, v, inside, tB, tV, wB, wV, ignore, 1 if C == 1 else 0, TOP, HARD, WEIGHTED, IGNORE, W

@@ -1,0 +1,57 @@
+"""The Triton backend without a GPU: its kernels under Triton's interpreter, and who is served by them.
+
+Triton reads TRITON_INTERPRET when it is imported, so the tests that run kernels stand in interpreted_triton.py and
+get a process of their own. A machine with Linux and no triton fails here, once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import softdice
+from softdice.kernels import registry
+
+INTERPRETED = Path(__file__).with_name("interpreted_triton.py")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton has wheels for Linux only")
+def test_triton_is_here() -> None:
+    importlib.import_module("triton")
+
+
+@pytest.mark.skipif(not registry._HAS_TRITON, reason="no triton: test_triton_is_here fails where it should be there")
+@pytest.mark.parametrize("group", ["TestAgreement", "TestInvariants or TestOperators or TestChoice"])
+def test_the_kernels_under_the_interpreter(group: str) -> None:
+    command = [sys.executable, "-m", "pytest", str(INTERPRETED), "-q", "-k", group, "-p", "no:cacheprovider"]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
+    assert run.returncode == 0, run.stdout + run.stderr
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 20
+    assert "skipped" not in run.stdout
+
+
+def test_cpu_tensors_without_the_interpreter_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with softdice.use_backend("triton"), pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 was not set"):
+        softdice.overlap_statistics(torch.rand(1, 2, 4), torch.zeros(1, 4, dtype=torch.long))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_reason_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    missing = registry.kernel_backends()["triton"]
+    assert missing is not None
+    assert "no CUDA device" in missing or "not installed" in missing
+    monkeypatch.setattr(registry, "_HAS_TRITON", False)
+    missing = registry.kernel_backends()["triton"]
+    assert missing is not None
+    assert "not installed" in missing

@@ -1,0 +1,165 @@
+"""The Triton kernels compiled ahead of time, as they are launched: nothing in local memory. No GPU is needed.
+
+`cuobjdump --dump-resource-usage`, which Triton's wheel carries, counts what the compiler put where: LOCAL and STACK are
+registers that were spilled to memory, which would cost more than the whole pass.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="no triton; test_triton.py fails where it should be there")
+if os.environ.get("TRITON_INTERPRET"):
+    pytest.skip("Triton is interpreted in this process", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from softdice.kernels import cuda, launch  # noqa: E402
+from softdice.kernels.triton_backward import backward_kernel  # noqa: E402
+from softdice.kernels.triton_forward import forward_kernel, rows_kernel  # noqa: E402
+from softdice.reference import FIELDS  # noqa: E402
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+TYPES = {
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64", torch.uint8: "u8",
+    torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
+CAPABILITIES = (80, 90)
+DICE = ("intersection", "prediction", "target")
+DICE_AND_CROSS_ENTROPY = (*DICE, "cross_entropy")
+BYTES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+
+
+def compiled(kernel: Any, given: dict[str, Any], tile: launch.Tile, capability: int) -> Any:
+    """A kernel and what it is called with -> its binary, specialised as a call would specialise it."""
+    signature, constants, attributes = {}, {}, {}
+    for place, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
+        value = given[name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+            continue
+        signature[name] = f"*{TYPES[value.dtype]}" if isinstance(value, torch.Tensor) else "i32"
+        if isinstance(value, torch.Tensor) or value % 16 == 0:
+            attributes[place,] = [["tt.divisibility", 16]]
+    options = {"num_warps": tile.warps, "num_stages": 1, "enable_fp_fusion": True}
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def spilled(binary: Any, folder: Path) -> dict[str, int]:
+    """A compiled kernel -> bytes of STACK and LOCAL memory per thread."""
+    file = folder / "kernel.cubin"
+    file.write_bytes(binary.asm["cubin"])
+    shown = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file], capture_output=True, text=True, check=True)
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", shown.stdout))
+    assert 0 < int(found["REG"]) <= 255
+    return {name: int(found[name]) for name in ("STACK", "LOCAL")}
+
+
+def binaries(
+    C: int,
+    dtype: torch.dtype,
+    fields: tuple[str, ...],
+    capability: int,
+    *,
+    activation: str = "softmax",
+    dense: bool = False,
+    weighted: bool = False,
+    regions: int = 0,
+    smoothing: float = 0.0,
+    label: torch.dtype = torch.int64,
+    channels_last: bool = False,
+) -> dict[str, Any]:
+    """One case -> the kernels that serve it, compiled. The tensors have shapes and strides, but no memory."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    V = 1 << 20
+    x = empty(2, V, C, dtype=dtype).transpose(1, 2) if channels_last else empty(2, C, V, dtype=dtype)
+    target = empty(2, C, V, dtype=dtype) if dense else empty(2, V, dtype=label)
+    weight = empty(2, V) if weighted else None
+    member = empty(regions, C, dtype=torch.bool) if regions else None
+    ignore = None if dense else 255
+    settings = cuda.Settings(list(fields), activation, ignore, smoothing, 2.0, 1.0)
+    rows = list(dict.fromkeys(cuda._same_sum(name, not dense, smoothing > 0) for name in fields))
+    wide = empty(2, V, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    rest = {"programs": 2112, "steps": 17}
+    found = {}
+
+    given = cuda.arguments(x, target, weight, member, settings, rows)
+    tile = launch.tile(launch.FORWARD, C, regions, x.element_size(), len(rows))
+    two_steps = activation == "softmax" and C > launch.WIDEST and not regions
+    given |= {**rest, **tile.constants, "VALIDATE": True, "LOW": -1e-3, "HIGH": 1.001}
+    given |= {"partial": wide, "bad": empty(4, dtype=torch.int32), "ROWS": len(rows)}
+    given |= dict.fromkeys(("maxima", "logs"), wide if two_steps else None)
+    found["forward"] = compiled(forward_kernel, given, tile, capability)
+    if two_steps:
+        found["rows"] = compiled(rows_kernel, given, tile, capability)
+
+    given = cuda.arguments(x, target, weight, member, settings, list(fields))
+    slopes = sum(given[letter] >= 0 for letter in cuda.SLOPED)
+    tile = launch.tile(launch.BACKWARD, C, regions, x.element_size(), slopes)
+    given |= {**rest, **tile.constants, "grad": wide, "gF": 2 * C, "gB": C, "gK": 1, "out": x}
+    given |= dict(zip(("oB", "oC", "oV"), x.stride(), strict=True))
+    found["backward"] = compiled(backward_kernel, given, tile, capability)
+    return found
+
+
+def assert_no_spills(found: dict[str, Any], folder: Path) -> None:
+    for name, binary in found.items():
+        assert spilled(binary, folder) == {"STACK": 0, "LOCAL": 0}, name
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("rows", "itemsize"), sorted(launch.FORWARD))
+def test_every_entry_of_the_table_compiles_without_spills(
+    rows: int, itemsize: int, capability: int, tmp_path: Path
+) -> None:
+    assert launch.FORWARD.keys() == launch.BACKWARD.keys()
+    assert_no_spills(binaries(rows, BYTES[itemsize], DICE_AND_CROSS_ENTROPY, capability), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("C", "dtype", "fields", "options"),
+    [
+        (2, torch.float16, DICE, {"label": torch.uint8}),
+        (14, torch.bfloat16, DICE, {"channels_last": True}),
+        (118, torch.float32, DICE, {"label": torch.int16, "weighted": True}),
+        (4, torch.float32, FIELDS, {"smoothing": 0.1, "weighted": True}),
+        (118, torch.bfloat16, FIELDS, {"smoothing": 0.1, "weighted": True}),
+        (16, torch.float64, FIELDS, {"smoothing": 0.1, "dense": True}),
+        (3, torch.float32, FIELDS, {"activation": "sigmoid", "dense": True, "weighted": True}),
+        (4, torch.float32, FIELDS, {"activation": "none", "weighted": True}),
+        (4, torch.bfloat16, FIELDS, {"regions": 3}),
+        (150, torch.float32, FIELDS, {"regions": cuda.REGIONS, "dense": True}),
+        (200, torch.float32, DICE_AND_CROSS_ENTROPY, {}),
+        (1024, torch.bfloat16, FIELDS, {"smoothing": 0.1}),
+    ],
+)
+def test_other_cases_compile_without_spills(
+    C: int, dtype: torch.dtype, fields: tuple[str, ...], options: dict[str, Any], tmp_path: Path
+) -> None:
+    for capability in CAPABILITIES:
+        assert_no_spills(binaries(C, dtype, fields, capability, **options), tmp_path)
+
+
+def test_tiles_are_on_their_way_while_others_are_computed(tmp_path: Path) -> None:
+    assembly = binaries(4, torch.bfloat16, DICE, 90)["forward"].asm["ptx"]
+    assert "cp.async" in assembly
+
+
+def test_offsets_are_64_bit() -> None:
+    """The tile's number times its length, and the class's times its stride, overflow 32 bits for a large volume."""
+    text = binaries(4, torch.float32, DICE, 90)["forward"].asm["ttir"]
+    assert re.search(r"arith\.muli .*: tensor<4x1xi64>", text)  # classes
+    assert re.search(r"arith\.muli .*: i64", text)  # samples, tiles
+    assert not re.search(r"tt\.addptr .*, tensor<.*xi32>", text)
