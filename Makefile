@@ -5,13 +5,15 @@ DEV := .venv/.dev
 PEERS := .venv/.peers
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test check format docs bench clean
+.PHONY: help demo test test-gpu check format docs bench bench-gpu clean
 
 help:
 	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
 	@echo "make test    the test suite"
+	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make check   format, lint, types, documentation"
 	@echo "make bench   time and memory against the peers"
+	@echo "make bench-gpu  the same on a CUDA device"
 	@echo "make docs    the documentation, into site/"
 
 $(DEV): pyproject.toml constraints.txt
@@ -31,6 +33,9 @@ demo: $(DEV)
 test: $(DEV) $(PEERS)
 	$(BIN)/python -m pytest -n 2
 
+test-gpu: $(DEV)
+	SOFTDICE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/test_triton_gpu.py
+
 check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,6 +54,9 @@ bench: $(DEV) $(PEERS)
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.head
 	$(BIN)/python -m benchmarks.scores
+
+bench-gpu: $(DEV) $(PEERS)
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf .venv site build dist

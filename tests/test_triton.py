@@ -46,6 +46,14 @@ def test_cpu_tensors_without_the_interpreter_are_refused(monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_needs_a_gpu() -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=INTERPRETED.parent.parent)
+    assert run.returncode == 1
+    assert "expected a CUDA device, got none" in run.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_reason_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     missing = registry.kernel_backends()["triton"]

@@ -23,7 +23,7 @@ from softdice.kernels.triton_backward import backward_kernel
 from softdice.kernels.triton_forward import forward_kernel, rows_kernel
 from softdice.reference import ACTIVATIONS, FIELDS, outcomes, result_dtype
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
+INTERPRETED = not isinstance(forward_kernel, triton.runtime.JITFunction)
 """Whether Triton was imported with TRITON_INTERPRET=1: the kernels are then Python that runs on CPU tensors."""
 REGIONS = 32
 """Regions that one launch takes; more of them are done in groups, since their sums are independent."""
