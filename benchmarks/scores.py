@@ -1,17 +1,19 @@
 """Time and memory of the hard Dice coefficient of many classes, against the peers and against reading the arrays.
 
-    python -m benchmarks.scores            117 classes, 512 x 512 x 512 uint8
+    python -m benchmarks.scores            117 classes, 512 x 512 x 512 uint8; writes results/scores.csv
     python -m benchmarks.scores --size 256
 
 Two pairs of label maps: "organs" (117 ellipsoids on a background, the prediction shifted by two voxels: labels in runs,
 as segmentations have them) and "noise" (every voxel drawn by itself: the worst case). Peers that cannot take the full
 size in memory run on a smaller one; then ours is timed on that too and the ratio is of the same size. Each result is
-first compared with ours. Times are the best of the repetitions.
+first compared with ours. Ours and reading take turns, and their times are medians; against the peers, and where the
+prediction lies in Fortran order (as NIfTI files are read), times are the best of the repetitions.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,8 @@ from numba import njit
 from torch import Tensor
 
 from softdice.scores import dice_score
+
+RESULTS = Path(__file__).parent / "results"
 
 CLASSES = 118  # with the background
 
@@ -52,7 +56,7 @@ def noise(size: int) -> tuple[Tensor, Tensor]:
 
 
 @njit(nogil=True)
-def _exclusive_or(words: np.ndarray) -> int:
+def _exclusive_or(words: np.ndarray) -> np.uint64:
     result = np.uint64(0)
     for i in range(words.size):
         result ^= words[i]
@@ -139,15 +143,27 @@ def main() -> None:
     arguments = parser.parse_args()
     ours(*organs(64))  # compiled before memory is looked at
     print(f"{CLASSES - 1} classes and background, {arguments.size}^3 uint8, {torch.get_num_threads()} threads")
+    rows = []
     for name, make in (("organs", organs), ("noise", noise)):
         pair = make(arguments.size)
         grown_mib = peak_mib(ours, pair)
         read(*pair)
-        time_ms, read_ms, copy_ms = (best_ms(run, pair, arguments.repeat) for run in (ours, read, copy))
+        turns = [[best_ms(run, pair, 1) for run in (ours, read, copy)] for _ in range(4 * arguments.repeat)]
+        time_ms, read_ms, copy_ms = np.median(turns, 0)
+        rows += [
+            (name, "softdice", arguments.size, time_ms, time_ms, grown_mib),
+            (name, "reading both arrays", arguments.size, read_ms, time_ms, ""),
+            (name, "copying both arrays", arguments.size, copy_ms, time_ms, ""),
+        ]
         print(
             f"\n{name}: softdice {time_ms:.1f} ms; reading both {read_ms:.1f} ms, {time_ms / read_ms:.1f} x;", end=" "
         )
         print(f"copying both {copy_ms:.1f} ms; peak memory grew by {grown_mib:.0f} MiB")
+        turned = pair[0].permute(2, 1, 0).contiguous().permute(2, 1, 0)
+        grown_mib, turned_ms = peak_mib(ours, (turned, pair[1])), best_ms(ours, (turned, pair[1]), arguments.repeat)
+        print(f"  prediction in Fortran order: softdice {turned_ms:.1f} ms; peak memory grew by {grown_mib:.0f} MiB")
+        rows.append((name, "softdice, prediction in Fortran order", arguments.size, turned_ms, turned_ms, grown_mib))
+        del turned
         for label, peer, part in (
             ("NumPy, class by class", numpy_loop, 2),
             ("MONAI DiceHelper", monai_metric, 4),
@@ -160,7 +176,14 @@ def main() -> None:
             known = ~expected.isnan()
             torch.testing.assert_close(got[known], expected[known], rtol=0, atol=1e-6)
             peer_ms, our_ms = best_ms(peer, small, 1), best_ms(ours, small, arguments.repeat)
+            rows.append((name, label, size, peer_ms, our_ms, ""))
             print(f"  {label:<34} {size}^3: {peer_ms:9.1f} ms, softdice {our_ms:7.1f} ms, {peer_ms / our_ms:7.1f} x")
+    if arguments.size == 512:
+        with (RESULTS / "scores.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["maps", "contender", "side_voxels", "time_ms", "softdice_ms", "softdice_grown_mib"])
+            for *words, time_ms, our_ms, mib in rows:
+                writer.writerow([*words, f"{time_ms:.1f}", f"{our_ms:.1f}", mib if mib == "" else f"{mib:.1f}"])
 
 
 if __name__ == "__main__":
