@@ -63,3 +63,19 @@ def test_the_reason_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None
     missing = registry.kernel_backends()["triton"]
     assert missing is not None
     assert "not installed" in missing
+
+
+def test_assertions_on_a_device_carry_the_message() -> None:
+    """The path of CUDA tensors, which a CPU tensor can take: what is asserted, and the text."""
+    cuda = pytest.importorskip("softdice.kernels.cuda")
+    input, target = torch.rand(1, 2, 4), torch.zeros(1, 4, dtype=torch.long)
+    settings = cuda.Settings(["target"], "softmax", None, 0.0, 2.0, 1.0)
+    cuda.assert_in_range("loss", torch.zeros(3, 4, dtype=torch.int32), input, target, None, settings)
+    bad = torch.zeros(3, 4, dtype=torch.int32)
+    bad[1, 0] = 5
+    with pytest.raises(RuntimeError, match=r"loss: expected target with labels in \[0, 2\), got values outside"):
+        cuda.assert_in_range("loss", bad, input, target, None, settings)
+    bad[1, 0], bad[2, 2] = 0, 1
+    cuda.assert_in_range("loss", bad, input, target, None, settings)  # logits have no range
+    with pytest.raises(RuntimeError, match="probabilities in"):
+        cuda.assert_in_range("loss", bad, input, target, None, settings._replace(activation="none"))

@@ -43,11 +43,12 @@ def compiled(kernel: Any, given: dict[str, Any], tile: launch.Tile, capability: 
     signature, constants, attributes = {}, {}, {}
     for place, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
         value = given[name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        general = parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1 and not general):
             signature[name], constants[name] = "constexpr", value
             continue
         signature[name] = f"*{TYPES[value.dtype]}" if isinstance(value, torch.Tensor) else "i32"
-        if isinstance(value, torch.Tensor) or value % 16 == 0:
+        if isinstance(value, torch.Tensor) or (value % 16 == 0 and not general):
             attributes[place,] = [["tt.divisibility", 16]]
     options = {"num_warps": tile.warps, "num_stages": 1, "enable_fp_fusion": True}
     source = ASTSource(kernel, signature, constants, attributes)

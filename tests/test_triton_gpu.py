@@ -19,13 +19,9 @@ import softdice
 from softdice.kernels import registry
 from softdice.reference import FIELDS
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() and not os.environ.get("SOFTDICE_REQUIRE_GPU"),
-        reason="no CUDA device (make test-gpu fails here instead)",
-    ),
-]
+pytestmark = pytest.mark.gpu
+if not torch.cuda.is_available() and not os.environ.get("SOFTDICE_REQUIRE_GPU"):
+    pytest.skip("no CUDA device (make test-gpu fails here instead)", allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)

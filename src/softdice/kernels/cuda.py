@@ -171,17 +171,22 @@ def statistics(
     return torch.stack([sums[:, rows.index(name)] for name in same]).to(dtype), bad
 
 
-def assert_in_range(caller: str, bad: Tensor, C: int, ignore_index: int | None) -> None:
-    """Counts of what is out of range -> an assertion on the device; the host does not wait for it."""
-    none_BR = (bad == 0).all(0)
+def assert_in_range(
+    caller: str, bad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, settings: Settings
+) -> None:
+    """Counts of what is out of range -> assertions on the device, which the host does not wait for."""
+    C, ignore_index = input.shape[1], settings.ignore_index
+    hard = target.ndim == 2
     errors = (
-        lambda value, count: validation.labels_error(caller, value, count, C, ignore_index),
-        lambda value, count: validation.target_error(caller, value, count),
-        lambda value, count: validation.probabilities_error(caller, value, count),
-        lambda value, count: validation.weights_error(caller, value, count),
+        (hard, lambda value, count: validation.labels_error(caller, value, count, C, ignore_index)),
+        (not hard, lambda value, count: validation.target_error(caller, value, count)),
+        (settings.activation == "none", lambda value, count: validation.probabilities_error(caller, value, count)),
+        (weight is not None, lambda value, count: validation.weights_error(caller, value, count)),
     )
-    for kind, error in enumerate(errors):
-        torch._assert_async(none_BR[kind], validation.error_text(error))
+    right = (bad == 0).all(0)
+    for kind, (checked, error) in enumerate(errors):
+        if checked:
+            torch._assert_async(right[kind], validation.error_text(error))
 
 
 def _slope(given: dict[str, Any], out: Tensor, tile: Tile) -> None:

@@ -109,7 +109,7 @@ def _statistics_cuda(
     settings = cuda.Settings(*chosen)
     sums, bad = cuda.statistics(input, target, weight, regions, settings, validate)
     if bad is not None:
-        cuda.assert_in_range(caller, bad, input.shape[1], settings.ignore_index)
+        cuda.assert_in_range(caller, bad, input, target, weight, settings)
     return sums
 
 

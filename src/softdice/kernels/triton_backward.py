@@ -132,7 +132,7 @@ def _tile(
     return q, kk, y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs", "steps", "ignore"])
 def backward_kernel(
     grad, x, target, weight, member, out, V, programs, steps, gF, gB, gK, xB, xC, xV, tB, tC, tV, wB,
     wV, oB, oC, oV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,

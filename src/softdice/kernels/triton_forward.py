@@ -32,7 +32,7 @@ from softdice.kernels.triton_math import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs", "steps", "ignore"])
 def rows_kernel(
     x, target, weight, maxima, logs, V, programs, steps, xB, xC, xV, tB, tV, wB, wV, ignore, C: tl.constexpr,
     TOP: tl.constexpr, HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, CT: tl.constexpr,
@@ -57,7 +57,7 @@ def _put(partial, row, AT: tl.constexpr, K: tl.constexpr, k, value):
         tl.store(partial + (row + AT) * K + k, tl.sum(value, 1), mask=k < K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs", "steps", "ignore"])
 def forward_kernel(
     x, target, weight, member, maxima, logs, partial, bad, V, programs, steps, xB, xC, xV, tB, tC, tV,
     wB, wV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
