@@ -34,9 +34,10 @@ class Tile(NamedTuple):
     @property
     def vector(self) -> int:
         """Neighbouring voxels that a thread reads at once: so few that it can hold all classes of them, where that is
-        possible, and the softmax need not leave the thread."""
+        possible, and the softmax need not leave the thread. Elsewhere four: what belongs to a voxel is then held by
+        fewer threads, and takes fewer registers."""
         share = self.voxels // (32 * self.warps)
-        return share if share >= 2 else self.voxels
+        return share if share >= 2 else min(self.voxels, 4)
 
     @property
     def constants(self) -> dict[str, int]:
