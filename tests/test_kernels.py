@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import softdice
-from softdice.kernels import cpu, general, plain, registry, rows
+from softdice.kernels import compiled, cpu, general, narrow, plain, registry, rows
 from softdice.reference import FIELDS
 
 
@@ -319,11 +319,11 @@ def test_range_errors_of_the_pass_itself(bad: str) -> None:
 def test_kept_kernels_know_all_their_sources() -> None:
     functions = [
         value
-        for module, name in itertools.product((rows, plain, general, cpu), ("jit",))
+        for module, name in itertools.product((rows, plain, narrow, general, cpu), ("jit",))
         if hasattr(module, name)
         for value in vars(module).values()
         if hasattr(value, "py_func") and value.py_func.__module__ == module.__name__
     ]
     assert len(functions) > 30
     for function in functions:
-        assert rows.SOURCES in function._cache._cache_file._source_stamp
+        assert compiled.SOURCES in function._cache._cache_file._source_stamp

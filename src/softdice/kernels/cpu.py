@@ -1,22 +1,13 @@
 """logits, target -> statistics, and their gradient, on a CPU: the driver of the Numba kernel.
 
 The voxels of each sample are cut into a fixed grid of chunks, whatever the number of threads. Every chunk writes its
-sums to a slot of its own and the slots are added in order, so 1 and N threads give the same bits. The threads are
-Python's, as many as torch.get_num_threads() says; the kernels release the GIL. Beside its inputs the pass holds the
-slots, some rows of scratch per thread, and in the backward pass the gradient.
+sums to a slot of its own and the slots are added in order, so 1 and N threads give the same bits. The kernels release
+the GIL; `softdice.kernels.threads` runs them. Beside its inputs the pass holds the slots, some rows of scratch per
+thread, and in the backward pass the gradient.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +16,10 @@ from torch import Tensor
 
 from softdice.kernels import general
 from softdice.kernels import plain as usual
-from softdice.kernels.rows import CODES, clean_weights, jit, load, load_labels, outside, store
+from softdice.kernels.compiled import jit, kernel
+from softdice.kernels.narrow import CLASSES, SUMS, narrow_gradient, narrow_sums
+from softdice.kernels.rows import CODES, clean_weights, load, load_labels, outside, prefetch_bytes, store
+from softdice.kernels.threads import share_out
 from softdice.reference import ACTIVATIONS, FIELDS, outcomes
 from softdice.validation import probability_slack
 
@@ -34,7 +28,8 @@ BLOCK_VOXELS = 512  # so that the rows of few classes stay in L1
 CHUNKS = 64  # at most, per sample
 CHUNK_VOXELS = 8192  # at least
 ROWS = 12
-ALONE_NUMEL = 1 << 18  # fewer elements than this are done before a second thread has woken up
+PAGE = np.uint64(512)  # elements, no more than a page of memory holds
+AHEAD = np.uint64(2048)  # voxels whose gradient's pages are touched together
 
 _CODE = {
     torch.float32: "f4",
@@ -53,33 +48,36 @@ _CODE = {
 @jit
 def _block_inputs(
     direct: Any, xraw: Any, xcode: Any, xo: Any, sC: Any, sV: Any, C: Any, xs: Any, block: Any,
-    dense: Any, traw: Any, tcode: Any, to: Any, first: Any, top: Any, has_ignore: Any, ignore: Any,
+    dense: Any, traw: Any, tcode: Any, tsize: Any, to: Any, first: Any, top: Any, has_ignore: Any, ignore: Any,
     wraw: Any, wcode: Any, wo: Any, weighted: Any, n: Any, t: Any, w: Any, bad: Any,
 ) -> Any:  # fmt: skip
     """Labels, weights and, where they are not read in place, logits of one block -> scratch; is any voxel ignored?"""
     zero = np.uint64(0)
-    for v in range(n):
-        w[v] = w.dtype.type(1)
-        t[v] = np.int32(0)
     if weighted:
         load(wraw, wcode, wo, np.uint64(1), n, w, zero)
         bad[2] += clean_weights(w, n)
-    if not dense:
-        bad[0] += load_labels(traw, tcode, to, n, first, top, has_ignore, ignore, t, w)
-    if weighted:
+    elif has_ignore:
         for v in range(n):
-            t[v] = t[v] if w[v] > 0 else np.int32(-1)
+            w[v] = w.dtype.type(1)
+    if not dense:
+        if tsize > 0:
+            prefetch_bytes(traw, (to + n) * tsize, n * tsize)
+        bad[0] += load_labels(traw, tcode, to, n, first, top, has_ignore, ignore, t, w)
+        if weighted:
+            for v in range(n):
+                t[v] = t[v] if w[v] > 0 else np.int32(-1)
     if not direct:
         for c in range(C):
             load(xraw, xcode, xo + c * sC, sV, n, xs, c * block)
     return weighted or has_ignore
 
 
-@jit
+@kernel
 def _forward(
     x: Any, xraw: Any, xcode: Any, direct: Any, sB: Any, sC: Any, sV: Any, C: Any, K: Any, V: Any,
-    dense: Any, traw: Any, tcode: Any, first: Any, top: Any, has_ignore: Any, ignore: Any,
-    wraw: Any, wcode: Any, weighted: Any, member: Any, union: Any, act: Any, flags: Any, gamma: Any, power: Any,
+    dense: Any, traw: Any, tcode: Any, tsize: Any, first: Any, top: Any, has_ignore: Any, ignore: Any,
+    wraw: Any, wcode: Any, weighted: Any, narrow: Any, third: Any, fourth: Any, logs: Any,
+    member: Any, union: Any, act: Any, flags: Any, gamma: Any, power: Any,
     smoothing: Any, share: Any, validate: Any, low: Any, high: Any,
     chunk: Any, chunks: Any, block: Any, slots: Any, bad: Any, begin: Any, end: Any,
 ) -> None:  # fmt: skip
@@ -89,8 +87,8 @@ def _forward(
     e = np.empty(C * block, x.dtype)
     xs = np.empty(zero if direct else C * block, x.dtype)
     src = x if direct else xs
-    w = np.empty(block, x.dtype)
-    t = np.empty(block, np.int32)
+    w = np.ones(block, x.dtype)
+    t = np.zeros(block, np.int32)
     for task in range(begin, end):
         b = task // chunks
         start = (task - b * chunks) * chunk
@@ -101,14 +99,16 @@ def _forward(
             xo = b * sB + v0 * sV
             to = b * C * V + v0 if dense else b * V + v0
             masked = _block_inputs(
-                direct, xraw, xcode, xo, sC, sV, C, xs, block, dense, traw, tcode, to, first, top,
+                direct, xraw, xcode, xo, sC, sV, C, xs, block, dense, traw, tcode, tsize, to, first, top,
                 has_ignore, ignore, wraw, wcode, b * V + v0, weighted, n, t, w, bad[task],
             )  # fmt: skip
             off, ld = (xo, sC) if direct else (zero, block)
             if act == 0 and validate:
                 for c in range(C):
                     bad[task, 1] += outside(src, off + c * ld, n, low, high, w)
-            if member is None:  # settled when compiling: the usual case does not wait for the rest
+            if narrow is not None:  # settled when compiling: the usual case does not wait for the rest
+                narrow_sums(src, off, ld, n, t, w, third, fourth, logs, sums)
+            elif member is None:
                 usual.plain_sums(src, off, ld, C, n, flags, gamma, t, w, masked, e, block, rows, sums)
             else:
                 bad[task, 3] += general.general_sums(
@@ -121,11 +121,12 @@ def _forward(
                     sums[usual.N, k] += total
 
 
-@jit
+@kernel
 def _backward(
     x: Any, xraw: Any, xcode: Any, direct: Any, sB: Any, sC: Any, sV: Any, C: Any, K: Any, V: Any,
-    dense: Any, traw: Any, tcode: Any, first: Any, top: Any, has_ignore: Any, ignore: Any,
-    wraw: Any, wcode: Any, weighted: Any, member: Any, union: Any, act: Any, flags: Any, gamma: Any, power: Any,
+    dense: Any, traw: Any, tcode: Any, tsize: Any, first: Any, top: Any, has_ignore: Any, ignore: Any,
+    wraw: Any, wcode: Any, weighted: Any, narrow: Any, third: Any, fourth: Any, logs: Any,
+    member: Any, union: Any, act: Any, flags: Any, gamma: Any, power: Any,
     smoothing: Any, share: Any, coef: Any, g: Any, graw: Any,
     chunk: Any, chunks: Any, block: Any, begin: Any, end: Any,
 ) -> None:  # fmt: skip
@@ -137,8 +138,8 @@ def _backward(
     gs = np.empty(zero if direct else C * block, x.dtype)
     src = x if direct else xs
     dst = g if direct else gs
-    w = np.empty(block, x.dtype)
-    t = np.empty(block, np.int32)
+    w = np.ones(block, x.dtype)
+    t = np.zeros(block, np.int32)
     unread = np.zeros(4, np.int64)
     for task in range(begin, end):
         b = task // chunks
@@ -149,11 +150,15 @@ def _backward(
             xo = b * sB + v0 * sV
             to = b * C * V + v0 if dense else b * V + v0
             masked = _block_inputs(
-                direct, xraw, xcode, xo, sC, sV, C, xs, block, dense, traw, tcode, to, first, top,
+                direct, xraw, xcode, xo, sC, sV, C, xs, block, dense, traw, tcode, tsize, to, first, top,
                 has_ignore, ignore, wraw, wcode, b * V + v0, weighted, n, t, w, unread,
             )  # fmt: skip
             off, ld = (xo, sC) if direct else (zero, block)
-            if member is None:  # settled when compiling: the usual case does not wait for the rest
+            if direct and (v0 - start) % AHEAD == 0:
+                _touch(g, xo, sC, C, min(AHEAD, stop - v0))
+            if narrow is not None:  # settled when compiling: the usual case does not wait for the rest
+                narrow_gradient(src, off, ld, n, t, w, third, fourth, logs, dst, off, ld, coef[b])
+            elif member is None:
                 usual.plain_gradient(src, off, ld, C, n, flags, gamma, t, w, masked, dst, off, ld, rows, coef[b])
             else:
                 general.general_gradient(
@@ -163,6 +168,14 @@ def _backward(
             if not direct:
                 for c in range(C):
                     store(gs, c * block, n, graw, xcode, xo + c * sC, sV)
+
+
+@jit
+def _touch(g: Any, off: Any, ld: Any, C: Any, n: Any) -> None:
+    """Write to every page of the gradient of n voxels: fresh memory is cheaper in its own order than row by row."""
+    for c in range(C):
+        for v in range(np.uint64(0), n, PAGE):
+            g[off + c * ld + v] = g.dtype.type(0)
 
 
 # --- from tensors to the kernel -----------------------------------------------------------------------------------
@@ -203,6 +216,7 @@ class _Job(NamedTuple):
     direct: bool  # logits are read in place
     usual: bool
     wide: np.dtype  # of the arithmetic
+    variant: tuple[Any, ...]  # what the kernels are compiled for
 
 
 def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Settings) -> _Job:
@@ -227,6 +241,9 @@ def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor |
     chunk = -(-max(CHUNK_VOXELS, -(-V // CHUNKS)) // block) * block
     chunks = max(1, -(-V // chunk))
     flags = sum(1 << FIELDS.index(name) for name in s.fields)
+    narrow = plain and 2 <= C <= CLASSES and not flags & ~SUMS
+    # True or None: the compiler leaves out what hangs on a None.
+    variant = tuple((narrow and asked) or None for asked in (True, C > 2, C > 3, flags & (1 << usual.E) > 0))
     arguments = (
         xraw.view(wide) if direct else np.empty(0, wide),
         xraw,
@@ -239,13 +256,15 @@ def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor |
         dense,
         _bytes(target),
         CODES[_CODE[target.dtype]],
+        u(0 if narrow else target.element_size()),
         np.int32(1 if C == 1 else 0),
-        np.int32(max(C, 2)),
+        np.uint32(max(C, 2)),
         s.ignore_index is not None,
         np.int32(_within_int32(s.ignore_index)),
         nothing if weight is None else _bytes(weight),
         0 if weight is None else CODES[_CODE[weight.dtype]],
         weight is not None,
+        *variant,
         None if plain else _member(regions),
         regions is not None,
         activation,
@@ -255,7 +274,7 @@ def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor |
         real(s.label_smoothing),
         real(s.label_smoothing / outcomes(C, s.activation)),
     )
-    return _Job(arguments, (u(chunk), u(chunks), u(block)), B * chunks, K, direct, plain, wide)
+    return _Job(arguments, (u(chunk), u(chunks), u(block)), B * chunks, K, direct, plain, wide, (wide, plain, variant))
 
 
 def _within_int32(label: int | None) -> int:
@@ -277,7 +296,9 @@ def statistics(
     if input.numel():
         slack = probability_slack(input.dtype)
         limits = job.wide.type(-slack), job.wide.type(1 + slack)
-        _share_out(_forward, (*job.arguments, validate, *limits, *job.grid, slots, bad), job.tasks, input.numel())
+        share_out(
+            _forward, job.variant, (*job.arguments, validate, *limits, *job.grid, slots, bad), job.tasks, input.numel()
+        )
     sums = slots.reshape(input.shape[0], int(job.grid[1]), len(FIELDS), job.columns).sum(1)
     if job.usual:  # a hard label map: y is 0 or 1, so its square and its raw sum are its sum
         sums[:, usual.R] = sums[:, usual.LABELLED] = sums[:, usual.T]
@@ -298,58 +319,5 @@ def gradient(
     graw = _bytes(result)
     if input.numel():
         g = graw.view(job.wide) if job.direct else np.empty(0, job.wide)
-        _share_out(_backward, (*job.arguments, coef, g, graw, *job.grid), job.tasks, input.numel())
+        share_out(_backward, job.variant, (*job.arguments, coef, g, graw, *job.grid), job.tasks, input.numel())
     return result
-
-
-# --- threads ------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=4)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Workers beside the calling thread; a forked process makes its own."""
-    return ThreadPoolExecutor(max_workers=threads, thread_name_prefix="softdice")
-
-
-def _share_out(kernel: Callable[..., None], arguments: tuple[Any, ...], tasks: int, numel: int) -> None:
-    """Run the kernel over all tasks, in consecutive shares, on as many threads as torch may use."""
-    threads = 1 if numel < ALONE_NUMEL else min(torch.get_num_threads(), tasks)
-    with _compile_notice(kernel):
-        if threads == 1:
-            kernel(*arguments, np.uint64(0), np.uint64(tasks))
-            return
-        if not kernel.signatures:  # type: ignore[attr-defined]  # compile once, not in every thread
-            kernel(*arguments, np.uint64(0), np.uint64(0))
-        shares = min(tasks, threads * (1 if numel < 1 << 20 else 4))
-        bounds = [np.uint64(math.ceil(tasks * i / shares)) for i in range(shares + 1)]
-        queue = iter(pairwise(bounds))
-        lock = threading.Lock()
-
-        def work() -> None:
-            while True:
-                with lock:
-                    share = next(queue, None)
-                if share is None:
-                    return
-                kernel(*arguments, *share)
-
-        others = [_pool(threads - 1, os.getpid()).submit(work) for _ in range(threads - 1)]
-        work()
-        for other in others:
-            other.result()
-
-
-@contextmanager
-def _compile_notice(kernel: Any) -> Iterator[None]:
-    """Say what is going on when the first call compiles for longer than two seconds."""
-    if kernel.signatures:
-        yield
-        return
-    text = "softdice: compiling the CPU kernel for this machine (once; it is kept for the next process)"
-    notice = threading.Timer(2.0, lambda: print(text, file=sys.stderr, flush=True))
-    notice.daemon = True
-    notice.start()
-    try:
-        yield
-    finally:
-        notice.cancel()

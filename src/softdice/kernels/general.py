@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from softdice.kernels.compiled import jit
 from softdice.kernels.plain import (
     LABELLED,
     RUN,
@@ -27,7 +28,7 @@ from softdice.kernels.plain import (
     softmax,
     sum_product,
 )
-from softdice.kernels.rows import exp, jit, load, log, scrub
+from softdice.kernels.rows import exp, load, log, scrub
 
 
 @jit

@@ -7,107 +7,14 @@ anything else stops LLVM from using vector registers. `softdice.kernels.cpu` say
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic, overload
+from numba import types
+from numba.extending import overload
 
-# Flags that keep NaN and infinity: a NaN logit must give a NaN loss.
-FAST = {"contract", "reassoc", "nsz", "arcp"}
-MODULES = ("rows", "plain", "general", "cpu")
-
-
-def _sources() -> str:
-    """() -> a digest of the modules whose functions call each other."""
-    digest = hashlib.sha256()
-    for name in MODULES:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
-    return digest.hexdigest()
-
-
-SOURCES = _sources()
-
-
-def _compiled(fastmath: set[str]) -> Callable[[Callable[..., Any]], Any]:
-    """fastmath flags -> decorator that compiles on first use and keeps the result on disk.
-
-    Numba stamps what it keeps with the digest of the one file that a function stands in, though it holds the code of
-    the functions called, too. Here the stamp covers all these modules, so that no stale kernel survives an upgrade.
-    """
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(fastmath=fastmath, error_model="numpy", nogil=True, cache=True)(function)
-        index = dispatcher._cache._cache_file
-        index._source_stamp = (index._source_stamp, SOURCES)
-        return dispatcher
-
-    return decorate
-
-
-jit = _compiled(FAST)
-exact_jit = _compiled({"contract"})  # reassoc would undo the rounding
-
-_TWIN = {
-    types.float32: types.int32,
-    types.int32: types.float32,
-    types.float64: types.int64,
-    types.int64: types.float64,
-}
-
-
-@intrinsic
-def bits(typing_context: Any, x: Any) -> Any:
-    """float <-> integer of the same width, bit for bit."""
-    twin = _TWIN[x]
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
-
-    return twin(x), generate
-
-
-@intrinsic
-def widen_half(typing_context: Any, x: Any) -> Any:
-    """uint16 with the bits of a float16 -> float32."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(types.uint16), generate
-
-
-@intrinsic
-def narrow_half(typing_context: Any, x: Any) -> Any:
-    """float32 -> uint16 with the bits of the nearest float16."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
-
-    return types.uint16(types.float32), generate
-
-
-@intrinsic
-def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of array[index]; a hint, so any index is right."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        line = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
-        hint = builder.module.declare_intrinsic("llvm.prefetch", (line.type,), _PREFETCH)
-        word = ir.IntType(32)
-        builder.call(hint, [line, word(0), word(2), word(1)])  # to read, into L2, data
-        return context.get_dummy_value()
-
-    return types.void(array, index), generate
-
-
-_PREFETCH = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), *[ir.IntType(32)] * 3])
+from softdice.kernels.compiled import bits, exact_jit, jit, narrow_half, peek, prefetch_line, widen_half
 
 
 def exp(x: Any) -> Any:
@@ -117,22 +24,20 @@ def exp(x: Any) -> Any:
 
 @exact_jit
 def _exp32(x: np.float32) -> np.float32:
-    low = np.float32(-87.0)
+    # 2^n 2^r with n the nearest integer to x log2(e) and abs(r) <= 1/2. Adding 1.5 * 2^23 rounds, and leaves n in the
+    # low bits; with the bias of the exponent added too, those bits shifted up are 2^n, and n = -127 is an exact 0.
+    low, ratio, magic = np.float32(-88.0), np.float32(1.4426950408889634), np.float32(12582912.0 + 127.0)
     z = low if x < low else x
-    # Adding 1.5 * 2^23 rounds to the nearest integer n and leaves it in the low bits.
-    shifted = z * np.float32(1.4426950408889634) + np.float32(12582912.0)
-    n = shifted - np.float32(12582912.0)
-    r = z - n * np.float32(0.693359375)  # ln 2 in two parts: the first product is exact
-    r = r - n * np.float32(-2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    y = p * r * r + r + np.float32(1.0)
-    scaled = bits(np.int32(bits(y) + np.int32(bits(shifted) << np.int32(23))))
-    return scaled if x >= low else (np.float32(0.0) if x < low else x)
+    shifted = z * ratio + magic
+    r = z * ratio - (shifted - magic)
+    p = np.float32(1.534581242594868e-4)  # the polynomial of degree 6 nearest to 2^r, relatively: within 1.9e-9
+    p = p * r + np.float32(1.3399930903688073e-3)
+    p = p * r + np.float32(9.618489071726799e-3)
+    p = p * r + np.float32(5.550328642129898e-2)
+    p = p * r + np.float32(2.4022646248340607e-1)
+    p = p * r + np.float32(6.931471824645996e-1)
+    p = p * r + np.float32(1.0)
+    return p * bits(np.int32(bits(shifted) << np.int32(23)))
 
 
 @exact_jit
@@ -239,44 +144,46 @@ LINE = np.uint64(16)  # float32 in a cache line
 def prefetch(array: Any, off: Any, n: Any) -> None:
     """Ask for array[off : off + n] while something else is being computed."""
     for v in range(np.uint64(0), n, LINE):
-        _prefetch(array, off + v)
+        prefetch_line(array, off + v)
 
 
 @jit
-def _copy(src: Any, off: Any, stride: Any, n: Any, out: Any, o: Any) -> None:
-    if stride == 1:
-        for v in range(n):
-            out[o + v] = src[off + v]
-    else:
-        for v in range(n):
-            out[o + v] = src[off + v * stride]
+def prefetch_bytes(raw: Any, off: Any, n: Any) -> None:
+    """The same for bytes."""
+    for v in range(np.uint64(0), n, np.uint64(64)):
+        prefetch_line(raw, off + v)
 
 
 @jit
 def load(raw: Any, code: Any, off: Any, stride: Any, n: Any, out: Any, o: Any) -> None:
     """n values of any dtype, `stride` elements apart -> a row."""
     if code == 0:
-        _copy(raw.view(np.float32), off, stride, n, out, o)
+        for v in range(n):
+            out[o + v] = peek(raw, np.float32, off + v * stride)
     elif code == 1:
-        _copy(raw.view(np.float64), off, stride, n, out, o)
-    elif code == 2:
-        high = raw.view(np.int16)  # bfloat16 is the upper half of a float32
         for v in range(n):
-            out[o + v] = bits(np.int32(np.int32(high[off + v * stride]) << np.int32(16)))
+            out[o + v] = peek(raw, np.float64, off + v * stride)
+    elif code == 2:  # bfloat16 is the upper half of a float32
+        for v in range(n):
+            out[o + v] = bits(np.int32(np.int32(peek(raw, np.int16, off + v * stride)) << np.int32(16)))
     elif code == 3:
-        half = raw.view(np.uint16)
         for v in range(n):
-            out[o + v] = widen_half(half[off + v * stride])
+            out[o + v] = widen_half(peek(raw, np.uint16, off + v * stride))
     elif code == 4:
-        _copy(raw, off, stride, n, out, o)
+        for v in range(n):
+            out[o + v] = peek(raw, np.uint8, off + v * stride)
     elif code == 5:
-        _copy(raw.view(np.int8), off, stride, n, out, o)
+        for v in range(n):
+            out[o + v] = peek(raw, np.int8, off + v * stride)
     elif code == 6:
-        _copy(raw.view(np.int16), off, stride, n, out, o)
+        for v in range(n):
+            out[o + v] = peek(raw, np.int16, off + v * stride)
     elif code == 7:
-        _copy(raw.view(np.int32), off, stride, n, out, o)
+        for v in range(n):
+            out[o + v] = peek(raw, np.int32, off + v * stride)
     else:
-        _copy(raw.view(np.int64), off, stride, n, out, o)
+        for v in range(n):
+            out[o + v] = peek(raw, np.int64, off + v * stride)
 
 
 @jit
@@ -309,21 +216,24 @@ def store(row: Any, o: Any, n: Any, raw: Any, code: Any, off: Any, stride: Any) 
 
 @jit
 def _load_integers(raw: Any, code: Any, off: Any, n: Any, out: Any) -> None:
-    """n labels of any integer dtype -> int32; those of int64 that do not fit become -2^31, which no class has."""
-    zero, one = np.uint64(0), np.uint64(1)
+    """n labels of any integer type -> int32; those of int64 that do not fit become -2^31, which no class has."""
     if code == 4:
-        _copy(raw, off, one, n, out, zero)
-    elif code == 5:
-        _copy(raw.view(np.int8), off, one, n, out, zero)
-    elif code == 6:
-        _copy(raw.view(np.int16), off, one, n, out, zero)
-    elif code == 7:
-        _copy(raw.view(np.int32), off, one, n, out, zero)
-    else:
-        wide = raw.view(np.int64)
         for v in range(n):
-            label = wide[off + v]
-            out[v] = np.int32(label) if (label > -(1 << 31)) & (label < 1 << 31) else np.int32(-(1 << 31))
+            out[v] = peek(raw, np.uint8, off + v)
+    elif code == 5:
+        for v in range(n):
+            out[v] = peek(raw, np.int8, off + v)
+    elif code == 6:
+        for v in range(n):
+            out[v] = peek(raw, np.int16, off + v)
+    elif code == 7:
+        for v in range(n):
+            out[v] = peek(raw, np.int32, off + v)
+    else:
+        for v in range(n):
+            label = peek(raw, np.int64, off + v)
+            short = np.int32(label)
+            out[v] = short if np.int64(short) == label else np.int32(-(1 << 31))
 
 
 @jit
@@ -332,15 +242,21 @@ def load_labels(
 ) -> Any:
     """n labels -> class numbers (-1: none), weight 0 where ignored; returns how many are out of range."""
     _load_integers(raw, code, off, n, out)
+    bad = np.int32(0)
     if has_ignore:
         for v in range(n):
             w[v] = w[v] if out[v] != ignore else w.dtype.type(0)
-    bad = np.int32(0)
-    for v in range(n):
-        label = out[v]
-        inside = (label >= np.int32(0)) & (label < top)
-        bad += np.int32(not inside) & np.int32((not has_ignore) | (label != ignore))
-        out[v] = label - first if inside & ((not has_ignore) | (label != ignore)) else np.int32(-1)
+        for v in range(n):
+            label, kept = out[v], out[v] != ignore
+            inside = np.uint32(label) < top  # a negative one is large
+            bad += np.int32(kept & (not inside))
+            out[v] = label - first if kept & inside else np.int32(-1)
+    else:
+        for v in range(n):
+            label = out[v]
+            inside = np.uint32(label) < top
+            bad += np.int32(not inside)
+            out[v] = label - first if inside else np.int32(-1)
     return bad
 
 
