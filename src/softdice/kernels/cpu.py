@@ -17,6 +17,7 @@ from torch import Tensor
 from softdice.kernels import general
 from softdice.kernels import plain as usual
 from softdice.kernels.compiled import jit, kernel
+from softdice.kernels.memory import gradient_like
 from softdice.kernels.narrow import CLASSES, SUMS, narrow_gradient, narrow_sums
 from softdice.kernels.rows import CODES, clean_weights, load, load_labels, outside, prefetch_bytes, store
 from softdice.kernels.threads import share_out
@@ -133,7 +134,7 @@ def _backward(
     """Tasks [begin, end) of the grid: dL/dx from coef = dL/dstatistics (B, fields, K)."""
     zero = np.uint64(0)
     rows = np.empty((ROWS, block), x.dtype)
-    h = np.empty(zero if member is None else C * block, x.dtype)
+    h = np.empty(C * block, x.dtype)
     xs = np.empty(zero if direct else C * block, x.dtype)
     gs = np.empty(zero if direct else C * block, x.dtype)
     src = x if direct else xs
@@ -159,7 +160,9 @@ def _backward(
             if narrow is not None:  # settled when compiling: the usual case does not wait for the rest
                 narrow_gradient(src, off, ld, n, t, w, third, fourth, logs, dst, off, ld, coef[b])
             elif member is None:
-                usual.plain_gradient(src, off, ld, C, n, flags, gamma, t, w, masked, dst, off, ld, rows, coef[b])
+                usual.plain_gradient(
+                    src, off, ld, C, n, flags, gamma, t, w, masked, h, block, dst, off, ld, rows, coef[b]
+                )
             else:
                 general.general_gradient(
                     act, src, off, ld, C, K, n, flags, gamma, power, smoothing, share, t, w, masked,
@@ -312,7 +315,7 @@ def gradient(
     """dL/dstatistics (fields, B, K), and what made them -> dL/dinput, laid out as it is read."""
     input = _readable(input)
     job = _job(input, target, weight, regions, settings)
-    result = torch.empty_like(input)  # keeps dense strides, so the gradient is laid out as the input
+    result = gradient_like(input)  # keeps dense strides, so the gradient is laid out as the input
     coef = np.zeros((input.shape[0], len(FIELDS), job.columns), job.wide)
     wanted = [FIELDS.index(name) for name in settings.fields]
     coef[:, wanted] = grad.detach().movedim(0, 1).numpy()

@@ -303,62 +303,64 @@ def _dots(e: Any, o: Any, ld: Any, r: Any, n: Any, C: Any, coef: Any, squares: A
 
 @jit
 def _gradient_few(
-    e: Any, o: Any, r: Any, rw: Any, t: Any, kw: Any, c: Any, n: Any, a: Any, b: Any, qq: Any, base: Any
-) -> None:
+    e: Any, o: Any, r: Any, rw: Any, t: Any, kw: Any, c: Any, n: Any, a: Any, b: Any, qq: Any, base: Any,
+    g: Any, to: Any,
+) -> None:  # fmt: skip
     one = e.dtype.type(1)
     for v in range(n):
         y = one * (t[v] == c)
         x = e[o + v]
-        e[o + v] = x * rw[v] * (a + b * y + qq * (x * r[v]) - base[v]) + y * kw[v]
+        g[to + v] = x * rw[v] * (a + b * y + qq * (x * r[v]) - base[v]) + y * kw[v]
 
 
 @jit
-def _gradient_many(e: Any, o: Any, r: Any, rw: Any, n: Any, a: Any, qq: Any, base: Any) -> None:
+def _gradient_many(e: Any, o: Any, r: Any, rw: Any, n: Any, a: Any, qq: Any, base: Any, g: Any, to: Any) -> None:
     for v in range(n):
         x = e[o + v]
-        e[o + v] = x * rw[v] * (a + qq * (x * r[v]) - base[v])
+        g[to + v] = x * rw[v] * (a + qq * (x * r[v]) - base[v])
 
 
 @jit
-def _gradient_linear(e: Any, o: Any, rw: Any, n: Any, a: Any, base: Any) -> None:
+def _gradient_linear(e: Any, o: Any, rw: Any, n: Any, a: Any, base: Any, g: Any, to: Any) -> None:
     for v in range(n):
-        e[o + v] = e[o + v] * rw[v] * (a - base[v])
+        g[to + v] = e[o + v] * rw[v] * (a - base[v])
 
 
 @jit
 def plain_gradient(
     src: Any, off: Any, ld: Any, C: Any, n: Any, flags: Any, gamma: Any, t: Any, w: Any, masked: Any,
-    g: Any, o: Any, gld: Any, rows: Any, coef: Any,
+    e: Any, eld: Any, g: Any, o: Any, gld: Any, rows: Any, coef: Any,
 ) -> None:  # fmt: skip
-    """softmax, hard labels: one block of dL/dx. The exponentials live in the gradient's own memory.
+    """softmax, hard labels: one block of dL/dx. The exponentials stay in scratch: rows of the gradient may share
+    the same few sets of a cache, when the volume is a power of two, so each is written once.
 
     With q_c = a_c + y_c b_c + 2 p_c dL/dQ_c and k = -dL/dE + dL/dF g(p) of the true class:
     dx_c = w p_c (q_c - sum_j p_j q_j - k) + w y_c k.
     """
     m, s, r, rw, nlp, p, dot, k = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
-    zero = g.dtype.type(0)
+    zero, none = g.dtype.type(0), np.uint64(0)
     two = g.dtype.type(2)
-    softmax(src, off, ld, C, n, w, masked, m, s, r, rw, g, o, gld)
+    softmax(src, off, ld, C, n, w, masked, m, s, r, rw, e, none, eld)
     with_log = (flags & ((1 << E) | (1 << F))) != 0
     for v in range(n):
         dot[v] = zero
         k[v] = zero
     if with_log:
-        _true_class_rows(src, off, ld, n, t, m, s, r, g, o, gld, nlp, p)
+        _true_class_rows(src, off, ld, n, t, m, s, r, e, none, eld, nlp, p)
         _focal_slope(p, nlp, gamma, n, flags, t, coef, k, rows[8], rows[9])
     few = C <= FEW
     squares = (flags & (1 << Q)) != 0
     if few:
         for c in range(C):
             a, b = coef[P, c] + coef[D, c], coef[I, c] - two * coef[D, c]
-            _dot_few(g, o + c * gld, r, t, np.int32(c), n, a, b, two * coef[Q, c], dot)
+            _dot_few(e, c * eld, r, t, np.int32(c), n, a, b, two * coef[Q, c], dot)
     else:
-        _dots(g, o, gld, r, n, C, coef, squares, dot)
+        _dots(e, none, eld, r, n, C, coef, squares, dot)
     if not few:
         for v in range(n):
             if t[v] >= 0:
                 own = np.uint64(t[v])
-                x = g[o + own * gld + v]
+                x = e[own * eld + v]
                 b = coef[I, own] - two * coef[D, own]
                 dot[v] += x * b
                 p[v] = w[v] * (x * r[v] * b + k[v])
@@ -369,11 +371,11 @@ def plain_gradient(
         prefetch(g, o + c * gld + n, n)
         if few:
             a, b = coef[P, c] + coef[D, c], coef[I, c] - two * coef[D, c]
-            _gradient_few(g, o + c * gld, r, rw, t, k, np.int32(c), n, a, b, two * coef[Q, c], dot)
+            _gradient_few(e, c * eld, r, rw, t, k, np.int32(c), n, a, b, two * coef[Q, c], dot, g, o + c * gld)
         elif not squares:
-            _gradient_linear(g, o + c * gld, rw, n, coef[P, c] + coef[D, c], dot)
+            _gradient_linear(e, c * eld, rw, n, coef[P, c] + coef[D, c], dot, g, o + c * gld)
         else:
-            _gradient_many(g, o + c * gld, r, rw, n, coef[P, c] + coef[D, c], two * coef[Q, c], dot)
+            _gradient_many(e, c * eld, r, rw, n, coef[P, c] + coef[D, c], two * coef[Q, c], dot, g, o + c * gld)
     if not few:
         for v in range(n):
             if t[v] >= 0:
