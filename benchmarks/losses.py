@@ -192,7 +192,7 @@ def plot(rows: list[Row], path: Path) -> None:
     axes[0].set_yscale("log")
     axes[0].axhline(1, color="grey", linewidth=1)
     axes[1].axhline(1, color="grey", linewidth=1)
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.26))
     figure.suptitle("Forward + backward, eager; grey line: the floor, and the gradient itself")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
