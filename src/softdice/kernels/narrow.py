@@ -58,23 +58,28 @@ def narrow_sums(
         i0 += ea * r if k == 0 else zero
         i1 += eb * r if k == 1 else zero
         if logs is not None:
-            z = log(s) + m
-            e0 += y0 * (z - a)
-            e1 += y1 * (z - b)
+            own = a if k == 0 else b
+            if third is not None:
+                own = c if k == 2 else own
+            if fourth is not None:
+                own = d if k == 3 else own
+            z = u * (log(s) + (m - own))
+            e0 += z if k == 0 else zero
+            e1 += z if k == 1 else zero
         if third is not None:
             y2 = u if k == 2 else zero
             t2 += y2
             p2 += ec * r
             i2 += ec * r if k == 2 else zero
             if logs is not None:
-                e2 += y2 * (z - c)
+                e2 += z if k == 2 else zero
         if fourth is not None:
             y3 = u if k == 3 else zero
             t3 += y3
             p3 += ed * r
             i3 += ed * r if k == 3 else zero
             if logs is not None:
-                e3 += y3 * (z - d)
+                e3 += z if k == 3 else zero
     _add(sums, np.uint64(0), i0, p0, t0, e0)
     _add(sums, np.uint64(1), i1, p1, t1, e1)
     if third is not None:

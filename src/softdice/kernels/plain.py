@@ -19,9 +19,7 @@ from softdice.kernels.rows import exp, log, prefetch, scrub
 # Bits of `flags`, and rows of the sums: the position of each name in softdice.reference.FIELDS.
 I, P, T, Q, R, D, E, F, N, LABELLED = range(10)  # noqa: E741 - the letters of the formulas
 SOFTMAX, SIGMOID = 1, 2
-RUN = np.uint64(
-    512
-)  # voxels added in the float width of the input, some eight per vector lane, before float64 takes over
+RUN = np.uint64(512)  # voxels added in the width of the input, some per vector lane, before float64 takes over
 FEW = 12  # up to this many classes a comparison per class beats a gather per voxel
 
 
@@ -84,9 +82,7 @@ def softmax(
     for c in range(first, C):
         _maximum(src, off + c * ld, n, m)
     for c in range(C):
-        prefetch(
-            src, off + c * ld + n, n
-        )  # the next block's row: on its way while this one's exponentials are computed
+        prefetch(src, off + c * ld + n, n)  # the next block's row: on its way while this one is computed
         _exp_sum(src, off + c * ld, n, m, s, e, o + c * eld)
     if masked:
         for c in range(C):
@@ -346,7 +342,8 @@ def plain_gradient(
         dot[v] = zero
         k[v] = zero
     if with_log:
-        _true_class_rows(src, off, ld, n, t, m, s, r, e, none, eld, nlp, p)
+        if flags & (1 << F):
+            _true_class_rows(src, off, ld, n, t, m, s, r, e, none, eld, nlp, p)
         _focal_slope(p, nlp, gamma, n, flags, t, coef, k, rows[8], rows[9])
     few = C <= FEW
     squares = (flags & (1 << Q)) != 0
