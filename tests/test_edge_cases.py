@@ -42,6 +42,27 @@ def test_a_voxel_of_weight_zero_may_hold_anything(backend: str, dense: bool) -> 
     assert torch.equal(got[1], expected[1])
 
 
+@pytest.mark.parametrize("C", [2, 3, 4, 6, 14])
+def test_a_logit_of_minus_infinity_switches_a_class_off(backend: str, C: int) -> None:
+    generator = torch.Generator().manual_seed(C)
+    logits = torch.randn(2, C, 30, generator=generator, dtype=torch.float64)
+    labels = torch.randint(1, C, (2, 30), generator=generator)
+    logits[0, 0] = -torch.inf
+    logits.requires_grad_()
+    found = softdice.CrossEntropyLoss(C, activation="softmax", pooling="batch")(logits, labels)
+    dice = softdice.SoftDiceLoss(C, activation="softmax")(logits, labels)
+    (found + dice).backward()
+    expected = torch.nn.functional.cross_entropy(logits.detach(), labels, reduction="none").sum()
+    sums = softdice.overlap_statistics(logits.detach(), labels, activation="softmax", fields=("cross_entropy",))
+    torch.testing.assert_close(sums.cross_entropy.sum(), expected, rtol=1e-12, atol=0)
+    assert torch.isfinite(found)
+    assert torch.isfinite(dice)
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert torch.count_nonzero(logits.grad[0, 0]) == 0
+    assert torch.count_nonzero(logits.grad[1]) > 0
+
+
 def test_nan_logits_give_nan(backend: str) -> None:
     input, labels = made("softmax", 1, 3, 8)
     input[0, 1, 2] = torch.nan

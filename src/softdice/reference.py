@@ -102,6 +102,8 @@ def statistics(
         weight_B1V = weight_B1V * weight.to(prob_BCV.dtype).unsqueeze(1)
     share = label_smoothing / outcomes(input.shape[1], activation)
     labelled_BCV = true_BCV
+    if activation == "softmax" and target.ndim == 2 and not label_smoothing:  # a logit of -inf: 0 ln 0 = 0
+        log_p_BCV = log_p_BCV.masked_fill((true_BCV == 0) & log_p_BCV.isneginf(), 0.0)
     if label_smoothing:
         true_BCV = (1 - label_smoothing) * true_BCV + share
 
