@@ -20,6 +20,7 @@ from softdice.kernels.compiled import jit, kernel
 from softdice.kernels.memory import gradient_like
 from softdice.kernels.narrow import CLASSES, SUMS, narrow_gradient, narrow_sums
 from softdice.kernels.rows import CODES, clean_weights, load, load_labels, outside, prefetch_bytes, store
+from softdice.kernels.settings import Settings
 from softdice.kernels.threads import share_out
 from softdice.reference import ACTIVATIONS, FIELDS, outcomes
 from softdice.validation import probability_slack
@@ -182,17 +183,6 @@ def _touch(g: Any, off: Any, ld: Any, C: Any, n: Any) -> None:
 
 
 # --- from tensors to the kernel -----------------------------------------------------------------------------------
-
-
-class Settings(NamedTuple):
-    """What the operators of `softdice.kernels.ops` pass on, in their order."""
-
-    fields: list[str]
-    activation: str
-    ignore_index: int | None
-    label_smoothing: float
-    gamma: float
-    power: float
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

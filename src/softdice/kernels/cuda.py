@@ -9,7 +9,7 @@ before Triton was imported.
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -19,6 +19,7 @@ from torch import Tensor
 from softdice import validation
 from softdice.kernels import launch
 from softdice.kernels.launch import Tile
+from softdice.kernels.settings import Settings
 from softdice.kernels.triton_backward import backward_kernel
 from softdice.kernels.triton_forward import forward_kernel, rows_kernel
 from softdice.reference import ACTIVATIONS, FIELDS, outcomes, result_dtype
@@ -31,17 +32,6 @@ REGIONS = 32
 LETTERS = dict(zip(FIELDS, ("I", "P", "T", "Q", "R", "D", "E", "F", "N", "LABELLED"), strict=True))
 SLOPED = ("I", "P", "Q", "D", "E", "F")  # those that depend on the logits
 _interpreter = threading.Lock()  # it patches the language while a kernel runs
-
-
-class Settings(NamedTuple):
-    """What the operators of `softdice.kernels.ops` pass on, in their order."""
-
-    fields: list[str]
-    activation: str
-    ignore_index: int | None
-    label_smoothing: float
-    gamma: float
-    power: float
 
 
 def _same_sum(name: str, hard: bool, smooth: bool) -> str:
