@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softdice.kernels.memory import forget
+from softdice.kernels.cpu.memory import forget
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

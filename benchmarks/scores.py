@@ -24,7 +24,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from softdice.scores import dice_score
+from softdice.metrics.formulas import dice_score
 
 RESULTS = Path(__file__).parent / "results"
 

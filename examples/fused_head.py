@@ -14,7 +14,7 @@ from torch import Tensor
 
 import softdice
 from softdice.head import FusedHead
-from softdice.scores import dice_score
+from softdice.metrics.formulas import dice_score
 
 
 def stripes(classes: int, size: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,9 @@ from test_kernels import case, operator_arguments, sums_and_gradient
 from torch import Tensor
 
 import softdice
-from softdice.kernels import cuda, launch, registry
+from softdice.kernels import registry
+from softdice.kernels.triton import driver as cuda
+from softdice.kernels.triton import launch
 from softdice.reference import FIELDS
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from softdice import counting
-from softdice.counting import class_counts, pair_counts
+from softdice.metrics import counting
+from softdice.metrics.counting import class_counts, pair_counts
 
 KINDS = {
     "noise of two labels": (2, 1, 0.5),  # the counters of a byte pass 256 many times

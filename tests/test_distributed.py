@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import softdice
 from softdice.head import FusedHead
-from softdice.overlap import Loss
+from softdice.losses.base import Loss
 from softdice.statistics import OverlapStatistics
 
 C, SIDE = 3, 12

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import softdice
 from softdice.head import FusedHead
-from softdice.overlap import Loss
+from softdice.losses.base import Loss
 
 pytest.importorskip("torch.distributed.tensor")
 

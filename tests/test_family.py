@@ -12,7 +12,7 @@ from torch import Tensor
 
 import softdice
 from softdice import statistics
-from softdice.supervision import at_resolution
+from softdice.losses.supervision import at_resolution
 
 # Two voxels, labels 0 and 1. Class 0: I 3/4, P 5/4, T 1, Q 13/16, R 1, D 3/4. Class 1: I 1/2, P 3/4, T 1, Q 5/16, R 1,
 # D 3/4.

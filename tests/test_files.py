@@ -17,7 +17,7 @@ nib = pytest.importorskip("nibabel")
 tifffile = pytest.importorskip("tifffile")
 PIL_Image = pytest.importorskip("PIL.Image")
 
-from softdice.files import (  # noqa: E402
+from softdice.images.files import (  # noqa: E402
     SUFFIXES,
     FileError,
     Image,

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import softdice
-from softdice import chunked
-from softdice.head import FusedHead
-from softdice.overlap import Loss
+from softdice.head import FusedHead, chunked
+from softdice.losses.base import Loss
 
 K, C, SHAPE = 6, 5, (9, 10, 11)
 CLOSE = 1e-6

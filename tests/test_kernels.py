@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import softdice
-from softdice.kernels import compiled, cpu, general, narrow, plain, registry, rows
+from softdice.kernels import registry
+from softdice.kernels.cpu import compiled, general, narrow, plain, rows
+from softdice.kernels.cpu import driver as cpu
 from softdice.reference import FIELDS
 
 

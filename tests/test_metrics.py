@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softdice import counting, scores
-from softdice.counting import class_counts, pair_counts
-from softdice.scores import dice_score
+from softdice.metrics import counting
+from softdice.metrics import formulas as scores
+from softdice.metrics.counting import class_counts, pair_counts
+from softdice.metrics.formulas import dice_score
 
 pytest.importorskip("torchmetrics")
 from softdice.metrics import (
@@ -155,9 +156,9 @@ def test_dice_score_works_without_torchmetrics() -> None:
         "import sys; sys.modules['torchmetrics'] = None; sys.modules['numba'] = None\n"
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'numba' else find(name, *a)\n"
-        "import torch; from softdice.scores import dice_score\n"
+        "import torch; from softdice.metrics.formulas import dice_score\n"
         "print(dice_score(torch.tensor([0, 1]), torch.tensor([0, 1]), 2).tolist())\n"
-        "import softdice.metrics"
+        "from softdice.metrics import DiceScore"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == "[1.0, 1.0]\n"

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from softdice import scores
-from softdice.counting import class_counts
-from softdice.scores import dice_score
+from softdice.metrics import formulas as scores
+from softdice.metrics.counting import class_counts
+from softdice.metrics.formulas import dice_score
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning", "ignore:.*:UserWarning:monai", "ignore:.*pkg_resources.*"
@@ -75,7 +75,7 @@ def cases() -> list[tuple[str, Callable[[], tuple[np.ndarray, np.ndarray, int]]]
 
     def nifti(*parts: str) -> Callable[[], tuple[np.ndarray, np.ndarray, int]]:
         def load() -> tuple[np.ndarray, np.ndarray, int]:
-            from softdice.files import read_image
+            from softdice.images.files import read_image
 
             p, t = (read_image(real(*parts[:1], name)).array.astype(np.uint8) for name in parts[1:])
             labels, numbers = np.unique(np.stack([p, t]), return_inverse=True)  # only those that occur

@@ -21,7 +21,7 @@ import torch
 pytest.importorskip("lightning")
 pytest.importorskip("monai")
 
-from softdice.files import read_image
+from softdice.images.files import read_image
 from softdice.training import TrainConfig, TrainingError, predict, train
 from softdice.training.checkpoint import load_checkpoint
 from softdice.training.loss_names import loss_names, parse_loss

@@ -144,7 +144,7 @@ def test_an_error_of_all_ranks_is_told_once(arguments: tuple[str, ...], message:
 
 FAILING = """
 import os, sys
-from softdice.files import FileError
+from softdice.images.files import FileError
 from softdice.training import patches, run
 
 when = sys.argv[1]

@@ -67,7 +67,7 @@ def test_the_reason_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_assertions_on_a_device_carry_the_message() -> None:
     """The path of CUDA tensors, which a CPU tensor can take: what is asserted, and the text."""
-    cuda = pytest.importorskip("softdice.kernels.cuda")
+    cuda = pytest.importorskip("softdice.kernels.triton.driver")
     input, target = torch.rand(1, 2, 4), torch.zeros(1, 4, dtype=torch.long)
     settings = cuda.Settings(["target"], "softmax", None, 0.0, 2.0, 1.0)
     cuda.assert_in_range("loss", torch.zeros(3, 4, dtype=torch.int32), input, target, None, settings)

@@ -22,9 +22,10 @@ if os.environ.get("TRITON_INTERPRET"):
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from softdice.kernels import cuda, launch  # noqa: E402
-from softdice.kernels.triton_backward import backward_kernel  # noqa: E402
-from softdice.kernels.triton_forward import forward_kernel, rows_kernel  # noqa: E402
+from softdice.kernels.triton import driver as cuda  # noqa: E402
+from softdice.kernels.triton import launch  # noqa: E402
+from softdice.kernels.triton.backward import backward_kernel  # noqa: E402
+from softdice.kernels.triton.forward import forward_kernel, rows_kernel  # noqa: E402
 from softdice.reference import FIELDS  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

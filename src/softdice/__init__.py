@@ -10,6 +10,7 @@ from softdice.head import FusedHead
 from softdice.kernels.registry import use_backend
 from softdice.losses import (
     CrossEntropyLoss,
+    DeepSupervision,
     DiceSemimetricLoss,
     ExponentialLogarithmicLoss,
     FocalLoss,
@@ -24,10 +25,9 @@ from softdice.losses import (
     SquaredDiceLoss,
     TverskyLoss,
 )
+from softdice.metrics.formulas import dice_score
 from softdice.reproducibility import SystemConfig, setup_system
-from softdice.scores import dice_score
 from softdice.statistics import OverlapStatistics, overlap_statistics
-from softdice.supervision import DeepSupervision
 from softdice.version import __version__
 
 __all__ = [

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
-from softdice.formats import FileError
+from softdice.images.formats import FileError
 from softdice.training.config import TrainingError
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from softdice.distributed import Ranks
-from softdice.files import written_beside
+from softdice.images.files import written_beside
 
 if TYPE_CHECKING:
     from softdice.scoring import Case, Comparison, Options, Pair, Summary, Table

@@ -85,12 +85,12 @@ def _statistics_cpu(input: Tensor, target: Tensor, weight: Tensor | None, region
     *chosen, validate, caller, backend = _with_backend(rest, 8)
     tensors = input, target, weight, regions
     if backend == "triton":
-        from softdice.kernels import cuda
+        from softdice.kernels.triton import driver as cuda
 
         sums, bad = cuda.statistics(*tensors, cuda.Settings(*chosen), validate)
         in_range = bad is None or not bool(bad.any())
     else:
-        from softdice.kernels import cpu
+        from softdice.kernels.cpu import driver as cpu
 
         sums, in_range = cpu.statistics(*tensors, cpu.Settings(*chosen), validate)
     if not in_range:
@@ -103,7 +103,7 @@ def _statistics_cpu(input: Tensor, target: Tensor, weight: Tensor | None, region
 def _statistics_cuda(
     input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, *rest: Any
 ) -> Tensor:
-    from softdice.kernels import cuda
+    from softdice.kernels.triton import driver as cuda
 
     *chosen, validate, caller, _ = _with_backend(rest, 8)
     settings = cuda.Settings(*chosen)
@@ -120,10 +120,10 @@ def _statistics_backward_cpu(
     *chosen, backend = _with_backend(rest, 6)
     tensors = grad, input, target, weight, regions
     if backend == "triton":
-        from softdice.kernels import cuda
+        from softdice.kernels.triton import driver as cuda
 
         return cuda.gradient(*tensors, cuda.Settings(*chosen))
-    from softdice.kernels import cpu
+    from softdice.kernels.cpu import driver as cpu
 
     return cpu.gradient(*tensors, cpu.Settings(*chosen))
 
@@ -132,7 +132,7 @@ def _statistics_backward_cpu(
 def _statistics_backward_cuda(
     grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, *rest: Any
 ) -> Tensor:
-    from softdice.kernels import cuda
+    from softdice.kernels.triton import driver as cuda
 
     return cuda.gradient(grad, input, target, weight, regions, cuda.Settings(*_with_backend(rest, 6)[:-1]))
 

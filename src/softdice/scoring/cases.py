@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from softdice.counting import CHUNK, pair_counts
-from softdice.files import Image, label_names, read_image
+from softdice.images.files import Image, label_names, read_image
+from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import Options, ScoreError
 
 SAME_PLACE_VOXELS = 0.05

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from softdice.files import split_name
+from softdice.images.files import split_name
 from softdice.scoring.classes import ScoreError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from softdice.files import FileError
+from softdice.images.files import FileError
 from softdice.scoring.cases import load_pair, region_mask
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.page import PAGE

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from softdice.files import FileError
+from softdice.images.files import FileError
 from softdice.scoring.cases import Case, score_pair
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.pairing import Pair

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from softdice import scores
+from softdice.metrics import formulas as scores
 from softdice.scoring.cases import Case
 
 RESAMPLES = 2000
@@ -81,7 +81,7 @@ def tabulate(
 
 
 def score(formula: object, counts: np.ndarray) -> np.ndarray:
-    """A formula of `softdice.scores`, counts (..., 3, K) -> (..., K) float64."""
+    """A formula of `softdice.metrics.formulas`, counts (..., 3, K) -> (..., K) float64."""
     assert callable(formula)
     return np.asarray(formula(torch.from_numpy(np.moveaxis(counts, -2, 0).copy())).numpy())
 

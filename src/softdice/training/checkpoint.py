@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from softdice.files import written_beside
+from softdice.images.files import written_beside
 from softdice.training.config import TrainingError
 
 FORMAT = "softdice-model"

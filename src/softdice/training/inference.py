@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from softdice.files import list_images, read_image, split_name, write_image
+from softdice.images.files import list_images, read_image, split_name, write_image
 from softdice.training.cases import image_channels, normalise
 from softdice.training.checkpoint import load_checkpoint
 from softdice.training.config import TrainingError

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 
 from softdice.distributed import LostRankError, Ranks
-from softdice.files import FileError
+from softdice.images.files import FileError
 from softdice.training.config import TrainConfig, TrainingError
 
 T = TypeVar("T")

@@ -2,7 +2,8 @@
 
 All of a voxel's classes fit in registers, so each logit is read once and each gradient written once, with no rows
 between. `third` and `fourth` are None where there is no such class, `logs` is None where no cross-entropy is asked
-for: what depends on them is left out when compiling. `softdice.kernels.plain` is the same for any number of classes.
+for: what depends on them is left out when compiling. `plain` beside it is the
+same for any number of classes.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from softdice.kernels.compiled import jit, read_apart, write_apart
-from softdice.kernels.plain import LABELLED, E, I, N, P, R, T
-from softdice.kernels.rows import exp, log
+from softdice.kernels.cpu.compiled import jit, read_apart, write_apart
+from softdice.kernels.cpu.plain import LABELLED, E, I, N, P, R, T
+from softdice.kernels.cpu.rows import exp, log
 
 CLASSES = 4  # at most
 SUMS = sum(1 << field for field in (I, P, T, R, E, N, LABELLED))  # flags of what these loops serve: y is its own square

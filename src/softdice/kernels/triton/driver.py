@@ -17,11 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from softdice import validation
-from softdice.kernels import launch
-from softdice.kernels.launch import Tile
 from softdice.kernels.settings import Settings
-from softdice.kernels.triton_backward import backward_kernel
-from softdice.kernels.triton_forward import forward_kernel, rows_kernel
+from softdice.kernels.triton import launch
+from softdice.kernels.triton.backward import backward_kernel
+from softdice.kernels.triton.forward import forward_kernel, rows_kernel
+from softdice.kernels.triton.launch import Tile
 from softdice.reference import ACTIVATIONS, FIELDS, outcomes, result_dtype
 
 INTERPRETED = not isinstance(forward_kernel, triton.runtime.JITFunction)

@@ -1,6 +1,6 @@
 """features, target -> loss: the last 1x1 convolution and the loss together, chunk by chunk. The logits never exist.
 
-What happens to a chunk is in `softdice.chunked`. Shapes: B sample, K feature, C class, *S space.
+What happens to a chunk is in `softdice.head.chunked`. Shapes: B sample, K feature, C class, *S space.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.chunked import ChunkedSums, Grid, Parts, product_dtype, separate_sums
-from softdice.overlap import Loss
+from softdice.head.chunked import ChunkedSums, Grid, Parts, product_dtype, separate_sums
+from softdice.losses.base import Loss
 
 CHUNK_MIB = 32.0
 """Budget for the logits of a chunk and their gradient together."""

@@ -1,7 +1,7 @@
-"""settings -> loss: the named losses, each an index and a cost handed to `softdice.overlap.OverlapLoss`.
+"""settings -> loss: the named losses, each an index and a cost handed to `softdice.losses.base.OverlapLoss`.
 
 Shapes, keywords, returns and errors are those of `OverlapLoss` and `LossSettings`; here stands what is each loss's own.
-The losses over voxels, cross-entropy and focal, are in `softdice.entropies` and importable from here too.
+The losses over voxels, cross-entropy and focal, are in `softdice.losses.voxelwise`.
 """
 
 from __future__ import annotations
@@ -10,31 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from softdice import costs, indices, validation
-from softdice.entropies import CrossEntropyLoss, FocalLoss, fixed_cost
-from softdice.overlap import Loss, LossSettings, OverlapLoss, SumLoss
+from softdice.losses.base import LossSettings, OverlapLoss
+from softdice.losses.voxelwise import fixed_cost
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-__all__ = [
-    "CrossEntropyLoss",
-    "DiceSemimetricLoss",
-    "ExponentialLogarithmicLoss",
-    "FocalLoss",
-    "FocalTverskyLoss",
-    "GeneralizedDiceLoss",
-    "JaccardLoss",
-    "JaccardMetricLoss",
-    "Loss",
-    "LossSettings",
-    "MCCLoss",
-    "NoiseRobustDiceLoss",
-    "OverlapLoss",
-    "SoftDiceLoss",
-    "SquaredDiceLoss",
-    "SumLoss",
-    "TverskyLoss",
-]
 
 
 class SoftDiceLoss(OverlapLoss):

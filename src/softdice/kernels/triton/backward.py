@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from softdice.kernels.triton_math import (
+from softdice.kernels.triton.math import (
     LN2,
     SIGMOID,
     SOFTMAX,

@@ -1,6 +1,6 @@
 """counts -> score: hard Dice, Jaccard, precision, recall and volume difference of label maps.
 
-Counts are (3, ...) int64: voxels of both, of the prediction, of the target (`softdice.counting.class_counts`). Dice,
+Counts are (3, ...) int64: voxels of both, of the prediction, of the target (`counting.class_counts`). Dice,
 Jaccard, precision and recall share one rule for absent classes: nan where prediction and target are both empty (there
 is nothing to score), 0 where one of them is. Results are float64.
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.counting import class_counts
+from softdice.metrics.counting import class_counts
 
 
 def dice_score(prediction: Tensor, target: Tensor, num_classes: int, *, ignore_index: int | None = None) -> Tensor:

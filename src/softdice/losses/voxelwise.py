@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from softdice import costs, indices, validation
-from softdice.overlap import LossSettings, OverlapLoss
+from softdice.losses.base import LossSettings, OverlapLoss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

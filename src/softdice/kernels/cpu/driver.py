@@ -2,7 +2,7 @@
 
 The voxels of each sample are cut into a fixed grid of chunks, whatever the number of threads. Every chunk writes its
 sums to a slot of its own and the slots are added in order, so 1 and N threads give the same bits. The kernels release
-the GIL; `softdice.kernels.threads` runs them. Beside its inputs the pass holds the slots, some rows of scratch per
+the GIL; `softdice.kernels.cpu.threads` runs them. Beside its inputs the pass holds the slots, some rows of scratch per
 thread, and in the backward pass the gradient.
 """
 
@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softdice.kernels import general
-from softdice.kernels import plain as usual
-from softdice.kernels.compiled import jit, kernel
-from softdice.kernels.memory import gradient_like
-from softdice.kernels.narrow import CLASSES, SUMS, narrow_gradient, narrow_sums
-from softdice.kernels.rows import CODES, clean_weights, load, load_labels, outside, prefetch_bytes, store
+from softdice.kernels.cpu import general
+from softdice.kernels.cpu import plain as usual
+from softdice.kernels.cpu.compiled import jit, kernel
+from softdice.kernels.cpu.memory import gradient_like
+from softdice.kernels.cpu.narrow import CLASSES, SUMS, narrow_gradient, narrow_sums
+from softdice.kernels.cpu.rows import CODES, clean_weights, load, load_labels, outside, prefetch_bytes, store
+from softdice.kernels.cpu.threads import share_out
 from softdice.kernels.settings import Settings
-from softdice.kernels.threads import share_out
 from softdice.reference import ACTIVATIONS, FIELDS, outcomes
 from softdice.validation import probability_slack
 

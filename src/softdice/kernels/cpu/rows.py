@@ -2,7 +2,7 @@
 
 A row is a run of n floats in a flat array, given as array and offset: a slice would cost a reference count each time.
 Offsets and lengths are unsigned, so that no loop tests for negative indices. Each reduction sums one type in one loop;
-anything else stops LLVM from using vector registers. `softdice.kernels.cpu` says what the rows mean.
+anything else stops LLVM from using vector registers. `softdice.kernels.cpu.driver` says what the rows mean.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from softdice.kernels.compiled import bits, exact_jit, jit, narrow_half, peek, prefetch_line, widen_half
+from softdice.kernels.cpu.compiled import bits, exact_jit, jit, narrow_half, peek, prefetch_line, widen_half
 
 
 def exp(x: Any) -> Any:

@@ -1,7 +1,7 @@
 """Blocks of the usual case: softmax over a hard label map (Numba).
 
 y is a comparison, and the true class alone has a cross-entropy, so nothing but the exponentials costs more than a
-multiply-add per element. `softdice.kernels.general` does all other cases.
+multiply-add per element. `softdice.kernels.cpu.general` does all other cases.
 
 Rows (n voxels): t class number (-1: none), w weight, m maximum, s sum of exponentials, r = 1 / s, rw = w / s,
 nlp = -ln p of the true class.
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from softdice.kernels.compiled import jit
-from softdice.kernels.rows import exp, log, prefetch, scrub
+from softdice.kernels.cpu.compiled import jit
+from softdice.kernels.cpu.rows import exp, log, prefetch, scrub
 
 # Bits of `flags`, and rows of the sums: the position of each name in softdice.reference.FIELDS.
 I, P, T, Q, R, D, E, F, N, LABELLED = range(10)  # noqa: E741 - the letters of the formulas

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from softdice import scores, validation
+from softdice import validation
+from softdice.metrics import formulas as scores
 
 try:
     from torchmetrics import Metric

@@ -27,7 +27,7 @@ from types import ModuleType
 
 import numpy as np
 
-from softdice.formats import READERS, WRITERS, FileError, Image
+from softdice.images.formats import READERS, WRITERS, FileError, Image
 
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz")
 """What `read_image` reads, the longer suffix before the shorter one that it ends in."""

@@ -1,7 +1,7 @@
-"""path -> Image, Image -> bytes: one reader and one writer per file format, used through `softdice.files`.
+"""path -> Image, Image -> bytes: one reader and one writer per file format, used through `softdice.images.files`.
 
 A reader raises `FileError` where it sees that something is wrong, and whatever its library raises on a damaged file;
-`softdice.files` turns both into one line that names the file.
+`softdice.images.files` turns both into one line that names the file.
 """
 
 from __future__ import annotations

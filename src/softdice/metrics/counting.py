@@ -1,7 +1,7 @@
 """two label maps -> counts per class: the one place where hard segmentations are compared voxel by voxel.
 
 With p and t the labels of a voxel, per class c:  both_c = #[p = c and t = c],  prediction_c = #[p = c],
-target_c = #[t = c]. Dice, Jaccard, precision and recall are functions of these (`softdice.scores`). Every label map is
+target_c = #[t = c]. Dice, Jaccard, precision and recall are functions of these (`formulas`). Every label map is
 read once, whatever the number of classes. On the CPU Numba counts, with one thread per `torch.get_num_threads()`;
 without Numba, and on other devices, `torch.bincount` does. Counts are integers: every path returns the same ones.
 """
@@ -38,7 +38,7 @@ def _kernels() -> Any:
     """The Numba loops, None where Numba is not installed."""
     if find_spec("numba") is None:
         return None
-    from softdice.kernels import counts
+    from softdice.metrics import counting_kernel as counts
 
     return counts
 

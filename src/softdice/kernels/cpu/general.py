@@ -1,6 +1,6 @@
 """Blocks of every case but the usual one: any activation, per-class targets, smoothing, regions, exponents (Numba).
 
-A row of y at a time. Rows (n voxels) as in `softdice.kernels.plain`, and y target, p probability, nlp = -ln p,
+A row of y at a time. Rows (n voxels) as in `softdice.kernels.cpu.plain`, and y target, p probability, nlp = -ln p,
 nlq = -ln(1 - p), q = dL/dp, k = the part of dL/dp that comes from logarithms, multiplied by p.
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from softdice.kernels.compiled import jit
-from softdice.kernels.plain import (
+from softdice.kernels.cpu.compiled import jit
+from softdice.kernels.cpu.plain import (
     LABELLED,
     RUN,
     SIGMOID,
@@ -28,7 +28,7 @@ from softdice.kernels.plain import (
     softmax,
     sum_product,
 )
-from softdice.kernels.rows import exp, load, log, scrub
+from softdice.kernels.cpu.rows import exp, load, log, scrub
 
 
 @jit

@@ -1,0 +1,1 @@
+"""files <-> arrays: images and masks, a module for each format family."""

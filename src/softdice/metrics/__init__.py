@@ -1,0 +1,18 @@
+"""label maps -> scores: formulas over counts, the counting, and the torchmetrics classes that stream."""
+
+from typing import Any
+
+from softdice.metrics.formulas import dice_score
+
+STREAMING = ("DiceScore", "JaccardScore", "OverlapMetric", "PrecisionScore", "RecallScore", "VolumeDifference")
+
+__all__ = ["dice_score", *STREAMING]
+
+
+def __getattr__(name: str) -> Any:
+    """The streaming classes are imported when first asked for: torchmetrics takes a second to import."""
+    if name not in STREAMING:
+        raise AttributeError(f"module 'softdice.metrics' has no attribute {name!r}")
+    from softdice.metrics import streaming
+
+    return getattr(streaming, name)
