@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -28,12 +28,12 @@ SHARES = 4  # per thread, so that one that was held up does not hold up the rest
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def share_out(kernel: Any, variant: Hashable, arguments: tuple[Any, ...], tasks: int, numel: int) -> None:
-    """Call kernel(*arguments, begin, end) for consecutive shares of range(tasks). variant: what it is compiled for."""
-    if (kernel, variant) not in _compiled:
+def share_out(kernel: Any, arguments: tuple[Any, ...], tasks: int, numel: int) -> None:
+    """Call kernel(*arguments, begin, end) for consecutive shares of range(tasks)."""
+    if kernel not in _compiled:
         with _notice():
             kernel(*arguments, np.uint64(0), np.uint64(0))  # once, not in every thread
-        _compiled.add((kernel, variant))
+        _compiled.add(kernel)
     threads = 1 if numel < ALONE_NUMEL else min(torch.get_num_threads(), tasks)
     if threads == 1:
         kernel(*arguments, np.uint64(0), np.uint64(tasks))
@@ -54,7 +54,7 @@ def share_out(kernel: Any, variant: Hashable, arguments: tuple[Any, ...], tasks:
     in_threads(work, threads)
 
 
-_compiled: set[tuple[Any, Hashable]] = set()
+_compiled: set[Any] = set()
 
 
 def in_threads(work: Callable[[], None], threads: int) -> None:
