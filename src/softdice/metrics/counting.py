@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softdice.validation import fail
+from softdice.validation import fail, message
 
 CHUNK = 1 << 20
 """Bytes of a block, and voxels that torch converts at a time: 8 MiB as int64."""
@@ -31,6 +31,8 @@ _SIDE = 512
 """Voxels along the two fast axes of a block, where two arrays lie unlike in memory."""
 
 _NO_LABEL = -1 - (1 << 62)
+
+_ADVICE = "Raise num_classes, remap the labels, or set ignore_index."
 
 
 @lru_cache(maxsize=1)
@@ -49,7 +51,6 @@ def class_counts(
     num_classes: int,
     *,
     ignore_index: int | None = None,
-    caller: str = "class_counts",
 ) -> Tensor:
     """labels, labels -> counts per class, (3, C) int64: voxels of both, of the prediction, of the target.
 
@@ -58,7 +59,6 @@ def class_counts(
         target: bool or integer labels of the same shape, on the same device, in [0, C) or `ignore_index`.
         num_classes: C.
         ignore_index: voxels where target has this label are not counted, whatever was predicted there.
-        caller: the name that error messages begin with.
 
     Raises:
         ValueError: shapes differ, or a label outside [0, C) (on the CPU; on other devices an assertion that needs no
@@ -73,10 +73,10 @@ def class_counts(
     """
     for name, labels in (("prediction", prediction), ("target", target)):
         if labels.is_floating_point() or labels.is_complex():
-            fail(caller, f"integer labels in {name}", labels.dtype, "Convert with .long(), or take argmax.", TypeError)
+            fail(f"integer labels in {name}", labels.dtype, "Convert with .long(), or take argmax.", TypeError)
     if prediction.shape != target.shape:
         advice = "Bring both to the same shape."
-        fail(caller, f"target of shape {tuple(prediction.shape)}", tuple(target.shape), advice)
+        fail(f"target of shape {tuple(prediction.shape)}", tuple(target.shape), advice)
     prediction, target = prediction.detach(), target.detach()
     if prediction.device.type == "cpu" and _kernels() is not None:
         counts = torch.from_numpy(_counts_cpu(prediction.numpy(), target.numpy(), num_classes, ignore_index))
@@ -84,13 +84,13 @@ def class_counts(
         counts = _counts_torch(prediction, target, num_classes, ignore_index)
     outside = counts[1:, num_classes].sum()
     if counts.is_cuda:
-        torch._assert_async(outside == 0, f"{caller}: expected labels in [0, {num_classes}), got others.")
+        torch._assert_async(outside == 0, message(f"labels in [0, {num_classes})", "others", _ADVICE))
     elif outside:
-        _outside(caller, prediction, target, num_classes, ignore_index)
+        _refuse_labels(prediction, target, num_classes, ignore_index)
     return counts[:, :num_classes]
 
 
-def _outside(caller: str, prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
+def _refuse_labels(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
     for name, labels in (("prediction", prediction), ("target", target)):
         wide = labels.to(torch.int64)
         wrong = (wide < 0) | (wide >= num_classes)
@@ -101,7 +101,7 @@ def _outside(caller: str, prediction: Tensor, target: Tensor, num_classes: int, 
             if name == "target" and ignore_index is not None:
                 allowed += f" or {ignore_index}"
             got = f"{wide[wrong][0].item()} ({int(wrong.sum())} voxels)"
-            fail(caller, f"{name} with {allowed}", got, "Raise num_classes, remap the labels, or set ignore_index.")
+            fail(f"{name} with {allowed}", got, _ADVICE)
 
 
 def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
