@@ -5,19 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-FIELDS = (
-    "intersection",
-    "prediction",
-    "target",
-    "prediction_squared",
-    "target_squared",
-    "difference",
-    "cross_entropy",
-    "focal",
-    "voxels",
-    "labelled",
-)
-"""Names of the statistics, in the order in which every backend returns those that are asked for."""
+from softdice.terms import FIELDS
 
 ACTIVATIONS = ("none", "softmax", "sigmoid")
 

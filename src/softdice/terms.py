@@ -48,6 +48,14 @@ class Statistic:
         numbers = dict.fromkeys(SYMBOLS, 0.3) | dict.fromkeys(("y", "t", "a", "b", "r", "f", "g"), 0.0) | {"n": 1.0}
         return tuple(eval(text, numbers) != 0 for text in (self.term, self.slope))  # type: ignore[return-value]
 
+    def value(self, symbols: dict[str, Any]) -> Any:
+        """What the term is for these symbols, numbers or tensors."""
+        return eval(self._code, {}, symbols)
+
+    @cached_property
+    def _code(self) -> Any:
+        return compile(self.term, f"<term of {self.name}>", "eval")
+
 
 def function(signature: str, body: str, names: dict[str, Any]) -> Callable[..., Any]:
     """signature, expression or statements -> a function whose source can be read, as compilers want to."""

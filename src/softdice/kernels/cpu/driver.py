@@ -76,7 +76,7 @@ def _job(
     input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, map: Tensor | None, s: Pass
 ) -> tuple[Kind, Job]:
     """Tensors and settings -> which kernels, and the work to do."""
-    B, C, V = input.shape
+    _, C, V = input.shape
     wide = np.float64 if input.dtype == torch.float64 else np.float32
     ignore, has_ignore = 0, False
     if s.ignore_index is not None and target.ndim == 2 and target.dtype != torch.bool:

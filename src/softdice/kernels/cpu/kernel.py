@@ -8,7 +8,7 @@ Blocks are so small that what is worked out per voxel, and the exponentials of a
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +29,9 @@ class Plane(NamedTuple):
     wide: np.ndarray  # the same as numbers of the arithmetic's type, where a row can be read in place
     code: int  # how to read the bytes
     direct: bool
-    sB: np.uint64
-    sC: np.uint64
-    sV: np.uint64
+    per_sample: np.uint64
+    per_class: np.uint64
+    per_voxel: np.uint64
 
 
 class Scalars(NamedTuple):
@@ -72,37 +72,39 @@ def _voxels(job, labels, b, v0, n, t, w, bad):
     """Weights and class numbers of a block."""
     source = job.weight
     if job.weighted:
-        load(source.raw, source.code, b * source.sB + v0 * source.sV, source.sV, n, w, np.uint64(0))
+        load(
+            source.raw, source.code, b * source.per_sample + v0 * source.per_voxel, source.per_voxel, n, w, np.uint64(0)
+        )
         bad[2] += clean_weights(w, n)
     elif job.has_ignore:
         for v in range(n):
             w[v] = w.dtype.type(1)
     if labels:
         source = job.target
-        off = b * source.sB + v0 * source.sV
+        off = b * source.per_sample + v0 * source.per_voxel
         bad[0] += load_labels(
-            source.raw, source.code, off, source.sV, n, job.first, job.top, job.has_ignore, job.ignore, t, w
+            source.raw, source.code, off, source.per_voxel, n, job.first, job.top, job.has_ignore, job.ignore, t, w
         )
 
 
 @jit
 def _row(plane, b, c, v0, n, scratch):
     """A row of a class, where it cannot be read in place, into scratch -> its offset."""
-    off = b * plane.sB + c * plane.sC + v0 * plane.sV
+    off = b * plane.per_sample + c * plane.per_class + v0 * plane.per_voxel
     if plane.direct:
         return off
-    load(plane.raw, plane.code, off, plane.sV, n, scratch, np.uint64(0))
+    load(plane.raw, plane.code, off, plane.per_voxel, n, scratch, np.uint64(0))
     return np.uint64(0)
 
 
 @jit
 def _logits(plane, b, C, v0, n, scratch, block):
     """The rows of all classes, where they cannot be read in place, into scratch -> offset, and distance of the rows."""
-    off = b * plane.sB + v0 * plane.sV
+    off = b * plane.per_sample + v0 * plane.per_voxel
     if plane.direct:
-        return off, plane.sC
+        return off, plane.per_class
     for c in range(C):
-        load(plane.raw, plane.code, off + c * plane.sC, plane.sV, n, scratch, c * block)
+        load(plane.raw, plane.code, off + c * plane.per_class, plane.per_voxel, n, scratch, c * block)
     return np.uint64(0), block
 
 
@@ -114,7 +116,7 @@ def _touch(g, off, ld, C, n):
             g[off + c * ld + v] = g.dtype.type(0)
 
 
-@lru_cache(maxsize=None)
+@cache
 def forward(kind: Kind) -> Any:
     """What a call needs -> the kernel of the sums."""
     R = np.float64 if kind.double else np.float32
@@ -127,7 +129,8 @@ def forward(kind: Kind) -> Any:
     def sums(job, validate, slots, bad, begin, end):
         """Tasks [begin, end) of the grid (sample, chunk): their sums into slots (tasks, fields, K)."""
         C, K, block, s, zero = job.C, job.K, job.block, job.scalars, np.uint64(0)
-        m, r, l, y, f, nought = np.zeros((6, block), R)
+        rows = np.zeros((6, block), R)
+        m, r, ls, y, f, nought = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
         t, w = np.zeros(block, np.int32), np.ones(block, R)
         e = np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R)
         xs = np.empty(zero if job.input.direct else C * block, R)
@@ -149,26 +152,26 @@ def forward(kind: Kind) -> Any:
                     for c in range(C):
                         bad[task, 1] += beyond(x, xo + c * ld, n, job.low, job.high, w)
                 if SOFTMAX:
-                    softmax(x, xo, ld, C, w, n, m, r, l, e, block, unread, nought)
+                    softmax(x, xo, ld, C, w, n, m, r, ls, e, block, unread, nought)
                 for k in range(K):
                     fo = _row(job.map, b, k, v0, n, f) if MAPPED else zero
                     if UNION:
                         wrong = region_truth(job.target, job.member, C, b, v0, k, n, t, w, z, y)
                         region_row(job.member, x, xo, ld, C, k, n, m, w, e, block, C * block, z, zero)
-                        class_sums(z, zero, e, C * block, nought, r, l, w, t, k, y, zero, fs, fo, n, s, out)
+                        class_sums(z, zero, e, C * block, nought, r, ls, w, t, k, y, zero, fs, fo, n, s, out)
                         bad[task, 3] += wrong if validate else np.int32(0)
                     else:
                         yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
                         if VALUES and validate:
                             bad[task, 3] += beyond(ys, yo, n, R(0), R(1), w)
-                        class_sums(x, xo + k * ld, e, k * block, m, r, l, w, t, k, ys, yo, fs, fo, n, s, out)
+                        class_sums(x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, fs, fo, n, s, out)
                 if OWN:
-                    own_sums(x, xo, ld, e, block, m, r, l, w, t, fs, n, s, out)
+                    own_sums(x, xo, ld, e, block, m, r, ls, w, t, fs, n, s, out)
 
     return sums
 
 
-@lru_cache(maxsize=None)
+@cache
 def backward(kind: Kind) -> Any:
     """What a call needs -> the kernel of the gradient."""
     R = np.float64 if kind.double else np.float32
@@ -183,7 +186,10 @@ def backward(kind: Kind) -> Any:
     def gradient(job, coefs, result, begin, end):
         """Tasks [begin, end) of the grid: dL/dx into result, from coefs = dL/dstatistics (B, fields, K)."""
         C, K, block, s, zero = job.C, job.K, job.block, job.scalars, np.uint64(0)
-        m, r, l, y, f, nought, dot, own = np.zeros((8, block), R)
+        rows = np.zeros((8, block), R)
+        m, r, ls, y, f, nought, dot, own = (
+            rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7],
+        )  # fmt: skip
         t, w = np.zeros(block, np.int32), np.ones(block, R)
         e = np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R)
         h = np.empty(K * block if KEPT else zero, R)
@@ -204,13 +210,13 @@ def backward(kind: Kind) -> Any:
                 n = min(block, stop - v0)
                 _voxels(job, LABELS, b, v0, n, t, w, unread)
                 xo, ld = _logits(job.input, b, C, v0, n, xs, block)
-                go, gld = (b * result.sB + v0, result.sC) if result.direct else (zero, block)
+                go, gld = (b * result.per_sample + v0, result.per_class) if result.direct else (zero, block)
                 if result.direct and (v0 - start) % AHEAD == 0:
                     _touch(g, go, gld, C, min(AHEAD, stop - v0))
                 if SOFTMAX:
                     for v in range(n):
                         dot[v] = R(0)
-                    softmax(x, xo, ld, C, w, n, m, r, l, e, block, coef, dot)
+                    softmax(x, xo, ld, C, w, n, m, r, ls, e, block, coef, dot)
                 if (SOFTMAX and not FUSED) or UNION:
                     for k in range(K):
                         fo = _row(job.map, b, k, v0, n, f) if MAPPED else zero
@@ -219,15 +225,15 @@ def backward(kind: Kind) -> Any:
                             region_truth(job.target, job.member, C, b, v0, k, n, t, w, own, y)
                             region_row(job.member, x, xo, ld, C, k, n, m, w, e, block, C * block, z, ho)
                             class_slope(
-                                z, ho, e, C * block, nought, r, l, w, t, k, y, zero, fs, fo, n, s, coef, dot, h, ho
+                                z, ho, e, C * block, nought, r, ls, w, t, k, y, zero, fs, fo, n, s, coef, dot, h, ho
                             )
                         else:
                             yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
                             class_slope(
-                                x, xo + k * ld, e, k * block, m, r, l, w, t, k, ys, yo, fs, fo, n, s, coef, dot, h, ho
+                                x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, fs, fo, n, s, coef, dot, h, ho
                             )
                 if OWN:
-                    own_slope(x, xo, ld, e, block, m, r, l, w, t, fs, n, s, coef, dot, own)
+                    own_slope(x, xo, ld, e, block, m, r, ls, w, t, fs, n, s, coef, dot, own)
                 if UNION:
                     region_gradient(job.member, x, xo, ld, C, K, n, m, r, w, e, block, z, h, dot, g, go, gld)
                 else:
@@ -242,7 +248,7 @@ def backward(kind: Kind) -> Any:
                             k * block,
                             m,
                             r,
-                            l,
+                            ls,
                             w,
                             t,
                             k,
@@ -271,8 +277,8 @@ def backward(kind: Kind) -> Any:
                             n,
                             result.raw,
                             result.code,
-                            b * result.sB + c * result.sC + v0 * result.sV,
-                            result.sV,
+                            b * result.per_sample + c * result.per_class + v0 * result.per_voxel,
+                            result.per_voxel,
                         )
 
     return gradient

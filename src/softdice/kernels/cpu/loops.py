@@ -4,7 +4,7 @@
 works out the symbols of `softdice.terms`, and keeps its sums in registers or writes the gradient. A softmax needs each
 voxel's maximum and sum of exponentials first, and before any gradient the sum of its slopes over the classes.
 
-Rows (n voxels): w weight, t class number (-1: none), m maximum, r = 1 / sum of exponentials, l = ln of that sum,
+Rows (n voxels): w weight, t class number (-1: none), m maximum, r = 1 / sum of exponentials, ls = ln of that sum,
 dot = sum over the classes of the slopes. Arrays come with an offset, since a slice costs a reference count: x, the
 logits; e, exp(x - m); y, the target of a class; f, its map; h, its slope; g, its gradient.
 """
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softdice.kernels.cpu.compiled import jit, read_apart, write_apart
 from softdice.kernels.cpu.arithmetic import exp, log, log1p
+from softdice.kernels.cpu.compiled import jit, read_apart, write_apart
 from softdice.kernels.cpu.rows import prefetch
 from softdice.terms import STATISTICS, SYMBOLS, Statistic, function
 
@@ -128,15 +128,15 @@ def _symbols(kind: Kind, R: Any) -> Any:
         return a / q if q > R(0.01) else ONE + q * (R(0.5) + q * (R(1 / 3) + q * R(0.25)))
 
     @jit
-    def of_softmax(x, ex, m, r, l, t, f, s):
+    def of_softmax(x, ex, m, r, ls, t, f, s):
         p = ex * r
         q, y = complement(p), s.keep * t + s.share
-        a = ZERO if y == ZERO else l + (m - x)
+        a = ZERO if y == ZERO else ls + (m - x)
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
         return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, f, p, ONE, ZERO, ratio(a, q), ZERO, s.gamma
 
     @jit
-    def of_sigmoid(x, ex, m, r, l, t, f, s):
+    def of_sigmoid(x, ex, m, r, ls, t, f, s):
         z = exp(-abs(x))
         large = ONE / (ONE + z)
         small = z * large
@@ -149,7 +149,7 @@ def _symbols(kind: Kind, R: Any) -> Any:
         return p, q, y, ONE - y, t, a, b, u, v, d, e, f, p * q, q, p, a, b, s.gamma
 
     @jit
-    def of_probability(p, ex, m, r, l, t, f, s):
+    def of_probability(p, ex, m, r, ls, t, f, s):
         q, y = complement(p), s.keep * t + s.share
         a = ZERO if y == ZERO else -log(SMALL if p < SMALL else p)
         slope = ZERO if p < SMALL else ONE / p
@@ -185,9 +185,7 @@ def loops(kind: Kind) -> Loops:
     STORED, FUSED = kind.kept, kind.fused
 
     @jit
-    def at(
-        x: Any, xo: Any, e: Any, eo: Any, m: Any, r: Any, l: Any, w: Any, true: Any, f: Any, fo: Any, v: Any, s: Any
-    ) -> Any:
+    def at(x, xo, e, eo, m, r, ls, w, true, f, fo, v, s):
         """Weight and symbols of one voxel and class."""
         weight, value, drawn = ONE, read_apart(x, xo + v), read_apart(f, fo + v)
         if MASKED:
@@ -195,7 +193,7 @@ def loops(kind: Kind) -> Loops:
             live = weight > ZERO
             value, true, drawn = value if live else ZERO, true if live else ZERO, drawn if live else ZERO
         if SOFTMAX:
-            ex, most, part, log_sum = read_apart(e, eo + v), read_apart(m, v), read_apart(r, v), read_apart(l, v)
+            ex, most, part, log_sum = read_apart(e, eo + v), read_apart(m, v), read_apart(r, v), read_apart(ls, v)
             return weight, symbols(value, ex, most, part, log_sum, true, drawn, s)
         return weight, symbols(value, ZERO, ZERO, ZERO, ZERO, true, drawn, s)
 
@@ -209,24 +207,24 @@ def loops(kind: Kind) -> Loops:
 
     def sums_with(truth, nothing, plus, put):
         @jit
-        def class_sums(x, xo, e, eo, m, r, l, w, t, c, y, yo, f, fo, n, s, out):
+        def class_sums(x, xo, e, eo, m, r, ls, w, t, c, y, yo, f, fo, n, s, out):
             """The sums of one class, added to out (fields, K)."""
             sums = nothing()
             for v in range(n):
-                weight, k = at(x, xo, e, eo, m, r, l, w, truth(t, np.int32(c), y, yo, v), f, fo, v, s)
+                weight, k = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), f, fo, v, s)
                 sums = plus(sums, weight, *k)
             put(out, c, 1.0, sums)
 
         return class_sums
 
     @jit
-    def own_sums(x, xo, ld, e, eld, m, r, l, w, t, f, n, s, out):
+    def own_sums(x, xo, ld, e, eld, m, r, ls, w, t, f, n, s, out):
         """What `other_sums` of all classes lack."""
         for v in range(n):
             if t[v] >= 0:
                 c = np.uint64(t[v])
-                weight, k = at(x, xo + c * ld, e, c * eld, m, r, l, w, ONE, f, np.uint64(0), v, s)
-                _, k0 = at(x, xo + c * ld, e, c * eld, m, r, l, w, ZERO, f, np.uint64(0), v, s)
+                weight, k = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ONE, f, np.uint64(0), v, s)
+                _, k0 = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ZERO, f, np.uint64(0), v, s)
                 put(out, c, 1.0, plus(nothing(), weight, *k))
                 put0(out, c, -1.0, plus0(nothing0(), weight, *k0))
 
@@ -265,8 +263,8 @@ def loops(kind: Kind) -> Loops:
                 write_apart(dot, v, dot[v] + k * z)
 
     @jit
-    def softmax(x, xo, ld, C, w, n, m, r, l, e, eld, coef, dot):
-        """logits -> e, m, r and l; where a gradient is to come and is fused, dot over the other classes' slopes too."""
+    def softmax(x, xo, ld, C, w, n, m, r, ls, e, eld, coef, dot):
+        """logits -> e, m, r and ls; where a gradient is to come and is fused, dot over the other classes' slopes too."""
         for v in range(n):
             m[v] = x[xo + v]
             r[v] = ZERO
@@ -283,7 +281,7 @@ def loops(kind: Kind) -> Loops:
             prefetch(x, xo + c * ld + n, n)  # the next block's row: on its way while this one is computed
             exponentials(x, xo + c * ld, w, n, m, r, e, c * eld, R(coef[P, c]) if FUSED else ZERO, dot)
         for v in range(n):
-            l[v] = log(r[v])
+            ls[v] = log(r[v])
         for v in range(n):
             r[v] = ONE / r[v]
         if FUSED:
@@ -292,11 +290,11 @@ def loops(kind: Kind) -> Loops:
 
     def slope_with(truth, take, slope):
         @jit
-        def class_slope(x, xo, e, eo, m, r, l, w, t, c, y, yo, f, fo, n, s, coef, dot, h, ho):
+        def class_slope(x, xo, e, eo, m, r, ls, w, t, c, y, yo, f, fo, n, s, coef, dot, h, ho):
             """dot += slope; the slope itself into h where it would be dear to compute it again."""
             k = take(coef, c)
             for v in range(n):
-                _, z = at(x, xo, e, eo, m, r, l, w, truth(t, np.int32(c), y, yo, v), f, fo, v, s)
+                _, z = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), f, fo, v, s)
                 step = slope(k, *z)
                 write_apart(dot, v, dot[v] + step)
                 if STORED:
@@ -305,24 +303,24 @@ def loops(kind: Kind) -> Loops:
         return class_slope
 
     @jit
-    def own_slope(x, xo, ld, e, eld, m, r, l, w, t, f, n, s, coef, dot, h):
+    def own_slope(x, xo, ld, e, eld, m, r, ls, w, t, f, n, s, coef, dot, h):
         """What the own class's slope has beyond `other_slope`, times w: into h, and without w onto dot."""
         for v in range(n):
             if t[v] >= 0:
                 c = np.uint64(t[v])
-                weight, z = at(x, xo + c * ld, e, c * eld, m, r, l, w, ONE, f, np.uint64(0), v, s)
-                _, z0 = at(x, xo + c * ld, e, c * eld, m, r, l, w, ZERO, f, np.uint64(0), v, s)
+                weight, z = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ONE, f, np.uint64(0), v, s)
+                _, z0 = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ZERO, f, np.uint64(0), v, s)
                 step = slope(take(coef, c), *z) - slope0(take0(coef, c), *z0)
                 dot[v] += step
                 h[v] = weight * step
 
     def gradient_with(truth, take, slope):
         @jit
-        def class_gradient(x, xo, e, eo, m, r, l, w, t, c, y, yo, f, fo, n, s, coef, dot, h, ho, g, go):
+        def class_gradient(x, xo, e, eo, m, r, ls, w, t, c, y, yo, f, fo, n, s, coef, dot, h, ho, g, go):
             """w (slope - p dot) of a softmax, w slope elsewhere."""
             k = take(coef, c)
             for v in range(n):
-                weight, z = at(x, xo, e, eo, m, r, l, w, truth(t, np.int32(c), y, yo, v), f, fo, v, s)
+                weight, z = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), f, fo, v, s)
                 step = read_apart(h, ho + v) if STORED else slope(k, *z)
                 if SOFTMAX:
                     step -= z[0] * read_apart(dot, v)

@@ -93,7 +93,15 @@ def unions(kind: Any) -> Unions:
             return bad
         for c in range(C):
             if member[k, c]:
-                load(target.raw, target.code, b * target.sB + c * target.sC + v0 * target.sV, target.sV, n, spare, zero)
+                load(
+                    target.raw,
+                    target.code,
+                    b * target.per_sample + c * target.per_class + v0 * target.per_voxel,
+                    target.per_voxel,
+                    n,
+                    spare,
+                    zero,
+                )
                 bad += beyond(spare, zero, n, ZERO, ONE, w)
                 for v in range(n):
                     y[v] = spare[v] if spare[v] > y[v] or spare[v] != spare[v] else y[v]
