@@ -82,6 +82,7 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
     @staticmethod
+    @validation.public_as("OverlapStatistics.all_reduce")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _SumOverRanks.apply(grad, ctx.group), None
 

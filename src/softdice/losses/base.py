@@ -25,7 +25,7 @@ class Loss(nn.Module):
 
     num_classes: int
     settings: Pass
-    group: Any
+    group: Any = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
