@@ -43,7 +43,6 @@ def statistics(
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
-    map: Tensor | None,
     settings: Pass,
 ) -> Tensor:
     """input, target -> the sums over the voxels of each sample and class, (len(fields), B, C).
@@ -55,7 +54,6 @@ def statistics(
         target: (B, V) integer labels (for C = 1: 1 is in the class), or (B, C, V) values in [0, 1].
         weight: (B, V), >= 0, or None for 1.
         regions: (R, C) bool, the classes of which each region is the union, or None. With it, C above reads R.
-        map: (B, C, V), the map m, or None.
         settings: the statistics wanted, the activation, and the exponents; `settings.regions` is in `regions`.
     """
     wanted = [statistic for statistic in STATISTICS if statistic.name in settings.fields]
@@ -64,7 +62,6 @@ def statistics(
     true_BCV = _true_values(target, input.shape[1], value_BCV.dtype)
     if valid_BV is not None:  # a NaN at a voxel that does not count must not reach a sum
         value_BCV, true_BCV = (torch.where(valid_BV.unsqueeze(1), values, 0.0) for values in (value_BCV, true_BCV))
-        map = map if map is None else torch.where(valid_BV.unsqueeze(1), map, 0.0)
     if regions is not None:
         true_BCV = torch.stack([true_BCV[:, row].amax(1) for row in regions], dim=1)
     prob_BCV, minus_log_p_BCV, minus_log_q_BCV = _probabilities(
@@ -73,7 +70,7 @@ def statistics(
     share = settings.label_smoothing / outcomes(input.shape[1], settings.activation)
     y = (1 - settings.label_smoothing) * true_BCV + share if settings.label_smoothing else true_BCV
     p, q, n = prob_BCV, 1 - prob_BCV, 1 - y
-    symbols = {"p": p, "q": q, "y": y, "n": n, "t": true_BCV, "m": map, "a": 0.0, "b": 0.0}
+    symbols = {"p": p, "q": q, "y": y, "n": n, "t": true_BCV, "a": 0.0, "b": 0.0}
     if minus_log_p_BCV is not None:
         symbols["a"] = torch.where(y == 0, 0.0, minus_log_p_BCV)
     if minus_log_q_BCV is not None:
@@ -102,7 +99,7 @@ def _weights(
 def _probabilities(
     value_BCV: Tensor, regions: Tensor | None, activation: str, logs: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """logits or probabilities -> p of the classes or regions, and where asked for -ln p and (of a sigmoid) -ln(1 - p)."""
+    """logits or probabilities -> p of classes or regions; where asked for -ln p and (sigmoid) -ln(1 - p)."""
     if activation == "sigmoid":
         logsigmoid = torch.nn.functional.logsigmoid
         prob_BCV = value_BCV.sigmoid()

@@ -12,7 +12,6 @@ the documentation. A new statistic is a line of STATISTICS.
     a, b    -ln p, or 0 where y = 0; -ln(1 - p), or 0 where y = 1 (b for a sigmoid only, elsewhere 0)
     u, v    q^gamma, p^gamma
     d, e    abs(p - y)^power, and its derivative by p
-    m       the value of the map that came with the target
     j       dp/dx: p for a softmax (the rest of its Jacobian couples the classes), p q for a sigmoid, else 1
     s, r    -da/dx and db/dx: 1 and 0 for a softmax, q and p for a sigmoid, 1 / p and 0 else
     f, g    a s / q and b r / p, finite where q or p is 0
@@ -28,7 +27,7 @@ from itertools import count
 from linecache import cache as sources
 from typing import Any
 
-SYMBOLS = ("p", "q", "y", "n", "t", "a", "b", "u", "v", "d", "e", "m", "j", "s", "r", "f", "g", "gamma")
+SYMBOLS = ("p", "q", "y", "n", "t", "a", "b", "u", "v", "d", "e", "j", "s", "r", "f", "g", "gamma")
 """What an expression may name, in the order in which compiled code passes it on."""
 
 
@@ -86,12 +85,6 @@ STATISTICS = (
     ),
     Statistic("voxels", "sum w", "1", "0"),
     Statistic("labelled", "sum w y, before label smoothing: 0 where a class is absent", "t", "0"),
-    Statistic("positive_cross_entropy", "sum w y (-ln p)", "y * a", "-y * s"),
-    Statistic("negative_cross_entropy", "sum w (1 - y) (-ln(1 - p))", "n * b", "n * r"),
-    Statistic("positive_focal", "sum w y (1 - p)^gamma (-ln p)", "y * u * a", "-y * u * (gamma * p * f + s)"),
-    Statistic("negative_focal", "sum w (1 - y) p^gamma (-ln(1 - p))", "n * v * b", "n * v * (gamma * q * g + r)"),
-    Statistic("mapped", "sum w p m", "p * m", "j * m"),
-    Statistic("map", "sum w m", "m", "0"),
 )
 """Every statistic, in the order in which a pass returns those that it is asked for."""
 

@@ -67,14 +67,12 @@ def kind_of(input: Tensor, target: Tensor, masked: bool, union: bool, settings: 
         power=float(settings.power) if settings.power in (1, 2) else None,
     )
     apart = hard and settings.activation == "softmax" and input.shape[1] > MANY
-    if apart and not (union or settings.label_smoothing or kind.mapped):
+    if apart and not (union or settings.label_smoothing):
         return kind._replace(target="own")
     return kind
 
 
-def _job(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, map: Tensor | None, s: Pass
-) -> tuple[Kind, Job]:
+def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Pass) -> tuple[Kind, Job]:
     """Tensors and settings -> which kernels, and the work to do."""
     _, C, V = input.shape
     wide = np.float64 if input.dtype == torch.float64 else np.float32
@@ -95,7 +93,6 @@ def _job(
         input=_plane(input, wide),
         target=_plane(target, wide),
         weight=_plane(_readable(weight), wide),
-        map=_plane(_readable(map), wide),
         member=_NO_MEMBERS if regions is None else regions.contiguous().view(torch.uint8).numpy(),
         scalars=Scalars(wide(s.gamma), wide(s.power), wide(1 - s.label_smoothing), wide(share)),
         C=u(C),
@@ -120,11 +117,10 @@ def statistics(
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
-    map: Tensor | None,
     settings: Pass,
 ) -> tuple[Tensor, bool]:
     """input (B, C, V), target, weight -> sums (fields, B, K) in float64, and whether all values were in range."""
-    kind, job = _job(input, target, weight, regions, map, settings)
+    kind, job = _job(input, target, weight, regions, settings)
     tasks = len(input) * int(job.chunks)
     slots = np.zeros((tasks, len(kind.fields), int(job.K)))
     bad = np.zeros((tasks, 4), np.int64)
@@ -143,11 +139,10 @@ def gradient(
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
-    map: Tensor | None,
     settings: Pass,
 ) -> Tensor:
     """dL/dstatistics (fields, B, K), and what made them -> dL/dinput, laid out as it is read where that is dense."""
-    kind, job = _job(input, target, weight, regions, map, settings)
+    kind, job = _job(input, target, weight, regions, settings)
     kind = kind._replace(backward=True)
     wide = np.float64 if kind.double else np.float32
     result = gradient_like(input)

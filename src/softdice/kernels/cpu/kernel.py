@@ -49,7 +49,6 @@ class Job(NamedTuple):
     input: Plane
     target: Plane
     weight: Plane
-    map: Plane
     member: np.ndarray  # (K, C), which class belongs to which region
     scalars: Scalars
     C: np.uint64
@@ -123,21 +122,20 @@ def forward(kind: Kind) -> Any:
     do, region = loops(kind), unions(kind)
     class_sums, softmax, own_sums, region_row, region_truth = do.sums, do.softmax, do.own_sums, region.row, region.truth
     SOFTMAX, LABELS, OWN, UNION = kind.activation == "softmax", kind.labels, kind.target == "own", kind.union
-    VALUES, MAPPED, RANGE = not kind.labels and not kind.union, kind.mapped, kind.activation == "none"
+    VALUES, RANGE = not kind.labels and not kind.union, kind.activation == "none"
 
     @kernel(("forward", kind))
     def sums(job, validate, slots, bad, begin, end):
         """Tasks [begin, end) of the grid (sample, chunk): their sums into slots (tasks, fields, K)."""
         C, K, block, s, zero = job.C, job.K, job.block, job.scalars, np.uint64(0)
-        rows = np.zeros((6, block), R)
-        m, r, ls, y, f, nought = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
+        rows = np.zeros((5, block), R)
+        m, r, ls, y, nought = rows[0], rows[1], rows[2], rows[3], rows[4]
         t, w = np.zeros(block, np.int32), np.ones(block, R)
         e = np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R)
         xs = np.empty(zero if job.input.direct else C * block, R)
         z = np.empty(block, R)
         x = job.input.wide if job.input.direct else xs
         ys = job.target.wide if VALUES and job.target.direct else y
-        fs = job.map.wide if MAPPED and job.map.direct else f
         unread = np.zeros((1, 1), R)
         for task in range(begin, end):
             b = task // job.chunks
@@ -154,19 +152,18 @@ def forward(kind: Kind) -> Any:
                 if SOFTMAX:
                     softmax(x, xo, ld, C, w, n, m, r, ls, e, block, unread, nought)
                 for k in range(K):
-                    fo = _row(job.map, b, k, v0, n, f) if MAPPED else zero
                     if UNION:
                         wrong = region_truth(job.target, job.member, C, b, v0, k, n, t, w, z, y)
                         region_row(job.member, x, xo, ld, C, k, n, m, w, e, block, C * block, z, zero)
-                        class_sums(z, zero, e, C * block, nought, r, ls, w, t, k, y, zero, fs, fo, n, s, out)
+                        class_sums(z, zero, e, C * block, nought, r, ls, w, t, k, y, zero, n, s, out)
                         bad[task, 3] += wrong if validate else np.int32(0)
                     else:
                         yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
                         if VALUES and validate:
                             bad[task, 3] += beyond(ys, yo, n, R(0), R(1), w)
-                        class_sums(x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, fs, fo, n, s, out)
+                        class_sums(x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, n, s, out)
                 if OWN:
-                    own_sums(x, xo, ld, e, block, m, r, ls, w, t, fs, n, s, out)
+                    own_sums(x, xo, ld, e, block, m, r, ls, w, t, n, s, out)
 
     return sums
 
@@ -179,17 +176,15 @@ def backward(kind: Kind) -> Any:
     softmax, class_slope, class_gradient, own_slope = do.softmax, do.slope, do.gradient, do.own_slope
     region_row, region_truth, region_gradient = region.row, region.truth, region.gradient
     SOFTMAX, LABELS, OWN, UNION = kind.activation == "softmax", kind.labels, kind.target == "own", kind.union
-    VALUES, MAPPED = not kind.labels and not kind.union, kind.mapped
+    VALUES = not kind.labels and not kind.union
     FUSED, KEPT = kind.fused, kind.kept
 
     @kernel(("backward", kind))
     def gradient(job, coefs, result, begin, end):
         """Tasks [begin, end) of the grid: dL/dx into result, from coefs = dL/dstatistics (B, fields, K)."""
         C, K, block, s, zero = job.C, job.K, job.block, job.scalars, np.uint64(0)
-        rows = np.zeros((8, block), R)
-        m, r, ls, y, f, nought, dot, own = (
-            rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7],
-        )  # fmt: skip
+        rows = np.zeros((7, block), R)
+        m, r, ls, y, nought, dot, own = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6]
         t, w = np.zeros(block, np.int32), np.ones(block, R)
         e = np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R)
         h = np.empty(K * block if KEPT else zero, R)
@@ -199,7 +194,6 @@ def backward(kind: Kind) -> Any:
         x = job.input.wide if job.input.direct else xs
         g = result.wide if result.direct else gs
         ys = job.target.wide if VALUES and job.target.direct else y
-        fs = job.map.wide if MAPPED and job.map.direct else f
         unread = np.zeros(4, np.int64)
         for task in range(begin, end):
             b = task // job.chunks
@@ -219,52 +213,26 @@ def backward(kind: Kind) -> Any:
                     softmax(x, xo, ld, C, w, n, m, r, ls, e, block, coef, dot)
                 if (SOFTMAX and not FUSED) or UNION:
                     for k in range(K):
-                        fo = _row(job.map, b, k, v0, n, f) if MAPPED else zero
                         ho = k * block if KEPT else zero
                         if UNION:
                             region_truth(job.target, job.member, C, b, v0, k, n, t, w, own, y)
                             region_row(job.member, x, xo, ld, C, k, n, m, w, e, block, C * block, z, ho)
-                            class_slope(
-                                z, ho, e, C * block, nought, r, ls, w, t, k, y, zero, fs, fo, n, s, coef, dot, h, ho
-                            )
+                            class_slope(z, ho, e, C * block, nought, r, ls, w, t, k, y, zero, n, s, coef, dot, h, ho)
                         else:
                             yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
-                            class_slope(
-                                x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, fs, fo, n, s, coef, dot, h, ho
-                            )
+                            class_slope(x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, n, s, coef, dot, h, ho)
                 if OWN:
-                    own_slope(x, xo, ld, e, block, m, r, ls, w, t, fs, n, s, coef, dot, own)
+                    own_slope(x, xo, ld, e, block, m, r, ls, w, t, n, s, coef, dot, own)
                 if UNION:
                     region_gradient(job.member, x, xo, ld, C, K, n, m, r, w, e, block, z, h, dot, g, go, gld)
                 else:
                     for k in range(C):
-                        fo = _row(job.map, b, k, v0, n, f) if MAPPED else zero
                         yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
                         prefetch(g, go + k * gld + n, n)
                         class_gradient(
-                            x,
-                            xo + k * ld,
-                            e,
-                            k * block,
-                            m,
-                            r,
-                            ls,
-                            w,
-                            t,
-                            k,
-                            ys,
-                            yo,
-                            fs,
-                            fo,
-                            n,
-                            s,
-                            coef,
-                            dot,
-                            h,
-                            k * block,
-                            g,
-                            go + k * gld,
-                        )
+                            x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, n, s, coef, dot,
+                            h, k * block, g, go + k * gld,
+                        )  # fmt: skip
                 if OWN:
                     for v in range(n):
                         if t[v] >= 0:

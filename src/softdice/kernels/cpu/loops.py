@@ -6,7 +6,7 @@ voxel's maximum and sum of exponentials first, and before any gradient the sum o
 
 Rows (n voxels): w weight, t class number (-1: none), m maximum, r = 1 / sum of exponentials, ls = ln of that sum,
 dot = sum over the classes of the slopes. Arrays come with an offset, since a slice costs a reference count: x, the
-logits; e, exp(x - m); y, the target of a class; f, its map; h, its slope; g, its gradient.
+logits; e, exp(x - m); y, the target of a class; h, its slope; g, its gradient.
 """
 
 # mypy: allow-untyped-defs
@@ -64,10 +64,6 @@ class Kind(NamedTuple):
     def labels(self) -> bool:
         return self.target != "values"
 
-    @property
-    def mapped(self) -> bool:
-        return any(s.names("m") for s in STATISTICS if s.name in self.fields)
-
 
 def _generated(kind: Kind, chosen: list[Statistic], R: Any) -> tuple[Any, Any, Any]:
     """Statistics -> sums of zero; sums + w terms; sums into memory."""
@@ -92,7 +88,7 @@ def _weighted(kind: Kind, chosen: list[Statistic], R: Any) -> tuple[Any, Any]:
 
 
 def _symbols(kind: Kind, R: Any) -> Any:
-    """-> a function of one voxel and class: logit x, ex = exp(x - m), target t, map f -> the symbols."""
+    """-> a function of one voxel and class: logit x, ex = exp(x - m), target t -> the symbols."""
     ZERO, ONE, SMALL = R(0), R(1), R(np.finfo(R).tiny)
     GAMMA, POWER = kind.gamma, kind.power
 
@@ -128,15 +124,15 @@ def _symbols(kind: Kind, R: Any) -> Any:
         return a / q if q > R(0.01) else ONE + q * (R(0.5) + q * (R(1 / 3) + q * R(0.25)))
 
     @jit
-    def of_softmax(x, ex, m, r, ls, t, f, s):
+    def of_softmax(x, ex, m, r, ls, t, s):
         p = ex * r
         q, y = complement(p), s.keep * t + s.share
         a = ZERO if y == ZERO else ls + (m - x)
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
-        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, f, p, ONE, ZERO, ratio(a, q), ZERO, s.gamma
+        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, p, ONE, ZERO, ratio(a, q), ZERO, s.gamma
 
     @jit
-    def of_sigmoid(x, ex, m, r, ls, t, f, s):
+    def of_sigmoid(x, ex, m, r, ls, t, s):
         z = exp(-abs(x))
         large = ONE / (ONE + z)
         small = z * large
@@ -146,15 +142,15 @@ def _symbols(kind: Kind, R: Any) -> Any:
         a = ZERO if y == ZERO else both + (-x if x < ZERO else ZERO)
         b = ZERO if y == ONE else both + (x if x > ZERO else ZERO)
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
-        return p, q, y, ONE - y, t, a, b, u, v, d, e, f, p * q, q, p, a, b, s.gamma
+        return p, q, y, ONE - y, t, a, b, u, v, d, e, p * q, q, p, a, b, s.gamma
 
     @jit
-    def of_probability(p, ex, m, r, ls, t, f, s):
+    def of_probability(p, ex, m, r, ls, t, s):
         q, y = complement(p), s.keep * t + s.share
         a = ZERO if y == ZERO else -log(SMALL if p < SMALL else p)
         slope = ZERO if p < SMALL else ONE / p
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
-        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, f, ONE, slope, ZERO, ratio(a, q) * slope, ZERO, s.gamma
+        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, ONE, slope, ZERO, ratio(a, q) * slope, ZERO, s.gamma
 
     return {"softmax": of_softmax, "sigmoid": of_sigmoid, "none": of_probability}[kind.activation]
 
@@ -185,17 +181,17 @@ def loops(kind: Kind) -> Loops:
     STORED, FUSED = kind.kept, kind.fused
 
     @jit
-    def at(x, xo, e, eo, m, r, ls, w, true, f, fo, v, s):
+    def at(x, xo, e, eo, m, r, ls, w, true, v, s):
         """Weight and symbols of one voxel and class."""
-        weight, value, drawn = ONE, read_apart(x, xo + v), read_apart(f, fo + v)
+        weight, value = ONE, read_apart(x, xo + v)
         if MASKED:
             weight = read_apart(w, v)
             live = weight > ZERO
-            value, true, drawn = value if live else ZERO, true if live else ZERO, drawn if live else ZERO
+            value, true = value if live else ZERO, true if live else ZERO
         if SOFTMAX:
             ex, most, part, log_sum = read_apart(e, eo + v), read_apart(m, v), read_apart(r, v), read_apart(ls, v)
-            return weight, symbols(value, ex, most, part, log_sum, true, drawn, s)
-        return weight, symbols(value, ZERO, ZERO, ZERO, ZERO, true, drawn, s)
+            return weight, symbols(value, ex, most, part, log_sum, true, s)
+        return weight, symbols(value, ZERO, ZERO, ZERO, ZERO, true, s)
 
     @jit
     def truth(t, c, y, yo, v):
@@ -207,24 +203,24 @@ def loops(kind: Kind) -> Loops:
 
     def sums_with(truth, nothing, plus, put):
         @jit
-        def class_sums(x, xo, e, eo, m, r, ls, w, t, c, y, yo, f, fo, n, s, out):
+        def class_sums(x, xo, e, eo, m, r, ls, w, t, c, y, yo, n, s, out):
             """The sums of one class, added to out (fields, K)."""
             sums = nothing()
             for v in range(n):
-                weight, k = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), f, fo, v, s)
+                weight, k = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), v, s)
                 sums = plus(sums, weight, *k)
             put(out, c, 1.0, sums)
 
         return class_sums
 
     @jit
-    def own_sums(x, xo, ld, e, eld, m, r, ls, w, t, f, n, s, out):
+    def own_sums(x, xo, ld, e, eld, m, r, ls, w, t, n, s, out):
         """What `other_sums` of all classes lack."""
         for v in range(n):
             if t[v] >= 0:
                 c = np.uint64(t[v])
-                weight, k = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ONE, f, np.uint64(0), v, s)
-                _, k0 = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ZERO, f, np.uint64(0), v, s)
+                weight, k = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ONE, v, s)
+                _, k0 = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ZERO, v, s)
                 put(out, c, 1.0, plus(nothing(), weight, *k))
                 put0(out, c, -1.0, plus0(nothing0(), weight, *k0))
 
@@ -264,7 +260,7 @@ def loops(kind: Kind) -> Loops:
 
     @jit
     def softmax(x, xo, ld, C, w, n, m, r, ls, e, eld, coef, dot):
-        """logits -> e, m, r and ls; where a gradient is to come and is fused, dot over the other classes' slopes too."""
+        """logits -> e, m, r and ls; where it is fused, dot over the other classes' slopes, too."""
         for v in range(n):
             m[v] = x[xo + v]
             r[v] = ZERO
@@ -290,11 +286,11 @@ def loops(kind: Kind) -> Loops:
 
     def slope_with(truth, take, slope):
         @jit
-        def class_slope(x, xo, e, eo, m, r, ls, w, t, c, y, yo, f, fo, n, s, coef, dot, h, ho):
+        def class_slope(x, xo, e, eo, m, r, ls, w, t, c, y, yo, n, s, coef, dot, h, ho):
             """dot += slope; the slope itself into h where it would be dear to compute it again."""
             k = take(coef, c)
             for v in range(n):
-                _, z = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), f, fo, v, s)
+                _, z = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), v, s)
                 step = slope(k, *z)
                 write_apart(dot, v, dot[v] + step)
                 if STORED:
@@ -303,24 +299,24 @@ def loops(kind: Kind) -> Loops:
         return class_slope
 
     @jit
-    def own_slope(x, xo, ld, e, eld, m, r, ls, w, t, f, n, s, coef, dot, h):
+    def own_slope(x, xo, ld, e, eld, m, r, ls, w, t, n, s, coef, dot, h):
         """What the own class's slope has beyond `other_slope`, times w: into h, and without w onto dot."""
         for v in range(n):
             if t[v] >= 0:
                 c = np.uint64(t[v])
-                weight, z = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ONE, f, np.uint64(0), v, s)
-                _, z0 = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ZERO, f, np.uint64(0), v, s)
+                weight, z = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ONE, v, s)
+                _, z0 = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ZERO, v, s)
                 step = slope(take(coef, c), *z) - slope0(take0(coef, c), *z0)
                 dot[v] += step
                 h[v] = weight * step
 
     def gradient_with(truth, take, slope):
         @jit
-        def class_gradient(x, xo, e, eo, m, r, ls, w, t, c, y, yo, f, fo, n, s, coef, dot, h, ho, g, go):
+        def class_gradient(x, xo, e, eo, m, r, ls, w, t, c, y, yo, n, s, coef, dot, h, ho, g, go):
             """w (slope - p dot) of a softmax, w slope elsewhere."""
             k = take(coef, c)
             for v in range(n):
-                weight, z = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), f, fo, v, s)
+                weight, z = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), v, s)
                 step = read_apart(h, ho + v) if STORED else slope(k, *z)
                 if SOFTMAX:
                     step -= z[0] * read_apart(dot, v)
