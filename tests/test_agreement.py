@@ -18,7 +18,7 @@ import oracle
 import pytest
 import torch
 from conftest import BACKENDS
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -61,7 +61,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 # --- drawn problems -----------------------------------------------------------------------------------------------
 
-CLASSES = st.one_of(st.sampled_from([1, 2, 3, 4]), st.integers(5, 12), st.integers(13, 40), st.just(130))
+CLASSES = st.one_of(st.sampled_from([1, 2, 3, 4, 12, 13]), st.integers(5, 12), st.integers(13, 40), st.just(130))
 SIZES = {1: (1, 1), 7: (7, 1), 511: (7, 73), 513: (27, 19), 9000: (90, 100)}
 """Voxels, and the same in two dimensions: less than a block of 512 voxels, one and a bit, more than a chunk of 8192."""
 
@@ -280,8 +280,12 @@ def failing(*reasons: str) -> pytest.MarkDecorator:
 # --- the tests ----------------------------------------------------------------------------------------------------
 
 
-def agree_on_drawn(kernel: str, activation: str, hard: bool, examples: int = 200, **limits: Any) -> None:
-    @settings(max_examples=examples)
+def agree_on_drawn(
+    kernel: str, activation: str, hard: bool, examples: int = 200, shrink: bool = True, **limits: Any
+) -> None:
+    phases = [phase for phase in Phase if shrink or phase == Phase.generate]
+
+    @settings(max_examples=examples, phases=phases)
     @given(problem=problems(activation, hard, **limits))
     def every(problem: Problem) -> None:
         assert_agreement(problem, kernel)
@@ -416,21 +420,27 @@ KNOWN = [
     (r"right at -?10", "cpu", HALVES[1:], CONFIDENT),
     (r"right at (-?15|18|30)", "cpu", BOTH, CONFIDENT),
     (r"right at (-18|-30|80)", "cpu", BOTH[:1], CONFIDENT),
+    (r"unions? that underflow", "triton", BOTH, UNION),
+    (r"p above 1, gamma (0\.[259]|1)", "triton", BOTH, FOCAL),
+    (r"p of 1e-100", "triton", BOTH, TINY),
+    (r"right at [1-9]", "triton", BOTH, CONFIDENT),
 ]
 """Which rows fail, on which backend, for which dtypes of the input, and why."""
 
 
-def cases() -> list[Any]:
+def hard_cases(backends: Sequence[str], one_dtype: bool = False) -> list[Any]:
+    """Row, backend and dtype of the input, marked where it is known to fail; one_dtype: float32 where a row has it."""
     chosen = []
-    for row, backend in itertools.product(hard_rows(), BACKENDS):
-        for dtype in row.dtypes:
-            reasons = [
-                why
+    for row, backend in itertools.product(hard_rows(), backends):
+        narrowest = torch.float32 if torch.float32 in row.dtypes else row.dtypes[0]
+        for dtype in [narrowest] if one_dtype else row.dtypes:
+            marks = [
+                failing(why)
                 for name, on, dtypes, why in KNOWN
-                if re.search(name, row.name) and on == backend and dtype in dtypes
+                if on == backend and dtype in dtypes and re.search(name, row.name)
             ]
             name = f"{row.name}-{backend}-{str(dtype)[6:]}"
-            chosen.append(pytest.param(row, backend, dtype, id=name, marks=[failing(why) for why in reasons]))
+            chosen.append(pytest.param(row, backend, dtype, id=name, marks=marks))
     return chosen
 
 
@@ -462,21 +472,25 @@ def assert_close(got: Any, exact: np.ndarray, scale: Any, tolerance: float, what
     assert error <= tolerance, f"{what}: {error:.3g}, allowed {tolerance:.3g}, of {exact.tolist()}"  # a nan is not
 
 
-@pytest.mark.parametrize(("row", "backend", "dtype"), cases())
+@pytest.mark.parametrize(("row", "backend", "dtype"), hard_cases(BACKENDS))
 def test_hard_values(row: Row, backend: str, dtype: torch.dtype) -> None:
+    for fields in (FIELDS, FIELDS[:3], ("cross_entropy",), ("focal",)):
+        assert_hard_values(row, backend, dtype, fields)
+
+
+def assert_hard_values(row: Row, backend: str, dtype: torch.dtype, fields: Sequence[str]) -> None:
     """Each field, and the gradient of each: relative to itself or to 1, as in `assert_agreement`."""
     values, gradients = precise(row.name, dtype)
     tolerance = 1e-12 if dtype == torch.float64 else 5e-6  # exp of a float32 near -100 has that much
     step = torch.finfo(dtype).eps if dtype.itemsize == 2 else tolerance
-    for fields in (FIELDS, FIELDS[:3], ("cross_entropy",), ("focal",)):
-        got, slopes = found(row, backend, dtype, fields)
-        for name in fields:
-            keeps_digits = name == "cross_entropy" and row.keywords.get("activation") == "sigmoid"
-            least = 1e-300 if keeps_digits else 1.0
-            assert_close(got[name], values[name], np.maximum(np.abs(values[name]), least), tolerance, name)
-            if name in slopes:
-                scale = max(np.abs(gradients[name]).max(), least)
-                assert_close(slopes[name], gradients[name], scale, step, f"gradient of {name}")
+    got, slopes = found(row, backend, dtype, fields)
+    for name in fields:
+        keeps_digits = name == "cross_entropy" and row.keywords.get("activation") == "sigmoid"
+        least = 1e-300 if keeps_digits else 1.0
+        assert_close(got[name], values[name], np.maximum(np.abs(values[name]), least), tolerance, name)
+        if name in slopes:
+            scale = max(np.abs(gradients[name]).max(), least)
+            assert_close(slopes[name], gradients[name], scale, step, f"gradient of {name}")
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=failing(UNION))])
