@@ -1,6 +1,13 @@
 """Fixtures that all tests share: the backends, and a process left as it was found."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+"""Read when torch is loaded: its threads sleep while they wait. By default they spin, and two processes on two cores,
+which is what `pytest -n 2` starts, then hold each other up many times over."""
 
 from collections.abc import Callable, Iterator
 
