@@ -33,9 +33,16 @@ def equals(labels: Tensor, value: int) -> Tensor:
 
     torch would wrap it round: `torch.tensor([255], dtype=torch.uint8) == -1` is true.
     """
-    if labels.dtype == torch.bool or torch.iinfo(labels.dtype).min <= value <= torch.iinfo(labels.dtype).max:
-        return labels == value
+    limits = torch.iinfo(torch.uint8 if labels.dtype == torch.bool else labels.dtype)
+    if limits.min <= value <= limits.max:
+        return signed(labels) == (value if value < 2**63 else value - 2**64)
     return torch.zeros_like(labels, dtype=torch.bool)
+
+
+def signed(labels: Tensor) -> Tensor:
+    """labels -> the same in a dtype that torch can compare; those from 2^63 on become negative."""
+    wider = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+    return labels.to(wider[labels.dtype]) if labels.dtype in wider else labels
 
 
 def statistics(
@@ -126,7 +133,7 @@ def _true_values(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor
         return target.to(dtype)
     first = 1 if num_classes == 1 else 0  # a single class is the mask of ones
     labels_C = torch.arange(first, first + num_classes, device=target.device).view(1, -1, 1)
-    return (target.unsqueeze(1) == labels_C).to(dtype)
+    return (signed(target).unsqueeze(1) == labels_C).to(dtype)
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:

@@ -15,10 +15,13 @@ from typing import Any, NoReturn, ParamSpec, SupportsIndex, TypeVar
 import torch
 from torch import Tensor
 
-from softdice.reference import equals
+from softdice.reference import equals, signed
 from softdice.settings import ACTIVATIONS, FIELDS, Pass
 
-LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+LABEL_DTYPES = (
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool, torch.uint16,
+    torch.uint32, torch.uint64,
+)  # fmt: skip
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 P = ParamSpec("P")
@@ -268,11 +271,12 @@ def values(input: Tensor, target: Tensor, weight: Tensor | None, activation: str
         labelled = ~equals(target, ignore_index)
         valid = labelled if valid is None else valid & labelled
     if target.ndim == 2 and target.dtype != torch.bool:
-        wrong = target < 0
+        labels = signed(target)
+        wrong = labels < 0
         top = max(C, 2)
-        if top <= torch.iinfo(target.dtype).max:
-            wrong = wrong | (target >= top)
-        _check(wrong, valid, target, partial(labels_error, C, ignore_index))
+        if top <= torch.iinfo(labels.dtype).max:
+            wrong = wrong | (labels >= top)
+        _check(wrong, valid, labels, partial(labels_error, C, ignore_index))
     elif target.ndim == 3 and target.dtype != torch.bool:
         _check((target < 0) | (target > 1), valid, target, target_error)
     if activation == "none":

@@ -51,6 +51,11 @@ def _readable(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.dtype in DTYPES else tensor.float()
 
 
+def _settled(exponent: float, known: tuple[float, ...], read: bool) -> float | None:
+    """An exponent that the compiler is told, else None; the first that it knows where none is read."""
+    return (float(exponent) if exponent in known else None) if read else known[0]
+
+
 def kind_of(input: Tensor, target: Tensor, masked: bool, union: bool, settings: Pass) -> Kind:
     """Tensors and settings -> what the kernels are compiled for."""
     hard = target.ndim == 2
@@ -63,8 +68,8 @@ def kind_of(input: Tensor, target: Tensor, masked: bool, union: bool, settings: 
         target="labels" if hard else "values",
         masked=masked,
         union=union,
-        gamma=float(settings.gamma) if settings.gamma in (0, 1, 2) else None,
-        power=float(settings.power) if settings.power in (1, 2) else None,
+        gamma=_settled(settings.gamma, (0.0, 1.0, 2.0), "focal" in fields),
+        power=_settled(settings.power, (1.0, 2.0), "difference" in fields),
     )
     apart = hard and settings.activation == "softmax" and input.shape[1] > MANY
     if apart and not (union or settings.label_smoothing):
@@ -76,13 +81,11 @@ def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor |
     """Tensors and settings -> which kernels, and the work to do."""
     _, C, V = input.shape
     wide = np.float64 if input.dtype == torch.float64 else np.float32
-    ignore, has_ignore = 0, False
-    if s.ignore_index is not None and target.ndim == 2 and target.dtype != torch.bool:
-        limits = torch.iinfo(target.dtype)
-        has_ignore = limits.min <= s.ignore_index <= limits.max
-        ignore = s.ignore_index if s.ignore_index < 2**63 else s.ignore_index - 2**64
-    elif s.ignore_index is not None and target.ndim == 2:
-        has_ignore, ignore = s.ignore_index in (0, 1), s.ignore_index
+    ignore, has_ignore = s.ignore_index or 0, False
+    if s.ignore_index is not None and target.ndim == 2:  # a number that the dtype cannot hold equals no label
+        limits = torch.iinfo(torch.uint8 if target.dtype == torch.bool else target.dtype)
+        has_ignore = limits.min <= ignore <= limits.max
+        ignore = ignore if ignore < 2**63 else ignore - 2**64
     kind = kind_of(input, target, has_ignore or weight is not None, regions is not None, s)
     columns = C + 1 if regions is not None else C
     block = min(BLOCK_VOXELS, max(64, BLOCK_BYTES // np.dtype(wide).itemsize // columns // 64 * 64))

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from softdice.kernels import registry
+
 ALONE_NUMEL = 1 << 18  # fewer elements than this are done before a second thread has woken up
 SHARES = 4  # per thread, so that one that was held up does not hold up the rest
 
@@ -67,7 +69,7 @@ def in_threads(work: Callable[[], None], threads: int) -> None:
         except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that asked
             errors.append(error)
 
-    parallel = _openmp() if os.getpid() == _PROCESS else None
+    parallel = None if registry.forked() else _openmp()
     if parallel is not None:
         parallel(_Body(guarded), None, threads, 0)
     else:
@@ -77,9 +79,6 @@ def in_threads(work: Callable[[], None], threads: int) -> None:
             other.result()
     if errors:
         raise errors[0]
-
-
-_PROCESS = os.getpid()
 
 
 @lru_cache(maxsize=1)
