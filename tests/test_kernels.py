@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ import softdice
 from softdice.kernels import registry
 from softdice.kernels.cpu import compiled, kernel
 from softdice.kernels.cpu import driver as cpu
-from softdice.settings import FIELDS, Pass
+from softdice.settings import FIELDS, Pass, decode
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +188,26 @@ def test_compiles_into_one_graph() -> None:
     assert a.grad is not None
     assert b.grad is not None
     assert (a.grad - b.grad).abs().max() <= 1e-6 * a.grad.abs().max()
+
+
+def test_settings_as_an_operator_takes_them() -> None:
+    third = np.float64(1 / 3)  # a float whose repr names numpy
+    settings = Pass("sigmoid", -7, third, None, False, gamma=2, power=1 + third, fields=("focal", "labelled"))
+    assert decode(settings.text) == settings
+    assert decode(Pass(regions=((0, 1),)).text) == Pass()  # the regions are a tensor there
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_compiled_code_may_change_a_setting() -> None:
+    input, target = case(3, "softmax", False, S=(6, 10), dtype=torch.float32)
+
+    def focal(x: Tensor, gamma: float) -> Tensor:
+        return softdice.overlap_statistics(x, target, activation="softmax", gamma=gamma).pool().focal
+
+    compiled = torch.compile(focal, fullgraph=True, backend="aot_eager")
+    for gamma in (1.0, 2.0, 2.5):  # from the second value on the compiler takes it for a number that varies
+        torch.testing.assert_close(compiled(input, gamma), focal(input, gamma))
 
 
 # --- memory -------------------------------------------------------------------------------------------------------
