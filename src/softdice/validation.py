@@ -8,6 +8,8 @@ range errors during the pass itself and comes here for the message; CUDA and com
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any, NoReturn, SupportsIndex
 
 import torch
@@ -306,3 +308,16 @@ def probabilities_error(caller: str, value: object, count: object) -> NoReturn:
 def weights_error(caller: str, value: object, count: object) -> NoReturn:
     """A negative or NaN weight."""
     fail(caller, "voxel_weight >= 0", f"{value} ({count} voxels)", "Use 0 for a voxel that should not count.")
+
+
+def package(caller: str, name: str, extra: str) -> ModuleType:
+    """name of a package -> the package, imported; the error for a missing one names the extra that brings it."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or name).split(".")[0]  # the package itself, or one that it needs
+        missing = {"PIL": "pillow"}.get(missing, missing)
+        advice = f"Run: pip install 'softdice[{extra}]'"
+        raise ModuleNotFoundError(
+            f"{caller}: expected {missing} to be installed, got no such package. {advice}", name=missing
+        ) from error

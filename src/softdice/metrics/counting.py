@@ -8,8 +8,8 @@ without Numba, and on other devices, `torch.bincount` does. Counts are integers:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import product
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softdice.kernels.cpu.threads import for_each
 from softdice.validation import fail
 
 CHUNK = 1 << 20
@@ -150,8 +151,7 @@ def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ig
             _kernels().count_labels(*flat, ignored, counts)
         return counts
 
-    zero = np.zeros((3, num_classes + 1), np.int64)
-    return sum(_in_threads(count, _pieces(prediction, target)), zero)
+    return np.zeros((3, num_classes + 1), np.int64) + _added(count, prediction, target)
 
 
 def _zip_chunks(
@@ -176,32 +176,22 @@ def _zip_chunks(
             kernels.count_bytes(p, t, *tables)
         return np.asarray(kernels.total(*tables))
 
-    total = np.zeros((256, 256), np.int64)
-    for table in _in_threads(count, _pieces(prediction, target)):
-        total += table
+    return np.zeros((256, 256), np.int64) + _added(count, prediction, target)
+
+
+def _added(count: Callable[[np.ndarray, np.ndarray], np.ndarray], prediction: np.ndarray, target: np.ndarray) -> Any:
+    """The sum of what `count` says of each piece; integers, so that their order does not matter. 0 for no voxels."""
+    total: Any = 0
+    lock, pieces = threading.Lock(), list(_pieces(prediction, target))
+
+    def add(piece: tuple[np.ndarray, np.ndarray]) -> None:
+        nonlocal total
+        found = count(*piece)
+        with lock:
+            total = total + found
+
+    for_each(add, pieces, min(torch.get_num_threads(), len(pieces)))
     return total
-
-
-def _in_threads(
-    count: Callable[[np.ndarray, np.ndarray], np.ndarray], pieces: Iterator[tuple[np.ndarray, np.ndarray]]
-) -> Iterator[np.ndarray]:
-    threads = torch.get_num_threads()
-    first, second = next(pieces, None), next(pieces, None)
-    if first is None:
-        return
-    if threads == 1 or second is None:
-        yield count(*first)
-        for piece in () if second is None else (second, *pieces):
-            yield count(*piece)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = [pool.submit(count, *first), pool.submit(count, *second)]
-        for piece in pieces:
-            if len(waiting) > 2 * threads:
-                yield waiting.pop(0).result()
-            waiting.append(pool.submit(count, *piece))
-        for future in waiting:
-            yield future.result()
 
 
 def _pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

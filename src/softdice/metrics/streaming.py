@@ -16,16 +16,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from softdice import validation
 from softdice.metrics import formulas as scores
-
-try:
-    from torchmetrics import Metric
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "softdice.metrics: expected torchmetrics, got no such package. Run: pip install 'softdice[metrics]'"
-    ) from error
 
 FRACTION_BITS = 48
 """Bits after the point in the sum of sample scores: each is rounded once, by at most 2^-49."""

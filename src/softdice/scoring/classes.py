@@ -5,21 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from softdice.validation import package
 
 
 class ScoreError(ValueError):
     """A folder, an option or a pair of files that cannot be scored, and why, in one line."""
-
-
-def require(option: str, package: str) -> None:
-    """Before any work: raise ScoreError where the package that an option needs is not installed."""
-    if find_spec(package) is None:
-        advice = "Run: pip install 'softdice[score]'"
-        name = {"PIL": "pillow"}.get(package, package)
-        raise ScoreError(f"{option}: expected {name} to be installed, got no such package. {advice}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +40,29 @@ class Options:
     soft: bool = False
     resample: bool = False
     ignore_geometry: bool = False
+
+
+def parse_options(labels: str | None, regions: str | None, ignore: str | None, **others: Any) -> Options:
+    """texts of --labels, --regions and --ignore, the other options by name -> Options.
+
+    Raises:
+        ScoreError: a text that cannot be understood, or options that exclude each other.
+    """
+    if others["soft"] and others["threshold"] is not None:
+        raise ScoreError("score: expected --soft or --threshold, got both. Pass one of them.")
+    if others["resample"] and others["ignore_geometry"]:
+        raise ScoreError("score: expected --resample or --ignore-geometry, got both. Pass one of them.")
+    if others["resample"]:
+        package("--resample", "scipy", "score")
+    numbers, names, unions = parse_labels(labels) if labels else (None, {}, {})
+    if regions:
+        unions = parse_regions(regions)
+    elif unions:  # a dataset.json with regions, as nnU-Net trains and scores them
+        unions = {**{names[label]: (label,) for label in numbers or ()}, **unions}
+    if (others["soft"] or others["threshold"] is not None) and len(unions or numbers or (1,)) != 1:
+        raise ScoreError("--soft, --threshold: expected one class, got several. Name one with --labels or --regions.")
+    left_out = parse_numbers("--ignore", ignore) if ignore else ()
+    return Options(numbers, names, unions or None, left_out, **others)
 
 
 def parse_labels(text: str) -> tuple[tuple[int, ...], dict[int, str], dict[str, tuple[int, ...]]]:
