@@ -137,7 +137,7 @@ def _score(task: Task, options: Options, journal: Journal | None, run: Run) -> i
     from softdice.scoring import compare, pair_files, summarise, tabulate
 
     pairs = {str(side): pair_files(side, task.truth) for side in (task.predictions, task.versus) if side is not None}
-    keys, total = tuple(options.regions) if options.regions else options.labels, sum(map(len, pairs.values()))
+    total = sum(map(len, pairs.values()))
     tables: dict[str, Table] = {}
     with _ctrl_c() as pressed, _progress(total) as step:
 
@@ -151,7 +151,7 @@ def _score(task: Task, options: Options, journal: Journal | None, run: Run) -> i
         for side, found in pairs.items():
             if not pressed:
                 cases = _cases(side, found, journal, lambda left: run(left, options, jobs=task.jobs))
-                tables[side] = tabulate(seen(cases), keys, options.names)
+                tables[side] = tabulate(seen(cases), options.keys, options.names)
     done = sum(len(table.cases) + len(table.errors) for table in tables.values())
     if done < total and journal is not None:
         journal.close(finished=False)

@@ -221,8 +221,8 @@ def _label_counts(
     labels = options.labels if options.threshold is None else _class_labels(options)
     found = dict(zip(every.tolist(), summed.T, strict=True))
     if labels is None:
-        left_out = set(options.ignore) | (set() if options.include_background else {0})
-        labels = tuple(label for label in found if label not in left_out)
+        labels = tuple(label for label in found if label != 0 or options.include_background)
+    labels = tuple(label for label in labels if label not in options.ignore)  # ignored: not a class that is scored
     counts = np.zeros((3, len(labels)), np.int64)
     for column, label in enumerate(labels):
         if label in found:

@@ -41,6 +41,13 @@ class Options:
     resample: bool = False
     ignore_geometry: bool = False
 
+    @property
+    def keys(self) -> tuple[int | str, ...] | None:
+        """The classes where they are known beforehand; a label that is ignored is none."""
+        if self.regions is not None:
+            return tuple(self.regions)
+        return None if self.labels is None else tuple(label for label in self.labels if label not in self.ignore)
+
 
 def parse_options(labels: str | None, regions: str | None, ignore: str | None, **others: Any) -> Options:
     """texts of --labels, --regions and --ignore, the other options by name -> Options.
