@@ -20,7 +20,7 @@ import softdice
 from softdice.kernels import registry
 from softdice.kernels.triton import driver as cuda
 from softdice.kernels.triton import launch
-from softdice.reference import FIELDS
+from softdice.settings import FIELDS
 
 
 @pytest.fixture(autouse=True)
@@ -263,7 +263,7 @@ class TestOperators:
     def test_opcheck(self, dense: bool, activation: str, unions: bool) -> None:
         softdice.overlap_statistics(*case(3, "softmax", False), activation="softmax")  # defines the operators
         arguments = operator_arguments(dense, activation, unions)
-        torch.library.opcheck(torch.ops.softdice.statistics.default, (*arguments, True, "test", "triton"))
+        torch.library.opcheck(torch.ops.softdice.statistics.default, (*arguments, "triton"))
         grad = torch.rand(len(FIELDS), 2, 2 if unions else 3, dtype=torch.float64, requires_grad=True)
         torch.library.opcheck(torch.ops.softdice.statistics_backward.default, (grad, *arguments, "triton"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 import softdice
 from softdice.head import FusedHead
 from softdice.losses.base import Loss
-from softdice.statistics import OverlapStatistics
+from softdice.statistics import OverlapStatistics, measure
 
 C, SIDE = 3, 12
 SHARES = {2: (4, 1), 3: (3, 2, 0)}
@@ -77,18 +76,17 @@ def train_step(name: str, model: nn.Module, image: Tensor, target: Tensor) -> di
 def backward_in_parts(model: nn.Module, image: Tensor, target: Tensor) -> dict[str, Any]:
     """Accumulation with exact gradients, as in docs/distributed.md: one sample at a time, in two passes."""
     loss = LOSSES["sum"]("world" if isinstance(model, nn.parallel.DistributedDataParallel) else None)
-    settings = replace(loss.settings, group=None)
     batches = list(zip(image.split(1), target.split(1), strict=True))
 
     def sums(image: Tensor, target: Tensor) -> Tensor:
-        stats = settings("backward_in_parts", model(image), target, None, C).pool()
+        stats = measure(model(image), target, None, loss.settings, C).pool()
         return torch.stack([getattr(stats, name) for name in stats.fields])
 
     with torch.no_grad():
         total = torch.stack([sums(*batch) for batch in batches]).sum(0)
     total.requires_grad_()
-    stats = OverlapStatistics(dict(zip(settings.fields, total.unbind(0), strict=True)))
-    value = loss.from_statistics(stats if loss.settings.group is None else stats.all_reduce())
+    stats = OverlapStatistics(dict(zip(loss.settings.fields, total.unbind(0), strict=True)))
+    value = loss.from_statistics(stats if loss.group is None else stats.all_reduce())
     value.backward()
     for batch in batches:
         (sums(*batch) * total.grad).sum().backward()
@@ -315,5 +313,5 @@ def test_group_and_pooling_per_sample_exclude_each_other() -> None:
 def test_losses_of_a_sum_share_the_group() -> None:
     with pytest.raises(ValueError, match="SumLoss: expected losses that agree on group"):
         LOSSES["dice"]("world") + softdice.CrossEntropyLoss(C, activation="softmax")
-    assert LOSSES["sum"]("world").settings.group == "world"
+    assert LOSSES["sum"]("world").group == "world"
     assert "group='world'" in repr(LOSSES["dice"]("world"))

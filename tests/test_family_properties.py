@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import softdice
+from softdice.statistics import measure
 
 INFINITE = float("inf")
 
@@ -103,10 +104,8 @@ def test_parts_add_up_to_the_whole(name: str, problem: tuple[Tensor, Tensor], cu
     logits, labels = problem
     cut = min(cut, labels.shape[1])
     loss = build(name, logits.shape[1], activation="softmax")
-    run = loss.settings
-    parts = run("test", logits[..., :cut], labels[:, :cut], None) + run(
-        "test", logits[..., cut:], labels[:, cut:], None
-    )
+    left = measure(logits[..., :cut], labels[:, :cut], None, loss.settings)
+    parts = left + measure(logits[..., cut:], labels[:, cut:], None, loss.settings)
     torch.testing.assert_close(loss.from_statistics(parts), loss(logits, labels))
     torch.testing.assert_close(loss.from_statistics(parts.pool()), loss(logits, labels))
 

@@ -19,7 +19,7 @@ import softdice
 from softdice.kernels import registry
 from softdice.kernels.cpu import compiled, general, narrow, plain, rows
 from softdice.kernels.cpu import driver as cpu
-from softdice.reference import FIELDS
+from softdice.settings import FIELDS, Pass
 
 
 @pytest.fixture(autouse=True)
@@ -190,8 +190,8 @@ def operator_arguments(dense: bool, activation: str, unions: bool) -> tuple[Any,
     input, target = case(3, activation, dense, S=(35,))
     weight = torch.rand(2, 35, dtype=torch.float64)
     regions = torch.tensor([[True, True, False], [False, True, True]]) if unions else None
-    fields = list(FIELDS)
-    return input.requires_grad_(), target, weight, regions, fields, activation, None, 0.1, 1.5, 1.5
+    settings = Pass(activation=activation, label_smoothing=0.1, gamma=1.5, power=1.5)
+    return input.requires_grad_(), target, weight, regions, settings.text
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def operator_arguments(dense: bool, activation: str, unions: bool) -> tuple[Any,
 def test_opcheck(dense: bool, activation: str, unions: bool) -> None:
     softdice.overlap_statistics(*case(3, "softmax", False), activation="softmax")  # defines the operators
     arguments = operator_arguments(dense, activation, unions)
-    torch.library.opcheck(torch.ops.softdice.statistics.default, (*arguments, True, "test"))
+    torch.library.opcheck(torch.ops.softdice.statistics.default, (*arguments, "cpu"))
     grad = torch.rand(len(FIELDS), 2, 2 if unions else 3, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(torch.ops.softdice.statistics_backward.default, (grad, *arguments))
+    torch.library.opcheck(torch.ops.softdice.statistics_backward.default, (grad, *arguments, "cpu"))
 
 
 def test_second_derivatives_come_from_the_reference() -> None:

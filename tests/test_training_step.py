@@ -39,4 +39,4 @@ def test_fused_head_trains_the_same_network() -> None:
 
 def test_several_devices_share_one_loss() -> None:
     loss = parse_loss("dice+0.5*ce", 3, "world")
-    assert loss.settings.group == "world"
+    assert loss.group == "world"

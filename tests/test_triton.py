@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 
 import softdice
 from softdice.kernels import registry
+from softdice.settings import Pass
 
 INTERPRETED = Path(__file__).with_name("interpreted_triton.py")
 
@@ -69,13 +71,13 @@ def test_assertions_on_a_device_carry_the_message() -> None:
     """The path of CUDA tensors, which a CPU tensor can take: what is asserted, and the text."""
     cuda = pytest.importorskip("softdice.kernels.triton.driver")
     input, target = torch.rand(1, 2, 4), torch.zeros(1, 4, dtype=torch.long)
-    settings = cuda.Settings(["target"], "softmax", None, 0.0, 2.0, 1.0)
-    cuda.assert_in_range("loss", torch.zeros(3, 4, dtype=torch.int32), input, target, None, settings)
+    settings = Pass(activation="softmax", fields=("target",))
+    cuda.assert_in_range(torch.zeros(3, 4, dtype=torch.int32), input, target, None, settings)
     bad = torch.zeros(3, 4, dtype=torch.int32)
     bad[1, 0] = 5
-    with pytest.raises(RuntimeError, match=r"loss: expected target with labels in \[0, 2\), got values outside"):
-        cuda.assert_in_range("loss", bad, input, target, None, settings)
+    with pytest.raises(RuntimeError, match=r"softdice: expected target with labels in \[0, 2\), got values outside"):
+        cuda.assert_in_range(bad, input, target, None, settings)
     bad[1, 0], bad[2, 2] = 0, 1
-    cuda.assert_in_range("loss", bad, input, target, None, settings)  # logits have no range
+    cuda.assert_in_range(bad, input, target, None, settings)  # logits have no range
     with pytest.raises(RuntimeError, match="probabilities in"):
-        cuda.assert_in_range("loss", bad, input, target, None, settings._replace(activation="none"))
+        cuda.assert_in_range(bad, input, target, None, replace(settings, activation="none"))

@@ -26,7 +26,7 @@ from softdice.kernels.triton import driver as cuda  # noqa: E402
 from softdice.kernels.triton import launch  # noqa: E402
 from softdice.kernels.triton.backward import backward_kernel  # noqa: E402
 from softdice.kernels.triton.forward import forward_kernel, rows_kernel  # noqa: E402
-from softdice.reference import FIELDS  # noqa: E402
+from softdice.settings import FIELDS, Pass  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 TYPES = {
@@ -91,7 +91,7 @@ def binaries(
     weight = empty(2, V) if weighted else None
     member = empty(regions, C, dtype=torch.bool) if regions else None
     ignore = None if dense else 255
-    settings = cuda.Settings(list(fields), activation, ignore, smoothing, 2.0, 1.0)
+    settings = Pass(activation, ignore, smoothing, fields=tuple(fields))
     rows = list(dict.fromkeys(cuda._same_sum(name, not dense, smoothing > 0) for name in fields))
     wide = empty(2, V, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     rest = {"programs": 2112, "steps": 17}

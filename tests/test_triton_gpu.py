@@ -17,7 +17,7 @@ from torch import Tensor
 
 import softdice
 from softdice.kernels import registry
-from softdice.reference import FIELDS
+from softdice.settings import FIELDS
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available() and not os.environ.get("SOFTDICE_REQUIRE_GPU"):

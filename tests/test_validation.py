@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -244,7 +245,79 @@ def test_a_named_backend_never_falls_back() -> None:
 
 
 def test_an_assertion_text_needs_no_value() -> None:
-    text = validation.error_text(lambda value, count: validation.weights_error("f", value, count))
-    assert text.startswith("f: expected voxel_weight >= 0, got values outside (some voxels).")
-    with pytest.raises(AssertionError, match="an error function returned"):
-        validation.error_text(lambda value, count: None)
+    assert validation.weights_error().startswith("softdice: expected voxel_weight >= 0, got values outside (some")
+
+
+class Boundary:
+    """What `public` is put on."""
+
+    @validation.public
+    def __init__(self, value: float = 1.0) -> None:
+        """Docstring."""
+        validation.number("value", value, 0)
+
+    @validation.public
+    def forward(self, inner: Callable[[], object]) -> object:
+        return inner()
+
+    @validation.public
+    def other(self, inner: Callable[[], object]) -> object:
+        return inner()
+
+
+class Special(Boundary):
+    """A subclass, whose name is the one to say."""
+
+
+def wrong() -> None:
+    validation.fail("a", "b", "Do.", KeyError)
+
+
+@validation.public
+def outer(inner: Callable[[], object]) -> object:
+    return inner()
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: Special(-1.0), "Special: expected value >= 0, got -1.0. Choose value in that range."),
+        (lambda: Special().forward(wrong), "Special: expected a, got b. Do."),
+        (lambda: Special().other(wrong), "Special.other: expected a, got b. Do."),
+        (lambda: outer(wrong), "outer: expected a, got b. Do."),
+        (lambda: outer(lambda: Special().other(wrong)), "Special.other: expected a, got b. Do."),
+        (lambda: validation.public_as("a.b")(wrong)(), "a.b: expected a, got b. Do."),
+        (lambda: outer(lambda: raise_(OSError("softdice and more"))), "softdice and more"),
+    ],
+)
+def test_the_innermost_boundary_says_whose_an_error_is(call: Callable[[], object], text: str) -> None:
+    with pytest.raises(Exception) as error:
+        call()
+    assert error.value.args == (text,)
+
+
+def test_a_boundary_keeps_signature_and_docstring() -> None:
+    assert str(inspect.signature(Boundary)) == "(value: 'float' = 1.0) -> 'None'"
+    assert Boundary.__init__.__doc__ == "Docstring."
+    assert list(inspect.signature(softdice.SoftDiceLoss).parameters) == ["num_classes", "eps", "settings"]
+
+
+def test_a_loss_of_ones_own_says_its_name() -> None:
+    class MyLoss(OverlapLoss):
+        def __init__(self, num_classes: int, eps: float) -> None:
+            validation.number("eps", eps, 0)
+            super().__init__(lambda s: s.intersection + eps, num_classes)
+
+    with pytest.raises(ValueError, match=r"^MyLoss: expected eps >= 0, got -1"):
+        MyLoss(2, -1)
+    with pytest.raises(ValueError, match=r"^MyLoss: expected num_classes >= 1, got 0"):
+        MyLoss(0, 1)
+
+
+def test_an_input_that_is_no_tensor() -> None:
+    with pytest.raises(TypeError, match=r"^SoftDiceLoss: expected input to be a Tensor, got list\."):
+        SoftDiceLoss(3)([1.0], Y)

@@ -48,6 +48,7 @@ def log_cosh(score: Tensor) -> Tensor:
     return (1 - score).cosh().log()
 
 
+@validation.public_as("costs.focal")
 def focal(gamma: float) -> Cost:
     """exponent -> the cost (1 - score)^gamma, per class and so before any mean.
 
@@ -62,7 +63,7 @@ def focal(gamma: float) -> Cost:
     Source: N. Abraham, N. M. Khan, "A novel focal Tversky loss function with improved attention U-Net for lesion
     segmentation", ISBI 2019, eq. 4.
     """
-    validation.number("costs.focal", "gamma", gamma, 0)
+    validation.number("gamma", gamma, 0)
     return partial(_focal, gamma=gamma)  # a partial, unlike a closure, can be pickled
 
 
@@ -70,6 +71,7 @@ def _focal(score: Tensor, gamma: float) -> Tensor:
     return (1 - score).clamp_min(torch.finfo(score.dtype).tiny) ** gamma
 
 
+@validation.public_as("costs.log_power")
 def log_power(gamma: float) -> Cost:
     """exponent -> the cost (-ln score)^gamma, per class and so before any mean.
 
@@ -83,7 +85,7 @@ def log_power(gamma: float) -> Cost:
     Source: K. C. L. Wong et al., "3D segmentation with exponential logarithmic loss for highly unbalanced object
     sizes", MICCAI 2018, eq. 2.
     """
-    validation.number("costs.log_power", "gamma", gamma, 0)
+    validation.number("gamma", gamma, 0)
     return partial(_log_power, gamma=gamma)
 
 
@@ -105,9 +107,9 @@ NAMED: dict[str, Cost] = {"neg_log": neg_log, "one_minus": one_minus, "log_cosh"
 """The costs that a loss takes by name; any callable is taken as it is."""
 
 
-def resolve(caller: str, cost: str | Cost) -> Cost:
+def resolve(cost: str | Cost) -> Cost:
     """name or callable -> callable."""
     if callable(cost):
         return cost
-    validation.choice(caller, "cost", cost, NAMED)
+    validation.choice("cost", cost, NAMED)
     return NAMED[cost]

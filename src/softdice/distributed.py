@@ -27,45 +27,43 @@ from torch import Tensor
 from softdice import validation
 
 
-def check_group(caller: str, group: Any, pooling: str = "batch") -> None:
+def check_group(group: Any, pooling: str = "batch") -> None:
     """A setting that is None, "world" or a process group; whether it can be used is seen when it is."""
-    known = group is None or (isinstance(group, str) and group == "world") or _outside(group)
+    known = group is None or (isinstance(group, str) and group == "world") or _not_a_member(group)
     if not known and not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):
         advice = "Make one with torch.distributed.new_group, or take it from a mesh with get_group()."
-        validation.fail(caller, "group to be None, 'world' or a ProcessGroup", repr(group), advice, TypeError)
+        validation.fail("group to be None, 'world' or a ProcessGroup", repr(group), advice, TypeError)
     if group is not None and pooling == "sample":
         advice = "Sample 0 of one rank is not sample 0 of another: leave group out and average the losses."
-        validation.fail(caller, "pooling='batch' with group", "pooling='sample'", advice)
+        validation.fail("pooling='batch' with group", "pooling='sample'", advice)
 
 
-def all_reduce(caller: str, value: Tensor, group: Any) -> Tensor:
+def all_reduce(value: Tensor, group: Any) -> Tensor:
     """this rank's tensor -> the sum over the group's, on every rank; differentiable as often as one likes.
 
     Args:
-        caller: name in messages.
         value: the same shape and dtype on every rank.
         group: a ProcessGroup, or "world" for all ranks.
 
     Raises:
         RuntimeError: there is no process group, this rank is not in it, or a rank did not take part in time.
     """
-    check_group(caller, group)
+    check_group(group)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         validation.fail(
-            caller,
             "an initialised process group, since group is set",
             "none",
             "Start with torchrun and call torch.distributed.init_process_group, or leave group out.",
             RuntimeError,
         )
-    if _outside(group):
+    if _not_a_member(group):
         advice = "Call it on the ranks of the group alone."
-        validation.fail(caller, "a rank of the group", "a rank outside it", advice, RuntimeError)
+        validation.fail("a rank of the group", "a rank outside it", advice, RuntimeError)
     group = torch.distributed.group.WORLD if isinstance(group, str) else group
-    return _SumOverRanks.apply(value, caller, group)
+    return _SumOverRanks.apply(value, group)
 
 
-def _outside(group: Any) -> bool:
+def _not_a_member(group: Any) -> bool:
     """Whether it is what torch.distributed.new_group returns on a rank that is not in the group."""
     return torch.distributed.is_available() and group is torch.distributed.GroupMember.NON_GROUP_MEMBER
 
@@ -74,25 +72,29 @@ class _SumOverRanks(torch.autograd.Function):
     """tensor -> sum over the ranks; its gradient is the sum of the ranks' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, caller: str, group: Any) -> Tensor:
-        ctx.caller, ctx.group = caller, group
+    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
+        ctx.group = group
         total = value.detach().clone(memory_format=torch.contiguous_format)
         try:
             torch.distributed.all_reduce(total, group=group)
         except RuntimeError as problem:
-            raise _missing(caller, problem) from problem
+            raise _missing(problem) from problem
         return total
 
     @staticmethod
+    @validation.public_as("OverlapStatistics.all_reduce")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _SumOverRanks.apply(grad, ctx.caller, ctx.group), None, None
+        return _SumOverRanks.apply(grad, ctx.group), None
 
 
-def _missing(caller: str, problem: RuntimeError) -> RuntimeError:
+def _missing(problem: RuntimeError) -> RuntimeError:
     return RuntimeError(
-        f"{caller}: expected every rank of the group to add its sums within the group's timeout, got "
-        f"{str(problem).splitlines()[0]!r}. A rank has stopped, or did not call the loss (or its backward "
-        "pass) as often as the others: look at the first error of the other ranks."
+        validation.message(
+            "every rank of the group to add its sums within the group's timeout",
+            repr(str(problem).splitlines()[0]),
+            "A rank has stopped, or did not call the loss (or its backward pass) as often as the others: look at the "
+            "first error of the other ranks.",
+        )
     )
 
 
@@ -114,7 +116,7 @@ class Sharded:
     placements: tuple[Any, ...]
     samples: int
 
-    def whole(self, caller: str, sums: Tensor) -> Tensor:
+    def whole(self, sums: Tensor) -> Tensor:
         """sums of this rank's part (fields, b, C) -> of the whole (fields, B, C), on every rank; differentiable.
 
         One all-reduce of all fields for a volume that is split, one all-gather for a batch that is; none backward.
@@ -128,15 +130,15 @@ class Sharded:
         try:
             return part.full_tensor()
         except RuntimeError as problem:
-            raise _missing(caller, problem) from problem
+            raise _missing(problem) from problem
 
 
-def sharding(caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | None, group: Any) -> Sharded | None:
+def sharding(input: Tensor, target: Tensor, voxel_weight: Tensor | None) -> Sharded | None:
     """input, target, voxel_weight -> how they are split; None where input is no DTensor.
 
     Raises:
         TypeError: some are DTensors and some are not.
-        ValueError: split over the classes, partial, not split alike, or with a group that counts a rank twice.
+        ValueError: split over the classes, partial, or not split alike.
     """
     given = {"input": input, "target": target}
     given |= {} if voxel_weight is None else {"voxel_weight": voxel_weight}
@@ -148,17 +150,17 @@ def sharding(caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | 
         if not is_dtensor(value):
             advice = "Make it one with torch.distributed.tensor.distribute_tensor, or pass the local parts of all."
             what = f"{name} to be a DTensor, since another is one"
-            validation.fail(caller, what, type(value).__name__, advice, TypeError)
+            validation.fail(what, type(value).__name__, advice, TypeError)
     whole: Any = input
     of_sums: list[Any] = []
     for placement in whole.placements:
         dim = placement.dim % input.ndim if type(placement) is Shard else None
         if dim is None and not isinstance(placement, Replicate):
             advice = "Call input.redistribute(placements=...) first."
-            validation.fail(caller, "input with the placements Shard or Replicate", placement, advice)
+            validation.fail("input with the placements Shard or Replicate", placement, advice)
         if dim == 1:
             advice = "A softmax needs all classes of a voxel: redistribute input over the batch or over space."
-            validation.fail(caller, "input that is not sharded over the classes", f"{placement}", advice)
+            validation.fail("input that is not sharded over the classes", f"{placement}", advice)
         of_sums.append(Replicate() if dim is None else Shard(1) if dim == 0 else Partial())
     for name, value in list(given.items())[1:]:
         other: Any = value
@@ -171,13 +173,29 @@ def sharding(caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | 
         if other.device_mesh != whole.device_mesh or got != expected:
             what = f"{name} on the mesh of input with the placements {expected}, as input has {whole.placements}"
             advice = f"Call {name}.redistribute(placements=...) first."
-            validation.fail(caller, what, f"{other.placements} on {other.device_mesh}", advice)
-    if group is not None:
-        ranks = torch.distributed.get_process_group_ranks(None if isinstance(group, str) else group)
-        if set(ranks) & set(whole.device_mesh.mesh.flatten().tolist()) - {torch.distributed.get_rank()}:
-            advice = "Leave group out: the loss of a DTensor is that of the whole already."
-            validation.fail(caller, "a group without the other ranks of input's mesh", f"group={group!r}", advice)
+            validation.fail(what, f"{other.placements} on {other.device_mesh}", advice)
     return Sharded(whole.device_mesh, tuple(of_sums), input.shape[0])
+
+
+def outlines(*given: Any) -> tuple[Any, ...]:
+    """DTensors or None -> what has their whole shape and dtype, and no memory."""
+    return tuple(t if t is None else torch.empty(t.shape, dtype=t.dtype, device="meta") for t in given)
+
+
+def local_parts(*given: Any) -> tuple[Any, ...]:
+    """DTensors or None -> this rank's parts."""
+    return tuple(t if t is None else t.to_local() for t in given)
+
+
+def check_mesh(input: Tensor, group: Any) -> None:
+    """A DTensor's loss is that of the whole already: a group must not add the ranks of its mesh once more."""
+    if group is None or not is_dtensor(input):
+        return
+    mesh: Any = input.device_mesh  # type: ignore[attr-defined]
+    ranks = torch.distributed.get_process_group_ranks(None if isinstance(group, str) else group)
+    if set(ranks) & set(mesh.mesh.flatten().tolist()) - {torch.distributed.get_rank()}:
+        advice = "Leave group out: the loss of a DTensor is that of the whole already."
+        validation.fail("a group without the other ranks of input's mesh", f"group={group!r}", advice)
 
 
 # --- the processes that torchrun starts

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from softdice.losses import LossSettings
 
 
+@validation.public
 def soft_dice_loss(
     input: Tensor,
     target: Tensor,
@@ -33,9 +34,10 @@ def soft_dice_loss(
         >>> softdice.functional.soft_dice_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.1269)
     """
-    return losses.SoftDiceLoss(_channels("soft_dice_loss", input), eps, **settings)(input, target, voxel_weight)
+    return losses.SoftDiceLoss(_channels(input), eps, **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def jaccard_loss(
     input: Tensor,
     target: Tensor,
@@ -52,9 +54,10 @@ def jaccard_loss(
         >>> softdice.functional.jaccard_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.2130)
     """
-    return losses.JaccardLoss(_channels("jaccard_loss", input), eps, **settings)(input, target, voxel_weight)
+    return losses.JaccardLoss(_channels(input), eps, **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def tversky_loss(
     input: Tensor,
     target: Tensor,
@@ -73,11 +76,10 @@ def tversky_loss(
         >>> softdice.functional.tversky_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.1192)
     """
-    return losses.TverskyLoss(_channels("tversky_loss", input), alpha, beta, eps, **settings)(
-        input, target, voxel_weight
-    )
+    return losses.TverskyLoss(_channels(input), alpha, beta, eps, **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def focal_tversky_loss(
     input: Tensor,
     target: Tensor,
@@ -97,11 +99,10 @@ def focal_tversky_loss(
         >>> softdice.functional.focal_tversky_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.2029)
     """
-    return losses.FocalTverskyLoss(_channels("focal_tversky_loss", input), alpha, beta, gamma, eps, **settings)(
-        input, target, voxel_weight
-    )
+    return losses.FocalTverskyLoss(_channels(input), alpha, beta, gamma, eps, **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def generalized_dice_loss(
     input: Tensor,
     target: Tensor,
@@ -119,11 +120,10 @@ def generalized_dice_loss(
         >>> softdice.functional.generalized_dice_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.1192)
     """
-    return losses.GeneralizedDiceLoss(_channels("generalized_dice_loss", input), weighting, eps, **settings)(
-        input, target, voxel_weight
-    )
+    return losses.GeneralizedDiceLoss(_channels(input), weighting, eps, **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def mcc_loss(
     input: Tensor,
     target: Tensor,
@@ -140,9 +140,10 @@ def mcc_loss(
         >>> softdice.functional.mcc_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.2384)
     """
-    return losses.MCCLoss(_channels("mcc_loss", input), eps, **settings)(input, target, voxel_weight)
+    return losses.MCCLoss(_channels(input), eps, **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def squared_dice_loss(
     input: Tensor,
     target: Tensor,
@@ -159,9 +160,10 @@ def squared_dice_loss(
         >>> softdice.functional.squared_dice_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.0159)
     """
-    return losses.SquaredDiceLoss(_channels("squared_dice_loss", input), eps, **settings)(input, target, voxel_weight)
+    return losses.SquaredDiceLoss(_channels(input), eps, **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def dice_semimetric_loss(
     input: Tensor,
     target: Tensor,
@@ -179,11 +181,10 @@ def dice_semimetric_loss(
         >>> softdice.functional.dice_semimetric_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.1192)
     """
-    return losses.DiceSemimetricLoss(_channels("dice_semimetric_loss", input), form, eps, **settings)(
-        input, target, voxel_weight
-    )
+    return losses.DiceSemimetricLoss(_channels(input), form, eps, **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def jaccard_metric_loss(
     input: Tensor,
     target: Tensor,
@@ -201,11 +202,10 @@ def jaccard_metric_loss(
         >>> softdice.functional.jaccard_metric_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.2130)
     """
-    return losses.JaccardMetricLoss(_channels("jaccard_metric_loss", input), form, eps, **settings)(
-        input, target, voxel_weight
-    )
+    return losses.JaccardMetricLoss(_channels(input), form, eps, **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def noise_robust_dice_loss(
     input: Tensor,
     target: Tensor,
@@ -223,11 +223,10 @@ def noise_robust_dice_loss(
         >>> softdice.functional.noise_robust_dice_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.0460)
     """
-    return losses.NoiseRobustDiceLoss(_channels("noise_robust_dice_loss", input), power, eps, **settings)(
-        input, target, voxel_weight
-    )
+    return losses.NoiseRobustDiceLoss(_channels(input), power, eps, **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def exponential_logarithmic_loss(
     input: Tensor,
     target: Tensor,
@@ -245,11 +244,10 @@ def exponential_logarithmic_loss(
         >>> softdice.functional.exponential_logarithmic_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.5384)
     """
-    return losses.ExponentialLogarithmicLoss(_channels("exponential_logarithmic_loss", input), gamma, eps, **settings)(
-        input, target, voxel_weight
-    )
+    return losses.ExponentialLogarithmicLoss(_channels(input), gamma, eps, **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def cross_entropy_loss(
     input: Tensor,
     target: Tensor,
@@ -265,9 +263,10 @@ def cross_entropy_loss(
         >>> softdice.functional.cross_entropy_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.1269)
     """
-    return losses.CrossEntropyLoss(_channels("cross_entropy_loss", input), **settings)(input, target, voxel_weight)
+    return losses.CrossEntropyLoss(_channels(input), **settings)(input, target, voxel_weight)
 
 
+@validation.public
 def focal_loss(
     input: Tensor,
     target: Tensor,
@@ -284,15 +283,15 @@ def focal_loss(
         >>> softdice.functional.focal_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
         tensor(0.0018)
     """
-    return losses.FocalLoss(_channels("focal_loss", input), gamma, **settings)(input, target, voxel_weight)
+    return losses.FocalLoss(_channels(input), gamma, **settings)(input, target, voxel_weight)
 
 
-def _channels(caller: str, input: Tensor) -> int:
+def _channels(input: Tensor) -> int:
     """input (B, C, *S) -> C."""
     if not isinstance(input, Tensor):
         advice = "Wrap input in torch.as_tensor."
-        validation.fail(caller, "input to be a Tensor", type(input).__name__, advice, TypeError)
+        validation.fail("input to be a Tensor", type(input).__name__, advice, TypeError)
     if input.ndim < 3:
         advice = "Add the missing dimension with unsqueeze."
-        validation.fail(caller, "input of shape (B, C, *S)", tuple(input.shape), advice)
+        validation.fail("input of shape (B, C, *S)", tuple(input.shape), advice)
     return input.shape[1]

@@ -127,6 +127,7 @@ def squared_dice(stats: OverlapStatistics, *, eps: float = 1e-5) -> Tensor:
     return (2 * stats.intersection + eps) / (stats.prediction_squared + stats.target_squared + eps)
 
 
+@validation.public
 def generalized_dice(
     stats: OverlapStatistics,
     *,
@@ -166,7 +167,7 @@ def generalized_dice(
     Source: C. H. Sudre et al., "Generalised Dice overlap as a deep learning loss function for highly unbalanced
     segmentations", DLMIA 2017.
     """
-    validation.choice("generalized_dice", "weighting", weighting, ("square", "simple", "uniform"))
+    validation.choice("weighting", weighting, ("square", "simple", "uniform"))
     target, present = stats.target, stats.target > 0
     if class_weight is not None:
         present = present & (class_weight > 0)
@@ -216,6 +217,7 @@ def mcc(stats: OverlapStatistics, *, eps: float = 1e-5) -> Tensor:
     return (covariance + e) / spread.sqrt()
 
 
+@validation.public
 def dice_semimetric(stats: OverlapStatistics, *, form: Literal["sum", "product"] = "sum", eps: float = 1e-5) -> Tensor:
     """statistics -> a Dice coefficient that is right for soft labels, per class.
 
@@ -243,11 +245,12 @@ def dice_semimetric(stats: OverlapStatistics, *, form: Literal["sum", "product"]
     Source: Z. Wang, T. Popordanoska, J. Bertels, R. Lemmens, M. B. Blaschko, "Dice semimetric losses: optimizing the
     Dice score with soft labels", MICCAI 2023, DML1 and DML2.
     """
-    validation.choice("dice_semimetric", "form", form, ("sum", "product"))
+    validation.choice("form", form, ("sum", "product"))
     extent = stats.prediction + stats.target if form == "sum" else 2 * stats.intersection + stats.difference
     return 1 - stats.difference / (extent + eps)
 
 
+@validation.public
 def jaccard_metric(stats: OverlapStatistics, *, form: Literal["sum", "product"] = "sum", eps: float = 1e-5) -> Tensor:
     """statistics -> a Jaccard index that is right for soft labels, per class.
 
@@ -275,7 +278,7 @@ def jaccard_metric(stats: OverlapStatistics, *, form: Literal["sum", "product"] 
     Source: Z. Wang, X. Ning, M. B. Blaschko, "Jaccard metric losses: optimizing the Jaccard index with soft labels",
     NeurIPS 2023, JML1 and JML2.
     """
-    validation.choice("jaccard_metric", "form", form, ("sum", "product"))
+    validation.choice("form", form, ("sum", "product"))
     if form == "sum":
         return 1 - 2 * stats.difference / (stats.prediction + stats.target + stats.difference + eps)
     return 1 - stats.difference / (stats.intersection + stats.difference + eps)

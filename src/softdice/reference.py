@@ -11,21 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FIELDS = (
-    "intersection",
-    "prediction",
-    "target",
-    "prediction_squared",
-    "target_squared",
-    "difference",
-    "cross_entropy",
-    "focal",
-    "voxels",
-    "labelled",
-)
-"""Names of the statistics, in the order in which every backend returns those that are asked for."""
-
-ACTIVATIONS = ("none", "softmax", "sigmoid")
+from softdice.settings import Pass
 
 
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -56,13 +42,7 @@ def statistics(
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
-    *,
-    fields: tuple[str, ...],
-    activation: str = "none",
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    gamma: float = 2.0,
-    power: float = 1.0,
+    settings: Pass,
 ) -> Tensor:
     """input, target -> the sums over the voxels of each sample and class, (len(fields), B, C).
 
@@ -86,8 +66,11 @@ def statistics(
         target: (B, V) integer labels (for C = 1: 1 is in the class), or (B, C, V) values in [0, 1].
         weight: (B, V), >= 0, or None for 1.
         regions: (R, C) bool, the classes of which each region is the union, or None. With it, C above reads R.
+        settings: the statistics wanted, the activation, and the exponents; `settings.regions` is in `regions`.
     """
-    prob_BCV, log_p_BCV, log_q_BCV, valid_BV = _probabilities(input, target, weight, activation, ignore_index)
+    activation, gamma, power = settings.activation, settings.gamma, settings.power
+    label_smoothing = settings.label_smoothing
+    prob_BCV, log_p_BCV, log_q_BCV, valid_BV = _probabilities(input, target, weight, activation, settings.ignore_index)
     true_BCV = _true_values(target, input.shape[1], prob_BCV.dtype)
     if weight is not None:  # nor a NaN in the target there
         true_BCV = torch.where(valid_BV.unsqueeze(1), true_BCV, 0.0)
@@ -133,7 +116,7 @@ def statistics(
         value_BCV = -true_BCV * hard_p * log_p_BCV
         return value_BCV if activation != "sigmoid" else value_BCV - (1 - true_BCV) * hard_q * log_q_BCV
 
-    return torch.stack([(term(name) * weight_B1V).sum(-1) for name in fields])
+    return torch.stack([(term(name) * weight_B1V).sum(-1) for name in settings.fields])
 
 
 def _probabilities(

@@ -65,6 +65,7 @@ class SystemState:
         return {"generator": self.generator(), "worker_init_fn": self.worker_init_fn}
 
 
+@validation.public
 def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig) -> SystemState:
     """configuration -> seeded generators and cuDNN flags.
 
@@ -97,12 +98,12 @@ def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig
     config = system_config() if isinstance(system_config, type) else system_config
     if not isinstance(config, SystemConfig):
         advice = "Write setup_system(SystemConfig(seed=42))."
-        validation.fail("setup_system", "a SystemConfig", repr(config), advice, TypeError)
+        validation.fail("a SystemConfig", repr(config), advice, TypeError)
     seed, rank = config.seed, _rank()
     if isinstance(seed, bool) or not isinstance(seed, int):
-        validation.fail("setup_system", "seed to be an int", repr(seed), "Pass a whole number.", TypeError)
+        validation.fail("seed to be an int", repr(seed), "Pass a whole number.", TypeError)
     if not 0 <= seed < 2**32 - rank:
-        validation.fail("setup_system", "seed in [0, 2^32)", seed, "NumPy takes no other.")
+        validation.fail("seed in [0, 2^32)", seed, "NumPy takes no other.")
     seed += rank
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the seed document seeds the legacy generator

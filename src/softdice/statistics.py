@@ -1,4 +1,4 @@
-"""logits, target -> statistics: the only stage that sees voxels.
+"""logits, target -> statistics: the only stage that sees voxels. `measure` validates and chooses a backend.
 
 Everything after this module is ordinary PyTorch on tensors of a few hundred numbers.
 """
@@ -6,7 +6,6 @@ Everything after this module is ordinary PyTorch on tensors of a few hundred num
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from softdice import distributed, reference, validation
 from softdice.kernels import registry
-from softdice.reference import FIELDS
+from softdice.settings import FIELDS, Pass
 
 
 class OverlapStatistics:
@@ -51,6 +50,11 @@ class OverlapStatistics:
     def __init__(self, sums: Mapping[str, Tensor]) -> None:
         self._sums = dict(sums)
 
+    @classmethod
+    def unstack(cls, fields: Sequence[str], sums: Tensor) -> OverlapStatistics:
+        """names, sums (len(fields), B, C) or (len(fields), C) -> statistics."""
+        return cls(dict(zip(fields, sums.unbind(0), strict=True)))
+
     def __getattr__(self, name: str) -> Tensor:
         if name in FIELDS:
             if name in self._sums:
@@ -81,6 +85,7 @@ class OverlapStatistics:
             return self
         return OverlapStatistics({name: value.sum(0) for name, value in self._sums.items()})
 
+    @validation.public
     def all_reduce(self, group: Any = "world") -> OverlapStatistics:
         """pooled (C,) statistics of this rank -> the sums over all ranks of the group, in one all-reduce.
 
@@ -93,13 +98,12 @@ class OverlapStatistics:
             ValueError: per-sample statistics, since sample 0 of one rank is not sample 0 of another.
             RuntimeError: no process group, or a rank that did not take part in time.
         """
-        caller = "OverlapStatistics.all_reduce"
         if not self.pooled:
             shape = tuple(next(iter(self._sums.values())).shape)
             advice = "Add the samples up first: stats.pool().all_reduce(group)."
-            validation.fail(caller, "pooled statistics, (C,)", f"statistics per sample, {shape}", advice)
-        sums = distributed.all_reduce(caller, torch.stack(tuple(self._sums.values())), group)
-        return OverlapStatistics(dict(zip(self._sums, sums.unbind(0), strict=True)))
+            validation.fail("pooled statistics, (C,)", f"statistics per sample, {shape}", advice)
+        sums = distributed.all_reduce(torch.stack(tuple(self._sums.values())), group)
+        return OverlapStatistics.unstack(self.fields, sums)
 
     def select(self, classes: Sequence[int]) -> OverlapStatistics:
         """statistics -> those of the classes named, in that order."""
@@ -110,16 +114,13 @@ class OverlapStatistics:
         """statistics -> the same with `value` in every field where `where` is true; no gradient passes there."""
         return OverlapStatistics({name: torch.where(where, value, field) for name, field in self._sums.items()})
 
+    @validation.public
     def __add__(self, other: OverlapStatistics) -> OverlapStatistics:
         if not isinstance(other, OverlapStatistics):
             return NotImplemented
         if self.fields != other.fields:
-            validation.fail(
-                "OverlapStatistics.__add__",
-                f"the fields {', '.join(self.fields)}",
-                ", ".join(other.fields),
-                "Ask both passes for the same fields.",
-            )
+            advice = "Ask both passes for the same fields."
+            validation.fail(f"the fields {', '.join(self.fields)}", ", ".join(other.fields), advice)
         return OverlapStatistics({name: value + other._sums[name] for name, value in self._sums.items()})
 
     def __repr__(self) -> str:
@@ -127,133 +128,83 @@ class OverlapStatistics:
         return f"OverlapStatistics({rows}\n)"
 
 
-@dataclass(frozen=True)
-class Pass:
-    """What one pass over the voxels has to know; losses that agree on it share the pass."""
-
-    activation: str = "none"
-    ignore_index: int | None = None
-    label_smoothing: float = 0.0
-    regions: tuple[tuple[int, ...], ...] | None = None
-    validate: bool = True
-    gamma: float = 2.0
-    power: float = 1.0
-    fields: tuple[str, ...] = FIELDS
-    group: Any = None
-
-    def checked(self, caller: str) -> Pass:
-        """Itself, with the fields in the package's order; or an error that names the setting."""
-        validation.pass_settings(
-            caller,
-            self.activation,
-            self.ignore_index,
-            self.label_smoothing,
-            self.gamma,
-            self.power,
-            self.fields,
-            self.regions,
-        )
-        distributed.check_group(caller, self.group)
-        ordered = tuple(name for name in FIELDS if name in self.fields)
-        return replace(self, fields=ordered)
-
-    def __call__(
-        self, caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | None, num_classes: int | None = None
-    ) -> OverlapStatistics:
-        """input, target -> statistics: check, choose a backend, differentiate. Of a DTensor, those of the whole."""
-        sharded = distributed.sharding(caller, input, target, voxel_weight, self.group)
-        if sharded is None:
-            return self.named(self.sums(caller, *self.prepare(caller, input, target, voxel_weight, num_classes)))
-        given: list[Any] = [input, target, voxel_weight]
-        x: Any
-        y: Any
-        x, y, w = (t if t is None else torch.empty(t.shape, dtype=t.dtype, device="meta") for t in given)
-        validation.tensors(caller, x, y, w, num_classes, self.ignore_index, False)  # the whole's shapes, on every rank
-        x, y, w = (t if t is None else t.to_local() for t in given)
-        return self.named(sharded.whole(caller, self.sums(caller, *self.prepare(caller, x, y, w, num_classes))))
-
-    def prepare(
-        self, caller: str, input: Tensor, target: Tensor, voxel_weight: Tensor | None, num_classes: int | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """What a user has -> input (B, C, V), target, weight (B, V) or None, regions (R, C) or None; checked."""
-        if distributed.is_dtensor(input) or distributed.is_dtensor(target):
-            advice = "Compute the logits and call the loss with them, or pass the local parts to a loss with group."
-            validation.fail(caller, "plain tensors", "a DTensor", advice, TypeError)
-        input, target, weight = validation.tensors(
-            caller, input, target, voxel_weight, num_classes, self.ignore_index, self.validate
-        )
-        regions = None
-        if self.regions is not None:
-            regions = _membership(caller, self.regions, input.shape[1], input.device)
-        return input, target, weight, regions
-
-    def sums(
-        self,
-        caller: str,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        regions: Tensor | None,
-        backend: str | None = None,
-    ) -> Tensor:
-        """What `prepare` returned -> sums (len(fields), B, C), by the backend named, else by the one in force."""
-        backend = backend or registry.choose(input, target, weight)
-        if backend == "reference":
-            if self.validate:
-                validation.values(caller, input, target, weight, self.activation, self.ignore_index)
-            return self._reference(input, target, weight, regions)
-        from softdice.kernels import ops
-
-        return ops.statistics(caller, self, input, target, weight, regions, backend)
-
-    def gradient(
-        self,
-        grad: Tensor,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        regions: Tensor | None,
-        backend: str,
-    ) -> Tensor:
-        """dL/dsums, and what made the sums -> dL/dinput, for code that keeps no graph of its own."""
-        if backend == "reference":
-            with torch.enable_grad():
-                input = input.detach().requires_grad_()
-                return torch.autograd.grad(self._reference(input, target, weight, regions), input, grad)[0]
-        from softdice.kernels import ops
-
-        return ops.gradient(self, grad, input, target, weight, regions, backend)
-
-    def named(self, sums: Tensor) -> OverlapStatistics:
-        """sums (len(fields), B, C) -> statistics (B, C); or, with a group, its ranks' together, pooled (C,)."""
-        stats = OverlapStatistics(dict(zip(self.fields, sums.unbind(0), strict=True)))
-        return stats if self.group is None else stats.pool().all_reduce(self.group)
-
-    def _reference(self, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None) -> Tensor:
-        return reference.statistics(
-            input,
-            target,
-            weight,
-            regions,
-            fields=self.fields,
-            activation=self.activation,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            gamma=self.gamma,
-            power=self.power,
-        )
+def measure(
+    input: Tensor, target: Tensor, voxel_weight: Tensor | None, settings: Pass, num_classes: int | None = None
+) -> OverlapStatistics:
+    """What a user has, and the settings of the pass -> statistics (B, C). Of a DTensor, those of the whole."""
+    sharded = distributed.sharding(input, target, voxel_weight)
+    if sharded is not None:
+        x, y, w = distributed.outlines(input, target, voxel_weight)
+        validation.tensors(x, y, w, num_classes, settings.ignore_index, False)  # the whole's shapes, on every rank
+        input, target, voxel_weight = distributed.local_parts(input, target, voxel_weight)
+    sums = sum_voxels(*prepare(input, target, voxel_weight, settings, num_classes), settings)
+    return OverlapStatistics.unstack(settings.fields, sums if sharded is None else sharded.whole(sums))
 
 
-def _membership(caller: str, regions: tuple[tuple[int, ...], ...], num_classes: int, device: torch.device) -> Tensor:
+def prepare(
+    input: Tensor, target: Tensor, voxel_weight: Tensor | None, settings: Pass, num_classes: int | None = None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """What a user has -> input (B, C, V), target, weight (B, V) or None, regions (R, C) or None; checked."""
+    if distributed.is_dtensor(input) or distributed.is_dtensor(target):
+        advice = "Compute the logits and call the loss with them, or pass the local parts to a loss with group."
+        validation.fail("plain tensors", "a DTensor", advice, TypeError)
+    input, target, weight = validation.tensors(
+        input, target, voxel_weight, num_classes, settings.ignore_index, settings.validate
+    )
+    regions = None if settings.regions is None else _membership(settings.regions, input.shape[1], input.device)
+    return input, target, weight, regions
+
+
+def _membership(regions: tuple[tuple[int, ...], ...], num_classes: int, device: torch.device) -> Tensor:
     """regions -> (R, C) bool, which class belongs to which region.
 
     Made anew each time: a cached tensor would be an inference tensor after validation under `torch.inference_mode`,
     and unusable in the next training step.
     """
-    numbers = [validation.class_numbers(caller, "regions", region, num_classes) for region in regions]
+    numbers = [validation.class_numbers("regions", region, num_classes) for region in regions]
     return torch.tensor([[c in region for c in range(num_classes)] for region in numbers], device=device)
 
 
+def sum_voxels(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    settings: Pass,
+    backend: str | None = None,
+) -> Tensor:
+    """What `prepare` returned -> sums (len(fields), B, C), by the backend named, else by the one in force."""
+    backend = backend or registry.choose(input, target, weight)
+    if backend == "reference":
+        if settings.validate:
+            validation.values(input, target, weight, settings.activation, settings.ignore_index)
+        return reference.statistics(input, target, weight, regions, settings)
+    from softdice.kernels import ops
+
+    return ops.statistics(input, target, weight, regions, settings, backend)
+
+
+def gradient(
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    settings: Pass,
+    backend: str,
+) -> Tensor:
+    """dL/dsums, and what `sum_voxels` took -> dL/dinput, for code that keeps no graph of its own."""
+    if backend == "reference":
+        with torch.enable_grad():
+            input = input.detach().requires_grad_()
+            sums = reference.statistics(input, target, weight, regions, settings)
+            return torch.autograd.grad(sums, input, grad)[0]
+    from softdice.kernels import ops
+
+    return ops.gradient(grad, input, target, weight, regions, settings, backend)
+
+
+@validation.public
 def overlap_statistics(
     input: Tensor,
     target: Tensor,
@@ -310,7 +261,6 @@ def overlap_statistics(
 
     Source: the sums behind F. Milletari, N. Navab, S.-A. Ahmadi, "V-Net", 3DV 2016, and the losses that followed it.
     """
-    caller = "overlap_statistics"
-    frozen = validation.frozen_regions(caller, regions)
+    frozen = validation.frozen_regions(regions)
     settings = Pass(activation, ignore_index, label_smoothing, frozen, validate, gamma, power, tuple(fields))
-    return settings.checked(caller)(caller, input, target, voxel_weight)
+    return measure(input, target, voxel_weight, validation.pass_settings(settings))

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.statistics import OverlapStatistics, Pass
+from softdice.settings import Pass
+from softdice.statistics import OverlapStatistics, measure
 
 
 def sums(
-    caller: str,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -28,7 +28,7 @@ def sums(
     Labels, per-class values and weights are checked always. Without an activation the libraries take any number for a
     probability, and so does this, unless `probabilities` asks for the check because a formula holds only in [0, 1].
     """
-    run = Pass(
+    settings = Pass(
         activation=activation,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
@@ -36,11 +36,12 @@ def sums(
         gamma=gamma,
         power=power,
         fields=tuple(dict.fromkeys(fields)),
-    ).checked(caller)
-    if not run.validate:
-        flat = validation.tensors(caller, input, target, weight, None, ignore_index, True)
-        validation.values(caller, *flat, "softmax", ignore_index)
-    return run(caller, input, target, weight)
+    )
+    settings = validation.pass_settings(settings)
+    if not settings.validate:
+        flat = validation.tensors(input, target, weight, None, ignore_index, True)
+        validation.values(*flat, "softmax", ignore_index)
+    return measure(input, target, weight, settings)
 
 
 def one_by_one(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,19 +67,19 @@ def per_class(stats: OverlapStatistics, channels: int) -> OverlapStatistics:
     return OverlapStatistics({name: getattr(stats, name).view(-1, channels) for name in stats.fields})
 
 
-def hard(caller: str, target: Tensor) -> None:
+def hard(target: Tensor) -> None:
     """Refuse per-class values between 0 and 1 where the other library's formula for them is no sum over voxels."""
     if target.is_floating_point() and bool(((target != 0) & (target != 1)).any()):
         got = f"values such as {target[(target != 0) & (target != 1)][0].item():g}"
-        validation.fail(caller, "a target of zeros and ones", got, "Round it, or use softdice.FocalLoss.")
+        validation.fail("a target of zeros and ones", got, "Round it, or use softdice.FocalLoss.")
 
 
-def binary_mask(caller: str, mask: Tensor) -> Tensor:
+def binary_mask(mask: Tensor) -> Tensor:
     """A mask of zeros and ones -> bool; an error for anything between."""
     wrong = (mask != 0) & (mask != 1)
     if bool(wrong.any()):
         advice = "Fractional masks enter the libraries' sums squared; pass voxel_weight to a softdice loss."
-        validation.fail(caller, "a mask of zeros and ones", f"{mask[wrong][0].item():g}", advice)
+        validation.fail("a mask of zeros and ones", f"{mask[wrong][0].item():g}", advice)
     return mask != 0
 
 

@@ -23,6 +23,7 @@ Weight = Sequence[float] | float | Tensor | None
 class MonaiLoss(nn.Module):
     """What MONAI's losses share: how input becomes probabilities, and target per-class values."""
 
+    @validation.public
     def __init__(
         self,
         include_background: bool,
@@ -34,15 +35,14 @@ class MonaiLoss(nn.Module):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        caller = type(self).__name__
         if other_act is not None and not callable(other_act):
-            validation.fail(caller, "other_act to be callable", repr(other_act), "Pass a function.", TypeError)
+            validation.fail("other_act to be callable", repr(other_act), "Pass a function.", TypeError)
         chosen = [name for name, on in (("sigmoid", sigmoid), ("softmax", softmax), ("other_act", other_act)) if on]
         if len(chosen) > 1:
             advice = "Keep the one that turns input into probabilities."
-            validation.fail(caller, "at most one of sigmoid, softmax, other_act", " and ".join(chosen), advice)
+            validation.fail("at most one of sigmoid, softmax, other_act", " and ".join(chosen), advice)
         self.reduction = getattr(reduction, "value", reduction)  # MONAI's LossReduction or its word
-        validation.choice(caller, "reduction", self.reduction, ("mean", "sum", "none"))
+        validation.choice("reduction", self.reduction, ("mean", "sum", "none"))
         self.include_background, self.to_onehot_y = include_background, to_onehot_y
         self.sigmoid, self.softmax, self.other_act = sigmoid, softmax, other_act
         self.ignore_index = ignore_index
@@ -66,7 +66,7 @@ class MonaiLoss(nn.Module):
         if tuple(target.shape) != expected:
             advice = "Set to_onehot_y=True for a label map." if not labels else "With to_onehot_y it is a label map."
             got = tuple(target.shape)
-            validation.fail(type(self).__name__, f"target of shape {expected}", got, advice, AssertionError)
+            validation.fail(f"target of shape {expected}", got, advice, AssertionError)
         return labels
 
     def counted(self, stats: OverlapStatistics) -> OverlapStatistics:
@@ -88,7 +88,7 @@ class MonaiLoss(nn.Module):
             return torch.where(keep, target, 0), keep, None
         if 0 <= self.ignore_index < target.shape[1]:
             ignored = target[:, self.ignore_index : self.ignore_index + 1]
-            return target, ~binary_mask(type(self).__name__, ignored), None
+            return target, ~binary_mask(ignored), None
         return target, target.sum(1, keepdim=True) > 0, None
 
     def reduced(self, cost: Tensor, ndim: int) -> Tensor:
@@ -122,11 +122,11 @@ def confusion_fields(squared: bool, soft_label: bool) -> tuple[str, ...]:
     return ("prediction", "target", "difference" if soft_label else "intersection", "voxels")
 
 
-def checked_weight(caller: str, weight: Tensor, cost: Tensor) -> Tensor:
+def checked_weight(weight: Tensor, cost: Tensor) -> Tensor:
     """MONAI's weight, one number or one per class that counts -> (C,)."""
     if weight.ndim > 0 and weight.shape[0] != cost.shape[-1]:
         advice = "With include_background=False leave out the weight of class 0."
-        validation.fail(caller, f"{cost.shape[-1]} weights, one per class", weight.shape[0], advice)
+        validation.fail(f"{cost.shape[-1]} weights, one per class", weight.shape[0], advice)
     if bool((weight < 0).any()):
-        validation.fail(caller, "weight >= 0", weight.tolist(), "Pass other weights.")
+        validation.fail("weight >= 0", weight.tolist(), "Pass other weights.")
     return weight.to(cost).expand(cost.shape[-1])

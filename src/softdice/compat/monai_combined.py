@@ -35,6 +35,7 @@ class FocalLoss(MonaiLoss):
 
     class_weight: Tensor | None
 
+    @validation.public
     def __init__(
         self,
         include_background: bool = True,
@@ -47,14 +48,14 @@ class FocalLoss(MonaiLoss):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(include_background, to_onehot_y, False, False, None, reduction, ignore_index)
-        no_map(type(self).__name__, self.reduction)
+        no_map(self.reduction)
         self.gamma, self.use_softmax = gamma, use_softmax
         self.alpha = None if alpha is None else torch.as_tensor(alpha, dtype=torch.float32)
         self.register_buffer("class_weight", None if weight is None else torch.as_tensor(weight))
 
+    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        caller = type(self).__name__
         labels = self.labelled(input, target)
         target, weight, ignore_index = self.valid(target, labels)
         if self.use_softmax and not self.include_background and input.shape[1] > 1:
@@ -66,13 +67,12 @@ class FocalLoss(MonaiLoss):
                 )
             input, target = input[:, 1:], target[:, 1:]
         if not self.use_softmax:
-            hard(caller, target)
+            hard(target)
         if self.alpha is not None and not self.use_softmax:
             stats = self._balanced(input, target, weight, ignore_index)
         else:
             activation = "softmax" if self.use_softmax else "sigmoid"
             stats = sums(
-                caller,
                 input,
                 target,
                 weight,
@@ -85,7 +85,6 @@ class FocalLoss(MonaiLoss):
 
     def from_statistics(self, stats: OverlapStatistics, voxels: int) -> Tensor:
         """statistics (B, C), voxels of a sample -> loss."""
-        caller = type(self).__name__
         if not self.use_softmax:
             stats = self.counted(stats)
         focal = stats.focal
@@ -94,8 +93,8 @@ class FocalLoss(MonaiLoss):
         if self.class_weight is not None:
             if focal.shape[-1] == 1 and self.class_weight.ndim > 0:
                 advice = "Pass one number."
-                validation.fail(caller, "one weight for one channel", tuple(self.class_weight.shape), advice)
-            focal = focal * checked_weight(caller, self.class_weight, focal)
+                validation.fail("one weight for one channel", tuple(self.class_weight.shape), advice)
+            focal = focal * checked_weight(self.class_weight, focal)
         valid = stats.voxels[:, :1]
         tiny = torch.finfo(torch.float32).eps
         if self.reduction == "sum":  # the mean over space, added over samples and classes
@@ -110,7 +109,7 @@ class FocalLoss(MonaiLoss):
         if self.alpha.ndim > 0:
             if self.alpha.shape[0] != channels:
                 got = self.alpha.shape[0]
-                validation.fail(type(self).__name__, f"{channels} values of alpha", got, "Give one per class.")
+                validation.fail(f"{channels} values of alpha", got, "Give one per class.")
             return self.alpha.to(focal)
         if not self.include_background:
             warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=4)
@@ -131,16 +130,15 @@ class FocalLoss(MonaiLoss):
             skipped = channels - alpha.shape[0]
             if skipped != (0 if self.include_background or channels == 1 else 1):
                 got = alpha.shape[0]
-                validation.fail(type(self).__name__, "one alpha per class that counts", got, "Give one per class.")
+                validation.fail("one alpha per class that counts", got, "Give one per class.")
             positive = torch.nn.functional.pad(alpha, (skipped, 0)).repeat(input.shape[0]).view(-1, 1, 1)
             balance = torch.where(truth > 0, positive, 1.0)
         else:
             balance = torch.where(truth > 0, alpha, 1 - alpha)
         if keep is not None:
             balance = balance * keep.flatten(1).repeat_interleave(channels, 0).unsqueeze(1)
-        caller = type(self).__name__
         stats = per_class(
-            sums(caller, scores, truth, balance, fields=("focal",), activation="sigmoid", gamma=self.gamma), channels
+            sums(scores, truth, balance, fields=("focal",), activation="sigmoid", gamma=self.gamma), channels
         )
         voxels = torch.full_like(stats.focal, count(input))
         if keep is not None:
@@ -167,6 +165,7 @@ class DiceCELoss(nn.Module):
 
     weight: Tensor | None
 
+    @validation.public
     def __init__(
         self,
         include_background: bool = True,
@@ -186,11 +185,10 @@ class DiceCELoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        caller = type(self).__name__
         self.reduction = getattr(reduction, "value", reduction)
-        validation.choice(caller, "reduction", self.reduction, ("mean", "sum"))
-        validation.number(caller, "lambda_dice", lambda_dice, 0)
-        validation.number(caller, "lambda_ce", lambda_ce, 0)
+        validation.choice("reduction", self.reduction, ("mean", "sum"))
+        validation.number("lambda_dice", lambda_dice, 0)
+        validation.number("lambda_ce", lambda_ce, 0)
         per = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
         self.register_buffer("weight", per, persistent=False)
         dice_weight = per if per is None or include_background or per.ndim == 0 else per[1:]
@@ -210,10 +208,10 @@ class DiceCELoss(nn.Module):
         )
         self.lambda_dice, self.lambda_ce, self.label_smoothing = lambda_dice, lambda_ce, label_smoothing
 
+    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        caller = type(self).__name__
-        fitting_channels(caller, input, target)
+        fitting_channels(input, target)
         binary = input.shape[1] == 1
         activation = "sigmoid" if binary else "softmax"
         smoothing = 0.0 if binary else self.label_smoothing  # MONAI does not smooth the binary one
@@ -222,7 +220,7 @@ class DiceCELoss(nn.Module):
         own = self.dice.statistics(input, target, (*self.dice.fields, *fields) if shared else self.dice.fields)
         entropy = own
         if not shared:
-            entropy = sums(caller, input, target, fields=fields, activation=activation, label_smoothing=smoothing)
+            entropy = sums(input, target, fields=fields, activation=activation, label_smoothing=smoothing)
         term = self._binary(entropy, input, target) if binary else self._entropy(entropy, input, target)
         return self.lambda_dice * self.dice.from_statistics(own, input.ndim) + self.lambda_ce * term
 
@@ -240,10 +238,9 @@ class DiceCELoss(nn.Module):
         if self.weight is not None:  # the positive part once more: the sum of y (-ln p), with y for a weight
             if self.weight.numel() != 1:
                 got = tuple(self.weight.shape)
-                validation.fail(type(self).__name__, "one weight for one channel", got, "Pass one number.")
+                validation.fail("one weight for one channel", got, "Pass one number.")
             sure = torch.ones_like(target, dtype=torch.bool)
-            caller = type(self).__name__
-            positive = sums(caller, input, sure, target, fields=("cross_entropy",), activation="sigmoid")
+            positive = sums(input, sure, target, fields=("cross_entropy",), activation="sigmoid")
             total = total + (self.weight.view(()) - 1) * positive.cross_entropy.sum()
         return total if self.reduction == "sum" else total / input.numel()
 
@@ -264,6 +261,7 @@ class DiceFocalLoss(nn.Module):
     Source: W. Zhu et al., "AnatomyNet", Medical Physics 46, 2019; MONAI 1.6.1, monai/losses/dice.py.
     """
 
+    @validation.public
     def __init__(
         self,
         include_background: bool = True,
@@ -284,9 +282,8 @@ class DiceFocalLoss(nn.Module):
         alpha: float | None = None,
     ) -> None:
         super().__init__()
-        caller = type(self).__name__
-        validation.number(caller, "lambda_dice", lambda_dice, 0)
-        validation.number(caller, "lambda_focal", lambda_focal, 0)
+        validation.number("lambda_dice", lambda_dice, 0)
+        validation.number("lambda_focal", lambda_focal, 0)
         self.dice = DiceLoss(
             include_background,
             to_onehot_y,
@@ -304,9 +301,10 @@ class DiceFocalLoss(nn.Module):
         self.focal = FocalLoss(include_background, to_onehot_y, gamma, alpha, weight, reduction)
         self.lambda_dice, self.lambda_focal = lambda_dice, lambda_focal
 
+    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        fitting_channels(type(self).__name__, input, target)
+        fitting_channels(input, target)
         return with_focal(self.dice, self.focal, self.lambda_dice, self.lambda_focal, input, target)
 
 
@@ -324,6 +322,7 @@ class GeneralizedDiceFocalLoss(nn.Module):
         tensor(0.6931)
     """
 
+    @validation.public
     def __init__(
         self,
         include_background: bool = True,
@@ -342,9 +341,8 @@ class GeneralizedDiceFocalLoss(nn.Module):
         lambda_focal: float = 1.0,
     ) -> None:
         super().__init__()
-        caller = type(self).__name__
-        validation.number(caller, "lambda_gdl", lambda_gdl, 0)
-        validation.number(caller, "lambda_focal", lambda_focal, 0)
+        validation.number("lambda_gdl", lambda_gdl, 0)
+        validation.number("lambda_focal", lambda_focal, 0)
         self.generalized_dice = GeneralizedDiceLoss(
             include_background,
             to_onehot_y,
@@ -360,9 +358,10 @@ class GeneralizedDiceFocalLoss(nn.Module):
         self.focal = FocalLoss(include_background, to_onehot_y, gamma, None, weight, reduction)
         self.lambda_gdl, self.lambda_focal = lambda_gdl, lambda_focal
 
+    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        fitting_channels(type(self).__name__, input, target)
+        fitting_channels(input, target)
         return with_focal(self.generalized_dice, self.focal, self.lambda_gdl, self.lambda_focal, input, target)
 
 
@@ -372,21 +371,21 @@ def with_focal(
     """a dice + b focal, from one pass where both see a sigmoid."""
     if not dice.sigmoid or focal.alpha is not None:
         return a * dice(input, target) + b * focal(input, target)
-    hard(type(focal).__name__, target)
+    hard(target)
     stats = dice.statistics(input, target, (*dice.fields, *FOCAL), gamma=focal.gamma)
     return a * dice.from_statistics(stats, input.ndim) + b * focal.from_statistics(stats, count(input))
 
 
-def fitting_channels(caller: str, input: Tensor, target: Tensor) -> None:
+def fitting_channels(input: Tensor, target: Tensor) -> None:
     """MONAI's combined losses want a channel dimension in the target, of 1 or as many as input has."""
     if input.ndim != target.ndim or target.shape[1] not in (1, input.shape[1]):
         expected = f"target of shape (B, 1, *S) or (B, {input.shape[1]}, *S)"
         advice = "Add the channel dimension with unsqueeze(1), or one channel per class."
-        validation.fail(caller, expected, tuple(target.shape), advice)
+        validation.fail(expected, tuple(target.shape), advice)
 
 
-def no_map(caller: str, reduction: str) -> None:
+def no_map(reduction: str) -> None:
     """Refuse what no sum over voxels can give."""
     if reduction == "none":
         advice = "The pass never makes a map of the voxels."
-        validation.fail(caller, "reduction 'mean' or 'sum'", "'none'", advice)
+        validation.fail("reduction 'mean' or 'sum'", "'none'", advice)

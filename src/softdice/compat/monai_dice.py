@@ -33,6 +33,7 @@ class DiceLoss(MonaiLoss):
 
     class_weight: Tensor | None
 
+    @validation.public
     def __init__(
         self,
         include_background: bool = True,
@@ -56,6 +57,7 @@ class DiceLoss(MonaiLoss):
         self.register_buffer("class_weight", None if weight is None else torch.as_tensor(weight))
         self.fields = confusion_fields(squared_pred, soft_label)
 
+    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
         return self.from_statistics(self.statistics(input, target, self.fields), input.ndim)
@@ -68,7 +70,6 @@ class DiceLoss(MonaiLoss):
         labels = self.labelled(input, target)
         target, weight, ignore_index = self.valid(target, labels)
         return sums(
-            type(self).__name__,
             input,
             target,
             weight if mask is None else mask,
@@ -87,7 +88,7 @@ class DiceLoss(MonaiLoss):
             fp, fn = fp / 2, fn / 2
         cost = 1 - (2 * tp + self.smooth_nr) / (2 * (tp + fp + fn) + self.smooth_dr)
         if self.class_weight is not None and cost.shape[-1] != 1:
-            cost = cost * checked_weight(type(self).__name__, self.class_weight, cost)
+            cost = cost * checked_weight(self.class_weight, cost)
         return self.reduced(cost, ndim)
 
 
@@ -108,6 +109,7 @@ class MaskedDiceLoss(DiceLoss):
         tensor(0.3333)
     """
 
+    @validation.public
     def __init__(
         self,
         include_background: bool = True,
@@ -140,16 +142,16 @@ class MaskedDiceLoss(DiceLoss):
             soft_label,
         )
 
+    @validation.public
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """input, target, mask -> loss."""
-        caller = type(self).__name__
         if mask is None:
             warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=2)
             return super().forward(input, target)
         if mask.shape[0] not in (1, input.shape[0]) or tuple(mask.shape[1:]) != (1, *input.shape[2:]):
             expected = f"mask of shape {(input.shape[0], 1, *input.shape[2:])}"
-            validation.fail(caller, expected, tuple(mask.shape), "Give one mask for the batch or one per sample.")
-        keep = binary_mask(caller, mask).expand(input.shape[0], 1, *input.shape[2:])
+            validation.fail(expected, tuple(mask.shape), "Give one mask for the batch or one per sample.")
+        keep = binary_mask(mask).expand(input.shape[0], 1, *input.shape[2:])
         stats = self.statistics(input, target, self.fields, keep)
         if self.to_onehot_y and input.shape[1] > 1:
             masked = (~keep).flatten(1).sum(1, keepdim=True)  # (B, 1): truth of class 0, by MONAI's order of steps
@@ -177,6 +179,7 @@ class GeneralizedDiceLoss(MonaiLoss):
     Source: C. H. Sudre et al., DLMIA 2017; MONAI 1.6.1, monai/losses/dice.py.
     """
 
+    @validation.public
     def __init__(
         self,
         include_background: bool = True,
@@ -193,11 +196,12 @@ class GeneralizedDiceLoss(MonaiLoss):
     ) -> None:
         super().__init__(include_background, to_onehot_y, sigmoid, softmax, other_act, reduction)
         self.w_type = getattr(w_type, "value", w_type)
-        validation.choice(type(self).__name__, "w_type", self.w_type, ("square", "simple", "uniform"))
+        validation.choice("w_type", self.w_type, ("square", "simple", "uniform"))
         self.smooth_nr, self.smooth_dr = float(smooth_nr), float(smooth_dr)
         self.batch, self.soft_label = batch, soft_label
         self.fields = ("target", *confusion_fields(False, soft_label))
 
+    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
         return self.from_statistics(self.statistics(input, target, self.fields), input.ndim)
@@ -208,10 +212,7 @@ class GeneralizedDiceLoss(MonaiLoss):
         """input, target -> the fields, (B, C), of one pass with this loss's activation."""
         input, activation = self.activated(input)
         self.labelled(input, target)
-        caller = type(self).__name__
-        return sums(
-            caller, input, target, fields=fields, activation=activation, probabilities=self.soft_label, gamma=gamma
-        )
+        return sums(input, target, fields=fields, activation=activation, probabilities=self.soft_label, gamma=gamma)
 
     def from_statistics(self, stats: OverlapStatistics, ndim: int) -> Tensor:
         """statistics (B, C) of an input with ndim dimensions -> loss."""
@@ -240,6 +241,7 @@ class TverskyLoss(MonaiLoss):
     Source: S. S. M. Salehi et al., MLMI 2017; MONAI 1.6.1, monai/losses/tversky.py.
     """
 
+    @validation.public
     def __init__(
         self,
         include_background: bool = True,
@@ -260,12 +262,12 @@ class TverskyLoss(MonaiLoss):
         self.alpha, self.beta, self.batch, self.soft_label = alpha, beta, batch, soft_label
         self.smooth_nr, self.smooth_dr = float(smooth_nr), float(smooth_dr)
 
+    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
         input, activation = self.activated(input)
         target, weight, ignore_index = self.valid(target, self.labelled(input, target))
         stats = sums(
-            type(self).__name__,
             input,
             target,
             weight,

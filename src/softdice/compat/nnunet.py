@@ -61,6 +61,7 @@ class SoftDiceLoss(nn.Module):
     Source: F. Isensee et al., "nnU-Net", Nature Methods 18, 2021; nnunetv2 2.8.1, training/loss/dice.py.
     """
 
+    @validation.public
     def __init__(
         self,
         apply_nonlin: Nonlinearity | None = None,
@@ -74,13 +75,13 @@ class SoftDiceLoss(nn.Module):
         self.apply_nonlin, self.batch_dice, self.do_bg = apply_nonlin, batch_dice, do_bg
         self.smooth, self.ddp, self.clip_tp = smooth, ddp, clip_tp
 
+    @validation.public
     def forward(self, x: Tensor, y: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         """x, y -> minus the mean Dice coefficient."""
         activation = activation_of(self.apply_nonlin)
         if activation is None and self.apply_nonlin is not None:
             x, activation = self.apply_nonlin(x), "none"
-        caller = type(self).__name__
-        return self.from_statistics(sums(caller, x, y, loss_mask, fields=FIELDS, activation=activation or "none"))
+        return self.from_statistics(sums(x, y, loss_mask, fields=FIELDS, activation=activation or "none"))
 
     def from_statistics(self, stats: OverlapStatistics) -> Tensor:
         """statistics (B, C) -> minus the mean Dice coefficient."""
@@ -106,6 +107,7 @@ class MemoryEfficientSoftDiceLoss(SoftDiceLoss):
         tensor(-0.8808)
     """
 
+    @validation.public
     def __init__(
         self,
         apply_nonlin: Nonlinearity | None = None,
@@ -137,6 +139,7 @@ class DC_and_CE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
         tensor(-0.7539)
     """
 
+    @validation.public
     def __init__(
         self,
         soft_dice_kwargs: dict[str, Any],
@@ -147,15 +150,14 @@ class DC_and_CE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
         dice_class: type[nn.Module] = SoftDiceLoss,
     ) -> None:
         super().__init__()
-        caller = type(self).__name__
         self.weight_ce, self.weight_dice, self.ignore_label = weight_ce, weight_dice, ignore_label
-        self.dc = _dice(caller, dice_class, nn.Softmax(1), soft_dice_kwargs)
+        self.dc = _dice(dice_class, nn.Softmax(1), soft_dice_kwargs)
         chosen = {"weight": None, "ignore_index": -100, "label_smoothing": 0.0, "reduction": "mean"}
-        _known(caller, "ce_kwargs", ce_kwargs, chosen)
+        _known("ce_kwargs", ce_kwargs, chosen)
         chosen.update(ce_kwargs)
         if ignore_label is not None:
             chosen["ignore_index"] = ignore_label
-        validation.choice(caller, "reduction", chosen["reduction"], ("mean", "sum"))
+        validation.choice("reduction", chosen["reduction"], ("mean", "sum"))
         weight: Any = chosen["weight"]
         weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
         self.register_buffer("ce_weight", weight, persistent=False)
@@ -165,18 +167,17 @@ class DC_and_CE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
 
     ce_weight: Tensor | None
 
+    @validation.public
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """net_output, target -> loss."""
-        caller = type(self).__name__
         if target.ndim != net_output.ndim or target.shape[1] != 1:
             advice = "Give the label map a channel dimension of 1."
-            validation.fail(caller, "target of shape (B, 1, *S)", tuple(target.shape), advice)
+            validation.fail("target of shape (B, 1, *S)", tuple(target.shape), advice)
         entropy = ("cross_entropy", "labelled")
         # An ignore_index of -100 that no label has concerns nobody: the check of the labels would refuse one.
         apart = self.label_smoothing != 0 or self.ce_ignore not in (self.ignore_label, -100)
         both = self.weight_ce != 0 and not apart
         stats = sums(
-            caller,
             net_output,
             target,
             fields=(*FIELDS, *entropy) if both else FIELDS,
@@ -187,7 +188,6 @@ class DC_and_CE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
         if self.weight_ce != 0:
             if apart:
                 stats = sums(
-                    caller,
                     net_output,
                     target,
                     fields=entropy,
@@ -230,6 +230,7 @@ class DC_and_BCE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
         tensor(-0.7539)
     """
 
+    @validation.public
     def __init__(
         self,
         bce_kwargs: dict[str, Any],
@@ -240,32 +241,31 @@ class DC_and_BCE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
         dice_class: type[nn.Module] = MemoryEfficientSoftDiceLoss,
     ) -> None:
         super().__init__()
-        caller = type(self).__name__
         self.weight_ce, self.weight_dice, self.use_ignore_label = weight_ce, weight_dice, use_ignore_label
-        self.dc = _dice(caller, dice_class, torch.sigmoid, soft_dice_kwargs)
-        _known(caller, "bce_kwargs", bce_kwargs, {"pos_weight": None, "reduction": "mean"})
+        self.dc = _dice(dice_class, torch.sigmoid, soft_dice_kwargs)
+        _known("bce_kwargs", bce_kwargs, {"pos_weight": None, "reduction": "mean"})
         self.reduction = bce_kwargs.get("reduction", "mean")
-        validation.choice(caller, "reduction", self.reduction, ("mean", "sum"))
+        validation.choice("reduction", self.reduction, ("mean", "sum"))
         pos_weight = bce_kwargs.get("pos_weight")
         pos_weight = None if pos_weight is None else torch.as_tensor(pos_weight, dtype=torch.float32)
         if pos_weight is not None and pos_weight.numel() > 1 and pos_weight.numel() != pos_weight.shape[0]:
             advice = "Pass one number, or one per class as (C, 1, ..., 1)."
-            validation.fail(caller, "pos_weight per class", tuple(pos_weight.shape), advice)
+            validation.fail("pos_weight per class", tuple(pos_weight.shape), advice)
         self.register_buffer("pos_weight", pos_weight, persistent=False)
 
     pos_weight: Tensor | None
 
+    @validation.public
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """net_output, target -> loss."""
-        caller = type(self).__name__
         mask = None
         if self.use_ignore_label:
             mask, target = target[:, -1:] == 0, target[:, :-1]
         if target.shape != net_output.shape:
             advice = "Give one channel of target per channel of net_output."
-            validation.fail(caller, f"target of shape {tuple(net_output.shape)}", tuple(target.shape), advice)
+            validation.fail(f"target of shape {tuple(net_output.shape)}", tuple(target.shape), advice)
         fields = (*FIELDS, "cross_entropy", "voxels")
-        stats = sums(caller, net_output, target, mask, fields=fields, activation="sigmoid")
+        stats = sums(net_output, target, mask, fields=fields, activation="sigmoid")
         entropy = stats.cross_entropy
         if self.pos_weight is not None:
             entropy = entropy + self._excess(net_output, target, mask)
@@ -283,10 +283,9 @@ class DC_and_BCE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
         if self.pos_weight.numel() > 1 and self.pos_weight.shape != (channels, *[1] * (net_output.ndim - 2)):
             advice = "BCEWithLogitsLoss broadcasts it against (C, *S): give it as many dimensions."
             expected = f"pos_weight of shape {(channels, *[1] * (net_output.ndim - 2))}"
-            validation.fail(type(self).__name__, expected, tuple(self.pos_weight.shape), advice)
+            validation.fail(expected, tuple(self.pos_weight.shape), advice)
         scores, weight = one_by_one(net_output, target if mask is None else target * mask)
         positive = sums(
-            type(self).__name__,
             scores,
             torch.ones_like(weight, dtype=torch.bool),
             weight,
@@ -296,18 +295,18 @@ class DC_and_BCE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
         return (self.pos_weight.flatten().to(net_output.device) - 1) * per_class(positive, channels).cross_entropy
 
 
-def _dice(caller: str, dice_class: type[nn.Module], nonlin: Nonlinearity, keywords: dict[str, Any]) -> SoftDiceLoss:
+def _dice(dice_class: type[nn.Module], nonlin: Nonlinearity, keywords: dict[str, Any]) -> SoftDiceLoss:
     """nnU-Net's class or ours, by name -> ours."""
     ours = {"SoftDiceLoss": SoftDiceLoss, "MemoryEfficientSoftDiceLoss": MemoryEfficientSoftDiceLoss}
     name = getattr(dice_class, "__name__", repr(dice_class))
     if name not in ours:
         advice = "Add a softdice loss of your own to softdice.CrossEntropyLoss instead."
-        validation.fail(caller, f"dice_class to be one of {', '.join(ours)}", name, advice)
+        validation.fail(f"dice_class to be one of {', '.join(ours)}", name, advice)
     return ours[name](apply_nonlin=nonlin, **keywords)
 
 
-def _known(caller: str, what: str, given: dict[str, Any], allowed: dict[str, Any]) -> None:
+def _known(what: str, given: dict[str, Any], allowed: dict[str, Any]) -> None:
     for name in given:
         if name not in allowed:
             advice = f"The pass has {', '.join(allowed)}."
-            validation.fail(caller, f"{what} among {', '.join(allowed)}", name, advice)
+            validation.fail(f"{what} among {', '.join(allowed)}", name, advice)

@@ -25,13 +25,13 @@ class _ModeLoss(nn.Module):
 
     class_weights: Tensor | None
 
+    @validation.public
     def __init__(self, mode: str, from_logits: bool, ignore_index: int | None, class_weights: Sequence[float] | None):
         super().__init__()
-        caller = type(self).__name__
-        validation.choice(caller, "mode", mode, MODES)
+        validation.choice("mode", mode, MODES)
         if class_weights is not None and mode == BINARY_MODE:
             advice = "There is one class: leave class_weights out."
-            validation.fail(caller, "no class_weights with mode='binary'", class_weights, advice)
+            validation.fail("no class_weights with mode='binary'", class_weights, advice)
         self.mode, self.from_logits, self.ignore_index = mode, from_logits, ignore_index
         weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -39,20 +39,19 @@ class _ModeLoss(nn.Module):
     def flat(self, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
         """y_pred, y_true as the mode has them -> (B, C, V) and labels (B, V) or values (B, C, V)."""
         B, C = y_pred.shape[0], y_pred.shape[1]
-        caller = type(self).__name__
         if y_true.shape[0] != B:
             got = f"{y_true.shape[0]} for {B}"
-            validation.fail(caller, "as many targets as predictions", got, "Match the batches.", AssertionError)
+            validation.fail("as many targets as predictions", got, "Match the batches.", AssertionError)
         channels = 1 if self.mode == BINARY_MODE else C
         y_pred = y_pred.reshape(B, channels, -1)
         per_class_values = self.mode == MULTILABEL_MODE or channels == 1
         voxels = y_pred.shape[2] * (channels if per_class_values else 1)
         if y_true[:1].numel() != voxels:
             advice = "Give (N, H, W) for binary and multiclass, (N, C, H, W) for multilabel."
-            validation.fail(caller, f"target of {voxels} values per sample", tuple(y_true.shape), advice)
+            validation.fail(f"target of {voxels} values per sample", tuple(y_true.shape), advice)
         if self.mode == MULTICLASS_MODE and channels == 1:
             advice = "A softmax over one channel is 1 everywhere: use mode='binary'."
-            validation.fail(caller, "two channels or more with mode='multiclass'", "1", advice)
+            validation.fail("two channels or more with mode='multiclass'", "1", advice)
         return y_pred, y_true.reshape(B, channels, -1) if per_class_values else y_true.reshape(B, -1)
 
     def mean_over_classes(self, loss: Tensor, classes: Sequence[int] | None = None) -> Tensor:
@@ -67,6 +66,7 @@ class _ModeLoss(nn.Module):
 class _OverlapModeLoss(_ModeLoss):
     """1 - S or -ln max(S, eps) with S = (I + smooth) / max(I + alpha FP + beta FN + smooth, eps), absent classes 0."""
 
+    @validation.public
     def __init__(
         self,
         mode: str,
@@ -83,11 +83,12 @@ class _OverlapModeLoss(_ModeLoss):
         super().__init__(mode, from_logits, ignore_index, class_weights)
         if classes is not None and mode == BINARY_MODE:
             advice = "There is one class: leave classes out."
-            validation.fail(type(self).__name__, "no classes with mode='binary'", classes, advice, AssertionError)
+            validation.fail("no classes with mode='binary'", classes, advice, AssertionError)
         self.classes = None if classes is None else [int(c) for c in classes]
         self.log_loss, self.smooth, self.eps = log_loss, smooth, eps
         self.alpha, self.beta = alpha, beta
 
+    @validation.public
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """y_pred, y_true -> loss."""
         stats, hard_truth = self._statistics(y_pred, y_true)
@@ -104,10 +105,8 @@ class _OverlapModeLoss(_ModeLoss):
         hard_truth = self.from_logits and not target.is_floating_point()
         fields = ("prediction", "target", "intersection" if hard_truth else "difference")
         activation = "none" if not self.from_logits else "softmax" if self.mode == MULTICLASS_MODE else "sigmoid"
-        caller = type(self).__name__
         if target.ndim == 2 or self.ignore_index is None:
             stats = sums(
-                caller,
                 input,
                 target,
                 fields=fields,
@@ -118,7 +117,7 @@ class _OverlapModeLoss(_ModeLoss):
         keep = target != self.ignore_index  # one channel of a voxel may count and another not
         channels = input.shape[1]
         scores, truth = one_by_one(input, torch.where(keep, target, 0))
-        stats = sums(caller, scores, truth, keep.flatten(0, 1).unsqueeze(1), fields=fields, activation=activation)
+        stats = sums(scores, truth, keep.flatten(0, 1).unsqueeze(1), fields=fields, activation=activation)
         return per_class(stats, channels).pool(), hard_truth
 
 
@@ -138,6 +137,7 @@ class DiceLoss(_OverlapModeLoss):
     Source: segmentation_models_pytorch 0.6.0, losses/dice.py.
     """
 
+    @validation.public
     def __init__(
         self,
         mode: str,
@@ -164,6 +164,7 @@ class JaccardLoss(_OverlapModeLoss):
         tensor(0.2130)
     """
 
+    @validation.public
     def __init__(
         self,
         mode: str,
@@ -192,6 +193,7 @@ class TverskyLoss(_OverlapModeLoss):
         tensor(0.0142)
     """
 
+    @validation.public
     def __init__(
         self,
         mode: str,
@@ -209,6 +211,7 @@ class TverskyLoss(_OverlapModeLoss):
         super().__init__(mode, classes, log_loss, from_logits, smooth, ignore_index, eps, class_weights, alpha, beta)
         self.gamma = gamma
 
+    @validation.public
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """y_pred, y_true -> loss."""
         return super().forward(y_pred, y_true) ** self.gamma
@@ -231,6 +234,7 @@ class FocalLoss(_ModeLoss):
     Source: T.-Y. Lin et al., ICCV 2017; segmentation_models_pytorch 0.6.0, losses/focal.py.
     """
 
+    @validation.public
     def __init__(
         self,
         mode: str,
@@ -245,21 +249,20 @@ class FocalLoss(_ModeLoss):
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(mode, from_logits, ignore_index, class_weights)
-        caller = type(self).__name__
-        validation.choice(caller, "reduction", reduction, ("mean", "sum"))
+        validation.choice("reduction", reduction, ("mean", "sum"))
         if reduced_threshold is not None:
             advice = "Leave it out: it cuts voxel by voxel, which no sum over voxels holds."
-            validation.fail(caller, "no reduced_threshold", reduced_threshold, advice)
+            validation.fail("no reduced_threshold", reduced_threshold, advice)
         if ignore_index is not None and mode == MULTILABEL_MODE:
             advice = "smp fails for it too; use softdice.FocalLoss with voxel_weight."
-            validation.fail(caller, "no ignore_index with mode='multilabel'", ignore_index, advice)
-        validation.number(caller, "gamma", gamma, 1 if normalized else 0)
+            validation.fail("no ignore_index with mode='multilabel'", ignore_index, advice)
+        validation.number("gamma", gamma, 1 if normalized else 0)
         self.alpha, self.gamma, self.eps = alpha, gamma, eps
         self.reduction, self.normalized = reduction, normalized
 
+    @validation.public
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """y_pred, y_true -> loss."""
-        caller = type(self).__name__
         if not self.from_logits:
             y_pred = y_pred.clamp(self.eps, 1 - self.eps)
             y_pred = y_pred.log() if self.mode == MULTICLASS_MODE else (y_pred / (1 - y_pred)).log()
@@ -270,10 +273,9 @@ class FocalLoss(_ModeLoss):
         if self.ignore_index is not None and self.mode == BINARY_MODE:
             keep = target != self.ignore_index
             target = torch.where(keep, target, 0)
-        hard(caller, target)
+        hard(target)
         fields = ("focal", "difference", "voxels") if self.normalized else ("focal", "voxels")
         stats = sums(
-            caller,
             input,
             target,
             keep,
@@ -299,8 +301,7 @@ class FocalLoss(_ModeLoss):
             keep = (target != self.ignore_index).unsqueeze(1).expand(input.shape)
         if keep is not None:
             balance = balance * keep.flatten(0, 1).unsqueeze(1)
-        caller = type(self).__name__
-        stats = sums(caller, scores, truth, balance, fields=("focal",), activation="sigmoid", gamma=self.gamma)
+        stats = sums(scores, truth, balance, fields=("focal",), activation="sigmoid", gamma=self.gamma)
         return per_class(stats, input.shape[1]).pool().focal
 
 
@@ -319,6 +320,7 @@ class SoftCrossEntropyLoss(nn.Module):
         tensor(0.1269)
     """
 
+    @validation.public
     def __init__(
         self,
         reduction: str = "mean",
@@ -327,18 +329,17 @@ class SoftCrossEntropyLoss(nn.Module):
         dim: int = 1,
     ) -> None:
         super().__init__()
-        validation.choice(type(self).__name__, "reduction", reduction, ("mean", "sum"))
+        validation.choice("reduction", reduction, ("mean", "sum"))
         self.reduction, self.ignore_index, self.dim = reduction, ignore_index, dim
         self.smooth_factor = 0.0 if smooth_factor is None else smooth_factor
 
+    @validation.public
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """y_pred, y_true -> loss."""
         y_pred = y_pred.movedim(self.dim, 1)
         if y_true.ndim == y_pred.ndim:
             y_true = y_true.movedim(self.dim, 1)
-        caller = type(self).__name__
         stats = sums(
-            caller,
             y_pred,
             y_true,
             fields=("cross_entropy",),

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from softdice import validation
 from softdice.kernels import registry
-from softdice.statistics import Pass
+from softdice.settings import Pass
+from softdice.statistics import gradient, sum_voxels
 
 LANES = 8
 """Shares of the chunks that may be computed side by side on a CPU; the budget is divided among them."""
@@ -100,7 +101,7 @@ def _memory(chunks: list[Chunk], features: Tensor, C: int, dtype: torch.dtype) -
 
 
 class Parts(NamedTuple):
-    """What belongs to the voxels beside the features, as `Pass.prepare` returns it."""
+    """What belongs to the voxels beside the features, as `softdice.statistics.prepare` returns it."""
 
     target: Tensor
     weight: Tensor | None
@@ -139,14 +140,14 @@ def _product(weight_CK: Tensor, bias_C1: Tensor | None, chunk_mKn: Tensor, memor
 
 
 def separate_sums(
-    caller: str, settings: Pass, features: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, dtype: Any
+    features: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, settings: Pass, dtype: torch.dtype
 ) -> Tensor:
     """features -> sums with the logits kept: differentiable as often as one likes."""
     with torch.autocast(features.device.type, enabled=False):
         logits = torch.einsum("ck,bkv->bcv", weight.to(dtype), features.to(dtype))
         if bias is not None:
             logits = logits + bias.to(dtype).view(1, -1, 1)
-        return settings.sums(caller, logits, *parts)
+        return sum_voxels(logits, *parts, settings)
 
 
 class ChunkedSums(torch.autograd.Function):
@@ -161,9 +162,9 @@ class ChunkedSums(torch.autograd.Function):
         target: Tensor,
         voxel_weight: Tensor | None,
         regions: Tensor | None,
-        fixed: tuple[str, Pass, torch.dtype, Grid],
+        fixed: tuple[Pass, torch.dtype, Grid],
     ) -> Tensor:
-        caller, settings, dtype, grid = fixed
+        settings, dtype, grid = fixed
         ctx.save_for_backward(features, weight, bias, target, voxel_weight, regions)
         ctx.fixed = fixed
         parts = Parts(target, voxel_weight, regions)
@@ -180,10 +181,10 @@ class ChunkedSums(torch.autograd.Function):
             for samples, voxels in chunks:
                 logits = _product(weight_CK, bias_C1, features[samples, :, voxels].to(dtype), memory)
                 try:
-                    sums[:, samples] += settings.sums(caller, logits, *parts.at(samples, voxels), ctx.backend)
+                    sums[:, samples] += sum_voxels(logits, *parts.at(samples, voxels), settings, ctx.backend)
                 except ValueError:  # the chunk knows only its own voxels: count them all
                     shape = logits.new_zeros(()).expand(B, C, V)
-                    validation.values(caller, shape, *parts[:2], settings.activation, settings.ignore_index)
+                    validation.values(shape, *parts[:2], settings.activation, settings.ignore_index)
                     raise
             return sums
 
@@ -193,13 +194,13 @@ class ChunkedSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, bias, *rest = ctx.saved_tensors
-        caller, settings, dtype, grid = ctx.fixed
+        settings, dtype, grid = ctx.fixed
         parts = Parts(*rest)
         if torch.is_grad_enabled():  # create_graph
             wanted = [
                 value for value, needed in zip((features, weight, bias), ctx.needs_input_grad, strict=False) if needed
             ]
-            sums = separate_sums(caller, settings, features, weight, bias, parts, dtype)
+            sums = separate_sums(features, weight, bias, parts, settings, dtype)
             found = iter(torch.autograd.grad(sums, wanted, grad, create_graph=True))
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), *[None] * 4
         (B, K, V), C = features.shape, weight.shape[0]
@@ -214,7 +215,7 @@ class ChunkedSums(torch.autograd.Function):
             for samples, voxels in chunks:
                 chunk = features[samples, :, voxels].to(dtype)
                 logits = _product(weight_CK, bias_C1, chunk, memory)
-                g = settings.gradient(grad[:, samples], logits, *parts.at(samples, voxels), ctx.backend)
+                g = gradient(grad[:, samples], logits, *parts.at(samples, voxels), settings, ctx.backend)
                 if d_features is not None:
                     _to_features(weight_CK, g, d_features[samples, :, voxels])
                 if to_weight:

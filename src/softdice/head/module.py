@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from softdice import validation
 from softdice.head.chunked import ChunkedSums, Grid, Parts, product_dtype, separate_sums
 from softdice.losses.base import Loss
+from softdice.statistics import OverlapStatistics, prepare
 
 CHUNK_MIB = 32.0
 """Budget for the logits of a chunk and their gradient together."""
@@ -69,17 +70,17 @@ class FusedHead(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
+    @validation.public
     def __init__(self, conv: nn.Module, loss: Loss, *, chunk_mib: float = CHUNK_MIB) -> None:
         super().__init__()
         _check_module(conv)
         if not isinstance(loss, Loss):
             advice = "Use softdice.OverlapLoss for an index of your own."
-            validation.fail("FusedHead", "loss to be a loss of softdice", type(loss).__name__, advice, TypeError)
-        validation.number("FusedHead", "chunk_mib", chunk_mib, 0.001)
+            validation.fail("loss to be a loss of softdice", type(loss).__name__, advice, TypeError)
+        validation.number("chunk_mib", chunk_mib, 0.001)
         weight: Any = conv.weight
         if weight.shape[0] != loss.num_classes:
             validation.fail(
-                "FusedHead",
                 f"a convolution with {loss.num_classes} output channels, as the loss has classes",
                 weight.shape[0],
                 "Make num_classes of the loss the number of channels.",
@@ -89,6 +90,7 @@ class FusedHead(nn.Module):
         self.loss = loss
         self.chunk_mib = float(chunk_mib)
 
+    @validation.public
     def forward(
         self,
         features: Tensor,
@@ -98,23 +100,25 @@ class FusedHead(nn.Module):
         merge: Mapping[int, Sequence[int]] | None = None,
     ) -> Tensor:
         """features, target -> loss. voxel_weight and merge as when the loss itself is called."""
-        caller = type(self).__name__
-        features = self._checked(caller, features)
-        settings, counted = self.loss.settings_for(merge, features.device)
+        features = self._checked(features)
+        settings, counted = self.loss.merged(merge, features)
         C = self.weight.shape[0]
         dtype = product_dtype(features)
         # has the logits' shape, dtype and device, and one element of memory
         shape = features.new_zeros((), dtype=dtype).expand(features.shape[0], C, *features.shape[2:])
-        _, target, voxel_weight, regions = settings.prepare(caller, shape, target, voxel_weight, C)
+        _, target, voxel_weight, regions = prepare(shape, target, voxel_weight, settings, C)
         inputs = (features.flatten(2), self.weight.reshape(C, -1), self.bias)
         grid = Grid.of(len(features), C, inputs[0].shape[2], dtype, features.device, self.chunk_mib)
         parts = Parts(target, voxel_weight, regions)
         if target.requires_grad or (voxel_weight is not None and voxel_weight.requires_grad):
-            sums = separate_sums(caller, settings, *inputs, parts, dtype)
+            sums = separate_sums(*inputs, parts, settings, dtype)
         else:
             run = torch.compiler.disable(ChunkedSums.apply) if torch.compiler.is_compiling() else ChunkedSums.apply
-            sums = run(*inputs, *parts, (caller, settings, dtype, grid))
-        return self.loss.from_statistics(settings.named(sums), counted)
+            sums = run(*inputs, *parts, (settings, dtype, grid))
+        stats = OverlapStatistics.unstack(settings.fields, sums)
+        if self.loss.group is not None:
+            stats = stats.pool().all_reduce(self.loss.group)
+        return self.loss.from_statistics(stats, counted)
 
     def logits(self, features: Tensor) -> Tensor:
         """features -> logits (B, C, *S), for inference: what the convolution returns, with channels second.
@@ -125,6 +129,7 @@ class FusedHead(nn.Module):
             return nn.functional.linear(features, self.weight, self.bias).movedim(-1, 1)
         return list(_CONVOLUTIONS.values())[self.weight.ndim - 3](features, self.weight, self.bias)
 
+    @validation.public
     def features(self, network: nn.Module, *inputs: Any) -> Tensor:
         """network that ends in this head's convolution, its inputs -> the features that enter the convolution.
 
@@ -142,18 +147,17 @@ class FusedHead(nn.Module):
             result = network(*inputs)
         if len(taken) != 1 or result is not taken[0]:
             validation.fail(
-                "FusedHead.features",
                 "a network that returns what its last convolution does",
                 f"{len(taken)} calls of the convolution, and another result" if taken else "no call of the convolution",
                 "Compute the features yourself and call the head with them.",
             )
         return result
 
-    def _checked(self, caller: str, features: Tensor) -> Tensor:
+    def _checked(self, features: Tensor) -> Tensor:
         """features of the right kind, channels second."""
         if not isinstance(features, Tensor):
             advice = "Pass the features first, the target second."
-            validation.fail(caller, "features to be a Tensor", type(features).__name__, advice, TypeError)
+            validation.fail("features to be a Tensor", type(features).__name__, advice, TypeError)
         K = self.weight.shape[1]
         linear = self.weight.ndim == 2
         place = -1 if linear else 1
@@ -161,17 +165,15 @@ class FusedHead(nn.Module):
         if features.ndim < 3 or features.ndim != rank or features.shape[place] != K:
             shape = f"(B, *S, {K})" if linear else f"(B, {K}, {', '.join('DHW'[3 - rank + 2 :])})"
             advice = "Pass what enters the last layer, not what it returns."
-            validation.fail(caller, f"features of shape {shape}", tuple(features.shape), advice)
+            validation.fail(f"features of shape {shape}", tuple(features.shape), advice)
         if features.device != self.weight.device:
             advice = "Move one of them with .to(device)."
-            validation.fail(caller, f"features on {self.weight.device} like the weight", features.device, advice)
+            validation.fail(f"features on {self.weight.device} like the weight", features.device, advice)
         if features.dtype not in validation.INPUT_DTYPES or (
             features.dtype != self.weight.dtype and product_dtype(features) == features.dtype
         ):
             advice = "Convert one of them, or use torch.autocast."
-            validation.fail(
-                caller, f"features of dtype {self.weight.dtype} like the weight", features.dtype, advice, TypeError
-            )
+            validation.fail(f"features of dtype {self.weight.dtype} like the weight", features.dtype, advice, TypeError)
         return features.movedim(-1, 1) if linear else features
 
     def extra_repr(self) -> str:
@@ -184,13 +186,13 @@ def _check_module(conv: nn.Module) -> None:
     expected = "nn.Conv1d, nn.Conv2d, nn.Conv3d with kernel 1, or nn.Linear"
     if not isinstance(conv, (*_CONVOLUTIONS, nn.Linear)):
         advice = "Pass the layer itself, not the block that contains it."
-        validation.fail("FusedHead", expected, type(conv).__name__, advice, TypeError)
+        validation.fail(expected, type(conv).__name__, advice, TypeError)
     if not all(isinstance(p, nn.Parameter) for p in (conv.weight, conv.bias) if p is not None):
         advice = "Remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)."
-        validation.fail("FusedHead", "a convolution with plain parameters", "a parametrized one", advice, TypeError)
+        validation.fail("a convolution with plain parameters", "a parametrized one", advice, TypeError)
     if nn.parameter.is_lazy(conv.weight):  # type: ignore[arg-type]
         advice = "Run the network once, so that the layer learns its number of features."
-        validation.fail("FusedHead", "a convolution with a shape", "a lazy one", advice, TypeError)
+        validation.fail("a convolution with a shape", "a lazy one", advice, TypeError)
     if isinstance(conv, nn.Linear):
         return
     layer: Any = conv
@@ -201,7 +203,7 @@ def _check_module(conv: nn.Module) -> None:
     ):  # fmt: skip
         if any(value != needed for value in values):
             advice = "Only a product over channels can be computed chunk by chunk."
-            validation.fail("FusedHead", f"{expected}, so {name}={needed}", f"{name}={values}", advice)
+            validation.fail(f"{expected}, so {name}={needed}", f"{name}={values}", advice)
 
 
 @contextmanager
@@ -210,7 +212,7 @@ def _handing_on(network: nn.Module, weight: Tensor) -> Iterator[list[Tensor]]:
     layers = [layer for layer in network.modules() if getattr(layer, "weight", None) is weight]
     if not layers:
         advice = "Pass the network whose convolution the head was made from."
-        validation.fail("FusedHead.features", "a network that holds the head's weight", type(network).__name__, advice)
+        validation.fail("a network that holds the head's weight", type(network).__name__, advice)
     taken: list[Tensor] = []
 
     def hand_on(value: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 
-from softdice.validation import choice
+from softdice.validation import choice, public, public_as
 
 NAMES = ("auto", "reference", "cpu", "triton")
 
@@ -24,8 +24,8 @@ backward together cross between 2^15 and 2^16 elements, whatever the classes (`p
 _chosen: list[str] = []
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
+@public
+def use_backend(name: str) -> AbstractContextManager[None]:
     """backend name -> every pass inside the `with` runs on it.
 
     Args:
@@ -46,7 +46,12 @@ def use_backend(name: str) -> Iterator[None]:
         ...     softdice.SoftDiceLoss(2, activation="softmax")(logits, labels)
         tensor(0.8047)
     """
-    choice("use_backend", "name", name, NAMES)
+    choice("name", name, NAMES)
+    return _using(name)
+
+
+@contextmanager
+def _using(name: str) -> Iterator[None]:
     _chosen.append(name)
     try:
         yield
@@ -54,12 +59,13 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.pop()
 
 
+@public_as("SOFTDICE_BACKEND")
 def asked() -> str:
     """The name that is in force: `use_backend`, else SOFTDICE_BACKEND, else "auto"."""
     if _chosen:
         return _chosen[-1]
     name = os.environ.get("SOFTDICE_BACKEND", "auto")
-    choice("SOFTDICE_BACKEND", "the variable", name, NAMES)
+    choice("the variable", name, NAMES)
     return name
 
 

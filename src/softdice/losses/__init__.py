@@ -1,6 +1,6 @@
 """input, target -> loss: the losses, each an index and a cost over the statistics of one pass."""
 
-from softdice.losses.base import Loss, LossSettings, OverlapLoss, SumLoss
+from softdice.losses.base import Loss, SumLoss
 from softdice.losses.named import (
     DiceSemimetricLoss,
     ExponentialLogarithmicLoss,
@@ -14,6 +14,7 @@ from softdice.losses.named import (
     SquaredDiceLoss,
     TverskyLoss,
 )
+from softdice.losses.overlap import LossSettings, OverlapLoss
 from softdice.losses.supervision import DeepSupervision
 from softdice.losses.voxelwise import CrossEntropyLoss, FocalLoss
 

@@ -1,83 +1,42 @@
-"""input, target -> loss: the chain statistics, pool, index, cost, reduce, and its settings. No arithmetic lives here.
-
-A loss is an `OverlapLoss` with an index of its own (the named ones are in `softdice.losses`). Losses add and scale; a
-sum of losses reads the voxels once.
-"""
+"""input, target -> loss: what a single loss and a sum of losses have in common. A sum reads the voxels once."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from softdice import costs, distributed, reductions, validation
-from softdice.costs import Cost
-from softdice.reference import FIELDS
-from softdice.statistics import OverlapStatistics, Pass
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-Index = Callable[..., Tensor]
-
-
-class LossSettings(TypedDict, total=False):
-    """Keywords that every loss shares::
-
-    ================= ============================================ ====================================================
-    keyword           values (default first)                       meaning
-    ================= ============================================ ====================================================
-    activation        "none", "softmax", "sigmoid"                 what turns input into probabilities, in the pass
-    cost              "neg_log" for SoftDiceLoss, else             score -> cost
-                      "one_minus"; "log_cosh"; a callable
-    pooling           "batch", "sample"                            add over the batch before the index, or not
-    classes           None = all; a sequence of ints               the classes that enter the mean
-    class_weight      None; (C,)                                   weighted mean: sum(w cost) / sum(w)
-    absent            "count", "skip"                              a class with no target voxel in the pool: counted
-                                                                   like any other, or left out
-    ignore_index      None; int                                    voxels with this label enter no sum
-    label_smoothing   0.0; [0, 1)                                  y' = (1 - e) y + e / K
-    regions           None; tuples of class numbers                unions of classes in the place of the classes
-    reduction         "mean", "sum", "none"                        "none": (C,) or, pooled per sample, (B, C)
-    group             None; "world"; a ProcessGroup                the sums of all ranks together, before the index
-    validate          True, False                                  check the ranges of labels and probabilities
-    ================= ============================================ ====================================================
-    """
-
-    activation: Literal["none", "softmax", "sigmoid"]
-    cost: str | Cost
-    pooling: Literal["batch", "sample"]
-    classes: Sequence[int] | None
-    class_weight: Tensor | Sequence[float] | None
-    absent: Literal["count", "skip"]
-    ignore_index: int | None
-    label_smoothing: float
-    regions: Sequence[Sequence[int]] | None
-    reduction: Literal["mean", "sum", "none"]
-    group: Any
-    validate: bool
+from softdice import distributed, validation
+from softdice.settings import Pass
+from softdice.statistics import OverlapStatistics, measure
 
 
 class Loss(nn.Module):
     """A function of the statistics of one pass: what sums of losses and single ones have in common. Abstract.
 
-    A subclass sets `num_classes` and `settings` (the pass that it needs) and defines `from_statistics`.
+    A subclass sets `num_classes`, `settings` (the pass that it needs) and `group` (the ranks whose statistics are
+    added), and defines `from_statistics`. Errors in its `__init__` begin with the name of the class.
     """
 
     num_classes: int
     settings: Pass
+    group: Any = None
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "__init__" in vars(cls):
+            cls.__init__ = validation.public(cls.__init__)  # type: ignore[method-assign]
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
         """statistics of one batch, (B, C) or pooled (C,) -> loss. counted: (C,) bool, False leaves a class out."""
-        raise TypeError(f"{type(self).__name__}: expected a subclass with from_statistics, got one without. Define it.")
+        validation.fail("a subclass with from_statistics", "one without", "Define it.", TypeError)
 
+    @validation.public
     def forward(
         self,
         input: Tensor,
@@ -94,18 +53,27 @@ class Loss(nn.Module):
                 classes 2 and 3 to that of class 0, takes their labels for label 0, and leaves classes 2 and 3 out of
                 the mean (nan for reduction="none"). For images on which someone did not annotate classes 2 and 3.
         """
-        settings, counted = self.settings_for(merge, input.device)
-        stats = settings(type(self).__name__, input, target, voxel_weight, self.num_classes)
+        distributed.check_mesh(input, self.group)
+        settings, counted = self.merged(merge, input)
+        stats = measure(input, target, voxel_weight, settings, self.num_classes)
+        if self.group is not None:
+            stats = stats.pool().all_reduce(self.group)
         return self.from_statistics(stats, counted)
 
-    def settings_for(
-        self, merge: Mapping[int, Sequence[int]] | None, device: torch.device
-    ) -> tuple[Pass, Tensor | None]:
-        """merge of one call -> the pass that it needs, and which classes count (None: all)."""
+    def merged(self, merge: Mapping[int, Sequence[int]] | None, input: Tensor) -> tuple[Pass, Tensor | None]:
+        """merge of one call -> the pass that it needs, and which classes count, on input's device (None: all)."""
         if merge is None:
             return self.settings, None
-        regions, counted = _merged(type(self).__name__, merge, self.num_classes, self.settings)
-        return replace(self.settings, regions=regions), torch.tensor(counted, device=device)
+        if self.settings.regions is not None or self.settings.activation == "sigmoid":
+            got = "regions" if self.settings.regions is not None else "activation='sigmoid'"
+            advice = "Where channels are decided one by one, leave the class out with classes= or voxel_weight."
+            validation.fail("classes that exclude each other, with merge", got, advice)
+        parts = [part for group in merge.values() for part in group]
+        validation.class_numbers("merge", [*merge, *parts], self.num_classes)
+        classes = range(self.num_classes)
+        unions = tuple((c, *(int(part) for part in merge.get(c, ()))) for c in classes)
+        counted = torch.tensor([c not in parts for c in classes], device=input.device)
+        return replace(self.settings, regions=unions), counted
 
     def __add__(self, other: Loss) -> SumLoss:
         if not isinstance(other, Loss):
@@ -118,25 +86,9 @@ class Loss(nn.Module):
     def __mul__(self, factor: float) -> SumLoss:
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
             return NotImplemented
-        if not math.isfinite(factor):
-            validation.fail("SumLoss", "a finite factor", factor, "Scale a loss by a number.")
         return SumLoss([(factor * weight, term) for weight, term in _terms(self)])
 
     __rmul__ = __mul__
-
-
-def _merged(
-    caller: str, merge: Mapping[int, Sequence[int]], num_classes: int, settings: Pass
-) -> tuple[tuple[tuple[int, ...], ...], list[bool]]:
-    """{class: classes that are part of it} -> the union that each class stands for, and which classes count."""
-    if settings.regions is not None or settings.activation == "sigmoid":
-        got = "regions" if settings.regions is not None else "activation='sigmoid'"
-        advice = "Where channels are decided one by one, leave the class out with classes= or voxel_weight."
-        validation.fail(caller, "classes that exclude each other, with merge", got, advice)
-    parts = [part for group in merge.values() for part in group]
-    validation.class_numbers(caller, "merge", [*merge, *parts], num_classes)
-    unions = tuple((c, *(int(part) for part in merge.get(c, ()))) for c in range(num_classes))
-    return unions, [c not in parts for c in range(num_classes)]
 
 
 def _terms(loss: Loss) -> list[tuple[float, Loss]]:
@@ -150,7 +102,7 @@ class SumLoss(Loss):
 
     Raises:
         ValueError: the losses differ in a setting that concerns the pass (activation, ignore_index, label_smoothing,
-            regions, validate, gamma, power) or in num_classes; the message names the setting.
+            regions, validate, gamma, power), in num_classes or in group; the message names the setting.
 
     Example:
         >>> import torch, softdice
@@ -165,14 +117,16 @@ class SumLoss(Loss):
     def __init__(self, terms: Sequence[tuple[float, Loss]]) -> None:
         super().__init__()
         self.weights = tuple(weight for weight, _ in terms)
+        for weight in self.weights:
+            if not math.isfinite(weight):
+                validation.fail("a finite factor", weight, "Scale a loss by a number.")
         self.terms = nn.ModuleList(term for _, term in terms)
         first = terms[0][1]
-        self.num_classes = first.num_classes
-        self.settings = first.settings
+        self.num_classes, self.settings, self.group = first.num_classes, first.settings, first.group
         for _, term in terms[1:]:
-            if term.num_classes != self.num_classes:
-                _differ("num_classes", self.num_classes, term.num_classes)
-            self.settings = _merge(self.settings, term.settings)
+            _agree("num_classes", self.num_classes, term.num_classes)
+            self.settings = _one_pass(self.settings, term.settings)
+            _agree("group", self.group, term.group)
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
         """statistics of one batch -> the weighted sum of the terms' losses."""
@@ -186,213 +140,20 @@ class SumLoss(Loss):
 _EXPONENT_OF = {"gamma": "focal", "power": "difference"}
 
 
-def _merge(a: Pass, b: Pass) -> Pass:
+def _one_pass(a: Pass, b: Pass) -> Pass:
     """Two losses' passes -> one that serves both."""
-    merged = replace(a, fields=a.fields + b.fields)
-    for setting in dataclass_fields(Pass):
-        name = setting.name
-        ours, theirs = getattr(a, name), getattr(b, name)
-        if name == "fields" or ours == theirs:
-            continue
+    both = replace(a, fields=a.fields + b.fields)
+    for name in (setting.name for setting in dataclass_fields(Pass) if setting.init and setting.name != "fields"):
         field = _EXPONENT_OF.get(name)
         if field is None or (field in a.fields and field in b.fields):
-            _differ(name, ours, theirs)
+            _agree(name, getattr(a, name), getattr(b, name))
         elif field in b.fields:
-            merged = replace(merged, **{name: theirs})
-    return merged.checked("SumLoss")
+            both = replace(both, **{name: getattr(b, name)})
+    return validation.pass_settings(both)
 
 
-def _differ(name: str, ours: object, theirs: object) -> None:
-    validation.fail(
-        "SumLoss",
-        f"losses that agree on {name}, since they share one pass",
-        f"{ours!r} and {theirs!r}",
-        f"Give both the same {name}, or call the losses one by one and add the results.",
-    )
-
-
-class OverlapLoss(Loss):
-    """input, target -> loss of any index: statistics, pool, index, cost, reduce.
-
-    Args:
-        index: statistics -> score per class, for example `softdice.indices.dice` or a function of your own. It is
-            called once when the loss is made, to see which statistics it reads: the pass computes those and no others.
-            An index over all classes, with a last dimension of 1, takes the keyword `class_weight`: the loss's weights
-            with 0 for a class that is left out, or None.
-        num_classes: channels of `input`.
-        gamma: exponent of the focal statistic. power: exponent of the difference statistic.
-        settings: the keywords of `LossSettings`.
-
-    Shapes: input (B, C, *S), target (B, *S), (B, 1, *S) or (B, C, *S), voxel_weight (B, *S) or (B, 1, *S). See
-    `softdice.overlap_statistics`.
-
-    Returns (when called): a 0-d tensor on the autograd graph, float64 for float64 input, else float32; for
-    reduction="none" the costs, (C,) or, with pooling="sample", (B, C).
-
-    Raises:
-        TypeError, ValueError: as `softdice.overlap_statistics`, and for a setting out of its range, naming it.
-
-    Edge cases: with absent="skip" and every class absent the loss is 0 with a gradient of 0. What a single absent
-    class does with absent="count" is the index's to say.
-
-    Example:
-        >>> import torch, softdice
-        >>> recall = softdice.OverlapLoss(lambda s: (s.intersection + 1) / (s.target + 1), num_classes=2)
-        >>> recall(torch.tensor([[[0.5, 0.0], [0.5, 1.0]]]), torch.tensor([[0, 1]]))
-        tensor(0.1250)
-    """
-
-    class_weight: Tensor | None
-
-    def __init__(
-        self,
-        index: Index,
-        num_classes: int,
-        *,
-        gamma: float = 2.0,
-        power: float = 1.0,
-        **settings: Unpack[LossSettings],
-    ) -> None:
-        super().__init__()
-        caller = type(self).__name__
-        chosen: dict[str, Any] = {**_DEFAULTS, **settings}
-        if unknown := set(settings) - set(_DEFAULTS):
-            raise TypeError(
-                f"{caller}: expected the keywords {', '.join(_DEFAULTS)}, got {', '.join(sorted(unknown))}. "
-                "Correct the spelling."
-            )
-        words = {"pooling": reductions.POOLINGS, "absent": reductions.ABSENT, "reduction": reductions.REDUCTIONS}
-        for name, allowed in words.items():
-            validation.choice(caller, name, chosen[name], allowed)
-        distributed.check_group(caller, chosen["group"], chosen["pooling"])
-        self.num_classes = validation.num_classes(caller, num_classes)
-        if num_classes == 1 and chosen["activation"] == "softmax":
-            advice = "A softmax over one channel is 1 everywhere and cannot be trained: use 'sigmoid'."
-            validation.fail(caller, "activation 'sigmoid' or 'none' for one class", "'softmax'", advice)
-        regions = validation.frozen_regions(caller, chosen["regions"])
-        columns = num_classes if regions is None else len(regions)
-        self.index = index
-        self.cost = costs.resolve(caller, chosen["cost"])
-        self.pooling, self.absent, self.reduction = chosen["pooling"], chosen["absent"], chosen["reduction"]
-        self.classes = None
-        if chosen["classes"] is not None:
-            self.classes = validation.class_numbers(caller, "classes", chosen["classes"], columns)
-        class_weight = chosen["class_weight"]
-        if class_weight is not None:
-            class_weight = validation.class_weights(caller, class_weight, columns)
-            class_weight = class_weight if self.classes is None else class_weight[list(self.classes)]
-        self.over_classes = _over_classes(index)
-        self.register_buffer("class_weight", class_weight, persistent=False)
-        extra = ("labelled",) if self.absent == "skip" else ()
-        self.settings = Pass(
-            activation=chosen["activation"],
-            ignore_index=chosen["ignore_index"],
-            label_smoothing=chosen["label_smoothing"],
-            regions=regions,
-            validate=bool(chosen["validate"]),
-            gamma=gamma,
-            power=power,
-            fields=fields_read(caller, index, columns if self.classes is None else len(self.classes)) + extra,
-            group=chosen["group"],
-        ).checked(caller)
-
-    def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
-        """statistics of one batch, (B, C) or pooled (C,) -> loss. counted: (C,) bool, False leaves a class out."""
-        if self.pooling == "batch":
-            stats = stats.pool()
-        if self.classes is not None:
-            stats = stats.select(self.classes)
-            counted = None if counted is None else counted[list(self.classes)]
-        present = counted
-        if self.absent == "skip":
-            present = stats.labelled > 0 if counted is None else counted & (stats.labelled > 0)
-        if present is not None:
-            stats = stats.fill(~present, 1.0)  # a score that no class has, so that no nan or inf reaches the gradient
-        weight = self.class_weight
-        if self.over_classes:
-            if present is not None:
-                weight = present.float() if weight is None else weight * present
-                present = (weight > 0).any(-1, keepdim=True)
-            cost, weight = self.cost(self.index(stats, class_weight=weight)), None
-        else:
-            cost = self.cost(self.index(stats))
-        present = present if present is None else present.expand_as(cost)
-        return reductions.reduce(cost, class_weight=weight, present=present, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        shown = {
-            "num_classes": self.num_classes,
-            **(self.index.keywords if isinstance(self.index, partial) else {}),
-            "activation": self.settings.activation,
-            "cost": next((word for word, cost in costs.NAMED.items() if cost is self.cost), "custom"),
-            "pooling": self.pooling,
-            "classes": self.classes,
-            "class_weight": None if self.class_weight is None else self.class_weight.tolist(),
-            "absent": self.absent,
-            "ignore_index": self.settings.ignore_index,
-            "label_smoothing": self.settings.label_smoothing,
-            "regions": self.settings.regions,
-            "reduction": self.reduction,
-            "group": self.settings.group,
-        }
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value != _DEFAULTS.get(name, ...))
-
-
-_DEFAULTS: dict[str, Any] = {
-    "activation": "none",
-    "cost": "one_minus",
-    "pooling": "batch",
-    "classes": None,
-    "class_weight": None,
-    "absent": "count",
-    "ignore_index": None,
-    "label_smoothing": 0.0,
-    "regions": None,
-    "reduction": "mean",
-    "group": None,
-    "validate": True,
-}
-
-
-class _Probe(OverlapStatistics):
-    """Statistics of ones that remember which of their fields were read."""
-
-    def __init__(self, num_classes: int, seen: dict[str, None] | None = None) -> None:
-        super().__init__({})
-        self.seen: dict[str, None] = {} if seen is None else seen
-        self.num_classes = num_classes
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name not in FIELDS:
-            return super().__getattr__(name)
-        self.seen[name] = None
-        return torch.ones(self.num_classes)
-
-    @property
-    def pooled(self) -> bool:
-        return True
-
-    def select(self, classes: Sequence[int]) -> OverlapStatistics:
-        return _Probe(len(tuple(classes)), self.seen)
-
-
-def fields_read(caller: str, index: Index, num_classes: int) -> tuple[str, ...]:
-    """index -> names of the statistics that it reads."""
-    probe = _Probe(num_classes)
-    score = index(probe)
-    if not isinstance(score, Tensor):
-        validation.fail(
-            caller, "index to return a Tensor", type(score).__name__, "Return a score per class.", TypeError
-        )
-    if not probe.seen:
-        validation.fail(caller, "index to read a statistic", "none read", "Use stats.intersection and its siblings.")
-    length = 1 if _over_classes(index) else num_classes
-    if tuple(score.shape) != (length,):
-        advice = "Return one score per class; or take the keyword class_weight and return one score over all classes."
-        validation.fail(caller, f"index to return a score of shape ({length},)", tuple(score.shape), advice)
-    return tuple(probe.seen)
-
-
-def _over_classes(index: Index) -> bool:
-    """Whether an index couples the classes: then it takes their weights."""
-    return "class_weight" in inspect.signature(index).parameters
+def _agree(name: str, ours: object, theirs: object) -> None:
+    if ours != theirs:
+        advice = f"Give both the same {name}, or call the losses one by one and add the results."
+        expected = f"losses that agree on {name}, since they share one pass"
+        validation.fail(expected, f"{ours!r} and {theirs!r}", advice)

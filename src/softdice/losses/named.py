@@ -1,4 +1,4 @@
-"""settings -> loss: the named losses, each an index and a cost handed to `softdice.losses.base.OverlapLoss`.
+"""settings -> loss: the named losses, each an index and a cost handed to `softdice.losses.overlap.OverlapLoss`.
 
 Shapes, keywords, returns and errors are those of `OverlapLoss` and `LossSettings`; here stands what is each loss's own.
 The losses over voxels, cross-entropy and focal, are in `softdice.losses.voxelwise`.
@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from softdice import costs, indices, validation
-from softdice.losses.base import LossSettings, OverlapLoss
+from softdice.losses.overlap import LossSettings, OverlapLoss
 from softdice.losses.voxelwise import fixed_cost
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class SoftDiceLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
-        validation.number(type(self).__name__, "eps", eps, 0)
+        validation.number("eps", eps, 0)
         self.eps = eps
         settings.setdefault("cost", "neg_log")
         super().__init__(partial(indices.dice, eps=eps), num_classes, **settings)
@@ -75,7 +75,7 @@ class JaccardLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
-        validation.number(type(self).__name__, "eps", eps, 0)
+        validation.number("eps", eps, 0)
         super().__init__(partial(indices.jaccard, eps=eps), num_classes, **settings)
 
 
@@ -107,7 +107,7 @@ class TverskyLoss(OverlapLoss):
         eps: float = 1e-5,
         **settings: Unpack[LossSettings],
     ) -> None:
-        index = _tversky(type(self).__name__, alpha, beta, eps)
+        index = _tversky(alpha, beta, eps)
         super().__init__(index, num_classes, **settings)
 
 
@@ -144,10 +144,9 @@ class FocalTverskyLoss(OverlapLoss):
         eps: float = 1e-5,
         **settings: Unpack[LossSettings],
     ) -> None:
-        caller = type(self).__name__
-        fixed_cost(caller, settings, "(1 - score)^gamma")
-        _above_zero(caller, "gamma", gamma)
-        index = _tversky(caller, alpha, beta, eps)
+        fixed_cost(settings, "(1 - score)^gamma")
+        _above_zero("gamma", gamma)
+        index = _tversky(alpha, beta, eps)
         settings["cost"] = costs.focal(gamma)
         super().__init__(index, num_classes, **settings)
 
@@ -181,9 +180,8 @@ class GeneralizedDiceLoss(OverlapLoss):
         eps: float = 1e-5,
         **settings: Unpack[LossSettings],
     ) -> None:
-        caller = type(self).__name__
-        validation.number(caller, "eps", eps, 0)
-        validation.choice(caller, "weighting", weighting, ("square", "simple", "uniform"))
+        validation.number("eps", eps, 0)
+        validation.choice("weighting", weighting, ("square", "simple", "uniform"))
         super().__init__(partial(indices.generalized_dice, weighting=weighting, eps=eps), num_classes, **settings)
 
 
@@ -205,8 +203,8 @@ class MCCLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
-        validation.number(type(self).__name__, "eps", eps, 0)
-        _no_logarithm(type(self).__name__, settings)
+        validation.number("eps", eps, 0)
+        _no_logarithm(settings)
         super().__init__(partial(indices.mcc, eps=eps), num_classes, **settings)
 
 
@@ -229,7 +227,7 @@ class SquaredDiceLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
-        validation.number(type(self).__name__, "eps", eps, 0)
+        validation.number("eps", eps, 0)
         super().__init__(partial(indices.squared_dice, eps=eps), num_classes, **settings)
 
 
@@ -260,8 +258,8 @@ class DiceSemimetricLoss(OverlapLoss):
         eps: float = 1e-5,
         **settings: Unpack[LossSettings],
     ) -> None:
-        validation.number(type(self).__name__, "eps", eps, 0)
-        validation.choice(type(self).__name__, "form", form, ("sum", "product"))
+        validation.number("eps", eps, 0)
+        validation.choice("form", form, ("sum", "product"))
         super().__init__(partial(indices.dice_semimetric, form=form, eps=eps), num_classes, **settings)
 
 
@@ -291,8 +289,8 @@ class JaccardMetricLoss(OverlapLoss):
         eps: float = 1e-5,
         **settings: Unpack[LossSettings],
     ) -> None:
-        validation.number(type(self).__name__, "eps", eps, 0)
-        validation.choice(type(self).__name__, "form", form, ("sum", "product"))
+        validation.number("eps", eps, 0)
+        validation.choice("form", form, ("sum", "product"))
         super().__init__(partial(indices.jaccard_metric, form=form, eps=eps), num_classes, **settings)
 
 
@@ -319,9 +317,9 @@ class NoiseRobustDiceLoss(OverlapLoss):
     def __init__(
         self, num_classes: int, power: float = 1.5, eps: float = 1e-5, **settings: Unpack[LossSettings]
     ) -> None:
-        validation.number(type(self).__name__, "eps", eps, 0)
-        validation.number(type(self).__name__, "power", power, 1, 2)
-        _no_logarithm(type(self).__name__, settings)
+        validation.number("eps", eps, 0)
+        validation.number("power", power, 1, 2)
+        _no_logarithm(settings)
         super().__init__(partial(indices.noise_robust_dice, eps=eps), num_classes, power=power, **settings)
 
 
@@ -352,29 +350,28 @@ class ExponentialLogarithmicLoss(OverlapLoss):
     def __init__(
         self, num_classes: int, gamma: float = 0.3, eps: float = 1e-5, **settings: Unpack[LossSettings]
     ) -> None:
-        caller = type(self).__name__
-        validation.number(caller, "eps", eps, 0)
-        _above_zero(caller, "gamma", gamma)
-        fixed_cost(caller, settings, "(-ln score)^gamma")
+        validation.number("eps", eps, 0)
+        _above_zero("gamma", gamma)
+        fixed_cost(settings, "(-ln score)^gamma")
         index = partial(indices.dice, eps=eps)
         settings["cost"] = costs.log_power(gamma)
         super().__init__(index, num_classes, **settings)
 
 
-def _tversky(caller: str, alpha: float, beta: float, eps: float) -> partial:
+def _tversky(alpha: float, beta: float, eps: float) -> partial:
     for name, value in (("alpha", alpha), ("beta", beta), ("eps", eps)):
-        validation.number(caller, name, value, 0)
+        validation.number(name, value, 0)
     if alpha == beta == 0:
-        validation.fail(caller, "alpha or beta above 0", "both 0", "With both 0 nothing costs anything.")
+        validation.fail("alpha or beta above 0", "both 0", "With both 0 nothing costs anything.")
     return partial(indices.tversky, alpha=alpha, beta=beta, eps=eps)
 
 
-def _above_zero(caller: str, name: str, value: float) -> None:
-    validation.number(caller, name, value, 0)
+def _above_zero(name: str, value: float) -> None:
+    validation.number(name, value, 0)
     if value == 0:
-        validation.fail(caller, f"{name} > 0", value, "With 0 the loss would be constant.")
+        validation.fail(f"{name} > 0", value, "With 0 the loss would be constant.")
 
 
-def _no_logarithm(caller: str, settings: LossSettings) -> None:
+def _no_logarithm(settings: LossSettings) -> None:
     if settings.get("cost") in ("neg_log", costs.neg_log):
-        validation.fail(caller, "a cost of a score that may be negative", "'neg_log'", "Use 'one_minus'.")
+        validation.fail("a cost of a score that may be negative", "'neg_log'", "Use 'one_minus'.")

@@ -40,22 +40,23 @@ class DeepSupervision(nn.Module):
     Source: C.-Y. Lee, S. Xie, P. Gallagher, Z. Zhang, Z. Tu, "Deeply-supervised nets", AISTATS 2015.
     """
 
+    @validation.public
     def __init__(self, loss: nn.Module, weights: Sequence[float]) -> None:
         super().__init__()
-        caller = type(self).__name__
         for position, weight in enumerate(weights):
-            validation.number(caller, f"weights[{position}]", weight, 0)
+            validation.number(f"weights[{position}]", weight, 0)
         if not sum(weights) > 0:
-            validation.fail(caller, "weights that are not all 0", list(weights), "Pass one weight per output.")
+            validation.fail("weights that are not all 0", list(weights), "Pass one weight per output.")
         self.loss = loss
         self.weights = tuple(weight / sum(weights) for weight in weights)
 
+    @validation.public
     def forward(self, outputs: Sequence[Tensor], target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """outputs, full-resolution target -> loss."""
         if isinstance(outputs, Tensor) or len(outputs) != len(self.weights):
             got = "a single tensor" if isinstance(outputs, Tensor) else f"{len(outputs)}"
             advice = "Pass a list with one output for each weight."
-            validation.fail(type(self).__name__, f"{len(self.weights)} outputs", got, advice)
+            validation.fail(f"{len(self.weights)} outputs", got, advice)
         settings = getattr(self.loss, "settings", None)
         labels = settings is not None and settings.ignore_index is not None
         values = [
@@ -92,7 +93,7 @@ def at_resolution(target: Tensor | None, output: Tensor, labels: bool = False) -
         small > large for small, large in zip(size, target.shape[target.ndim - rank :], strict=True)
     ):
         advice = "Give the target at the resolution of the largest output."
-        validation.fail("DeepSupervision", f"outputs no larger than target {tuple(target.shape)}", tuple(size), advice)
+        validation.fail(f"outputs no larger than target {tuple(target.shape)}", tuple(size), advice)
     per_class = target.ndim == output.ndim and target.shape[1] == output.shape[1]
     if target.is_floating_point() and per_class and not labels:
         return _mean_over_area(target, size)
@@ -108,5 +109,5 @@ def _mean_over_area(values: Tensor, size: torch.Size) -> Tensor:
     pools: dict[int, Any] = {1: pool.adaptive_avg_pool1d, 2: pool.adaptive_avg_pool2d, 3: pool.adaptive_avg_pool3d}
     if len(size) not in pools:
         advice = "Make the targets smaller yourself and call the loss once for each output."
-        validation.fail("DeepSupervision", "per-class values in 1 to 3 dimensions", len(size), advice)
+        validation.fail("per-class values in 1 to 3 dimensions", len(size), advice)
     return pools[len(size)](values, tuple(size))

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from softdice import costs, indices, validation
-from softdice.losses.base import LossSettings, OverlapLoss
+from softdice.losses.overlap import LossSettings, OverlapLoss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,7 +43,7 @@ class CrossEntropyLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, **settings: Unpack[LossSettings]) -> None:
-        binary = _entropy_settings(type(self).__name__, num_classes, settings)
+        binary = _entropy_settings(num_classes, settings)
         index = partial(indices.cross_entropy, binary=binary)
         settings["cost"] = costs.identity
         super().__init__(index, num_classes, **settings)
@@ -70,28 +70,28 @@ class FocalLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, gamma: float = 2.0, **settings: Unpack[LossSettings]) -> None:
-        validation.number(type(self).__name__, "gamma", gamma, 0)
-        binary = _entropy_settings(type(self).__name__, num_classes, settings)
+        validation.number("gamma", gamma, 0)
+        binary = _entropy_settings(num_classes, settings)
         index = partial(indices.focal_entropy, binary=binary)
         settings["cost"] = costs.identity
         super().__init__(index, num_classes, gamma=gamma, **settings)
 
 
-def fixed_cost(caller: str, settings: LossSettings, cost: str) -> None:
+def fixed_cost(settings: LossSettings, cost: str) -> None:
     """Refuse a cost where the loss's own is its definition."""
     if "cost" in settings:
-        validation.fail(caller, f"no cost, which is {cost} here", repr(settings["cost"]), "Leave it out.")
+        validation.fail(f"no cost, which is {cost} here", repr(settings["cost"]), "Leave it out.")
 
 
-def _entropy_settings(caller: str, num_classes: int, settings: LossSettings) -> bool:
+def _entropy_settings(num_classes: int, settings: LossSettings) -> bool:
     """settings of a loss over voxels -> whether each class is decided by itself."""
-    fixed_cost(caller, settings, "the entropy itself")
+    fixed_cost(settings, "the entropy itself")
     binary = settings.get("activation") == "sigmoid"
     if num_classes == 1 and not binary:
         got = repr(settings.get("activation", "none"))
-        validation.fail(caller, "activation='sigmoid' for a single class", got, "Pass logits, or two channels.")
+        validation.fail("activation='sigmoid' for a single class", got, "Pass logits, or two channels.")
     regions = settings.get("regions")
     if regions is not None and sorted(c for region in regions for c in region) != list(range(num_classes)):
         advice = "Add the loss of the classes in a call of its own: overlapping regions have no common entropy."
-        validation.fail(caller, "regions that hold each class once", repr(regions), advice)
+        validation.fail("regions that hold each class once", repr(regions), advice)
     return binary

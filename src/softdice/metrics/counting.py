@@ -21,10 +21,12 @@ from torch import Tensor
 
 from softdice.kernels.cpu.threads import for_each
 from softdice.reference import equals
-from softdice.validation import fail
+from softdice.validation import fail, message
 
 CHUNK = 1 << 20
 """Bytes of a block, and voxels that torch converts at a time: 8 MiB as int64."""
+
+ADVICE = "Raise num_classes, remap the labels, or set ignore_index."
 
 _TASK = 1 << 20
 """Voxels that are worth tables of their own, or handing to a second thread."""
@@ -49,7 +51,6 @@ def class_counts(
     num_classes: int,
     *,
     ignore_index: int | None = None,
-    caller: str = "class_counts",
 ) -> Tensor:
     """labels, labels -> counts per class, (3, C) int64: voxels of both, of the prediction, of the target.
 
@@ -59,7 +60,6 @@ def class_counts(
         num_classes: C.
         ignore_index: voxels where target has this label are not counted, whatever was predicted there; where it is one
             of the classes, that class has counts of 0: it is not scored.
-        caller: the name that error messages begin with.
 
     Raises:
         ValueError: shapes differ, or a label outside [0, C) (on the CPU; on other devices an assertion that needs no
@@ -72,13 +72,13 @@ def class_counts(
                 [1, 2, 1],
                 [1, 1, 2]])
     """
-    check_tensors(caller, prediction=prediction, target=target)
+    check_tensors(prediction=prediction, target=target)
     for name, labels in (("prediction", prediction), ("target", target)):
         if labels.is_floating_point() or labels.is_complex():
-            fail(caller, f"integer labels in {name}", labels.dtype, "Convert with .long(), or take argmax.", TypeError)
+            fail(f"integer labels in {name}", labels.dtype, "Convert with .long(), or take argmax.", TypeError)
     if prediction.shape != target.shape:
         advice = "Bring both to the same shape."
-        fail(caller, f"target of shape {tuple(prediction.shape)}", tuple(target.shape), advice)
+        fail(f"target of shape {tuple(prediction.shape)}", tuple(target.shape), advice)
     prediction, target = prediction.detach(), target.detach()
     if prediction.device.type == "cpu" and _kernels() is not None:
         counts = torch.from_numpy(_counts_cpu(prediction.numpy(), target.numpy(), num_classes, ignore_index))
@@ -86,28 +86,28 @@ def class_counts(
         counts = _counts_torch(prediction, target, num_classes, ignore_index)
     outside = counts[1:, num_classes].sum()
     if counts.is_cuda:
-        torch._assert_async(outside == 0, f"{caller}: expected labels in [0, {num_classes}), got others.")
+        torch._assert_async(outside == 0, message(f"labels in [0, {num_classes})", "others", ADVICE))
     elif outside:
         left_out = ignored(target, ignore_index)
-        check_labels(caller, "prediction", prediction, num_classes, None, left_out)
-        check_labels(caller, "target", target, num_classes, ignore_index, left_out)
+        check_labels("prediction", prediction, num_classes, None, left_out)
+        check_labels("target", target, num_classes, ignore_index, left_out)
     if ignore_index is not None and 0 <= ignore_index < num_classes:
         counts[:, ignore_index] = 0
     return counts[:, :num_classes]
 
 
-def check_tensors(caller: str, **given: object) -> None:
+def check_tensors(**given: object) -> None:
     """Raises TypeError for what is no Tensor, and says how to make one of it."""
     for name, value in given.items():
         if not isinstance(value, Tensor):
             how = "Stack them with torch.stack." if isinstance(value, (list, tuple)) else "Wrap it in torch.as_tensor."
-            fail(caller, f"{name} to be a Tensor", type(value).__name__, how, TypeError)
+            fail(f"{name} to be a Tensor", type(value).__name__, how, TypeError)
 
 
-def check_ignore_index(caller: str, ignore_index: object) -> None:
+def check_ignore_index(ignore_index: object) -> None:
     """Raises TypeError for what is neither an int nor None."""
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
-        fail(caller, "ignore_index to be an int or None", repr(ignore_index), "Pass the label to leave out.", TypeError)
+        fail("ignore_index to be an int or None", repr(ignore_index), "Pass the label to leave out.", TypeError)
 
 
 def ignored(target: Tensor, ignore_index: int | None) -> Tensor:
@@ -118,23 +118,19 @@ def ignored(target: Tensor, ignore_index: int | None) -> Tensor:
     return torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else equals(target, ignore_index)
 
 
-def check_labels(
-    caller: str, name: str, labels: Tensor, num_classes: int, ignore_index: int | None, left_out: Tensor
-) -> None:
+def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None, left_out: Tensor) -> None:
     """Raises ValueError for labels outside [0, C) where they count; on CUDA an assertion that needs no host sync."""
     wide = labels.to(torch.int64)
     wrong = ((wide < 0) | (wide >= num_classes)) & ~left_out
     allowed = f"{name} with labels in [0, {num_classes})" + ("" if ignore_index is None else f" or {ignore_index}")
     if wrong.is_cuda:
-        torch._assert_async(~wrong.any(), f"{caller}: expected {allowed}, got others.")
+        torch._assert_async(~wrong.any(), message(allowed, "others", ADVICE))
     elif wrong.any():
         got = f"{labels[wrong][0].item()} ({int(wrong.sum())} voxels)"
-        fail(caller, allowed, got, "Raise num_classes, remap the labels, or set ignore_index.")
+        fail(allowed, got, ADVICE)
 
 
-def label_maps(
-    caller: str, prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None
-) -> tuple[Tensor, Tensor]:
+def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
     """integers or bools of one shape -> label maps: the classes' numbers where both are one-hot along dimension 1.
 
     Label maps whose dimension 1 happens to have C entries stay what they are. Masks of several classes that are not
@@ -142,7 +138,7 @@ def label_maps(
 
     Example:
         >>> hot = torch.tensor([[[1, 0], [0, 1], [0, 0]]])
-        >>> label_maps("example", hot, hot, 3, None)[0]
+        >>> label_maps(hot, hot, 3, None)[0]
         tensor([[0, 1]])
     """
     C = num_classes
@@ -156,7 +152,7 @@ def label_maps(
         return tuple(mask.to(torch.uint8).argmax(1) for mask in inside)  # type: ignore[return-value]
     if C > 2 or torch.bool in (prediction.dtype, target.dtype):
         advice = "Pass threshold=0.5 to DiceScore for masks of classes that overlap, label maps as (B, 1, *S)."
-        fail(caller, "label maps, or classes that are one-hot along dimension 1", "only 0 and 1 in both", advice)
+        fail("label maps, or classes that are one-hot along dimension 1", "only 0 and 1 in both", advice)
     return prediction, target
 
 

@@ -17,6 +17,7 @@ from softdice import validation
 from softdice.metrics.counting import check_ignore_index, check_tensors, class_counts, label_maps
 
 
+@validation.public
 def dice_score(prediction: Tensor, target: Tensor, num_classes: int, *, ignore_index: int | None = None) -> Tensor:
     """labels, labels -> the Dice coefficient of each class, (C,)
 
@@ -46,16 +47,16 @@ def dice_score(prediction: Tensor, target: Tensor, num_classes: int, *, ignore_i
 
     Source: L. R. Dice, Ecology 26, 1945.
     """
-    check_tensors("dice_score", prediction=prediction, target=target)
-    prediction, target = label_maps("dice_score", prediction, target, num_classes, ignore_index)
-    return dice(mask_counts(prediction, target, num_classes, ignore_index, "dice_score"))
+    check_tensors(prediction=prediction, target=target)
+    prediction, target = label_maps(prediction, target, num_classes, ignore_index)
+    return dice(mask_counts(prediction, target, num_classes, ignore_index))
 
 
-def mask_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None, caller: str) -> Tensor:
+def mask_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
     """labels, labels -> counts (3, C); with C = 1 those of label 1, the only class of a mask."""
-    C = validation.num_classes(caller, num_classes)
-    check_ignore_index(caller, ignore_index)
-    counts = class_counts(prediction, target, max(C, 2), ignore_index=ignore_index, caller=caller)
+    C = validation.num_classes(num_classes)
+    check_ignore_index(ignore_index)
+    counts = class_counts(prediction, target, max(C, 2), ignore_index=ignore_index)
     return counts[:, 1:] if C == 1 else counts
 
 

@@ -68,6 +68,7 @@ class OverlapMetric(Metric):
     samples: Tensor
     settings: Tensor
 
+    @validation.public
     def __init__(
         self,
         num_classes: int,
@@ -80,18 +81,15 @@ class OverlapMetric(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        name = type(self).__name__
-        self.num_classes = validation.num_classes(name, num_classes)
-        validation.choice(name, "average", average, ("macro", "micro", "weighted", "none"))
-        validation.choice(name, "pooling", pooling, ("all", "sample"))
+        self.num_classes = validation.num_classes(num_classes)
+        validation.choice("average", average, ("macro", "micro", "weighted", "none"))
+        validation.choice("pooling", pooling, ("all", "sample"))
         if threshold is not None:
-            validation.number(name, "threshold", threshold, float("-inf"))
-        counting.check_ignore_index(name, ignore_index)
+            validation.number("threshold", threshold, float("-inf"))
+        counting.check_ignore_index(ignore_index)
         self.average, self.pooling = average, pooling
         self.classes = (
-            tuple(range(num_classes))
-            if classes is None
-            else validation.class_numbers(name, "classes", classes, num_classes)
+            tuple(range(num_classes)) if classes is None else validation.class_numbers("classes", classes, num_classes)
         )
         self.ignore_index, self.threshold = ignore_index, threshold
         width = len(self.classes)
@@ -113,6 +111,7 @@ class OverlapMetric(Metric):
     def score(counts: Tensor) -> Tensor:
         """counts (3, ...) -> score (...); the one thing that the metrics differ in."""
 
+    @validation.public
     def update(self, input: Tensor, target: Tensor) -> None:
         """Count one batch."""
         count, input, target = self._as_labels(input, target)
@@ -150,11 +149,11 @@ class OverlapMetric(Metric):
 
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
         """What the user passes -> how to count one sample of it, input and target as integers (B, ...)."""
-        name, C = f"{type(self).__name__}.update", self.num_classes
-        counting.check_tensors(name, input=input, target=target)
+        C = self.num_classes
+        counting.check_tensors(input=input, target=target)
 
         def count(prediction: Tensor, labels: Tensor) -> Tensor:
-            return scores.mask_counts(prediction, labels, C, self.ignore_index, name)
+            return scores.mask_counts(prediction, labels, C, self.ignore_index)
 
         if self.threshold is None and not input.is_floating_point():
             if input.shape[1:2] == (1,) and input.dim() > 2 and target.dim() == input.dim() - 1:
@@ -163,21 +162,21 @@ class OverlapMetric(Metric):
                 target = target.squeeze(1)
             if input.shape != target.shape or input.dim() == 0:
                 advice = "Pass label maps of one shape (B, *S), or floats (B, C, *S) as input."
-                validation.fail(name, f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
-            return count, *counting.label_maps(name, input, target, C, self.ignore_index)
+                validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
+            return count, *counting.label_maps(input, target, C, self.ignore_index)
         if input.dim() < 2 or input.shape[1] != C:
             advice = "Set num_classes to the number of channels."
-            validation.fail(name, f"input of shape (B, {C}, *S)", tuple(input.shape), advice)
+            validation.fail(f"input of shape (B, {C}, *S)", tuple(input.shape), advice)
         B, S = input.shape[0], tuple(input.shape[2:])
         shapes = [(B, *S), (B, 1, *S)] + ([(B, C, *S)] if self.threshold is not None and C > 1 else [])
         if tuple(target.shape) not in shapes:
             wanted = " or ".join(str(shape) for shape in shapes)
             advice = "Pass label maps; per-class masks need a threshold."
-            validation.fail(name, f"target of shape {wanted}", tuple(target.shape), advice)
+            validation.fail(f"target of shape {wanted}", tuple(target.shape), advice)
         if self.threshold is None:
             if C == 1:
                 advice = "Pass threshold=0.5 for probabilities, threshold=0.0 for logits."
-                validation.fail(name, "a threshold for floating input of one class", "None", advice)
+                validation.fail("a threshold for floating input of one class", "None", advice)
             return count, input.argmax(1), target.reshape(B, *S)
 
         masks = input > self.threshold if input.is_floating_point() else input
@@ -185,16 +184,16 @@ class OverlapMetric(Metric):
             void, unscored, target = self.ignore_index, None, target.reshape(B, C, *S)
             if C > 1 and void in (0, 1):
                 advice = "Write another number, such as 255, into the masks where a voxel is to be left out."
-                validation.fail(name, "an ignore_index that is no value of a mask", void, advice)
+                validation.fail("an ignore_index that is no value of a mask", void, advice)
         else:
             labels, void, unscored = target.reshape(B, 1, *S), 2, self.ignore_index
             left_out = counting.ignored(labels, self.ignore_index)
-            counting.check_labels(name, "target", labels, C, self.ignore_index, left_out)
+            counting.check_labels("target", labels, C, self.ignore_index, left_out)
             numbers = torch.arange(C, device=target.device).reshape(1, C, *[1] * len(S))
             target = (labels.to(torch.int64) == numbers).to(torch.uint8).masked_fill(left_out, void)
 
         def count_masks(masks: Tensor, hot: Tensor) -> Tensor:
-            each = [scores.mask_counts(m, t, 1, void, name) for m, t in zip(masks, hot, strict=True)]
+            each = [scores.mask_counts(m, t, 1, void) for m, t in zip(masks, hot, strict=True)]
             return torch.cat([torch.zeros_like(n) if c == unscored else n for c, n in enumerate(each)], 1)
 
         return count_masks, masks, target

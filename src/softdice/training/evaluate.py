@@ -35,7 +35,7 @@ def label_image(network: nn.Module, image: Tensor, patch: Sequence[int]) -> Tens
 def count(network: nn.Module, case: Case, patch: Sequence[int], num_classes: int, device: torch.device) -> Tensor:
     """network, case -> (3, C) int64: voxels in both, predicted, true."""
     prediction = label_image(network, torch.from_numpy(case.image).to(device), patch)
-    return class_counts(prediction, torch.from_numpy(case.label).to(device), num_classes, caller="softdice train")
+    return class_counts(prediction, torch.from_numpy(case.label).to(device), num_classes)
 
 
 def tabulated(cases: Cases, numbers: Sequence[int], counts: Tensor) -> Table:

@@ -21,8 +21,8 @@ from softdice.kernels.cpu.memory import gradient_like
 from softdice.kernels.cpu.narrow import CLASSES, SUMS, narrow_gradient, narrow_sums
 from softdice.kernels.cpu.rows import CODES, clean_weights, load, load_labels, outside, prefetch_bytes, store
 from softdice.kernels.cpu.threads import share_out
-from softdice.kernels.settings import Settings
-from softdice.reference import ACTIVATIONS, FIELDS, outcomes
+from softdice.reference import outcomes
+from softdice.settings import ACTIVATIONS, FIELDS, Pass
 from softdice.validation import probability_slack
 
 BLOCK_ELEMENTS = 1 << 17  # classes times voxels of a block: half a megabyte of float32, which stays in L2
@@ -212,7 +212,7 @@ class _Job(NamedTuple):
     variant: tuple[Any, ...]  # what the kernels are compiled for
 
 
-def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Settings) -> _Job:
+def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Pass) -> _Job:
     """Tensors and settings -> the work to do."""
     u = np.uint64
     B, C, V = input.shape
@@ -279,28 +279,34 @@ def _member(regions: Tensor | None) -> np.ndarray:
 
 
 def statistics(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Settings, validate: bool
+    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
 ) -> tuple[Tensor, bool]:
     """input (B, C, V), target, weight -> sums (fields, B, K) in float64, and whether all values were in range."""
     input = _readable(input)
-    job = _job(input, target, weight, regions, settings)
+    job, check = _job(input, target, weight, regions, settings), settings.validate
     slots = np.zeros((job.tasks, len(FIELDS), job.columns))
     bad = np.zeros((job.tasks, 4), np.int64)
     if input.numel():
         slack = probability_slack(input.dtype)
         limits = job.wide.type(-slack), job.wide.type(1 + slack)
         share_out(
-            _forward, job.variant, (*job.arguments, validate, *limits, *job.grid, slots, bad), job.tasks, input.numel()
+            _forward,
+            job.variant,
+            (*job.arguments, check, *limits, *job.grid, slots, bad),
+            job.tasks,
+            input.numel(),
         )
     sums = slots.reshape(input.shape[0], int(job.grid[1]), len(FIELDS), job.columns).sum(1)
     if job.usual:  # a hard label map: y is 0 or 1, so its square and its raw sum are its sum
         sums[:, usual.R] = sums[:, usual.LABELLED] = sums[:, usual.T]
     wanted = [FIELDS.index(name) for name in settings.fields]
-    return torch.from_numpy(np.ascontiguousarray(sums[:, wanted].transpose(1, 0, 2))), not (validate and bad.any())
+    return torch.from_numpy(np.ascontiguousarray(sums[:, wanted].transpose(1, 0, 2))), not (
+        settings.validate and bad.any()
+    )
 
 
 def gradient(
-    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Settings
+    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
 ) -> Tensor:
     """dL/dstatistics (fields, B, K), and what made them -> dL/dinput, laid out as it is read."""
     input = _readable(input)

@@ -16,7 +16,7 @@ import numpy as np
 from softdice.kernels.cpu.compiled import jit
 from softdice.kernels.cpu.rows import exp, log, prefetch, scrub
 
-# Bits of `flags`, and rows of the sums: the position of each name in softdice.reference.FIELDS.
+# Bits of `flags`, and rows of the sums: the position of each name in softdice.settings.FIELDS.
 I, P, T, Q, R, D, E, F, N, LABELLED = range(10)  # noqa: E741 - the letters of the formulas
 SOFTMAX, SIGMOID = 1, 2
 RUN = np.uint64(512)  # voxels added in the width of the input, some per vector lane, before float64 takes over

@@ -17,12 +17,12 @@ import triton.language as tl
 from torch import Tensor
 
 from softdice import validation
-from softdice.kernels.settings import Settings
 from softdice.kernels.triton import launch
 from softdice.kernels.triton.backward import backward_kernel
 from softdice.kernels.triton.forward import forward_kernel, rows_kernel
 from softdice.kernels.triton.launch import Tile
-from softdice.reference import ACTIVATIONS, FIELDS, outcomes, result_dtype
+from softdice.reference import outcomes, result_dtype
+from softdice.settings import ACTIVATIONS, FIELDS, Pass
 
 INTERPRETED = not isinstance(forward_kernel, triton.runtime.JITFunction)
 """Whether Triton was imported with TRITON_INTERPRET=1: the kernels are then Python that runs on CPU tensors."""
@@ -42,7 +42,7 @@ def _same_sum(name: str, hard: bool, smooth: bool) -> str:
 
 
 def arguments(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Settings, rows: list[str]
+    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Pass, rows: list[str]
 ) -> dict[str, Any]:
     """Tensors, settings and the statistics in their order -> what both kernels are called with, by name."""
     C = input.shape[1]
@@ -134,7 +134,7 @@ def _partial(given: dict[str, Any], rows: int, validate: bool, tile: Tile) -> tu
 
 
 def statistics(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Settings, validate: bool
+    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
 ) -> tuple[Tensor, Tensor | None]:
     """input (B, C, V), target, weight -> sums (fields, B, K), and counts (n, 4) of what is out of range, per program.
 
@@ -145,38 +145,35 @@ def statistics(
     if input.numel() == 0:
         return input.new_zeros((len(settings.fields), input.shape[0], columns), dtype=dtype), None
     if regions is not None and columns > REGIONS:
-        parts = [statistics(input, target, weight, part, settings, validate) for part in regions.split(REGIONS)]
+        parts = [statistics(input, target, weight, part, settings) for part in regions.split(REGIONS)]
         return torch.cat([sums for sums, _ in parts], dim=2), parts[0][1]
     same = [_same_sum(name, target.ndim == 2, settings.label_smoothing > 0) for name in settings.fields]
     rows = list(dict.fromkeys(same))
     given = arguments(input, target, weight, regions, settings, rows)
     entry = launch.tile(launch.FORWARD, input.shape[1], _regions(regions), input.element_size(), len(rows))
     tile = launch.tuned(
-        ("forward", *_key(given)), entry, lambda tile: _partial(given, len(rows), validate, tile), input.device
+        ("forward", *_key(given)), entry, lambda tile: _partial(given, len(rows), settings.validate, tile), input.device
     )
-    partial, bad = _partial(given, len(rows), validate, tile)
+    partial, bad = _partial(given, len(rows), settings.validate, tile)
     sums = partial.sum(1, dtype=torch.float64)
     if same == rows:
         return sums.movedim(1, 0).to(dtype).contiguous(), bad
     return torch.stack([sums[:, rows.index(name)] for name in same]).to(dtype), bad
 
 
-def assert_in_range(
-    caller: str, bad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, settings: Settings
-) -> None:
+def assert_in_range(bad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> None:
     """Counts of what is out of range -> assertions on the device, which the host does not wait for."""
-    C, ignore_index = input.shape[1], settings.ignore_index
     hard = target.ndim == 2
     errors = (
-        (hard, lambda value, count: validation.labels_error(caller, value, count, C, ignore_index)),
-        (not hard, lambda value, count: validation.target_error(caller, value, count)),
-        (settings.activation == "none", lambda value, count: validation.probabilities_error(caller, value, count)),
-        (weight is not None, lambda value, count: validation.weights_error(caller, value, count)),
+        (hard, validation.labels_error(input.shape[1], settings.ignore_index)),
+        (not hard, validation.target_error()),
+        (settings.activation == "none", validation.probabilities_error()),
+        (weight is not None, validation.weights_error()),
     )
     right = (bad == 0).all(0)
     for kind, (checked, error) in enumerate(errors):
         if checked:
-            torch._assert_async(right[kind], validation.error_text(error))
+            torch._assert_async(right[kind], error)
 
 
 def _slope(given: dict[str, Any], out: Tensor, tile: Tile) -> None:
@@ -189,7 +186,7 @@ def _slope(given: dict[str, Any], out: Tensor, tile: Tile) -> None:
 
 
 def gradient(
-    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Settings
+    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
 ) -> Tensor:
     """dL/dstatistics (fields, B, K) of any strides, and what made them -> dL/dinput, dense and laid out as input."""
     _, C, V = input.shape

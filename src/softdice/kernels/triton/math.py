@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NONE = tl.constexpr(0)  # softdice.reference.ACTIVATIONS
+NONE = tl.constexpr(0)  # softdice.settings.ACTIVATIONS
 SOFTMAX = tl.constexpr(1)
 SIGMOID = tl.constexpr(2)
 LOG2E = tl.constexpr(1.4426950408889634)
