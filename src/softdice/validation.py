@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial, wraps
+from importlib import import_module
+from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 import torch
@@ -331,3 +333,16 @@ def probabilities_error(value: object = UNSEEN, count: object = SOME) -> str:
 def weights_error(value: object = UNSEEN, count: object = SOME) -> str:
     """A negative or NaN weight -> what to say."""
     return message("voxel_weight >= 0", f"{value} ({count} voxels)", "Use 0 for a voxel that should not count.")
+
+
+def package(caller: str, name: str, extra: str) -> ModuleType:
+    """name of a package -> the package, imported; the error for a missing one names the extra that brings it."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or name).split(".")[0]  # the package itself, or one that it needs
+        missing = {"PIL": "pillow"}.get(missing, missing)
+        advice = f"Run: pip install 'softdice[{extra}]'"
+        raise ModuleNotFoundError(
+            f"{caller}: expected {missing} to be installed, got no such package. {advice}", name=missing
+        ) from error

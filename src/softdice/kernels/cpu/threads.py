@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -42,21 +42,29 @@ def share_out(kernel: Any, arguments: tuple[Any, ...], tasks: int, numel: int) -
         return
     shares = min(tasks, threads * SHARES)
     bounds = [np.uint64(tasks * i // shares) for i in range(shares + 1)]
-    waiting = iter(range(shares))
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                i = next(waiting, None)
-            if i is None:
-                return
-            kernel(*arguments, bounds[i], bounds[i + 1])
-
-    in_threads(work, threads)
+    for_each(lambda i: kernel(*arguments, bounds[i], bounds[i + 1]), range(shares), threads)
 
 
 _compiled: set[Any] = set()
+
+
+def for_each(work: Callable[[Any], None], tasks: Iterable[Any], threads: int) -> None:
+    """Call work(task) for every task, each in whichever of the threads is free."""
+    if threads <= 1:
+        for task in tasks:
+            work(task)
+        return
+    waiting, lock, end = iter(tasks), threading.Lock(), object()
+
+    def some() -> None:
+        while True:
+            with lock:
+                task = next(waiting, end)
+            if task is end:
+                return
+            work(task)
+
+    in_threads(some, threads)
 
 
 def in_threads(work: Callable[[], None], threads: int) -> None:
