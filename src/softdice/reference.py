@@ -70,7 +70,7 @@ def statistics(
     if valid_BV is not None:  # a NaN at a voxel that does not count must not reach a sum
         value_BCV, true_BCV = (torch.where(valid_BV.unsqueeze(1), values, 0.0) for values in (value_BCV, true_BCV))
     if regions is not None:
-        true_BCV = torch.stack([true_BCV[:, row].amax(1) for row in regions], dim=1)
+        true_BCV = torch.stack([true_BCV.masked_fill(row, -torch.inf).amax(1) for row in ~regions.unsqueeze(-1)], dim=1)
     prob_BCV, minus_log_p_BCV, minus_log_q_BCV = _probabilities(
         value_BCV, regions, settings.activation, any(statistic.names("a", "b") for statistic in wanted)
     )
@@ -124,7 +124,8 @@ def _probabilities(
     most_B1V = value_BCV.detach().amax(1, keepdim=True)
     away_BCV = value_BCV - torch.where(most_B1V.isfinite(), most_B1V, 0.0)
     whole_B1V = away_BCV.logsumexp(1, keepdim=True)
-    return prob_BCV, whole_B1V - torch.stack([away_BCV[:, row].logsumexp(1) for row in regions], dim=1), None
+    parts = [away_BCV.masked_fill(row, -torch.inf).logsumexp(1) for row in ~regions.unsqueeze(-1)]
+    return prob_BCV, whole_B1V - torch.stack(parts, dim=1), None
 
 
 def _true_values(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:

@@ -45,7 +45,7 @@ class Statistic:
     def elsewhere(self) -> tuple[bool, bool]:
         """Whether a class that a voxel does not belong to (y = 0) adds to the sum, and has a slope; of a softmax."""
         numbers = dict.fromkeys(SYMBOLS, 0.3) | dict.fromkeys(("y", "t", "a", "b", "r", "f", "g"), 0.0) | {"n": 1.0}
-        return tuple(eval(text, numbers) != 0 for text in (self.term, self.slope))  # type: ignore[return-value]
+        return tuple(eval(text, numbers) != 0 for text in (self.term, self.slope))
 
     def value(self, symbols: dict[str, Any]) -> Any:
         """What the term is for these symbols, numbers or tensors."""
