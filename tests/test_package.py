@@ -20,7 +20,7 @@ PACKAGE = Path(softdice.__file__).parent
 IMPORT_LIMIT_MS = 150
 
 ORDER = (
-    "version", "settings", "reference", "validation", "kernels", "distributed", "statistics", "indices", "costs",
+    "version", "terms", "settings", "reference", "validation", "kernels", "distributed", "statistics", "indices", "costs",
     "reductions", "losses", "functional", "head", "metrics", "reproducibility", "images", "compat", "scoring",
     "training", "cli", "__main__", "__init__",
 )  # fmt: skip
