@@ -16,6 +16,20 @@ from softdice.losses.voxelwise import fixed_cost
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+__all__ = [
+    "DiceSemimetricLoss",
+    "ExponentialLogarithmicLoss",
+    "FocalTverskyLoss",
+    "GeneralizedDiceLoss",
+    "JaccardLoss",
+    "JaccardMetricLoss",
+    "MCCLoss",
+    "NoiseRobustDiceLoss",
+    "SoftDiceLoss",
+    "SquaredDiceLoss",
+    "TverskyLoss",
+]
+
 
 class SoftDiceLoss(OverlapLoss):
     """input, target -> mean over classes of -ln Dice.
