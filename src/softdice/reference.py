@@ -85,8 +85,8 @@ def statistics(
     if any(statistic.names("u", "v") for statistic in wanted):
         symbols |= {"u": _power(q, settings.gamma), "v": _power(p, settings.gamma)}
     if "difference" in settings.fields:
-        symbols["d"] = _power((p - y).abs(), settings.power)
-    terms = {statistic.name: statistic.value(symbols) for statistic in wanted}
+        symbols["d"] = (p - y) ** 2 if settings.power == 2 else _power((p - y).abs(), settings.power)
+    terms = {statistic.name: statistic.value(**symbols) for statistic in wanted}
     return torch.stack([(terms[name] * weight_B1V).expand_as(y).sum(-1) for name in settings.fields])
 
 

@@ -31,31 +31,6 @@ SYMBOLS = ("p", "q", "y", "n", "t", "a", "b", "u", "v", "d", "e", "j", "s", "r",
 """What an expression may name, in the order in which compiled code passes it on."""
 
 
-class Statistic:
-    """One declaration: the name of the field, its formula for a reader, and the two expressions."""
-
-    def __init__(self, name: str, formula: str, term: str, slope: str) -> None:
-        self.name, self.formula, self.term, self.slope = name, formula, term, slope
-
-    def names(self, *symbols: str, slope: bool = False) -> bool:
-        """Whether one of the symbols stands in the term (or the slope)."""
-        return not set(symbols).isdisjoint(re.findall(r"[a-z]+", self.slope if slope else self.term))
-
-    @cached_property
-    def elsewhere(self) -> tuple[bool, bool]:
-        """Whether a class that a voxel does not belong to (y = 0) adds to the sum, and has a slope; of a softmax."""
-        numbers = dict.fromkeys(SYMBOLS, 0.3) | dict.fromkeys(("y", "t", "a", "b", "r", "f", "g"), 0.0) | {"n": 1.0}
-        return tuple(eval(text, numbers) != 0 for text in (self.term, self.slope))
-
-    def value(self, symbols: dict[str, Any]) -> Any:
-        """What the term is for these symbols, numbers or tensors."""
-        return eval(self._code, {}, symbols)
-
-    @cached_property
-    def _code(self) -> Any:
-        return compile(self.term, f"<term of {self.name}>", "eval")
-
-
 def function(signature: str, body: str, names: dict[str, Any]) -> Callable[..., Any]:
     """signature, expression or statements -> a function whose source can be read, as compilers want to."""
     text = f"def {signature}:\n    {body}\n"
@@ -68,6 +43,32 @@ def function(signature: str, body: str, names: dict[str, Any]) -> Callable[..., 
 
 
 _number = count()
+
+
+class Statistic:
+    """One declaration: the name of the field, its formula for a reader, and the two expressions.
+
+    `value` is the term as a function of the symbols (by name; it may be given more than it reads), numbers or tensors.
+    """
+
+    def __init__(self, name: str, formula: str, term: str, slope: str) -> None:
+        self.name, self.formula, self.term, self.slope = name, formula, term, slope
+        self.value = function(f"{name}({', '.join((*_symbols(term), '**others'))})", f"return {term}", {})
+
+    def names(self, *symbols: str, slope: bool = False) -> bool:
+        """Whether one of the symbols stands in the term (or the slope)."""
+        return not set(symbols).isdisjoint(_symbols(self.slope if slope else self.term))
+
+    @cached_property
+    def elsewhere(self) -> tuple[bool, bool]:
+        """Whether a class that a voxel does not belong to (y = 0) adds to the sum, and has a slope; of a softmax."""
+        numbers = dict.fromkeys(SYMBOLS, 0.3) | dict.fromkeys(("y", "t", "a", "b", "r", "f", "g"), 0.0) | {"n": 1.0}
+        return tuple(eval(text, numbers) != 0 for text in (self.term, self.slope))
+
+
+def _symbols(expression: str) -> list[str]:
+    return sorted(set(re.findall(r"[a-z]+", expression)))
+
 
 STATISTICS = (
     Statistic("intersection", "sum w p y", "p * y", "j * y"),
