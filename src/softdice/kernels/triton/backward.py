@@ -6,7 +6,7 @@ With q what the steep slopes of `softdice.kernels.triton.declared` add up to and
     sigmoid   dx_c = w (p_c (1 - p_c) q_c + k_c)
     none      dx_c = w (q_c + k_c)
 
-A class of a union r under a softmax has the share p_c / p_r of the slope p_r q_r + k_r.
+Of unions r under a softmax dx_c = w sum_r (s_rc - p_c) (p_r q_r + k_r), with the share s_rc = p_c / p_r of a class in r.
 """
 
 # mypy: allow-untyped-defs
@@ -58,10 +58,12 @@ def _slopes(
     else:
         q = complement(p)
         a = (log_sum[None, :] - d) * LN2 if ACT == SOFTMAX else -tl.log2(not_zero(p)) * LN2
+    if K % KT != 0:  # no infinite logarithm beyond the last class
+        a = tl.where((k < K)[:, None], a, 0.0)
     known = symbols(p, q, a, other, y, KEEP, SHARE, GAMMA, POWER, ACT, LOGS, POWERS, APART)
     steep = STEEP(coefficients, known)
     straight = STRAIGHT(coefficients, known)
-    if K % KT != 0:  # beyond the last class
+    if K % KT != 0:
         steep = tl.where((k < K)[:, None], steep, 0.0)
         straight = tl.where((k < K)[:, None], straight, 0.0)
     return p, q, steep, straight
@@ -118,23 +120,22 @@ def backward_kernel(
                 STEEP, STRAIGHT,
             )  # fmt: skip
             slope = p * steep + straight if ACT == SOFTMAX else steep + straight
-            dot = tl.sum(slope, 0)
             for c0 in range(0, C, CT):
                 c = (c0 + tl.arange(0, CT)).to(tl.int64)
                 value = class_tile(xb, c, v, inside, w, xC, xV, C, CT, MASKED, 0.0, W)
                 dx = tl.zeros([CT, BV], W)
+                pc = dx
                 if ACT == SOFTMAX:
                     pc, _d = softmax_given(value, m, log_sum)
-                    dx -= pc * dot[None, :]
                 for r in range(K):
                     chosen = tl.load(member + r * C + c, mask=c < C, other=0) > 0
                     here = (k == r)[:, None]
-                    row = tl.sum(tl.where(here, slope, 0.0), 0)[None, :]
+                    share = tl.where(chosen[:, None], 1.0, 0.0).to(W)
                     if ACT == SOFTMAX:
                         whole = tl.maximum(tl.sum(tl.where(here, part, 0.0), 0), LOWEST)
-                        share = (tl.maximum(value, LOWEST) - m[None, :]) * LOG2E - whole[None, :]
-                        row = row * tl.exp2(tl.where(chosen[:, None], share, LOWEST))
-                    dx += tl.where(chosen[:, None], row, 0.0)
+                        power = (tl.maximum(value, LOWEST) - m[None, :]) * LOG2E - whole[None, :]
+                        share = tl.exp2(tl.where(chosen[:, None], power, LOWEST)) - pc
+                    dx += share * tl.sum(tl.where(here, slope, 0.0), 0)[None, :]
                 _store(ob, c, v, inside, dx * w[None, :], w, oC, oV, C, MASKED)
         elif ACT == SOFTMAX and C > KT:  # maximum and sum, then sum_j p_j q_j + k_j, then the gradient
             m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, C, KT, BV, MASKED, W)

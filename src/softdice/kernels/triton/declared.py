@@ -32,11 +32,11 @@ def terms(fields: tuple[str, ...]) -> dict[str, Any]:
     shared = [not s.names(*SYMBOLS) for s in chosen]
     zeros = ", ".join("lane" if same else "row" for same in shared)
     plus = ", ".join(f"sums[{i}] + ({s.term}) * w" for i, s in enumerate(chosen))
-    put = [f"tl.store(place + {i} * K, {_sum(i, same)}, mask=inside)" for i, same in enumerate(shared)]
+    put = [f"tl.store(partial + (row + {i}) * K + k, {_sum(i, same)}, mask=k < K)" for i, same in enumerate(shared)]
     return {
         "NOTHING": _jit("nothing(row, lane)", f"return ({zeros},)"),
         "PLUS": _jit("plus(sums, w, known)", f"{', '.join(SYMBOLS)} = known", f"return ({plus},)"),
-        "PUT": _jit("put(sums, place, K, inside)", *put),
+        "PUT": _jit("put(sums, partial, row, k, K)", *put),
         **_needs(chosen, slope=False),
     }
 
@@ -69,7 +69,7 @@ def slopes(fields: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _sum(i: int, shared: bool) -> str:
-    return f"tl.zeros_like(inside).to(sums[{i}].dtype) + tl.sum(sums[{i}], 1)" if shared else f"tl.sum(sums[{i}], 1)"
+    return f"tl.zeros_like(k).to(sums[{i}].dtype) + tl.sum(sums[{i}], 1)" if shared else f"tl.sum(sums[{i}], 1)"
 
 
 def _needs(chosen: list[Statistic], slope: bool) -> dict[str, bool]:

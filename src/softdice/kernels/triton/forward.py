@@ -128,9 +128,11 @@ def forward_kernel(
                     if ACT == NONE:
                         value = class_tile(x + b * xB, c, v, inside, w, xC, xV, C, CT, MASKED, 0.0, W)
                         bad_value += outside(value, LOW, HIGH)
+        if K % KT != 0:  # no infinite logarithm beyond the last class
+            a = tl.where((k < K)[:, None], a, 0.0)
         known = symbols(p, q, a, other, y, KEEP, SHARE, GAMMA, POWER, ACT, LOGS, POWERS, APART)
         sums = PLUS(sums, w[None, :], known)
-    PUT(sums, partial + task * ROWS * K + k, K, k < K)
+    PUT(sums, partial, task * ROWS, k, K)
     if VALIDATE:
         place = bad + (task * tl.num_programs(1) + tl.program_id(1)) * 4
         tl.store(place, tl.sum(bad_label, 0))

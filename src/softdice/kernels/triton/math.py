@@ -162,15 +162,17 @@ def symbols(
         a = tl.where(y == 0, 0.0, a)  # an infinite logarithm elsewhere is none of this class
         if ACT == SIGMOID:
             b = tl.where(n == 0, 0.0, b)
-            s, r, f, g = q, p, a, b
+            s, r, f, g = q, p, p * a, q * b
         else:
             b = zero
             few = 1.0 + q * (0.5 + q * (1 / 3 + q * 0.25))  # of a / q, where q has few digits left
             f = tl.where(q > 0.01, a / tl.where(q > 0.01, q, 1.0), few)
-            s = zero + 1.0
             if ACT == NONE:
                 s = tl.where(p < not_zero(p), 0.0, 1.0 / not_zero(p))
-                f = f * s
+                f = tl.where(p < not_zero(p), 0.0, f)
+            else:
+                s = zero + 1.0
+                f = p * f
     if POWERS:
         u = power(q, GAMMA)
         v = power(p, GAMMA)
