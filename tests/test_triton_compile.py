@@ -22,8 +22,8 @@ if os.environ.get("TRITON_INTERPRET"):
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from softdice.kernels.triton import driver as cuda  # noqa: E402
 from softdice.kernels.triton import declared, launch  # noqa: E402
+from softdice.kernels.triton import driver as cuda  # noqa: E402
 from softdice.kernels.triton.backward import backward_kernel  # noqa: E402
 from softdice.kernels.triton.forward import forward_kernel, rows_kernel  # noqa: E402
 from softdice.settings import FIELDS, Pass  # noqa: E402

@@ -6,7 +6,7 @@ With q what the steep slopes of `softdice.kernels.triton.declared` add up to and
     sigmoid   dx_c = w (p_c (1 - p_c) q_c + k_c)
     none      dx_c = w (q_c + k_c)
 
-Of unions r under a softmax dx_c = w sum_r (s_rc - p_c) (p_r q_r + k_r), with the share s_rc = p_c / p_r of a class in r.
+Of unions r under a softmax dx_c = w sum_r (s_rc - p_c) (p_r q_r + k_r); a class in r has the share s_rc = p_c / p_r.
 """
 
 # mypy: allow-untyped-defs
