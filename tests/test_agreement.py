@@ -424,7 +424,8 @@ def assert_close(got: Any, exact: np.ndarray, scale: Any, tolerance: float, what
 
 @pytest.mark.parametrize(("row", "backend", "dtype"), hard_cases(BACKENDS))
 def test_hard_values(row: Row, backend: str, dtype: torch.dtype) -> None:
-    for fields in (FIELDS, FIELDS[:3], ("cross_entropy",), ("focal",)):
+    plain = row.keywords.keys() == {"activation"}  # other loops, where a class need not be visited
+    for fields in (FIELDS, FIELDS[:3], ("cross_entropy",)) if plain else (FIELDS,):
         assert_hard_values(row, backend, dtype, fields)
 
 

@@ -6,6 +6,7 @@ Everything after this module is ordinary PyTorch on tensors of a few hundred num
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,19 +49,25 @@ class OverlapStatistics:
     """
 
     def __init__(self, sums: Mapping[str, Tensor]) -> None:
-        self._sums = dict(sums)
+        self._fields, self._stack = tuple(sums), torch.stack(tuple(sums.values()))
 
     @classmethod
     def unstack(cls, fields: Sequence[str], sums: Tensor) -> OverlapStatistics:
         """names, sums (len(fields), B, C) or (len(fields), C) -> statistics."""
-        return cls(dict(zip(fields, sums.unbind(0), strict=True)))
+        made = cls.__new__(cls)
+        made._fields, made._stack = tuple(fields), sums
+        return made
+
+    @cached_property
+    def _sums(self) -> dict[str, Tensor]:
+        return dict(zip(self._fields, self._stack.unbind(0), strict=True))
 
     def __getattr__(self, name: str) -> Tensor:
         if name in FIELDS:
             if name in self._sums:
                 return self._sums[name]
             raise AttributeError(
-                f"OverlapStatistics: expected a field among {', '.join(self._sums)}, got {name!r}. "
+                f"OverlapStatistics: expected a field among {', '.join(self.fields)}, got {name!r}. "
                 "The pass was not asked for it: name it in fields."
             )
         if name.startswith("_"):
@@ -72,18 +79,19 @@ class OverlapStatistics:
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields that this pass computed."""
-        return tuple(self._sums)
+        return self._fields
 
     @property
     def pooled(self) -> bool:
         """Whether the samples have been added up: (C,) and no longer (B, C)."""
-        return next(iter(self._sums.values())).ndim == 1
+        return self._stack.ndim == 2
 
     def pool(self) -> OverlapStatistics:
         """(B, C) statistics -> (C,), the samples of the batch added up. Pooled ones come back as they are."""
-        if self.pooled:
-            return self
-        return OverlapStatistics({name: value.sum(0) for name, value in self._sums.items()})
+        return self if self.pooled else self._with(self._stack.sum(1))
+
+    def _with(self, stack: Tensor) -> OverlapStatistics:
+        return OverlapStatistics.unstack(self._fields, stack)
 
     @validation.public
     def all_reduce(self, group: Any = "world") -> OverlapStatistics:
@@ -99,20 +107,18 @@ class OverlapStatistics:
             RuntimeError: no process group, or a rank that did not take part in time.
         """
         if not self.pooled:
-            shape = tuple(next(iter(self._sums.values())).shape)
+            shape = tuple(self._stack.shape[1:])
             advice = "Add the samples up first: stats.pool().all_reduce(group)."
             validation.fail("pooled statistics, (C,)", f"statistics per sample, {shape}", advice)
-        sums = distributed.all_reduce(torch.stack(tuple(self._sums.values())), group)
-        return OverlapStatistics.unstack(self.fields, sums)
+        return self._with(distributed.all_reduce(self._stack, group))
 
     def select(self, classes: Sequence[int]) -> OverlapStatistics:
         """statistics -> those of the classes named, in that order."""
-        index = list(classes)
-        return OverlapStatistics({name: value[..., index] for name, value in self._sums.items()})
+        return self._with(self._stack[..., list(classes)])
 
     def fill(self, where: Tensor, value: float) -> OverlapStatistics:
         """statistics -> the same with `value` in every field where `where` is true; no gradient passes there."""
-        return OverlapStatistics({name: torch.where(where, value, field) for name, field in self._sums.items()})
+        return self._with(torch.where(where, value, self._stack))
 
     @validation.public
     def __add__(self, other: OverlapStatistics) -> OverlapStatistics:
@@ -121,7 +127,7 @@ class OverlapStatistics:
         if self.fields != other.fields:
             advice = "Ask both passes for the same fields."
             validation.fail(f"the fields {', '.join(self.fields)}", ", ".join(other.fields), advice)
-        return OverlapStatistics({name: value + other._sums[name] for name, value in self._sums.items()})
+        return self._with(self._stack + other._stack)
 
     def __repr__(self) -> str:
         rows = "".join(f"\n  {name}={value}," for name, value in self._sums.items())

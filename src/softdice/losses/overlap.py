@@ -207,7 +207,7 @@ class _Probe(OverlapStatistics):
     """Statistics of ones that remember which of their fields were read."""
 
     def __init__(self, num_classes: int, seen: dict[str, None] | None = None) -> None:
-        super().__init__({})
+        self._fields = FIELDS
         self.seen: dict[str, None] = {} if seen is None else seen
         self.num_classes = num_classes
 

@@ -51,16 +51,15 @@ def _readable(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.dtype in DTYPES else tensor.float()
 
 
-def _settled(exponent: float, known: tuple[float, ...], read: bool) -> float | None:
-    """An exponent that the compiler is told, else None; the first that it knows where none is read."""
-    return (float(exponent) if exponent in known else None) if read else known[0]
+def _settled(exponent: float, known: float, read: bool) -> float | None:
+    """An exponent that the compiler is told, else None; the one that it knows where none is read."""
+    return known if exponent == known or not read else None
 
 
 def kind_of(input: Tensor, target: Tensor, masked: bool, union: bool, settings: Pass) -> Kind:
     """Tensors and settings -> what the kernels are compiled for."""
     hard = target.ndim == 2
-    alike = {"target_squared": "target", "labelled": "target"} if hard and not settings.label_smoothing else {}
-    fields = tuple(dict.fromkeys(alike.get(name, name) for name in settings.fields))
+    fields = settings.fields
     kind = Kind(
         double=input.dtype == torch.float64,
         fields=fields,
@@ -68,8 +67,8 @@ def kind_of(input: Tensor, target: Tensor, masked: bool, union: bool, settings: 
         target="labels" if hard else "values",
         masked=masked,
         union=union,
-        gamma=_settled(settings.gamma, (0.0, 1.0, 2.0), "focal" in fields),
-        power=_settled(settings.power, (1.0, 2.0), "difference" in fields),
+        gamma=_settled(settings.gamma, 2.0, "focal" in fields),
+        power=_settled(settings.power, 1.0, "difference" in fields),
     )
     apart = hard and settings.activation == "softmax" and input.shape[1] > MANY
     if apart and not (union or settings.label_smoothing):
@@ -130,12 +129,8 @@ def statistics(
     if input.numel():
         share_out(forward(kind), (job, settings.validate, slots, bad), tasks, input.numel())
     sums = slots.reshape(len(input), int(job.chunks), len(kind.fields), int(job.K)).sum(1)
-    places = [
-        kind.fields.index(name) if name in kind.fields else kind.fields.index("target") for name in settings.fields
-    ]
-    return torch.from_numpy(np.ascontiguousarray(sums[:, places].transpose(1, 0, 2))), not (
-        settings.validate and bad.any()
-    )
+    in_range = not (settings.validate and bad.any())
+    return torch.from_numpy(np.ascontiguousarray(sums.transpose(1, 0, 2))), in_range
 
 
 def gradient(
@@ -151,11 +146,7 @@ def gradient(
     kind = kind._replace(backward=True)
     wide = np.float64 if kind.double else np.float32
     result = gradient_like(input)
-    coef = np.zeros((len(input), len(kind.fields), int(job.K)), wide)
-    given = grad.detach().movedim(0, 1).numpy()
-    for place, name in enumerate(settings.fields):
-        if name in kind.fields:  # what is not there is a sum of targets, and has no slope
-            coef[:, kind.fields.index(name)] = given[:, place]
+    coef = np.ascontiguousarray(grad.detach().transpose(0, 1).numpy(), wide)
     if input.numel():
         tasks = len(input) * int(job.chunks)
         share_out(backward(kind), (job, coef, _plane(result, wide)), tasks, input.numel())

@@ -35,8 +35,8 @@ class Kind(NamedTuple):
     target: str  # "labels", "own" (labels of MANY classes of a softmax) or "values" (of every class)
     masked: bool  # weights, or voxels that do not count: nothing that stands there may reach a sum
     union: bool  # regions in the place of classes
-    gamma: float | None  # 0, 1, 2, or None for any other exponent
-    power: float | None  # 1, 2, or None
+    gamma: float | None  # 2, or None for any other exponent
+    power: float | None  # 1, or None
     backward: bool = False
 
     @property
@@ -94,7 +94,10 @@ def _symbols(kind: Kind, R: Any) -> Any:
 
     @jit
     def power_of(base, exponent):
-        return exp(exponent * log(SMALL if base < SMALL else base))
+        """The small whole exponents of the papers without the rounding of a logarithm."""
+        value = exp(exponent * log(SMALL if base < SMALL else base))
+        value = base * base if exponent == R(2) else value
+        return ONE if exponent == ZERO else (base if exponent == ONE else value)
 
     @jit
     def exponents(p, q, y, gamma, power):
@@ -103,15 +106,13 @@ def _symbols(kind: Kind, R: Any) -> Any:
         sign = (ONE if apart > ZERO else ZERO) - (ONE if apart < ZERO else ZERO)
         if GAMMA is None:
             u, v = power_of(q, gamma), power_of(p, gamma)
-        elif GAMMA == 2:
-            u, v = q * q, p * p
         else:
-            u, v = (q, p) if GAMMA == 1 else (ONE, ONE)
+            u, v = q * q, p * p
         if POWER is None:
             d = power_of(far, power)
             e = sign * power * (d / (SMALL if far < SMALL else far))
         else:
-            d, e = (far, sign) if POWER == 1 else (apart * apart, apart + apart)
+            d, e = far, sign
         return u, v, d, e
 
     @jit
