@@ -6,7 +6,6 @@ Everything after this module is ordinary PyTorch on tensors of a few hundred num
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,17 +49,21 @@ class OverlapStatistics:
 
     def __init__(self, sums: Mapping[str, Tensor]) -> None:
         self._fields, self._stack = tuple(sums), torch.stack(tuple(sums.values()))
+        self._apart: dict[str, Tensor] | None = None
 
     @classmethod
     def unstack(cls, fields: Sequence[str], sums: Tensor) -> OverlapStatistics:
         """names, sums (len(fields), B, C) or (len(fields), C) -> statistics."""
         made = cls.__new__(cls)
-        made._fields, made._stack = tuple(fields), sums
+        made._fields, made._stack, made._apart = tuple(fields), sums, None
         return made
 
-    @cached_property
+    @property
     def _sums(self) -> dict[str, Tensor]:
-        return dict(zip(self._fields, self._stack.unbind(0), strict=True))
+        """name -> field; taken apart once. (Not a cached_property, whose lock torch.compile cannot trace.)"""
+        if self._apart is None:
+            self._apart = dict(zip(self._fields, self._stack.unbind(0), strict=True))
+        return self._apart
 
     def __getattr__(self, name: str) -> Tensor:
         if name in FIELDS:
