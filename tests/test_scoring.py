@@ -131,7 +131,7 @@ def test_pairing_by_name(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "p/e.tif").touch()
     pairs = {pair.case: pair for pair in pair_files(tmp_path / "p", tmp_path / "t")}
-    found = {case: (pair.prediction.name, pair.reference.name) for case, pair in pairs.items() if not pair.error}  # type: ignore[union-attr]
+    found = {case: (pair.prediction.name, pair.truth.name) for case, pair in pairs.items() if not pair.error}  # type: ignore[union-attr]
     assert found == {"a": ("a.nii.gz", "a.nii"), "b": ("b_0000.png", "b.png"), "c": ("c.tif", "c.npy")}
     assert pairs["lone"].error.endswith("lone.png: no reference of this name")
     assert pairs["d"].error.endswith("d.npy: no prediction of this name")

@@ -195,7 +195,7 @@ def test_summary_json_equals_that_of_nnunet(tmp_path: Path, monkeypatch: pytest.
         keys = tuple(regions) if regions else options.labels
         ours = json.loads("".join(to_nnunet(tabulate(run(pairs, options), keys), options)))
         theirs = [
-            evaluation.compute_metrics(str(pair.reference), str(pair.prediction), SimpleITKIO(), list(labels))
+            evaluation.compute_metrics(str(pair.truth), str(pair.prediction), SimpleITKIO(), list(labels))
             for pair in pairs
         ]  # its function for folders starts processes, and then does to these what follows
         found = {key: [case["metrics"][key] for case in theirs] for key in labels}

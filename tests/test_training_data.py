@@ -11,10 +11,13 @@ import torch
 
 pytest.importorskip("monai")
 
+from softdice.metrics.counting import class_counts
+from softdice.metrics.formulas import dice
+from softdice.scoring.summary import Table, mean, score
 from softdice.training.brain import GAP, blocks, brain_cases
 from softdice.training.cases import Case, Cases, normalise, read_folder, split
 from softdice.training.config import TrainConfig, TrainingError, merge
-from softdice.training.evaluate import counts, label_image, scores
+from softdice.training.evaluate import label_image, mean_dice
 from softdice.training.module import Budget, learning_rate
 from softdice.training.patches import EpochSampler, Patches, crop
 from softdice.training.plan import choose_batch, choose_network, choose_patch
@@ -196,14 +199,14 @@ def test_time_counts_over_resumptions_and_the_shorter_budget_wins() -> None:
 
 def test_scores_are_means_over_cases_without_the_missing_and_pooled_sums() -> None:
     truth, prediction = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 2])
-    first = counts(prediction, truth, 4)
+    first = class_counts(prediction, truth, 4)
     assert first.tolist() == [[1, 1, 1, 0], [1, 2, 1, 0], [2, 1, 1, 0]]
-    second = counts(torch.tensor([1]), torch.tensor([1]), 4)
-    scored = scores(["a", "b"], torch.stack([first, second]))
-    np.testing.assert_allclose(scored.per_case[0], [2 / 3, 2 / 3, 1, np.nan])
-    np.testing.assert_allclose(scored.mean, [2 / 3, 5 / 6, 1, np.nan])
-    np.testing.assert_allclose(scored.pooled, [2 / 3, 4 / 5, 1, np.nan])
-    assert scored.mean_dice == pytest.approx((5 / 6 + 1) / 2)
+    second = class_counts(torch.tensor([1]), torch.tensor([1]), 4)
+    table = Table(tuple(range(4)), torch.stack([first, second]).numpy(), ["a", "b"])
+    np.testing.assert_allclose(table.dice[0], [2 / 3, 2 / 3, 1, np.nan])
+    np.testing.assert_allclose(mean(table.dice), [2 / 3, 5 / 6, 1, np.nan])
+    np.testing.assert_allclose(score(dice, table.counts.sum(0)), [2 / 3, 4 / 5, 1, np.nan])
+    assert mean_dice(mean(table.dice)) == pytest.approx((5 / 6 + 1) / 2)
 
 
 def test_sliding_windows_cover_an_image_that_is_no_multiple_of_the_patch() -> None:

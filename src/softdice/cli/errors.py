@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import typer
 
 from softdice.images.formats import FileError
+from softdice.scoring.classes import ScoreError
 from softdice.training.config import TrainingError
 
 
@@ -17,7 +18,7 @@ def one_line(interrupted: str = "Stopped.") -> Iterator[None]:
     """Inside, what the user can put right ends the command with a line and 2, Ctrl-C with a line and 130."""
     try:
         yield
-    except (TrainingError, FileError, ModuleNotFoundError) as error:
+    except (TrainingError, FileError, ScoreError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
             raise
         print(" ".join(str(error).split()), file=sys.stderr)

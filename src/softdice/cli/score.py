@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +15,10 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from softdice.cli.errors import one_line
 from softdice.distributed import Ranks
 from softdice.images.files import written_beside
+from softdice.validation import package
 
 if TYPE_CHECKING:
     from softdice.scoring import Case, Comparison, Options, Pair, Summary, Table
@@ -68,91 +71,73 @@ def score(
     with sharing() as run:
         if run is None:  # a rank that torchrun started beside the first
             return
-        from softdice.scoring import pair_files
-        from softdice.scoring.classes import Options, ScoreError, parse_labels, parse_numbers, parse_regions
-        from softdice.scoring.runner import Journal
+        with one_line():
+            from softdice.scoring.classes import parse_options
 
-        if format is None:
-            format = {".csv": "csv", ".json": "json"}.get(out.suffix.lower(), "table") if out else "table"
-        try:
-            _check(format, out, report, resume, versus, threshold, soft, resample, ignore_geometry)
-            parsed, names, unions = parse_labels(labels) if labels else (None, {}, {})
-            if regions:
-                unions = parse_regions(regions)
-            elif unions:  # a dataset.json with regions, as nnU-Net trains and scores them
-                unions = {**{names[label]: (label,) for label in parsed or ()}, **unions}
-            options = Options(
-                labels=parsed,
-                names=names,
-                regions=unions or None,
-                ignore=parse_numbers("--ignore", ignore) if ignore else (),
-                include_background=include_background,
-                threshold=threshold,
-                soft=soft,
-                resample=resample,
-                ignore_geometry=ignore_geometry,
-            )
-            if (soft or threshold is not None) and len(unions or parsed or (1,)) != 1:
-                raise ScoreError(
-                    "--soft, --threshold: expected one class, got several. Name one with --labels or --regions."
-                )
-            journal = None
-            if versus is not None and versus.resolve() == predictions.resolve():
-                raise ScoreError(f"--versus: expected other predictions than {predictions}, got the same.")
-            if out is not None:
-                pair_files(predictions, labels_path)  # before the journal: a wrong path must not touch what is there
-                about = [str(path.resolve()) if path else "" for path in (predictions, labels_path, versus)]
-                journal = Journal(out.with_name(out.name + ".partial"), options, about, resume=resume)
-            failed = _score(predictions, labels_path, versus, options, jobs, format, out, report, journal, run)
-        except KeyboardInterrupt:
-            print("Stopped.", file=sys.stderr)
-            raise typer.Exit(130) from None
-        except (ScoreError, ModuleNotFoundError, OSError) as error:
-            if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
-                raise
-            print(" ".join(str(error).split()), file=sys.stderr)
-            raise typer.Exit(2) from None
+            if format is None:
+                format = {".csv": "csv", ".json": "json"}.get(out.suffix.lower(), "table") if out else "table"
+            task = Task(predictions, labels_path, versus, jobs, format, out, report)
+            _check(task, resume)
+            options = parse_options(
+                labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
+                resample=resample, ignore_geometry=ignore_geometry,
+            )  # fmt: skip
+            failed = _score(task, options, _journal(task, options, resume=resume), run)
         if failed:
             raise typer.Exit(failed)
 
 
-def _check(
-    format: str, out: Path | None, report: Path | None, resume: bool, versus: Path | None, threshold: float | None,
-    soft: bool, resample: bool, ignore_geometry: bool,
-) -> None:  # fmt: skip
-    from softdice.scoring.classes import ScoreError, require
+@dataclass(frozen=True)
+class Task:
+    """What is read and what is written."""
 
-    if format not in FORMATS:
-        raise ScoreError(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}.")
-    if versus is not None and format == "nnunet":
+    predictions: Path
+    truth: Path
+    versus: Path | None
+    jobs: int
+    format: str
+    out: Path | None
+    report: Path | None
+
+
+def _check(task: Task, resume: bool) -> None:
+    from softdice.scoring.classes import ScoreError
+
+    if task.format not in FORMATS:
+        raise ScoreError(f"--format: expected one of {', '.join(FORMATS)}, got {task.format!r}.")
+    if task.versus is not None and task.format == "nnunet":
         raise ScoreError("--format nnunet: expected one folder of predictions, got --versus. Take --format json.")
-    if resume and out is None:
+    if task.versus is not None and task.versus.resolve() == task.predictions.resolve():
+        raise ScoreError(f"--versus: expected other predictions than {task.predictions}, got the same.")
+    if resume and task.out is None:
         raise ScoreError("--resume: expected --out, beside which a stopped run leaves its cases, got none.")
-    for option, path in (("--out", out), ("--report", report)):
+    for option, path in (("--out", task.out), ("--report", task.report)):
         if path is not None and not path.parent.is_dir():
             raise ScoreError(
                 f"{option}: expected a file in an existing folder, got {str(path)!r}. Make the folder first."
             )
-    if soft and threshold is not None:
-        raise ScoreError("score: expected --soft or --threshold, got both. Pass one of them.")
-    if resample and ignore_geometry:
-        raise ScoreError("score: expected --resample or --ignore-geometry, got both. Pass one of them.")
-    for wanted, option, package in (
-        (versus, "--versus", "scipy"), (resample, "--resample", "scipy"), (report, "--report", "PIL")
-    ):  # fmt: skip
-        if wanted:
-            require(option, package)
+    for option, given, name in (("--versus", task.versus, "scipy"), ("--report", task.report, "PIL")):
+        if given:
+            package(option, name, "score")
 
 
-def _score(
-    predictions: Path, references: Path, versus: Path | None, options: Options, jobs: int, format: str,
-    out: Path | None, report: Path | None, journal: Journal | None, run: Run,
-) -> int:  # fmt: skip
+def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
+    from softdice.scoring import pair_files
+    from softdice.scoring.runner import Journal
+
+    if task.out is None:
+        return None
+    pair_files(task.predictions, task.truth)  # before the journal: a wrong path must not touch what is there
+    about = [str(path.resolve()) if path else "" for path in (task.predictions, task.truth, task.versus)]
+    return Journal(task.out.with_name(task.out.name + ".partial"), options, about, resume=resume)
+
+
+def _score(task: Task, options: Options, journal: Journal | None, run: Run) -> int:
     """Score, write, list what failed; the exit code."""
     from softdice.scoring import compare, pair_files, summarise, tabulate
 
-    pairs = {str(side): pair_files(side, references) for side in (predictions, versus) if side is not None}
-    keys, total = tuple(options.regions) if options.regions else options.labels, sum(map(len, pairs.values()))
+    pairs = {str(side): pair_files(side, task.truth) for side in (task.predictions, task.versus) if side is not None}
+    total = sum(map(len, pairs.values()))
     tables: dict[str, Table] = {}
     with _ctrl_c() as pressed, _progress(total) as step:
 
@@ -165,7 +150,8 @@ def _score(
 
         for side, found in pairs.items():
             if not pressed:
-                tables[side] = tabulate(seen(_cases(side, found, options, jobs, journal, run)), keys, options.names)
+                cases = _cases(side, found, journal, lambda left: run(left, options, jobs=task.jobs))
+                tables[side] = tabulate(seen(cases), options.keys, options.names)
     done = sum(len(table.cases) + len(table.errors) for table in tables.values())
     if done < total and journal is not None:
         journal.close(finished=False)
@@ -173,13 +159,13 @@ def _score(
         return 130
     summaries = {side: summarise(table) for side, table in tables.items()}
     comparison = compare(*tables.values()) if len(tables) == 2 else None
-    _write(tables, summaries, comparison, options, format, out)
+    _write(task, tables, summaries, comparison, options)
     if journal is not None:
         journal.close(finished=True)
-    if report is not None:
+    if task.report is not None:
         from softdice.scoring.report import to_html
 
-        _save(report, [to_html(tables, summaries, comparison, options, str(references))])
+        _save(task.report, [to_html(tables, summaries, comparison, options, str(task.truth))])
     errors = [error for table in tables.values() for error in table.errors]
     if errors:
         print(f"Not scored: {len(errors)} of {total}", *errors, sep="\n  ", file=sys.stderr)
@@ -190,22 +176,18 @@ def _score(
 
 
 def _cases(
-    side: str, pairs: list[Pair], options: Options, jobs: int, journal: Journal | None, run: Run
+    side: str, pairs: list[Pair], journal: Journal | None, run: Callable[[list[Pair]], Generator[Case, None, None]]
 ) -> Iterator[Case]:
-    """Cases in the order of the pairs: those that a stopped run left, and the others scored now by `run`."""
-    if journal is None:
-        yield from run(pairs, options, jobs=jobs)
-        return
-    running = run([pair for pair in pairs if (side, pair.case) not in journal.done], options, jobs=jobs)
-    try:
+    """Cases in the order of the pairs: those that a stopped run left, and the others scored now."""
+    done = {} if journal is None else journal.done
+    with closing(run([pair for pair in pairs if (side, pair.case) not in done])) as running:
         for pair in pairs:
-            case = journal.done.pop((side, pair.case), None)
+            case = done.pop((side, pair.case), None)
             if case is None:
                 case = next(running)
-                journal.add(side, case)
+                if journal is not None:
+                    journal.add(side, case)
             yield case
-    finally:
-        running.close()
 
 
 @contextmanager
@@ -238,34 +220,40 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def _write(
-    tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, options: Options,
-    format: str, out: Path | None,
-) -> None:  # fmt: skip
+    task: Task, tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, options: Options
+) -> None:
     from softdice.scoring import output
-    from softdice.scoring.tables import class_table, comparison_table
 
-    first = next(iter(tables.values()))
-    if format == "table":
-        console = Console(file=None if out is None else io.StringIO())
-        if not console.is_terminal:
-            console = Console(file=console.file, width=PLAIN_WIDTH)
-        for side, table in tables.items():
-            console.print(class_table(side, table, summaries[side]))
-        if comparison is not None:
-            console.print(comparison_table("first minus second", first, comparison))
-        if out is not None and isinstance(console.file, io.StringIO):
-            _save(out, [console.file.getvalue()])
-        return
-    if format == "csv":
+    if task.format == "table":
+        text = _shown(tables, summaries, comparison, plain=task.out is not None)
+    elif task.format == "csv":
         text = output.to_csv(tables)
-    elif format == "json":
+    elif task.format == "json":
         text = output.to_json(tables, summaries, comparison, options)
     else:
-        text = output.to_nnunet(first, options)
-    if out is None:
+        text = output.to_nnunet(next(iter(tables.values())), options)
+    if task.out is None:
         sys.stdout.writelines(text)
     else:
-        _save(out, text)
+        _save(task.out, text)
+
+
+def _shown(
+    tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, *, plain: bool
+) -> Iterator[str]:
+    """Tables as text, with the colours of the terminal where there is one."""
+    from softdice.scoring.tables import class_grid, comparison_grid, terminal
+
+    console = Console(file=io.StringIO()) if plain else Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=PLAIN_WIDTH)
+    grids = [terminal(side, class_grid(table, summaries[side])) for side, table in tables.items()]
+    if comparison is not None:
+        grids.append(terminal("first minus second", comparison_grid(next(iter(tables.values())), comparison)))
+    for grid in grids:
+        with console.capture() as captured:
+            console.print(grid)
+        yield captured.get()
 
 
 def _save(path: Path, text: Iterable[str]) -> None:

@@ -83,6 +83,7 @@ def train(
 
     Writes model.ckpt, metrics.csv, curves.png, overlays.png and summary.json into --out.
     """
+    given = dict(locals())  # the options are the settings, by the same names
     console = Console()
     again = (
         f"softdice train {'' if data is None else shlex.quote(str(data)) + ' '}--out {shlex.quote(str(out))} --resume"
@@ -91,23 +92,8 @@ def train(
     if ranks is not None:
         again = "the same command with --resume"
     with one_line(f"Stopped. To go on from the last complete epoch: {again}"):
-        config = TrainConfig(
-            data=None if data is None else str(data),
-            out=str(out),
-            loss=loss,
-            epochs=epochs,
-            max_minutes=max_minutes,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            patch=_parse_patch(patch),
-            lr=lr,
-            val_fraction=val_fraction,
-            seed=seed,
-            resume=resume,
-            devices=devices,
-            precision=precision,
-            fused_head=fused_head or None,
-        )
+        given |= {"data": data and str(data), "out": str(out), "patch": _parse_patch(patch)}
+        config = TrainConfig(**{**given, "fused_head": fused_head or None})
         from softdice.training import train as run
 
         try:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from softdice import validation
 from softdice.metrics.formulas import dice_score
 
 STREAMING = ("DiceScore", "JaccardScore", "OverlapMetric", "PrecisionScore", "RecallScore", "VolumeDifference")
@@ -13,6 +14,7 @@ def __getattr__(name: str) -> Any:
     """The streaming classes are imported when first asked for: torchmetrics takes a second to import."""
     if name not in STREAMING:
         raise AttributeError(f"module 'softdice.metrics' has no attribute {name!r}")
+    validation.package("softdice.metrics", "torchmetrics", "metrics")
     from softdice.metrics import streaming
 
     return getattr(streaming, name)

@@ -8,8 +8,8 @@ without Numba, and on other devices, `torch.bincount` does. Counts are integers:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import product
@@ -19,20 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softdice.kernels.cpu.threads import for_each
+from softdice.reference import equals
 from softdice.validation import fail, message
 
 CHUNK = 1 << 20
 """Bytes of a block, and voxels that torch converts at a time: 8 MiB as int64."""
+
+ADVICE = "Raise num_classes, remap the labels, or set ignore_index."
 
 _TASK = 1 << 20
 """Voxels that are worth tables of their own, or handing to a second thread."""
 
 _SIDE = 512
 """Voxels along the two fast axes of a block, where two arrays lie unlike in memory."""
-
-_NO_LABEL = -1 - (1 << 62)
-
-_ADVICE = "Raise num_classes, remap the labels, or set ignore_index."
 
 
 @lru_cache(maxsize=1)
@@ -58,12 +58,13 @@ def class_counts(
         prediction: bool or integer labels in [0, C), any shape, any strides.
         target: bool or integer labels of the same shape, on the same device, in [0, C) or `ignore_index`.
         num_classes: C.
-        ignore_index: voxels where target has this label are not counted, whatever was predicted there.
+        ignore_index: voxels where target has this label are not counted, whatever was predicted there; where it is one
+            of the classes, that class has counts of 0: it is not scored.
 
     Raises:
         ValueError: shapes differ, or a label outside [0, C) (on the CPU; on other devices an assertion that needs no
             host sync fails).
-        TypeError: labels that are not integers.
+        TypeError: what is no Tensor, labels that are not integers.
 
     Example:
         >>> class_counts(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]), 3)
@@ -71,6 +72,7 @@ def class_counts(
                 [1, 2, 1],
                 [1, 1, 2]])
     """
+    check_tensors(prediction=prediction, target=target)
     for name, labels in (("prediction", prediction), ("target", target)):
         if labels.is_floating_point() or labels.is_complex():
             fail(f"integer labels in {name}", labels.dtype, "Convert with .long(), or take argmax.", TypeError)
@@ -84,28 +86,79 @@ def class_counts(
         counts = _counts_torch(prediction, target, num_classes, ignore_index)
     outside = counts[1:, num_classes].sum()
     if counts.is_cuda:
-        torch._assert_async(outside == 0, message(f"labels in [0, {num_classes})", "others", _ADVICE))
+        torch._assert_async(outside == 0, message(f"labels in [0, {num_classes})", "others", ADVICE))
     elif outside:
-        _refuse_labels(prediction, target, num_classes, ignore_index)
+        left_out = ignored(target, ignore_index)
+        check_labels("prediction", prediction, num_classes, None, left_out)
+        check_labels("target", target, num_classes, ignore_index, left_out)
+    if ignore_index is not None and 0 <= ignore_index < num_classes:
+        counts[:, ignore_index] = 0
     return counts[:, :num_classes]
 
 
-def _refuse_labels(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
-    for name, labels in (("prediction", prediction), ("target", target)):
-        wide = labels.to(torch.int64)
-        wrong = (wide < 0) | (wide >= num_classes)
-        if ignore_index is not None:
-            wrong &= target != ignore_index
-        if wrong.any():
-            allowed = f"labels in [0, {num_classes})"
-            if name == "target" and ignore_index is not None:
-                allowed += f" or {ignore_index}"
-            got = f"{wide[wrong][0].item()} ({int(wrong.sum())} voxels)"
-            fail(f"{name} with {allowed}", got, _ADVICE)
+def check_tensors(**given: object) -> None:
+    """Raises TypeError for what is no Tensor, and says how to make one of it."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            how = "Stack them with torch.stack." if isinstance(value, (list, tuple)) else "Wrap it in torch.as_tensor."
+            fail(f"{name} to be a Tensor", type(value).__name__, how, TypeError)
+
+
+def check_ignore_index(ignore_index: object) -> None:
+    """Raises TypeError for what is neither an int nor None."""
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        fail("ignore_index to be an int or None", repr(ignore_index), "Pass the label to leave out.", TypeError)
+
+
+def ignored(target: Tensor, ignore_index: int | None) -> Tensor:
+    """labels of the target -> bool, where a voxel does not count: the one place that says what ignore_index means.
+
+    Labels are compared as numbers: one that the dtype cannot hold (-1 in uint8) is in no voxel.
+    """
+    return torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else equals(target, ignore_index)
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None, left_out: Tensor) -> None:
+    """Raises ValueError for labels outside [0, C) where they count; on CUDA an assertion that needs no host sync."""
+    wide = labels.to(torch.int64)
+    wrong = ((wide < 0) | (wide >= num_classes)) & ~left_out
+    allowed = f"{name} with labels in [0, {num_classes})" + ("" if ignore_index is None else f" or {ignore_index}")
+    if wrong.is_cuda:
+        torch._assert_async(~wrong.any(), message(allowed, "others", ADVICE))
+    elif wrong.any():
+        got = f"{labels[wrong][0].item()} ({int(wrong.sum())} voxels)"
+        fail(allowed, got, ADVICE)
+
+
+def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """integers or bools of one shape -> label maps: the classes' numbers where both are one-hot along dimension 1.
+
+    Label maps whose dimension 1 happens to have C entries stay what they are. Masks of several classes that are not
+    one-hot are refused where they can be told from label maps: bool, or more than two classes and nothing above 1.
+
+    Example:
+        >>> hot = torch.tensor([[[1, 0], [0, 1], [0, 0]]])
+        >>> label_maps(hot, hot, 3, None)[0]
+        tensor([[0, 1]])
+    """
+    C = num_classes
+    if C < 2 or target.dim() < 3 or target.shape != prediction.shape or target.shape[1] != C or not target.numel():
+        return prediction, target
+    void = torch.zeros_like(target, dtype=torch.bool) if ignore_index in (0, 1) else ignored(target, ignore_index)
+    inside = [prediction == 1, (target == 1) | void]
+    if not ((inside[0] | (prediction == 0)).all() and (inside[1] | (target == 0)).all()):
+        return prediction, target
+    if all((mask.sum(1) == 1).all() for mask in inside) and not void.any():
+        return tuple(mask.to(torch.uint8).argmax(1) for mask in inside)  # type: ignore[return-value]
+    if C > 2 or torch.bool in (prediction.dtype, target.dtype):
+        advice = "Pass threshold=0.5 to DiceScore for masks of classes that overlap, label maps as (B, 1, *S)."
+        fail("label maps, or classes that are one-hot along dimension 1", "only 0 and 1 in both", advice)
+    return prediction, target
 
 
 def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """labels, labels -> every pair that occurs and how often: (labels of prediction, labels of target, counts), int64.
+    """labels, labels -> every pair that occurs and how often: (labels of prediction, labels of target, counts), int64
+    (labels above 2^63: Python's int).
 
     For labels that are not known beforehand; any number of them, any integer type, negative ones too. Arrays of bytes
     are read in place, others are first mapped to bytes piece by piece (more than 256 labels are sorted instead).
@@ -135,23 +188,24 @@ def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ig
     if is_bytes and num_classes <= 256 and prediction.size >= 1 << 16:
         table = _zip_chunks(prediction, target, _as_bytes, _as_bytes)
         if ignore_index is not None and 0 <= ignore_index < 256:
-            table[:, ignore_index] = 0
+            table[:, ignore_index] = 0  # ignored, as `ignored` has it: bytes hold no other number
         counts = np.zeros((3, num_classes + 1), np.int64)
         for row, sums in zip(counts, (np.diagonal(table), table.sum(1), table.sum(0)), strict=True):
             row[:num_classes] = sums[:num_classes]
             row[num_classes] = sums[num_classes:].sum()
         return counts
-    ignored = _NO_LABEL if ignore_index is None else ignore_index
+    limits = np.iinfo(np.uint8 if target.dtype == np.bool_ else target.dtype)
+    skip = ignore_index is not None and limits.min <= ignore_index <= limits.max  # as `ignored` has it
+    left_out = np.uint64((ignore_index or 0) % 2**64).astype(np.int64)  # as the loop sees labels above 2^63
 
     def count(p: np.ndarray, t: np.ndarray) -> np.ndarray:
         counts = np.zeros((3, num_classes + 1), np.int64)
         for block in _blocks(p, t):
             flat = (_as_bytes(array) if array.dtype == np.bool_ else array for array in block)
-            _kernels().count_labels(*flat, ignored, counts)
+            _kernels().count_labels(*flat, skip, left_out, counts)
         return counts
 
-    zero = np.zeros((3, num_classes + 1), np.int64)
-    return sum(_in_threads(count, _pieces(prediction, target)), zero)
+    return np.zeros((3, num_classes + 1), np.int64) + _added(count, prediction, target)
 
 
 def _zip_chunks(
@@ -176,32 +230,22 @@ def _zip_chunks(
             kernels.count_bytes(p, t, *tables)
         return np.asarray(kernels.total(*tables))
 
-    total = np.zeros((256, 256), np.int64)
-    for table in _in_threads(count, _pieces(prediction, target)):
-        total += table
+    return np.zeros((256, 256), np.int64) + _added(count, prediction, target)
+
+
+def _added(count: Callable[[np.ndarray, np.ndarray], np.ndarray], prediction: np.ndarray, target: np.ndarray) -> Any:
+    """The sum of what `count` says of each piece; integers, so that their order does not matter. 0 for no voxels."""
+    total: Any = 0
+    lock, pieces = threading.Lock(), list(_pieces(prediction, target))
+
+    def add(piece: tuple[np.ndarray, np.ndarray]) -> None:
+        nonlocal total
+        found = count(*piece)
+        with lock:
+            total = total + found
+
+    for_each(add, pieces, min(torch.get_num_threads(), len(pieces)))
     return total
-
-
-def _in_threads(
-    count: Callable[[np.ndarray, np.ndarray], np.ndarray], pieces: Iterator[tuple[np.ndarray, np.ndarray]]
-) -> Iterator[np.ndarray]:
-    threads = torch.get_num_threads()
-    first, second = next(pieces, None), next(pieces, None)
-    if first is None:
-        return
-    if threads == 1 or second is None:
-        yield count(*first)
-        for piece in () if second is None else (second, *pieces):
-            yield count(*piece)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = [pool.submit(count, *first), pool.submit(count, *second)]
-        for piece in pieces:
-            if len(waiting) > 2 * threads:
-                yield waiting.pop(0).result()
-            waiting.append(pool.submit(count, *piece))
-        for future in waiting:
-            yield future.result()
 
 
 def _pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -289,7 +333,10 @@ def _sorted_pairs(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarra
     labels_t, t = np.unique(target, return_inverse=True)
     pairs, counts = np.unique(p.reshape(-1) * len(labels_t) + t.reshape(-1), return_counts=True)
     both = labels_p[pairs // len(labels_t)], labels_t[pairs % len(labels_t)]
-    return both[0].astype(np.int64), both[1].astype(np.int64), counts.astype(np.int64)
+    wide = (
+        object if max(labels_p[-1], labels_t[-1]) >= 2**63 else np.int64
+    )  # numbers of Python where int64 is too small
+    return both[0].astype(wide), both[1].astype(wide), counts.astype(np.int64)
 
 
 # --- any device, torch ------------------------------------------------------------------------------------------------
@@ -301,11 +348,11 @@ def _counts_torch(prediction: Tensor, target: Tensor, num_classes: int, ignore_i
     flat_p, flat_t = prediction.reshape(-1), target.reshape(-1)
     for start in range(0, flat_p.numel(), CHUNK):
         p, t = (flat[start : start + CHUNK].to(torch.int64) for flat in (flat_p, flat_t))
-        ignored = torch.zeros_like(t, dtype=torch.bool) if ignore_index is None else t == ignore_index
+        left_out = ignored(flat_t[start : start + CHUNK], ignore_index)
         bins = []
         for labels in (p, t):
             inside = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
-            bins.append(inside.masked_fill(ignored, num_classes + 1))
+            bins.append(inside.masked_fill(left_out, num_classes + 1))
         bins.insert(0, bins[0].masked_fill(p != t, num_classes + 1))
         counts += torch.stack([torch.bincount(labels, minlength=num_classes + 2) for labels in bins])
     return counts[:, : num_classes + 1]

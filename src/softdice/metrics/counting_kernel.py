@@ -116,20 +116,22 @@ def gather(source: np.ndarray, rows: np.ndarray) -> None:
 
 
 @njit(nogil=True, cache=True)
-def count_labels(prediction: np.ndarray, target: np.ndarray, ignored: int, counts: np.ndarray) -> None:
+def count_labels(prediction: np.ndarray, target: np.ndarray, skip: bool, ignored: int, counts: np.ndarray) -> None:
     """Labels of any integer type (V,), (V,) -> counts (3, C + 1) int64: voxels of both, of prediction, of target.
 
-    The last column takes labels outside [0, C). Voxels with target == ignored are left out; `ignored` in [0, C) or
-    outside, -1 - 2^62 for none. Runs of one pair are added once.
+    The last column takes labels outside [0, C). With `skip` voxels with target == ignored, whether that is a class or
+    not, are left out. Runs of one pair are added once.
     """
-    C = counts.shape[1] - 1
-    last_p, last_t, run = np.int64(0), np.int64(0), np.int64(0)
-    for i in range(prediction.size):
-        p, t = np.int64(prediction[i]), np.int64(target[i])
-        if p == last_p and t == last_t:
-            run += 1
-            continue
-        if run > 0 and last_t != ignored:
+    C, V = counts.shape[1] - 1, prediction.size
+    p, t, run = np.int64(0), np.int64(0), np.int64(0)
+    last_p, last_t = p, t
+    for i in range(V + 1):
+        if i < V:
+            p, t = np.int64(prediction[i]), np.int64(target[i])
+            if p == last_p and t == last_t:
+                run += 1
+                continue
+        if run > 0 and not (skip and last_t == ignored):
             a = last_p if 0 <= last_p < C else C
             b = last_t if 0 <= last_t < C else C
             counts[1, a] += run
@@ -137,10 +139,3 @@ def count_labels(prediction: np.ndarray, target: np.ndarray, ignored: int, count
             if last_p == last_t:
                 counts[0, a] += run
         last_p, last_t, run = p, t, np.int64(1)
-    if run > 0 and last_t != ignored:
-        a = last_p if 0 <= last_p < C else C
-        b = last_t if 0 <= last_t < C else C
-        counts[1, a] += run
-        counts[2, b] += run
-        if last_p == last_t:
-            counts[0, a] += run

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.metrics.counting import class_counts
+from softdice.metrics.counting import check_ignore_index, check_tensors, class_counts, label_maps
 
 
 @validation.public
@@ -26,16 +26,19 @@ def dice_score(prediction: Tensor, target: Tensor, num_classes: int, *, ignore_i
     over all voxels of all samples. Tensors are read once, whatever C is, and nothing is copied.
 
     Args:
-        prediction: bool or integer labels in [0, C), any shape. For logits pass `logits.argmax(1)`.
+        prediction: bool or integer labels in [0, C), any shape. For logits pass `logits.argmax(1)`. Where prediction
+            and target are one-hot (B, C, *S), they are taken as that.
         target: bool or integer labels of the same shape, in [0, C) or `ignore_index`.
         num_classes: C. With C = 1 the maps are masks and their one class is 1.
-        ignore_index: voxels where target has this label are left out.
+        ignore_index: voxels where target has this label are left out, and it is not scored where it is a class.
 
     Returns:
-        (C,) float64 in [0, 1]; higher is better. nan: the class is in neither; 0: in one of the two only.
+        (C,) float64 in [0, 1]; higher is better. nan: the class is in neither, or it is `ignore_index`; 0: in one of
+        the two only.
 
     Raises:
-        ValueError: shapes differ, or a label is out of range. TypeError: labels are not integers.
+        ValueError: shapes differ, a label is out of range, or masks (B, C, *S) are not one-hot. TypeError: no Tensors,
+            or labels that are not integers.
 
     Example:
         >>> import torch
@@ -44,12 +47,15 @@ def dice_score(prediction: Tensor, target: Tensor, num_classes: int, *, ignore_i
 
     Source: L. R. Dice, Ecology 26, 1945.
     """
+    check_tensors(prediction=prediction, target=target)
+    prediction, target = label_maps(prediction, target, num_classes, ignore_index)
     return dice(mask_counts(prediction, target, num_classes, ignore_index))
 
 
 def mask_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
     """labels, labels -> counts (3, C); with C = 1 those of label 1, the only class of a mask."""
     C = validation.num_classes(num_classes)
+    check_ignore_index(ignore_index)
     counts = class_counts(prediction, target, max(C, 2), ignore_index=ignore_index)
     return counts[:, 1:] if C == 1 else counts
 

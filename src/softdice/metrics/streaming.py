@@ -16,19 +16,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from softdice import validation
+from softdice.metrics import counting
 from softdice.metrics import formulas as scores
-
-try:
-    from torchmetrics import Metric
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "softdice.metrics: expected torchmetrics, got no such package. Run: pip install 'softdice[metrics]'"
-    ) from error
 
 FRACTION_BITS = 48
 """Bits after the point in the sum of sample scores: each is rounded once, by at most 2^-49."""
+
+AT_ONCE = 1 << 14
+"""Samples whose fractions are added before they are carried over: their sum stays below 2^63."""
 
 Average = Literal["macro", "micro", "weighted", "none"]
 Pooling = Literal["all", "sample"]
@@ -44,13 +42,16 @@ class OverlapMetric(Metric):
         pooling: "all": counts of all samples are added before the score, one score of the whole data set; "sample":
             the mean over the samples of each sample's score, nan (class in neither map) skipped, as nnU-Net reports it.
         classes: the classes that count, None for all; `range(1, C)` leaves the background out.
-        ignore_index: voxels where target has this label are left out.
+        ignore_index: voxels where target has this label are left out, whatever the class; a class with this number is
+            not scored: nan for "none", and left out of the means. Per-class masks of several classes mark a voxel that
+            a class leaves out by this value, which must not be 0 or 1.
         threshold: None: classes exclude each other and floating input is decided by its argmax. A number: each class is
             decided by itself, `input > threshold`: 0.5 for probabilities, 0.0 for logits.
 
     `update(input, target)`: input (B, *S) integer labels, or (B, C, *S) floats (with a threshold also per-class masks);
-    target (B, *S) or (B, 1, *S) integer labels, with a threshold also (B, C, *S) masks. `compute()`: 0-d float64, for
-    "none" (C,) or one per entry of `classes`. nan where there was nothing to score.
+    target (B, *S) or (B, 1, *S) integer labels, with a threshold also (B, C, *S) masks. Input and target that are both
+    one-hot (B, C, *S) are taken as that. `compute()`: 0-d float64, for "none" (C,) or one per entry of `classes`. nan
+    where there was nothing to score.
 
     Raises:
         ValueError: shapes that do not belong together, labels out of range, unknown words. TypeError: wrong types.
@@ -85,6 +86,7 @@ class OverlapMetric(Metric):
         validation.choice("pooling", pooling, ("all", "sample"))
         if threshold is not None:
             validation.number("threshold", threshold, float("-inf"))
+        counting.check_ignore_index(ignore_index)
         self.average, self.pooling = average, pooling
         self.classes = (
             tuple(range(num_classes)) if classes is None else validation.class_numbers("classes", classes, num_classes)
@@ -124,12 +126,12 @@ class OverlapMetric(Metric):
     def _add_scores(self, score_BC: Tensor) -> None:
         """Sample scores into the fixed-point sum: whole part, and fraction in units of 2^-FRACTION_BITS."""
         self.samples += (~score_BC.isnan()).sum(0)
-        score_BC = score_BC.nan_to_num(0.0)
-        whole_BC = score_BC.floor()
-        fraction_BC = ((score_BC - whole_BC) * 2.0**FRACTION_BITS).round()
-        total = self.score_sum + torch.stack([whole_BC.long().sum(0), fraction_BC.long().sum(0)])
-        carry = total[1] >> FRACTION_BITS
-        self.score_sum = torch.stack([total[0] + carry, total[1] - (carry << FRACTION_BITS)])
+        for some_BC in score_BC.nan_to_num(0.0).split(AT_ONCE):
+            whole_BC = some_BC.floor()
+            fraction_BC = ((some_BC - whole_BC) * 2.0**FRACTION_BITS).round()
+            total = self.score_sum + torch.stack([whole_BC.long().sum(0), fraction_BC.long().sum(0)])
+            carry = total[1] >> FRACTION_BITS
+            self.score_sum = torch.stack([total[0] + carry, total[1] - (carry << FRACTION_BITS)])
 
     def compute(self) -> Tensor:
         """The score of everything seen since the last reset."""
@@ -148,6 +150,7 @@ class OverlapMetric(Metric):
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
         """What the user passes -> how to count one sample of it, input and target as integers (B, ...)."""
         C = self.num_classes
+        counting.check_tensors(input=input, target=target)
 
         def count(prediction: Tensor, labels: Tensor) -> Tensor:
             return scores.mask_counts(prediction, labels, C, self.ignore_index)
@@ -160,7 +163,7 @@ class OverlapMetric(Metric):
             if input.shape != target.shape or input.dim() == 0:
                 advice = "Pass label maps of one shape (B, *S), or floats (B, C, *S) as input."
                 validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
-            return count, input, target
+            return count, *counting.label_maps(input, target, C, self.ignore_index)
         if input.dim() < 2 or input.shape[1] != C:
             advice = "Set num_classes to the number of channels."
             validation.fail(f"input of shape (B, {C}, *S)", tuple(input.shape), advice)
@@ -176,18 +179,24 @@ class OverlapMetric(Metric):
                 validation.fail("a threshold for floating input of one class", "None", advice)
             return count, input.argmax(1), target.reshape(B, *S)
 
-        def count_masks(masks: Tensor, labels: Tensor) -> Tensor:
-            each = [scores.mask_counts(m, t, 1, self.ignore_index) for m, t in zip(masks, labels, strict=True)]
-            return torch.cat(each, 1)
-
         masks = input > self.threshold if input.is_floating_point() else input
         if C == 1 or tuple(target.shape) == (B, C, *S):
-            return count_masks, masks, target.reshape(B, C, *S)
-        labels = target.reshape(B, 1, *S)
-        hot = (labels == torch.arange(C, device=target.device).reshape(1, C, *[1] * len(S))).to(torch.int64)
-        if self.ignore_index is not None:
-            hot = hot.masked_fill(labels == self.ignore_index, self.ignore_index)
-        return count_masks, masks, hot
+            void, unscored, target = self.ignore_index, None, target.reshape(B, C, *S)
+            if C > 1 and void in (0, 1):
+                advice = "Write another number, such as 255, into the masks where a voxel is to be left out."
+                validation.fail("an ignore_index that is no value of a mask", void, advice)
+        else:
+            labels, void, unscored = target.reshape(B, 1, *S), 2, self.ignore_index
+            left_out = counting.ignored(labels, self.ignore_index)
+            counting.check_labels("target", labels, C, self.ignore_index, left_out)
+            numbers = torch.arange(C, device=target.device).reshape(1, C, *[1] * len(S))
+            target = (labels.to(torch.int64) == numbers).to(torch.uint8).masked_fill(left_out, void)
+
+        def count_masks(masks: Tensor, hot: Tensor) -> Tensor:
+            each = [scores.mask_counts(m, t, 1, void) for m, t in zip(masks, hot, strict=True)]
+            return torch.cat([torch.zeros_like(n) if c == unscored else n for c, n in enumerate(each)], 1)
+
+        return count_masks, masks, target
 
 
 class DiceScore(OverlapMetric):

@@ -17,7 +17,7 @@ SAME_PLACE_VOXELS = 0.05
 
 @dataclass(frozen=True)
 class Case:
-    """One pair, compared: per class the voxels of both, of the prediction and of the reference.
+    """One pair, compared: per class the voxels of both, of the prediction and of the truth.
 
     `keys` are labels, or names of regions; `counts` is (3, keys) int64, float64 sums of probabilities for soft
     predictions. Where there was an error nothing was counted.
@@ -25,7 +25,7 @@ class Case:
 
     case: str
     prediction: str = ""
-    reference: str = ""
+    truth: str = ""
     keys: tuple[int | str, ...] = ()
     counts: np.ndarray = field(default_factory=lambda: np.zeros((3, 0), np.int64))
     voxels: int = 0
@@ -33,27 +33,27 @@ class Case:
     error: str = ""
 
 
-def score_pair(prediction: Path, reference: Path, options: Options, case: str = "") -> Case:
-    """prediction file, reference file -> Case.
+def score_pair(prediction: Path, truth: Path, options: Options, case: str = "") -> Case:
+    """prediction file, truth file -> Case.
 
     Raises:
         FileError: a file cannot be read. ScoreError: the two cannot be compared.
     """
-    p, t, names = load_pair(prediction, reference, options)
+    p, t, names = load_pair(prediction, truth, options)
     if p.dtype.kind == "f":
         keys, counts, voxels = _soft_counts(p, t, options)
     else:
         keys, counts, voxels = _label_counts(*pair_counts(p, t), options)
-    return Case(case or reference.name, str(prediction), str(reference), keys, counts, voxels, names)
+    return Case(case or truth.name, str(prediction), str(truth), keys, counts, voxels, names)
 
 
-def load_pair(prediction: Path, reference: Path, options: Options) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+def load_pair(prediction: Path, truth: Path, options: Options) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """two files -> labels (or, for soft scores, probabilities) and labels on one grid, label names."""
-    predicted, referenced = read_image(prediction), read_image(reference)
-    names = {**label_names(predicted), **label_names(referenced)}
-    p, t = _one_channel(prediction, predicted), _labels(reference, _one_channel(reference, referenced))
+    prediction_image, truth_image = read_image(prediction), read_image(truth)
+    names = {**label_names(prediction_image), **label_names(truth_image)}
+    p, t = _one_channel(prediction, prediction_image), _labels(truth, _one_channel(truth, truth_image))
     if t.dtype.kind == "f":
-        raise ScoreError(f"{reference}: expected labels, got values that are not whole. Give LABELS as label maps.")
+        raise ScoreError(f"{truth}: expected labels, got values that are not whole. Give LABELS as label maps.")
     if options.soft or options.threshold is not None:
         p = _probabilities(prediction, p, options)
     else:
@@ -61,14 +61,14 @@ def load_pair(prediction: Path, reference: Path, options: Options) -> tuple[np.n
         if p.dtype.kind == "f":
             advice = "For probabilities pass --threshold 0.5 or --soft."
             raise ScoreError(f"{prediction}: expected labels, got values that are not whole. {advice}")
-    p = _on_grid(prediction, predicted, p, reference, referenced, options)
+    p = _on_grid(prediction, prediction_image, p, truth, truth_image, options)
     if options.threshold is not None:
-        _one_class(reference, t, options)
+        _one_class(truth, t, options)
         p = np.where(p > options.threshold, np.int32(_class_labels(options)[0]), np.int32(0))
     elif options.soft:
-        _one_class(reference, t, options)
+        _one_class(truth, t, options)
     elif options.labels is None and options.regions is None:
-        _same_scale(prediction, p, reference, t)
+        _same_scale(prediction, p, truth, t)
     return p, t, names
 
 
@@ -120,17 +120,17 @@ def _class_labels(options: Options) -> tuple[int, ...]:
     return options.labels if options.labels is not None else (1,)
 
 
-def _one_class(reference: Path, t: np.ndarray, options: Options) -> None:
+def _one_class(truth: Path, t: np.ndarray, options: Options) -> None:
     inside, given = _class_labels(options), options.labels is not None or options.regions is not None
     if given or t.dtype.kind == "b":
         return
     present = [int(label) for label in np.unique(t) if label not in (0, *inside, *options.ignore)]
     if present:
         advice = "Say with --labels or --regions what the probabilities are about."
-        raise ScoreError(f"{reference}: expected labels 0 and {inside[0]}, got {_list(present)} too. {advice}")
+        raise ScoreError(f"{truth}: expected labels 0 and {inside[0]}, got {_list(present)} too. {advice}")
 
 
-def _same_scale(prediction: Path, p: np.ndarray, reference: Path, t: np.ndarray) -> None:
+def _same_scale(prediction: Path, p: np.ndarray, truth: Path, t: np.ndarray) -> None:
     """A mask of 0 and 1 against one of 0 and 255 is a mistake that would score 0."""
     tops = [0 if array.size == 0 else int(array.max()) for array in (p, t)]
     if sorted(tops) != [1, 255] or any(array.min() < 0 for array in (p, t)):
@@ -139,36 +139,34 @@ def _same_scale(prediction: Path, p: np.ndarray, reference: Path, t: np.ndarray)
     if not ((large == 0) | (large == 255)).all():
         return
     advice = "If both mean the same, pass --regions 'mask=1,255'; if not, name the --labels."
-    raise ScoreError(f"{prediction}: holds 0 and {tops[0]}, but {reference.name} holds 0 and {tops[1]}. {advice}")
+    raise ScoreError(f"{prediction}: holds 0 and {tops[0]}, but {truth.name} holds 0 and {tops[1]}. {advice}")
 
 
 def _on_grid(
-    prediction: Path, predicted: Image, p: np.ndarray, reference: Path, referenced: Image, options: Options
+    prediction: Path, prediction_image: Image, p: np.ndarray, truth: Path, truth_image: Image, options: Options
 ) -> np.ndarray:
-    """The prediction on the grid of the reference."""
-    affines, t_ndim = (predicted.affine, referenced.affine), len(referenced.shape)
+    """The prediction on the grid of the truth."""
+    affines, t_ndim = (prediction_image.affine, truth_image.affine), len(truth_image.shape)
     if options.resample and affines[0] is not None and affines[1] is not None and p.ndim == t_ndim == 3:
-        if _same_place(affines[0], affines[1], p.shape, referenced.shape):
+        if _same_place(affines[0], affines[1], p.shape, truth_image.shape):
             return p
-        return _resampled(p, affines[0], affines[1], referenced.shape)
-    if p.shape != referenced.shape:
+        return _resampled(p, affines[0], affines[1], truth_image.shape)
+    if p.shape != truth_image.shape:
         both_known = affines[0] is not None and affines[1] is not None
         hint = " --resample brings it to the grid of the label." if both_known and p.ndim == 3 else ""
         if p.ndim == t_ndim + 1:  # nnU-Net's .npz, for one
             hint = " Of probabilities of several classes save the argmax, or one file per class."
-        raise ScoreError(
-            f"{prediction}: expected shape {referenced.shape} as in {reference.name}, got {p.shape}.{hint}"
-        )
+        raise ScoreError(f"{prediction}: expected shape {truth_image.shape} as in {truth.name}, got {p.shape}.{hint}")
     if options.ignore_geometry:
         return p
     if (affines[0] is None) != (affines[1] is None):
-        known = prediction if affines[0] is not None else reference
+        known = prediction if affines[0] is not None else truth
         advice = "Pass --ignore-geometry if their axes agree."
         raise ScoreError(f"{prediction}: only {known.name} says how its voxels lie in space. {advice}")
     a, b = affines
-    if a is not None and b is not None and not _same_place(a, b, p.shape, referenced.shape):
+    if a is not None and b is not None and not _same_place(a, b, p.shape, truth_image.shape):
         advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
-        got = f"{_axes(a)} voxels elsewhere than the {_axes(b)} voxels of {reference.name}"
+        got = f"{_axes(a)} voxels elsewhere than the {_axes(b)} voxels of {truth.name}"
         raise ScoreError(f"{prediction}: expected the same orientation and affine, got {got}. {advice}")
     return p
 
@@ -223,8 +221,8 @@ def _label_counts(
     labels = options.labels if options.threshold is None else _class_labels(options)
     found = dict(zip(every.tolist(), summed.T, strict=True))
     if labels is None:
-        left_out = set(options.ignore) | (set() if options.include_background else {0})
-        labels = tuple(label for label in found if label not in left_out)
+        labels = tuple(label for label in found if label != 0 or options.include_background)
+    labels = tuple(label for label in labels if label not in options.ignore)  # ignored: not a class that is scored
     counts = np.zeros((3, len(labels)), np.int64)
     for column, label in enumerate(labels):
         if label in found:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from softdice.validation import package
 
 
 class ScoreError(ValueError):
     """A folder, an option or a pair of files that cannot be scored, and why, in one line."""
-
-
-def require(option: str, package: str) -> None:
-    """Before any work: raise ScoreError where the package that an option needs is not installed."""
-    if find_spec(package) is None:
-        advice = "Run: pip install 'softdice[score]'"
-        name = {"PIL": "pillow"}.get(package, package)
-        raise ScoreError(f"{option}: expected {name} to be installed, got no such package. {advice}")
 
 
 @dataclass(frozen=True)
@@ -48,59 +42,127 @@ class Options:
     resample: bool = False
     ignore_geometry: bool = False
 
+    @property
+    def keys(self) -> tuple[int | str, ...] | None:
+        """The classes where they are known beforehand; a label that is ignored is none."""
+        if self.regions is not None:
+            return tuple(self.regions)
+        return None if self.labels is None else tuple(label for label in self.labels if label not in self.ignore)
 
-def parse_labels(text: str) -> tuple[tuple[int, ...], dict[int, str], dict[str, tuple[int, ...]]]:
-    """text or JSON file -> labels, their names, and regions (entries that are several labels).
+
+def parse_options(labels: str | None, regions: str | None, ignore: str | None, **others: Any) -> Options:
+    """texts of --labels, --regions and --ignore, the other options by name -> Options.
+
+    Raises:
+        ScoreError: a text that cannot be understood, or options that exclude each other.
+    """
+    if others["soft"] and others["threshold"] is not None:
+        raise ScoreError("score: expected --soft or --threshold, got both. Pass one of them.")
+    if others["resample"] and others["ignore_geometry"]:
+        raise ScoreError("score: expected --resample or --ignore-geometry, got both. Pass one of them.")
+    if others["resample"]:
+        package("--resample", "scipy", "score")
+    table = Labels() if labels is None else parse_labels(labels)
+    unions = table.regions if regions is None else parse_regions(regions)
+    if (others["soft"] or others["threshold"] is not None) and len(unions or table.labels or (1,)) != 1:
+        raise ScoreError("--soft, --threshold: expected one class, got several. Name one with --labels or --regions.")
+    left_out = () if ignore is None else parse_numbers("--ignore", ignore)
+    if regions is not None and Path(regions).suffix == ".json":
+        left_out += parse_labels(regions).ignore
+    left_out = tuple(dict.fromkeys((*left_out, *table.ignore)))
+    return Options(table.labels, table.names, unions or None, left_out, **others)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is said about labels.
+
+    Args:
+        labels: those that are scored, None for all. names: label -> name.
+        regions: name -> labels, where one class has several; then these are scored instead.
+        ignore: voxels that nobody annotated.
+    """
+
+    labels: tuple[int, ...] | None = None
+    names: dict[int, str] = field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: tuple[int, ...] = ()
+
+
+def parse_labels(text: str) -> Labels:
+    """text or JSON file -> Labels.
 
     Example:
-        >>> parse_labels("1,2,5")
-        ((1, 2, 5), {}, {})
-        >>> parse_labels("liver=1, tumour=2")
-        ((1, 2), {1: 'liver', 2: 'tumour'}, {})
+        >>> parse_labels("1,2,5").labels
+        (1, 2, 5)
+        >>> parse_labels("liver=1, tumour=2").names
+        {1: 'liver', 2: 'tumour'}
 
-    A file is JSON as nnU-Net's dataset.json has it, {"labels": {"background": 0, "liver": 1, "both": [1, 2]}}, as the
-    Medical Segmentation Decathlon has it, {"labels": {"0": "background"}}, or the inner object alone. The background
-    gives its name but is not among the labels that are returned from a file.
+    A file is JSON as nnU-Net's dataset.json has it, {"labels": {"background": 0, "liver": 1, "ignore": 2}}, as the
+    Medical Segmentation Decathlon has it, {"labels": {"0": "background"}}, or the inner object alone. As in nnU-Net,
+    the voxels of the label named `ignore` are left out, and where a class has several labels all classes but the
+    background are regions. The background gives its name but is not among the labels of a file.
     """
-    path = Path(text)
-    if path.suffix == ".json":
-        entries = _entries(_json(path))
-        numbers = {name: value for name, value in entries.items() if len(value) == 1}
-        names = {value[0]: name for name, value in numbers.items()}
-        regions = {name: value for name, value in entries.items() if len(value) > 1}
-        return tuple(sorted(label for label in names if label != 0)), names, regions
-    labels, names = [], {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"(?:(.+?)\s*=\s*)?(-?\d+)", part)
-        if match is None:
-            raise ScoreError(f"--labels: expected numbers, name=number or a .json file, got {part!r}. Example: 1,2,5")
-        labels.append(int(match[2]))
-        if match[1]:
-            names[int(match[2])] = match[1]
-    if not labels:
-        raise ScoreError(f"--labels: expected at least one label, got {text!r}. Example: 1,2,5")
-    return tuple(dict.fromkeys(labels)), names, {}
+    if Path(text).suffix == ".json":
+        entries, order = _json(Path(text))
+        ignore = entries.pop("ignore", ())
+        if len(ignore) > 1:
+            raise ScoreError(f"{text}: expected one number for 'ignore', got {list(ignore)}.")
+        numbers = {value[0]: name for name, value in entries.items() if len(set(value)) == 1}
+        several = {name: value for name, value in entries.items() if set(value) != {0}}
+        if len(numbers) == len(entries):
+            several = {}
+        elif order is not None and len(order) != len(several):
+            got = f"{len(order)} for {len(several)}: {', '.join(several)}"
+            raise ScoreError(f"{text}: expected as many numbers in regions_class_order as regions, got {got}.")
+        return Labels(tuple(sorted(label for label in numbers if label != 0)), numbers, several, ignore)
+    named = _named("--labels", text, ",", r"(?:(.+?)\s*=\s*)?(-?\d+)", "numbers, name=number or a .json file", "1,2,5")
+    labels = tuple(dict.fromkeys(label for _, (label,) in named))
+    return Labels(labels, {label: name for name, (label,) in named if name})
 
 
 def parse_regions(text: str) -> dict[str, tuple[int, ...]]:
-    """text or JSON file -> name -> labels.
+    """text or JSON file -> name -> labels. Of a dataset.json the background and `ignore` are no regions.
 
     Example:
         >>> parse_regions("whole=1,2,4; core=1,4")
         {'whole': (1, 2, 4), 'core': (1, 4)}
     """
-    path = Path(text)
-    if path.suffix == ".json":
-        return _entries(_json(path))
-    regions = {}
-    for part in filter(None, (part.strip() for part in text.split(";"))):
-        match = re.fullmatch(r"(.+?)\s*=\s*(-?\d+(?:\s*,\s*-?\d+)*)", part)
+    if Path(text).suffix == ".json":
+        entries, _ = _json(Path(text))
+        return {name: value for name, value in entries.items() if name != "ignore" and (name, value) != BACKGROUND}
+    pattern, example = r"(.+?)\s*=\s*(-?\d+(?:\s*,\s*-?\d+)*)", "whole=1,2,4; core=1,4"
+    return dict(_named("--regions", text, ";", pattern, "name=labels or a .json file", example))
+
+
+BACKGROUND = ("background", (0,))
+
+
+def _named(
+    option: str, text: str, separator: str, pattern: str, wanted: str, example: str
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Parts of a text that match the pattern (name, numbers) -> pairs of them."""
+    entries = []
+    for part in filter(None, (part.strip() for part in text.split(separator))):
+        match = re.fullmatch(pattern, part)
         if match is None:
-            raise ScoreError(f"--regions: expected name=labels or a .json file, got {part!r}. Example: whole=1,2,4")
-        regions[match[1]] = tuple(int(number) for number in match[2].split(","))
-    if not regions:
-        raise ScoreError(f"--regions: expected at least one region, got {text!r}. Example: whole=1,2,4; core=1,4")
-    return regions
+            raise ScoreError(f"{option}: expected {wanted}, got {part!r}. Example: {example}")
+        entries.append((match[1] or "", tuple(int(number) for number in match[2].split(","))))
+    if not entries:
+        raise ScoreError(f"{option}: expected {wanted}, got {text!r}. Example: {example}")
+    _distinct(option, [(name, value) for name, value in entries if name])
+    return entries
+
+
+def _distinct(source: str, entries: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    """Refuses one name for two classes, and one number with two names: the scores of one of them would be lost."""
+    for what, found in (
+        ("names that differ", [name for name, _ in entries]),
+        ("one name for each number", [str(value[0]) for _, value in entries if len(value) == 1]),
+    ):
+        twice = next((each for each in found if found.count(each) > 1), None)
+        if twice is not None:
+            raise ScoreError(f"{source}: expected {what}, got {twice!r} twice. Rename one, or leave it out.")
 
 
 def parse_numbers(option: str, text: str) -> tuple[int, ...]:
@@ -115,27 +177,31 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> tuple[dict[str, tuple[int, ...]], list[Any] | None]:
+    """JSON file with {"name": 1}, {"name": [1, 2]} or {"1": "name"} -> name -> labels, and nnU-Net's class order."""
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=Pairs)  # Windows writes a mark
+    except (OSError, ValueError, RecursionError) as error:
         raise ScoreError(f"{path}: expected a JSON file with labels, got {' '.join(str(error).split())}.") from error
-    return content["labels"] if isinstance(content, dict) and isinstance(content.get("labels"), dict) else content
-
-
-def _entries(content: Any) -> dict[str, tuple[int, ...]]:
-    """{"name": 1}, {"name": [1, 2]} or {"1": "name"} -> name -> labels."""
-    entries: dict[str, tuple[int, ...]] = {}
-    for key, value in content.items() if isinstance(content, dict) else ():
+    outer = dict(content) if isinstance(content, Pairs) else {}
+    inner = outer["labels"] if isinstance(outer.get("labels"), Pairs) else content
+    entries = []
+    for key, value in inner if isinstance(inner, Pairs) else ():
         if isinstance(value, str) and re.fullmatch(r"-?\d+", key):
-            entries[value] = (int(key),)
+            entries.append((value, (int(key),)))
             continue
         numbers = value if isinstance(value, list) else [value]
-        if numbers and all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
-            entries[key] = tuple(numbers)
-            continue
-        wanted = '"name": number, "name": [numbers] or "number": "name"'
-        raise ScoreError(f"labels: expected {wanted}, got {key!r}: {value!r}.")
+        if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+            wanted = '"name": number, "name": [numbers] or "number": "name"'
+            raise ScoreError(f"labels: expected {wanted}, got {key!r}: {value!r}.")
+        entries.append((key, tuple(numbers)))
     if not entries:
         raise ScoreError(f"labels: expected an object of names and labels, got {str(content)[:60]!r}.")
-    return entries
+    _distinct(str(path), entries)
+    order = outer.get("regions_class_order")
+    return dict(entries), order if isinstance(order, list) else None
+
+
+class Pairs(list[tuple[str, Any]]):
+    """An object of a JSON file with its names as they stand, those that stand twice too."""

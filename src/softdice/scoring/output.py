@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,19 +23,18 @@ def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
     tp, fp, fn are voxels (sums of probabilities for soft scores) of this class: right, too many, missed.
     """
     one = Table(table.keys, table.counts[i : i + 1])
-    both, predicted, referenced = table.counts[i].tolist()
+    both, predicted, true = table.counts[i].tolist()
     for k, (key, dice, iou) in enumerate(zip(table.keys, one.dice[0].tolist(), one.iou[0].tolist(), strict=True)):
         yield {
             "case": table.cases[i],
-            "label": key,
-            "name": table.names.get(key, "") if isinstance(key, int) else key,
-            "dice": _number(dice),
-            "iou": _number(iou),
+            **_class(table, key),
+            "dice": number(dice),
+            "iou": number(iou),
             "tp": both[k],
             "fp": predicted[k] - both[k],
-            "fn": referenced[k] - both[k],
+            "fn": true[k] - both[k],
             "n_pred": predicted[k],
-            "n_ref": referenced[k],
+            "n_ref": true[k],
         }
 
 
@@ -70,7 +69,7 @@ def to_json(
         head = {"predictions": name, "overall": overall_row(summary), "classes": class_rows(table, summary)}
         yield (",\n" if number else "\n") + json.dumps(head, indent=1, allow_nan=False)[:-2] + ',\n "cases": ['
         for i, case in enumerate(table.cases):
-            files = {"case": case, "prediction": table.predictions[i], "reference": table.references[i]}
+            files = {"case": case, "prediction": table.predictions[i], "reference": table.truths[i]}
             rows_i = [{key: row[key] for key in row if key != "case"} for row in case_rows(table, i)]
             yield (",\n" if i else "\n") + "  " + json.dumps({**files, "classes": rows_i}, allow_nan=False)
         yield "]}"
@@ -79,67 +78,68 @@ def to_json(
 
 def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
     """One row of aggregates per class."""
-    return [
-        {
-            "label": key,
-            "name": table.names.get(key, "") if isinstance(key, int) else key,
-            "cases": int(summary.cases[k]),
-            "dice": _number(summary.dice[k]),
-            "dice_95": [_number(bound) for bound in summary.dice_interval[:, k]],
-            "iou": _number(summary.iou[k]),
-            "pooled_dice": _number(summary.pooled_dice[k]),
-            "pooled_iou": _number(summary.pooled_iou[k]),
-        }
-        for k, key in enumerate(table.keys)
-    ]
+    columns = {
+        "dice": summary.dice,
+        "dice_95": summary.dice_interval.T,
+        "iou": summary.iou,
+        "pooled_dice": summary.pooled_dice,
+        "pooled_iou": summary.pooled_iou,
+    }
+    return _rows(table, table.keys, summary.cases, columns)
 
 
 def overall_row(summary: Summary) -> dict[str, Any]:
     """Aggregates over all classes."""
     return {
-        "macro_dice": _number(summary.macro_dice),
-        "macro_dice_95": [_number(bound) for bound in summary.macro_interval],
-        "macro_iou": _number(summary.macro_iou),
-        "pooled_dice": _number(summary.micro_dice),
-        "pooled_iou": _number(summary.micro_iou),
+        "macro_dice": number(summary.macro_dice),
+        "macro_dice_95": number(summary.macro_interval),
+        "macro_iou": number(summary.macro_iou),
+        "pooled_dice": number(summary.micro_dice),
+        "pooled_iou": number(summary.micro_iou),
     }
 
 
 def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
     """Differences of Dice, first predictions minus second, per class and over all."""
-    classes = [
-        {
-            "label": key,
-            "name": table.names.get(key, "") if isinstance(key, int) else key,
-            "cases": int(comparison.cases[k]),
-            "difference": _number(comparison.difference[k]),
-            "difference_95": [_number(bound) for bound in comparison.interval[:, k]],
-            "p_wilcoxon": _number(comparison.p_value[k]),
-        }
-        for k, key in enumerate(comparison.keys)
-    ]
-    interval = [_number(bound) for bound in comparison.macro_interval]
-    return {
-        "macro_difference": _number(comparison.macro_difference),
-        "macro_difference_95": interval,
-        "classes": classes,
+    columns = {
+        "difference": comparison.difference,
+        "difference_95": comparison.interval.T,
+        "p_wilcoxon": comparison.p_value,
     }
+    return {
+        "macro_difference": number(comparison.macro_difference),
+        "macro_difference_95": number(comparison.macro_interval),
+        "classes": _rows(table, comparison.keys, comparison.cases, columns),
+    }
+
+
+def _rows(
+    table: Table, keys: Sequence[int | str], cases: np.ndarray, columns: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    return [
+        {**_class(table, key), "cases": int(cases[k]), **{name: number(column[k]) for name, column in columns.items()}}
+        for k, key in enumerate(keys)
+    ]
+
+
+def _class(table: Table, key: int | str) -> dict[str, Any]:
+    return {"label": key, "name": table.names.get(key, "") if isinstance(key, int) else key}
 
 
 def to_nnunet(table: Table, options: Options) -> Iterator[str]:
     """Table -> the summary.json of nnU-Net: metric_per_case, mean, foreground_mean; NaN as nnU-Net writes it."""
     keys = [_nnunet_key(key, options) for key in table.keys]
-    both, predicted, referenced = np.moveaxis(table.counts, 1, 0)
-    union = predicted + referenced - both
+    both, predicted, true = np.moveaxis(table.counts, 1, 0)
+    union = predicted + true - both
     metrics_NK = {
         "Dice": table.dice,
-        "FN": referenced - both,
+        "FN": true - both,
         "FP": predicted - both,
         "IoU": table.iou,
         "TN": np.array(table.voxels, dtype=np.int64)[:, None] - union,
         "TP": both,
         "n_pred": predicted,
-        "n_ref": referenced,
+        "n_ref": true,
     }
     means = {name: mean(values.astype(np.float64)) for name, values in metrics_NK.items()}
     foreground = [k for k, key in enumerate(keys) if key != "0"]
@@ -150,7 +150,7 @@ def to_nnunet(table: Table, options: Options) -> Iterator[str]:
     yield json.dumps(head, indent=4)[:-2] + ',\n    "metric_per_case": ['
     for i in range(len(table.cases)):
         rows = {key: {name: values[i, k].item() for name, values in metrics_NK.items()} for k, key in enumerate(keys)}
-        case = {"metrics": rows, "prediction_file": table.predictions[i], "reference_file": table.references[i]}
+        case = {"metrics": rows, "prediction_file": table.predictions[i], "reference_file": table.truths[i]}
         yield (",\n" if i else "\n") + json.dumps(case, indent=4)
     yield "\n    ]\n}\n"
 
@@ -163,6 +163,8 @@ def _nnunet_key(key: int | str, options: Options) -> str:
     return str(labels if len(labels) > 1 else labels[0])
 
 
-def _number(value: float) -> float | None:
-    """JSON has no nan."""
+def number(value: Any) -> Any:
+    """A number, or an array as a list of them; JSON has no nan."""
+    if np.ndim(value):
+        return [number(each) for each in value]
     return None if math.isnan(value) else float(value)

@@ -16,11 +16,11 @@ class Pair:
 
     case: str
     prediction: Path | None
-    reference: Path | None
+    truth: Path | None
     error: str = ""
 
 
-def pair_files(predictions: Path, references: Path) -> list[Pair]:
+def pair_files(predictions: Path, truth: Path) -> list[Pair]:
     """two files, or two folders -> pairs in the order of their names.
 
     Files of two folders belong together when their names without suffix are equal (`case.nii.gz`, `case.png`), or equal
@@ -30,26 +30,24 @@ def pair_files(predictions: Path, references: Path) -> list[Pair]:
     Raises:
         ScoreError: a path does not exist, a file against a folder, or no image at all in a folder.
     """
-    for name, path in (("PREDICTIONS", predictions), ("LABELS", references)):
+    for name, path in (("PREDICTIONS", predictions), ("LABELS", truth)):
         if not path.exists():
             raise ScoreError(f"{name}: expected a file or a folder, got {str(path)!r}, which does not exist.")
-    if predictions.is_dir() != references.is_dir():
+    if predictions.is_dir() != truth.is_dir():
         raise ScoreError("PREDICTIONS and LABELS: expected two files or two folders, got one of each.")
     if not predictions.is_dir():
-        split = split_name(references)
-        return [Pair(split[0] if split else references.name, predictions, references)]
-    found = [_by_stem(predictions), _by_stem(references)]
-    for path, files in zip((predictions, references), found, strict=True):
+        split = split_name(truth)
+        return [Pair(split[0] if split else truth.name, predictions, truth)]
+    found = [_by_stem(predictions), _by_stem(truth)]
+    for path, files in zip((predictions, truth), found, strict=True):
         if not files:
             raise ScoreError(f"{path}: expected images (.nii.gz, .png, .tif, .npy ...), got none of them.")
-    predicted, referenced = found
-    for stem in [stem for stem in predicted if stem not in referenced]:
+    predicted, truths = found
+    for stem in [stem for stem in predicted if stem not in truths]:
         other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"
-        if other in referenced and other not in predicted:
+        if other in truths and other not in predicted:
             predicted[other] = predicted.pop(stem)
-    return [
-        _pair(stem, predicted.get(stem, []), referenced.get(stem, [])) for stem in sorted({*predicted, *referenced})
-    ]
+    return [_pair(stem, predicted.get(stem, []), truths.get(stem, [])) for stem in sorted({*predicted, *truths})]
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
@@ -63,20 +61,20 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _pair(stem: str, predicted: list[Path], referenced: list[Path]) -> Pair:
-    if not predicted or not referenced:
-        lone, side = (predicted[0], "reference") if predicted else (referenced[0], "prediction")
+def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
+    if not predicted or not truths:
+        lone, side = (predicted[0], "reference") if predicted else (truths[0], "prediction")
         reason = f"{lone}: no {side} of this name"
         return Pair(stem, lone if predicted else None, None if predicted else lone, reason)
-    kinds = [{_kind(path): path for path in paths} for paths in (predicted, referenced)]
+    kinds = [{_kind(path): path for path in paths} for paths in (predicted, truths)]
     common = [kind for kind in kinds[0] if kind in kinds[1]]
     if len(common) == 1:
         return Pair(stem, kinds[0][common[0]], kinds[1][common[0]])
-    if len(predicted) == len(referenced) == 1:
-        return Pair(stem, predicted[0], referenced[0])
-    several = predicted if len(predicted) > 1 else referenced
+    if len(predicted) == len(truths) == 1:
+        return Pair(stem, predicted[0], truths[0])
+    several = predicted if len(predicted) > 1 else truths
     names = ", ".join(path.name for path in several)
-    return Pair(stem, predicted[0], referenced[0], f"{several[0].parent}: expected one file of this name, got {names}")
+    return Pair(stem, predicted[0], truths[0], f"{several[0].parent}: expected one file of this name, got {names}")
 
 
 def _kind(path: Path) -> str:

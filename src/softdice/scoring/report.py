@@ -14,7 +14,7 @@ from softdice.scoring.cases import load_pair, region_mask
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.page import PAGE
 from softdice.scoring.summary import Comparison, Summary, Table, mean
-from softdice.scoring.tables import interval, text
+from softdice.scoring.tables import Grid, class_grid, comparison_grid, text
 from softdice.version import __version__
 
 WORST, LISTED = 12, 1000
@@ -30,14 +30,15 @@ def to_html(
     summaries: dict[str, Summary],
     comparison: Comparison | None,
     options: Options,
-    references: str,
+    truth: str,
 ) -> str:
     """{name of the predictions: Table}, their summaries -> HTML. Reads the worst cases again for their pictures."""
     name, table = next(iter(tables.items()))
     parts = []
     for title, each in tables.items():
         summary = summaries[title]
-        parts.append(f"<h2>{escape(title)}</h2>" + _key_numbers(each, summary) + _class_table(each, summary))
+        grid = class_grid(each, summary)
+        parts.append(f"<h2>{escape(title)}</h2>" + _key_numbers(each, grid) + _html_table(grid.columns, grid.rows))
         parts.append(f"<h3>Dice of the cases, by class</h3>{box_plots(each, summary)}")
     if comparison is not None:
         parts.insert(0, _comparison_table(comparison, list(tables), table))
@@ -48,17 +49,17 @@ def to_html(
     if errors:
         listed = "".join(f"<li>{escape(error)}</li>" for error in errors)
         parts.append(f"<h2>Not scored: {len(errors)}</h2><ul class='errors'>{listed}</ul>")
-    title = f"{name} against {references}"
+    title = f"{name} against {truth}"
     return PAGE.format(title=escape(title), version=__version__, body="\n".join(parts))
 
 
-def _key_numbers(table: Table, summary: Summary) -> str:
-    spread = "" if np.isnan(summary.macro_interval[0]) else f"95 % {interval(summary.macro_interval)}"
+def _key_numbers(table: Table, grid: Grid) -> str:
+    _, cases, dice, spread, pooled, *_ = grid.total
     cells = [
-        ("mean Dice of the classes", text(summary.macro_dice), spread),
-        ("pooled Dice", text(summary.micro_dice), "all voxels of all cases"),
-        ("cases", str(len(table.cases)), f"{len(table.errors)} not scored" if table.errors else "all scored"),
-        ("classes", str(len(table.keys)), ""),
+        ("mean Dice of the classes", dice, "" if spread == "-" else f"95 % {spread}"),
+        ("pooled Dice", pooled, "all voxels of all cases"),
+        ("cases", cases, f"{len(table.errors)} not scored" if table.errors else "all scored"),
+        ("classes", str(len(grid.rows)), ""),
     ]
     return "<div class='numbers'>" + "".join(
         f"<div><b>{value}</b><span>{what}</span><small>{note}</small></div>" for what, value, note in cells
@@ -72,37 +73,11 @@ def _html_table(columns: list[str], rows: list[list[str]]) -> str:
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _class_table(table: Table, summary: Summary) -> str:
-    rows = [
-        [
-            table.label(key),
-            str(summary.cases[k]),
-            text(summary.dice[k]),
-            interval(summary.dice_interval[:, k]),
-            text(summary.pooled_dice[k]),
-            text(summary.iou[k]),
-            text(summary.pooled_iou[k]),
-        ]
-        for k, key in enumerate(table.keys)
-    ]
-    return _html_table(["class", "cases", "Dice", "95 % interval", "pooled Dice", "IoU", "pooled IoU"], rows)
-
-
 def _comparison_table(comparison: Comparison, names: list[str], table: Table) -> str:
-    rows = [
-        [
-            table.label(key),
-            str(comparison.cases[k]),
-            text(comparison.difference[k], "+.4f"),
-            interval(comparison.interval[:, k], "+.4f"),
-            text(comparison.p_value[k], ".3g"),
-        ]
-        for k, key in enumerate(comparison.keys)
-    ]
-    macro = f"{text(comparison.macro_difference, '+.4f')} ({interval(comparison.macro_interval, '+.4f')})"
+    grid = comparison_grid(table, comparison)
+    macro = "{1} ({2})".format(*grid.total[1:])
     said = f"Dice of {escape(names[0])} minus Dice of {escape(names[1])}, case by case. Mean of the classes: {macro}."
-    grid = _html_table(["class", "pairs", "difference", "95 % interval", "Wilcoxon p"], rows)
-    return f"<h2>Comparison</h2><p>{said}</p>{grid}"
+    return f"<h2>Comparison</h2><p>{said}</p>{_html_table(grid.columns, grid.rows)}"
 
 
 def _worst_first(table: Table) -> list[int]:
@@ -175,7 +150,7 @@ def _pictures(table: Table, cases: list[int], options: Options) -> str:
         dice = table.dice[i]
         k = int(np.nanargmin(dice))
         try:
-            source, place = picture(Path(table.predictions[i]), Path(table.references[i]), table.keys[k], options)
+            source, place = picture(Path(table.predictions[i]), Path(table.truths[i]), table.keys[k], options)
         except (FileError, ScoreError) as error:  # the file was changed or taken away since it was scored
             figures.append(f"<figure><figcaption>{escape(str(error))}</figcaption></figure>")
             continue
@@ -186,15 +161,15 @@ def _pictures(table: Table, cases: list[int], options: Options) -> str:
     return f"<div class='pictures'>{''.join(figures)}</div>"
 
 
-def picture(prediction: Path, reference: Path, key: int | str, options: Options) -> tuple[str, str]:
+def picture(prediction: Path, truth: Path, key: int | str, options: Options) -> tuple[str, str]:
     """A pair and a class -> PNG in base64 of the slice with the most errors, and which slice that is."""
     from PIL import Image as Picture
 
-    p, t, _ = load_pair(prediction, reference, options)
+    p, t, _ = load_pair(prediction, truth, options)
     in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
     in_t, any_t, place = region_mask(t, key, options), t != 0, ""
     while in_t.ndim > 2:
-        axis = 2 if in_t.ndim == 3 and reference.name.lower().endswith((".nii", ".nii.gz")) else 0
+        axis = 2 if in_t.ndim == 3 and truth.name.lower().endswith((".nii", ".nii.gz")) else 0
         wrong = (in_p != in_t).sum(tuple(a for a in range(in_t.ndim) if a != axis))
         index = int(np.argmax(wrong)) if wrong.any() else in_t.shape[axis] // 2
         in_p, in_t, any_t = (np.take(mask, index, axis) for mask in (in_p, in_t, any_t))

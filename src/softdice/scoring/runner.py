@@ -57,11 +57,11 @@ def _worker() -> None:
 
 
 def _one(pair: Pair, options: Options) -> Case:
-    failed = Case(pair.case, str(pair.prediction or ""), str(pair.reference or ""))
-    if pair.error or pair.prediction is None or pair.reference is None:
+    failed = Case(pair.case, str(pair.prediction or ""), str(pair.truth or ""))
+    if pair.error or pair.prediction is None or pair.truth is None:
         return replace(failed, error=pair.error)
     try:
-        return score_pair(pair.prediction, pair.reference, options, pair.case)
+        return score_pair(pair.prediction, pair.truth, options, pair.case)
     except (FileError, ScoreError) as error:
         return replace(failed, error=str(error))
     except MemoryError:
@@ -81,7 +81,7 @@ class Journal:
             raise ScoreError(f"--resume: expected the same folders and options as in {path}. {advice}")
         for line in lines[1:]:
             record = json.loads(line)
-            if record["stamp"] == _stamp(record["prediction"], record["reference"]):
+            if record["stamp"] == _stamp(record["prediction"], record["truth"]):
                 self.done[record["side"], record["case"]] = _from_record(record)
         fresh = path.with_name(path.name + ".new")
         with fresh.open("w", encoding="utf-8") as self._file:
@@ -119,9 +119,9 @@ def _stamp(*paths: str) -> list[list[int]]:
 
 
 def _to_record(side: str, case: Case) -> dict[str, Any]:
-    record = {name: getattr(case, name) for name in ("case", "prediction", "reference", "keys", "voxels")}
+    record = {name: getattr(case, name) for name in ("case", "prediction", "truth", "keys", "voxels")}
     names = {str(label): name for label, name in case.names.items()}
-    stamp = _stamp(case.prediction, case.reference)
+    stamp = _stamp(case.prediction, case.truth)
     return {**record, "side": side, "counts": case.counts.tolist(), "names": names, "stamp": stamp}
 
 
@@ -129,7 +129,7 @@ def _from_record(record: dict[str, Any]) -> Case:
     return Case(
         record["case"],
         record["prediction"],
-        record["reference"],
+        record["truth"],
         tuple(record["keys"]),
         np.array(record["counts"]).reshape(3, len(record["keys"])),
         record["voxels"],

@@ -23,14 +23,14 @@ _AT_ONCE = 1 << 18
 class Table:
     """Cases (N) by classes (K): counts (N, 3, K), and what is known of each case.
 
-    A class that a case has neither in the prediction nor in the reference has counts 0 there, hence the score nan.
+    A class that a case has neither in the prediction nor in the truth has counts 0 there, hence the score nan.
     """
 
     keys: tuple[int | str, ...] = ()
     counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 0), np.int64))
     cases: list[str] = field(default_factory=list)
     predictions: list[str] = field(default_factory=list)
-    references: list[str] = field(default_factory=list)
+    truths: list[str] = field(default_factory=list)
     voxels: list[int] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ def tabulate(
             continue
         table.cases.append(case.case)
         table.predictions.append(case.prediction)
-        table.references.append(case.reference)
+        table.truths.append(case.truth)
         table.voxels.append(case.voxels)
         for label, name in case.names.items():
             table.names.setdefault(label, name)

@@ -1,76 +1,81 @@
-"""summaries -> tables for a terminal."""
+"""summaries -> rows of cells that people read, and tables of them for a terminal."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
-from rich.table import Table as Grid
+from rich.table import Table as Terminal
 
+from softdice.scoring.output import class_rows, comparison_rows, overall_row
 from softdice.scoring.summary import Comparison, Summary, Table
 
+CLASSES = {
+    "cases": "cases", "dice": "Dice", "dice_95": "95 % interval", "pooled_dice": "pooled Dice", "iou": "IoU",
+    "pooled_iou": "pooled IoU",
+}  # fmt: skip
+COMPARISON = {
+    "cases": "pairs", "difference": "difference", "difference_95": "95 % interval", "p_wilcoxon": "Wilcoxon p",
+}  # fmt: skip
+"""Keys of the rows of `softdice.scoring.output` -> headings."""
 
-def class_table(title: str, table: Table, summary: Summary) -> Grid:
-    """Per class and over all: mean over cases with its interval, pooled, IoU, and how many cases they rest on."""
-    grid = _grid(title, "cases", "Dice", "95 % interval", "pooled", "IoU", "pooled IoU")
-    for k, key in enumerate(table.keys):
-        grid.add_row(
-            table.label(key),
-            str(summary.cases[k]),
-            text(summary.dice[k]),
-            interval(summary.dice_interval[:, k]),
-            text(summary.pooled_dice[k]),
-            text(summary.iou[k]),
-            text(summary.pooled_iou[k]),
-        )
-    grid.add_section()
-    grid.add_row(
-        "all classes",
-        str(len(table.cases)),
-        text(summary.macro_dice),
-        interval(summary.macro_interval),
-        text(summary.micro_dice),
-        text(summary.macro_iou),
-        text(summary.micro_iou),
-    )
-    return grid
+FORMS = {"difference": "+.4f", "difference_95": "+.4f", "p_wilcoxon": ".3g"}
 
 
-def comparison_table(title: str, table: Table, comparison: Comparison) -> Grid:
-    """Per class and over all: paired difference of Dice with its interval and Wilcoxon's p."""
-    grid = _grid(title, "pairs", "difference", "95 % interval", "Wilcoxon p")
-    for k, key in enumerate(comparison.keys):
-        grid.add_row(
-            table.label(key),
-            str(comparison.cases[k]),
-            text(comparison.difference[k], "+.4f"),
-            interval(comparison.interval[:, k], "+.4f"),
-            text(comparison.p_value[k], ".3g"),
-        )
-    grid.add_section()
-    grid.add_row(
-        "all classes",
-        "",
-        text(comparison.macro_difference, "+.4f"),
-        interval(comparison.macro_interval, "+.4f"),
-        "",
-    )
-    return grid
+class Grid(NamedTuple):
+    """Headings, a row of cells per class, and one over all classes."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    total: list[str]
 
 
-def text(value: float, form: str = ".4f") -> str:
-    """A number, or a dash for nan."""
-    return "-" if math.isnan(value) else format(float(value), form)
+def class_grid(table: Table, summary: Summary) -> Grid:
+    """Mean over cases with its interval, pooled, IoU, and how many cases they rest on."""
+    overall = {"cases": len(table.cases), **overall_row(summary)}
+    return _grid(CLASSES, table, table.keys, class_rows(table, summary), overall)
 
 
-def interval(bounds: np.ndarray, form: str = ".4f") -> str:
-    """Two bounds, or a dash for nan."""
-    return "-" if math.isnan(bounds[0]) else f"{bounds[0]:{form}} .. {bounds[1]:{form}}"
+def comparison_grid(table: Table, comparison: Comparison) -> Grid:
+    """Paired difference of Dice with its interval and Wilcoxon's p."""
+    overall = comparison_rows(comparison, table)
+    return _grid(COMPARISON, table, comparison.keys, overall.pop("classes"), overall)
 
 
-def _grid(title: str, *columns: str) -> Grid:
-    grid = Grid(title=title, title_justify="left", title_style="bold")
-    grid.add_column("class")
-    for column in columns:
-        grid.add_column(column, justify="right")
-    return grid
+def _grid(
+    headings: dict[str, str],
+    table: Table,
+    keys: Sequence[int | str],
+    rows: list[dict[str, Any]],
+    overall: dict[str, Any],
+) -> Grid:
+    overall = {key.removeprefix("macro_"): value for key, value in overall.items()}
+
+    def cells(label: str, row: dict[str, Any]) -> list[str]:
+        return [label, *(text(row[key], FORMS.get(key, ".4f")) if key in row else "" for key in headings)]
+
+    named = [cells(table.label(key), row) for key, row in zip(keys, rows, strict=True)]
+    return Grid(["class", *headings.values()], named, cells("all classes", overall))
+
+
+def text(value: Any, form: str = ".4f") -> str:
+    """A number or the two bounds of an interval, a dash for what is undefined."""
+    if isinstance(value, int):
+        return str(value)
+    low, high = value if isinstance(value, list) else (value, value)
+    if low is None or math.isnan(low):
+        return "-"
+    return f"{low:{form}} .. {high:{form}}" if isinstance(value, list) else format(float(low), form)
+
+
+def terminal(title: str, grid: Grid) -> Terminal:
+    """Grid -> table."""
+    shown = Terminal(title=title, title_justify="left", title_style="bold")
+    for column, heading in enumerate(grid.columns):
+        shown.add_column(heading, justify="right" if column else "left")
+    for row in grid.rows:
+        shown.add_row(*row)
+    shown.add_section()
+    shown.add_row(*grid.total)
+    return shown

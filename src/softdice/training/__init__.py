@@ -8,7 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from softdice.training.config import TrainConfig, TrainingError, require
+from softdice import validation
+from softdice.training.config import TrainConfig, TrainingError
 
 if TYPE_CHECKING:
     from softdice.training.inference import predict
@@ -24,5 +25,5 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for package in _PACKAGES[name]:
-        require(package, name)
+        validation.package(f"softdice {name}", package, "train")
     return getattr(import_module(f"softdice.training.{_MODULES[name]}"), name)

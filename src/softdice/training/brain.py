@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from softdice import validation
 from softdice.training.cases import Case, Cases, normalise
-from softdice.training.config import require
 
 PERIOD = 24
 GAP = 3
@@ -26,7 +26,7 @@ def brain_cases(val_fraction: float) -> Cases:
     Of every 24 slices that hold enough tissue, a share of `val_fraction` (1 to 17 slices) is held out in one block,
     three slices on either side of it are left out, and the rest is for training.
     """
-    require("nilearn", "train")
+    validation.package("softdice train", "nilearn", "train")
     from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 
     image, grey, white = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from importlib import import_module
 from typing import Any
 
 DEFAULTS: dict[str, Any] = {
@@ -27,23 +26,6 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 class TrainingError(ValueError):
     """Something that the person who asked for a training or a prediction can put right, in one line."""
-
-
-def require(package: str, command: str) -> None:
-    """Name the extra that brings a package which is not installed, before any work has been done.
-
-    Raises:
-        ModuleNotFoundError: there is no such package.
-    """
-    try:
-        import_module(package)
-    except ModuleNotFoundError as error:
-        missing = (error.name or package).split(".")[0]  # the package itself, or one that it needs
-        raise ModuleNotFoundError(
-            f"softdice {command}: expected {missing} to be installed, got no such package. "
-            "Run: pip install 'softdice[train]'",
-            name=missing,
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from softdice.head import FusedHead
 from softdice.losses import Loss
+from softdice.metrics import formulas
 from softdice.training.cases import Cases
 from softdice.training.config import TrainingError
-from softdice.training.evaluate import counts, dice_of, label_image
+from softdice.training.evaluate import count, mean_dice
 from softdice.training.patches import EpochSampler, Patches
 from softdice.training.together import ToldByFirstError
 
@@ -218,15 +219,12 @@ class Segmenter(pl.LightningModule):
         if int(batch) == NO_CASE:
             return
         case = self.cases[int(batch)]
-        prediction = label_image(self.network, torch.from_numpy(case.image).to(self.device), self.patch)
-        truth = torch.from_numpy(case.label).to(self.device)
-        self.sums += counts(prediction, truth, self.sums.shape[1])
+        self.sums += count(self.network, case, self.patch, self.sums.shape[1], self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Sums of all ranks -> one row of the history."""
-        dice = dice_of(self.trainer.strategy.reduce(self.sums, reduce_op="sum").cpu())
-        known = dice[1:][~dice[1:].isnan()]
-        self.last_dice = float(known.mean()) if known.numel() else float("nan")
+        dice = formulas.dice(self.trainer.strategy.reduce(self.sums, reduce_op="sum").cpu())
+        self.last_dice = mean_dice(dice.numpy())
         self.epoch += 1
         row = {
             "epoch": self.epoch,

@@ -6,7 +6,6 @@ import csv
 import importlib.metadata
 import io
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from softdice.metrics import formulas
+from softdice.scoring.output import number
+from softdice.scoring.summary import Table, mean, score
 from softdice.training import pictures
 from softdice.training.checkpoint import write_bytes
-from softdice.training.evaluate import Scores, counts, label_image, mean_known, scores
+from softdice.training.evaluate import count, label_image, mean_dice, tabulated
 from softdice.training.module import Segmenter
 from softdice.version import __version__
 
@@ -31,50 +33,46 @@ def write_results(out: Path, module: Segmenter, held_out: Sequence[int], fixed: 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = module.network.to(device).eval()
 
-    def predict(number: int) -> torch.Tensor:
-        return label_image(network, torch.from_numpy(cases[number].image).to(device), module.patch).cpu()
-
-    sums = torch.stack([counts(predict(n), torch.from_numpy(cases[n].label), len(cases.values)) for n in held_out])
-    scored = scores([cases.names[number] for number in held_out], sums)
-    of_case = np.array([mean_known(row[1:]) for row in scored.per_case])
+    sums = [count(network, cases[number], module.patch, len(cases.values), device) for number in held_out]
+    table = tabulated(cases, held_out, torch.stack(sums))
+    of_case = np.array([mean_dice(row) for row in table.dice])
     order = [int(n) for n in np.argsort(of_case, kind="stable") if not np.isnan(of_case[n])]
-    count = min(SHOWN, (len(order) + 1) // 2)
-    worst, best = order[:count], order[max(count, len(order) - count) :][::-1]
+    number_shown = min(SHOWN, (len(order) + 1) // 2)
+    worst, best = order[:number_shown], order[max(number_shown, len(order) - number_shown) :][::-1]
 
     def shown(position: int) -> pictures.Shown:
-        number = held_out[position]
-        case = cases[number]
-        return pictures.Shown(case.name, of_case[position], case.image, case.label, predict(number).numpy())
+        case = cases[held_out[position]]
+        labels = label_image(network, torch.from_numpy(case.image).to(device), module.patch).cpu().numpy()
+        return pictures.Shown(case.name, of_case[position], case.image, case.label, labels)
 
     if order:
         picture = pictures.overlays([shown(n) for n in worst], [shown(n) for n in best], cases.class_names)
         write_bytes(out / "overlays.png", picture)
     write_bytes(out / "metrics.csv", history_csv(module.history))
     write_bytes(out / "curves.png", pictures.curves(module.history, cases.class_names))
-    summary = _summary(module, scored, fixed)
+    summary = _summary(module, table, fixed)
     write_bytes(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     return summary
 
 
-def _summary(module: Segmenter, scored: Scores, fixed: dict[str, Any]) -> dict[str, Any]:
-    cases = module.cases
+def _summary(module: Segmenter, table: Table, fixed: dict[str, Any]) -> dict[str, Any]:
+    cases, dice = module.cases, mean(table.dice)
+    pooled = score(formulas.dice, table.counts.sum(0))
     return {
-        "mean_dice": _number(scored.mean_dice),
+        "mean_dice": number(mean_dice(dice)),
         "mean_dice_is": "mean over held-out cases of each class's Dice (cases without the class left out), then over "
         "the classes but the first",
         "classes": [
             {
-                "class": number,
+                "class": k,
                 "label_value": value,
                 "name": name,
-                "dice": _number(scored.mean[number]),
-                "dice_pooled": _number(scored.pooled[number]),
+                "dice": number(dice[k]),
+                "dice_pooled": number(pooled[k]),
             }
-            for number, (value, name) in enumerate(zip(cases.values, cases.class_names, strict=True))
+            for k, (value, name) in enumerate(zip(cases.values, cases.class_names, strict=True))
         ],
-        "held_out": {
-            name: [_number(value) for value in row] for name, row in zip(scored.names, scored.per_case, strict=True)
-        },
+        "held_out": dict(zip(table.cases, number(table.dice), strict=True)),
         "training_cases": len(module.training_numbers),
         "label_mapping": None if cases.mapping is None else {str(k): v for k, v in cases.mapping.items()},
         **fixed["settings"],
@@ -104,8 +102,3 @@ def history_csv(history: Sequence[Mapping[str, float]]) -> bytes:
         writer.writeheader()
         writer.writerows(history)
     return text.getvalue().encode()
-
-
-def _number(value: float) -> float | None:
-    """JSON has no nan."""
-    return None if math.isnan(value) else float(value)

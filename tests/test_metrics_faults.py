@@ -1,0 +1,217 @@
+"""Kinds of input that were once scored wrongly without a word: each is right now, or refused with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from softdice.metrics import counting
+from softdice.metrics.formulas import dice_score
+
+pytest.importorskip("torchmetrics")
+from softdice.metrics import DiceScore, JaccardScore, OverlapMetric, PrecisionScore, RecallScore
+
+NAN = float("nan")
+P = torch.tensor([[3, 0, 1, 2, 2, 1, 0, 3], [0, 0, 1, 1, 2, 2, 3, 3]])
+
+
+def loops(p: Tensor, t: Tensor, C: int, ignore: int | None, masks: Tensor | None = None) -> list[float]:
+    """The definition of Dice: keep what is not ignored, score each class that is not ignored."""
+    keep, scores = t != ignore if ignore is not None else torch.ones_like(t, dtype=torch.bool), []
+    for c in range(C):
+        in_p, in_t = ((p == c) if masks is None else masks[:, c]) & keep, (t == c) & keep
+        total = int(in_p.sum() + in_t.sum())
+        scores.append(NAN if total == 0 or c == ignore else 2 * int((in_p & in_t).sum()) / total)
+    return scores
+
+
+@pytest.fixture(params=["numba", "torch"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(counting, "_kernels", lambda: None)
+
+
+def wrapped(dtype: torch.dtype, void: int) -> Tensor:
+    """Labels with a void of two voxels; numbers as the dtype holds them."""
+    t = torch.tensor([[3, 0, 1, 2, 2, 1, 0, 3], [0, 1, 1, 1, 2, 2, 3, 3]]).numpy().astype(str(dtype)[6:])
+    t[0, 1], t[1, 7] = void, void
+    return torch.from_numpy(t)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("repeat", [1, 1 << 13], ids=["few voxels", "many voxels"])
+@pytest.mark.parametrize(
+    "dtype, stored, ignore",
+    [
+        (torch.uint8, 254, -2), (torch.int8, -1, 255), (torch.int8, -56, 200), (torch.int16, -1, 65535),
+        (torch.uint16, 65535, -1), (torch.int32, -7, 2**32 - 7), (torch.uint64, 2**64 - 3, -3),
+    ],
+)  # fmt: skip
+def test_an_ignored_number_that_the_dtype_cannot_hold_is_in_no_voxel(
+    dtype: torch.dtype, stored: int, ignore: int, repeat: int
+) -> None:
+    """G2: the strange labels are out of range, as they are without ignore_index."""
+    t, p = wrapped(dtype, stored).repeat(1, repeat), P.repeat(1, repeat)
+    small = p.to(torch.uint8) if dtype == torch.uint8 else p
+    with pytest.raises(ValueError, match=rf"expected target with labels in \[0, 4\) or {ignore}, got {stored} \("):
+        dice_score(small, t, 4, ignore_index=ignore)
+    with pytest.raises(ValueError, match=rf"DiceScore.update: .* got {stored} \("):
+        DiceScore(4, ignore_index=ignore).update(small, t)
+    with pytest.raises(ValueError, match=rf"RecallScore.update: .* got {stored} \("):
+        hot = torch.nn.functional.one_hot(p, 4).movedim(-1, 1)
+        RecallScore(4, ignore_index=ignore, threshold=0.5).update(hot, t)
+    wide = torch.tensor([[-9 if number == stored else number for number in row] for row in t.tolist()])
+    expected = loops(p, wide, 4, -9)
+    np.testing.assert_allclose(dice_score(small, t, 4, ignore_index=stored), expected)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("label", [-1 - 2**62, 2**62, -(2**63)])
+def test_no_label_is_ignored_without_being_asked(label: int) -> None:
+    with pytest.raises(ValueError, match=rf"got {label} \(1 voxels\)"):
+        dice_score(torch.tensor([0, 1, 1]), torch.tensor([0, 1, label]), 2)
+    assert dice_score(torch.tensor([0, 1, 1]), torch.tensor([0, 1, label]), 2, ignore_index=label).tolist() == [1, 1]
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("ignore", [0, 1, 3, 77])
+def test_classes_decided_one_by_one_leave_out_the_same_voxels(ignore: int) -> None:
+    """G3: false positives on kept voxels of other classes stay false positives."""
+    generator = torch.Generator().manual_seed(ignore)
+    t = torch.randint(0, 4, (3, 7, 5), generator=generator)
+    t[0, :2] = ignore
+    probabilities = torch.rand(3, 4, 7, 5, generator=generator)
+    expected = loops(t, t, 4, ignore, probabilities > 0.4)
+    for labels in (t, t[:, None], t.to(torch.uint8)):
+        found = DiceScore(4, average="none", threshold=0.4, ignore_index=ignore)(probabilities, labels)
+        np.testing.assert_allclose(found, expected)
+    found = DiceScore(4, average="none", threshold=0.5, ignore_index=ignore)((probabilities > 0.4).long(), t)
+    np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("ignore", [0, 2])
+@pytest.mark.parametrize("average, pooling", [("none", "all"), ("macro", "all"), ("macro", "sample"), ("micro", "all")])
+def test_an_ignored_class_is_not_scored(ignore: int, average: str, pooling: str) -> None:
+    """G4: the mean is that of the other classes."""
+    t = torch.tensor([[0, 0, 1, 2, 2, 1], [2, 2, 2, 0, 1, 0]])
+    p = torch.tensor([[0, 2, 1, 2, 1, 0], [2, 0, 1, 0, 1, 1]])
+    others = [c for c in range(3) if c != ignore]
+    for metric in (DiceScore, RecallScore, PrecisionScore, JaccardScore):
+        found = metric(3, average=average, pooling=pooling, ignore_index=ignore)(p, t)  # type: ignore[arg-type]
+        keep = [(p[b : b + 1][:, t[b] != ignore], t[b : b + 1][:, t[b] != ignore]) for b in range(2)]
+        parts = keep if pooling == "sample" else [tuple(torch.cat(side, 1) for side in zip(*keep, strict=True))]
+        expected = []
+        for a, b in parts:
+            one = metric(3, average=average, classes=others)  # type: ignore[arg-type]
+            expected.append(one(a, b))
+        value = torch.stack(expected).mean(0)
+        np.testing.assert_allclose(found[others] if average == "none" else found, value)
+        if average == "none":
+            assert found[ignore].isnan()
+    np.testing.assert_allclose(dice_score(p, t, 3, ignore_index=ignore), loops(p, t, 3, ignore))
+
+
+def hot(labels: Tensor, C: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.nn.functional.one_hot(labels, C).movedim(-1, 1).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize("C, shape", [(4, (2, 5, 6)), (2, (1, 9)), (3, (2, 3, 3, 3))])
+def test_one_hot_masks_are_taken_as_classes(C: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """G5: dimension 1 holds the classes, as everywhere else."""
+    generator = torch.Generator().manual_seed(C)
+    p, t = (torch.randint(0, C, shape, generator=generator) for _ in range(2))
+    for ignore in (None, 0):
+        expected = dice_score(p, t, C, ignore_index=ignore)
+        np.testing.assert_allclose(dice_score(hot(p, C, dtype), hot(t, C, dtype), C, ignore_index=ignore), expected)
+        metric = DiceScore(C, average="none", ignore_index=ignore)
+        np.testing.assert_allclose(metric(hot(p, C, dtype), hot(t, C, dtype)), expected)
+
+
+def test_masks_of_overlapping_classes_need_a_threshold() -> None:
+    """G5: they are no label maps, and no one-hot ones either."""
+    generator = torch.Generator().manual_seed(0)
+    p, t = (torch.rand(2, 3, 8, generator=generator) > 0.4 for _ in range(2))
+    for dtype in (torch.bool, torch.uint8, torch.int64):
+        for score in (lambda a, b: dice_score(a, b, 3), DiceScore(3)):
+            with pytest.raises(ValueError, match=r"one-hot along dimension 1, got only 0 and 1.*threshold=0.5"):
+                score(p.to(dtype), t.to(dtype))
+    each = [dice_score(p[:, c], t[:, c], 1).item() for c in range(3)]
+    np.testing.assert_allclose(DiceScore(3, average="none", threshold=0.5)(p, t), each)
+    void = t.to(torch.uint8).masked_fill(torch.rand(2, 3, 8, generator=generator) > 0.7, 255)
+    with pytest.raises(ValueError, match="one-hot along dimension 1"):
+        dice_score(p.to(torch.uint8), void, 3, ignore_index=255)
+
+
+def test_label_maps_of_as_many_slices_as_classes_stay_label_maps() -> None:
+    generator = torch.Generator().manual_seed(1)
+    p, t = (torch.randint(0, 3, (2, 3, 4, 4), generator=generator) for _ in range(2))
+    np.testing.assert_allclose(dice_score(p, t, 3), loops(p, t, 3, None))
+    shallow = p.clamp(max=1), t.clamp(max=1)
+    np.testing.assert_allclose(
+        dice_score(*(a[:, :2] for a in shallow), 2), loops(*(a[:, :2] for a in shallow), 2, None)
+    )
+    deep = DiceScore(3, average="none")(*(a[:, None] for a in shallow))
+    np.testing.assert_allclose(deep, loops(*shallow, 3, None))
+
+
+A, B = np.array([[0, 1], [2, 1]]), [torch.tensor([0, 1]), torch.tensor([2, 1])]
+
+
+@pytest.mark.parametrize(
+    "score", [lambda p, t: dice_score(p, t, 3), DiceScore(3).update, RecallScore(3, threshold=0.5).update]
+)
+@pytest.mark.parametrize(
+    "p, t, said",
+    [
+        (A, torch.from_numpy(A), r"(prediction|input) to be a Tensor, got ndarray. Wrap it in torch.as_tensor."),
+        (torch.from_numpy(A), A, r"target to be a Tensor, got ndarray. Wrap it in torch.as_tensor."),
+        (B, torch.from_numpy(A), r"(prediction|input) to be a Tensor, got list. Stack them with torch.stack."),
+        (torch.from_numpy(A), tuple(B), r"target to be a Tensor, got tuple. Stack them with torch.stack."),
+        (torch.from_numpy(A), None, r"target to be a Tensor, got NoneType. Wrap it in torch.as_tensor."),
+    ],
+)  # fmt: skip
+def test_what_is_no_tensor_is_named(score: Callable[[object, object], object], p: object, t: object, said: str) -> None:
+    """G25: lists of decollated batches, arrays."""
+    with pytest.raises(TypeError, match=said):
+        score(p, t)
+
+
+@pytest.mark.parametrize(
+    "target", [torch.tensor([[0, 2, 1]]), torch.tensor([[[0, -1, 1]]]), torch.tensor([[0, 7, 1]]).to(torch.uint8)]
+)
+@pytest.mark.parametrize("metric", [DiceScore, JaccardScore])
+def test_labels_outside_the_classes_are_refused_with_a_threshold(metric: type[OverlapMetric], target: Tensor) -> None:
+    with pytest.raises(
+        ValueError, match=r"update: expected target with labels in \[0, 2\)( or 9)?, got (2|-1|7) \(1 vox"
+    ):
+        metric(2, threshold=0.0, ignore_index=9).update(torch.randn(1, 2, 3), target)
+
+
+def test_masks_whose_void_could_be_a_value_are_refused() -> None:
+    for ignore in (0, 1):
+        with pytest.raises(ValueError, match=f"expected an ignore_index that is no value of a mask, got {ignore}"):
+            DiceScore(2, threshold=0.5, ignore_index=ignore).update(torch.rand(1, 2, 4), torch.ones(1, 2, 4).long())
+    for wrong in (True, 1.0, "0"):
+        with pytest.raises(TypeError, match="expected ignore_index to be an int or None"):
+            DiceScore(2, ignore_index=wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="dice_score: expected ignore_index to be an int or None"):
+            dice_score(torch.zeros(2).long(), torch.zeros(2).long(), 2, ignore_index=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("metric", [DiceScore, JaccardScore])
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_mean_over_very_many_samples_at_once(metric: type[OverlapMetric], average: str) -> None:
+    """The sum of their fractions does not fit 64 bits."""
+    t = torch.zeros(80_000, 40, dtype=torch.uint8)
+    p = t.clone()
+    p[:, 39] = 1
+    one = metric(2, average=average, pooling="sample", classes=[0])  # type: ignore[arg-type]
+    single = metric(2, average=average, classes=[0])(p[:1], t[:1]).item()  # type: ignore[arg-type]
+    assert single > 0.96
+    assert one(p, t).item() == pytest.approx(single, abs=1e-12)
