@@ -218,12 +218,6 @@ def _without_metadata(tensor: Tensor) -> Tensor:
     return tensor.as_subclass(Tensor) if metadata_only else tensor
 
 
-def signed(target: Tensor) -> Tensor:
-    """Labels of an unsigned dtype that torch hardly computes with (uint16, uint32, uint64) -> the signed one above."""
-    wider = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
-    return target.to(wider[target.dtype]) if target.dtype in wider else target
-
-
 def _weight(voxel_weight: Tensor | None, B: int, S: tuple[int, ...]) -> Tensor | None:
     if voxel_weight is None:
         return None

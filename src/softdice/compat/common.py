@@ -1,4 +1,8 @@
-"""input, target as other libraries take them -> statistics and terms: what the three places share."""
+"""What the drop-in classes share, in the order in which one uses it: its declaration, its tensors, its pass, its terms.
+
+A drop-in class is `declared`: its annotations are the arguments of the original's constructor, `__post_init__` checks
+them, `forward` takes the tensors, asks `sums` (or `balanced`) for statistics and puts the terms together.
+"""
 
 from __future__ import annotations
 
@@ -14,50 +18,68 @@ from torch.nn.modules.loss import _Loss
 from typing_extensions import Self, dataclass_transform
 
 from softdice import validation
+from softdice.reference import signed
 from softdice.settings import Pass
 from softdice.statistics import OverlapStatistics, measure
 
-# --- how a class of another library is declared
+# --- the declaration of a class
 
 Class = TypeVar("Class", bound=type)
 
 
 @dataclass_transform(eq_default=False)
 def declared(cls: Class) -> Class:
-    """A class whose annotations are the arguments of the original's constructor, in its order -> that module."""
-    made = dataclass(eq=False, repr=False)(cls)
+    """A class whose annotations are the arguments of the original's constructor, in its order -> that module.
+
+    It is a dataclass, whose errors begin with the name of the class.
+    """
+    made: Any = dataclass(eq=False, repr=False)(cls)
     for name in made.__dataclass_fields__:  # a default left on the class would hide a submodule or buffer of its name
         if name in vars(made):
             delattr(made, name)
+    made.__init__ = validation.public(made.__init__, made.__name__)
+    if "forward" in vars(made):
+        made.forward = validation.public(made.forward)
     return made
 
 
 class DropIn(_Loss):
-    """What `declared` classes derive from: one of torch's losses, with `reduction`, ready before its fields are set."""
+    """What `declared` classes derive from: one of torch's losses, ready to be given its fields."""
 
     def __new__(cls, *_: object, **__: object) -> Self:
         module = super().__new__(cls)
-        nn.Module.__init__(module)
-        module.reduction = "mean"
+        _Loss.__init__(module)
         return module
 
     def hold(self, name: str, values: Any, persistent: bool = True) -> None:
-        """A tensor, numbers or None -> the buffer of that name."""
+        """A tensor, numbers (which become float32) or None -> the buffer of that name."""
         if name in vars(self):
             delattr(self, name)
-        self.register_buffer(name, as_weight(values), persistent)
+        made = values if values is None or isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float32)
+        self.register_buffer(name, made, persistent)
 
-    def hand_on(self, options: type[DropIn]) -> dict[str, Any]:
-        """The values of the fields of `options`, which from here on belong to the part of the loss that takes them."""
-        values = {field.name: getattr(self, field.name) for field in fields(options)}  # type: ignore[arg-type]
-        for name in values:
-            delattr(self, name)
-        return values
+    def options(self, group: type[DropIn]) -> dict[str, Any]:
+        """The arguments that a group of options declares, to hand on to a part of this loss."""
+        return {field.name: getattr(self, field.name) for field in fields(group)}  # type: ignore[arg-type]
 
 
-def as_weight(values: Any) -> Tensor | None:
-    """A tensor as it is, numbers as float32, None."""
-    return values if values is None or isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float32)
+# --- its parts: what stands there is what is used, be it ours or not
+
+
+def part(module: Any, *ours: type[nn.Module]) -> Any:
+    """A part of a loss -> itself, without torch.compile around it, if a pass may stand for it; else None."""
+    module = getattr(module, "_orig_mod", module)
+    if type(module) not in ours or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    return module
+
+
+def say_apart(loss: nn.Module, what: str) -> None:
+    """Say (once, by Python's rule for warnings) that a part is called by itself."""
+    warnings.warn(f"{type(loss).__name__}: {what} was replaced: it is called as it is, outside the pass.", stacklevel=4)
+
+
+# --- its tensors
 
 
 def taken(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,30 +88,48 @@ def taken(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(value, Tensor):
             advice = "Outputs of several resolutions go through softdice.DeepSupervision."
             validation.fail(f"{name} to be a Tensor", type(value).__name__, advice, TypeError)
-    return input, validation.signed(target)
+    return input, signed(target)
 
 
-# --- what is there is what is used: parts that were replaced are called, not assumed
+def one_hot(labels: Tensor, channels: int) -> Tensor:
+    """labels (B, 1, *S) -> (B, C, *S) bool; a label that is no class is in none."""
+    return labels == torch.arange(channels, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
 
 
-def part(module: nn.Module, *classes: type[nn.Module]) -> Any:
-    """A part of a loss -> itself, without torch.compile around it, if the pass may stand for it; else None."""
-    module = getattr(module, "_orig_mod", module)
-    hooked = module._forward_hooks or module._forward_pre_hooks if isinstance(module, nn.Module) else False
-    return module if type(module) in classes and "forward" not in vars(module) and not hooked else None
+def hard(target: Tensor) -> None:
+    """Refuse per-class values between 0 and 1 where the other library's formula for them is no sum over voxels."""
+    if target.is_floating_point():
+        _zeros_and_ones(target, "a target of zeros and ones", "values such as ", "Round it, or use softdice.FocalLoss.")
 
 
-def as_made(loss: nn.Module, cls: type[nn.Module], method: str) -> bool:
-    """Whether a method is the one that the class has, neither overridden in a subclass nor set on the object."""
-    return getattr(type(loss), method) is getattr(cls, method) and method not in vars(loss)
+def binary_mask(mask: Tensor) -> Tensor:
+    """A mask of zeros and ones -> bool; an error for anything between."""
+    advice = "Fractional masks enter the libraries' sums squared; pass voxel_weight to a softdice loss."
+    _zeros_and_ones(mask, "a mask of zeros and ones", "", advice)
+    return mask != 0
 
 
-def say_apart(loss: nn.Module, what: str) -> None:
-    """Say (once, by Python's rule for warnings) that a part is called by itself."""
-    warnings.warn(f"{type(loss).__name__}: {what} was replaced: it is called as it is, outside the pass.", stacklevel=4)
+def _zeros_and_ones(values: Tensor, expected: str, such: str, advice: str) -> None:
+    error = partial(_between, expected, such, advice)
+    validation.check((values != 0) & (values != 1), None, values, error)
 
 
-# --- statistics
+def _between(
+    expected: str, such: str, advice: str, value: object = validation.UNSEEN, count: object = validation.SOME
+) -> str:
+    return validation.message(expected, f"{such}{value:g}" if isinstance(value, float) else f"{value}", advice)
+
+
+def per_channel(name: str, weight: Tensor, input: Tensor) -> Tensor:
+    """A weight that torch broadcasts against input (B, C, *S): one number or (C, 1, ..., 1) -> (1,) or (C,)."""
+    expected = (input.shape[1], *[1] * (input.ndim - 2))
+    if weight.numel() > 1 and tuple(weight.shape) not in (expected, (1, *expected)):
+        advice = "BCEWithLogitsLoss broadcasts it against (C, *S): give it as many dimensions."
+        validation.fail(f"{name} of shape {expected}", tuple(weight.shape), advice)
+    return weight.flatten()
+
+
+# --- its pass
 
 
 def sums(
@@ -116,18 +156,11 @@ def sums(
     return measure(input, target, weight, settled)
 
 
-def one_hot(labels: Tensor, channels: int) -> Tensor:
-    """labels (B, 1, *S) -> (B, C, *S) bool; a label that is no class is in none."""
-    return labels == torch.arange(channels, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
-
-
-def one_by_one(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, *, fields: Sequence[str], **settings: Any
-) -> OverlapStatistics:
+def one_by_one(input: Tensor, target: Tensor, weight: Tensor | None, **settings: Any) -> OverlapStatistics:
     """`sums` of input (B, C, *S) with a weight (B, C, *S): every channel a sample of one class, a mask per channel."""
     samples = input.shape[0] * input.shape[1]
     flat = [None if x is None else x.expand(input.shape).reshape(samples, 1, -1) for x in (input, target, weight)]
-    stats = sums(*flat, fields=fields, **settings)  # type: ignore[arg-type]
+    stats = sums(*flat, **settings)  # type: ignore[arg-type]
     return OverlapStatistics({name: getattr(stats, name).view(input.shape[:2]) for name in stats.fields})
 
 
@@ -160,24 +193,46 @@ def balanced(
     total: Any = 0.0
     for factor, inside in ((positive, True), (negative, False)):
         share = truth if inside else ~truth if truth.dtype == torch.bool else 1 - truth
-        every = torch.full_like(input, inside, dtype=torch.bool)
         share = share if weight is None else share * weight
-        stats = one_by_one(input, every, share, fields=(field,), activation="sigmoid", gamma=gamma)
-        value = getattr(stats, field)
+        every = torch.full_like(input, inside, dtype=torch.bool)
+        value = getattr(one_by_one(input, every, share, fields=(field,), activation="sigmoid", gamma=gamma), field)
         total = total + torch.as_tensor(factor).to(value) * value
     return torch.as_tensor(total)
 
 
-def per_channel(name: str, weight: Tensor, input: Tensor) -> Tensor:
-    """A weight that torch broadcasts against input (B, C, *S): one number or (C, 1, ..., 1) -> (1,) or (C,)."""
-    expected = (input.shape[1], *[1] * (input.ndim - 2))
-    if weight.numel() > 1 and tuple(weight.shape) not in (expected, (1, *expected)):
-        advice = "BCEWithLogitsLoss broadcasts it against (C, *S): give it as many dimensions."
-        validation.fail(f"{name} of shape {expected}", tuple(weight.shape), advice)
-    return weight.flatten()
+def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
+    """this rank's pooled statistics -> the sum over all ranks, differentiable; alone, the statistics as they are."""
+    alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+    return stats if alone else stats.all_reduce("world")
 
 
-# --- terms
+# --- its terms
+
+
+def confusion_fields(squared: bool = False, soft: bool = False) -> tuple[str, ...]:
+    """The statistics that `confusion` reads."""
+    if squared:
+        return ("intersection", "prediction_squared", "target_squared")
+    return ("difference" if soft else "intersection", "prediction", "target")
+
+
+def confusion(stats: OverlapStatistics, squared: bool = False, soft: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """statistics -> tp, fp, fn: from products, from squares, or from norms, which are right for soft labels."""
+    predicted = stats.prediction_squared if squared else stats.prediction
+    truth = stats.target_squared if squared else stats.target
+    tp = (predicted + truth - stats.difference) / 2 if soft else stats.intersection
+    return tp, predicted - tp, truth - tp
+
+
+def tversky(
+    tp: Tensor, fp: Tensor, fn: Tensor, alpha: float, beta: float, smooth: float, smooth_dr: float, least: float = 0.0
+) -> Tensor:
+    """tp, fp, fn -> (tp + smooth) / (tp + alpha fp + beta fn + smooth_dr), the denominator at least `least` if not 0.
+
+    Dice is alpha = beta = 1/2 (with half of its smoothing), Jaccard alpha = beta = 1.
+    """
+    extent = tp + alpha * fp + beta * fn + smooth_dr
+    return (tp + smooth) / (extent.clamp_min(least) if least else extent)
 
 
 def cross_entropy(
@@ -197,51 +252,6 @@ def cross_entropy(
     return total / (torch.where(stats.labelled.sum() > 0, amount, 1.0) if guard else amount)
 
 
-def overlap_score(
-    tp: Tensor, fp: Tensor, fn: Tensor, alpha: float, beta: float, smooth: float, smooth_dr: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """tp, fp, fn -> numerator tp + smooth and denominator tp + alpha fp + beta fn + smooth_dr of a Tversky index.
-
-    Dice is alpha = beta = 1/2 (with half of its smoothing), Jaccard alpha = beta = 1.
-    """
-    return tp + smooth, tp + alpha * fp + beta * fn + (smooth if smooth_dr is None else smooth_dr)
-
-
-def from_norms(stats: OverlapStatistics) -> Tensor:
-    """statistics with prediction, target and difference -> tp that is right for soft labels."""
-    return (stats.prediction + stats.target - stats.difference) / 2
-
-
-def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
-    """this rank's pooled statistics -> the sum over all ranks, differentiable; alone, the statistics as they are."""
-    alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
-    return stats if alone else stats.all_reduce("world")
-
-
 def voxels_of(input: Tensor) -> int:
     """input (B, C, *S) -> voxels of one sample."""
-    return input.shape[2:].numel() if input.shape[0] else 0
-
-
-# --- values that cannot be had
-
-
-def hard(target: Tensor) -> None:
-    """Refuse per-class values between 0 and 1 where the other library's formula for them is no sum over voxels."""
-    if target.is_floating_point():
-        advice = "Round it, or use softdice.FocalLoss."
-        error = partial(_between, "a target of zeros and ones", "values such as ", advice)
-        validation.check((target != 0) & (target != 1), None, target, error)
-
-
-def binary_mask(mask: Tensor) -> Tensor:
-    """A mask of zeros and ones -> bool; an error for anything between."""
-    advice = "Fractional masks enter the libraries' sums squared; pass voxel_weight to a softdice loss."
-    validation.check((mask != 0) & (mask != 1), None, mask, partial(_between, "a mask of zeros and ones", "", advice))
-    return mask != 0
-
-
-def _between(
-    expected: str, such: str, advice: str, value: object = validation.UNSEEN, count: object = validation.SOME
-) -> str:
-    return validation.message(expected, f"{such}{value:g}" if isinstance(value, float) else f"{value}", advice)
+    return input.shape[2:].numel()

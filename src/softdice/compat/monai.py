@@ -16,30 +16,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.compat.common import (
-    DropIn,
-    as_made,
-    as_weight,
-    balanced,
-    binary_mask,
-    cross_entropy,
-    declared,
-    from_norms,
-    hard,
-    one_hot,
-    overlap_score,
-    part,
-    say_apart,
-    sums,
-    taken,
-    voxels_of,
-)
+from softdice.compat import common
 from softdice.losses.supervision import at_resolution
 from softdice.statistics import OverlapStatistics
 
@@ -47,15 +30,16 @@ Weight = Sequence[float] | float | Tensor | None
 Two = Callable[[Tensor, Tensor], Tensor]
 FOCAL = ("focal", "voxels")
 
+# --- what all of them share
 
-@declared
-class MonaiLoss(DropIn):
-    """What MONAI's losses share: the target as per-class values or labels, what is ignored, the background."""
+
+@common.declared
+class _MonaiLoss(common.DropIn):
+    """The target as per-class values or labels, what is ignored, the background."""
 
     include_background: bool = True
     to_onehot_y: bool = False
 
-    @validation.public
     def __post_init__(self) -> None:
         self.reduction = getattr(self.reduction, "value", self.reduction)  # MONAI's LossReduction or its word
         validation.choice("reduction", self.reduction, ("mean", "sum", "none"))
@@ -65,22 +49,12 @@ class MonaiLoss(DropIn):
         channels = input.shape[1]
         labels = self.to_onehot_y and channels > 1
         if self.to_onehot_y and not labels:
-            self._ignored("to_onehot_y=True")
+            _ignored("to_onehot_y=True")
         expected = (input.shape[0], 1, *input.shape[2:]) if labels else tuple(input.shape)
         if tuple(target.shape) != expected:
             advice = "Set to_onehot_y=True for a label map." if not labels else "With to_onehot_y it is a label map."
             validation.fail(f"target of shape {expected}", tuple(target.shape), advice, AssertionError)
         return labels
-
-    def counted(self, stats: OverlapStatistics) -> OverlapStatistics:
-        """statistics of all classes -> those that enter the loss."""
-        channels = getattr(stats, stats.fields[0]).shape[-1]
-        if self.include_background:
-            return stats
-        if channels == 1:
-            self._ignored("include_background=False")
-            return stats
-        return stats.select(range(1, channels))
 
     def valid(self, target: Tensor, labels: bool) -> tuple[Tensor, Tensor | None, int | None]:
         """target -> target, voxel weight and ignore_index for the pass: MONAI's rules of what is ignored."""
@@ -91,8 +65,18 @@ class MonaiLoss(DropIn):
             keep = target != ignored
             return torch.where(keep, target, 0), keep, None
         if 0 <= ignored < target.shape[1]:
-            return target, ~binary_mask(target[:, ignored : ignored + 1]), None
+            return target, ~common.binary_mask(target[:, ignored : ignored + 1]), None
         return target, target.sum(1, keepdim=True) > 0, None
+
+    def counted(self, stats: OverlapStatistics) -> OverlapStatistics:
+        """statistics of all classes -> those that enter the loss."""
+        channels = getattr(stats, stats.fields[0]).shape[-1]
+        if self.include_background:
+            return stats
+        if channels == 1:
+            _ignored("include_background=False")
+            return stats
+        return stats.select(range(1, channels))
 
     def weighted(self, cost: Tensor) -> Tensor:
         """cost (..., C) times the buffer class_weight: one number, or one per class that counts."""
@@ -104,22 +88,36 @@ class MonaiLoss(DropIn):
             validation.fail(f"{cost.shape[-1]} weights, one per class", weight.shape[0], advice)
         return cost * weight.to(cost)
 
-    def _ignored(self, option: str) -> None:
-        warnings.warn(f"single channel prediction, `{option}` ignored.", stacklevel=4)
+    def hold_weight(self, weight: Weight) -> None:
+        """weight -> the buffer class_weight."""
+        self.hold("class_weight", weight)
+        if weight is not None and bool((self.class_weight < 0).any()):
+            validation.fail("weight >= 0", self.class_weight.tolist(), "Pass other weights.")
 
 
-@declared
-class OverlapBase(MonaiLoss):
+def _ignored(option: str) -> None:
+    warnings.warn(f"single channel prediction, `{option}` ignored.", stacklevel=5)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """values -> their mean, 0 for none (an empty batch)."""
+    return values.sum() / max(values.numel(), 1)
+
+
+# --- overlap: Dice, generalized Dice, Tversky, MCC
+
+
+@common.declared
+class _OverlapLoss(_MonaiLoss):
     """input, target -> statistics of one pass -> cost per sample and class -> loss. A loss defines `cost`."""
 
     sigmoid: bool = False
     softmax: bool = False
     other_act: Callable[[Tensor], Tensor] | None = None
 
-    broadcast: ClassVar[bool] = True
+    broadcast = True
     """Whether reduction="none" keeps as many dimensions as input has."""
 
-    @validation.public
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.other_act is not None and not callable(self.other_act):
@@ -130,25 +128,24 @@ class OverlapBase(MonaiLoss):
             advice = "Keep the one that turns input into probabilities."
             validation.fail("at most one of sigmoid, softmax, other_act", " and ".join(chosen), advice)
 
-    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        return self.from_statistics(self.statistics(input, target, self.fields()), input.ndim)
+        return self.from_statistics(self.statistics(input, target, self.reads()), input.ndim)
 
     def statistics(
         self, input: Tensor, target: Tensor, fields: Sequence[str], mask: Tensor | None = None, **settings: Any
     ) -> OverlapStatistics:
         """input, target -> the fields, (B, C), of one pass with this loss's activation."""
-        input, target = taken(input, target)
-        activation = "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
+        input, target = common.taken(input, target)
+        settings["activation"] = "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
         if self.softmax and input.shape[1] == 1:
-            self._ignored("softmax=True")
-            activation = "none"
+            _ignored("softmax=True")
+            settings["activation"] = "none"
         elif self.other_act is not None:
             input = self.other_act(input)
-        target, weight, ignored = self.valid(target, self.labelled(input, target))
-        settings |= {"activation": activation, "ignore_index": ignored, "probabilities": self._soft()}
-        return sums(input, target, weight if mask is None else mask, fields=fields, **settings)
+        target, weight, settings["ignore_index"] = self.valid(target, self.labelled(input, target))
+        settings["probabilities"] = self.kind()["soft"]
+        return common.sums(input, target, weight if mask is None else mask, fields=fields, **settings)
 
     def from_statistics(self, stats: OverlapStatistics, ndim: int) -> Tensor:
         """statistics (B, C) of an input with ndim dimensions -> loss."""
@@ -156,34 +153,24 @@ class OverlapBase(MonaiLoss):
         cost = self.cost(stats.pool() if self.batch else stats)
         if self.reduction == "none":
             return cost.view(*cost.shape, *[1] * (ndim - 2)) if self.broadcast else cost
-        return cost.mean() if self.reduction == "mean" else cost.sum()
+        return _mean(cost) if self.reduction == "mean" else cost.sum()
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
         """statistics of the classes that count, (B, C) or (C,) -> cost, of the same shape or with a last one of 1."""
         raise NotImplementedError
 
-    def _squared(self) -> bool:
-        return getattr(self, "squared_pred", False)
-
-    def _soft(self) -> bool:
-        return getattr(self, "soft_label", False) and not self._squared()
-
-    def fields(self) -> tuple[str, ...]:
+    def reads(self) -> tuple[str, ...]:
         """The statistics that `cost` reads."""
-        if self._squared():
-            return ("intersection", "prediction_squared", "target_squared")
-        return ("difference" if self._soft() else "intersection", "prediction", "target")
+        return common.confusion_fields(**self.kind())
 
-    def confusion(self, stats: OverlapStatistics) -> tuple[Tensor, Tensor, Tensor]:
-        """statistics -> MONAI's tp, fp, fn: products, squares, or (for soft labels) norms."""
-        tp = from_norms(stats) if self._soft() else stats.intersection
-        if self._squared():
-            return tp, stats.prediction_squared - tp, stats.target_squared - tp
-        return tp, stats.prediction - tp, stats.target - tp
+    def kind(self) -> dict[str, bool]:
+        """Which tp, fp and fn the loss has: squared, soft (right for soft labels), or neither."""
+        squared = getattr(self, "squared_pred", False)
+        return {"squared": squared, "soft": not squared and getattr(self, "soft_label", False)}
 
 
-@declared
-class DiceBase(OverlapBase):
+@common.declared
+class _DiceOptions(_OverlapLoss):
     """The options that MONAI's Dice losses share."""
 
     squared_pred: bool = False
@@ -194,8 +181,8 @@ class DiceBase(OverlapBase):
     batch: bool = False
 
 
-@declared
-class DiceLoss(DiceBase):
+@common.declared
+class DiceLoss(_DiceOptions):
     """input, target -> 1 - (2 I + smooth_nr) / (P + T + smooth_dr), per sample and class, then reduced.
 
     Args:
@@ -216,20 +203,19 @@ class DiceLoss(DiceBase):
     soft_label: bool = False
     ignore_index: int | None = None
 
-    @validation.public
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.hold("class_weight", _not_negative(self.weight))
+        self.hold_weight(self.weight)
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
         """statistics -> cost per class."""
         price = 1.0 if self.jaccard else 0.5
-        score, extent = overlap_score(*self.confusion(stats), price, price, self.smooth_nr / 2, self.smooth_dr / 2)
-        cost = 1 - score / extent
+        parts = common.confusion(stats, **self.kind())
+        cost = 1 - common.tversky(*parts, price, price, self.smooth_nr / 2, self.smooth_dr / 2)
         return cost if cost.shape[-1] == 1 else self.weighted(cost)
 
 
-@declared
+@common.declared
 class MaskedDiceLoss(DiceLoss):
     """input, target, mask -> DiceLoss of the voxels where mask is 1.
 
@@ -249,17 +235,14 @@ class MaskedDiceLoss(DiceLoss):
 
     ignore_index: int | None = field(default=None, init=False)
 
-    @validation.public
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """input, target, mask -> loss."""
         if mask is None:
-            warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=2)
+            warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=3)
             return super().forward(input, target)
-        if mask.shape[0] not in (1, input.shape[0]) or tuple(mask.shape[1:]) != (1, *input.shape[2:]):
-            expected = f"mask of shape {(input.shape[0], 1, *input.shape[2:])}"
-            validation.fail(expected, tuple(mask.shape), "Give one mask for the batch or one per sample.")
-        keep = binary_mask(mask).expand(input.shape[0], 1, *input.shape[2:])
-        stats = self.statistics(input, target, self.fields(), keep)
+        _fitting_mask(mask, input)
+        keep = common.binary_mask(mask).expand(input.shape[0], 1, *input.shape[2:])
+        stats = self.statistics(input, target, self.reads(), keep)
         if self.to_onehot_y and input.shape[1] > 1:
             masked = (~keep).flatten(1).sum(1, keepdim=True)  # (B, 1): truth of class 0, by MONAI's order of steps
             extra = nn.functional.pad(masked, (0, input.shape[1] - 1)).to(getattr(stats, stats.fields[0]))
@@ -268,8 +251,8 @@ class MaskedDiceLoss(DiceLoss):
         return self.from_statistics(stats, input.ndim)
 
 
-@declared
-class GeneralizedDiceBase(OverlapBase):
+@common.declared
+class _GeneralizedDiceOptions(_OverlapLoss):
     """The options that MONAI's generalized Dice losses share."""
 
     w_type: Any = "square"
@@ -279,8 +262,8 @@ class GeneralizedDiceBase(OverlapBase):
     batch: bool = False
 
 
-@declared
-class GeneralizedDiceLoss(GeneralizedDiceBase):
+@common.declared
+class GeneralizedDiceLoss(_GeneralizedDiceOptions):
     """input, target -> 1 - (2 sum w I + smooth_nr) / (sum w (P + T) + smooth_dr), w = 1 / T^2, 1 / T or 1.
 
     An absent class takes the largest weight of the others. MONAI's smoothing is kept: added to sums that the weights
@@ -300,7 +283,6 @@ class GeneralizedDiceLoss(GeneralizedDiceBase):
 
     soft_label: bool = False
 
-    @validation.public
     def __post_init__(self) -> None:
         super().__post_init__()
         self.w_type = getattr(self.w_type, "value", self.w_type)
@@ -308,16 +290,15 @@ class GeneralizedDiceLoss(GeneralizedDiceBase):
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
         """statistics -> cost over all classes, (..., 1)."""
-        tp, fp, fn = self.confusion(stats)
         weight = stats.target.detach() ** -{"square": 2.0, "simple": 1.0, "uniform": 0.0}[self.w_type]
         finite = torch.where(weight.isinf(), 0.0, weight)
         weight = torch.where(weight.isinf(), finite.amax(-1, keepdim=True), finite)
-        numerator = 2 * (tp * weight).sum(-1, keepdim=True) + self.smooth_nr
-        return 1 - numerator / (((2 * tp + fp + fn) * weight).sum(-1, keepdim=True) + self.smooth_dr)
+        tp, fp, fn = ((part * weight).sum(-1, keepdim=True) for part in common.confusion(stats, **self.kind()))
+        return 1 - common.tversky(tp, fp, fn, 0.5, 0.5, self.smooth_nr / 2, self.smooth_dr / 2)
 
 
-@declared
-class TverskyLoss(OverlapBase):
+@common.declared
+class TverskyLoss(_OverlapLoss):
     """input, target -> 1 - (I + smooth_nr) / (I + alpha FP + beta FN + smooth_dr), per sample and class, then reduced.
 
     Args:
@@ -344,12 +325,12 @@ class TverskyLoss(OverlapBase):
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
         """statistics -> cost per class."""
-        score, extent = overlap_score(*self.confusion(stats), self.alpha, self.beta, self.smooth_nr, self.smooth_dr)
-        return 1 - score / extent
+        parts = common.confusion(stats, **self.kind())
+        return 1 - common.tversky(*parts, self.alpha, self.beta, self.smooth_nr, self.smooth_dr)
 
 
-@declared
-class MCCLoss(OverlapBase):
+@common.declared
+class MCCLoss(_OverlapLoss):
     """input, target -> 1 - MCC, (I V - P T + smooth_nr) / sqrt(P T (V - P) (V - T) + smooth_dr), 0 if all is right.
 
     Args:
@@ -370,9 +351,9 @@ class MCCLoss(OverlapBase):
 
     broadcast = False
 
-    def fields(self) -> tuple[str, ...]:
+    def reads(self) -> tuple[str, ...]:
         """The statistics that `cost` reads."""
-        return (*super().fields(), "voxels")
+        return (*super().reads(), "voxels")
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
         """statistics -> cost per class."""
@@ -382,8 +363,11 @@ class MCCLoss(OverlapBase):
         return torch.where((p == i) & (t == i), 0.0, cost).to(stats.prediction)
 
 
-@declared
-class FocalLoss(MonaiLoss):
+# --- focal
+
+
+@common.declared
+class FocalLoss(_MonaiLoss):
     """input, target -> mean focal loss over voxels and classes; a sigmoid, or with use_softmax a softmax, of logits.
 
     Args:
@@ -405,46 +389,39 @@ class FocalLoss(MonaiLoss):
     use_softmax: bool = False
     ignore_index: int | None = None
 
-    @validation.public
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.reduction == "none":
             validation.fail("reduction 'mean' or 'sum'", "'none'", "The pass never makes a map of the voxels.")
-        self.alpha = self.alpha if isinstance(self.alpha, (int, float)) else as_weight(self.alpha)
-        self.hold("class_weight", _not_negative(self.weight))
+        self.hold_weight(self.weight)
 
-    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        input, target = taken(input, target)
+        input, target = common.taken(input, target)
         labels = self.labelled(input, target)
         target, weight, ignored = self.valid(target, labels)
         if not (labels or self.use_softmax):
-            hard(target)
+            common.hard(target)
         balance = self.alpha is not None and not self.use_softmax
         foreground = not self.include_background and input.shape[1] > 1 and (balance or self.use_softmax)
         if labels and (balance or foreground):
             weight, ignored = (None if ignored is None else target != ignored), None
-            target = one_hot(target, input.shape[1])
+            target = common.one_hot(target, input.shape[1])
         if foreground:  # a softmax is over the other classes only: class 0 is no channel any more
             input, target = input[:, 1:], target[:, 1:]
+        voxels = common.voxels_of(input)
         if balance:
             alpha = self._alpha(input.shape[1])
-            negative = 1 - alpha if alpha.ndim == 0 else 1.0
-            exponent = {"field": "focal", "gamma": self.gamma}
-            focal = balanced(input, target, weight, positive=alpha, negative=negative, **exponent)  # type: ignore[arg-type]
-            counted = None if weight is None else weight.flatten(1).sum(1, keepdim=True)
-            return self.from_sums(focal, voxels_of(input), counted)
-        activation = "softmax" if self.use_softmax else "sigmoid"
-        settings: dict[str, Any] = {"activation": activation, "ignore_index": ignored, "gamma": self.gamma}
-        stats = sums(input, target, weight, fields=FOCAL, **settings)
-        return self.from_statistics(stats if foreground else self.counted(stats), voxels_of(input))
+            sides: dict[str, Any] = {"positive": alpha, "negative": 1 - alpha if alpha.ndim == 0 else 1.0}
+            focal = common.balanced(input, target, weight, field="focal", gamma=self.gamma, **sides)
+            return self.from_sums(focal, voxels, None if weight is None else weight.flatten(1).sum(1, keepdim=True))
+        settings = {"activation": "softmax" if self.use_softmax else "sigmoid", "ignore_index": ignored}
+        stats = common.sums(input, target, weight, fields=FOCAL, gamma=self.gamma, **settings)
+        return self.from_statistics(stats if foreground else self.counted(stats), voxels)
 
     def from_statistics(self, stats: OverlapStatistics, voxels: int) -> Tensor:
         """statistics (B, C) of the classes that count, voxels of a sample -> loss."""
-        focal = stats.focal
-        if self.alpha is not None:
-            focal = focal * self._alpha(focal.shape[-1]).to(focal)
+        focal = stats.focal if self.alpha is None else stats.focal * self._alpha(stats.focal.shape[-1]).to(stats.focal)
         return self.from_sums(focal, voxels, None if self.ignore_index is None else stats.voxels[:, :1])
 
     def from_sums(self, focal: Tensor, voxels: int, counted: Tensor | None) -> Tensor:
@@ -456,7 +433,7 @@ class FocalLoss(MonaiLoss):
         if self.reduction == "sum":  # the mean over space, added over samples and classes
             return (focal / (voxels if counted is None else counted.clamp_min(tiny))).sum()
         if counted is None:
-            return focal.sum() / (voxels * focal.numel())
+            return _mean(focal) / voxels
         return focal.sum() / counted.sum().clamp_min(tiny)  # by voxels, not voxels times classes, as MONAI has it
 
     def _alpha(self, channels: int) -> Tensor:
@@ -470,13 +447,16 @@ class FocalLoss(MonaiLoss):
         if not self.use_softmax:
             return alpha
         if not self.include_background:
-            warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=4)
+            warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=5)
             return torch.ones(channels)
         return torch.cat([(1 - alpha).view(1), alpha.expand(channels - 1)])
 
 
-@declared
-class DiceCELoss(DiceBase):
+# --- sums of two losses
+
+
+@common.declared
+class DiceCELoss(_DiceOptions):
     """input, target -> lambda_dice DiceLoss + lambda_ce cross-entropy (binary for a single channel).
 
     One pass with softmax=True (sigmoid=True for a single channel); another activation of the Dice term, label_smoothing
@@ -499,35 +479,32 @@ class DiceCELoss(DiceBase):
     lambda_ce: float = 1.0
     label_smoothing: float = 0.0
 
-    @validation.public
     def __post_init__(self) -> None:
         super().__post_init__()
         validation.choice("reduction", self.reduction, ("mean", "sum"))
-        _factors(lambda_dice=self.lambda_dice, lambda_ce=self.lambda_ce)
-        weight = as_weight(self.weight)
-        per_class = weight is not None and not self.include_background and weight.ndim > 0
-        self.dice = DiceLoss(**self.hand_on(DiceBase), weight=weight[1:] if weight is not None and per_class else weight)
-        word = self.reduction = self.dice.reduction
-        smoothing = self.label_smoothing
+        validation.number("lambda_dice", self.lambda_dice, 0)
+        validation.number("lambda_ce", self.lambda_ce, 0)
+        weight = self.weight if self.weight is None else torch.as_tensor(self.weight, dtype=torch.float32)
+        of_dice = weight if weight is None or self.include_background or weight.ndim == 0 else weight[1:]
+        self.dice = DiceLoss(**self.options(_DiceOptions), weight=of_dice)
+        word, smoothing = self.reduction, self.label_smoothing
         self.cross_entropy = nn.CrossEntropyLoss(weight=weight, reduction=word, label_smoothing=smoothing)
         self.binary_cross_entropy = nn.BCEWithLogitsLoss(pos_weight=weight, reduction=word)
 
-    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        input, target = taken(input, target)
-        fitting_channels(input, target)
+        input, target = common.taken(input, target)
+        _fitting_channels(input, target)
         binary = input.shape[1] == 1
         method = "bce" if binary else "ce"
-        settings = self._plain(binary)
-        dice = part(self.dice, DiceLoss)
+        dice, entropy = common.part(self.dice, DiceLoss), self._plain(binary)
         if dice is None:
-            say_apart(self, "dice")
-        elif as_made(self, DiceCELoss, method) and settings is not None and dice.ignore_index is None:
-            inside = dice.sigmoid and settings.pos_weight is None if binary else dice.softmax
-            if inside and (binary or settings.label_smoothing == 0):
-                stats = dice.statistics(input, target, (*dice.fields(), "cross_entropy", "labelled"))
-                term = self._term(settings, stats, input, target)
+            common.say_apart(self, "dice")
+        elif entropy is not None and getattr(type(self), method) is getattr(DiceCELoss, method):
+            alone = entropy.pos_weight is not None if binary else entropy.label_smoothing != 0
+            if (dice.sigmoid if binary else dice.softmax) and dice.ignore_index is None and not alone:
+                stats = dice.statistics(input, target, (*dice.reads(), "cross_entropy", "labelled"))
+                term = self._term(entropy, stats, input, target)
                 return self.lambda_dice * dice.from_statistics(stats, input.ndim) + self.lambda_ce * term
         return self.lambda_dice * self.dice(input, target) + self.lambda_ce * getattr(self, method)(input, target)
 
@@ -535,48 +512,49 @@ class DiceCELoss(DiceBase):
         """input (B, C, *S), target -> the cross-entropy."""
         settings = self._plain(False)
         if settings is None:
-            say_apart(self, "cross_entropy")
+            common.say_apart(self, "cross_entropy")
             labels = target.shape[1] == 1 and input.shape[1] != 1
             return self.cross_entropy(input, target[:, 0].long() if labels else target.to(input.dtype))
         chosen = {"activation": "softmax", "label_smoothing": settings.label_smoothing}
-        stats = sums(input, target, fields=("cross_entropy", "labelled"), **chosen)
+        stats = common.sums(input, target, fields=("cross_entropy", "labelled"), **chosen)
         return self._term(settings, stats, input, target)
 
     def bce(self, input: Tensor, target: Tensor) -> Tensor:
         """input (B, 1, *S), target -> the binary cross-entropy."""
         settings = self._plain(True)
         if settings is None:
-            say_apart(self, "binary_cross_entropy")
+            common.say_apart(self, "binary_cross_entropy")
             return self.binary_cross_entropy(input, target.to(input.dtype))
         if settings.pos_weight is None:
-            stats = sums(input, target, fields=("cross_entropy",), activation="sigmoid")
+            stats = common.sums(input, target, fields=("cross_entropy",), activation="sigmoid")
             return self._term(settings, stats, input, target)
         if settings.pos_weight.numel() != 1:
             validation.fail("one weight for one channel", tuple(settings.pos_weight.shape), "Pass one number.")
-        total = balanced(input, target, field="cross_entropy", positive=settings.pos_weight)
+        total = common.balanced(input, target, field="cross_entropy", positive=settings.pos_weight)
         return self._term(settings, OverlapStatistics({"cross_entropy": total}), input, target)
 
     def _plain(self, binary: bool) -> Any:
         """The cross-entropy that applies, if a pass gives its number; None if it was replaced, or has what none has."""
         if binary:
-            settings = part(self.binary_cross_entropy, nn.BCEWithLogitsLoss)
+            settings = common.part(self.binary_cross_entropy, nn.BCEWithLogitsLoss)
             apart = settings is None or settings.weight is not None
         else:
-            settings = part(self.cross_entropy, nn.CrossEntropyLoss)
+            settings = common.part(self.cross_entropy, nn.CrossEntropyLoss)
             apart = settings is None or settings.ignore_index != -100
         return None if apart or settings.reduction == "none" else settings
 
     def _term(self, settings: Any, stats: OverlapStatistics, input: Tensor, target: Tensor) -> Tensor:
         if isinstance(settings, nn.CrossEntropyLoss):
-            return cross_entropy(settings, stats, input.numel() // input.shape[1] if target.shape == input.shape else None)
-        return stats.cross_entropy.sum() / (input.numel() if settings.reduction == "mean" else 1)
+            voxels = common.voxels_of(input) * input.shape[0]  # by which torch divides if the target is per class
+            return common.cross_entropy(settings, stats, voxels if target.shape == input.shape else None)
+        return stats.cross_entropy.sum() / (max(input.numel(), 1) if settings.reduction == "mean" else 1)
 
 
-@declared
-class DiceFocalLoss(DiceBase):
+@common.declared
+class DiceFocalLoss(_DiceOptions):
     """input, target -> lambda_dice DiceLoss + lambda_focal FocalLoss (of a sigmoid, whatever the Dice term has).
 
-    One pass with sigmoid=True and no alpha, else two.
+    One pass with sigmoid=True and no alpha, else two. Whatever stands in `dice` or `focal` is called.
 
     Args:
         as monai.losses.DiceFocalLoss; reduction="none" would be a map of the voxels and is refused.
@@ -595,27 +573,24 @@ class DiceFocalLoss(DiceBase):
     lambda_focal: float = 1.0
     alpha: float | None = None
 
-    @validation.public
     def __post_init__(self) -> None:
         super().__post_init__()
-        _factors(lambda_dice=self.lambda_dice, lambda_focal=self.lambda_focal)
-        options = self.hand_on(DiceBase)
-        both = (options["include_background"], options["to_onehot_y"])
-        self.dice = DiceLoss(**options, weight=self.weight)
-        self.focal = FocalLoss(*both, self.gamma, self.alpha, self.weight, self.dice.reduction)
-        self.to_onehot_y, self.reduction = both[1], self.dice.reduction
+        validation.number("lambda_dice", self.lambda_dice, 0)
+        validation.number("lambda_focal", self.lambda_focal, 0)
+        self.dice = DiceLoss(**self.options(_DiceOptions), weight=self.weight)
+        options = self.options(_MonaiLoss)
+        self.focal = FocalLoss(**options, gamma=self.gamma, alpha=self.alpha, weight=self.weight, reduction=self.reduction)
 
-    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        return with_focal(self, "dice", (self.lambda_dice, self.lambda_focal), input, target)
+        return _with_focal(self, "dice", (self.lambda_dice, self.lambda_focal), input, target)
 
 
-@declared
-class GeneralizedDiceFocalLoss(GeneralizedDiceBase):
+@common.declared
+class GeneralizedDiceFocalLoss(_GeneralizedDiceOptions):
     """input, target -> lambda_gdl GeneralizedDiceLoss + lambda_focal FocalLoss (of a sigmoid).
 
-    One pass with sigmoid=True, else two.
+    One pass with sigmoid=True, else two. Whatever stands in `generalized_dice` or `focal` is called.
 
     Args:
         as monai.losses.GeneralizedDiceFocalLoss; reduction="none" would be a map of the voxels and is refused.
@@ -631,23 +606,57 @@ class GeneralizedDiceFocalLoss(GeneralizedDiceBase):
     lambda_gdl: float = 1.0
     lambda_focal: float = 1.0
 
-    @validation.public
     def __post_init__(self) -> None:
         super().__post_init__()
-        _factors(lambda_gdl=self.lambda_gdl, lambda_focal=self.lambda_focal)
-        options = self.hand_on(GeneralizedDiceBase)
-        both = (options["include_background"], options["to_onehot_y"])
-        self.generalized_dice = GeneralizedDiceLoss(**options)
-        self.reduction = self.generalized_dice.reduction
-        self.focal = FocalLoss(*both, self.gamma, None, self.weight, self.reduction)
+        validation.number("lambda_gdl", self.lambda_gdl, 0)
+        validation.number("lambda_focal", self.lambda_focal, 0)
+        self.generalized_dice = GeneralizedDiceLoss(**self.options(_GeneralizedDiceOptions))
+        options = self.options(_MonaiLoss)
+        self.focal = FocalLoss(**options, gamma=self.gamma, weight=self.weight, reduction=self.reduction)
 
-    @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        return with_focal(self, "generalized_dice", (self.lambda_gdl, self.lambda_focal), input, target)
+        return _with_focal(self, "generalized_dice", (self.lambda_gdl, self.lambda_focal), input, target)
 
 
-class DeepSupervisionLoss(DropIn):
+def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tensor, target: Tensor) -> Tensor:
+    """A loss with an overlap loss of that name, and with `focal` -> their weighted sum, from one pass where it can be."""
+    input, target = common.taken(input, target)
+    _fitting_channels(input, target)
+    dice = common.part(getattr(loss, name), DiceLoss, GeneralizedDiceLoss)
+    focal = common.part(loss.focal, FocalLoss)
+    if dice and focal and dice.sigmoid and focal.alpha is None and not focal.use_softmax:
+        alike = [(p.include_background, p.to_onehot_y, getattr(p, "ignore_index", None)) for p in (dice, focal)]
+        if alike[0] == alike[1]:
+            if not (dice.to_onehot_y and input.shape[1] > 1):
+                common.hard(target)
+            stats = dice.statistics(input, target, (*dice.reads(), *FOCAL), gamma=focal.gamma)
+            second = focal.from_statistics(focal.counted(stats), common.voxels_of(input))
+            return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
+    total: Any = 0.0
+    for factor, which, ours in zip(factors, (name, "focal"), (dice, focal), strict=True):
+        module, truth = getattr(loss, which), target
+        if ours is None:
+            common.say_apart(loss, which)
+            if loss.to_onehot_y and not getattr(module, "to_onehot_y", False):
+                truth = common.one_hot(target, input.shape[1]).to(input.dtype)  # what MONAI hands to the parts
+        total = total + factor * module(input, truth)
+    return torch.as_tensor(total)
+
+
+def _fitting_channels(input: Tensor, target: Tensor) -> None:
+    """MONAI's combined losses want a channel dimension in the target, of 1 or as many as input has."""
+    if input.ndim != target.ndim or target.shape[1] not in (1, input.shape[1]):
+        expected = f"target of shape (B, 1, *S) or (B, {input.shape[1]}, *S)"
+        advice = "Add the channel dimension with unsqueeze(1), or one channel per class."
+        validation.fail(expected, tuple(target.shape), advice)
+
+
+# --- around any loss
+
+
+@common.declared
+class DeepSupervisionLoss(common.DropIn):
     """outputs, target -> sum of weight times loss over the outputs, the target made smaller by the nearest voxel.
 
     Args:
@@ -660,11 +669,12 @@ class DeepSupervisionLoss(DropIn):
         tensor(1.0000)
     """
 
-    @validation.public
-    def __init__(self, loss: Two, weight_mode: str = "exp", weights: Sequence[float] | None = None) -> None:
-        super().__init__()
-        validation.choice("weight_mode", weight_mode, ("same", "exp", "two"))
-        self.loss, self.weight_mode, self.weights = loss, weight_mode, weights
+    loss: Two
+    weight_mode: str = "exp"
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        validation.choice("weight_mode", self.weight_mode, ("same", "exp", "two"))
 
     def get_weights(self, levels: int = 1) -> list[float]:
         """number of outputs -> their weights."""
@@ -673,17 +683,17 @@ class DeepSupervisionLoss(DropIn):
         least = {"same": 1.0, "exp": 0.0625, "two": 0.5}[self.weight_mode]
         return [max(0.5**level, least) for level in range(levels)]
 
-    @validation.public
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
         """outputs, largest first, or a single one; target -> loss."""
-        if not isinstance(input, (list, tuple)):
-            return self.loss(input, target)  # type: ignore[arg-type]
-        terms = zip(self.get_weights(len(input)), input, strict=True)
-        values = [weight * self.loss(x, at_resolution(target, x, labels=True)) for weight, x in terms]  # type: ignore[arg-type]
-        return sum(values[1:], values[0])
+        outputs = [input] if isinstance(input, Tensor) else input
+        weights = [1.0] if isinstance(input, Tensor) else self.get_weights(len(input))
+        total: Any = 0.0
+        for weight, output in zip(weights, outputs, strict=True):
+            total = total + weight * self.loss(output, at_resolution(target, output, labels=True))  # type: ignore[arg-type]
+        return torch.as_tensor(total)
 
 
-class MaskedLoss(DropIn):
+class MaskedLoss(common.DropIn):
     """input, target, mask -> loss(input * mask, target * mask), as MONAI has it.
 
     A masked voxel is then a logit of 0 with truth 0, and counts as such; `MaskedDiceLoss`, and `voxel_weight` of the
@@ -698,7 +708,6 @@ class MaskedLoss(DropIn):
         tensor(0.5000)
     """
 
-    @validation.public
     def __init__(self, loss: Callable[..., Any], *loss_args: Any, **loss_kwargs: Any) -> None:
         super().__init__()
         self.loss = loss(*loss_args, **loss_kwargs) if isinstance(loss, type) else loss
@@ -707,12 +716,16 @@ class MaskedLoss(DropIn):
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """input, target, mask -> loss."""
         if mask is None:
-            warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=2)
+            warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=3)
             return torch.as_tensor(self.loss(input, target))
-        if mask.shape[0] not in (1, input.shape[0]) or mask.shape[1] != 1:
-            expected = f"mask of shape {(input.shape[0], 1, *input.shape[2:])}"
-            validation.fail(expected, tuple(mask.shape), "Give one mask for the batch or one per sample.")
+        _fitting_mask(mask, input)
         return torch.as_tensor(self.loss(input * mask, target * mask))
+
+
+def _fitting_mask(mask: Tensor, input: Tensor) -> None:
+    if mask.shape[0] not in (1, input.shape[0]) or tuple(mask.shape[1:]) != (1, *input.shape[2:]):
+        expected = f"mask of shape {(input.shape[0], 1, *input.shape[2:])}"
+        validation.fail(expected, tuple(mask.shape), "Give one mask for the batch or one per sample.")
 
 
 Dice = DiceLoss
@@ -720,47 +733,3 @@ dice_ce = DiceCELoss
 dice_focal = DiceFocalLoss
 generalized_dice = GeneralizedDiceLoss
 generalized_dice_focal = GeneralizedDiceFocalLoss
-
-
-def with_focal(loss: nn.Module, name: str, factors: tuple[float, float], input: Tensor, target: Tensor) -> Tensor:
-    """A loss with an overlap loss of that name, and with `focal` -> their weighted sum, from one pass where it can be."""
-    input, target = taken(input, target)
-    fitting_channels(input, target)
-    dice, focal = part(getattr(loss, name), DiceLoss, GeneralizedDiceLoss), part(loss.focal, FocalLoss)
-    if dice is not None and focal is not None and dice.sigmoid and focal.alpha is None and not focal.use_softmax:
-        alike = dice.to_onehot_y == focal.to_onehot_y
-        if alike and getattr(dice, "ignore_index", None) == focal.ignore_index:
-            if not (dice.to_onehot_y and input.shape[1] > 1):
-                hard(target)
-            stats = dice.statistics(input, target, (*dice.fields(), *FOCAL), gamma=focal.gamma)
-            second = focal.from_statistics(focal.counted(stats), voxels_of(input))
-            return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
-    terms = []
-    for part_name, own in ((name, dice), ("focal", focal)):
-        module, truth = getattr(loss, part_name), target
-        if own is None:
-            say_apart(loss, part_name)
-            if getattr(loss, "to_onehot_y", False) and not getattr(module, "to_onehot_y", False):
-                truth = one_hot(target, input.shape[1]).to(input.dtype)  # what MONAI's DiceFocalLoss hands to its parts
-        terms.append(module(input, truth))
-    return factors[0] * terms[0] + factors[1] * terms[1]
-
-
-def fitting_channels(input: Tensor, target: Tensor) -> None:
-    """MONAI's combined losses want a channel dimension in the target, of 1 or as many as input has."""
-    if input.ndim != target.ndim or target.shape[1] not in (1, input.shape[1]):
-        expected = f"target of shape (B, 1, *S) or (B, {input.shape[1]}, *S)"
-        advice = "Add the channel dimension with unsqueeze(1), or one channel per class."
-        validation.fail(expected, tuple(target.shape), advice)
-
-
-def _not_negative(weight: Weight) -> Tensor | None:
-    values = as_weight(weight)
-    if values is not None and bool((values < 0).any()):
-        validation.fail("weight >= 0", values.tolist(), "Pass other weights.")
-    return values
-
-
-def _factors(**factors: float) -> None:
-    for name, value in factors.items():
-        validation.number(name, value, 0)
