@@ -6,7 +6,6 @@ them, `forward` takes the tensors, asks `sums` (or `balanced`) for statistics an
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -34,9 +33,9 @@ def declared(cls: Class) -> Class:
     It is a dataclass, whose errors begin with the name of the class.
     """
     made: Any = dataclass(eq=False, repr=False)(cls)
-    for name in made.__dataclass_fields__:  # a default left on the class would hide a submodule or buffer of its name
-        if name in vars(made):
-            delattr(made, name)
+    for field in fields(made):  # a default left on the class would hide a submodule or buffer of its name
+        if field.init and field.name in vars(made):
+            delattr(made, field.name)
     made.__init__ = validation.public(made.__init__, made.__name__)
     if "forward" in vars(made):
         made.forward = validation.public(made.forward)
@@ -51,12 +50,13 @@ class DropIn(_Loss):
         _Loss.__init__(module)
         return module
 
-    def hold(self, name: str, values: Any, persistent: bool = True) -> None:
+    def hold(self, name: str, values: Any, persistent: bool = True) -> Tensor | None:
         """A tensor, numbers (which become float32) or None -> the buffer of that name."""
         if name in vars(self):
             delattr(self, name)
         made = values if values is None or isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float32)
         self.register_buffer(name, made, persistent)
+        return made
 
     def options(self, group: type[DropIn]) -> dict[str, Any]:
         """The arguments that a group of options declares, to hand on to a part of this loss."""
@@ -72,11 +72,6 @@ def part(module: Any, *ours: type[nn.Module]) -> Any:
     if type(module) not in ours or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
         return None
     return module
-
-
-def say_apart(loss: nn.Module, what: str) -> None:
-    """Say (once, by Python's rule for warnings) that a part is called by itself."""
-    warnings.warn(f"{type(loss).__name__}: {what} was replaced: it is called as it is, outside the pass.", stacklevel=4)
 
 
 # --- its tensors
@@ -118,15 +113,6 @@ def _between(
     expected: str, such: str, advice: str, value: object = validation.UNSEEN, count: object = validation.SOME
 ) -> str:
     return validation.message(expected, f"{such}{value:g}" if isinstance(value, float) else f"{value}", advice)
-
-
-def per_channel(name: str, weight: Tensor, input: Tensor) -> Tensor:
-    """A weight that torch broadcasts against input (B, C, *S): one number or (C, 1, ..., 1) -> (1,) or (C,)."""
-    expected = (input.shape[1], *[1] * (input.ndim - 2))
-    if weight.numel() > 1 and tuple(weight.shape) not in (expected, (1, *expected)):
-        advice = "BCEWithLogitsLoss broadcasts it against (C, *S): give it as many dimensions."
-        validation.fail(f"{name} of shape {expected}", tuple(weight.shape), advice)
-    return weight.flatten()
 
 
 # --- its pass
@@ -235,23 +221,65 @@ def tversky(
     return (tp + smooth) / (extent.clamp_min(least) if least else extent)
 
 
-def cross_entropy(
-    settings: nn.CrossEntropyLoss, stats: OverlapStatistics, voxels: int | None = None, guard: bool = False
-) -> Tensor:
-    """statistics with cross_entropy and labelled -> torch's loss with those settings.
-
-    `voxels` divides in the place of the weights of the labels (as torch has it for per-class targets); with `guard` a
-    batch of nothing but ignored voxels is 0, not nan.
-    """
-    stats = stats.pool()
-    weight = torch.ones_like(stats.labelled) if settings.weight is None else settings.weight.to(stats.labelled)
-    total = (weight * stats.cross_entropy).sum()
-    if settings.reduction == "sum":
-        return total
-    amount = (weight * stats.labelled).sum() if voxels is None else voxels
-    return total / (torch.where(stats.labelled.sum() > 0, amount, 1.0) if guard else amount)
+def mean(values: Tensor) -> Tensor:
+    """values -> their mean; 0 for none, where torch says nan (an empty batch)."""
+    return values.sum() / max(values.numel(), 1)
 
 
-def voxels_of(input: Tensor) -> int:
-    """input (B, C, *S) -> voxels of one sample."""
-    return input.shape[2:].numel()
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """torch's cross-entropy from a pass; labels (B, 1, *S) and floats, too. A map (reduction "none") is torch's own."""
+
+    reads = ("cross_entropy", "labelled")
+    guard = False
+    """Whether a batch of nothing but ignored voxels is 0, where torch says nan."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """logits (B, C, *S), labels or per-class values -> loss."""
+        dense = target.shape == input.shape
+        if self.reduction == "none":
+            target = target[:, 0] if target.ndim == input.ndim and not dense else target
+            return super().forward(input, target.to(input.dtype) if dense else target.long())
+        settings: dict[str, Any] = {"label_smoothing": self.label_smoothing}
+        settings["ignore_index"] = None if dense else self.ignore_index
+        stats = sums(input, target, fields=self.reads, activation="softmax", **settings)
+        return self.from_statistics(stats, input, target)
+
+    def from_statistics(self, stats: OverlapStatistics, input: Tensor, target: Tensor) -> Tensor:
+        """statistics, and the tensors for their shapes -> loss."""
+        stats = stats.pool()
+        weight = torch.ones_like(stats.labelled) if self.weight is None else self.weight.to(stats.labelled)
+        total = (weight * stats.cross_entropy).sum()
+        if self.reduction == "sum":
+            return total
+        if target.shape == input.shape:  # torch divides by the voxels then, not by the weights of their labels
+            return total / max(input.numel() // input.shape[1], 1)
+        amount = (weight * stats.labelled).sum()
+        return total / (torch.where(stats.labelled.sum() > 0, amount, 1.0) if self.guard else amount)
+
+
+class BinaryCrossEntropyLoss(nn.BCEWithLogitsLoss):
+    """torch's binary cross-entropy from a pass; a map (reduction "none") and one with `weight` are torch's own."""
+
+    reads = ("cross_entropy",)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """logits (B, C, *S), values of that shape -> loss."""
+        if self.reduction == "none" or self.weight is not None:
+            return super().forward(input, target.to(input.dtype))
+        return self.from_statistics(self.statistics(input, target), input, target)
+
+    def statistics(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> OverlapStatistics:
+        """logits, target, mask (B, 1, *S) or (B, C, *S) -> cross-entropy (B, C), its positive part times pos_weight."""
+        if self.pos_weight is None:
+            each = mask is not None and mask.shape[1] == input.shape[1] > 1
+            return (one_by_one if each else sums)(input, target, mask, fields=self.reads, activation="sigmoid")
+        expected = (input.shape[1], *[1] * (input.ndim - 2))
+        if self.pos_weight.numel() > 1 and tuple(self.pos_weight.shape) not in (expected, (1, *expected)):
+            advice = "BCEWithLogitsLoss broadcasts it against (C, *S): give it as many dimensions."
+            validation.fail(f"pos_weight of shape {expected}", tuple(self.pos_weight.shape), advice)
+        sides = {"field": "cross_entropy", "positive": self.pos_weight.flatten()}
+        return OverlapStatistics({"cross_entropy": balanced(input, target, mask, **sides)})  # type: ignore[arg-type]
+
+    def from_statistics(self, stats: OverlapStatistics, input: Tensor, target: Tensor) -> Tensor:
+        """statistics, and the tensors for their shapes -> loss."""
+        return stats.cross_entropy.sum() / (max(input.numel(), 1) if self.reduction == "mean" else 1)

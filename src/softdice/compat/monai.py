@@ -80,7 +80,7 @@ class _MonaiLoss(common.DropIn):
 
     def weighted(self, cost: Tensor) -> Tensor:
         """cost (..., C) times the buffer class_weight: one number, or one per class that counts."""
-        weight: Tensor | None = self.class_weight
+        weight: Any = self.class_weight
         if weight is None:
             return cost
         if weight.ndim > 0 and weight.shape[0] != cost.shape[-1]:
@@ -90,18 +90,13 @@ class _MonaiLoss(common.DropIn):
 
     def hold_weight(self, weight: Weight) -> None:
         """weight -> the buffer class_weight."""
-        self.hold("class_weight", weight)
-        if weight is not None and bool((self.class_weight < 0).any()):
-            validation.fail("weight >= 0", self.class_weight.tolist(), "Pass other weights.")
+        held = self.hold("class_weight", weight)
+        if held is not None and bool((held < 0).any()):
+            validation.fail("weight >= 0", held.tolist(), "Pass other weights.")
 
 
 def _ignored(option: str) -> None:
     warnings.warn(f"single channel prediction, `{option}` ignored.", stacklevel=5)
-
-
-def _mean(values: Tensor) -> Tensor:
-    """values -> their mean, 0 for none (an empty batch)."""
-    return values.sum() / max(values.numel(), 1)
 
 
 # --- overlap: Dice, generalized Dice, Tversky, MCC
@@ -153,7 +148,7 @@ class _OverlapLoss(_MonaiLoss):
         cost = self.cost(stats.pool() if self.batch else stats)
         if self.reduction == "none":
             return cost.view(*cost.shape, *[1] * (ndim - 2)) if self.broadcast else cost
-        return _mean(cost) if self.reduction == "mean" else cost.sum()
+        return common.mean(cost) if self.reduction == "mean" else cost.sum()
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
         """statistics of the classes that count, (B, C) or (C,) -> cost, of the same shape or with a last one of 1."""
@@ -341,7 +336,7 @@ class MCCLoss(_OverlapLoss):
         >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[0, 1]]]))
         tensor(0.2384)
 
-    Source: K. Abhishek, G. Hamarneh, "Matthews Correlation Coefficient Loss for Deep Convolutional Networks", ISBI 2021.
+    Source: K. Abhishek, G. Hamarneh, "Matthews correlation coefficient loss", ISBI 2021.
     """
 
     reduction: Any = "mean"
@@ -409,32 +404,34 @@ class FocalLoss(_MonaiLoss):
             target = common.one_hot(target, input.shape[1])
         if foreground:  # a softmax is over the other classes only: class 0 is no channel any more
             input, target = input[:, 1:], target[:, 1:]
-        voxels = common.voxels_of(input)
         if balance:
             alpha = self._alpha(input.shape[1])
             sides: dict[str, Any] = {"positive": alpha, "negative": 1 - alpha if alpha.ndim == 0 else 1.0}
             focal = common.balanced(input, target, weight, field="focal", gamma=self.gamma, **sides)
-            return self.from_sums(focal, voxels, None if weight is None else weight.flatten(1).sum(1, keepdim=True))
-        settings = {"activation": "softmax" if self.use_softmax else "sigmoid", "ignore_index": ignored}
-        stats = common.sums(input, target, weight, fields=FOCAL, gamma=self.gamma, **settings)
-        return self.from_statistics(stats if foreground else self.counted(stats), voxels)
+            counted = focal.detach() if weight is None else weight.flatten(1).sum(1, keepdim=True)
+            stats = OverlapStatistics({"focal": focal, "voxels": counted})
+        else:
+            activation = "softmax" if self.use_softmax else "sigmoid"
+            settings: dict[str, Any] = {"activation": activation, "ignore_index": ignored, "gamma": self.gamma}
+            stats = common.sums(input, target, weight, fields=FOCAL, **settings)
+            stats = stats if foreground else self.counted(stats)
+        return self.from_statistics(stats, input)
 
-    def from_statistics(self, stats: OverlapStatistics, voxels: int) -> Tensor:
-        """statistics (B, C) of the classes that count, voxels of a sample -> loss."""
-        focal = stats.focal if self.alpha is None else stats.focal * self._alpha(stats.focal.shape[-1]).to(stats.focal)
-        return self.from_sums(focal, voxels, None if self.ignore_index is None else stats.voxels[:, :1])
-
-    def from_sums(self, focal: Tensor, voxels: int, counted: Tensor | None) -> Tensor:
-        """sums (B, C), voxels of a sample, and how many of them count (B, 1) where some are ignored -> loss."""
-        if self.class_weight is not None and focal.shape[-1] == 1 and self.class_weight.ndim > 0:
-            validation.fail("one weight for one channel", tuple(self.class_weight.shape), "Pass one number.")
-        focal = self.weighted(focal)
-        tiny = torch.finfo(torch.float32).eps
+    def from_statistics(self, stats: OverlapStatistics, input: Tensor) -> Tensor:
+        """statistics (B, C) of the classes that count, the tensor for its shape -> loss."""
+        focal = stats.focal
+        if self.alpha is not None and self.use_softmax:
+            focal = focal * self._alpha(focal.shape[-1]).to(focal)
+        weight: Any = self.class_weight
+        if weight is not None and focal.shape[-1] == 1 and weight.ndim > 0:
+            validation.fail("one weight for one channel", tuple(weight.shape), "Pass one number.")
+        focal, voxels = self.weighted(focal), input.shape[2:].numel()
+        counted = stats.voxels[:, :1].clamp_min(torch.finfo(torch.float32).eps)
         if self.reduction == "sum":  # the mean over space, added over samples and classes
-            return (focal / (voxels if counted is None else counted.clamp_min(tiny))).sum()
-        if counted is None:
-            return _mean(focal) / voxels
-        return focal.sum() / counted.sum().clamp_min(tiny)  # by voxels, not voxels times classes, as MONAI has it
+            return (focal / (voxels if self.ignore_index is None else counted)).sum()
+        if self.ignore_index is None:
+            return common.mean(focal) / max(voxels, 1)
+        return focal.sum() / counted.sum()  # by voxels, not voxels times classes, as MONAI has it
 
     def _alpha(self, channels: int) -> Tensor:
         """alpha as the activation has it: with a softmax one per class, 1 - alpha for the first."""
@@ -488,66 +485,43 @@ class DiceCELoss(_DiceOptions):
         of_dice = weight if weight is None or self.include_background or weight.ndim == 0 else weight[1:]
         self.dice = DiceLoss(**self.options(_DiceOptions), weight=of_dice)
         word, smoothing = self.reduction, self.label_smoothing
-        self.cross_entropy = nn.CrossEntropyLoss(weight=weight, reduction=word, label_smoothing=smoothing)
-        self.binary_cross_entropy = nn.BCEWithLogitsLoss(pos_weight=weight, reduction=word)
+        self.cross_entropy = common.CrossEntropyLoss(weight, reduction=word, label_smoothing=smoothing)
+        self.binary_cross_entropy = common.BinaryCrossEntropyLoss(pos_weight=weight, reduction=word)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
         input, target = common.taken(input, target)
         _fitting_channels(input, target)
-        binary = input.shape[1] == 1
-        method = "bce" if binary else "ce"
-        dice, entropy = common.part(self.dice, DiceLoss), self._plain(binary)
-        if dice is None:
-            common.say_apart(self, "dice")
-        elif entropy is not None and getattr(type(self), method) is getattr(DiceCELoss, method):
-            alone = entropy.pos_weight is not None if binary else entropy.label_smoothing != 0
-            if (dice.sigmoid if binary else dice.softmax) and dice.ignore_index is None and not alone:
-                stats = dice.statistics(input, target, (*dice.reads(), "cross_entropy", "labelled"))
-                term = self._term(entropy, stats, input, target)
-                return self.lambda_dice * dice.from_statistics(stats, input.ndim) + self.lambda_ce * term
-        return self.lambda_dice * self.dice(input, target) + self.lambda_ce * getattr(self, method)(input, target)
+        dice, cls = common.part(self.dice, DiceLoss), type(self)
+        if input.shape[1] == 1:
+            term = self.bce
+            entropy = common.part(self.binary_cross_entropy, common.BinaryCrossEntropyLoss)
+            shared = entropy and entropy.pos_weight is None and entropy.weight is None and cls.bce is DiceCELoss.bce
+            shared = shared and dice and dice.sigmoid
+        else:
+            term = self.ce
+            entropy = common.part(self.cross_entropy, common.CrossEntropyLoss)
+            shared = (
+                entropy and entropy.label_smoothing == 0 and entropy.ignore_index == -100 and cls.ce is DiceCELoss.ce
+            )
+            shared = shared and dice and dice.softmax
+        if shared and dice.ignore_index is None and entropy.reduction != "none":
+            stats = dice.statistics(input, target, (*dice.reads(), *entropy.reads))
+            value = entropy.from_statistics(stats, input, target)
+            return self.lambda_dice * dice.from_statistics(stats, input.ndim) + self.lambda_ce * value
+        return self.lambda_dice * self.dice(input, target) + self.lambda_ce * term(input, target)
 
     def ce(self, input: Tensor, target: Tensor) -> Tensor:
         """input (B, C, *S), target -> the cross-entropy."""
-        settings = self._plain(False)
-        if settings is None:
-            common.say_apart(self, "cross_entropy")
+        if not common.part(self.cross_entropy, common.CrossEntropyLoss):
             labels = target.shape[1] == 1 and input.shape[1] != 1
-            return self.cross_entropy(input, target[:, 0].long() if labels else target.to(input.dtype))
-        chosen = {"activation": "softmax", "label_smoothing": settings.label_smoothing}
-        stats = common.sums(input, target, fields=("cross_entropy", "labelled"), **chosen)
-        return self._term(settings, stats, input, target)
+            target = target[:, 0].long() if labels else target.to(input.dtype)
+        return self.cross_entropy(input, target)
 
     def bce(self, input: Tensor, target: Tensor) -> Tensor:
         """input (B, 1, *S), target -> the binary cross-entropy."""
-        settings = self._plain(True)
-        if settings is None:
-            common.say_apart(self, "binary_cross_entropy")
-            return self.binary_cross_entropy(input, target.to(input.dtype))
-        if settings.pos_weight is None:
-            stats = common.sums(input, target, fields=("cross_entropy",), activation="sigmoid")
-            return self._term(settings, stats, input, target)
-        if settings.pos_weight.numel() != 1:
-            validation.fail("one weight for one channel", tuple(settings.pos_weight.shape), "Pass one number.")
-        total = common.balanced(input, target, field="cross_entropy", positive=settings.pos_weight)
-        return self._term(settings, OverlapStatistics({"cross_entropy": total}), input, target)
-
-    def _plain(self, binary: bool) -> Any:
-        """The cross-entropy that applies, if a pass gives its number; None if it was replaced, or has what none has."""
-        if binary:
-            settings = common.part(self.binary_cross_entropy, nn.BCEWithLogitsLoss)
-            apart = settings is None or settings.weight is not None
-        else:
-            settings = common.part(self.cross_entropy, nn.CrossEntropyLoss)
-            apart = settings is None or settings.ignore_index != -100
-        return None if apart or settings.reduction == "none" else settings
-
-    def _term(self, settings: Any, stats: OverlapStatistics, input: Tensor, target: Tensor) -> Tensor:
-        if isinstance(settings, nn.CrossEntropyLoss):
-            voxels = common.voxels_of(input) * input.shape[0]  # by which torch divides if the target is per class
-            return common.cross_entropy(settings, stats, voxels if target.shape == input.shape else None)
-        return stats.cross_entropy.sum() / (max(input.numel(), 1) if settings.reduction == "mean" else 1)
+        ours = common.part(self.binary_cross_entropy, common.BinaryCrossEntropyLoss)
+        return self.binary_cross_entropy(input, target if ours else target.to(input.dtype))
 
 
 @common.declared
@@ -579,7 +553,9 @@ class DiceFocalLoss(_DiceOptions):
         validation.number("lambda_focal", self.lambda_focal, 0)
         self.dice = DiceLoss(**self.options(_DiceOptions), weight=self.weight)
         options = self.options(_MonaiLoss)
-        self.focal = FocalLoss(**options, gamma=self.gamma, alpha=self.alpha, weight=self.weight, reduction=self.reduction)
+        self.focal = FocalLoss(
+            **options, gamma=self.gamma, alpha=self.alpha, weight=self.weight, reduction=self.reduction
+        )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
@@ -631,17 +607,13 @@ def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tenso
             if not (dice.to_onehot_y and input.shape[1] > 1):
                 common.hard(target)
             stats = dice.statistics(input, target, (*dice.reads(), *FOCAL), gamma=focal.gamma)
-            second = focal.from_statistics(focal.counted(stats), common.voxels_of(input))
+            second = focal.from_statistics(focal.counted(stats), input)
             return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
-    total: Any = 0.0
-    for factor, which, ours in zip(factors, (name, "focal"), (dice, focal), strict=True):
-        module, truth = getattr(loss, which), target
-        if ours is None:
-            common.say_apart(loss, which)
-            if loss.to_onehot_y and not getattr(module, "to_onehot_y", False):
-                truth = common.one_hot(target, input.shape[1]).to(input.dtype)  # what MONAI hands to the parts
-        total = total + factor * module(input, truth)
-    return torch.as_tensor(total)
+    truth = target
+    if loss.to_onehot_y and not (dice and focal):  # what MONAI hands to the parts
+        truth = common.one_hot(target, input.shape[1]).to(input.dtype)
+    first = getattr(loss, name)(input, target if dice else truth)
+    return factors[0] * first + factors[1] * loss.focal(input, target if focal else truth)
 
 
 def _fitting_channels(input: Tensor, target: Tensor) -> None:
