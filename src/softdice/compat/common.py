@@ -233,6 +233,11 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     guard = False
     """Whether a batch of nothing but ignored voxels is 0, where torch says nan."""
 
+    def shares(self, ignore_index: int | None = None) -> bool:
+        """Whether a pass that leaves out those labels, and has no other settings, gives this loss."""
+        # An ignore_index of -100 that no label has concerns nobody: the check of the labels would refuse one.
+        return self.reduction != "none" and self.label_smoothing == 0 and self.ignore_index in (ignore_index, -100)
+
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """logits (B, C, *S), labels or per-class values -> loss."""
         dense = target.shape == input.shape
@@ -261,6 +266,10 @@ class BinaryCrossEntropyLoss(nn.BCEWithLogitsLoss):
     """torch's binary cross-entropy from a pass; a map (reduction "none") and one with `weight` are torch's own."""
 
     reads = ("cross_entropy",)
+
+    def shares(self, ignore_index: int | None = None) -> bool:
+        """Whether a pass that leaves out those labels, and has no other settings, gives this loss."""
+        return self.reduction != "none" and self.pos_weight is None and self.weight is None and ignore_index is None
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """logits (B, C, *S), values of that shape -> loss."""

@@ -125,7 +125,7 @@ class _OverlapLoss(_MonaiLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        return self.from_statistics(self.statistics(input, target, self.reads()), input.ndim)
+        return self.from_statistics(self.statistics(input, target, self.reads), input.ndim)
 
     def statistics(
         self, input: Tensor, target: Tensor, fields: Sequence[str], mask: Tensor | None = None, **settings: Any
@@ -154,6 +154,7 @@ class _OverlapLoss(_MonaiLoss):
         """statistics of the classes that count, (B, C) or (C,) -> cost, of the same shape or with a last one of 1."""
         raise NotImplementedError
 
+    @property
     def reads(self) -> tuple[str, ...]:
         """The statistics that `cost` reads."""
         return common.confusion_fields(**self.kind())
@@ -237,7 +238,7 @@ class MaskedDiceLoss(DiceLoss):
             return super().forward(input, target)
         _fitting_mask(mask, input)
         keep = common.binary_mask(mask).expand(input.shape[0], 1, *input.shape[2:])
-        stats = self.statistics(input, target, self.reads(), keep)
+        stats = self.statistics(input, target, self.reads, keep)
         if self.to_onehot_y and input.shape[1] > 1:
             masked = (~keep).flatten(1).sum(1, keepdim=True)  # (B, 1): truth of class 0, by MONAI's order of steps
             extra = nn.functional.pad(masked, (0, input.shape[1] - 1)).to(getattr(stats, stats.fields[0]))
@@ -346,9 +347,10 @@ class MCCLoss(_OverlapLoss):
 
     broadcast = False
 
+    @property
     def reads(self) -> tuple[str, ...]:
         """The statistics that `cost` reads."""
-        return (*super().reads(), "voxels")
+        return (*super().reads, "voxels")
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
         """statistics -> cost per class."""
@@ -408,30 +410,29 @@ class FocalLoss(_MonaiLoss):
             alpha = self._alpha(input.shape[1])
             sides: dict[str, Any] = {"positive": alpha, "negative": 1 - alpha if alpha.ndim == 0 else 1.0}
             focal = common.balanced(input, target, weight, field="focal", gamma=self.gamma, **sides)
-            counted = focal.detach() if weight is None else weight.flatten(1).sum(1, keepdim=True)
-            stats = OverlapStatistics({"focal": focal, "voxels": counted})
+            voxels = torch.ones_like(input[:, :1]) if weight is None else weight
+            stats = OverlapStatistics({"focal": focal, "voxels": voxels.flatten(1).sum(1, keepdim=True)})
         else:
             activation = "softmax" if self.use_softmax else "sigmoid"
             settings: dict[str, Any] = {"activation": activation, "ignore_index": ignored, "gamma": self.gamma}
             stats = common.sums(input, target, weight, fields=FOCAL, **settings)
             stats = stats if foreground else self.counted(stats)
-        return self.from_statistics(stats, input)
+        return self.from_statistics(stats)
 
-    def from_statistics(self, stats: OverlapStatistics, input: Tensor) -> Tensor:
-        """statistics (B, C) of the classes that count, the tensor for its shape -> loss."""
-        focal = stats.focal
+    def from_statistics(self, stats: OverlapStatistics) -> Tensor:
+        """statistics (B, C) of the classes that count -> loss."""
+        focal, voxels = stats.focal, stats.voxels[:, :1]
         if self.alpha is not None and self.use_softmax:
             focal = focal * self._alpha(focal.shape[-1]).to(focal)
         weight: Any = self.class_weight
         if weight is not None and focal.shape[-1] == 1 and weight.ndim > 0:
             validation.fail("one weight for one channel", tuple(weight.shape), "Pass one number.")
-        focal, voxels = self.weighted(focal), input.shape[2:].numel()
-        counted = stats.voxels[:, :1].clamp_min(torch.finfo(torch.float32).eps)
+        focal = self.weighted(focal)
+        tiny = torch.finfo(torch.float32).eps
         if self.reduction == "sum":  # the mean over space, added over samples and classes
-            return (focal / (voxels if self.ignore_index is None else counted)).sum()
-        if self.ignore_index is None:
-            return common.mean(focal) / max(voxels, 1)
-        return focal.sum() / counted.sum()  # by voxels, not voxels times classes, as MONAI has it
+            return (focal / voxels.clamp_min(tiny)).sum()
+        # With an ignore_index MONAI divides by voxels, not by voxels times classes.
+        return focal.sum() / (voxels.sum().clamp_min(tiny) * (focal.shape[-1] if self.ignore_index is None else 1))
 
     def _alpha(self, channels: int) -> Tensor:
         """alpha as the activation has it: with a softmax one per class, 1 - alpha for the first."""
@@ -492,21 +493,19 @@ class DiceCELoss(_DiceOptions):
         """input, target -> loss."""
         input, target = common.taken(input, target)
         _fitting_channels(input, target)
-        dice, cls = common.part(self.dice, DiceLoss), type(self)
-        if input.shape[1] == 1:
-            term = self.bce
-            entropy = common.part(self.binary_cross_entropy, common.BinaryCrossEntropyLoss)
-            shared = entropy and entropy.pos_weight is None and entropy.weight is None and cls.bce is DiceCELoss.bce
-            shared = shared and dice and dice.sigmoid
-        else:
-            term = self.ce
-            entropy = common.part(self.cross_entropy, common.CrossEntropyLoss)
-            shared = (
-                entropy and entropy.label_smoothing == 0 and entropy.ignore_index == -100 and cls.ce is DiceCELoss.ce
-            )
-            shared = shared and dice and dice.softmax
-        if shared and dice.ignore_index is None and entropy.reduction != "none":
-            stats = dice.statistics(input, target, (*dice.reads(), *entropy.reads))
+        binary = input.shape[1] == 1
+        term, which = (self.bce, self.binary_cross_entropy) if binary else (self.ce, self.cross_entropy)
+        dice = common.part(self.dice, DiceLoss)
+        entropy = common.part(which, common.CrossEntropyLoss, common.BinaryCrossEntropyLoss)
+        own = getattr(term, "__func__", None) in (DiceCELoss.ce, DiceCELoss.bce)
+        if (
+            dice
+            and entropy
+            and own
+            and (dice.sigmoid if binary else dice.softmax)
+            and entropy.shares(dice.ignore_index)
+        ):
+            stats = dice.statistics(input, target, (*dice.reads, *entropy.reads))
             value = entropy.from_statistics(stats, input, target)
             return self.lambda_dice * dice.from_statistics(stats, input.ndim) + self.lambda_ce * value
         return self.lambda_dice * self.dice(input, target) + self.lambda_ce * term(input, target)
@@ -552,10 +551,8 @@ class DiceFocalLoss(_DiceOptions):
         validation.number("lambda_dice", self.lambda_dice, 0)
         validation.number("lambda_focal", self.lambda_focal, 0)
         self.dice = DiceLoss(**self.options(_DiceOptions), weight=self.weight)
-        options = self.options(_MonaiLoss)
-        self.focal = FocalLoss(
-            **options, gamma=self.gamma, alpha=self.alpha, weight=self.weight, reduction=self.reduction
-        )
+        options = {**self.options(_MonaiLoss), "gamma": self.gamma, "weight": self.weight, "reduction": self.reduction}
+        self.focal = FocalLoss(**options, alpha=self.alpha)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
@@ -587,8 +584,8 @@ class GeneralizedDiceFocalLoss(_GeneralizedDiceOptions):
         validation.number("lambda_gdl", self.lambda_gdl, 0)
         validation.number("lambda_focal", self.lambda_focal, 0)
         self.generalized_dice = GeneralizedDiceLoss(**self.options(_GeneralizedDiceOptions))
-        options = self.options(_MonaiLoss)
-        self.focal = FocalLoss(**options, gamma=self.gamma, weight=self.weight, reduction=self.reduction)
+        options = {**self.options(_MonaiLoss), "gamma": self.gamma, "weight": self.weight, "reduction": self.reduction}
+        self.focal = FocalLoss(**options)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
@@ -596,7 +593,7 @@ class GeneralizedDiceFocalLoss(_GeneralizedDiceOptions):
 
 
 def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tensor, target: Tensor) -> Tensor:
-    """A loss with an overlap loss of that name, and with `focal` -> their weighted sum, from one pass where it can be."""
+    """A loss with an overlap loss of that name, and `focal` -> their weighted sum, from one pass where it can be."""
     input, target = common.taken(input, target)
     _fitting_channels(input, target)
     dice = common.part(getattr(loss, name), DiceLoss, GeneralizedDiceLoss)
@@ -606,8 +603,8 @@ def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tenso
         if alike[0] == alike[1]:
             if not (dice.to_onehot_y and input.shape[1] > 1):
                 common.hard(target)
-            stats = dice.statistics(input, target, (*dice.reads(), *FOCAL), gamma=focal.gamma)
-            second = focal.from_statistics(focal.counted(stats), input)
+            stats = dice.statistics(input, target, (*dice.reads, *FOCAL), gamma=focal.gamma)
+            second = focal.from_statistics(focal.counted(stats))
             return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
     truth = target
     if loss.to_onehot_y and not (dice and focal):  # what MONAI hands to the parts

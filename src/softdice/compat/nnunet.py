@@ -195,9 +195,7 @@ class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
             validation.fail("target of shape (B, 1, *S)", tuple(target.shape), advice)
         dc, ce, ignored = common.part(self.dc, *DICE), common.part(self.ce, RobustCrossEntropyLoss), self.ignore_label
         both = dc and ce and self.weight_dice != 0 and self.weight_ce != 0
-        # An ignore_index of -100 that no label has concerns nobody: the check of the labels would refuse one.
-        both = both and ce.label_smoothing == 0 and ce.ignore_index in (ignored, -100) and ce.reduction != "none"
-        if both and activation_of(dc.apply_nonlin) == "softmax":
+        if both and activation_of(dc.apply_nonlin) == "softmax" and ce.shares(ignored):
             settings: dict[str, Any] = {"activation": "softmax", "ignore_index": ignored}
             stats = common.sums(net_output, target, fields=(*dc.reads, *ce.reads), **settings)
             entropy = ce.from_statistics(stats, net_output, target)
@@ -249,7 +247,7 @@ class DC_and_BCE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
             advice = "Pass one number, or one per class as (C, 1, ..., 1)."
             validation.fail("pos_weight per class", tuple(weight.shape), advice)
         if self.use_ignore_label:
-            keywords["reduction"] = "none"
+            keywords["reduction"] = "sum"  # nnU-Net's is a map, which it adds up
         self.ce = common.BinaryCrossEntropyLoss(**keywords)
         self.dc = _dice(self.dice_class, torch.sigmoid, self.soft_dice_kwargs)
 
@@ -263,14 +261,13 @@ class DC_and_BCE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
             advice = "Give one channel of target per channel of net_output."
             validation.fail(f"target of shape {tuple(net_output.shape)}", tuple(target.shape), advice)
         dc, ce = common.part(self.dc, *DICE), common.part(self.ce, common.BinaryCrossEntropyLoss)
-        ce = ce if ce and ce.weight is None else None
-        if dc and ce and ce.pos_weight is None and activation_of(dc.apply_nonlin) == "sigmoid":
+        if dc and ce and ce.shares() and activation_of(dc.apply_nonlin) == "sigmoid":
             stats = common.sums(net_output, target, mask, fields=(*dc.reads, *ce.reads), activation="sigmoid")
             dice = dc.from_statistics(stats)
             entropy = ce.from_statistics(stats, net_output, target)
         else:
             dice = self.dc(net_output, target, loss_mask=mask)
-            if ce:
+            if ce and ce.weight is None:
                 entropy = ce.from_statistics(ce.statistics(net_output, target, mask), net_output, target)
             else:
                 entropy = self.ce(net_output, target.to(net_output.dtype))
