@@ -144,8 +144,8 @@ def sums(
 
 def one_by_one(input: Tensor, target: Tensor, weight: Tensor | None, **settings: Any) -> OverlapStatistics:
     """`sums` of input (B, C, *S) with a weight (B, C, *S): every channel a sample of one class, a mask per channel."""
-    samples = input.shape[0] * input.shape[1]
-    flat = [None if x is None else x.expand(input.shape).reshape(samples, 1, -1) for x in (input, target, weight)]
+    shape = (input.shape[:2].numel(), 1, input.shape[2:].numel())
+    flat = [None if x is None else x.expand(input.shape).reshape(shape) for x in (input, target, weight)]
     stats = sums(*flat, **settings)  # type: ignore[arg-type]
     return OverlapStatistics({name: getattr(stats, name).view(input.shape[:2]) for name in stats.fields})
 
