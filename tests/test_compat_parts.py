@@ -356,7 +356,7 @@ def test_nnunets_cross_entropy(keywords: dict[str, Any]) -> None:
 @pytest.mark.parametrize("shape", [(B, 1, *SPACE), (B, *SPACE)])
 def test_smps_mcc(shape: tuple[int, ...]) -> None:
     x, y = logits()[:, :1].sigmoid().view(shape), (labels() == 1).double().view(shape)
-    mcc = _smp("mcc").MCCLoss
+    mcc = smp_losses().mcc.MCCLoss
     if len(shape) == 4:
         agree(s.MCCLoss(eps=1e-3), mcc(eps=1e-3), x, y)
     else:
@@ -373,14 +373,8 @@ def test_smps_binary_cross_entropy(ignored: int | None, smooth: float | None, we
     target = hot()
     if ignored == 255:
         target[:, :2, 1:3] = 255
-    peer = _smp("soft_bce").SoftBCEWithLogitsLoss(**keywords)
+    peer = smp_losses().soft_bce.SoftBCEWithLogitsLoss(**keywords)
     agree(s.SoftBCEWithLogitsLoss(**keywords), peer, logits(), target)
-
-
-def _smp(part: str) -> Any:
-    import importlib
-
-    return importlib.import_module(f"{smp_losses().__name__}.{part}")
 
 
 def test_smps_binary_cross_entropy_refuses() -> None:

@@ -21,8 +21,8 @@ class DeepSupervision(nn.Module):
     targets, or of voxel weights, has one for each output.
 
     Args:
-        loss: any loss of this package (of `softdice.compat`, too), or a callable (output, target) -> Tensor, which takes
-            a third tensor where a voxel_weight is passed.
+        loss: any loss of this package (of `softdice.compat`, too), or a callable (output, target) -> Tensor, which
+            takes a third tensor where a voxel_weight is passed.
         weights: one per output, finite, >= 0, not all 0. An output of weight 0 is not computed.
 
     Returns (when called): what `loss` returns.
