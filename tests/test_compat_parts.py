@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ import monai.losses
 import nnunetv2.training.loss.compound_losses as theirs
 import pytest
 import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
@@ -382,3 +385,45 @@ def test_smps_binary_cross_entropy_refuses() -> None:
         s.SoftBCEWithLogitsLoss(weight=torch.ones(3))
     with pytest.raises(ValueError, match=r"SoftBCEWithLogitsLoss: expected target of shape \(2, 3, 4, 5\)"):
         s.SoftBCEWithLogitsLoss()(logits(), labels())
+
+
+def test_voxels_of_half_logits_are_counted_exactly() -> None:
+    x, y = torch.zeros(1, 1, 70_001, dtype=torch.float16), torch.ones(1, 1, 70_001)  # more than float16 can hold
+    value = m.FocalLoss(alpha=0.25, gamma=1.0)(x, y)
+    assert value.item() == pytest.approx(0.25 * 0.5 * math.log(2), rel=1e-6)
+
+
+# --- MONAI's way of working -----------------------------------------------------------------------------------------
+
+
+def test_a_bundle_names_the_class_in_its_configuration() -> None:
+    options = {"to_onehot_y": True, "softmax": True, "weight": "$torch.tensor([1.0, 2.0, 0.5])"}
+    made = [
+        ConfigParser({"loss": {"_target_": f"{module}.DiceCELoss", **options}}).get_parsed_content("loss")
+        for module in ("softdice.compat.monai", "monai.losses")
+    ]
+    assert isinstance(made[0], m.DiceCELoss)
+    agree(made[0], made[1].double(), logits(), labels())
+
+
+def test_meta_tensors_take_the_fast_path(backend: str) -> None:
+    plain, meta = logits().requires_grad_(), MetaTensor(logits()).requires_grad_()
+    loss = m.DiceFocalLoss(to_onehot_y=True, sigmoid=True, alpha=0.4)
+    expected, got = loss(plain, labels()), loss(meta, MetaTensor(labels()))
+    torch.testing.assert_close(got, expected, check_dtype=False)
+    expected.backward()
+    got.backward()
+    torch.testing.assert_close(meta.grad.as_subclass(Tensor), plain.grad)
+
+
+def test_autocast_trains_with_half_logits() -> None:
+    network = nn.Conv2d(2, C, 1)
+    image = torch.randn(B, 2, *SPACE)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = network(image)
+        loss = m.DiceCELoss(to_onehot_y=True, softmax=True)(scores, labels())
+    assert (scores.dtype, loss.dtype) == (torch.bfloat16, torch.float32)
+    loss.backward()
+    peer = monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)(scores.detach().float(), labels())
+    torch.testing.assert_close(loss.detach(), peer)
+    assert network.weight.grad.abs().max() > 0

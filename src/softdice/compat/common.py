@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -91,28 +90,16 @@ def one_hot(labels: Tensor, channels: int) -> Tensor:
     return labels == torch.arange(channels, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
 
 
-def hard(target: Tensor) -> None:
-    """Refuse per-class values between 0 and 1 where the other library's formula for them is no sum over voxels."""
-    if target.is_floating_point():
-        _zeros_and_ones(target, "a target of zeros and ones", "values such as ", "Round it, or use softdice.FocalLoss.")
+def hard(values: Tensor, what: str = "target", advice: str = "Round it, or use softdice.FocalLoss.") -> Tensor:
+    """Per-class values or a mask -> the same, all 0 or 1; the formulas for values between are no sums over voxels."""
 
+    def error(value: object = validation.UNSEEN, count: object = validation.SOME) -> str:
+        got = f"values such as {value:g}" if isinstance(value, float) else f"{value}"
+        return validation.message(f"a {what} of zeros and ones", got, advice)
 
-def binary_mask(mask: Tensor) -> Tensor:
-    """A mask of zeros and ones -> bool; an error for anything between."""
-    advice = "Fractional masks enter the libraries' sums squared; pass voxel_weight to a softdice loss."
-    _zeros_and_ones(mask, "a mask of zeros and ones", "", advice)
-    return mask != 0
-
-
-def _zeros_and_ones(values: Tensor, expected: str, such: str, advice: str) -> None:
-    error = partial(_between, expected, such, advice)
-    validation.check((values != 0) & (values != 1), None, values, error)
-
-
-def _between(
-    expected: str, such: str, advice: str, value: object = validation.UNSEEN, count: object = validation.SOME
-) -> str:
-    return validation.message(expected, f"{such}{value:g}" if isinstance(value, float) else f"{value}", advice)
+    if values.dtype != torch.bool:
+        validation.check((values != 0) & (values != 1), None, values, error)
+    return values
 
 
 # --- its pass

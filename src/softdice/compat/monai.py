@@ -1,7 +1,7 @@
 """MONAI's overlap losses (monai.losses), their constructors and numbers, from one pass over the voxels.
 
 `from softdice.compat.monai import DiceLoss` in the place of `from monai.losses import DiceLoss`. MONAI itself is not
-imported. Written after MONAI 1.6.1.
+imported. The arguments are those of the class of that name there, of MONAI 1.6.1; what differs is said.
 
 Example:
     >>> import torch
@@ -65,7 +65,7 @@ class _MonaiLoss(common.DropIn):
             keep = target != ignored
             return torch.where(keep, target, 0), keep, None
         if 0 <= ignored < target.shape[1]:
-            return target, ~common.binary_mask(target[:, ignored : ignored + 1]), None
+            return target, _mask(target[:, ignored : ignored + 1]) == 0, None
         return target, target.sum(1, keepdim=True) > 0, None
 
     def counted(self, stats: OverlapStatistics) -> OverlapStatistics:
@@ -97,6 +97,12 @@ class _MonaiLoss(common.DropIn):
 
 def _ignored(option: str) -> None:
     warnings.warn(f"single channel prediction, `{option}` ignored.", stacklevel=5)
+
+
+def _mask(mask: Tensor) -> Tensor:
+    return common.hard(
+        mask, "mask", "Fractional masks enter MONAI's sums squared; pass voxel_weight to a softdice loss."
+    )
 
 
 # --- overlap: Dice, generalized Dice, Tversky, MCC
@@ -181,9 +187,8 @@ class _DiceOptions(_OverlapLoss):
 class DiceLoss(_DiceOptions):
     """input, target -> 1 - (2 I + smooth_nr) / (P + T + smooth_dr), per sample and class, then reduced.
 
-    Args:
-        as monai.losses.DiceLoss. sigmoid and softmax run inside the pass; other_act is applied before it. With
-        soft_label and no sigmoid or softmax, input must hold probabilities: it is checked.
+    sigmoid and softmax run inside the pass; other_act is applied before it. With soft_label and no sigmoid or softmax,
+    input must hold probabilities: it is checked.
 
     Shapes: input (B, C, *S); target (B, C, *S), or (B, 1, *S) labels with to_onehot_y.
 
@@ -218,9 +223,6 @@ class MaskedDiceLoss(DiceLoss):
     MONAI multiplies the label map by the mask before one_hot, so with to_onehot_y every masked voxel counts as truth of
     class 0; that number is kept. `softdice.SoftDiceLoss(...)(input, target, voxel_weight=mask)` leaves them out.
 
-    Args:
-        as monai.losses.MaskedDiceLoss.
-
     Shapes: as DiceLoss; mask (B, 1, *S) or (1, 1, *S), zeros and ones.
 
     Example:
@@ -237,7 +239,7 @@ class MaskedDiceLoss(DiceLoss):
             warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=3)
             return super().forward(input, target)
         _fitting_mask(mask, input)
-        keep = common.binary_mask(mask).expand(input.shape[0], 1, *input.shape[2:])
+        keep = (_mask(mask) != 0).expand(input.shape[0], 1, *input.shape[2:])
         stats = self.statistics(input, target, self.reads, keep)
         if self.to_onehot_y and input.shape[1] > 1:
             masked = (~keep).flatten(1).sum(1, keepdim=True)  # (B, 1): truth of class 0, by MONAI's order of steps
@@ -265,9 +267,6 @@ class GeneralizedDiceLoss(_GeneralizedDiceOptions):
     An absent class takes the largest weight of the others. MONAI's smoothing is kept: added to sums that the weights
     have made small, it decides the loss of large volumes, and with no class present the loss is 0 whatever is
     predicted. `softdice.GeneralizedDiceLoss` normalises the weights instead.
-
-    Args:
-        as monai.losses.GeneralizedDiceLoss.
 
     Example:
         >>> loss = GeneralizedDiceLoss(to_onehot_y=True, softmax=True)
@@ -297,9 +296,6 @@ class GeneralizedDiceLoss(_GeneralizedDiceOptions):
 class TverskyLoss(_OverlapLoss):
     """input, target -> 1 - (I + smooth_nr) / (I + alpha FP + beta FN + smooth_dr), per sample and class, then reduced.
 
-    Args:
-        as monai.losses.TverskyLoss; alpha prices false positives, beta false negatives.
-
     Example:
         >>> loss = TverskyLoss(to_onehot_y=True, softmax=True, alpha=0.3, beta=0.7)
         >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[0, 1]]]))
@@ -328,9 +324,6 @@ class TverskyLoss(_OverlapLoss):
 @common.declared
 class MCCLoss(_OverlapLoss):
     """input, target -> 1 - MCC, (I V - P T + smooth_nr) / sqrt(P T (V - P) (V - T) + smooth_dr), 0 if all is right.
-
-    Args:
-        as monai.losses.MCCLoss.
 
     Example:
         >>> loss = MCCLoss(to_onehot_y=True, softmax=True)
@@ -367,9 +360,8 @@ class MCCLoss(_OverlapLoss):
 class FocalLoss(_MonaiLoss):
     """input, target -> mean focal loss over voxels and classes; a sigmoid, or with use_softmax a softmax, of logits.
 
-    Args:
-        as monai.losses.FocalLoss. reduction="none" gives a map of the voxels there and is refused here. With a sigmoid
-        the target must be zeros and ones. An alpha with a sigmoid costs a mask per channel.
+    reduction="none" gives a map of the voxels there and is refused here. With a sigmoid the target must be zeros and
+    ones. An alpha with a sigmoid costs a mask per channel.
 
     Example:
         >>> loss = FocalLoss(to_onehot_y=True, gamma=0.0)
@@ -410,8 +402,8 @@ class FocalLoss(_MonaiLoss):
             alpha = self._alpha(input.shape[1])
             sides: dict[str, Any] = {"positive": alpha, "negative": 1 - alpha if alpha.ndim == 0 else 1.0}
             focal = common.balanced(input, target, weight, field="focal", gamma=self.gamma, **sides)
-            voxels = torch.ones_like(input[:, :1]) if weight is None else weight
-            stats = OverlapStatistics({"focal": focal, "voxels": voxels.flatten(1).sum(1, keepdim=True)})
+            keep = torch.ones_like(input[:, :1], dtype=torch.bool) if weight is None else weight
+            stats = OverlapStatistics({"focal": focal, "voxels": keep.flatten(1).sum(1, keepdim=True).to(focal)})
         else:
             activation = "softmax" if self.use_softmax else "sigmoid"
             settings: dict[str, Any] = {"activation": activation, "ignore_index": ignored, "gamma": self.gamma}
@@ -460,9 +452,6 @@ class DiceCELoss(_DiceOptions):
     One pass with softmax=True (sigmoid=True for a single channel); another activation of the Dice term, label_smoothing
     or a weight of a single channel costs a second one. Whatever stands in `dice`, `cross_entropy`,
     `binary_cross_entropy`, or a subclass's `ce` or `bce`, is called.
-
-    Args:
-        as monai.losses.DiceCELoss.
 
     Example:
         >>> loss = DiceCELoss(to_onehot_y=True, softmax=True, lambda_dice=0.0)
@@ -528,9 +517,7 @@ class DiceFocalLoss(_DiceOptions):
     """input, target -> lambda_dice DiceLoss + lambda_focal FocalLoss (of a sigmoid, whatever the Dice term has).
 
     One pass with sigmoid=True and no alpha, else two. Whatever stands in `dice` or `focal` is called.
-
-    Args:
-        as monai.losses.DiceFocalLoss; reduction="none" would be a map of the voxels and is refused.
+    reduction="none" would be a map of the voxels and is refused.
 
     Example:
         >>> loss = DiceFocalLoss(sigmoid=True, lambda_dice=0.0, gamma=0.0)
@@ -564,9 +551,7 @@ class GeneralizedDiceFocalLoss(_GeneralizedDiceOptions):
     """input, target -> lambda_gdl GeneralizedDiceLoss + lambda_focal FocalLoss (of a sigmoid).
 
     One pass with sigmoid=True, else two. Whatever stands in `generalized_dice` or `focal` is called.
-
-    Args:
-        as monai.losses.GeneralizedDiceFocalLoss; reduction="none" would be a map of the voxels and is refused.
+    reduction="none" would be a map of the voxels and is refused.
 
     Example:
         >>> loss = GeneralizedDiceFocalLoss(sigmoid=True, lambda_gdl=0.0, gamma=0.0)
@@ -598,14 +583,13 @@ def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tenso
     _fitting_channels(input, target)
     dice = common.part(getattr(loss, name), DiceLoss, GeneralizedDiceLoss)
     focal = common.part(loss.focal, FocalLoss)
-    if dice and focal and dice.sigmoid and focal.alpha is None and not focal.use_softmax:
-        alike = [(p.include_background, p.to_onehot_y, getattr(p, "ignore_index", None)) for p in (dice, focal)]
-        if alike[0] == alike[1]:
-            if not (dice.to_onehot_y and input.shape[1] > 1):
-                common.hard(target)
-            stats = dice.statistics(input, target, (*dice.reads, *FOCAL), gamma=focal.gamma)
-            second = focal.from_statistics(focal.counted(stats))
-            return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
+    shared = dice and focal and dice.sigmoid and focal.alpha is None and not focal.use_softmax
+    if shared and (dice.to_onehot_y, getattr(dice, "ignore_index", None)) == (focal.to_onehot_y, focal.ignore_index):
+        if not (dice.to_onehot_y and input.shape[1] > 1):
+            common.hard(target)
+        stats = dice.statistics(input, target, (*dice.reads, *FOCAL), gamma=focal.gamma)
+        second = focal.from_statistics(focal.counted(stats))
+        return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
     truth = target
     if loss.to_onehot_y and not (dice and focal):  # what MONAI hands to the parts
         truth = common.one_hot(target, input.shape[1]).to(input.dtype)

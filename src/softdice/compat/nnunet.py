@@ -133,9 +133,6 @@ def _dice(dice_class: type[nn.Module], nonlin: Nonlinearity, keywords: dict[str,
 class RobustCrossEntropyLoss(common.CrossEntropyLoss):
     """input, target -> torch's cross-entropy, of labels with a channel dimension or without one, floats too.
 
-    Args:
-        as torch.nn.CrossEntropyLoss.
-
     Shapes: input (B, C, *S) logits; target (B, 1, *S) or (B, *S) labels.
 
     Example:

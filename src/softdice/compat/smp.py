@@ -1,6 +1,7 @@
 """segmentation_models_pytorch's overlap losses, their constructors and numbers, from one pass.
 
-`from softdice.compat import smp` in the place of `segmentation_models_pytorch.losses`. Written after smp 0.6.0.
+`from softdice.compat import smp` in the place of `segmentation_models_pytorch.losses`. The arguments are those of the
+class of that name there, of smp 0.6.0; what differs is said.
 """
 
 from __future__ import annotations
@@ -125,9 +126,6 @@ class _OverlapModeLoss(_ModeLoss):
 class DiceLoss(_OverlapModeLoss):
     """y_pred, y_true -> mean over classes of 1 - Dice (or -ln Dice), over the whole batch; an absent class costs 0.
 
-    Args:
-        as segmentation_models_pytorch.losses.DiceLoss.
-
     Shapes: y_pred (N, C, *S); y_true (N, *S) for binary and multiclass, (N, C, *S) for multilabel.
 
     Example:
@@ -142,9 +140,6 @@ class DiceLoss(_OverlapModeLoss):
 @common.declared
 class JaccardLoss(_OverlapModeLoss):
     """y_pred, y_true -> mean over classes of 1 - Jaccard (or -ln Jaccard), over the batch; an absent class costs 0.
-
-    Args:
-        as segmentation_models_pytorch.losses.JaccardLoss.
 
     Example:
         >>> loss = JaccardLoss("multiclass")
@@ -163,9 +158,6 @@ class TverskyLoss(_OverlapModeLoss):
 
     `softdice.FocalTverskyLoss` takes it per class, as the paper does. A loss of 0 has a gradient of 0 with gamma < 1,
     too, where smp's is nan (an empty mask, a perfect prediction).
-
-    Args:
-        as segmentation_models_pytorch.losses.TverskyLoss; alpha prices false positives, beta false negatives.
 
     Example:
         >>> loss = TverskyLoss("multiclass", alpha=0.3, beta=0.7, gamma=2.0)
@@ -187,9 +179,6 @@ class TverskyLoss(_OverlapModeLoss):
 @common.declared
 class MCCLoss(common.DropIn):
     """y_pred, y_true -> 1 - MCC of a single class over the batch, eps added to each of TP, TN, FP and FN.
-
-    Args:
-        as segmentation_models_pytorch.losses.MCCLoss.
 
     Shapes: y_pred (N, 1, *S) or (N, *S), probabilities; y_true likewise.
 
