@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import test_agreement
 import torch
-from test_agreement import FOCAL, TINY, UNION, failing, hard_cases
+from test_agreement import hard_cases
 from test_kernels import case, operator_arguments, sums_and_gradient
 from torch import Tensor
 
@@ -59,10 +59,7 @@ class TestAgreement:
     def test_drawn_problems(self, activation: str) -> None:
         test_agreement.agree_on_drawn("triton", activation, hard=False, examples=20, shrink=False, most_elements=1500)
 
-    @pytest.mark.parametrize(
-        "activation",
-        [pytest.param("softmax", marks=failing(UNION, FOCAL)), "sigmoid", pytest.param("none", marks=failing(TINY))],
-    )
+    @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
     def test_drawn_hard_values(self, activation: str) -> None:
         test_agreement.agree_on_drawn("triton", activation, hard=True, examples=40, shrink=False, most_elements=1000)
 

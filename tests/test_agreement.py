@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import softdice
-from softdice.reference import FIELDS
+from softdice.settings import FIELDS
 
 KERNELS = [name for name in BACKENDS if name != "reference"]
 
@@ -259,25 +258,6 @@ def one_outcome(problem: Problem) -> bool:
     return problem.keywords["activation"] == "softmax" and all(len(region) == C for region in regions)
 
 
-# --- what is known to fail ----------------------------------------------------------------------------------------
-
-UNION = "-ln of a union's p is taken from the sum of p: it sticks at 87.34, with a gradient of 0, once p underflows"
-FOCAL = "focal with gamma < 1: where p rounds above 1 the gradient is unbounded"
-OFFSET = "-ln p as (m + ln s) - x loses digits under a common offset of the logits"
-INFINITE = "a logit of -inf for a class that is not the true one gives nan on the general path"
-TINY = "float64 probabilities below 1.2e-38 cost 87.34, the float32 limit"
-CONFIDENT = "sigmoid cross-entropy of confident, right voxels: log1p is folded away, and p - y rounds to 0"
-LABELS = "labels outside int32 count as ignored when ignore_index is outside int32"
-UNSIGNED = "labels of dtype uint16, uint32 and uint64 are refused"
-LAYOUT = "a batch of one in channels-last is copied, and its gradient comes out contiguous"
-SWITCHED_OFF = "a region whose classes all have a logit of -inf: its logsumexp has a gradient of nan"
-ZERO = "a class of probability 0 in a union gets no gradient: each class is bounded, not their sum"
-
-
-def failing(*reasons: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(reason="; ".join(reasons), strict=True)
-
-
 # --- the tests ----------------------------------------------------------------------------------------------------
 
 
@@ -402,30 +382,15 @@ def hard_rows(classes: Sequence[int] = (2, 3, 4, 5, 12, 14)) -> list[Row]:
     return rows
 
 
-KNOWN = [
-    (r"-inf is a region", "reference", BOTH, SWITCHED_OFF),
-    (r"p of 0 in a union", "reference", BOTH, ZERO),
-    (r"unions? that underflow", "triton", BOTH, UNION),
-    (r"p above 1, gamma (0\.[259]|1)", "triton", BOTH, FOCAL),
-    (r"p of 1e-100", "triton", BOTH, TINY),
-    (r"right at [1-9]", "triton", BOTH, CONFIDENT),
-]
-"""Which rows fail, on which backend, for which dtypes of the input, and why."""
-
-
 def hard_cases(backends: Sequence[str], one_dtype: bool = False, **rows: Any) -> list[Any]:
-    """Row, backend and dtype of the input, marked where it is known to fail; one_dtype: float32 where a row has it."""
+    """Row, backend and dtype of the input; one_dtype: float32 where a row has it."""
     chosen = []
     for row, backend in itertools.product(hard_rows(**rows), backends):
         narrowest = torch.float32 if torch.float32 in row.dtypes else row.dtypes[0]
-        for dtype in [narrowest] if one_dtype else row.dtypes:
-            marks = [
-                failing(why)
-                for name, on, dtypes, why in KNOWN
-                if on == backend and dtype in dtypes and re.search(name, row.name)
-            ]
-            name = f"{row.name}-{backend}-{str(dtype)[6:]}"
-            chosen.append(pytest.param(row, backend, dtype, id=name, marks=marks))
+        chosen += [
+            pytest.param(row, backend, dtype, id=f"{row.name}-{backend}-{str(dtype)[6:]}")
+            for dtype in ([narrowest] if one_dtype else row.dtypes)
+        ]
     return chosen
 
 
@@ -584,16 +549,9 @@ def test_a_gradient_is_laid_out_as_its_input(
 
 # --- second derivatives of the definition -------------------------------------------------------------------------
 
-NOT_TWICE = [
-    (r"-inf is a region", SWITCHED_OFF),
-]
-
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in hard_rows()])
-def test_the_definition_can_be_differentiated_twice(request: pytest.FixtureRequest, row: Row) -> None:
-    for pattern, why in NOT_TWICE:
-        if re.search(pattern, row.name):
-            request.applymarker(failing(why))
+def test_the_definition_can_be_differentiated_twice(row: Row) -> None:
     x = row.input(torch.float64).requires_grad_()
     with softdice.use_backend("reference"):
         stats = softdice.overlap_statistics(x, torch.tensor(row.labels).unsqueeze(0), **row.keywords)

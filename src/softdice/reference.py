@@ -76,14 +76,15 @@ def statistics(
     )
     share = settings.label_smoothing / outcomes(input.shape[1], settings.activation)
     y = (1 - settings.label_smoothing) * true_BCV + share if settings.label_smoothing else true_BCV
-    p, q, n = prob_BCV, 1 - prob_BCV, 1 - y
-    symbols = {"p": p, "q": q, "y": y, "n": n, "t": true_BCV, "a": 0.0, "b": 0.0}
+    p, n = prob_BCV, 1 - y
+    symbols = {"p": p, "y": y, "n": n, "t": true_BCV, "a": 0.0, "b": 0.0}
     if minus_log_p_BCV is not None:
         symbols["a"] = torch.where(y == 0, 0.0, minus_log_p_BCV)
     if minus_log_q_BCV is not None:
         symbols["b"] = torch.where(n == 0, 0.0, minus_log_q_BCV)
-    if any(statistic.names("u", "v") for statistic in wanted):
-        symbols |= {"u": _power(q, settings.gamma), "v": _power(p, settings.gamma)}
+    if any(statistic.names("q", "u", "v") for statistic in wanted):
+        q = (-value_BCV).sigmoid() if settings.activation == "sigmoid" else (1 - p).clamp_min(0)
+        symbols |= {"q": q, "u": _power(q, settings.gamma), "v": _power(p, settings.gamma)}
     if "difference" in settings.fields:
         symbols["d"] = (p - y) ** 2 if settings.power == 2 else _power((p - y).abs(), settings.power)
     terms = {statistic.name: statistic.value(**symbols) for statistic in wanted}
@@ -123,9 +124,14 @@ def _probabilities(
     # of a union the difference of two logsumexps: the logarithm of a sum of p would end where p underflows
     most_B1V = value_BCV.detach().amax(1, keepdim=True)
     away_BCV = value_BCV - torch.where(most_B1V.isfinite(), most_B1V, 0.0)
-    whole_B1V = away_BCV.logsumexp(1, keepdim=True)
-    parts = [away_BCV.masked_fill(row, -torch.inf).logsumexp(1) for row in ~regions.unsqueeze(-1)]
-    return prob_BCV, whole_B1V - torch.stack(parts, dim=1), None
+    parts = [_logsumexp(away_BCV.masked_fill(row, -torch.inf)) for row in ~regions.unsqueeze(-1)]
+    return prob_BCV, (_logsumexp(away_BCV).unsqueeze(1) - torch.stack(parts, dim=1)), None
+
+
+def _logsumexp(value_BCV: Tensor) -> Tensor:
+    """(B, C, V) -> (B, V); -inf with a gradient of 0 where all of a voxel is -inf, for which torch has nan."""
+    off_BV = value_BCV.detach().amax(1).isneginf()
+    return torch.where(off_BV.unsqueeze(1), 0.0, value_BCV).logsumexp(1).masked_fill(off_BV, -torch.inf)
 
 
 def _true_values(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ the documentation. A new statistic is a line of STATISTICS.
     d, e    abs(p - y)^power, and its derivative by p
     j       dp/dx: p for a softmax (the rest of its Jacobian couples the classes), p q for a sigmoid, else 1
     s, r    -da/dx and db/dx: 1 and 0 for a softmax, q and p for a sigmoid, 1 / p and 0 else
-    f, g    a s / q and b r / p, finite where q or p is 0
+    f, g    p a s / q and q b r / p, finite where q or p is 0
     ======  ================================================================================================
 """
 
@@ -82,7 +82,7 @@ STATISTICS = (
         "focal",
         "sum w (y (1 - p)^gamma (-ln p) + (1 - y) p^gamma (-ln(1 - p)))",
         "y * u * a + n * v * b",
-        "n * v * (gamma * q * g + r) - y * u * (gamma * p * f + s)",
+        "n * v * (gamma * g + r) - y * u * (gamma * f + s)",
     ),
     Statistic("voxels", "sum w", "1", "0"),
     Statistic("labelled", "sum w y, before label smoothing: 0 where a class is absent", "t", "0"),

@@ -224,7 +224,7 @@ def backward(kind: Kind) -> Any:
                 if OWN:
                     own_slope(x, xo, ld, e, block, m, r, ls, w, t, n, s, coef, dot, own)
                 if UNION:
-                    region_gradient(job.member, x, xo, ld, C, K, n, m, r, w, e, block, z, h, dot, g, go, gld)
+                    region_gradient(job.member, x, xo, ld, C, K, n, m, r, w, e, block, z, h, g, go, gld)
                 else:
                     for k in range(C):
                         yo = _row(job.target, b, k, v0, n, y) if VALUES else zero

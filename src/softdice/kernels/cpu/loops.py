@@ -129,7 +129,7 @@ def _symbols(kind: Kind, R: Any) -> Any:
         q, y = complement(p), s.keep * t + s.share
         a = ZERO if y == ZERO else ls + (m - x)
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
-        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, p, ONE, ZERO, ratio(a, q), ZERO, s.gamma
+        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, p, ONE, ZERO, p * ratio(a, q), ZERO, s.gamma
 
     @jit
     def of_sigmoid(x, ex, m, r, ls, t, s):
@@ -142,15 +142,15 @@ def _symbols(kind: Kind, R: Any) -> Any:
         a = ZERO if y == ZERO else both + (-x if x < ZERO else ZERO)
         b = ZERO if y == ONE else both + (x if x > ZERO else ZERO)
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
-        return p, q, y, ONE - y, t, a, b, u, v, d, e, p * q, q, p, a, b, s.gamma
+        return p, q, y, ONE - y, t, a, b, u, v, d, e, p * q, q, p, p * a, q * b, s.gamma
 
     @jit
     def of_probability(p, ex, m, r, ls, t, s):
         q, y = complement(p), s.keep * t + s.share
         a = ZERO if y == ZERO else -log(SMALL if p < SMALL else p)
-        slope = ZERO if p < SMALL else ONE / p
+        slope, f = (ZERO, ZERO) if p < SMALL else (ONE / p, ratio(a, q))
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
-        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, ONE, slope, ZERO, ratio(a, q) * slope, ZERO, s.gamma
+        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, ONE, slope, ZERO, f, ZERO, s.gamma
 
     return {"softmax": of_softmax, "sigmoid": of_sigmoid, "none": of_probability}[kind.activation]
 

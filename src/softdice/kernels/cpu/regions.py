@@ -123,7 +123,6 @@ def unions(kind: Any) -> Unions:
         eld,
         z,
         h,
-        dot,
         g,
         go,
         gld,
@@ -132,15 +131,17 @@ def unions(kind: Any) -> Unions:
         for c in range(C):
             to = go + c * gld
             for v in range(n):
-                g[to + v] = -(e[c * eld + v] * r[v] * dot[v]) if SOFTMAX else ZERO
+                g[to + v] = ZERO
             for k in range(K):
-                if member[k, c]:
-                    for v in range(n):
-                        share = ONE
-                        if SOFTMAX:
-                            value = x[xo + c * ld + v] if w[v] > ZERO else ZERO
+                inside = member[k, c] != 0
+                for v in range(n):
+                    share = ONE if inside else ZERO
+                    if SOFTMAX:
+                        value = x[xo + c * ld + v] if w[v] > ZERO else ZERO
+                        if inside:
                             share = exp(value - m[v] - z[k * eld + v]) if value > LOWEST else ZERO
-                        g[to + v] += share * h[k * eld + v]
+                        share -= e[c * eld + v] * r[v]
+                    g[to + v] += share * h[k * eld + v]
             for v in range(n):
                 g[to + v] = g[to + v] * w[v] if w[v] > ZERO else ZERO
 

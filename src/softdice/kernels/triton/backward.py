@@ -1,10 +1,12 @@
 """dL/dsums, logits, target -> dL/dlogits: the backward kernel (Triton).
 
-With q = dL/dp, but for the logarithms k = p dL/dp (softmax) or dL/dx (sigmoid), which stay finite at p = 0:
+With q what the steep slopes of `softdice.kernels.triton.declared` add up to and k the straight ones:
 
     softmax   dx_c = w (p_c (q_c - sum_j (p_j q_j + k_j)) + k_c)
     sigmoid   dx_c = w (p_c (1 - p_c) q_c + k_c)
-    none      dx_c = w q_c
+    none      dx_c = w (q_c + k_c)
+
+Of unions r under a softmax dx_c = w sum_r (s_rc - p_c) (p_r q_r + k_r); a class in r has the share s_rc = p_c / p_r.
 """
 
 # mypy: allow-untyped-defs
@@ -17,74 +19,21 @@ import triton.language as tl
 
 from softdice.kernels.triton.math import (
     LN2,
+    LOG2E,
+    LOWEST,
     SIGMOID,
     SOFTMAX,
-    TINY,
     class_tile,
-    minus_log,
-    power,
+    complement,
+    not_zero,
+    of_sigmoid,
     region_tiles,
-    sigmoid,
-    sigmoid_logs,
     softmax_given,
     softmax_rows,
     softmax_tile,
+    symbols,
     voxels,
 )
-
-
-@triton.jit
-def _coefficient(grad, at: tl.constexpr, b, k, gF, gB, gK, K: tl.constexpr, KT: tl.constexpr, W: tl.constexpr):
-    """dL/d(statistic) of each class, [KT, 1]; 0 for a statistic that nobody asked for."""
-    value = tl.zeros([KT], W)
-    if at >= 0:
-        value = tl.load(grad + at * gF + b * gB + k * gK, mask=k < K, other=0.0).to(W)
-    return value[:, None]
-
-
-@triton.jit
-def _slopes(
-    p, y, nlp, nlq, gi, gp, gq, gd, ge, gf, I: tl.constexpr, P: tl.constexpr, Q: tl.constexpr,  # noqa: E741
-    D: tl.constexpr, E: tl.constexpr, F: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr,
-    DIRECT: tl.constexpr, ACT: tl.constexpr,
-):  # fmt: skip
-    """p, y -> q and k; DIRECT: the logarithm is that of a softmax, not of a sum of probabilities."""
-    q = p * 0.0
-    k = p * 0.0
-    if P >= 0:
-        q = q + gp
-    if I >= 0:
-        q += gi * y
-    if Q >= 0:
-        q += 2.0 * gq * p
-    if D >= 0:
-        apart = p - y
-        if POWER == 2:
-            q += 2.0 * gd * apart
-        else:
-            sign = tl.where(apart > 0, 1.0, 0.0) - tl.where(apart < 0, 1.0, 0.0)
-            q += POWER * gd * power(tl.abs(apart), POWER - 1) * sign
-    if E >= 0:
-        if ACT == SIGMOID:
-            k += ge * (p - y)
-        elif DIRECT:
-            k -= ge * y
-        else:
-            q -= tl.where(p >= TINY, ge * y / tl.maximum(p, TINY), 0.0)
-    if F >= 0:
-        if ACT == SIGMOID:
-            k -= gf * y * power(1.0 - p, GAMMA) * (GAMMA * p * nlp + (1.0 - p))
-            k += gf * (1.0 - y) * power(p, GAMMA) * (GAMMA * (1.0 - p) * nlq + p)
-        else:
-            if GAMMA == 0:  # noqa: SIM108 - the branch is taken when compiling
-                slope = -gf * y
-            else:
-                slope = -gf * y * power(1.0 - p, GAMMA - 1) * (GAMMA * p * nlp + (1.0 - p))
-            if DIRECT:
-                k += slope
-            else:
-                q += tl.where(p >= TINY, slope / tl.maximum(p, TINY), 0.0)
-    return q, k
 
 
 @triton.jit
@@ -97,39 +46,38 @@ def _store(out, c, v, inside, dx, w, oC, oV, C: tl.constexpr, MASKED: tl.constex
 
 
 @triton.jit
-def _tile(
-    x, target, value, p, d, log_sum, t, w, k, v, inside, tC, tV, gi, gp, gq, gd, ge, gf,
-    C: tl.constexpr, ACT: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr, I: tl.constexpr,  # noqa: E741
-    P: tl.constexpr, Q: tl.constexpr, D: tl.constexpr, E: tl.constexpr, F: tl.constexpr,
-    GAMMA: tl.constexpr, POWER: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr, KT: tl.constexpr,
-    W: tl.constexpr,
+def _slopes(
+    coefficients, value, p, d, log_sum, y, k, K: tl.constexpr, KT: tl.constexpr, KEEP: tl.constexpr,
+    SHARE: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr, ACT: tl.constexpr, LOGS: tl.constexpr,
+    POWERS: tl.constexpr, APART: tl.constexpr, STEEP: tl.constexpr, STRAIGHT: tl.constexpr,
 ):  # fmt: skip
-    """Probabilities of some classes -> their q and k, and y before smoothing."""
+    """Some classes or regions -> p, 1 - p, their steep and straight slopes. d, log_sum: -ln p = (log_sum - d) ln 2."""
+    a, other = p, p
+    if ACT == SIGMOID:
+        p, q, a, other = of_sigmoid(value, LOGS)
+    else:
+        q = complement(p)
+        a = (log_sum[None, :] - d) * LN2 if ACT == SOFTMAX else -tl.log2(not_zero(p)) * LN2
+    if K % KT != 0:  # no infinite logarithm beyond the last class
+        a = tl.where((k < K)[:, None], a, 0.0)
+    known = symbols(p, q, a, other, y, KEEP, SHARE, GAMMA, POWER, ACT, LOGS, POWERS, APART)
+    steep = STEEP(coefficients, known)
+    straight = STRAIGHT(coefficients, known)
+    if K % KT != 0:
+        steep = tl.where((k < K)[:, None], steep, 0.0)
+        straight = tl.where((k < K)[:, None], straight, 0.0)
+    return p, q, steep, straight
+
+
+@triton.jit
+def _truth(target, t, w, k, v, inside, tC, tV, C: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
+           KT: tl.constexpr, W: tl.constexpr):  # fmt: skip
+    """y of some classes, before smoothing."""
     if HARD:
         y = tl.where(t[None, :] == k[:, None], 1.0, 0.0).to(W)
     else:
         y = class_tile(target, k, v, inside, w, tC, tV, C, KT, MASKED, 0.0, W)
-    nlp = p
-    nlq = p
-    if F >= 0:
-        if ACT == SIGMOID:
-            nlp, nlq = sigmoid_logs(value)
-        elif ACT == SOFTMAX:
-            nlp = (log_sum[None, :] - d) * LN2
-            if HARD and KEEP == 1.0:  # an infinite logarithm elsewhere is none of this class
-                nlp = tl.where(y > 0, nlp, 0.0)
-            elif C % KT != 0:
-                nlp = tl.where((k < C)[:, None], nlp, 0.0)
-        else:
-            nlp = minus_log(p)
-    smooth = y
-    if KEEP != 1.0:
-        smooth = KEEP * y + SHARE
-    q, kk = _slopes(p, smooth, nlp, nlq, gi, gp, gq, gd, ge, gf, I, P, Q, D, E, F, GAMMA, POWER, ACT == SOFTMAX, ACT)
-    if C % KT != 0:  # beyond the last class
-        q = tl.where((k < C)[:, None], q, 0.0)
-        kk = tl.where((k < C)[:, None], kk, 0.0)
-    return q, kk, y
+    return y
 
 
 @triton.jit(do_not_specialize=["programs", "steps", "ignore"])
@@ -137,25 +85,20 @@ def backward_kernel(
     grad, x, target, weight, member, out, V, programs, steps, gF, gB, gK, xB, xC, xV, tB, tC, tV, wB,
     wV, oB, oC, oV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
-    I: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, D: tl.constexpr, E: tl.constexpr,  # noqa: E741
-    F: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr,
+    LOGS: tl.constexpr, POWERS: tl.constexpr, APART: tl.constexpr, TAKE: tl.constexpr, STEEP: tl.constexpr,
+    STRAIGHT: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr,
     CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """I, P ... are the places of the statistics in `grad`, -1 for those that nobody asked for."""
+    """TAKE, STEEP and STRAIGHT are the statistics' slopes (`softdice.kernels.triton.declared`)."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
     task = tl.program_id(0).to(tl.int64)
     b = task // programs
     xb = x + b * xB
     tb = target + b * tB
     ob = out + b * oB
+    gb = grad + b * gB
     k = (tl.program_id(1) * KT + tl.arange(0, KT)).to(tl.int64)
-    if REGIONS or ACT != SOFTMAX or C <= KT:  # one set of classes: their coefficients stay in registers
-        gi = _coefficient(grad, I, b, k, gF, gB, gK, K, KT, W)
-        gp = _coefficient(grad, P, b, k, gF, gB, gK, K, KT, W)
-        gq = _coefficient(grad, Q, b, k, gF, gB, gK, K, KT, W)
-        gd = _coefficient(grad, D, b, k, gF, gB, gK, K, KT, W)
-        ge = _coefficient(grad, E, b, k, gF, gB, gK, K, KT, W)
-        gf = _coefficient(grad, F, b, k, gF, gB, gK, K, KT, W)
+    given = TAKE(gb, k, gF, gK, k < K, W)  # where there is one set of classes, they stay in registers
     for step in tl.range(0, steps, num_stages=STAGES):
         tile = task % programs + step * programs
         v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
@@ -168,27 +111,32 @@ def backward_kernel(
             log_sum = w
             if ACT == SOFTMAX:
                 m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, C, CT, BV, MASKED, W)
-            p, y = region_tiles(
+            p, part, y = region_tiles(
                 xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, tC, tV,
                 C, K, CT, KT, BV, ACT, HARD, MASKED, W,
             )  # fmt: skip
-            if KEEP != 1.0:
-                y = KEEP * y + SHARE
-            q, _k = _slopes(p, y, minus_log(p), p, gi, gp, gq, gd, ge, gf, I, P, Q, D, E, F, GAMMA, POWER, False, ACT)
-            q = tl.where((k < K)[:, None], q, 0.0)
-            dot = tl.sum(p * q, 0)  # sum_j p_j sum_(r with j) q_r
+            p, _q, steep, straight = _slopes(
+                given, p, p, part, log_sum, y, k, K, KT, KEEP, SHARE, GAMMA, POWER, ACT, LOGS, POWERS, APART,
+                STEEP, STRAIGHT,
+            )  # fmt: skip
+            slope = p * steep + straight if ACT == SOFTMAX else steep + straight
             for c0 in range(0, C, CT):
                 c = (c0 + tl.arange(0, CT)).to(tl.int64)
-                pc = class_tile(xb, c, v, inside, w, xC, xV, C, CT, MASKED, 0.0, W)
-                h = tl.zeros([CT, BV], W)
+                value = class_tile(xb, c, v, inside, w, xC, xV, C, CT, MASKED, 0.0, W)
+                dx = tl.zeros([CT, BV], W)
+                pc = dx
+                if ACT == SOFTMAX:
+                    pc, _d = softmax_given(value, m, log_sum)
                 for r in range(K):
                     chosen = tl.load(member + r * C + c, mask=c < C, other=0) > 0
-                    row = tl.sum(tl.where((k == r)[:, None], q, 0.0), 0)
-                    h += tl.where(chosen[:, None], row[None, :], 0.0)
-                if ACT == SOFTMAX:
-                    pc, _d = softmax_given(pc, m, log_sum)
-                    h = pc * (h - dot[None, :])
-                _store(ob, c, v, inside, h * w[None, :], w, oC, oV, C, MASKED)
+                    here = (k == r)[:, None]
+                    share = tl.where(chosen[:, None], 1.0, 0.0).to(W)
+                    if ACT == SOFTMAX:
+                        whole = tl.maximum(tl.sum(tl.where(here, part, 0.0), 0), LOWEST)
+                        power = (tl.maximum(value, LOWEST) - m[None, :]) * LOG2E - whole[None, :]
+                        share = tl.exp2(tl.where(chosen[:, None], power, LOWEST)) - pc
+                    dx += share * tl.sum(tl.where(here, slope, 0.0), 0)[None, :]
+                _store(ob, c, v, inside, dx * w[None, :], w, oC, oV, C, MASKED)
         elif ACT == SOFTMAX and C > KT:  # maximum and sum, then sum_j p_j q_j + k_j, then the gradient
             m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, C, KT, BV, MASKED, W)
             dot = tl.zeros([BV], W)
@@ -197,42 +145,34 @@ def backward_kernel(
                     c = (c0 + tl.arange(0, KT)).to(tl.int64)
                     value = class_tile(xb, c, v, inside, w, xC, xV, C, KT, MASKED, float("-inf"), W)
                     p, d = softmax_given(value, m, log_sum)
-                    q, kk, y = _tile(
-                        x, tb, value, p, d, log_sum, t, w, c, v, inside, tC, tV,
-                        _coefficient(grad, I, b, c, gF, gB, gK, K, KT, W),
-                        _coefficient(grad, P, b, c, gF, gB, gK, K, KT, W),
-                        _coefficient(grad, Q, b, c, gF, gB, gK, K, KT, W),
-                        _coefficient(grad, D, b, c, gF, gB, gK, K, KT, W),
-                        _coefficient(grad, E, b, c, gF, gB, gK, K, KT, W),
-                        _coefficient(grad, F, b, c, gF, gB, gK, K, KT, W),
-                        C, ACT, HARD, MASKED, I, P, Q, D, E, F, GAMMA, POWER, KEEP, SHARE, KT, W,
+                    p, _q, steep, straight = _slopes(
+                        TAKE(gb, c, gF, gK, c < K, W), value, p, d, log_sum,
+                        _truth(tb, t, w, c, v, inside, tC, tV, C, HARD, MASKED, KT, W), c, K, KT, KEEP, SHARE, GAMMA,
+                        POWER, ACT, LOGS, POWERS, APART, STEEP, STRAIGHT,
                     )  # fmt: skip
                     if turn == 0:
-                        dot += tl.sum(p * q + kk, 0)
+                        dot += tl.sum(p * steep + straight, 0)
                     else:
-                        dx = w[None, :] * (p * (q - dot[None, :]) + kk)
+                        dx = w[None, :] * (p * (steep - dot[None, :]) + straight)
                         _store(ob, c, v, inside, dx, w, oC, oV, C, MASKED)
         else:
             FILL: tl.constexpr = float("-inf") if ACT == SOFTMAX else 0.0
             value = class_tile(xb, k, v, inside, w, xC, xV, C, KT, MASKED, FILL, W)
-            p = value
-            d = value
-            log_sum = w
+            p, d, log_sum = value, value, w
             if ACT == SOFTMAX:
                 p, d, log_sum = softmax_tile(value)
-            elif ACT == SIGMOID:
-                p = sigmoid(value)
-            q, kk, y = _tile(
-                x, tb, value, p, d, log_sum, t, w, k, v, inside, tC, tV, gi, gp, gq, gd, ge, gf,
-                C, ACT, HARD, MASKED, I, P, Q, D, E, F, GAMMA, POWER, KEEP, SHARE, KT, W,
+            y = _truth(tb, t, w, k, v, inside, tC, tV, C, HARD, MASKED, KT, W)
+            p, q, steep, straight = _slopes(
+                given, value, p, d, log_sum, y, k, K, KT, KEEP, SHARE, GAMMA, POWER, ACT, LOGS, POWERS, APART,
+                STEEP, STRAIGHT,
             )  # fmt: skip
             if ACT == SOFTMAX:
-                if HARD:  # q of the true class is taken off first: less cancellation where the network is sure
-                    q -= tl.sum(q * y, 0)[None, :]
-                dot = tl.sum(p * q + kk, 0)
-                dx = p * (q - dot[None, :]) + kk
+                if HARD:  # that of the true class is taken off first: less cancellation where the network is sure
+                    steep -= tl.sum(steep * y, 0)[None, :]
+                dot = tl.sum(p * steep + straight, 0)
+                dx = p * (steep - dot[None, :]) + straight
             elif ACT == SIGMOID:
-                dx = p * (1.0 - p) * q + kk
+                dx = p * q * steep + straight
             else:
-                dx = q
+                dx = steep + straight
             _store(ob, k, v, inside, dx * w[None, :], w, oC, oV, C, MASKED)

@@ -17,20 +17,18 @@ import triton.language as tl
 from torch import Tensor
 
 from softdice import validation
-from softdice.kernels.triton import launch
+from softdice.kernels.triton import declared, launch
 from softdice.kernels.triton.backward import backward_kernel
 from softdice.kernels.triton.forward import forward_kernel, rows_kernel
 from softdice.kernels.triton.launch import Tile
 from softdice.reference import outcomes, result_dtype
-from softdice.settings import ACTIVATIONS, FIELDS, Pass
+from softdice.settings import ACTIVATIONS, Pass
 
 INTERPRETED = not isinstance(forward_kernel, triton.runtime.JITFunction)
 """Whether Triton was imported with TRITON_INTERPRET=1: the kernels are then Python that runs on CPU tensors."""
 REGIONS = 32
 """Regions that one launch takes; more of them are done in groups, since their sums are independent."""
 
-LETTERS = dict(zip(FIELDS, ("I", "P", "T", "Q", "R", "D", "E", "F", "N", "LABELLED"), strict=True))
-SLOPED = ("I", "P", "Q", "D", "E", "F")  # those that depend on the logits
 _interpreter = threading.Lock()  # it patches the language while a kernel runs
 
 
@@ -41,10 +39,8 @@ def _same_sum(name: str, hard: bool, smooth: bool) -> str:
     return "target"
 
 
-def arguments(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Pass, rows: list[str]
-) -> dict[str, Any]:
-    """Tensors, settings and the statistics in their order -> what both kernels are called with, by name."""
+def arguments(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Pass) -> dict[str, Any]:
+    """Tensors and settings -> what both kernels are called with, by name."""
     C = input.shape[1]
     columns = C if regions is None else regions.shape[0]
     hard = target.ndim == 2
@@ -69,7 +65,6 @@ def arguments(
         "WEIGHTED": weight is not None,
         "IGNORE": s.ignore_index is not None,
         "REGIONS": regions is not None,
-        **{letter: rows.index(name) if name in rows else -1 for name, letter in LETTERS.items()},
         "GAMMA": float(s.gamma),
         "POWER": float(s.power),
         "KEEP": 1.0 - s.label_smoothing,
@@ -81,14 +76,15 @@ def arguments(
 
 
 def _start(kernel: Any, given: dict[str, Any], grid: tuple[int, int], warps: int) -> None:
-    """Launch on the tensors' device and its current stream, with those arguments that the kernel has."""
+    """Launch on the tensors' device and its current stream, with what the kernel takes and nothing else."""
+    if given.keys() != set(kernel.arg_names):  # the interpreter drops what it does not know
+        raise TypeError(f"{kernel.__name__}: {sorted(given.keys() ^ set(kernel.arg_names))} are missing or unknown")
     device = given["x"].device
     if device.type == "cpu" and not INTERPRETED:
         raise RuntimeError(
             "use_backend('triton'): expected Triton imported with TRITON_INTERPRET=1, got CPU tensors and Triton "
             "imported without it. Set the variable before Python starts."
         )
-    given = {name: value for name, value in given.items() if name in kernel.arg_names}
     if INTERPRETED:
         with _interpreter:
             kernel[grid](**given)
@@ -125,7 +121,8 @@ def _partial(given: dict[str, Any], rows: int, validate: bool, tile: Tile) -> tu
     given = {**given, "programs": programs, "steps": steps, **tile.constants}
     if columns > 1 and given["ACT"] == ACTIVATIONS.index("softmax"):
         maxima, logs = x.new_empty((2, B, V), dtype=partial.dtype).unbind(0)
-        _start(rows_kernel, {**given, "maxima": maxima, "logs": logs}, (B * programs, 1), tile.warps)
+        known = {**given, "maxima": maxima, "logs": logs}
+        _start(rows_kernel, {name: known[name] for name in rows_kernel.arg_names}, (B * programs, 1), tile.warps)
     slack = validation.probability_slack(x.dtype)
     given |= {"maxima": maxima, "logs": logs, "partial": partial, "bad": bad, "ROWS": rows}
     given |= {"VALIDATE": validate, "LOW": -slack, "HIGH": 1 + slack}
@@ -149,7 +146,7 @@ def statistics(
         return torch.cat([sums for sums, _ in parts], dim=2), parts[0][1]
     same = [_same_sum(name, target.ndim == 2, settings.label_smoothing > 0) for name in settings.fields]
     rows = list(dict.fromkeys(same))
-    given = arguments(input, target, weight, regions, settings, rows)
+    given = arguments(input, target, weight, regions, settings) | declared.terms(tuple(rows))
     entry = launch.tile(launch.FORWARD, input.shape[1], _regions(regions), input.element_size(), len(rows))
     tile = launch.tuned(
         ("forward", *_key(given)), entry, lambda tile: _partial(given, len(rows), settings.validate, tile), input.device
@@ -197,10 +194,9 @@ def gradient(
         groups = zip(grad.split(REGIONS, dim=2), regions.split(REGIONS), strict=True)
         parts = [gradient(part, input, target, weight, group, settings) for part, group in groups]
         return torch.stack(parts).sum(0, dtype=result_dtype(input.dtype)).to(input.dtype)
-    given = arguments(input, target, weight, regions, settings, list(settings.fields))
+    given = arguments(input, target, weight, regions, settings) | declared.slopes(settings.fields)
     given |= {"grad": grad} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))
-    slopes = sum(given[letter] >= 0 for letter in SLOPED)
-    entry = launch.tile(launch.BACKWARD, C, _regions(regions), input.element_size(), slopes)
+    entry = launch.tile(launch.BACKWARD, C, _regions(regions), input.element_size(), given.pop("SLOPED"))
     tile = launch.tuned(("backward", *_key(given)), entry, lambda tile: _slope(given, out, tile), input.device)
     _slope(given, out, tile)
     return out

@@ -45,13 +45,14 @@ class Tile(NamedTuple):
         return {"BV": self.voxels, "VECTOR": self.vector, "STAGES": self.stages}
 
 
-# Sixteen elements per thread, whose sums stay in registers. Set by what the compiler makes of it; not yet by a clock.
+# Eight or sixteen elements per thread, whose sums stay in registers: as many as the compiler manages without spilling
+# one (tests/test_triton_compile.py). Not yet set by a clock.
 _VOXELS = {
     # classes: voxels of a tile for logits of 2, 4 and 8 bytes
     1: (2048, 2048, 512),
-    2: (1024, 1024, 256),
+    2: (512, 1024, 256),
     4: (512, 512, 128),
-    8: (256, 256, 64),
+    8: (128, 256, 64),
     16: (128, 128, 32),
     32: (64, 64, 16),
     64: (32, 32, 8),
@@ -60,6 +61,7 @@ _VOXELS = {
 }
 FORWARD = {(rows, 2 << i): Tile(voxels) for rows, found in _VOXELS.items() for i, voxels in enumerate(found)}
 BACKWARD = dict(FORWARD)
+FORWARD[2, 2] = Tile(512, stages=3)  # with two the compiler spills
 """(class bucket, bytes of a logit) -> tile."""
 
 

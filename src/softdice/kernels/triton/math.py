@@ -18,6 +18,7 @@ SIGMOID = tl.constexpr(2)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 TINY = tl.constexpr(1.1754943508222875e-38)
+TINY64 = tl.constexpr(2.2250738585072014e-308)
 LOWEST = tl.constexpr(-1.0e38)  # below any logit that has a probability; no infinity, whose difference is NaN
 
 
@@ -97,31 +98,38 @@ def softmax_given(value, m, log_sum):
 
 
 @triton.jit
-def sigmoid(x):
-    """x -> p, without overflow."""
+def of_sigmoid(x, LOGS: tl.constexpr):
+    """x -> p, 1 - p, -ln p, -ln(1 - p), without overflow and without cancellation."""
     z = tl.exp2(-tl.abs(x) * LOG2E)
-    q = 1.0 / (1.0 + z)
-    return tl.where(x >= 0, q, z * q)
+    large = 1.0 / (1.0 + z)
+    small = z * large
+    p = tl.where(x >= 0, large, small)
+    q = tl.where(x >= 0, small, large)
+    a = p
+    b = p
+    if LOGS:
+        u = 1.0 + z  # log1p(z) = log(u) z / (u - 1), exact where u rounds
+        both = tl.where(u > 1.0, tl.log2(u) * LN2 * z / tl.where(u > 1.0, u - 1.0, 1.0), z)
+        a = both - tl.minimum(x, 0.0)
+        b = both + tl.maximum(x, 0.0)
+    return p, q, a, b
 
 
 @triton.jit
-def sigmoid_logs(x):
-    """x -> -ln p, -ln(1 - p)."""
-    z = tl.exp2(-tl.abs(x) * LOG2E)
-    u = 1.0 + z  # log1p(z) = log(u) z / (u - 1), exact where u rounds
-    both = tl.where(u > 1.0, tl.log2(u) * LN2 * z / tl.where(u > 1.0, u - 1.0, 1.0), z)
-    return both - tl.minimum(x, 0.0), both + tl.maximum(x, 0.0)
+def complement(p):
+    """1 - p, where rounding may have put p above 1."""
+    return tl.maximum(1.0 - p, 0.0)
 
 
 @triton.jit
-def minus_log(p):
-    """p -> -ln p, finite at 0."""
-    return -tl.log2(tl.maximum(p, TINY)) * LN2
+def not_zero(p):
+    """p, or the least number of its dtype with all digits in the place of one below that."""
+    return tl.maximum(p, TINY64 if p.dtype == tl.float64 else TINY)
 
 
 @triton.jit
 def power(base, EXPONENT: tl.constexpr):
-    """base^exponent for base in [0, 1]; the small whole exponents of the papers without a logarithm."""
+    """base^exponent for base >= 0; the small whole exponents of the papers without a logarithm."""
     if EXPONENT == 0:
         result = base * 0.0 + 1.0
     elif EXPONENT == 1:
@@ -129,8 +137,54 @@ def power(base, EXPONENT: tl.constexpr):
     elif EXPONENT == 2:
         result = base * base
     else:
-        result = tl.exp2(EXPONENT * tl.log2(tl.maximum(base, TINY)))
+        result = tl.exp2(EXPONENT * tl.log2(not_zero(base)))
     return result
+
+
+@triton.jit
+def symbols(
+    p, q, a, b, t, KEEP: tl.constexpr, SHARE: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr,
+    ACT: tl.constexpr, LOGS: tl.constexpr, POWERS: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
+    """Probabilities, logarithms and targets -> the symbols of `softdice.terms`, in its order.
+
+    j is 1 here: the kernels apply dp/dx themselves. A symbol that no term or slope names (LOGS: a to g but for u to e,
+    POWERS: u and v, APART: d and e) is left as p.
+    """
+    y = t
+    if KEEP != 1.0:
+        y = KEEP * t + SHARE
+    n = 1.0 - y
+    u, v, d, e = p, p, p, p
+    zero = tl.zeros_like(p)
+    s, r, f, g = zero, zero, zero, zero
+    if LOGS:
+        a = tl.where(y == 0, 0.0, a)  # an infinite logarithm elsewhere is none of this class
+        if ACT == SIGMOID:
+            b = tl.where(n == 0, 0.0, b)
+            s, r, f, g = q, p, p * a, q * b
+        else:
+            b = zero
+            few = 1.0 + q * (0.5 + q * (1 / 3 + q * 0.25))  # of a / q, where q has few digits left
+            f = tl.where(q > 0.01, a / tl.where(q > 0.01, q, 1.0), few)
+            if ACT == NONE:
+                s = tl.where(p < not_zero(p), 0.0, 1.0 / not_zero(p))
+                f = tl.where(p < not_zero(p), 0.0, f)
+            else:
+                s = zero + 1.0
+                f = p * f
+    if POWERS:
+        u = power(q, GAMMA)
+        v = power(p, GAMMA)
+    if APART:
+        apart = p - y
+        d = power(tl.abs(apart), POWER)
+        if POWER == 2:
+            e = 2.0 * apart
+        else:
+            sign = tl.where(apart > 0, 1.0, 0.0) - tl.where(apart < 0, 1.0, 0.0)
+            e = POWER * power(tl.abs(apart), POWER - 1) * sign
+    return p, q, y, n, t, a, b, u, v, d, e, zero + 1.0, s, r, f, g, zero + GAMMA
 
 
 @triton.jit
@@ -145,25 +199,41 @@ def region_tiles(
     CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, ACT: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
     W: tl.constexpr,
 ):  # fmt: skip
-    """Voxels -> p and y of each region: the sum of its classes' probabilities, the largest of their targets."""
+    """Voxels -> of each region p, log2 of the sum of its classes' exponentials (relative to m), and the target.
+
+    The logarithm is one of its own, since that of a sum of p would end where p underflows. m, log_sum: of all classes.
+    """
     p = tl.zeros([KT, BV], W)
     y = tl.zeros([KT, BV], W)
+    top = tl.full([KT, BV], LOWEST, W)
     for c0 in range(0, C, CT):
         c = (c0 + tl.arange(0, CT)).to(tl.int64)
         value = class_tile(x, c, v, inside, w, xC, xV, C, CT, MASKED, 0.0, W)
-        if ACT == SOFTMAX:
-            value, _ = softmax_given(value, m, log_sum)
         true = value
         if not HARD:
             true = class_tile(target, c, v, inside, w, tC, tV, C, CT, MASKED, 0.0, W)
         for r in range(K):
             chosen = tl.load(member + r * C + c, mask=c < C, other=0) > 0
-            row = tl.sum(tl.where(chosen[:, None], value, 0.0), 0)
-            p += tl.where((k == r)[:, None], row[None, :], 0.0)
+            here = (k == r)[:, None]
+            if ACT == SOFTMAX:
+                far = tl.where(chosen[:, None], value, LOWEST)
+                peak = tl.max(far, 0)
+                row = tl.sum(tl.where(chosen[:, None], tl.exp2((far - peak[None, :]) * LOG2E), 0.0), 0)
+                most = tl.maximum(top, peak[None, :])
+                grown = p * tl.exp2((top - most) * LOG2E) + row[None, :] * tl.exp2((peak[None, :] - most) * LOG2E)
+                p = tl.where(here, grown, p)
+                top = tl.where(here, most, top)
+            else:
+                row = tl.sum(tl.where(chosen[:, None], value, 0.0), 0)
+                p += tl.where(here, row[None, :], 0.0)
             if not HARD:
                 row = tl.max(tl.where(chosen[:, None], true, 0.0), 0)
-                y = tl.maximum(y, tl.where((k == r)[:, None], row[None, :], 0.0))
+                y = tl.maximum(y, tl.where(here, row[None, :], 0.0))
+    part = p
+    if ACT == SOFTMAX:
+        part = tl.where(p == 0, float("-inf"), (top - m[None, :]) * LOG2E + tl.log2(tl.where(p == 0, 1.0, p)))
+        p = tl.exp2(part - log_sum[None, :])
     if HARD:
         place = k[:, None] * C + t[None, :]
         y = tl.load(member + place, mask=(k < K)[:, None] & (t >= 0)[None, :], other=0).to(W)
-    return p, y
+    return p, part, y
