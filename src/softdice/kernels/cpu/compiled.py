@@ -30,8 +30,8 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
-# Numba names a compiled function by its place in the source and a counter, and takes equal names for equal code. Kernels
-# that two processes kept on disk would have equal names for what one factory made of other settings: count from elsewhere.
+# Numba names a compiled function by its place in the source and a counter, and equal names pass for equal code. Kernels
+# that two processes kept on disk would share names, though made of other settings: each process counts from elsewhere.
 FunctionIdentity._unique_ids = count(secrets.randbits(60))
 
 SOURCES = _digest()
