@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import pickle
 from collections.abc import Callable
@@ -105,6 +106,34 @@ def test_options_set_later_are_used() -> None:
     loss.squared_pred, loss.batch, loss.reduction = True, True, "sum"
     peer = monai.losses.DiceLoss(sigmoid=True, squared_pred=True, batch=True, reduction="sum")
     agree(loss, peer, logits(), hot())
+
+
+# --- constructors --------------------------------------------------------------------------------------------------
+
+
+def theirs_of(module: Any) -> dict[str, Any]:
+    if module is m:
+        return vars(monai.losses)
+    if module is n:
+        return {**vars(theirs), "DeepSupervisionWrapper": DeepSupervisionWrapper}
+    parts = (part for part in vars(smp_losses()).values() if inspect.ismodule(part))
+    return {name: value for part in parts for name, value in vars(part).items()}
+
+
+@pytest.mark.parametrize("module", [m, n, s], ids=lambda module: module.__name__)
+def test_constructors_have_the_originals_arguments(module: Any) -> None:
+    names = [name for name, value in vars(module).items() if inspect.isclass(value) and not name.startswith("_")]
+    own = [name for name in names if getattr(module, name).__module__ == module.__name__]
+    assert len(own) >= 6
+    for name in own:
+        ours, peers = (
+            [
+                (p.name, p.kind, getattr(p.default, "__name__", p.default))
+                for p in inspect.signature(cls).parameters.values()
+            ]
+            for cls in (getattr(module, name), theirs_of(module)[name])
+        )
+        assert ours == peers, name
 
 
 # --- only the thing itself is taken for ours ------------------------------------------------------------------------
