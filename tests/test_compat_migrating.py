@@ -1,4 +1,4 @@
-"""Every row of the page on migrating, executed: their loss and ours on the same data."""
+"""Every row of the page on migrating, executed: their loss, ours, and the drop-in class, on the same data."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from peers import smp_losses
 from torch import Tensor
 
 import softdice
+import softdice.compat.monai
+import softdice.compat.nnunet
+import softdice.compat.smp
 
 PAGE = Path(__file__).parent.parent / "docs" / "migrating.md"
 C = 3
@@ -37,7 +40,7 @@ def theirs_of(library: str) -> dict[str, Any]:
         names = {"softmax": torch.nn.Softmax(1), "sigmoid": torch.sigmoid}
         return {**vars(nnunetv2.training.loss.dice), **vars(nnunetv2.training.loss.compound_losses), **names}
     smp = smp_losses()
-    parts = (smp.dice, smp.jaccard, smp.tversky, smp.focal, smp.soft_ce)
+    parts = (smp.dice, smp.jaccard, smp.tversky, smp.focal, smp.soft_ce, smp.soft_bce)
     return {name: value for part in parts for name, value in vars(part).items()}
 
 
@@ -72,6 +75,10 @@ def test_row(library: str, theirs: str, ours: str, kind: str) -> None:
     peer = _Plus(peer) if theirs.startswith("1 + ") else peer
     loss = eval(ours, {**vars(softdice), "C": C})
     seen = target[:, 0] if library == "smp" and kind == "labels" else target
-    torch.testing.assert_close(
-        loss(logits, target, *extra), peer(logits, seen, *extra), rtol=1e-4, atol=1e-5, check_dtype=False
-    )
+    expected = peer(logits, seen, *extra)
+    torch.testing.assert_close(loss(logits, target, *extra), expected, rtol=1e-4, atol=1e-5, check_dtype=False)
+    words = {**theirs_of(library), **vars(getattr(softdice.compat, library.lower().replace("-", "")))}
+    drop_in = eval(theirs.removeprefix("1 + "), words)
+    assert type(drop_in).__module__.startswith("softdice.compat")
+    drop_in = _Plus(drop_in) if theirs.startswith("1 + ") else drop_in
+    torch.testing.assert_close(drop_in(logits, seen, *extra), expected, rtol=1e-5, atol=1e-6, check_dtype=False)

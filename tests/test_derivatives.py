@@ -103,15 +103,20 @@ DROP_IN: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
     (monai.MaskedDiceLoss, (), {"softmax": True}, "one-hot"),
     (monai.GeneralizedDiceLoss, (), {"softmax": True}, "one-hot"),
     (monai.TverskyLoss, (), {"sigmoid": True}, "one-hot"),
+    (monai.MCCLoss, (), {"softmax": True}, "one-hot"),
     (monai.FocalLoss, (), {}, "one-hot"),
     (monai.FocalLoss, (), {"use_softmax": True, "gamma": 1.5}, "one-hot"),
     (monai.DiceCELoss, (), {"softmax": True}, "one-hot"),
     (monai.DiceCELoss, (), {"sigmoid": True}, "one-hot"),
     (monai.DiceFocalLoss, (), {"sigmoid": True}, "one-hot"),
     (monai.GeneralizedDiceFocalLoss, (), {"softmax": True}, "one-hot"),
+    (monai.DeepSupervisionLoss, (monai.DiceLoss(sigmoid=True),), {}, "one-hot"),
+    (monai.MaskedLoss, (monai.DiceLoss,), {"sigmoid": True}, "one-hot"),
     (nnunet.SoftDiceLoss, (), {"apply_nonlin": softmax}, "labels"),
     (nnunet.MemoryEfficientSoftDiceLoss, (), {"apply_nonlin": softmax}, "labels"),
     (nnunet.DC_and_CE_loss, ({"smooth": 1e-5}, {}), {}, "labels"),
+    (nnunet.RobustCrossEntropyLoss, (), {"ignore_index": 1}, "labels"),
+    (nnunet.DeepSupervisionWrapper, (nnunet.RobustCrossEntropyLoss(),), {}, "labels"),
     (nnunet.DC_and_BCE_loss, ({}, {"smooth": 1e-5}), {}, "one-hot"),
     (smp.DiceLoss, ("multiclass",), {}, "labels"),
     (smp.DiceLoss, ("multilabel",), {"log_loss": True}, "one-hot"),
@@ -120,6 +125,8 @@ DROP_IN: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
     (smp.FocalLoss, ("multiclass",), {}, "labels"),
     (smp.FocalLoss, ("multilabel",), {}, "one-hot"),
     (smp.SoftCrossEntropyLoss, (), {"smooth_factor": 0.1}, "labels"),
+    (smp.SoftBCEWithLogitsLoss, (), {"smooth_factor": 0.1}, "one-hot"),
+    (smp.MCCLoss, (), {}, "one-hot"),
 ]
 """Class, its arguments, and which target it takes."""
 
@@ -127,8 +134,13 @@ DROP_IN: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
 def drop_in(make: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], kind: str) -> tuple[Loss, Tensor]:
     logits, labels, one_hot = problem()
     target = one_hot if kind == "one-hot" else labels if "smp" in make.__module__ else labels.unsqueeze(1)
-    more = (torch.tensor([[[1.0, 0.0, 1.0, 1.0]]]),) if make is monai.MaskedDiceLoss else ()
+    masked = make in (monai.MaskedDiceLoss, monai.MaskedLoss)
+    more = (torch.tensor([[[1.0, 0.0, 1.0, 1.0]]]),) if masked else ()
     module = make(*arguments, **keywords)
+    if make is nnunet.DeepSupervisionWrapper:
+        return lambda x: module([x], [target]), logits
+    if make is smp.MCCLoss:  # of probabilities
+        return lambda x: module(x.sigmoid(), target), logits
     return lambda x: module(x, target, *more), logits
 
 

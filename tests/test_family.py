@@ -294,6 +294,38 @@ def test_deep_supervision_skips_an_output_of_weight_zero() -> None:
     assert torch.isfinite(loss(outputs, torch.tensor([[0, 1, 1, 0]])))
 
 
+def test_deep_supervision_with_a_target_for_each_output() -> None:
+    torch.manual_seed(0)
+    loss = softdice.JaccardLoss(3, activation="softmax")
+    outputs = [torch.randn(2, 3, 6, 8), torch.randn(2, 3, 3, 4)]
+    targets = [torch.randint(0, 3, (2, 6, 8)), torch.randint(0, 3, (2, 3, 4))]
+    heavy = [torch.rand(2, 6, 8), torch.rand(2, 3, 4)]
+    both = softdice.DeepSupervision(loss, (2.0, 1.0))
+    expected = (2 * loss(outputs[0], targets[0]) + loss(outputs[1], targets[1])) / 3
+    torch.testing.assert_close(both(outputs, tuple(targets)), expected)
+    weighted = (2 * loss(outputs[0], targets[0], heavy[0]) + loss(outputs[1], targets[1], heavy[1])) / 3
+    torch.testing.assert_close(both(outputs, targets, heavy), weighted)
+    with pytest.raises(ValueError, match="expected 2 targets, got 1"):
+        both(outputs, targets[:1])
+
+
+def test_deep_supervision_of_a_callable_that_takes_two_tensors() -> None:
+    outputs, target = [torch.randn(1, 2, 4), torch.randn(1, 2, 2)], torch.rand(1, 2, 4)
+    loss = softdice.DeepSupervision(torch.nn.MSELoss(), (1.0, 3.0))
+    means = target.view(1, 2, 2, 2).mean(-1)
+    expected = ((outputs[0] - target) ** 2).mean() / 4 + 3 * ((outputs[1] - means) ** 2).mean() / 4
+    torch.testing.assert_close(loss(outputs, target), expected)
+
+
+def test_mcc_where_nothing_counts_costs_nothing(backend: str) -> None:
+    logits = torch.randn(2, 4, 5, requires_grad=True)
+    loss = softdice.MCCLoss(4, activation="sigmoid")
+    for value in (loss(logits, torch.ones(2, 4, 5), torch.zeros(2, 5)), loss(logits[:0], torch.ones(0, 4, 5))):
+        assert value.item() == 0
+    value.backward()
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
 @pytest.mark.parametrize(
     ("weights", "outputs", "words"),
     [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -303,3 +306,29 @@ def test_kept_kernels_know_all_their_sources() -> None:
     kind = cpu.kind_of(logits, labels, False, False, Pass(activation="softmax"))
     for function in (kernel.forward(kind), kernel.backward(kind._replace(backward=True))):
         assert function._cache._cache_file._source_stamp == compiled.SOURCES
+
+
+NAMED = """
+import sys
+from softdice.kernels.cpu.compiled import kernel
+
+def made(factor):
+    @kernel(("made", factor))
+    def scaled(x):
+        return factor * x
+    return scaled
+
+function = made(float(sys.argv[1]))
+function(1.0)
+print(*(overload.fndesc.mangled_name for overload in function.overloads.values()))
+"""
+
+
+def test_a_factory_compiles_names_that_no_other_process_has(tmp_path: Path) -> None:
+    script = tmp_path / "named.py"
+    script.write_text(NAMED)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONHASHSEED": "0"}  # by which names vary, too
+    runs = [[sys.executable, str(script), factor] for factor in ("2", "3")]
+    names = [subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout for run in runs]
+    assert all("scaled" in name for name in names)
+    assert names[0] != names[1]  # equal ones are taken for equal code where both are loaded from disk

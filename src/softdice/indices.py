@@ -198,7 +198,7 @@ def mcc(stats: OverlapStatistics, *, eps: float = 1e-5) -> Tensor:
         The score in [-1, 1], same shape as the statistics: 0 is what chance gives.
 
     Edge cases: a class that is neither predicted nor present, and one that fills everything and is predicted
-    everywhere: 1 (nan for eps = 0); predicted and not present: about sqrt(eps / predicted voxels); no voxels: nan.
+    everywhere, and no voxels: 1 (nan for eps = 0); predicted and not present: about sqrt(eps / predicted voxels).
 
     Example:
         >>> import torch, softdice
@@ -209,9 +209,9 @@ def mcc(stats: OverlapStatistics, *, eps: float = 1e-5) -> Tensor:
     Source: K. Abhishek, G. Hamarneh, "Matthews correlation coefficient loss for deep convolutional networks:
     application to skin lesion segmentation", ISBI 2021, eqs. 3 to 5.
     """
-    e = eps / stats.voxels
-    p, t = stats.prediction / stats.voxels, stats.target / stats.voxels
-    covariance = stats.intersection / stats.voxels - p * t
+    voxels = torch.where(stats.voxels > 0, stats.voxels, 1.0)
+    e, p, t = eps / voxels, stats.prediction / voxels, stats.target / voxels
+    covariance = stats.intersection / voxels - p * t
     # a sum of probabilities may exceed N by rounding
     spread = ((p * (1 - p)).clamp_min(0) + e) * ((t * (1 - t)).clamp_min(0) + e)
     return (covariance + e) / spread.sqrt()

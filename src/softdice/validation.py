@@ -48,10 +48,11 @@ def fail(expected: str, got: object, advice: str, error: type[Exception] = Value
 def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
     """A function that users call -> the same; errors that cross it begin with its name, unless they have one already.
 
-    The name is the function's, the class's for `__init__` and `forward`, `Class.method` for its other methods.
+    The name is the function's, the class's for `__init__`, `__post_init__` and `forward`, `Class.method` for its
+    other methods.
     """
     is_method = "." in function.__qualname__.rpartition("<locals>.")[2]
-    method = "" if function.__name__ in ("__init__", "forward") else f".{function.__name__}"
+    method = "" if function.__name__ in ("__init__", "__post_init__", "forward") else f".{function.__name__}"
 
     @wraps(function)
     def named(*args: P.args, **keywords: P.kwargs) -> R:
@@ -188,7 +189,7 @@ def tensors(
         if value is not None and value.device != input.device:
             fail(f"{name} on {input.device} like input", value.device, f"Move it: {name}.to(input.device).")
 
-    input, target = _without_metadata(input), _without_metadata(target)
+    input, target = _without_metadata(input), signed(_without_metadata(target))
     B, C, S = input.shape[0], input.shape[1], tuple(input.shape[2:])
     dense = C > 1 and tuple(target.shape) == (B, C, *S)
     if not dense and tuple(target.shape) not in ((B, *S), (B, 1, *S)):
@@ -260,17 +261,17 @@ def values(input: Tensor, target: Tensor, weight: Tensor | None, activation: str
         top = max(C, 2)
         if top <= torch.iinfo(labels.dtype).max:
             wrong = wrong | (labels >= top)
-        _check(wrong, valid, labels, partial(labels_error, C, ignore_index))
+        check(wrong, valid, labels, partial(labels_error, C, ignore_index))
     elif target.ndim == 3 and target.dtype != torch.bool:
-        _check((target < 0) | (target > 1), valid, target, target_error)
+        check((target < 0) | (target > 1), valid, target, target_error)
     if activation == "none":
         slack = probability_slack(input.dtype)
-        _check((input < -slack) | (input > 1 + slack), valid, input, probabilities_error)
+        check((input < -slack) | (input > 1 + slack), valid, input, probabilities_error)
     if weight is not None and weight.dtype != torch.bool:
-        _check(~(weight >= 0), None, weight, weights_error)
+        check(~(weight >= 0), None, weight, weights_error)
 
 
-def _check(wrong: Tensor, valid: Tensor | None, source: Tensor, error: Callable[..., str]) -> None:
+def check(wrong: Tensor, valid: Tensor | None, source: Tensor, error: Callable[..., str]) -> None:
     """Raise where a voxel that counts is wrong; where no value can be looked at, leave an assertion or say less."""
     if valid is not None:
         wrong = wrong & (valid if wrong.ndim == 2 else valid.unsqueeze(1))

@@ -1,13 +1,108 @@
-"""input, target as other libraries take them -> statistics: what the three places share."""
+"""What the drop-in classes share, in the order in which one uses it: its declaration, its tensors, its pass, its terms.
+
+A drop-in class is `declared`: its annotations are the arguments of the original's constructor, `__post_init__` checks
+them, `forward` takes the tensors, asks `sums` (or `balanced`) for statistics and puts the terms together.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+from typing_extensions import Self, dataclass_transform
 
 from softdice import validation
+from softdice.reference import signed
 from softdice.settings import Pass
 from softdice.statistics import OverlapStatistics, measure
+
+# --- the declaration of a class
+
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass_transform(eq_default=False)
+def declared(cls: Class) -> Class:
+    """A class whose annotations are the arguments of the original's constructor, in its order -> that module.
+
+    It is a dataclass, whose errors begin with the name of the class.
+    """
+    made: Any = dataclass(eq=False, repr=False)(cls)
+    for field in fields(made):  # a default left on the class would hide a submodule or buffer of its name
+        if field.init and field.name in vars(made):
+            delattr(made, field.name)
+    made.__init__ = validation.public(made.__init__, made.__name__)
+    if "forward" in vars(made):
+        made.forward = validation.public(made.forward)
+    return made
+
+
+class DropIn(_Loss):
+    """What `declared` classes derive from: one of torch's losses, ready to be given its fields."""
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        module = super().__new__(cls)
+        _Loss.__init__(module)
+        return module
+
+    def hold(self, name: str, values: Any, persistent: bool = True) -> Tensor | None:
+        """A tensor, numbers (which become float32) or None -> the buffer of that name."""
+        if name in vars(self):
+            delattr(self, name)
+        made = values if values is None or isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float32)
+        self.register_buffer(name, made, persistent)
+        return made
+
+    def options(self, group: type[DropIn]) -> dict[str, Any]:
+        """The arguments that a group of options declares, to hand on to a part of this loss."""
+        return {field.name: getattr(self, field.name) for field in fields(group)}  # type: ignore[arg-type]
+
+
+# --- its parts: what stands there is what is used, be it ours or not
+
+
+def part(module: Any, *ours: type[nn.Module]) -> Any:
+    """A part of a loss -> itself, without torch.compile around it, if a pass may stand for it; else None."""
+    module = getattr(module, "_orig_mod", module)
+    if type(module) not in ours or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    return module
+
+
+# --- its tensors
+
+
+def taken(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The two tensors of a call, the target in a dtype that torch computes with; an error for lists of tensors."""
+    for name, value in (("input", input), ("target", target)):
+        if not isinstance(value, Tensor):
+            advice = "Outputs of several resolutions go through softdice.DeepSupervision."
+            validation.fail(f"{name} to be a Tensor", type(value).__name__, advice, TypeError)
+    return input, signed(target)
+
+
+def one_hot(labels: Tensor, channels: int) -> Tensor:
+    """labels (B, 1, *S) -> (B, C, *S) bool; a label that is no class is in none."""
+    return labels == torch.arange(channels, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
+
+
+def hard(values: Tensor, what: str = "target", advice: str = "Round it, or use softdice.FocalLoss.") -> Tensor:
+    """Per-class values or a mask -> the same, all 0 or 1; the formulas for values between are no sums over voxels."""
+
+    def error(value: object = validation.UNSEEN, count: object = validation.SOME) -> str:
+        got = f"values such as {value:g}" if isinstance(value, float) else f"{value}"
+        return validation.message(f"a {what} of zeros and ones", got, advice)
+
+    if values.dtype != torch.bool:
+        validation.check((values != 0) & (values != 1), None, values, error)
+    return values
+
+
+# --- its pass
 
 
 def sums(
@@ -15,72 +110,67 @@ def sums(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    fields: tuple[str, ...],
+    fields: Sequence[str],
     activation: str = "none",
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    gamma: float = 2.0,
-    power: float = 1.0,
     probabilities: bool = False,
+    **settings: Any,
 ) -> OverlapStatistics:
-    """input, target -> the statistics named, from one pass.
+    """input, target -> the statistics named, from one pass; `settings` are those of `Pass`.
 
     Labels, per-class values and weights are checked always. Without an activation the libraries take any number for a
     probability, and so does this, unless `probabilities` asks for the check because a formula holds only in [0, 1].
     """
-    settings = Pass(
-        activation=activation,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        validate=activation != "none" or probabilities,
-        gamma=gamma,
-        power=power,
-        fields=tuple(dict.fromkeys(fields)),
-    )
-    settings = validation.pass_settings(settings)
-    if not settings.validate:
-        flat = validation.tensors(input, target, weight, None, ignore_index, True)
-        validation.values(*flat, "softmax", ignore_index)
-    return measure(input, target, weight, settings)
+    check = activation != "none" or probabilities
+    wanted = tuple(dict.fromkeys(fields))
+    settled = validation.pass_settings(Pass(activation=activation, validate=check, fields=wanted, **settings))
+    if not check:
+        flat = validation.tensors(input, target, weight, None, settled.ignore_index, True)
+        validation.values(*flat, "softmax", settled.ignore_index)
+    return measure(input, target, weight, settled)
 
 
-def one_by_one(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """input (B, C, *S), labels or per-class values -> (B C, 1, V) and (B C, 1, V): every channel a sample of one class.
+def one_by_one(input: Tensor, target: Tensor, weight: Tensor | None, **settings: Any) -> OverlapStatistics:
+    """`sums` of input (B, C, *S) with a weight (B, C, *S): every channel a sample of one class, a mask per channel."""
+    shape = (input.shape[:2].numel(), 1, input.shape[2:].numel())
+    flat = [None if x is None else x.expand(input.shape).reshape(shape) for x in (input, target, weight)]
+    stats = sums(*flat, **settings)  # type: ignore[arg-type]
+    return OverlapStatistics({name: getattr(stats, name).view(input.shape[:2]) for name in stats.fields})
 
-    So a weight may differ between the channels of a voxel, at the price of a mask per channel.
+
+def balanced(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    field: str,
+    positive: Tensor | float,
+    negative: Tensor | float = 1.0,
+    gamma: float = 2.0,
+) -> Tensor:
+    """logits, target -> positive E+ + negative E-, (B, C): the parts of a sigmoid's cross-entropy or focal loss.
+
+        E+ = sum w y (1 - p)^gamma (-ln p)        E- = sum w (1 - y) p^gamma (-ln(1 - p))
+
+    That is the focal loss's alpha (alpha E+ + (1 - alpha) E-) and the cross-entropy's pos_weight (pos_weight E+ + E-).
+
+    Args:
+        target: labels (B, 1, *S) or per-class values (B, C, *S), soft ones too. weight: (B, 1, *S) or (B, C, *S).
+        field: "cross_entropy" or "focal". positive, negative: a number, or (C,).
 
     Example:
-        >>> one_by_one(torch.zeros(1, 2, 3), torch.tensor([[0, 1, 1]]))[1].int()
-        tensor([[[1, 0, 0]],
-        <BLANKLINE>
-                [[0, 1, 1]]], dtype=torch.int32)
+        >>> logits, labels = torch.zeros(1, 2, 3), torch.tensor([[[0, 1, 1]]])
+        >>> balanced(logits, labels, field="cross_entropy", positive=3.0)
+        tensor([[3.4657, 4.8520]])
     """
-    channels = input.flatten(2)
-    if target.shape != input.shape:
-        labels = target.reshape(input.shape[0], 1, -1)
-        target = labels == torch.arange(input.shape[1], device=input.device).view(1, -1, 1)
-    return channels.flatten(0, 1).unsqueeze(1), target.flatten(2).flatten(0, 1).unsqueeze(1)
-
-
-def per_class(stats: OverlapStatistics, channels: int) -> OverlapStatistics:
-    """statistics of `one_by_one`, (B C, 1) -> (B, C)."""
-    return OverlapStatistics({name: getattr(stats, name).view(-1, channels) for name in stats.fields})
-
-
-def hard(target: Tensor) -> None:
-    """Refuse per-class values between 0 and 1 where the other library's formula for them is no sum over voxels."""
-    if target.is_floating_point() and bool(((target != 0) & (target != 1)).any()):
-        got = f"values such as {target[(target != 0) & (target != 1)][0].item():g}"
-        validation.fail("a target of zeros and ones", got, "Round it, or use softdice.FocalLoss.")
-
-
-def binary_mask(mask: Tensor) -> Tensor:
-    """A mask of zeros and ones -> bool; an error for anything between."""
-    wrong = (mask != 0) & (mask != 1)
-    if bool(wrong.any()):
-        advice = "Fractional masks enter the libraries' sums squared; pass voxel_weight to a softdice loss."
-        validation.fail("a mask of zeros and ones", f"{mask[wrong][0].item():g}", advice)
-    return mask != 0
+    truth = target if target.shape == input.shape else one_hot(target, input.shape[1])
+    total: Any = 0.0
+    for factor, inside in ((positive, True), (negative, False)):
+        share = truth if inside else ~truth if truth.dtype == torch.bool else 1 - truth
+        share = share if weight is None else share * weight
+        every = torch.full_like(input, inside, dtype=torch.bool)
+        value = getattr(one_by_one(input, every, share, fields=(field,), activation="sigmoid", gamma=gamma), field)
+        total = total + torch.as_tensor(factor).to(value) * value
+    return torch.as_tensor(total)
 
 
 def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
@@ -89,6 +179,103 @@ def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
     return stats if alone else stats.all_reduce("world")
 
 
-def count(input: Tensor) -> int:
-    """input (B, C, *S) -> voxels of one sample."""
-    return input[0, 0].numel() if input.shape[0] else 0
+# --- its terms
+
+
+def confusion_fields(squared: bool = False, soft: bool = False) -> tuple[str, ...]:
+    """The statistics that `confusion` reads."""
+    if squared:
+        return ("intersection", "prediction_squared", "target_squared")
+    return ("difference" if soft else "intersection", "prediction", "target")
+
+
+def confusion(stats: OverlapStatistics, squared: bool = False, soft: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """statistics -> tp, fp, fn: from products, from squares, or from norms, which are right for soft labels."""
+    predicted = stats.prediction_squared if squared else stats.prediction
+    truth = stats.target_squared if squared else stats.target
+    tp = (predicted + truth - stats.difference) / 2 if soft else stats.intersection
+    return tp, predicted - tp, truth - tp
+
+
+def tversky(
+    tp: Tensor, fp: Tensor, fn: Tensor, alpha: float, beta: float, smooth: float, smooth_dr: float, least: float = 0.0
+) -> Tensor:
+    """tp, fp, fn -> (tp + smooth) / (tp + alpha fp + beta fn + smooth_dr), the denominator at least `least` if not 0.
+
+    Dice is alpha = beta = 1/2 (with half of its smoothing), Jaccard alpha = beta = 1.
+    """
+    extent = tp + alpha * fp + beta * fn + smooth_dr
+    return (tp + smooth) / (extent.clamp_min(least) if least else extent)
+
+
+def mean(values: Tensor) -> Tensor:
+    """values -> their mean; 0 for none, where torch says nan (an empty batch)."""
+    return values.sum() / max(values.numel(), 1)
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """torch's cross-entropy from a pass; labels (B, 1, *S) and floats, too. A map (reduction "none") is torch's own."""
+
+    reads = ("cross_entropy", "labelled")
+    guard = False
+    """Whether a batch of nothing but ignored voxels is 0, where torch says nan."""
+
+    def shares(self, ignore_index: int | None = None) -> bool:
+        """Whether a pass that leaves out those labels, and has no other settings, gives this loss."""
+        # An ignore_index of -100 that no label has concerns nobody: the check of the labels would refuse one.
+        return self.reduction != "none" and self.label_smoothing == 0 and self.ignore_index in (ignore_index, -100)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """logits (B, C, *S), labels or per-class values -> loss."""
+        dense = target.shape == input.shape
+        if self.reduction == "none":
+            target = target[:, 0] if target.ndim == input.ndim and not dense else target
+            return super().forward(input, target.to(input.dtype) if dense else target.long())
+        settings: dict[str, Any] = {"label_smoothing": self.label_smoothing}
+        settings["ignore_index"] = None if dense else self.ignore_index
+        stats = sums(input, target, fields=self.reads, activation="softmax", **settings)
+        return self.from_statistics(stats, input, target)
+
+    def from_statistics(self, stats: OverlapStatistics, input: Tensor, target: Tensor) -> Tensor:
+        """statistics, and the tensors for their shapes -> loss."""
+        stats = stats.pool()
+        weight = torch.ones_like(stats.labelled) if self.weight is None else self.weight.to(stats.labelled)
+        total = (weight * stats.cross_entropy).sum()
+        if self.reduction == "sum":
+            return total
+        if target.shape == input.shape:  # torch divides by the voxels then, not by the weights of their labels
+            return total / max(input.numel() // input.shape[1], 1)
+        amount = (weight * stats.labelled).sum()
+        return total / (torch.where(stats.labelled.sum() > 0, amount, 1.0) if self.guard else amount)
+
+
+class BinaryCrossEntropyLoss(nn.BCEWithLogitsLoss):
+    """torch's binary cross-entropy from a pass; a map (reduction "none") and one with `weight` are torch's own."""
+
+    reads = ("cross_entropy",)
+
+    def shares(self, ignore_index: int | None = None) -> bool:
+        """Whether a pass that leaves out those labels, and has no other settings, gives this loss."""
+        return self.reduction != "none" and self.pos_weight is None and self.weight is None and ignore_index is None
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """logits (B, C, *S), values of that shape -> loss."""
+        if self.reduction == "none" or self.weight is not None:
+            return super().forward(input, target.to(input.dtype))
+        return self.from_statistics(self.statistics(input, target), input, target)
+
+    def statistics(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> OverlapStatistics:
+        """logits, target, mask (B, 1, *S) or (B, C, *S) -> cross-entropy (B, C), its positive part times pos_weight."""
+        if self.pos_weight is None:
+            each = mask is not None and mask.shape[1] == input.shape[1] > 1
+            return (one_by_one if each else sums)(input, target, mask, fields=self.reads, activation="sigmoid")
+        expected = (input.shape[1], *[1] * (input.ndim - 2))
+        if self.pos_weight.numel() > 1 and tuple(self.pos_weight.shape) not in (expected, (1, *expected)):
+            advice = "BCEWithLogitsLoss broadcasts it against (C, *S): give it as many dimensions."
+            validation.fail(f"pos_weight of shape {expected}", tuple(self.pos_weight.shape), advice)
+        sides = {"field": "cross_entropy", "positive": self.pos_weight.flatten()}
+        return OverlapStatistics({"cross_entropy": balanced(input, target, mask, **sides)})  # type: ignore[arg-type]
+
+    def from_statistics(self, stats: OverlapStatistics, input: Tensor, target: Tensor) -> Tensor:
+        """statistics, and the tensors for their shapes -> loss."""
+        return stats.cross_entropy.sum() / (max(input.numel(), 1) if self.reduction == "mean" else 1)

@@ -1,7 +1,7 @@
 """MONAI's overlap losses (monai.losses), their constructors and numbers, from one pass over the voxels.
 
 `from softdice.compat.monai import DiceLoss` in the place of `from monai.losses import DiceLoss`. MONAI itself is not
-imported.
+imported. The arguments are those of the class of that name there, of MONAI 1.6.1; what differs is said.
 
 Example:
     >>> import torch
@@ -13,16 +13,676 @@ Example:
 
 from __future__ import annotations
 
-from softdice.compat.monai_combined import DiceCELoss, DiceFocalLoss, FocalLoss, GeneralizedDiceFocalLoss
-from softdice.compat.monai_dice import DiceLoss, GeneralizedDiceLoss, MaskedDiceLoss, TverskyLoss
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import field
+from typing import Any
 
-__all__ = [
-    "DiceCELoss",
-    "DiceFocalLoss",
-    "DiceLoss",
-    "FocalLoss",
-    "GeneralizedDiceFocalLoss",
-    "GeneralizedDiceLoss",
-    "MaskedDiceLoss",
-    "TverskyLoss",
-]
+import torch
+from torch import Tensor, nn
+
+from softdice import validation
+from softdice.compat import common
+from softdice.losses.supervision import at_resolution
+from softdice.statistics import OverlapStatistics
+
+Weight = Sequence[float] | float | Tensor | None
+Two = Callable[[Tensor, Tensor], Tensor]
+FOCAL = ("focal", "voxels")
+
+# --- what all of them share
+
+
+@common.declared
+class _MonaiLoss(common.DropIn):
+    """The target as per-class values or labels, what is ignored, the background."""
+
+    include_background: bool = True
+    to_onehot_y: bool = False
+
+    def __post_init__(self) -> None:
+        self.reduction = getattr(self.reduction, "value", self.reduction)  # MONAI's LossReduction or its word
+        validation.choice("reduction", self.reduction, ("mean", "sum", "none"))
+
+    def labelled(self, input: Tensor, target: Tensor) -> bool:
+        """Whether target is a label map (B, 1, *S); an AssertionError, as in MONAI, where its shape does not fit."""
+        channels = input.shape[1]
+        labels = self.to_onehot_y and channels > 1
+        if self.to_onehot_y and not labels:
+            _ignored("to_onehot_y=True")
+        expected = (input.shape[0], 1, *input.shape[2:]) if labels else tuple(input.shape)
+        if tuple(target.shape) != expected:
+            advice = "Set to_onehot_y=True for a label map." if not labels else "With to_onehot_y it is a label map."
+            validation.fail(f"target of shape {expected}", tuple(target.shape), advice, AssertionError)
+        return labels
+
+    def valid(self, target: Tensor, labels: bool) -> tuple[Tensor, Tensor | None, int | None]:
+        """target -> target, voxel weight and ignore_index for the pass: MONAI's rules of what is ignored."""
+        ignored: int | None = getattr(self, "ignore_index", None)
+        if ignored is None or labels:
+            return target, None, ignored
+        if target.shape[1] == 1:
+            keep = target != ignored
+            return torch.where(keep, target, 0), keep, None
+        if 0 <= ignored < target.shape[1]:
+            return target, _mask(target[:, ignored : ignored + 1]) == 0, None
+        return target, target.sum(1, keepdim=True) > 0, None
+
+    def counted(self, stats: OverlapStatistics) -> OverlapStatistics:
+        """statistics of all classes -> those that enter the loss."""
+        channels = getattr(stats, stats.fields[0]).shape[-1]
+        if self.include_background:
+            return stats
+        if channels == 1:
+            _ignored("include_background=False")
+            return stats
+        return stats.select(range(1, channels))
+
+    def weighted(self, cost: Tensor) -> Tensor:
+        """cost (..., C) times the buffer class_weight: one number, or one per class that counts."""
+        weight: Any = self.class_weight
+        if weight is None:
+            return cost
+        if weight.ndim > 0 and weight.shape[0] != cost.shape[-1]:
+            advice = "With include_background=False leave out the weight of class 0."
+            validation.fail(f"{cost.shape[-1]} weights, one per class", weight.shape[0], advice)
+        return cost * weight.to(cost)
+
+    def hold_weight(self, weight: Weight) -> None:
+        """weight -> the buffer class_weight."""
+        held = self.hold("class_weight", weight)
+        if held is not None and bool((held < 0).any()):
+            validation.fail("weight >= 0", held.tolist(), "Pass other weights.")
+
+
+def _ignored(option: str) -> None:
+    warnings.warn(f"single channel prediction, `{option}` ignored.", stacklevel=5)
+
+
+def _mask(mask: Tensor) -> Tensor:
+    return common.hard(
+        mask, "mask", "Fractional masks enter MONAI's sums squared; pass voxel_weight to a softdice loss."
+    )
+
+
+# --- overlap: Dice, generalized Dice, Tversky, MCC
+
+
+@common.declared
+class _OverlapLoss(_MonaiLoss):
+    """input, target -> statistics of one pass -> cost per sample and class -> loss. A loss defines `cost`."""
+
+    sigmoid: bool = False
+    softmax: bool = False
+    other_act: Callable[[Tensor], Tensor] | None = None
+
+    broadcast = True
+    """Whether reduction="none" keeps as many dimensions as input has."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.other_act is not None and not callable(self.other_act):
+            validation.fail("other_act to be callable", repr(self.other_act), "Pass a function.", TypeError)
+        options = (("sigmoid", self.sigmoid), ("softmax", self.softmax), ("other_act", self.other_act))
+        chosen = [name for name, on in options if on]
+        if len(chosen) > 1:
+            advice = "Keep the one that turns input into probabilities."
+            validation.fail("at most one of sigmoid, softmax, other_act", " and ".join(chosen), advice)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """input, target -> loss."""
+        return self.from_statistics(self.statistics(input, target, self.reads), input.ndim)
+
+    def statistics(
+        self, input: Tensor, target: Tensor, fields: Sequence[str], mask: Tensor | None = None, **settings: Any
+    ) -> OverlapStatistics:
+        """input, target -> the fields, (B, C), of one pass with this loss's activation."""
+        input, target = common.taken(input, target)
+        settings["activation"] = "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
+        if self.softmax and input.shape[1] == 1:
+            _ignored("softmax=True")
+            settings["activation"] = "none"
+        elif self.other_act is not None:
+            input = self.other_act(input)
+        target, weight, settings["ignore_index"] = self.valid(target, self.labelled(input, target))
+        settings["probabilities"] = self.kind()["soft"]
+        return common.sums(input, target, weight if mask is None else mask, fields=fields, **settings)
+
+    def from_statistics(self, stats: OverlapStatistics, ndim: int) -> Tensor:
+        """statistics (B, C) of an input with ndim dimensions -> loss."""
+        stats = self.counted(stats)
+        cost = self.cost(stats.pool() if self.batch else stats)
+        if self.reduction == "none":
+            return cost.view(*cost.shape, *[1] * (ndim - 2)) if self.broadcast else cost
+        return common.mean(cost) if self.reduction == "mean" else cost.sum()
+
+    def cost(self, stats: OverlapStatistics) -> Tensor:
+        """statistics of the classes that count, (B, C) or (C,) -> cost, of the same shape or with a last one of 1."""
+        raise NotImplementedError
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The statistics that `cost` reads."""
+        return common.confusion_fields(**self.kind())
+
+    def kind(self) -> dict[str, bool]:
+        """Which tp, fp and fn the loss has: squared, soft (right for soft labels), or neither."""
+        squared = getattr(self, "squared_pred", False)
+        return {"squared": squared, "soft": not squared and getattr(self, "soft_label", False)}
+
+
+@common.declared
+class _DiceOptions(_OverlapLoss):
+    """The options that MONAI's Dice losses share."""
+
+    squared_pred: bool = False
+    jaccard: bool = False
+    reduction: Any = "mean"
+    smooth_nr: float = 1e-5
+    smooth_dr: float = 1e-5
+    batch: bool = False
+
+
+@common.declared
+class DiceLoss(_DiceOptions):
+    """input, target -> 1 - (2 I + smooth_nr) / (P + T + smooth_dr), per sample and class, then reduced.
+
+    sigmoid and softmax run inside the pass; other_act is applied before it. With soft_label and no sigmoid or softmax,
+    input must hold probabilities: it is checked.
+
+    Shapes: input (B, C, *S); target (B, C, *S), or (B, 1, *S) labels with to_onehot_y.
+
+    Example:
+        >>> loss = DiceLoss(to_onehot_y=True, softmax=True)
+        >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[0, 1]]]))
+        tensor(0.1192)
+
+    Source: F. Milletari et al., "V-Net", 3DV 2016.
+    """
+
+    weight: Weight = None
+    soft_label: bool = False
+    ignore_index: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.hold_weight(self.weight)
+
+    def cost(self, stats: OverlapStatistics) -> Tensor:
+        """statistics -> cost per class."""
+        price = 1.0 if self.jaccard else 0.5
+        parts = common.confusion(stats, **self.kind())
+        cost = 1 - common.tversky(*parts, price, price, self.smooth_nr / 2, self.smooth_dr / 2)
+        return cost if cost.shape[-1] == 1 else self.weighted(cost)
+
+
+@common.declared
+class MaskedDiceLoss(DiceLoss):
+    """input, target, mask -> DiceLoss of the voxels where mask is 1.
+
+    MONAI multiplies the label map by the mask before one_hot, so with to_onehot_y every masked voxel counts as truth of
+    class 0; that number is kept. `softdice.SoftDiceLoss(...)(input, target, voxel_weight=mask)` leaves them out.
+
+    Shapes: as DiceLoss; mask (B, 1, *S) or (1, 1, *S), zeros and ones.
+
+    Example:
+        >>> loss = MaskedDiceLoss(sigmoid=True)
+        >>> loss(torch.zeros(1, 1, 4), torch.tensor([[[1.0, 1.0, 0.0, 0.0]]]), torch.tensor([[[1.0, 1.0, 0.0, 0.0]]]))
+        tensor(0.3333)
+    """
+
+    ignore_index: int | None = field(default=None, init=False)
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """input, target, mask -> loss."""
+        if mask is None:
+            warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=3)
+            return super().forward(input, target)
+        _fitting_mask(mask, input)
+        keep = (_mask(mask) != 0).expand(input.shape[0], 1, *input.shape[2:])
+        stats = self.statistics(input, target, self.reads, keep)
+        if self.to_onehot_y and input.shape[1] > 1:
+            masked = (~keep).flatten(1).sum(1, keepdim=True)  # (B, 1): truth of class 0, by MONAI's order of steps
+            extra = nn.functional.pad(masked, (0, input.shape[1] - 1)).to(getattr(stats, stats.fields[0]))
+            truth = ("target", "target_squared", "difference")
+            stats = OverlapStatistics({name: getattr(stats, name) + extra * (name in truth) for name in stats.fields})
+        return self.from_statistics(stats, input.ndim)
+
+
+@common.declared
+class _GeneralizedDiceOptions(_OverlapLoss):
+    """The options that MONAI's generalized Dice losses share."""
+
+    w_type: Any = "square"
+    reduction: Any = "mean"
+    smooth_nr: float = 1e-5
+    smooth_dr: float = 1e-5
+    batch: bool = False
+
+
+@common.declared
+class GeneralizedDiceLoss(_GeneralizedDiceOptions):
+    """input, target -> 1 - (2 sum w I + smooth_nr) / (sum w (P + T) + smooth_dr), w = 1 / T^2, 1 / T or 1.
+
+    An absent class takes the largest weight of the others. MONAI's smoothing is kept: added to sums that the weights
+    have made small, it decides the loss of large volumes, and with no class present the loss is 0 whatever is
+    predicted. `softdice.GeneralizedDiceLoss` normalises the weights instead.
+
+    Example:
+        >>> loss = GeneralizedDiceLoss(to_onehot_y=True, softmax=True)
+        >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[0, 1]]]))
+        tensor(0.1192)
+
+    Source: C. H. Sudre et al., DLMIA 2017.
+    """
+
+    soft_label: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.w_type = getattr(self.w_type, "value", self.w_type)
+        validation.choice("w_type", self.w_type, ("square", "simple", "uniform"))
+
+    def cost(self, stats: OverlapStatistics) -> Tensor:
+        """statistics -> cost over all classes, (..., 1)."""
+        weight = stats.target.detach() ** -{"square": 2.0, "simple": 1.0, "uniform": 0.0}[self.w_type]
+        finite = torch.where(weight.isinf(), 0.0, weight)
+        weight = torch.where(weight.isinf(), finite.amax(-1, keepdim=True), finite)
+        tp, fp, fn = ((part * weight).sum(-1, keepdim=True) for part in common.confusion(stats, **self.kind()))
+        return 1 - common.tversky(tp, fp, fn, 0.5, 0.5, self.smooth_nr / 2, self.smooth_dr / 2)
+
+
+@common.declared
+class TverskyLoss(_OverlapLoss):
+    """input, target -> 1 - (I + smooth_nr) / (I + alpha FP + beta FN + smooth_dr), per sample and class, then reduced.
+
+    Example:
+        >>> loss = TverskyLoss(to_onehot_y=True, softmax=True, alpha=0.3, beta=0.7)
+        >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[0, 1]]]))
+        tensor(0.1192)
+
+    Source: S. S. M. Salehi et al., MLMI 2017.
+    """
+
+    alpha: float = 0.5
+    beta: float = 0.5
+    reduction: Any = "mean"
+    smooth_nr: float = 1e-5
+    smooth_dr: float = 1e-5
+    batch: bool = False
+    soft_label: bool = False
+    ignore_index: int | None = None
+
+    broadcast = False
+
+    def cost(self, stats: OverlapStatistics) -> Tensor:
+        """statistics -> cost per class."""
+        parts = common.confusion(stats, **self.kind())
+        return 1 - common.tversky(*parts, self.alpha, self.beta, self.smooth_nr, self.smooth_dr)
+
+
+@common.declared
+class MCCLoss(_OverlapLoss):
+    """input, target -> 1 - MCC, (I V - P T + smooth_nr) / sqrt(P T (V - P) (V - T) + smooth_dr), 0 if all is right.
+
+    Example:
+        >>> loss = MCCLoss(to_onehot_y=True, softmax=True)
+        >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[0, 1]]]))
+        tensor(0.2384)
+
+    Source: K. Abhishek, G. Hamarneh, "Matthews correlation coefficient loss", ISBI 2021.
+    """
+
+    reduction: Any = "mean"
+    smooth_nr: float = 0.0
+    smooth_dr: float = 1e-5
+    batch: bool = False
+
+    broadcast = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The statistics that `cost` reads."""
+        return (*super().reads, "voxels")
+
+    def cost(self, stats: OverlapStatistics) -> Tensor:
+        """statistics -> cost per class."""
+        names = ("intersection", "prediction", "target", "voxels")
+        i, p, t, v = (getattr(stats, name).double() for name in names)  # products of four of them leave float32
+        cost = 1 - (i * v - p * t + self.smooth_nr) / (p * t * (v - p) * (v - t) + self.smooth_dr).sqrt()
+        return torch.where((p == i) & (t == i), 0.0, cost).to(stats.prediction)
+
+
+# --- focal
+
+
+@common.declared
+class FocalLoss(_MonaiLoss):
+    """input, target -> mean focal loss over voxels and classes; a sigmoid, or with use_softmax a softmax, of logits.
+
+    reduction="none" gives a map of the voxels there and is refused here. With a sigmoid the target must be zeros and
+    ones. An alpha with a sigmoid costs a mask per channel.
+
+    Example:
+        >>> loss = FocalLoss(to_onehot_y=True, gamma=0.0)
+        >>> loss(torch.zeros(1, 2, 3), torch.tensor([[[0, 1, 1]]]))
+        tensor(0.6931)
+
+    Source: T.-Y. Lin et al., ICCV 2017.
+    """
+
+    gamma: float = 2.0
+    alpha: float | Sequence[float] | Tensor | None = None
+    weight: Weight = None
+    reduction: Any = "mean"
+    use_softmax: bool = False
+    ignore_index: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reduction == "none":
+            validation.fail("reduction 'mean' or 'sum'", "'none'", "The pass never makes a map of the voxels.")
+        self.hold_weight(self.weight)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """input, target -> loss."""
+        input, target = common.taken(input, target)
+        labels = self.labelled(input, target)
+        target, weight, ignored = self.valid(target, labels)
+        if not (labels or self.use_softmax):
+            common.hard(target)
+        balance = self.alpha is not None and not self.use_softmax
+        foreground = not self.include_background and input.shape[1] > 1 and (balance or self.use_softmax)
+        if labels and (balance or foreground):
+            weight, ignored = (None if ignored is None else target != ignored), None
+            target = common.one_hot(target, input.shape[1])
+        if foreground:  # a softmax is over the other classes only: class 0 is no channel any more
+            input, target = input[:, 1:], target[:, 1:]
+        if balance:
+            alpha = self._alpha(input.shape[1])
+            sides: dict[str, Any] = {"positive": alpha, "negative": 1 - alpha if alpha.ndim == 0 else 1.0}
+            focal = common.balanced(input, target, weight, field="focal", gamma=self.gamma, **sides)
+            keep = torch.ones_like(input[:, :1], dtype=torch.bool) if weight is None else weight
+            stats = OverlapStatistics({"focal": focal, "voxels": keep.flatten(1).sum(1, keepdim=True).to(focal)})
+        else:
+            activation = "softmax" if self.use_softmax else "sigmoid"
+            settings: dict[str, Any] = {"activation": activation, "ignore_index": ignored, "gamma": self.gamma}
+            stats = common.sums(input, target, weight, fields=FOCAL, **settings)
+            stats = stats if foreground else self.counted(stats)
+        return self.from_statistics(stats)
+
+    def from_statistics(self, stats: OverlapStatistics) -> Tensor:
+        """statistics (B, C) of the classes that count -> loss."""
+        focal, voxels = stats.focal, stats.voxels[:, :1]
+        if self.alpha is not None and self.use_softmax:
+            focal = focal * self._alpha(focal.shape[-1]).to(focal)
+        weight: Any = self.class_weight
+        if weight is not None and focal.shape[-1] == 1 and weight.ndim > 0:
+            validation.fail("one weight for one channel", tuple(weight.shape), "Pass one number.")
+        focal = self.weighted(focal)
+        tiny = torch.finfo(torch.float32).eps
+        if self.reduction == "sum":  # the mean over space, added over samples and classes
+            return (focal / voxels.clamp_min(tiny)).sum()
+        # With an ignore_index MONAI divides by voxels, not by voxels times classes.
+        return focal.sum() / (voxels.sum().clamp_min(tiny) * (focal.shape[-1] if self.ignore_index is None else 1))
+
+    def _alpha(self, channels: int) -> Tensor:
+        """alpha as the activation has it: with a softmax one per class, 1 - alpha for the first."""
+        alpha = torch.as_tensor(self.alpha)
+        if alpha.ndim > 0:
+            if alpha.shape[0] != channels:
+                got = alpha.shape[0]
+                validation.fail(f"{channels} values of alpha, one per class that counts", got, "Give one per class.")
+            return alpha
+        if not self.use_softmax:
+            return alpha
+        if not self.include_background:
+            warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=5)
+            return torch.ones(channels)
+        return torch.cat([(1 - alpha).view(1), alpha.expand(channels - 1)])
+
+
+# --- sums of two losses
+
+
+@common.declared
+class DiceCELoss(_DiceOptions):
+    """input, target -> lambda_dice DiceLoss + lambda_ce cross-entropy (binary for a single channel).
+
+    One pass with softmax=True (sigmoid=True for a single channel); another activation of the Dice term, label_smoothing
+    or a weight of a single channel costs a second one. Whatever stands in `dice`, `cross_entropy`,
+    `binary_cross_entropy`, or a subclass's `ce` or `bce`, is called.
+
+    Example:
+        >>> loss = DiceCELoss(to_onehot_y=True, softmax=True, lambda_dice=0.0)
+        >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[0, 1]]]))
+        tensor(0.1269)
+
+    Source: F. Isensee et al., "nnU-Net", Nature Methods 18, 2021.
+    """
+
+    weight: Weight = None
+    lambda_dice: float = 1.0
+    lambda_ce: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validation.choice("reduction", self.reduction, ("mean", "sum"))
+        validation.number("lambda_dice", self.lambda_dice, 0)
+        validation.number("lambda_ce", self.lambda_ce, 0)
+        weight = self.weight if self.weight is None else torch.as_tensor(self.weight, dtype=torch.float32)
+        of_dice = weight if weight is None or self.include_background or weight.ndim == 0 else weight[1:]
+        self.dice = DiceLoss(**self.options(_DiceOptions), weight=of_dice)
+        word, smoothing = self.reduction, self.label_smoothing
+        self.cross_entropy = common.CrossEntropyLoss(weight, reduction=word, label_smoothing=smoothing)
+        self.binary_cross_entropy = common.BinaryCrossEntropyLoss(pos_weight=weight, reduction=word)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """input, target -> loss."""
+        input, target = common.taken(input, target)
+        _fitting_channels(input, target)
+        binary = input.shape[1] == 1
+        term, which = (self.bce, self.binary_cross_entropy) if binary else (self.ce, self.cross_entropy)
+        dice = common.part(self.dice, DiceLoss)
+        entropy = common.part(which, common.CrossEntropyLoss, common.BinaryCrossEntropyLoss)
+        own = getattr(term, "__func__", None) in (DiceCELoss.ce, DiceCELoss.bce)
+        if (
+            dice
+            and entropy
+            and own
+            and (dice.sigmoid if binary else dice.softmax)
+            and entropy.shares(dice.ignore_index)
+        ):
+            stats = dice.statistics(input, target, (*dice.reads, *entropy.reads))
+            value = entropy.from_statistics(stats, input, target)
+            return self.lambda_dice * dice.from_statistics(stats, input.ndim) + self.lambda_ce * value
+        return self.lambda_dice * self.dice(input, target) + self.lambda_ce * term(input, target)
+
+    def ce(self, input: Tensor, target: Tensor) -> Tensor:
+        """input (B, C, *S), target -> the cross-entropy."""
+        if not common.part(self.cross_entropy, common.CrossEntropyLoss):
+            labels = target.shape[1] == 1 and input.shape[1] != 1
+            target = target[:, 0].long() if labels else target.to(input.dtype)
+        return self.cross_entropy(input, target)
+
+    def bce(self, input: Tensor, target: Tensor) -> Tensor:
+        """input (B, 1, *S), target -> the binary cross-entropy."""
+        ours = common.part(self.binary_cross_entropy, common.BinaryCrossEntropyLoss)
+        return self.binary_cross_entropy(input, target if ours else target.to(input.dtype))
+
+
+@common.declared
+class DiceFocalLoss(_DiceOptions):
+    """input, target -> lambda_dice DiceLoss + lambda_focal FocalLoss (of a sigmoid, whatever the Dice term has).
+
+    One pass with sigmoid=True and no alpha, else two. Whatever stands in `dice` or `focal` is called.
+    reduction="none" would be a map of the voxels and is refused.
+
+    Example:
+        >>> loss = DiceFocalLoss(sigmoid=True, lambda_dice=0.0, gamma=0.0)
+        >>> loss(torch.zeros(1, 1, 3), torch.tensor([[[0, 1, 1]]]))
+        tensor(0.6931)
+
+    Source: W. Zhu et al., "AnatomyNet", Medical Physics 46, 2019.
+    """
+
+    gamma: float = 2.0
+    weight: Weight = None
+    lambda_dice: float = 1.0
+    lambda_focal: float = 1.0
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validation.number("lambda_dice", self.lambda_dice, 0)
+        validation.number("lambda_focal", self.lambda_focal, 0)
+        self.dice = DiceLoss(**self.options(_DiceOptions), weight=self.weight)
+        options = {**self.options(_MonaiLoss), "gamma": self.gamma, "weight": self.weight, "reduction": self.reduction}
+        self.focal = FocalLoss(**options, alpha=self.alpha)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """input, target -> loss."""
+        return _with_focal(self, "dice", (self.lambda_dice, self.lambda_focal), input, target)
+
+
+@common.declared
+class GeneralizedDiceFocalLoss(_GeneralizedDiceOptions):
+    """input, target -> lambda_gdl GeneralizedDiceLoss + lambda_focal FocalLoss (of a sigmoid).
+
+    One pass with sigmoid=True, else two. Whatever stands in `generalized_dice` or `focal` is called.
+    reduction="none" would be a map of the voxels and is refused.
+
+    Example:
+        >>> loss = GeneralizedDiceFocalLoss(sigmoid=True, lambda_gdl=0.0, gamma=0.0)
+        >>> loss(torch.zeros(1, 1, 3), torch.tensor([[[0, 1, 1]]]))
+        tensor(0.6931)
+    """
+
+    gamma: float = 2.0
+    weight: Weight = None
+    lambda_gdl: float = 1.0
+    lambda_focal: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validation.number("lambda_gdl", self.lambda_gdl, 0)
+        validation.number("lambda_focal", self.lambda_focal, 0)
+        self.generalized_dice = GeneralizedDiceLoss(**self.options(_GeneralizedDiceOptions))
+        options = {**self.options(_MonaiLoss), "gamma": self.gamma, "weight": self.weight, "reduction": self.reduction}
+        self.focal = FocalLoss(**options)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """input, target -> loss."""
+        return _with_focal(self, "generalized_dice", (self.lambda_gdl, self.lambda_focal), input, target)
+
+
+def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tensor, target: Tensor) -> Tensor:
+    """A loss with an overlap loss of that name, and `focal` -> their weighted sum, from one pass where it can be."""
+    input, target = common.taken(input, target)
+    _fitting_channels(input, target)
+    dice = common.part(getattr(loss, name), DiceLoss, GeneralizedDiceLoss)
+    focal = common.part(loss.focal, FocalLoss)
+    shared = dice and focal and dice.sigmoid and focal.alpha is None and not focal.use_softmax
+    if shared and (dice.to_onehot_y, getattr(dice, "ignore_index", None)) == (focal.to_onehot_y, focal.ignore_index):
+        if not (dice.to_onehot_y and input.shape[1] > 1):
+            common.hard(target)
+        stats = dice.statistics(input, target, (*dice.reads, *FOCAL), gamma=focal.gamma)
+        second = focal.from_statistics(focal.counted(stats))
+        return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
+    truth = target
+    if loss.to_onehot_y and not (dice and focal):  # what MONAI hands to the parts
+        truth = common.one_hot(target, input.shape[1]).to(input.dtype)
+    first = getattr(loss, name)(input, target if dice else truth)
+    return factors[0] * first + factors[1] * loss.focal(input, target if focal else truth)
+
+
+def _fitting_channels(input: Tensor, target: Tensor) -> None:
+    """MONAI's combined losses want a channel dimension in the target, of 1 or as many as input has."""
+    if input.ndim != target.ndim or target.shape[1] not in (1, input.shape[1]):
+        expected = f"target of shape (B, 1, *S) or (B, {input.shape[1]}, *S)"
+        advice = "Add the channel dimension with unsqueeze(1), or one channel per class."
+        validation.fail(expected, tuple(target.shape), advice)
+
+
+# --- around any loss
+
+
+@common.declared
+class DeepSupervisionLoss(common.DropIn):
+    """outputs, target -> sum of weight times loss over the outputs, the target made smaller by the nearest voxel.
+
+    Args:
+        as monai.losses.DeepSupervisionLoss: loss, weight_mode "exp" (1, 1/2, 1/4... but 1/16 at least), "same" or
+        "two" (1, 1/2, 1/2...), or weights. `softdice.DeepSupervision` divides by the sum of the weights.
+
+    Example:
+        >>> loss = DeepSupervisionLoss(DiceLoss(softmax=True, to_onehot_y=True))
+        >>> loss([torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2)], torch.ones(1, 1, 4, 4))
+        tensor(1.0000)
+    """
+
+    loss: Two
+    weight_mode: str = "exp"
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        validation.choice("weight_mode", self.weight_mode, ("same", "exp", "two"))
+
+    def get_weights(self, levels: int = 1) -> list[float]:
+        """number of outputs -> their weights."""
+        if self.weights is not None and len(self.weights) >= levels:
+            return list(self.weights[:levels])
+        least = {"same": 1.0, "exp": 0.0625, "two": 0.5}[self.weight_mode]
+        return [max(0.5**level, least) for level in range(levels)]
+
+    def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+        """outputs, largest first, or a single one; target -> loss."""
+        outputs = [input] if isinstance(input, Tensor) else input
+        weights = [1.0] if isinstance(input, Tensor) else self.get_weights(len(input))
+        total: Any = 0.0
+        for weight, output in zip(weights, outputs, strict=True):
+            total = total + weight * self.loss(output, at_resolution(target, output, labels=True))  # type: ignore[arg-type]
+        return torch.as_tensor(total)
+
+
+class MaskedLoss(common.DropIn):
+    """input, target, mask -> loss(input * mask, target * mask), as MONAI has it.
+
+    A masked voxel is then a logit of 0 with truth 0, and counts as such; `MaskedDiceLoss`, and `voxel_weight` of the
+    package's own losses, leave it out.
+
+    Args:
+        loss: a loss, or the class of one with the arguments that follow.
+
+    Example:
+        >>> loss = MaskedLoss(DiceLoss, sigmoid=True)
+        >>> loss(torch.zeros(1, 1, 2), torch.ones(1, 1, 2), torch.tensor([[[1.0, 0.0]]]))
+        tensor(0.5000)
+    """
+
+    def __init__(self, loss: Callable[..., Any], *loss_args: Any, **loss_kwargs: Any) -> None:
+        super().__init__()
+        self.loss = loss(*loss_args, **loss_kwargs) if isinstance(loss, type) else loss
+
+    @validation.public
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """input, target, mask -> loss."""
+        if mask is None:
+            warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=3)
+            return torch.as_tensor(self.loss(input, target))
+        _fitting_mask(mask, input)
+        return torch.as_tensor(self.loss(input * mask, target * mask))
+
+
+def _fitting_mask(mask: Tensor, input: Tensor) -> None:
+    if mask.shape[0] not in (1, input.shape[0]) or tuple(mask.shape[1:]) != (1, *input.shape[2:]):
+        expected = f"mask of shape {(input.shape[0], 1, *input.shape[2:])}"
+        validation.fail(expected, tuple(mask.shape), "Give one mask for the batch or one per sample.")
+
+
+Dice = DiceLoss
+dice_ce = DiceCELoss
+dice_focal = DiceFocalLoss
+generalized_dice = GeneralizedDiceLoss
+generalized_dice_focal = GeneralizedDiceFocalLoss

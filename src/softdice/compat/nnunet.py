@@ -1,22 +1,24 @@
 """nnU-Net's losses (nnunetv2.training.loss), their constructors and numbers, from one pass over the voxels.
 
 `from softdice.compat.nnunet import MemoryEfficientSoftDiceLoss, DC_and_CE_loss` in the place of the same names there.
+Written after nnunetv2 2.8.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.compat.common import add_over_ranks, one_by_one, per_class, sums
+from softdice.compat import common
 from softdice.statistics import OverlapStatistics
 
 Nonlinearity = Callable[[Tensor], Tensor]
-FIELDS = ("intersection", "prediction", "target")
 
 
 def activation_of(apply_nonlin: Nonlinearity | None) -> str | None:
@@ -28,16 +30,23 @@ def activation_of(apply_nonlin: Nonlinearity | None) -> str | None:
     """
     if apply_nonlin is None:
         return "none"
-    if apply_nonlin in (torch.sigmoid, torch.nn.functional.sigmoid) or isinstance(apply_nonlin, nn.Sigmoid):
+    if apply_nonlin in (torch.sigmoid, nn.functional.sigmoid) or type(apply_nonlin) is nn.Sigmoid:
         return "sigmoid"
-    if getattr(apply_nonlin, "__name__", "") == "softmax_helper_dim1":
-        return "softmax"
-    if isinstance(apply_nonlin, nn.Softmax) and apply_nonlin.dim == 1:
-        return "softmax"
-    return None
+    if type(apply_nonlin) is nn.Softmax:
+        return "softmax" if apply_nonlin.dim == 1 else None
+    return "softmax" if apply_nonlin is _theirs("utilities.helpers", "softmax_helper_dim1") else None
 
 
-class SoftDiceLoss(nn.Module):
+def _theirs(module: str, name: str) -> Any:
+    """What nnU-Net has by that name, if it is imported: only the thing itself is taken for ours, no namesake."""
+    return getattr(sys.modules.get(f"nnunetv2.{module}"), name, _theirs)
+
+
+# --- Dice
+
+
+@common.declared
+class SoftDiceLoss(common.DropIn):
     """x, y -> minus the mean Dice coefficient.
 
         loss = -mean_c (2 I_c + smooth) / max(P_c + T_c + smooth, 1e-8)
@@ -58,44 +67,39 @@ class SoftDiceLoss(nn.Module):
         >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[0, 1]]))
         tensor(-0.8808)
 
-    Source: F. Isensee et al., "nnU-Net", Nature Methods 18, 2021; nnunetv2 2.8.1, training/loss/dice.py.
+    Source: F. Isensee et al., "nnU-Net", Nature Methods 18, 2021.
     """
 
-    @validation.public
-    def __init__(
-        self,
-        apply_nonlin: Nonlinearity | None = None,
-        batch_dice: bool = False,
-        do_bg: bool = True,
-        smooth: float = 1.0,
-        ddp: bool = True,
-        clip_tp: float | None = None,
-    ) -> None:
-        super().__init__()
-        self.apply_nonlin, self.batch_dice, self.do_bg = apply_nonlin, batch_dice, do_bg
-        self.smooth, self.ddp, self.clip_tp = smooth, ddp, clip_tp
+    apply_nonlin: Nonlinearity | None = None
+    batch_dice: bool = False
+    do_bg: bool = True
+    smooth: float = 1.0
+    ddp: bool = True
+    clip_tp: float | None = None
 
-    @validation.public
+    reads = common.confusion_fields()
+
     def forward(self, x: Tensor, y: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         """x, y -> minus the mean Dice coefficient."""
+        x, y = common.taken(x, y)
         activation = activation_of(self.apply_nonlin)
         if activation is None and self.apply_nonlin is not None:
             x, activation = self.apply_nonlin(x), "none"
-        return self.from_statistics(sums(x, y, loss_mask, fields=FIELDS, activation=activation or "none"))
+        return self.from_statistics(common.sums(x, y, loss_mask, fields=self.reads, activation=activation or "none"))
 
     def from_statistics(self, stats: OverlapStatistics) -> Tensor:
-        """statistics (B, C) -> minus the mean Dice coefficient."""
+        """statistics (B, C) -> minus the mean Dice coefficient; 0 for an empty batch."""
         if self.batch_dice:
             stats = stats.pool()
-            stats = add_over_ranks(stats) if self.ddp else stats
-        overlap = stats.intersection
-        apart = stats.prediction + stats.target - 2 * overlap
+            stats = common.add_over_ranks(stats) if self.ddp else stats
+        tp, fp, fn = common.confusion(stats)
         if self.clip_tp is not None:
-            overlap = overlap.clamp_min(self.clip_tp)
-        dice = (2 * overlap + self.smooth) / (2 * overlap + apart + self.smooth).clamp_min(1e-8)
-        return -(dice if self.do_bg else dice[..., 1:]).mean()
+            tp = tp.clamp_min(self.clip_tp)
+        dice = common.tversky(tp, fp, fn, 0.5, 0.5, self.smooth / 2, self.smooth / 2, least=0.5e-8)
+        return -common.mean(dice if self.do_bg else dice[..., 1:])
 
 
+@common.declared
 class MemoryEfficientSoftDiceLoss(SoftDiceLoss):
     """x, y -> minus the mean Dice coefficient: SoftDiceLoss without clip_tp.
 
@@ -107,19 +111,44 @@ class MemoryEfficientSoftDiceLoss(SoftDiceLoss):
         tensor(-0.8808)
     """
 
+    clip_tp: float | None = field(default=None, init=False)
+
+
+DICE = (SoftDiceLoss, MemoryEfficientSoftDiceLoss)
+
+
+def _dice(dice_class: type[nn.Module], nonlin: Nonlinearity, keywords: dict[str, Any]) -> SoftDiceLoss:
+    """One of nnU-Net's classes, or of ours -> ours."""
+    for cls in DICE:
+        if dice_class in (cls, _theirs("training.loss.dice", cls.__name__)):
+            return cls(nonlin, **keywords)
+    advice = "Set the attribute dc to a loss of your own, or add it to softdice.CrossEntropyLoss."
+    expected = f"dice_class to be one of {', '.join(cls.__name__ for cls in DICE)}"
+    raise ValueError(validation.message(expected, getattr(dice_class, "__name__", repr(dice_class)), advice))
+
+
+# --- cross-entropy, and both
+
+
+class RobustCrossEntropyLoss(common.CrossEntropyLoss):
+    """input, target -> torch's cross-entropy, of labels with a channel dimension or without one, floats too.
+
+    Shapes: input (B, C, *S) logits; target (B, 1, *S) or (B, *S) labels.
+
+    Example:
+        >>> loss = RobustCrossEntropyLoss()
+        >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[0.0, 1.0]]]))
+        tensor(0.1269)
+    """
+
     @validation.public
-    def __init__(
-        self,
-        apply_nonlin: Nonlinearity | None = None,
-        batch_dice: bool = False,
-        do_bg: bool = True,
-        smooth: float = 1.0,
-        ddp: bool = True,
-    ) -> None:
-        super().__init__(apply_nonlin, batch_dice, do_bg, smooth, ddp)
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """input, target -> loss."""
+        return super().forward(*common.taken(input, target))
 
 
-class DC_and_CE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
+@common.declared
+class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
     """net_output, target -> weight_dice (-Dice) + weight_ce cross-entropy, from one pass.
 
     Args:
@@ -132,6 +161,7 @@ class DC_and_CE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
     Shapes: net_output (B, C, *S) logits; target (B, 1, *S) labels.
 
     One pass serves both terms, unless label_smoothing or an ignore_index of the cross-entropy's own sets it apart.
+    Whatever stands in `dc` or `ce` is called.
 
     Example:
         >>> loss = DC_and_CE_loss({"smooth": 0.0}, {})
@@ -139,82 +169,51 @@ class DC_and_CE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
         tensor(-0.7539)
     """
 
-    @validation.public
-    def __init__(
-        self,
-        soft_dice_kwargs: dict[str, Any],
-        ce_kwargs: dict[str, Any],
-        weight_ce: float = 1,
-        weight_dice: float = 1,
-        ignore_label: int | None = None,
-        dice_class: type[nn.Module] = SoftDiceLoss,
-    ) -> None:
-        super().__init__()
-        self.weight_ce, self.weight_dice, self.ignore_label = weight_ce, weight_dice, ignore_label
-        self.dc = _dice(dice_class, nn.Softmax(1), soft_dice_kwargs)
-        chosen = {"weight": None, "ignore_index": -100, "label_smoothing": 0.0, "reduction": "mean"}
-        _known("ce_kwargs", ce_kwargs, chosen)
-        chosen.update(ce_kwargs)
-        if ignore_label is not None:
-            chosen["ignore_index"] = ignore_label
-        validation.choice("reduction", chosen["reduction"], ("mean", "sum"))
-        weight: Any = chosen["weight"]
-        weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
-        self.register_buffer("ce_weight", weight, persistent=False)
-        self.ce_reduction = chosen["reduction"]
-        self.ce_ignore: Any = chosen["ignore_index"]
-        self.label_smoothing: Any = chosen["label_smoothing"]
+    soft_dice_kwargs: dict[str, Any]
+    ce_kwargs: dict[str, Any]
+    weight_ce: float = 1
+    weight_dice: float = 1
+    ignore_label: int | None = None
+    dice_class: type[nn.Module] = SoftDiceLoss
 
-    ce_weight: Tensor | None
+    def __post_init__(self) -> None:
+        keywords = _keywords("ce_kwargs", self.ce_kwargs, ("weight", "ignore_index", "label_smoothing", "reduction"))
+        if self.ignore_label is not None:
+            keywords["ignore_index"] = self.ignore_label
+        self.ce = RobustCrossEntropyLoss(**keywords)
+        self.ce.guard = self.ignore_label is not None
+        self.dc = _dice(self.dice_class, nn.Softmax(1), self.soft_dice_kwargs)
 
-    @validation.public
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """net_output, target -> loss."""
+        net_output, target = common.taken(net_output, target)
         if target.ndim != net_output.ndim or target.shape[1] != 1:
             advice = "Give the label map a channel dimension of 1."
             validation.fail("target of shape (B, 1, *S)", tuple(target.shape), advice)
-        entropy = ("cross_entropy", "labelled")
-        # An ignore_index of -100 that no label has concerns nobody: the check of the labels would refuse one.
-        apart = self.label_smoothing != 0 or self.ce_ignore not in (self.ignore_label, -100)
-        both = self.weight_ce != 0 and not apart
-        stats = sums(
-            net_output,
-            target,
-            fields=(*FIELDS, *entropy) if both else FIELDS,
-            activation="softmax",
-            ignore_index=self.ignore_label,
-        )
-        loss = self.weight_dice * self.dc.from_statistics(stats) if self.weight_dice != 0 else 0.0
-        if self.weight_ce != 0:
-            if apart:
-                stats = sums(
-                    net_output,
-                    target,
-                    fields=entropy,
-                    activation="softmax",
-                    ignore_index=self.ce_ignore,
-                    label_smoothing=self.label_smoothing,
-                )
-            loss = loss + self.weight_ce * self._entropy(stats.pool())
+        dc, ce, ignored = common.part(self.dc, *DICE), common.part(self.ce, RobustCrossEntropyLoss), self.ignore_label
+        both = dc and ce and self.weight_dice != 0 and self.weight_ce != 0
+        if both and activation_of(dc.apply_nonlin) == "softmax" and ce.shares(ignored):
+            settings: dict[str, Any] = {"activation": "softmax", "ignore_index": ignored}
+            stats = common.sums(net_output, target, fields=(*dc.reads, *ce.reads), **settings)
+            entropy = ce.from_statistics(stats, net_output, target)
+            return self.weight_ce * entropy + self.weight_dice * dc.from_statistics(stats)
+        keep = None if ignored is None else target != ignored
+        loss: Any = 0.0
+        if self.weight_dice != 0:
+            truth = target if keep is None else torch.where(keep, target, 0)
+            loss = self.weight_dice * self.dc(net_output, truth, loss_mask=keep)
+        if self.weight_ce != 0 and (ce or keep is None or bool(keep.any())):
+            loss = loss + self.weight_ce * self.ce(net_output, target[:, 0])
         return torch.as_tensor(loss)
 
-    def _entropy(self, stats: OverlapStatistics) -> Tensor:
-        weight = torch.ones_like(stats.labelled) if self.ce_weight is None else self.ce_weight.to(stats.labelled)
-        total = (weight * stats.cross_entropy).sum()
-        if self.ce_reduction == "sum":
-            return total
-        amount = (weight * stats.labelled).sum()
-        if self.ignore_label is None:
-            return total / amount
-        return total / torch.where(stats.labelled.sum() > 0, amount, 1.0)
 
-
-class DC_and_BCE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
+@common.declared
+class DC_and_BCE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
     """net_output, target -> weight_dice (-Dice) + weight_ce binary cross-entropy, from one pass.
 
     Args:
         bce_kwargs: of torch.nn.BCEWithLogitsLoss: pos_weight (one number, or (C, 1, ...)), reduction "mean" or "sum".
-            A pos_weight costs a second pass; `weight` cannot be had.
+            A pos_weight costs a pass of its own; `weight` cannot be had.
         soft_dice_kwargs: keywords of SoftDiceLoss without apply_nonlin, which is the sigmoid.
         weight_ce, weight_dice: factors of the two terms.
         use_ignore_label: the last channel of the target marks voxels that enter neither term.
@@ -223,6 +222,7 @@ class DC_and_BCE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
     Shapes: net_output (B, C, *S) logits; target (B, C, *S), or (B, C + 1, *S) with use_ignore_label.
 
     With use_ignore_label nnU-Net divides the cross-entropy by voxels, not by voxels times classes; so does this.
+    Whatever stands in `dc` or `ce` is called.
 
     Example:
         >>> loss = DC_and_BCE_loss({}, {"smooth": 0.0})
@@ -230,83 +230,92 @@ class DC_and_BCE_loss(nn.Module):  # noqa: N801 (nnU-Net's name)
         tensor(-0.7539)
     """
 
-    @validation.public
-    def __init__(
-        self,
-        bce_kwargs: dict[str, Any],
-        soft_dice_kwargs: dict[str, Any],
-        weight_ce: float = 1,
-        weight_dice: float = 1,
-        use_ignore_label: bool = False,
-        dice_class: type[nn.Module] = MemoryEfficientSoftDiceLoss,
-    ) -> None:
-        super().__init__()
-        self.weight_ce, self.weight_dice, self.use_ignore_label = weight_ce, weight_dice, use_ignore_label
-        self.dc = _dice(dice_class, torch.sigmoid, soft_dice_kwargs)
-        _known("bce_kwargs", bce_kwargs, {"pos_weight": None, "reduction": "mean"})
-        self.reduction = bce_kwargs.get("reduction", "mean")
-        validation.choice("reduction", self.reduction, ("mean", "sum"))
-        pos_weight = bce_kwargs.get("pos_weight")
-        pos_weight = None if pos_weight is None else torch.as_tensor(pos_weight, dtype=torch.float32)
-        if pos_weight is not None and pos_weight.numel() > 1 and pos_weight.numel() != pos_weight.shape[0]:
+    bce_kwargs: dict[str, Any]
+    soft_dice_kwargs: dict[str, Any]
+    weight_ce: float = 1
+    weight_dice: float = 1
+    use_ignore_label: bool = False
+    dice_class: type[nn.Module] = MemoryEfficientSoftDiceLoss
+
+    def __post_init__(self) -> None:
+        keywords = _keywords("bce_kwargs", self.bce_kwargs, ("pos_weight", "reduction"))
+        weight = keywords.get("pos_weight")
+        if weight is not None and weight.numel() > 1 and weight.numel() != weight.shape[0]:
             advice = "Pass one number, or one per class as (C, 1, ..., 1)."
-            validation.fail("pos_weight per class", tuple(pos_weight.shape), advice)
-        self.register_buffer("pos_weight", pos_weight, persistent=False)
+            validation.fail("pos_weight per class", tuple(weight.shape), advice)
+        if self.use_ignore_label:
+            keywords["reduction"] = "sum"  # nnU-Net's is a map, which it adds up
+        self.ce = common.BinaryCrossEntropyLoss(**keywords)
+        self.dc = _dice(self.dice_class, torch.sigmoid, self.soft_dice_kwargs)
 
-    pos_weight: Tensor | None
-
-    @validation.public
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """net_output, target -> loss."""
+        net_output, target = common.taken(net_output, target)
         mask = None
         if self.use_ignore_label:
             mask, target = target[:, -1:] == 0, target[:, :-1]
         if target.shape != net_output.shape:
             advice = "Give one channel of target per channel of net_output."
             validation.fail(f"target of shape {tuple(net_output.shape)}", tuple(target.shape), advice)
-        fields = (*FIELDS, "cross_entropy", "voxels")
-        stats = sums(net_output, target, mask, fields=fields, activation="sigmoid")
-        entropy = stats.cross_entropy
-        if self.pos_weight is not None:
-            entropy = entropy + self._excess(net_output, target, mask)
-        total = entropy.sum()
-        if self.use_ignore_label:
-            total = total / stats.voxels[:, 0].sum().clamp_min(1e-8)
-        elif self.reduction == "mean":
-            total = total / net_output.numel()
-        return self.weight_ce * total + self.weight_dice * self.dc.from_statistics(stats)
-
-    def _excess(self, net_output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """What (pos_weight - 1) of the positive part adds, (B, C): the sum of y (-ln p) with y for a weight."""
-        assert self.pos_weight is not None
-        channels = net_output.shape[1]
-        if self.pos_weight.numel() > 1 and self.pos_weight.shape != (channels, *[1] * (net_output.ndim - 2)):
-            advice = "BCEWithLogitsLoss broadcasts it against (C, *S): give it as many dimensions."
-            expected = f"pos_weight of shape {(channels, *[1] * (net_output.ndim - 2))}"
-            validation.fail(expected, tuple(self.pos_weight.shape), advice)
-        scores, weight = one_by_one(net_output, target if mask is None else target * mask)
-        positive = sums(
-            scores,
-            torch.ones_like(weight, dtype=torch.bool),
-            weight,
-            fields=("cross_entropy",),
-            activation="sigmoid",
-        )
-        return (self.pos_weight.flatten().to(net_output.device) - 1) * per_class(positive, channels).cross_entropy
+        dc, ce = common.part(self.dc, *DICE), common.part(self.ce, common.BinaryCrossEntropyLoss)
+        if dc and ce and ce.shares() and activation_of(dc.apply_nonlin) == "sigmoid":
+            stats = common.sums(net_output, target, mask, fields=(*dc.reads, *ce.reads), activation="sigmoid")
+            dice = dc.from_statistics(stats)
+            entropy = ce.from_statistics(stats, net_output, target)
+        else:
+            dice = self.dc(net_output, target, loss_mask=mask)
+            if ce and ce.weight is None:
+                entropy = ce.from_statistics(ce.statistics(net_output, target, mask), net_output, target)
+            else:
+                entropy = self.ce(net_output, target.to(net_output.dtype))
+                entropy = entropy if mask is None else (entropy * mask).sum()
+        if mask is not None:
+            entropy = entropy / mask.sum().clamp_min(1e-8)
+        return self.weight_ce * entropy + self.weight_dice * dice
 
 
-def _dice(dice_class: type[nn.Module], nonlin: Nonlinearity, keywords: dict[str, Any]) -> SoftDiceLoss:
-    """nnU-Net's class or ours, by name -> ours."""
-    ours = {"SoftDiceLoss": SoftDiceLoss, "MemoryEfficientSoftDiceLoss": MemoryEfficientSoftDiceLoss}
-    name = getattr(dice_class, "__name__", repr(dice_class))
-    if name not in ours:
-        advice = "Add a softdice loss of your own to softdice.CrossEntropyLoss instead."
-        validation.fail(f"dice_class to be one of {', '.join(ours)}", name, advice)
-    return ours[name](apply_nonlin=nonlin, **keywords)
-
-
-def _known(what: str, given: dict[str, Any], allowed: dict[str, Any]) -> None:
+def _keywords(what: str, given: dict[str, Any], allowed: Sequence[str]) -> dict[str, Any]:
+    """The keywords of a cross-entropy -> the same, weights as tensors; an error for what the pass does not have."""
     for name in given:
         if name not in allowed:
             advice = f"The pass has {', '.join(allowed)}."
             validation.fail(f"{what} among {', '.join(allowed)}", name, advice)
+    validation.choice("reduction", given.get("reduction", "mean"), ("mean", "sum"))
+    weights = {name: value for name, value in given.items() if name.endswith("weight") and value is not None}
+    return {**given, **{name: torch.as_tensor(value, dtype=torch.float32) for name, value in weights.items()}}
+
+
+# --- deep supervision
+
+
+class DeepSupervisionWrapper(nn.Module):
+    """outputs, targets -> sum of weight times loss over the resolutions, one output and one target for each.
+
+    Args:
+        loss: any loss of as many tensors as there are lists.
+        weight_factors: one per resolution, or None for 1; a resolution of weight 0 is not computed.
+
+    `softdice.DeepSupervision` divides by the sum of the weights, and makes the targets smaller itself.
+
+    Example:
+        >>> loss = DeepSupervisionWrapper(DC_and_CE_loss({}, {}), (1.0, 0.5))
+        >>> loss([torch.zeros(1, 2, 4), torch.zeros(1, 2, 2)], [torch.ones(1, 1, 4), torch.ones(1, 1, 2)])
+        tensor(0.3147)
+    """
+
+    @validation.public
+    def __init__(self, loss: Callable[..., Tensor], weight_factors: Sequence[float] | None = None) -> None:
+        super().__init__()
+        if weight_factors is not None and not any(weight_factors):
+            validation.fail("weight_factors that are not all 0", weight_factors, "Pass one per output.", AssertionError)
+        self.loss, self.weight_factors = loss, None if weight_factors is None else tuple(weight_factors)
+
+    @validation.public
+    def forward(self, *args: Sequence[Tensor]) -> Tensor:
+        """outputs, targets -> loss."""
+        for lists in args:
+            if not isinstance(lists, (list, tuple)):
+                advice = "Pass one output and one target for each resolution."
+                validation.fail("lists of tensors", type(lists).__name__, advice, AssertionError)
+        weights = self.weight_factors or (1.0,) * len(args[0])
+        return sum(w * self.loss(*tensors) for w, *tensors in zip(weights, *args, strict=False) if w != 0)

@@ -1,4 +1,4 @@
-"""outputs at several resolutions, one full-resolution target -> loss (deep supervision)."""
+"""outputs at several resolutions, their targets or a full-resolution one -> loss (deep supervision)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ class DeepSupervision(nn.Module):
         loss = sum_i w_i loss(output_i, target at the resolution of output_i) / sum_i w_i
 
     The target is made smaller to fit each output: labels, integer values and weights by the nearest voxel (nothing
-    arises that was not there), floating per-class values by the mean over the area (they stay proportions).
+    arises that was not there), floating per-class values by the mean over the area (they stay proportions). A list of
+    targets, or of voxel weights, has one for each output.
 
     Args:
-        loss: any loss of this package, or a callable (output, target, voxel_weight) -> Tensor.
+        loss: any loss of this package (of `softdice.compat`, too), or a callable (output, target) -> Tensor, which
+            takes a third tensor where a voxel_weight is passed.
         weights: one per output, finite, >= 0, not all 0. An output of weight 0 is not computed.
 
     Returns (when called): what `loss` returns.
 
     Raises:
-        ValueError: not one output per weight; an output larger than the target; values to be averaged in more than
-            three dimensions.
+        ValueError: not one output (or target of a list) per weight; an output larger than the target; values to be
+            averaged in more than three dimensions.
 
     Example:
         >>> import torch, softdice
@@ -51,23 +53,38 @@ class DeepSupervision(nn.Module):
         self.weights = tuple(weight / sum(weights) for weight in weights)
 
     @validation.public
-    def forward(self, outputs: Sequence[Tensor], target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        """outputs, full-resolution target -> loss."""
-        if isinstance(outputs, Tensor) or len(outputs) != len(self.weights):
-            got = "a single tensor" if isinstance(outputs, Tensor) else f"{len(outputs)}"
-            advice = "Pass a list with one output for each weight."
-            validation.fail(f"{len(self.weights)} outputs", got, advice)
-        settings = getattr(self.loss, "settings", None)
-        labels = settings is not None and settings.ignore_index is not None
-        values = [
-            weight * self.loss(output, at_resolution(target, output, labels), at_resolution(voxel_weight, output, True))
-            for weight, output in zip(self.weights, outputs, strict=True)
-            if weight > 0
-        ]
+    def forward(
+        self,
+        outputs: Sequence[Tensor],
+        target: Tensor | Sequence[Tensor],
+        voxel_weight: Tensor | Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """outputs, a full-resolution target or one for each output -> loss."""
+        count = len(self.weights)
+        if isinstance(outputs, Tensor):
+            validation.fail(f"{count} outputs", "a single tensor", "Pass a list with one output for each weight.")
+        labels = getattr(getattr(self.loss, "settings", self.loss), "ignore_index", None) is not None
+        tensors = (outputs, target, voxel_weight)
+        each = (_each(*named, count) for named in zip(("outputs", "targets", "voxel weights"), tensors, strict=True))
+        values = []
+        for weight, output, own, voxels in zip(self.weights, *each, strict=True):
+            if weight > 0:
+                third = () if voxels is None else (at_resolution(voxels, output, True),)
+                values.append(weight * self.loss(output, at_resolution(own, output, labels), *third))
         return sum(values[1:], values[0])
 
     def extra_repr(self) -> str:
         return f"weights={self.weights}"
+
+
+def _each(name: str, tensors: Any, count: int) -> Sequence[Any]:
+    """One tensor for all outputs, or None, or a list -> a list with one for each output."""
+    if tensors is None or isinstance(tensors, Tensor):
+        return [tensors] * count
+    if len(tensors) != count:
+        advice = "Pass a list with one output for each weight, and one target for all or for each."
+        validation.fail(f"{count} {name}", len(tensors), advice)
+    return list(tensors)
 
 
 def at_resolution(target: Tensor | None, output: Tensor, labels: bool = False) -> Tensor | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import warnings
 from collections.abc import Callable, Hashable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import intrinsic
 
@@ -26,6 +29,10 @@ def _digest() -> str:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
+
+# Numba names a compiled function by its place in the source and a counter, and equal names pass for equal code. Kernels
+# that two processes kept on disk would share names, though made of other settings: each process counts from elsewhere.
+FunctionIdentity._unique_ids = count(secrets.randbits(60))
 
 SOURCES = _digest()
 OPTIONS = {"error_model": "numpy", "nogil": True}
