@@ -20,8 +20,8 @@ PACKAGE = Path(softdice.__file__).parent
 IMPORT_LIMIT_MS = 150
 
 ORDER = (
-    "version", "settings", "reference", "validation", "kernels", "distributed", "statistics", "indices", "costs",
-    "reductions", "losses", "functional", "head", "metrics", "reproducibility", "images", "compat", "scoring",
+    "version", "interrupt", "settings", "reference", "validation", "kernels", "distributed", "statistics", "indices",
+    "costs", "reductions", "losses", "functional", "head", "metrics", "reproducibility", "images", "compat", "scoring",
     "training", "cli", "__main__", "__init__",
 )  # fmt: skip
 """A module or subpackage imports only from what stands before it; within a subpackage the order is free."""

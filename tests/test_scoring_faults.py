@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-import re
+import signal
 import subprocess
 import sys
+import time
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +173,267 @@ def test_files_that_say_two_things(content: object, said: str, pair: tuple[Path,
 def test_options_that_say_two_things_or_nothing(options: tuple[str, str], said: str, pair: tuple[Path, Path]) -> None:
     """S12, S32"""
     refused(score(*pair, *options), said)
+
+
+# --- nothing is overwritten or lost
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    for case in range(4):
+        for part, array in zip("pt", maps(case), strict=True):
+            save(tmp_path / part / f"case_{case}.npy", array)
+    return tmp_path / "p", tmp_path / "t"
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--out", "p/case_2.npy"), "--out: expected a file ending in .csv, .json or .txt, got 'case_2.npy'"),
+        (("--out", "p/case_2.npy", "--format", "csv"), "--out: expected a file ending in .csv for --format csv"),
+        (("--out", "link.csv"), "--out: expected a file that is not read, got"),
+        (("--report", "hard.html"), "--report: expected a file that is not read, got"),
+        (("--out", "labels.json", "--labels", "labels.json"), "expected a file that is not read, got 'labels.json'"),
+        (("--out", "x.txt", "--report", "x.txt"), "--report: expected a file ending in .html, got 'x.txt'"),
+        (("--out", "x", "--report", "./x"), "--report: expected another file than --out, got 'x' for both"),
+        (("--out", "p"), "--out: expected a file, got the folder 'p'"),
+        (("--report", "t"), "--report: expected a file, got the folder 't'"),
+        (("--report", "none/r.html"), "--report: expected a file in an existing folder"),
+        (("--out", "dangling.csv"), "--out: expected a file in an existing folder"),
+        (("--out", "o.xlsx"), "ending in .csv, .json or .txt, got 'o.xlsx'. Or name the --format."),
+        (("--out", "o.html"), "got 'o.html'. For a page in HTML pass --report."),
+        (("--out", "o.ods", "--format", "csv"), "--out: expected a file ending in .csv for --format csv, got 'o.ods'"),
+        (("--out", "o.csv", "--format", "nnunet"), "--out: expected a file ending in .json for --format nnunet"),
+        (("--report", "r.pdf"), "--report: expected a file ending in .html, got 'r.pdf'"),
+    ],
+)  # fmt: skip
+def test_places_that_are_taken_or_cannot_be_written(
+    options: tuple[str, ...], said: str, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S1, S22, S23: before any work, and every file is as it was."""
+    monkeypatch.chdir(folders[0].parent)
+    Path("link.csv").symlink_to("t/case_1.npy")
+    os.link("t/case_3.npy", "hard.html")
+    Path("dangling.csv").symlink_to("nowhere/x.csv")
+    Path("labels.json").write_text('{"a": 1}')
+    before = snapshot(Path())
+    refused(score("p", "t", *options), said)
+    assert snapshot(Path()) == before
+
+
+def test_devices_and_links_are_written_into(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """S1"""
+    expected = score(*folders, "--format", "csv").stdout
+    target = tmp_path / "kept.csv"
+    target.write_text("old")
+    for name, whole in (("link.csv", target), ("new.csv", tmp_path / "fresh.csv")):
+        (tmp_path / name).symlink_to(whole)
+        assert score(*folders, "--out", tmp_path / name).exit_code == 0
+        assert (tmp_path / name).is_symlink()
+        assert whole.read_text() == expected
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "softdice", "score", *folders, "--format", "csv", "--out", tmp_path / "pipe"]
+    with subprocess.Popen([str(part) for part in command]) as process:
+        assert (tmp_path / "pipe").read_text() == expected
+    assert process.returncode == 0
+    assert (tmp_path / "pipe").is_fifo()
+    done = subprocess.run([*map(str, command[:-1]), "/dev/stdout"], capture_output=True, text=True, check=True)
+    assert done.stdout == expected
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("damage", [b"\0\0\0\n", b"deadbeef {}\n", b"\xff\xfe{]\n", b"null\n[1\n"])
+@pytest.mark.parametrize("place", [1, 3])
+def test_a_damaged_line_of_a_stopped_run_is_lost_alone(
+    damage: bytes, place: int, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """S11"""
+    from softdice.scoring import Options, pair_files, run
+    from softdice.scoring.runner import Journal
+
+    out, path = tmp_path / "o.csv", tmp_path / "o.csv.partial"
+    about = [str(folders[0].resolve()), str(folders[1].resolve()), ""]
+    journal = Journal(path, Options(), about, resume=False)
+    for case in run(pair_files(*folders), Options()):
+        journal.add(str(folders[0]), case)
+    journal.close(finished=False)
+    lines = path.read_bytes().splitlines(keepends=True)
+    flipped = lines[2].replace(b'"voxels": 99', b'"voxels": 98')
+    assert flipped != lines[2]
+    path.write_bytes(b"".join([*lines[:2], flipped, *lines[3:place], damage, *lines[max(place, 3) :]]))
+    again = Journal(path, Options(), about, resume=True)
+    assert sorted(case for _, case in again.done) == ["case_0", "case_2", "case_3"]
+    again.close(finished=False)
+    assert score(*folders, "--out", out, "--resume").exit_code == 0
+    assert out.read_text() == score(*folders, "--format", "csv").stdout
+
+
+def test_a_file_of_another_kind_in_the_place_of_the_journal(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "o.csv.partial").write_text("a download\n")
+    refused(score(*folders, "--out", tmp_path / "o.csv"), "o.csv.partial to be free, got a file of another kind")
+    assert (tmp_path / "o.csv.partial").read_text() == "a download\n"
+
+
+KILLING = """
+import os, sys
+from pathlib import Path
+from softdice.scoring import cases, runner
+from softdice.cli.app import app
+def deadly(prediction, truth, options, case, score=runner.score_pair):
+    if case == "case_2" and (sys.argv[-1] == "always" or not Path("once").exists()):
+        Path("once").touch()
+        os.kill(os.getpid(), 9)
+    return score(prediction, truth, options, case)
+runner.score_pair = deadly
+if __name__ == "__main__":
+    sys.exit(app(["score", "p", "t", "--jobs", "2", "--format", "csv"]))
+"""
+
+
+@pytest.mark.parametrize("when", ["once", "always"])
+def test_a_worker_that_is_killed_loses_its_own_case_at_most(when: str, folders: tuple[Path, Path]) -> None:
+    """S18"""
+    script = folders[0].parent / "main.py"
+    script.write_text(KILLING)
+    done = subprocess.run(
+        [sys.executable, script, when], capture_output=True, text=True, cwd=script.parent, check=False
+    )
+    lines = score(*folders, "--format", "csv").stdout.splitlines()
+    if when == "once":
+        assert (done.returncode, done.stdout.splitlines()) == (0, lines)
+    else:
+        assert done.returncode == 1
+        assert done.stdout.splitlines() == [line for line in lines if not line.startswith("case_2")]
+        assert "Not scored: 1 of 4" in done.stderr
+        assert "case_2.npy: the process that scored it was ended" in done.stderr
+
+
+def running(group: int) -> list[str]:
+    listed = subprocess.run(["ps", "-o", "pid=,stat=", "-g", str(group)], capture_output=True, text=True, check=False)
+    return [line for line in listed.stdout.splitlines() if " Z" not in line]
+
+
+def test_a_parent_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    """S19"""
+    for case in range(60):
+        for part in "pt":
+            save(tmp_path / part / f"case_{case}.npy", np.zeros((1000, 3000), np.float64))
+    out = tmp_path / "o.csv"
+    command = [sys.executable, "-m", "softdice", "score", tmp_path / "p", tmp_path / "t", "--jobs", "2", "--out", out]
+    process = subprocess.Popen([str(part) for part in command], start_new_session=True, stderr=subprocess.DEVNULL)
+    partial, waited = tmp_path / "o.csv.partial", time.monotonic() + 90
+    while (not partial.exists() or partial.read_bytes().count(b"\n") < 2) and time.monotonic() < waited:
+        time.sleep(0.01)
+    assert len(running(process.pid)) >= 3
+    process.kill()
+    process.wait()
+    waited = time.monotonic() + 20
+    while (left := running(process.pid)) and time.monotonic() < waited:
+        time.sleep(0.1)
+    assert not left
+
+
+@pytest.mark.parametrize("after_s", [0.3, 0.9, 1.7])
+@pytest.mark.parametrize("command", ["-m", "script"])
+def test_ctrl_c_in_the_first_seconds(after_s: float, command: str, folders: tuple[Path, Path]) -> None:
+    """S20"""
+    start = [sys.executable, "-m", "softdice"]
+    if command == "script":  # what an installer writes
+        script = folders[0].parent / "softdice"
+        script.write_text("import sys\nfrom softdice.cli import main\nsys.exit(main())\n")
+        start = [sys.executable, str(script)]
+    process = subprocess.Popen([*start, "score", "none", "none"], stderr=subprocess.PIPE, text=True)
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) in ((130, "Stopped.\n"), (2, said))  # 2: it was done before
+    assert "Traceback" not in said
+
+
+def test_a_library_keeps_its_own_ctrl_c() -> None:
+    code = "import signal, softdice; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_a_pipe_that_is_closed(folders: tuple[Path, Path]) -> None:
+    """S21, S33"""
+    for case in range(4, 300):
+        for folder, array in zip(folders, maps(case), strict=True):
+            save(folder / f"case_{case}.npy", array)
+    softdice = f"{sys.executable} -m softdice score {folders[0]} {folders[1]} --format csv"
+    run = ["bash", "-c", f"{softdice} | head -2; exit ${{PIPESTATUS[0]}}"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.stdout.count("\n") == 2
+    assert (done.returncode, done.stderr) == (141, "")
+    closed = subprocess.run(["bash", "-c", f"{softdice} >&-"], capture_output=True, text=True, check=False)
+    assert closed.returncode == 2
+    assert closed.stderr == "score: expected a standard output, got a closed one. Pass --out.\n"
+
+
+STRANGE = {
+    "brackets [/b]": "brackets [/b]", ":heart: [red]": ":heart: [red]", "a\x1b[2Jb": r"a\x1b[2Jb",
+    "two\nlines": r"two\x0alines", "back\u202ewards": r"back\u202ewards", "=1+1": "=1+1", "@home": "@home", "café 图": "café 图",
+    b"by\xfftes".decode("utf-8", "surrogateescape"): r"by\xfftes",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(STRANGE), ids=list(map(ascii, STRANGE)))
+def test_names_are_shown_as_they_are_and_harmless(name: str, tmp_path: Path) -> None:
+    """G19, S7, S10, S30, S31: as a file, a folder and a class, in every output."""
+    p, t = maps(1, 2)
+    sides = tmp_path / f"p {name}", tmp_path / "t"
+    for folder, array in zip(sides, (p, t), strict=True):
+        save(folder / f"{name}.npy", array)
+        (folder / f"{name}2.npy").write_bytes(b"" if folder == sides[0] else (sides[1] / f"{name}.npy").read_bytes())
+    out, report = tmp_path / "o.csv", tmp_path / "r.html"
+    labels = f"{name}=1" if name.isprintable() and "=" not in name else "1"
+    done = score(*sides, "--labels", labels, "--out", out, "--report", report)
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()[1:]
+    assert f"{STRANGE[name]}2.npy: " in line
+    assert line.strip().isprintable()
+    (row,) = csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"), newline=""))
+    assert row["case"] == ("'" if name[0] in "=+-@" else "") + STRANGE[name]
+    page = report.read_text(encoding="utf-8")
+    assert f"<td>{escape(STRANGE[name])}</td>" in page
+    table = score(*sides, "--labels", labels).stdout
+    assert f"/p {STRANGE[name]}" in table.replace("\n", "")
+    if labels != "1":
+        assert f"1 {STRANGE[name]} " in table
+        assert row["name"] == row["case"]
+
+
+def test_a_link_to_itself_or_to_nothing_is_one_failed_case(folders: tuple[Path, Path]) -> None:
+    """S9"""
+    for name in ("loop", "lost"):
+        (folders[0] / f"{name}.npy").symlink_to("loop.npy" if name == "loop" else "nothing.npy")
+        save(folders[1] / f"{name}.npy", maps(0)[1])
+    done = score(*folders, "--format", "csv")
+    refused(done, "Not scored: 2 of 6", "loop.npy: ", "lost.npy: ", code=1)
+    assert done.stdout.count("\n") == 13
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 80, 200])
+def test_a_narrow_terminal_cuts_no_number(width: int, folders: tuple[Path, Path]) -> None:
+    """S8"""
+    from rich.console import Console
+
+    from softdice.scoring import Options, compare, pair_files, run, summarise, tabulate
+    from softdice.scoring.tables import class_grid, comparison_grid, terminal
+
+    names = {1: "left kidney with a name that is very long indeed", 2: "b", 3: "c"}
+    table = tabulate(run(pair_files(*folders), Options()), names=names)
+    for grid in (class_grid(table, summarise(table)), comparison_grid(table, compare(table, table))):
+        console = Console(width=width, file=io.StringIO(), record=True)
+        console.print(terminal("title", grid, width))
+        text = console.export_text()
+        assert max(map(len, text.splitlines())) <= width
+        left_out = text.partition("Too narrow for: ")[2].replace("\n", " ").strip(" .").split(", ")
+        assert bool(left_out[0]) == (width < 100)
+        for column, heading in enumerate(grid.columns):
+            for row in (*grid.rows, grid.total) if heading not in left_out and column else ():
+                assert f" {row[column]} " in text

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from softdice.cli.errors import one_line
 from softdice.distributed import Ranks
-from softdice.images.files import written_beside
 from softdice.validation import package
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ PLAIN_WIDTH = 120
 
 
 def score(
-    predictions: Annotated[Path, typer.Argument(help="A mask, or a folder of masks.")],
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="A mask, or a folder of masks.")],
     labels_path: Annotated[Path, typer.Argument(metavar="LABELS", help="The reference: a mask, or a folder of them.")],
     versus: Annotated[Path | None, typer.Option(help="Other predictions of the same cases, to compare with.")] = None,
     labels: Annotated[
@@ -74,15 +74,15 @@ def score(
         with one_line():
             from softdice.scoring.classes import parse_options
 
-            if format is None:
-                format = {".csv": "csv", ".json": "json"}.get(out.suffix.lower(), "table") if out else "table"
-            task = Task(predictions, labels_path, versus, jobs, format, out, report)
-            _check(task, resume)
+            task = Task(
+                predictions, labels_path, versus, jobs, _check(format, versus, out, report, resume), out, report
+            )
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry,
             )  # fmt: skip
-            failed = _score(task, options, _journal(task, options, resume=resume), run)
+            pairs = _pairs(task, (labels, regions))
+            failed = _score(task, pairs, options, _journal(task, options, resume=resume), run)
         if failed:
             raise typer.Exit(failed)
 
@@ -100,43 +100,54 @@ class Task:
     report: Path | None
 
 
-def _check(task: Task, resume: bool) -> None:
+def _check(format: str | None, versus: Path | None, out: Path | None, report: Path | None, resume: bool) -> str:
+    """What can be said of the options alone; the format."""
     from softdice.scoring.classes import ScoreError
+    from softdice.scoring.writing import is_stream, kind_of
 
-    if task.format not in FORMATS:
-        raise ScoreError(f"--format: expected one of {', '.join(FORMATS)}, got {task.format!r}.")
-    if task.versus is not None and task.format == "nnunet":
+    if format not in (None, *FORMATS):
+        raise ScoreError(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}.")
+    if versus is not None and format == "nnunet":
         raise ScoreError("--format nnunet: expected one folder of predictions, got --versus. Take --format json.")
-    if task.versus is not None and task.versus.resolve() == task.predictions.resolve():
-        raise ScoreError(f"--versus: expected other predictions than {task.predictions}, got the same.")
-    if resume and task.out is None:
+    if resume and (out is None or is_stream(out)):
         raise ScoreError("--resume: expected --out, beside which a stopped run leaves its cases, got none.")
-    for option, path in (("--out", task.out), ("--report", task.report)):
-        if path is not None and not path.parent.is_dir():
-            raise ScoreError(
-                f"{option}: expected a file in an existing folder, got {str(path)!r}. Make the folder first."
-            )
-    for option, given, name in (("--versus", task.versus, "scipy"), ("--report", task.report, "PIL")):
+    if out is None and sys.stdout is None:
+        raise ScoreError("score: expected a standard output, got a closed one. Pass --out.")
+    for option, given, name in (("--versus", versus, "scipy"), ("--report", report, "PIL")):
         if given:
             package(option, name, "score")
+    return kind_of(out, format)
+
+
+def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
+    """Both sides' pairs; a wrong path must not touch what is there. said: options that may name files."""
+    from softdice.scoring import pair_files
+    from softdice.scoring.classes import ScoreError
+    from softdice.scoring.writing import check_places
+
+    if task.versus is not None and task.versus.resolve() == task.predictions.resolve():
+        raise ScoreError(f"--versus: expected other predictions than {task.predictions}, got the same.")
+    pairs = {str(side): pair_files(side, task.truth) for side in (task.predictions, task.versus) if side is not None}
+    files = (path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path)
+    check_places(task.out, task.report, (*files, *(Path(text) for text in said if text and text.endswith(".json"))))
+    return pairs
 
 
 def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
-    from softdice.scoring import pair_files
     from softdice.scoring.runner import Journal
+    from softdice.scoring.writing import is_stream
 
-    if task.out is None:
+    if task.out is None or is_stream(task.out):
         return None
-    pair_files(task.predictions, task.truth)  # before the journal: a wrong path must not touch what is there
     about = [str(path.resolve()) if path else "" for path in (task.predictions, task.truth, task.versus)]
     return Journal(task.out.with_name(task.out.name + ".partial"), options, about, resume=resume)
 
 
-def _score(task: Task, options: Options, journal: Journal | None, run: Run) -> int:
+def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: Journal | None, run: Run) -> int:
     """Score, write, list what failed; the exit code."""
-    from softdice.scoring import compare, pair_files, summarise, tabulate
+    from softdice.scoring import compare, summarise, tabulate
+    from softdice.scoring.writing import save, shown
 
-    pairs = {str(side): pair_files(side, task.truth) for side in (task.predictions, task.versus) if side is not None}
     total = sum(map(len, pairs.values()))
     tables: dict[str, Table] = {}
     with _ctrl_c() as pressed, _progress(total) as step:
@@ -165,10 +176,10 @@ def _score(task: Task, options: Options, journal: Journal | None, run: Run) -> i
     if task.report is not None:
         from softdice.scoring.report import to_html
 
-        _save(task.report, [to_html(tables, summaries, comparison, options, str(task.truth))])
+        save(task.report, [to_html(tables, summaries, comparison, options, str(task.truth))])
     errors = [error for table in tables.values() for error in table.errors]
     if errors:
-        print(f"Not scored: {len(errors)} of {total}", *errors, sep="\n  ", file=sys.stderr)
+        print(f"Not scored: {len(errors)} of {total}", *map(shown, errors), sep="\n  ", file=sys.stderr)
     if done < total:
         print(f"Stopped after {done} of {total}: these are the scores so far.", file=sys.stderr)
         return 130
@@ -213,16 +224,19 @@ def _ctrl_c() -> Iterator[list[bool]]:
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
     """A bar on a terminal; called once per case."""
-    console = Console(stderr=True)
+    from softdice.scoring.writing import shown
+
+    console = Console(stderr=True, emoji=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=total)
-        yield lambda name: bar.update(task, advance=1, description=name)
+        yield lambda name: bar.update(task, advance=1, description=escape(shown(name)))
 
 
 def _write(
     task: Task, tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, options: Options
 ) -> None:
     from softdice.scoring import output
+    from softdice.scoring.writing import save
 
     if task.format == "table":
         text = _shown(tables, summaries, comparison, plain=task.out is not None)
@@ -233,9 +247,10 @@ def _write(
     else:
         text = output.to_nnunet(next(iter(tables.values())), options)
     if task.out is None:
-        sys.stdout.writelines(text)
+        sys.stdout.writelines(piece.encode("utf-8", "backslashreplace").decode() for piece in text)
+        sys.stdout.flush()  # a pipe that was closed is seen here
     else:
-        _save(task.out, text)
+        save(task.out, text)
 
 
 def _shown(
@@ -247,15 +262,12 @@ def _shown(
     console = Console(file=io.StringIO()) if plain else Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=PLAIN_WIDTH)
-    grids = [terminal(side, class_grid(table, summaries[side])) for side, table in tables.items()]
+    grids = [terminal(side, class_grid(table, summaries[side]), console.width) for side, table in tables.items()]
     if comparison is not None:
-        grids.append(terminal("first minus second", comparison_grid(next(iter(tables.values())), comparison)))
+        grids.append(
+            terminal("first minus second", comparison_grid(next(iter(tables.values())), comparison), console.width)
+        )
     for grid in grids:
         with console.capture() as captured:
             console.print(grid)
         yield captured.get()
-
-
-def _save(path: Path, text: Iterable[str]) -> None:
-    with written_beside(path) as file:
-        file.writelines(piece.encode() for piece in text)

@@ -14,6 +14,7 @@ import numpy as np
 
 from softdice.scoring.classes import Options
 from softdice.scoring.summary import Comparison, Summary, Table, mean
+from softdice.scoring.writing import shown
 from softdice.version import __version__
 
 
@@ -47,11 +48,19 @@ def to_csv(tables: dict[str, Table]) -> Iterator[str]:
     writer.writeheader()
     for name, table in tables.items():
         for i in range(len(table.cases)):
-            writer.writerows({**row, **({"predictions": name} if several else {})} for row in case_rows(table, i))
+            rows = ({**row, **({"predictions": name} if several else {})} for row in case_rows(table, i))
+            writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
             yield line.getvalue()
             line.seek(0)
             line.truncate()
     yield line.getvalue()
+
+
+def _cell(value: object) -> object:
+    """Names as they are, but for what a spreadsheet would run: behind an apostrophe it is text."""
+    if not isinstance(value, str):
+        return value
+    return f"'{shown(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else shown(value)
 
 
 def to_json(

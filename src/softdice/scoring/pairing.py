@@ -53,12 +53,20 @@ def pair_files(predictions: Path, truth: Path) -> list[Pair]:
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     with os.scandir(folder) as entries:  # not sorted(folder.iterdir()): paths that were compared keep their parts
-        files = sorted(entry.name for entry in entries if split_name(entry.name) is not None and entry.is_file())
+        files = sorted(entry.name for entry in entries if split_name(entry.name) is not None and _is_file(entry))
     for file in files:
         name = split_name(file)
         assert name is not None
         found.setdefault(name[0], []).append(folder / file)
     return found
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """A link to nothing, or to itself, is one too: a case that fails when it is read."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:
+        return True
 
 
 def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from html import escape
+from html import escape as _escaped
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.page import PAGE
 from softdice.scoring.summary import Comparison, Summary, Table, mean
 from softdice.scoring.tables import Grid, class_grid, comparison_grid, text
+from softdice.scoring.writing import shown
 from softdice.version import __version__
 
 WORST, LISTED = 12, 1000
@@ -23,6 +24,11 @@ WORST, LISTED = 12, 1000
 PICTURE_PIXELS = 360
 RIGHT, EXTRA, MISSED, OTHER = (201, 208, 216), (230, 159, 0), (64, 156, 255), (58, 64, 72)
 """Colours that people with any colour vision tell apart: right voxels, predicted in error, missed, other classes."""
+
+
+def escape(text: str) -> str:
+    """A name as HTML shows it."""
+    return _escaped(shown(text))
 
 
 def to_html(
@@ -180,11 +186,11 @@ def picture(prediction: Path, truth: Path, key: int | str, options: Options) -> 
     colours = np.full((*in_t.shape, 3), 16, np.uint8)
     for mask, colour in ((any_t, OTHER), (in_p & in_t, RIGHT), (in_p & ~in_t, EXTRA), (in_t & ~in_p, MISSED)):
         colours[mask] = colour
-    shown = Picture.fromarray(colours)
-    scale = PICTURE_PIXELS / max(shown.size)
-    size = tuple(max(1, round(side * scale)) for side in shown.size)
+    drawn = Picture.fromarray(colours)
+    scale = PICTURE_PIXELS / max(drawn.size)
+    size = tuple(max(1, round(side * scale)) for side in drawn.size)
     buffer = io.BytesIO()
-    shown.resize((size[0], size[1]), Picture.Resampling.NEAREST if scale > 1 else Picture.Resampling.BOX).save(
+    drawn.resize((size[0], size[1]), Picture.Resampling.NEAREST if scale > 1 else Picture.Resampling.BOX).save(
         buffer, format="PNG", optimize=True
     )
     return base64.b64encode(buffer.getvalue()).decode(), place

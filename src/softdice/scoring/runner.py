@@ -10,11 +10,14 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
+import zlib
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +35,68 @@ def run(pairs: Sequence[Pair], options: Options, *, jobs: int = 1) -> Generator[
         for pair in pairs:
             yield _one(pair, options)
         return
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
-    pool = ProcessPoolExecutor(min(jobs, len(pairs)), context, initializer=_worker)
-    waiting: deque[Future[Case]] = deque()
+    waiting: deque[tuple[Pair, Future[Case]]] = deque()
+    pool, left = _pool(min(jobs, len(pairs))), iter(pairs)
     try:
-        for pair in pairs:
-            if len(waiting) > 4 * jobs:  # a window: memory does not grow with the folder
-                yield waiting.popleft().result()
-            waiting.append(pool.submit(_one, pair, options))
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        advice = "Pass fewer --jobs; with --out, --resume goes on from here."
-        raise ScoreError(f"score: a worker process ended, probably for want of memory. {advice}") from error
+        while True:
+            for pair in islice(left, max(0, 4 * jobs + 1 - len(waiting))):  # a window: memory does not grow
+                waiting.append((pair, pool.submit(_one, pair, options)))
+            if not waiting:
+                return
+            pair, future = waiting.popleft()
+            try:
+                case = future.result()
+            except BrokenProcessPool:  # takes all that is not finished with it; which worker ended is not said
+                pool.shutdown(wait=True, cancel_futures=True)
+                case = _alone(pair, options)
+                pool = _pool(min(jobs, len(pairs)))
+                waiting = deque((p, f if _finished(f) else pool.submit(_one, p, options)) for p, f in waiting)
+            yield case
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
+    return ProcessPoolExecutor(jobs, context, initializer=_worker)
+
+
+def _finished(future: Future[Case]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _alone(pair: Pair, options: Options) -> Case:
+    """A pair whose process may have been killed, once more in one of its own: it takes no other with it."""
+    with _pool(1) as pool:
+        try:
+            return pool.submit(_one, pair, options).result()
+        except BrokenProcessPool:
+            reason = "the process that scored it was ended, probably for want of memory"
+            return replace(_failed(pair), error=f"{pair.prediction}: {reason}. Pass fewer --jobs, or score it alone.")
 
 
 def _worker() -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
 
 
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _failed(pair: Pair) -> Case:
+    return Case(pair.case, str(pair.prediction or ""), str(pair.truth or ""))
+
+
 def _one(pair: Pair, options: Options) -> Case:
-    failed = Case(pair.case, str(pair.prediction or ""), str(pair.truth or ""))
+    failed = _failed(pair)
     if pair.error or pair.prediction is None or pair.truth is None:
         return replace(failed, error=pair.error)
     try:
@@ -69,18 +108,24 @@ def _one(pair: Pair, options: Options) -> Case:
 
 
 class Journal:
-    """The finished cases of a run, on disk: the first line says what the run is, each other line is a case."""
+    """The finished cases of a run, on disk: a line that says what the run is, then one with a checksum per case."""
 
     def __init__(self, path: Path, options: Options, about: Sequence[str], *, resume: bool) -> None:
         self.path = path
         self._head = json.dumps({"softdice score": [*about, asdict(options)]}, sort_keys=True)
         self.done: dict[tuple[str, str], Case] = {}
-        lines = self._lines() if resume and path.exists() else []
+        lines = self._lines() if path.exists() else []
+        if not resume and lines and '"softdice score"' not in lines[0]:
+            raise ScoreError(f"--out: expected the place of {path} to be free, got a file of another kind. Rename it.")
+        lines = lines if resume else []
         if lines and lines[0] != self._head:
             advice = "Repeat the options of that run, or leave --resume out to start anew."
             raise ScoreError(f"--resume: expected the same folders and options as in {path}. {advice}")
         for line in lines[1:]:
-            record = json.loads(line)
+            checksum, _, content = line.partition(" ")
+            if checksum != _checksum(content):
+                continue  # damaged, as by a power cut: scored again
+            record = json.loads(content)
             if record["stamp"] == _stamp(record["prediction"], record["truth"]):
                 self.done[record["side"], record["case"]] = _from_record(record)
         fresh = path.with_name(path.name + ".new")
@@ -93,13 +138,14 @@ class Journal:
 
     def _lines(self) -> list[str]:
         """Whole lines: a run that was killed may have left half of one."""
-        text = self.path.read_text(encoding="utf-8")
+        text = self.path.read_text(encoding="utf-8", errors="replace")
         return text.split("\n")[:-1]
 
     def add(self, side: str, case: Case) -> None:
         """Keep a case; errors are not kept, so that they are tried again."""
         if not case.error:
-            self._file.write(json.dumps(_to_record(side, case)) + "\n")
+            content = json.dumps(_to_record(side, case))
+            self._file.write(f"{_checksum(content)} {content}\n")
             self._file.flush()
 
     def close(self, *, finished: bool) -> None:
@@ -107,6 +153,10 @@ class Journal:
         self._file.close()
         if finished:
             self.path.unlink()
+
+
+def _checksum(content: str) -> str:
+    return f"{zlib.crc32(content.encode()):08x}"
 
 
 def _stamp(*paths: str) -> list[list[int]]:

@@ -10,6 +10,7 @@ import torch
 
 from softdice.metrics import formulas as scores
 from softdice.scoring.cases import Case
+from softdice.scoring.writing import shown
 
 RESAMPLES = 2000
 """Resamples of a bootstrap."""
@@ -47,7 +48,7 @@ class Table:
 
     def label(self, key: int | str) -> str:
         """A class as people read it."""
-        return f"{key} {self.names[key]}" if isinstance(key, int) and key in self.names else str(key)
+        return shown(f"{key} {self.names[key]}" if isinstance(key, int) and key in self.names else str(key))
 
 
 def tabulate(

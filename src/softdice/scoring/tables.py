@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.table import Table as Terminal
+from rich.text import Text
 
 from softdice.scoring.output import class_rows, comparison_rows, overall_row
 from softdice.scoring.summary import Comparison, Summary, Table
+from softdice.scoring.writing import shown
 
 CLASSES = {
     "cases": "cases", "dice": "Dice", "dice_95": "95 % interval", "pooled_dice": "pooled Dice", "iou": "IoU",
@@ -69,13 +71,34 @@ def text(value: Any, form: str = ".4f") -> str:
     return f"{low:{form}} .. {high:{form}}" if isinstance(value, list) else format(float(low), form)
 
 
-def terminal(title: str, grid: Grid) -> Terminal:
-    """Grid -> table."""
-    shown = Terminal(title=title, title_justify="left", title_style="bold")
-    for column, heading in enumerate(grid.columns):
-        shown.add_column(heading, justify="right" if column else "left")
+DROPPED = ("pooled IoU", "IoU", "pooled Dice", "cases", "pairs", "95 % interval", "Wilcoxon p")
+"""Columns that a narrow terminal does without, in this order. A number is never cut."""
+
+NAMES = 12
+"""Columns that the names of the classes keep at the least; longer ones are folded."""
+
+
+def terminal(title: str, grid: Grid, width: int) -> Terminal:
+    """Grid -> table of at most so many columns, which says what it left out for that."""
+    sizes = [max(map(len, column)) for column in zip(grid.columns, *grid.rows, grid.total, strict=True)]
+    kept, left_out = list(range(len(sizes))), []
+    for heading in DROPPED:
+        if min(sizes[0], NAMES) + sum(sizes[column] for column in kept[1:]) + 3 * len(kept) + 1 <= width:
+            break
+        if heading in grid.columns:
+            kept.remove(grid.columns.index(heading))
+            left_out.append(heading)
+    caption = f"Too narrow for: {', '.join(left_out)}." if left_out else None
+    drawn = Terminal(
+        title=Text(shown(title)), title_justify="left", title_style="bold", caption=caption, caption_justify="left"
+    )
+    for column in kept:
+        drawn.add_column(
+            grid.columns[column], justify="right" if column else "left", no_wrap=column > 0, overflow="fold",
+            min_width=sizes[column] if column else None,
+        )  # fmt: skip
     for row in grid.rows:
-        shown.add_row(*row)
-    shown.add_section()
-    shown.add_row(*grid.total)
-    return shown
+        drawn.add_row(*(Text(row[column]) for column in kept))
+    drawn.add_section()
+    drawn.add_row(*(grid.total[column] for column in kept))
+    return drawn
