@@ -43,6 +43,7 @@ check: $(DEV)
 	$(BIN)/mkdocs build --quiet --strict
 
 format: $(DEV)
+	$(BIN)/python tests/functional_stub.py
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

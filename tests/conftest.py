@@ -1,6 +1,13 @@
 """Fixtures that all tests share: the backends, and a process left as it was found."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+"""Read when torch is loaded: its threads sleep while they wait. By default they spin, and two processes on two cores,
+which is what `pytest -n 2` starts, then hold each other up many times over."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,6 +22,25 @@ from softdice.kernels import registry
 BACKENDS = ["reference", "cpu"]
 """Every backend that this environment must have. A test with the `backend` fixture runs once on each of them; one that
 is missing fails there, it is not skipped."""
+
+SLOW = (
+    "cli", "compat_migrating", "compat_monai", "compat_monai_published", "compat_nnunet", "compat_smp", "distributed",
+    "distributed_dtensor", "distributed_hosts", "docs", "examples", "reproducibility", "scoring", "scoring_long",
+    "scoring_peers", "scoring_torchrun", "training_data", "training_run", "training_step", "training_torchrun",
+    "triton", "triton_compile",
+)  # fmt: skip
+"""What `make quick` leaves out: peers, training, scoring, documentation, and what starts processes. Names of test files
+without `test_`."""
+
+SLOW_WORDS = ("compiles", "opcheck", "ranks", "without_torchmetrics")
+"""And single tests elsewhere, by a word in their names."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW or any(word in item.name for word in SLOW_WORDS):
+            item.add_marker("slow")
+
 
 settings.register_profile(
     "softdice",

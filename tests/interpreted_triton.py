@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import test_agreement
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from test_agreement import FOCAL, TINY, UNION, failing, hard_cases
 from test_kernels import case, operator_arguments, sums_and_gradient
 from torch import Tensor
 
@@ -55,37 +55,21 @@ def assert_agreement(input: Tensor, target: Tensor, tolerance: float, **options:
 
 
 class TestAgreement:
-    @settings(max_examples=30)
-    @given(
-        C=st.sampled_from([1, 2, 3, 8, 17]),
-        activation=st.sampled_from(["softmax", "sigmoid", "none"]),
-        dense=st.booleans(),
-        unions=st.booleans(),
-        smoothing=st.sampled_from([0.0, 0.1]),
-        weighted=st.booleans(),
-        ignore=st.booleans(),
-        gamma=st.sampled_from([0.0, 0.5, 1.0, 2.0, 2.5]),
-        power=st.sampled_from([1.0, 1.5, 2.0]),
-        dtype=st.sampled_from([torch.float64, torch.float32]),
+    @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+    def test_drawn_problems(self, activation: str) -> None:
+        test_agreement.agree_on_drawn("triton", activation, hard=False, examples=20, shrink=False, most_elements=1500)
+
+    @pytest.mark.parametrize(
+        "activation",
+        [pytest.param("softmax", marks=failing(UNION, FOCAL)), "sigmoid", pytest.param("none", marks=failing(TINY))],
     )
-    def test_reference_in_float64(
-        self, C: int, activation: str, dense: bool, unions: bool, smoothing: float, weighted: bool, ignore: bool,
-        gamma: float, power: float, dtype: torch.dtype,
-    ) -> None:  # fmt: skip
-        input, target = case(C, activation, dense, S=(3, 11), dtype=dtype)
-        options: dict[str, Any] = {
-            "activation": activation, "label_smoothing": smoothing, "gamma": gamma, "power": power,
-        }  # fmt: skip
-        if unions and activation != "sigmoid" and C >= 3:
-            options["regions"] = ((0, 1), (1, 2), (2,))
-        generator = torch.Generator().manual_seed(3)
-        if weighted:
-            weight = torch.rand(target.shape[0], *target.shape[-2:], generator=generator, dtype=torch.float64)
-            options["voxel_weight"] = weight * (weight > 0.3)
-        if ignore and not dense:
-            options["ignore_index"] = 255
-            target = target.masked_fill(torch.rand(target.shape, generator=generator) < 0.2, 255)
-        assert_agreement(input, target, 1e-12 if dtype == torch.float64 else 2e-6, **options)
+    def test_drawn_hard_values(self, activation: str) -> None:
+        test_agreement.agree_on_drawn("triton", activation, hard=True, examples=40, shrink=False, most_elements=1000)
+
+    @pytest.mark.parametrize(("row", "backend", "dtype"), hard_cases(["triton"], one_dtype=True, classes=(3, 14)))
+    def test_hard_values(self, row: Any, backend: str, dtype: torch.dtype) -> None:
+        fields = ("intersection", "difference", "cross_entropy", "focal")
+        test_agreement.assert_hard_values(row, backend, dtype, fields)
 
     @pytest.mark.parametrize("C", [130, 1024])
     @pytest.mark.parametrize(

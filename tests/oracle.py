@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import mpmath
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,8 +29,7 @@ def statistics(
     t = target.detach().double().numpy()
     samples, channels, voxels = x.shape
     groups = [list(region) for region in regions] if regions is not None else [[c] for c in range(channels)]
-    names = ("intersection", "prediction", "target", "prediction_squared", "target_squared", "difference")
-    sums = {name: np.zeros((samples, len(groups))) for name in (*names, "cross_entropy", "focal", "voxels", "labelled")}
+    sums: dict[str, np.ndarray] = {name: np.zeros((samples, len(groups))) for name in _terms(0.5, 0.5, 1, 1)}
     for b in range(samples):
         for v in range(voxels):
             w = 1.0 if voxel_weight is None else float(voxel_weight[b, v])
@@ -43,14 +44,46 @@ def statistics(
                 hard = max(y_all[c] for c in members)
                 parts = 2 if activation == "sigmoid" or channels == 1 else channels
                 y = (1 - label_smoothing) * hard + label_smoothing / parts
-                entropy, focal = -y * math.log(p), -y * (1 - p) ** gamma * math.log(p)
-                if activation == "sigmoid":
-                    entropy -= (1 - y) * math.log(1 - p)
-                    focal -= (1 - y) * p**gamma * math.log(1 - p)
-                row = (p * y, p, y, p * p, y * y, abs(p - y) ** power, entropy, focal, 1.0, hard)
-                for name, value in zip(sums, row, strict=True):
+                for name, value in _terms(p, 1 - p, y, hard, activation == "sigmoid", gamma, power).items():
                     sums[name][b, g] += w * value
     return sums
+
+
+def _terms(
+    p: Any,
+    q: Any,
+    y: float,
+    hard: float,
+    binary: bool = False,
+    gamma: float = 2.0,
+    power: float = 1.0,
+    log: Any = math.log,
+) -> dict[str, Any]:
+    """One voxel of one class -> its term of every statistic: p, q = 1 - p, y after and `hard` before label smoothing.
+
+    The one place beside the package that knows a statistic: a new one has its line here, and is compared from then on.
+    """
+    entropy = -y * log(p) if y else 0 * p
+    focal = entropy * _raised(q, gamma)
+    if binary and y < 1:
+        entropy = entropy - (1 - y) * log(q)
+        focal = focal - (1 - y) * _raised(p, gamma) * log(q)
+    return {
+        "intersection": p * y,
+        "prediction": p,
+        "target": y,
+        "prediction_squared": p * p,
+        "target_squared": y * y,
+        "difference": abs(p - y) ** power,
+        "cross_entropy": entropy,
+        "focal": focal,
+        "voxels": 1.0,
+        "labelled": hard,
+    }
+
+
+def _raised(base: Any, exponent: float) -> Any:
+    return max(base, 0 * base) ** exponent if exponent else 1.0
 
 
 def _label(c: int, channels: int) -> int:
@@ -93,3 +126,60 @@ def eager_statistics(input: Tensor, target: Tensor, activation: str) -> dict[str
         "difference": (prob - true).abs().sum(axes),
         "cross_entropy": -(true * prob.clamp_min(torch.finfo(prob.dtype).tiny).log()).sum(axes),
     }
+
+
+def precise(
+    input: Tensor,
+    target: Tensor,
+    *,
+    activation: str = "none",
+    regions: Sequence[Sequence[int]] | None = None,
+    gamma: float = 2.0,
+    power: float = 1.0,
+    digits: int = 360,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """input (C, V), target (V,) or (C, V) -> every field (R,), and of the sum of each over R its gradient (C, V).
+
+    With so many digits that no exponential underflows, no sum rounds and a difference of two values is a derivative.
+    The terms are those of `statistics`, at p > 1 continued by (1 - p)^gamma = 0, or 1 for gamma = 0.
+    """
+    x, t = input.detach().double().tolist(), target.detach().double().tolist()
+    C, V = len(x), len(x[0])
+    groups = [list(region) for region in regions] if regions is not None else [[c] for c in range(C)]
+    names = tuple(_terms(0.5, 0.5, 1, 1))
+    binary = activation == "sigmoid"
+
+    def rows(logits: list[mpmath.mpf], y_all: list[float]) -> np.ndarray:
+        """One voxel -> fields by regions."""
+        powers = [mpmath.exp(value) for value in logits] if activation != "none" else logits
+        if binary:
+            p_all, q_all = [e / (1 + e) for e in powers], [1 / (1 + e) for e in powers]
+        else:
+            total = mpmath.fsum(powers) if activation == "softmax" else mpmath.mpf(1)
+            p_all = [value / total for value in powers]
+            q_all = [1 - p for p in p_all]
+        each = []
+        for members in groups:
+            p, y = mpmath.fsum(p_all[c] for c in members), max(y_all[c] for c in members)
+            q = q_all[members[0]] if len(members) == 1 else 1 - p
+            each.append(list(_terms(p, q, y, y, binary, gamma, power, mpmath.log).values()))
+        return np.array(each, object).T
+
+    with mpmath.workdps(digits):
+        step = mpmath.mpf(10) ** (-digits // 3)
+        values = np.zeros((len(names), len(groups)), object)
+        gradients = np.zeros((len(names), C, V))
+        for v in range(V):
+            logits = [mpmath.mpf(x[c][v]) for c in range(C)]
+            y_all = [t[c][v] if isinstance(t[0], list) else float(t[v] == _label(c, C)) for c in range(C)]
+            values += rows(logits, y_all)
+            for c in range(C):
+                if not mpmath.isinf(logits[c]):
+                    up, down = (
+                        rows([*logits[:c], logits[c] + h, *logits[c + 1 :]], y_all).sum(1) for h in (step, -step)
+                    )
+                    gradients[:, c, v] = (up - down) / (2 * step)
+        return (
+            dict(zip(names, values.astype(np.float64), strict=True)),
+            dict(zip(names, gradients, strict=True)),
+        )

@@ -257,28 +257,6 @@ def test_settings_that_cannot_be(make: Any, words: str) -> None:
         make()
 
 
-def test_functional_forms_equal_the_modules() -> None:
-    logits, labels = logits_and_labels()
-    pairs = {
-        "jaccard_loss": softdice.JaccardLoss(4, 0.1, activation="softmax"),
-        "tversky_loss": softdice.TverskyLoss(4, activation="softmax"),
-        "focal_tversky_loss": softdice.FocalTverskyLoss(4, activation="softmax"),
-        "generalized_dice_loss": softdice.GeneralizedDiceLoss(4, activation="softmax"),
-        "mcc_loss": softdice.MCCLoss(4, activation="softmax"),
-        "squared_dice_loss": softdice.SquaredDiceLoss(4, activation="softmax"),
-        "dice_semimetric_loss": softdice.DiceSemimetricLoss(4, activation="softmax"),
-        "jaccard_metric_loss": softdice.JaccardMetricLoss(4, activation="softmax"),
-        "noise_robust_dice_loss": softdice.NoiseRobustDiceLoss(4, activation="softmax"),
-        "exponential_logarithmic_loss": softdice.ExponentialLogarithmicLoss(4, activation="softmax"),
-        "cross_entropy_loss": softdice.CrossEntropyLoss(4, activation="softmax"),
-        "focal_loss": softdice.FocalLoss(4, activation="softmax"),
-    }
-    for name, module in pairs.items():
-        keywords: dict[str, Any] = {"activation": "softmax", **({"eps": 0.1} if name == "jaccard_loss" else {})}
-        value = getattr(softdice.functional, name)(logits, labels, **keywords)
-        assert torch.equal(value, module(logits, labels)), name
-
-
 def test_deep_supervision_by_hand() -> None:
     torch.manual_seed(0)
     loss = softdice.SoftDiceLoss(3, activation="softmax")

@@ -53,6 +53,10 @@ names = pytest.mark.parametrize("name", FAMILY)
 every = settings(max_examples=7)
 
 
+def test_every_loss_has_a_row() -> None:
+    assert {loss for loss, _, _ in FAMILY.values()} == set(softdice.losses.FAMILY)
+
+
 def build(name: str, count: int, /, **extra: Any) -> softdice.OverlapLoss:
     make, own, _ = FAMILY[name]
     return make(count, **{**own, **extra})

@@ -11,17 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import BACKENDS
+from conftest import BACKENDS, SLOW
 
 import softdice
 from softdice.kernels import registry
 
 PACKAGE = Path(softdice.__file__).parent
-IMPORT_LIMIT_MS = 150
+OWN_MODULES, FOREIGN_MODULES = 35, 5
+"""Bounds on the modules of this package, and on those of others than torch, that `import softdice` loads."""
 
 ORDER = (
-    "version", "interrupt", "settings", "reference", "validation", "kernels", "distributed", "statistics", "indices",
-    "costs", "reductions", "losses", "functional", "head", "metrics", "reproducibility", "images", "compat", "scoring",
+    "version", "interrupt", "terms", "settings", "reference", "validation", "kernels", "distributed", "statistics",
+    "indices", "costs", "reductions", "losses", "functional", "head", "metrics", "reproducibility", "images", "compat",
+    "scoring",
     "training", "cli", "__main__", "__init__",
 )  # fmt: skip
 """A module or subpackage imports only from what stands before it; within a subpackage the order is free."""
@@ -48,28 +50,21 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 
 @pytest.fixture(scope="module")
-def imported() -> tuple[float, list[str]]:
-    """-> ms that `import softdice` takes after `import torch`, and the modules that it brings. The best of up to three:
-    a busy machine makes an import slower, never faster."""
-    times_ms, modules = [], []
-    for _ in range(3):
-        run = subprocess.run(
-            [sys.executable, "-X", "importtime", "-c", IMPORT_SCRIPT], capture_output=True, text=True, check=True
-        )
-        (line,) = [line for line in run.stderr.splitlines() if line.endswith(" softdice")]
-        times_ms.append(int(line.split("|")[1]) / 1000)  # cumulative microseconds
-        modules = json.loads(run.stdout)
-        if times_ms[-1] < IMPORT_LIMIT_MS:
-            break
-    return min(times_ms), modules
+def imported() -> list[str]:
+    """-> the modules that `import softdice` brings after `import torch`."""
+    run = subprocess.run([sys.executable, "-c", IMPORT_SCRIPT], capture_output=True, text=True, check=True)
+    return json.loads(run.stdout)
 
 
-def test_import_is_cheap(imported: tuple[float, list[str]]) -> None:
-    assert imported[0] < IMPORT_LIMIT_MS
+def test_import_is_cheap(imported: list[str]) -> None:
+    """Counted, since a time depends on the machine and on who else uses it."""
+    foreign = [name for name in imported if name.partition(".")[0] != "softdice"]
+    assert len(imported) - len(foreign) <= OWN_MODULES, imported
+    assert len(foreign) <= FOREIGN_MODULES, foreign
 
 
-def test_import_brings_no_extra(imported: tuple[float, list[str]]) -> None:
-    brought = {name.partition(".")[0] for name in imported[1]}
+def test_import_brings_no_extra(imported: list[str]) -> None:
+    brought = {name.partition(".")[0] for name in imported}
     assert "softdice" in brought
     assert brought.isdisjoint(EXTRAS)
 
@@ -147,3 +142,8 @@ def test_every_kernel_that_this_machine_can_run_is_tested() -> None:
     for name in BACKENDS:
         assert name == "reference" or missing[name] is None, missing[name]
     assert set(registry.NAMES) == {"auto", "reference", *missing}
+
+
+def test_what_make_quick_leaves_out_is_there() -> None:
+    files = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    assert set(SLOW) <= files

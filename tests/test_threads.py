@@ -63,5 +63,5 @@ def test_tasks_are_done_once_each(engine: str) -> None:
     def kernel(begin: int, end: int) -> None:
         done.extend(range(int(begin), int(end)))
 
-    threads.share_out(kernel, "test", (), 37, threads.ALONE_NUMEL)
+    threads.share_out(kernel, (), 37, threads.ALONE_NUMEL)
     assert sorted(done) == list(range(37))

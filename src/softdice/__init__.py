@@ -6,55 +6,25 @@ logits, target --(fused pass)--> statistics --pool--> --index--> score --cost-->
 from typing import Any
 
 import softdice.interrupt as _interrupt  # noqa: F401 - first: the imports below take seconds
-from softdice import costs, functional, indices, reductions
+from softdice import costs, functional, indices, losses, reductions
 from softdice.head import FusedHead
 from softdice.kernels.registry import use_backend
-from softdice.losses import (
-    CrossEntropyLoss,
-    DeepSupervision,
-    DiceSemimetricLoss,
-    ExponentialLogarithmicLoss,
-    FocalLoss,
-    FocalTverskyLoss,
-    GeneralizedDiceLoss,
-    JaccardLoss,
-    JaccardMetricLoss,
-    MCCLoss,
-    NoiseRobustDiceLoss,
-    OverlapLoss,
-    SoftDiceLoss,
-    SquaredDiceLoss,
-    TverskyLoss,
-)
+from softdice.losses import DeepSupervision, OverlapLoss
+from softdice.losses.named import *  # noqa: F403
+from softdice.losses.voxelwise import *  # noqa: F403
 from softdice.metrics.formulas import dice_score
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.statistics import OverlapStatistics, overlap_statistics
 from softdice.version import __version__
 
+_METRICS = ("DiceScore", "JaccardScore", "PrecisionScore", "RecallScore", "VolumeDifference")
+
 __all__ = [
-    "CrossEntropyLoss",
     "DeepSupervision",
-    "DiceScore",
-    "DiceSemimetricLoss",
-    "ExponentialLogarithmicLoss",
-    "FocalLoss",
-    "FocalTverskyLoss",
     "FusedHead",
-    "GeneralizedDiceLoss",
-    "JaccardLoss",
-    "JaccardMetricLoss",
-    "JaccardScore",
-    "MCCLoss",
-    "NoiseRobustDiceLoss",
     "OverlapLoss",
     "OverlapStatistics",
-    "PrecisionScore",
-    "RecallScore",
-    "SoftDiceLoss",
-    "SquaredDiceLoss",
     "SystemConfig",
-    "TverskyLoss",
-    "VolumeDifference",
     "__version__",
     "costs",
     "dice_score",
@@ -65,8 +35,10 @@ __all__ = [
     "setup_system",
     "use_backend",
 ]
-
-_METRICS = ("DiceScore", "JaccardScore", "PrecisionScore", "RecallScore", "VolumeDifference")
+__all__ += _METRICS
+__all__ += losses.named.__all__  # the losses, each listed where it is defined
+__all__ += losses.voxelwise.__all__
+__all__.sort()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,297 +1,90 @@
-"""input, target -> loss: the losses as functions, for a call or two; in a training loop keep the module.
+"""input, target -> loss: every loss of the family as a function, for a call or two; in a training loop keep the module.
 
-Every function takes what the class of the same name takes, and reads the number of classes off input.
+`soft_dice_loss(input, target, voxel_weight=..., eps=..., **settings)` is `SoftDiceLoss(C, eps, **settings)(input,
+target, voxel_weight)`, with C read off input; so for every class in `softdice.losses.FAMILY`, from which the functions
+are made. Their types, for editors and type checkers, stand in functional.pyi, which `make format` writes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import inspect
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from softdice import losses, validation
+from softdice.losses import OverlapLoss
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+DOCSTRING = """input, target -> what `softdice.{loss}` returns.
 
-    from softdice.losses import LossSettings
-
-
-@validation.public
-def soft_dice_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    eps: float = 1e-5,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.SoftDiceLoss` returns.
+    Args: those of the class by keyword, but for num_classes; voxel_weight as when it is called.
 
     Example:
         >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.soft_dice_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.1269)
+        >>> logits, labels = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[0, 1]])
+        >>> value = softdice.functional.{name}(logits, labels, activation="softmax")
+        >>> torch.equal(value, softdice.{loss}(2, activation="softmax")(logits, labels))
+        True
     """
-    return losses.SoftDiceLoss(_channels(input), eps, **settings)(input, target, voxel_weight)
 
 
-@validation.public
-def jaccard_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    eps: float = 1e-5,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.JaccardLoss` returns.
+def _function_of(loss: type[OverlapLoss]) -> Callable[..., Tensor]:
+    """class of a loss -> its function.
 
     Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.jaccard_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.2130)
+        >>> _function_of(losses.MCCLoss)
+        <function mcc_loss at ...>
     """
-    return losses.JaccardLoss(_channels(input), eps, **settings)(input, target, voxel_weight)
 
+    def function(input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None, **keywords: Any) -> Tensor:
+        return _module(loss, _channels(input), keywords)(input, target, voxel_weight)
 
-@validation.public
-def tversky_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    alpha: float = 0.3,
-    beta: float = 0.7,
-    eps: float = 1e-5,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.TverskyLoss` returns.
-
-    Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.tversky_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.1192)
-    """
-    return losses.TverskyLoss(_channels(input), alpha, beta, eps, **settings)(input, target, voxel_weight)
-
-
-@validation.public
-def focal_tversky_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    alpha: float = 0.3,
-    beta: float = 0.7,
-    gamma: float = 0.75,
-    eps: float = 1e-5,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.FocalTverskyLoss` returns.
-
-    Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.focal_tversky_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.2029)
-    """
-    return losses.FocalTverskyLoss(_channels(input), alpha, beta, gamma, eps, **settings)(input, target, voxel_weight)
-
-
-@validation.public
-def generalized_dice_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    weighting: Literal["square", "simple", "uniform"] = "square",
-    eps: float = 1e-5,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.GeneralizedDiceLoss` returns.
-
-    Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.generalized_dice_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.1192)
-    """
-    return losses.GeneralizedDiceLoss(_channels(input), weighting, eps, **settings)(input, target, voxel_weight)
-
-
-@validation.public
-def mcc_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    eps: float = 1e-5,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.MCCLoss` returns.
-
-    Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.mcc_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.2384)
-    """
-    return losses.MCCLoss(_channels(input), eps, **settings)(input, target, voxel_weight)
-
-
-@validation.public
-def squared_dice_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    eps: float = 1e-5,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.SquaredDiceLoss` returns.
-
-    Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.squared_dice_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.0159)
-    """
-    return losses.SquaredDiceLoss(_channels(input), eps, **settings)(input, target, voxel_weight)
-
-
-@validation.public
-def dice_semimetric_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    form: Literal["sum", "product"] = "sum",
-    eps: float = 1e-5,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.DiceSemimetricLoss` returns.
-
-    Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.dice_semimetric_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.1192)
-    """
-    return losses.DiceSemimetricLoss(_channels(input), form, eps, **settings)(input, target, voxel_weight)
-
-
-@validation.public
-def jaccard_metric_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    form: Literal["sum", "product"] = "sum",
-    eps: float = 1e-5,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.JaccardMetricLoss` returns.
-
-    Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.jaccard_metric_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.2130)
-    """
-    return losses.JaccardMetricLoss(_channels(input), form, eps, **settings)(input, target, voxel_weight)
-
-
-@validation.public
-def noise_robust_dice_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    power: float = 1.5,
-    eps: float = 1e-5,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.NoiseRobustDiceLoss` returns.
-
-    Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.noise_robust_dice_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.0460)
-    """
-    return losses.NoiseRobustDiceLoss(_channels(input), power, eps, **settings)(input, target, voxel_weight)
-
-
-@validation.public
-def exponential_logarithmic_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    gamma: float = 0.3,
-    eps: float = 1e-5,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.ExponentialLogarithmicLoss` returns.
-
-    Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.exponential_logarithmic_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.5384)
-    """
-    return losses.ExponentialLogarithmicLoss(_channels(input), gamma, eps, **settings)(input, target, voxel_weight)
-
-
-@validation.public
-def cross_entropy_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.CrossEntropyLoss` returns.
-
-    Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.cross_entropy_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.1269)
-    """
-    return losses.CrossEntropyLoss(_channels(input), **settings)(input, target, voxel_weight)
-
-
-@validation.public
-def focal_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    gamma: float = 2.0,
-    voxel_weight: Tensor | None = None,
-    **settings: Unpack[LossSettings],
-) -> Tensor:
-    """input, target -> what `softdice.FocalLoss` returns.
-
-    Example:
-        >>> import torch, softdice
-        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> softdice.functional.focal_loss(logits, torch.tensor([[0, 1]]), activation="softmax")
-        tensor(0.0018)
-    """
-    return losses.FocalLoss(_channels(input), gamma, **settings)(input, target, voxel_weight)
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", loss.__name__.removesuffix("Loss")).lower() + "_loss"
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = DOCSTRING.format(loss=loss.__name__, name=name)
+    *first, _ = inspect.signature(function).parameters.values()
+    _, *own, settings = inspect.signature(loss).parameters.values()  # the first is num_classes
+    own = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own]
+    function.__signature__ = inspect.Signature([*first, *own, settings], return_annotation="Tensor")
+    return validation.public(function)
 
 
 def _channels(input: Tensor) -> int:
     """input (B, C, *S) -> C."""
     if not isinstance(input, Tensor):
-        advice = "Wrap input in torch.as_tensor."
-        validation.fail("input to be a Tensor", type(input).__name__, advice, TypeError)
+        validation.fail("input to be a Tensor", type(input).__name__, "Wrap input in torch.as_tensor.", TypeError)
     if input.ndim < 3:
-        advice = "Add the missing dimension with unsqueeze."
-        validation.fail("input of shape (B, C, *S)", tuple(input.shape), advice)
+        validation.fail("input of shape (B, C, *S)", tuple(input.shape), "Add the missing dimension with unsqueeze.")
     return input.shape[1]
+
+
+def _module(loss: type[OverlapLoss], num_classes: int, keywords: dict[str, Any]) -> OverlapLoss:
+    """class, classes, keywords -> the loss; the same one again where words and numbers alone made it.
+
+    A tensor, or a callable that may hold one, is not kept; nor are class weights, which become a tensor.
+    """
+    if torch.compiler.is_compiling() or "class_weight" in keywords or not all(map(_keepable, keywords.values())):
+        return loss(num_classes, **keywords)
+    return _kept_module(loss, num_classes, tuple((name, type(value), value) for name, value in keywords.items()))
+
+
+def _keepable(value: object) -> bool:
+    """Whether a value holds no tensor for certain: a word or a number, or a tuple of such."""
+    return (
+        all(map(_keepable, value)) if type(value) is tuple else isinstance(value, (str, int, float, range, type(None)))
+    )
+
+
+@lru_cache(maxsize=256)
+def _kept_module(loss: type[OverlapLoss], num_classes: int, keywords: tuple[tuple[str, type, Any], ...]) -> OverlapLoss:
+    """`_module` for words and numbers: an index is traced once for the same settings."""
+    return loss(num_classes, **{name: value for name, _, value in keywords})
+
+
+FUNCTIONS = {function.__name__: function for function in map(_function_of, losses.FAMILY)}
+globals().update(FUNCTIONS)
+__all__ = sorted(FUNCTIONS)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from softdice.settings import Pass
+from softdice.terms import STATISTICS
 
 
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -32,9 +33,16 @@ def equals(labels: Tensor, value: int) -> Tensor:
 
     torch would wrap it round: `torch.tensor([255], dtype=torch.uint8) == -1` is true.
     """
-    if labels.dtype == torch.bool or torch.iinfo(labels.dtype).min <= value <= torch.iinfo(labels.dtype).max:
-        return labels == value
+    limits = torch.iinfo(torch.uint8 if labels.dtype == torch.bool else labels.dtype)
+    if limits.min <= value <= limits.max:
+        return signed(labels) == (value if value < 2**63 else value - 2**64)
     return torch.zeros_like(labels, dtype=torch.bool)
+
+
+def signed(labels: Tensor) -> Tensor:
+    """labels -> the same in a dtype that torch can compare; those from 2^63 on become negative."""
+    wider = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+    return labels.to(wider[labels.dtype]) if labels.dtype in wider else labels
 
 
 def statistics(
@@ -46,20 +54,7 @@ def statistics(
 ) -> Tensor:
     """input, target -> the sums over the voxels of each sample and class, (len(fields), B, C).
 
-    With p the probability, y the target, w the weight of a voxel (0 where ignored) and y' = (1 - e) y + e / K:
-
-        ======================  =================================================================
-        intersection            sum w p y'
-        prediction              sum w p
-        target                  sum w y'
-        prediction_squared      sum w p^2
-        target_squared          sum w y'^2
-        difference              sum w abs(p - y')^power
-        cross_entropy           sum w y' (-ln p);                 sigmoid: + w (1 - y') (-ln(1 - p))
-        focal                   sum w y' (1 - p)^gamma (-ln p);   sigmoid: + w (1 - y') p^gamma (-ln(1 - p))
-        voxels                  sum w
-        labelled                sum w y (before label smoothing: what decides whether a class is absent)
-        ======================  =================================================================
+    The statistics are declared in `softdice.terms`; here each symbol of their terms is worked out.
 
     Args:
         input: (B, C, V), floating.
@@ -68,77 +63,69 @@ def statistics(
         regions: (R, C) bool, the classes of which each region is the union, or None. With it, C above reads R.
         settings: the statistics wanted, the activation, and the exponents; `settings.regions` is in `regions`.
     """
-    activation, gamma, power = settings.activation, settings.gamma, settings.power
-    label_smoothing = settings.label_smoothing
-    prob_BCV, log_p_BCV, log_q_BCV, valid_BV = _probabilities(input, target, weight, activation, settings.ignore_index)
-    true_BCV = _true_values(target, input.shape[1], prob_BCV.dtype)
-    if weight is not None:  # nor a NaN in the target there
-        true_BCV = torch.where(valid_BV.unsqueeze(1), true_BCV, 0.0)
+    wanted = [statistic for statistic in STATISTICS if statistic.name in settings.fields]
+    value_BCV = input.to(result_dtype(input.dtype))
+    valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
+    true_BCV = _true_values(target, input.shape[1], value_BCV.dtype)
+    if valid_BV is not None:  # a NaN at a voxel that does not count must not reach a sum
+        value_BCV, true_BCV = (torch.where(valid_BV.unsqueeze(1), values, 0.0) for values in (value_BCV, true_BCV))
     if regions is not None:
-        outside_RC1 = ~regions.unsqueeze(-1)
-        true_BCV = torch.stack([true_BCV.masked_fill(row, -torch.inf).amax(1) for row in outside_RC1], dim=1)
-        log_p_BCV = torch.stack([log_p_BCV.masked_fill(row, -torch.inf).logsumexp(1) for row in outside_RC1], dim=1)
-        prob_BCV = torch.einsum("rc,bcv->brv", regions.to(prob_BCV.dtype), prob_BCV)
+        true_BCV = torch.stack([true_BCV.masked_fill(row, -torch.inf).amax(1) for row in ~regions.unsqueeze(-1)], dim=1)
+    prob_BCV, minus_log_p_BCV, minus_log_q_BCV = _probabilities(
+        value_BCV, regions, settings.activation, any(statistic.names("a", "b") for statistic in wanted)
+    )
+    share = settings.label_smoothing / outcomes(input.shape[1], settings.activation)
+    y = (1 - settings.label_smoothing) * true_BCV + share if settings.label_smoothing else true_BCV
+    p, q, n = prob_BCV, 1 - prob_BCV, 1 - y
+    symbols = {"p": p, "q": q, "y": y, "n": n, "t": true_BCV, "a": 0.0, "b": 0.0}
+    if minus_log_p_BCV is not None:
+        symbols["a"] = torch.where(y == 0, 0.0, minus_log_p_BCV)
+    if minus_log_q_BCV is not None:
+        symbols["b"] = torch.where(n == 0, 0.0, minus_log_q_BCV)
+    if any(statistic.names("u", "v") for statistic in wanted):
+        symbols |= {"u": _power(q, settings.gamma), "v": _power(p, settings.gamma)}
+    if "difference" in settings.fields:
+        symbols["d"] = (p - y) ** 2 if settings.power == 2 else _power((p - y).abs(), settings.power)
+    terms = {statistic.name: statistic.value(**symbols) for statistic in wanted}
+    return torch.stack([(terms[name] * weight_B1V).expand_as(y).sum(-1) for name in settings.fields])
 
-    weight_B1V = valid_BV.to(prob_BCV.dtype).unsqueeze(1)
+
+def _weights(
+    value_BCV: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int | None
+) -> tuple[Tensor | None, Tensor]:
+    """-> which voxels count (None: all of them), and the weight of each."""
+    valid_BV = None if ignore_index is None else ~equals(target, ignore_index)
     if weight is not None:
-        weight_B1V = weight_B1V * weight.to(prob_BCV.dtype).unsqueeze(1)
-    share = label_smoothing / outcomes(input.shape[1], activation)
-    labelled_BCV = true_BCV
-    if activation == "softmax" and target.ndim == 2 and not label_smoothing:  # a logit of -inf: 0 ln 0 = 0
-        log_p_BCV = log_p_BCV.masked_fill((true_BCV == 0) & log_p_BCV.isneginf(), 0.0)
-    if label_smoothing:
-        true_BCV = (1 - label_smoothing) * true_BCV + share
-
-    def term(name: str) -> Tensor:
-        if name == "intersection":
-            return prob_BCV * true_BCV
-        if name == "prediction":
-            return prob_BCV
-        if name == "target":
-            return true_BCV
-        if name == "prediction_squared":
-            return prob_BCV * prob_BCV
-        if name == "target_squared":
-            return true_BCV * true_BCV
-        if name == "difference":
-            apart_BCV = prob_BCV - true_BCV
-            if power == 2:
-                return apart_BCV * apart_BCV
-            return apart_BCV.abs() if power == 1 else _power(apart_BCV.abs(), power)
-        if name == "voxels":
-            return torch.ones_like(true_BCV)
-        if name == "labelled":
-            return labelled_BCV
-        hard_p, hard_q = (
-            (1.0, 1.0) if name == "cross_entropy" else (_power(1 - prob_BCV, gamma), _power(prob_BCV, gamma))
-        )
-        value_BCV = -true_BCV * hard_p * log_p_BCV
-        return value_BCV if activation != "sigmoid" else value_BCV - (1 - true_BCV) * hard_q * log_q_BCV
-
-    return torch.stack([(term(name) * weight_B1V).sum(-1) for name in settings.fields])
+        valid_BV = weight > 0 if valid_BV is None else valid_BV & (weight > 0)
+    weight_BV = torch.ones_like(value_BCV[:, 0]) if valid_BV is None else valid_BV.to(value_BCV.dtype)
+    if weight is not None:
+        weight_BV = weight_BV * torch.where(weight > 0, weight, 0).to(value_BCV.dtype)
+    return valid_BV, weight_BV.unsqueeze(1)
 
 
 def _probabilities(
-    input: Tensor, target: Tensor, weight: Tensor | None, activation: str, ignore_index: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """input -> p, ln p, ln(1 - p) (for a sigmoid), and which voxels count; values at the others are never read."""
-    value_BCV = input.to(result_dtype(input.dtype))
-    valid_BV = torch.ones_like(value_BCV[:, 0], dtype=torch.bool)
-    if ignore_index is not None:
-        valid_BV = ~equals(target, ignore_index)
-    if weight is not None:
-        valid_BV = valid_BV & (weight > 0)
-    if ignore_index is not None or weight is not None:  # a NaN at a voxel that does not count must not reach a sum
-        value_BCV = torch.where(valid_BV.unsqueeze(1), value_BCV, 0.0)
-    if activation == "softmax":
-        log_p_BCV = value_BCV.log_softmax(1)
-        return value_BCV.softmax(1), log_p_BCV, log_p_BCV, valid_BV
+    value_BCV: Tensor, regions: Tensor | None, activation: str, logs: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """logits or probabilities -> p of classes or regions; where asked for -ln p and (sigmoid) -ln(1 - p)."""
     if activation == "sigmoid":
         logsigmoid = torch.nn.functional.logsigmoid
-        return value_BCV.sigmoid(), logsigmoid(value_BCV), logsigmoid(-value_BCV), valid_BV
-    log_p_BCV = value_BCV.clamp_min(torch.finfo(value_BCV.dtype).tiny).log()
-    return value_BCV, log_p_BCV, log_p_BCV, valid_BV
+        prob_BCV = value_BCV.sigmoid()
+        return (prob_BCV, -logsigmoid(value_BCV), -logsigmoid(-value_BCV)) if logs else (prob_BCV, None, None)
+    prob_BCV = value_BCV.softmax(1) if activation == "softmax" else value_BCV
+    if regions is not None:
+        prob_BCV = torch.einsum("rc,bcv->brv", regions.to(prob_BCV.dtype), prob_BCV)
+    if not logs:
+        return prob_BCV, None, None
+    if activation == "none":
+        return prob_BCV, -prob_BCV.clamp_min(torch.finfo(prob_BCV.dtype).tiny).log(), None
+    if regions is None:
+        return prob_BCV, -value_BCV.log_softmax(1), None
+    # of a union the difference of two logsumexps: the logarithm of a sum of p would end where p underflows
+    most_B1V = value_BCV.detach().amax(1, keepdim=True)
+    away_BCV = value_BCV - torch.where(most_B1V.isfinite(), most_B1V, 0.0)
+    whole_B1V = away_BCV.logsumexp(1, keepdim=True)
+    parts = [away_BCV.masked_fill(row, -torch.inf).logsumexp(1) for row in ~regions.unsqueeze(-1)]
+    return prob_BCV, whole_B1V - torch.stack(parts, dim=1), None
 
 
 def _true_values(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
@@ -147,9 +134,11 @@ def _true_values(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor
         return target.to(dtype)
     first = 1 if num_classes == 1 else 0  # a single class is the mask of ones
     labels_C = torch.arange(first, first + num_classes, device=target.device).view(1, -1, 1)
-    return (target.unsqueeze(1) == labels_C).to(dtype)
+    return (signed(target).unsqueeze(1) == labels_C).to(dtype)
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
-    """base^exponent with finite derivatives at 0."""
-    return base.clamp_min(torch.finfo(base.dtype).tiny) ** exponent if exponent else torch.ones_like(base)
+    """base^exponent for base >= 0 (rounding aside), with finite derivatives at 0."""
+    if exponent in (0, 1, 2):
+        return base**exponent
+    return base.clamp_min(torch.finfo(base.dtype).tiny) ** exponent

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
-FIELDS = (
-    "intersection",
-    "prediction",
-    "target",
-    "prediction_squared",
-    "target_squared",
-    "difference",
-    "cross_entropy",
-    "focal",
-    "voxels",
-    "labelled",
-)
-"""Names of the statistics, in the order in which every backend returns those that are asked for."""
+from softdice.terms import FIELDS
 
 ACTIVATIONS = ("none", "softmax", "sigmoid")
 
@@ -35,14 +23,15 @@ class Pass:
     power: float = 1.0
     fields: tuple[str, ...] = FIELDS
 
-    text: str = field(init=False, repr=False, compare=False)
-    """All but the regions in the form in which an operator takes them (the regions are a tensor there)."""
+    @property
+    def text(self) -> str:
+        """All but the regions (a tensor there) in the form in which an operator takes them.
 
-    def __post_init__(self) -> None:
-        words = (
-            f"{self.activation} {self.ignore_index} {self.label_smoothing} {self.validate} {self.gamma} {self.power}"
-        )
-        object.__setattr__(self, "text", f"{words} {' '.join(self.fields)}")
+        Numbers by hex: it is exact, and torch.compile has it, unlike str, of a number that varies between calls.
+        """
+        smoothing, gamma, power = float(self.label_smoothing).hex(), float(self.gamma).hex(), float(self.power).hex()
+        words = f"{self.activation} {self.ignore_index} {self.validate} {smoothing} {gamma} {power}"
+        return f"{words} {' '.join(self.fields)}"
 
 
 @lru_cache(maxsize=1024)
@@ -53,13 +42,13 @@ def decode(text: str) -> Pass:
         >>> decode(Pass(activation="softmax", ignore_index=255).text) == Pass(activation="softmax", ignore_index=255)
         True
     """
-    activation, ignore_index, label_smoothing, validate, gamma, power, *fields = text.split()
+    activation, ignore_index, validate, label_smoothing, gamma, power, *fields = text.split()
     return Pass(
         activation=activation,
         ignore_index=None if ignore_index == "None" else int(ignore_index),
-        label_smoothing=float(label_smoothing),
+        label_smoothing=float.fromhex(label_smoothing),
         validate=validate == "True",
-        gamma=float(gamma),
-        power=float(power),
+        gamma=float.fromhex(gamma),
+        power=float.fromhex(power),
         fields=tuple(fields),
     )

@@ -17,10 +17,13 @@ from typing import Any, NoReturn, ParamSpec, SupportsIndex, TypeVar
 import torch
 from torch import Tensor
 
-from softdice.reference import equals
+from softdice.reference import equals, signed
 from softdice.settings import ACTIVATIONS, FIELDS, Pass
 
-LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+LABEL_DTYPES = (
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool, torch.uint16,
+    torch.uint32, torch.uint64,
+)  # fmt: skip
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 P = ParamSpec("P")
@@ -138,12 +141,8 @@ def frozen_regions(regions: Any) -> tuple[tuple[int, ...], ...] | None:
 def class_numbers(name: str, values: Sequence[int], count: int) -> tuple[int, ...]:
     """Distinct class numbers in [0, count)."""
     if not isinstance(values, Iterable) or not all(isinstance(value, SupportsIndex) for value in values):
-        fail(
-            f"{name} to be a sequence of ints",
-            repr(values),
-            "Pass class numbers, for example (1, 2).",
-            TypeError,
-        )
+        advice = "Pass class numbers, for example (1, 2)."
+        fail(f"{name} to be a sequence of ints", repr(values), advice, TypeError)
     numbers = tuple(int(value) for value in values)
     bad = [value for value in numbers if not 0 <= value < count]
     if bad or not numbers or len(set(numbers)) != len(numbers):
@@ -178,50 +177,39 @@ def tensors(
         if not isinstance(value, Tensor) and not (name == "voxel_weight" and value is None):
             fail(f"{name} to be a Tensor", type(value).__name__, f"Wrap {name} in torch.as_tensor.", TypeError)
     if input.dtype not in INPUT_DTYPES:
-        fail(
-            "input of dtype float16, bfloat16, float32 or float64",
-            input.dtype,
-            "Pass logits or probabilities first, labels second.",
-            TypeError,
-        )
+        advice = "Pass logits or probabilities first, labels second."
+        fail("input of dtype float16, bfloat16, float32 or float64", input.dtype, advice, TypeError)
     if input.ndim < 3:
         fail("input of shape (B, C, *S)", tuple(input.shape), "Add the missing dimension with unsqueeze.")
     if num_classes is not None and input.shape[1] != num_classes:
-        fail(
-            f"input of shape (B, {num_classes}, *S) for num_classes={num_classes}",
-            tuple(input.shape),
-            "Make num_classes the number of channels, which stand second.",
-        )
+        expected = f"input of shape (B, {num_classes}, *S) for num_classes={num_classes}"
+        fail(expected, tuple(input.shape), "Make num_classes the number of channels, which stand second.")
     for name, value in (("target", target), ("voxel_weight", voxel_weight)):
         if value is not None and value.device != input.device:
             fail(f"{name} on {input.device} like input", value.device, f"Move it: {name}.to(input.device).")
 
-    input, target = _plain(input), _plain(target)
+    input, target = _without_metadata(input), _without_metadata(target)
     B, C, S = input.shape[0], input.shape[1], tuple(input.shape[2:])
     dense = C > 1 and tuple(target.shape) == (B, C, *S)
     if not dense and tuple(target.shape) not in ((B, *S), (B, 1, *S)):
-        fail(
-            f"target of shape {(B, *S)}, {(B, 1, *S)} or {(B, C, *S)} for input {(B, C, *S)}",
-            tuple(target.shape),
-            "Labels have no channel dimension, per-class values have one channel per class.",
-        )
+        expected = f"target of shape {(B, *S)}, {(B, 1, *S)} or {(B, C, *S)} for input {(B, C, *S)}"
+        advice = "Labels have no channel dimension, per-class values have one channel per class."
+        fail(expected, tuple(target.shape), advice)
     if target.dtype not in LABEL_DTYPES + INPUT_DTYPES:
         fail("target of an integer, bool or floating dtype", target.dtype, "Convert it.", TypeError)
     soft_mask = C == 1 and target.is_floating_point() and ignore_index is None
     if dense or soft_mask:
         if ignore_index is not None:
-            fail(
-                "no ignore_index with per-class values",
-                f"ignore_index={ignore_index} and target {tuple(target.shape)}",
-                "Pass voxel_weight with 0 at the voxels to leave out.",
-            )
+            got = f"ignore_index={ignore_index} and target {tuple(target.shape)}"
+            advice = "Pass voxel_weight with 0 at the voxels to leave out."
+            fail("no ignore_index with per-class values", got, advice)
         target = target.flatten(1).unsqueeze(1) if soft_mask else target.flatten(2)
     else:
         target = (_whole(target, validate) if target.is_floating_point() else target).flatten(1)
     return input.flatten(2), target, _weight(voxel_weight, B, S)
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _without_metadata(tensor: Tensor) -> Tensor:
     """A subclass that only carries metadata (MONAI's MetaTensor) -> the Tensor in it; others as they are."""
     metadata_only = type(tensor).__torch_function__ is not Tensor.__torch_function__ and (
         type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
@@ -233,14 +221,11 @@ def _weight(voxel_weight: Tensor | None, B: int, S: tuple[int, ...]) -> Tensor |
     if voxel_weight is None:
         return None
     if tuple(voxel_weight.shape) not in ((B, *S), (B, 1, *S)):
-        fail(
-            f"voxel_weight of shape {(B, *S)} or {(B, 1, *S)}",
-            tuple(voxel_weight.shape),
-            "One weight per voxel; expand it where it is the same for all.",
-        )
+        advice = "One weight per voxel; expand it where it is the same for all."
+        fail(f"voxel_weight of shape {(B, *S)} or {(B, 1, *S)}", tuple(voxel_weight.shape), advice)
     if voxel_weight.dtype.is_complex:
         fail("voxel_weight of a real dtype", voxel_weight.dtype, "Convert it.", TypeError)
-    return _plain(voxel_weight).flatten(1)
+    return _without_metadata(voxel_weight).flatten(1)
 
 
 def _whole(target: Tensor, validate: bool) -> Tensor:
@@ -270,11 +255,12 @@ def values(input: Tensor, target: Tensor, weight: Tensor | None, activation: str
         labelled = ~equals(target, ignore_index)
         valid = labelled if valid is None else valid & labelled
     if target.ndim == 2 and target.dtype != torch.bool:
-        wrong = target < 0
+        labels = signed(target)
+        wrong = labels < 0
         top = max(C, 2)
-        if top <= torch.iinfo(target.dtype).max:
-            wrong = wrong | (target >= top)
-        _check(wrong, valid, target, partial(labels_error, C, ignore_index))
+        if top <= torch.iinfo(labels.dtype).max:
+            wrong = wrong | (labels >= top)
+        _check(wrong, valid, labels, partial(labels_error, C, ignore_index))
     elif target.ndim == 3 and target.dtype != torch.bool:
         _check((target < 0) | (target > 1), valid, target, target_error)
     if activation == "none":

@@ -75,6 +75,16 @@ OLDEST_CAPABILITY = (8, 0)
 """Compute capability from which on the Triton kernels are compiled and checked."""
 
 
+_forks: list[int] = []
+if hasattr(os, "register_at_fork"):  # from the package's first import on: the threads of a parent are gone in its child
+    os.register_at_fork(after_in_child=lambda: _forks.append(os.getpid()))
+
+
+def forked() -> bool:
+    """Whether this process is a fork, whose copy of torch's OpenMP runtime has lost its threads."""
+    return bool(_forks)
+
+
 def cpu_missing() -> str | None:
     """Why the CPU kernel cannot run on this machine, or None."""
     return None if _HAS_NUMBA else "numba is not installed: pip install 'softdice[cpu]'"

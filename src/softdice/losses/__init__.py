@@ -1,40 +1,17 @@
 """input, target -> loss: the losses, each an index and a cost over the statistics of one pass."""
 
+from softdice.losses import named, voxelwise
 from softdice.losses.base import Loss, SumLoss
-from softdice.losses.named import (
-    DiceSemimetricLoss,
-    ExponentialLogarithmicLoss,
-    FocalTverskyLoss,
-    GeneralizedDiceLoss,
-    JaccardLoss,
-    JaccardMetricLoss,
-    MCCLoss,
-    NoiseRobustDiceLoss,
-    SoftDiceLoss,
-    SquaredDiceLoss,
-    TverskyLoss,
-)
+from softdice.losses.named import *  # noqa: F403
 from softdice.losses.overlap import LossSettings, OverlapLoss
 from softdice.losses.supervision import DeepSupervision
-from softdice.losses.voxelwise import CrossEntropyLoss, FocalLoss
+from softdice.losses.voxelwise import *  # noqa: F403
 
-__all__ = [
-    "CrossEntropyLoss",
-    "DeepSupervision",
-    "DiceSemimetricLoss",
-    "ExponentialLogarithmicLoss",
-    "FocalLoss",
-    "FocalTverskyLoss",
-    "GeneralizedDiceLoss",
-    "JaccardLoss",
-    "JaccardMetricLoss",
-    "Loss",
-    "LossSettings",
-    "MCCLoss",
-    "NoiseRobustDiceLoss",
-    "OverlapLoss",
-    "SoftDiceLoss",
-    "SquaredDiceLoss",
-    "SumLoss",
-    "TverskyLoss",
-]
+FAMILY: tuple[type[OverlapLoss], ...] = tuple(
+    getattr(room, name) for room in (named, voxelwise) for name in room.__all__
+)
+"""The losses with an index of their own: each is public in `softdice` too, and a function in `softdice.functional`."""
+
+__all__ = ["FAMILY", "DeepSupervision", "Loss", "LossSettings", "OverlapLoss", "SumLoss"]
+__all__ += named.__all__
+__all__ += voxelwise.__all__

@@ -143,7 +143,7 @@ _EXPONENT_OF = {"gamma": "focal", "power": "difference"}
 def _one_pass(a: Pass, b: Pass) -> Pass:
     """Two losses' passes -> one that serves both."""
     both = replace(a, fields=a.fields + b.fields)
-    for name in (setting.name for setting in dataclass_fields(Pass) if setting.init and setting.name != "fields"):
+    for name in (setting.name for setting in dataclass_fields(Pass) if setting.name != "fields"):
         field = _EXPONENT_OF.get(name)
         if field is None or (field in a.fields and field in b.fields):
             _agree(name, getattr(a, name), getattr(b, name))

@@ -7,14 +7,30 @@ The losses over voxels, cross-entropy and focal, are in `softdice.losses.voxelwi
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
 
 from softdice import costs, indices, validation
-from softdice.losses.overlap import LossSettings, OverlapLoss
+from softdice.losses.overlap import Index, LossSettings, OverlapLoss
 from softdice.losses.voxelwise import fixed_cost
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+__all__ = [
+    "DiceSemimetricLoss",
+    "ExponentialLogarithmicLoss",
+    "FocalTverskyLoss",
+    "GeneralizedDiceLoss",
+    "JaccardLoss",
+    "JaccardMetricLoss",
+    "MCCLoss",
+    "NoiseRobustDiceLoss",
+    "SoftDiceLoss",
+    "SquaredDiceLoss",
+    "TverskyLoss",
+]
 
 
 class SoftDiceLoss(OverlapLoss):
@@ -50,10 +66,9 @@ class SoftDiceLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
-        validation.number("eps", eps, 0)
         self.eps = eps
         settings.setdefault("cost", "neg_log")
-        super().__init__(partial(indices.dice, eps=eps), num_classes, **settings)
+        super().__init__(_smoothed(indices.dice, eps), num_classes, **settings)
 
 
 class JaccardLoss(OverlapLoss):
@@ -75,8 +90,7 @@ class JaccardLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
-        validation.number("eps", eps, 0)
-        super().__init__(partial(indices.jaccard, eps=eps), num_classes, **settings)
+        super().__init__(_smoothed(indices.jaccard, eps), num_classes, **settings)
 
 
 class TverskyLoss(OverlapLoss):
@@ -180,9 +194,8 @@ class GeneralizedDiceLoss(OverlapLoss):
         eps: float = 1e-5,
         **settings: Unpack[LossSettings],
     ) -> None:
-        validation.number("eps", eps, 0)
         validation.choice("weighting", weighting, ("square", "simple", "uniform"))
-        super().__init__(partial(indices.generalized_dice, weighting=weighting, eps=eps), num_classes, **settings)
+        super().__init__(_smoothed(indices.generalized_dice, eps, weighting=weighting), num_classes, **settings)
 
 
 class MCCLoss(OverlapLoss):
@@ -203,9 +216,8 @@ class MCCLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
-        validation.number("eps", eps, 0)
         _no_logarithm(settings)
-        super().__init__(partial(indices.mcc, eps=eps), num_classes, **settings)
+        super().__init__(_smoothed(indices.mcc, eps), num_classes, **settings)
 
 
 class SquaredDiceLoss(OverlapLoss):
@@ -227,8 +239,7 @@ class SquaredDiceLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
-        validation.number("eps", eps, 0)
-        super().__init__(partial(indices.squared_dice, eps=eps), num_classes, **settings)
+        super().__init__(_smoothed(indices.squared_dice, eps), num_classes, **settings)
 
 
 class DiceSemimetricLoss(OverlapLoss):
@@ -258,9 +269,8 @@ class DiceSemimetricLoss(OverlapLoss):
         eps: float = 1e-5,
         **settings: Unpack[LossSettings],
     ) -> None:
-        validation.number("eps", eps, 0)
         validation.choice("form", form, ("sum", "product"))
-        super().__init__(partial(indices.dice_semimetric, form=form, eps=eps), num_classes, **settings)
+        super().__init__(_smoothed(indices.dice_semimetric, eps, form=form), num_classes, **settings)
 
 
 class JaccardMetricLoss(OverlapLoss):
@@ -289,9 +299,8 @@ class JaccardMetricLoss(OverlapLoss):
         eps: float = 1e-5,
         **settings: Unpack[LossSettings],
     ) -> None:
-        validation.number("eps", eps, 0)
         validation.choice("form", form, ("sum", "product"))
-        super().__init__(partial(indices.jaccard_metric, form=form, eps=eps), num_classes, **settings)
+        super().__init__(_smoothed(indices.jaccard_metric, eps, form=form), num_classes, **settings)
 
 
 class NoiseRobustDiceLoss(OverlapLoss):
@@ -317,10 +326,9 @@ class NoiseRobustDiceLoss(OverlapLoss):
     def __init__(
         self, num_classes: int, power: float = 1.5, eps: float = 1e-5, **settings: Unpack[LossSettings]
     ) -> None:
-        validation.number("eps", eps, 0)
         validation.number("power", power, 1, 2)
         _no_logarithm(settings)
-        super().__init__(partial(indices.noise_robust_dice, eps=eps), num_classes, power=power, **settings)
+        super().__init__(_smoothed(indices.noise_robust_dice, eps), num_classes, power=power, **settings)
 
 
 class ExponentialLogarithmicLoss(OverlapLoss):
@@ -350,20 +358,25 @@ class ExponentialLogarithmicLoss(OverlapLoss):
     def __init__(
         self, num_classes: int, gamma: float = 0.3, eps: float = 1e-5, **settings: Unpack[LossSettings]
     ) -> None:
-        validation.number("eps", eps, 0)
         _above_zero("gamma", gamma)
         fixed_cost(settings, "(-ln score)^gamma")
-        index = partial(indices.dice, eps=eps)
+        index = _smoothed(indices.dice, eps)
         settings["cost"] = costs.log_power(gamma)
         super().__init__(index, num_classes, **settings)
 
 
-def _tversky(alpha: float, beta: float, eps: float) -> partial:
-    for name, value in (("alpha", alpha), ("beta", beta), ("eps", eps)):
-        validation.number(name, value, 0)
+def _smoothed(index: Index, eps: float, **keywords: Any) -> partial[Tensor]:
+    """An index with its smoothing, in voxels."""
+    validation.number("eps", eps, 0)
+    return partial(index, **keywords, eps=eps)
+
+
+def _tversky(alpha: float, beta: float, eps: float) -> partial[Tensor]:
+    validation.number("alpha", alpha, 0)
+    validation.number("beta", beta, 0)
     if alpha == beta == 0:
         validation.fail("alpha or beta above 0", "both 0", "With both 0 nothing costs anything.")
-    return partial(indices.tversky, alpha=alpha, beta=beta, eps=eps)
+    return _smoothed(indices.tversky, eps, alpha=alpha, beta=beta)
 
 
 def _above_zero(name: str, value: float) -> None:

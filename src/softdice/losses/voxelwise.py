@@ -14,6 +14,8 @@ from softdice.losses.overlap import LossSettings, OverlapLoss
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+__all__ = ["CrossEntropyLoss", "FocalLoss"]
+
 
 class CrossEntropyLoss(OverlapLoss):
     """input, target -> mean cross-entropy over voxels, from the same pass as an overlap loss.

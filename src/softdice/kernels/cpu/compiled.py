@@ -3,49 +3,73 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import intrinsic
+
+from softdice import terms
 
 # Flags that keep NaN and infinity: a NaN logit must give a NaN loss.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
-def _sources() -> str:
-    """() -> a digest of the modules in this folder: their functions call each other."""
+def _digest() -> str:
+    """() -> a digest of the sources of this folder and of the declarations: all of it may stand in one kernel."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(terms.__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-SOURCES = _sources()
+SOURCES = _digest()
+OPTIONS = {"error_model": "numpy", "nogil": True}
+INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **OPTIONS}  # called by compiled code only
+jit = njit(fastmath=FAST, **INNER)
+exact_jit = njit(fastmath={"contract"}, **INNER)  # reassoc would undo the rounding
 
 
-def _compiled(fastmath: set[str], **options: bool) -> Callable[[Callable[..., Any]], Any]:
-    """fastmath flags -> decorator that compiles on first use and keeps the result on disk.
+class _Kept(FunctionCache):
+    """Numba's cache on disk for a function that a factory makes in many variants.
 
-    Numba stamps what it keeps with the digest of the one file that a function stands in, though it holds the code of
-    the functions called, too. Here the stamp covers all these modules, so that no stale kernel survives an upgrade.
+    Numba tells them apart by what they enclose, where functions are new in every process, and stamps what it keeps with
+    the file of the one function, though the code of the functions called is in it, too. Here the variant is named, and
+    the stamp covers all the sources.
     """
 
+    def __init__(self, function: Callable[..., Any], variant: Hashable) -> None:
+        super().__init__(function)
+        self.variant = hashlib.sha256(repr(variant).encode()).hexdigest()
+        base = f"{function.__name__}-{self.variant[:16]}"
+        self._cache_file = IndexDataCacheFile(cache_path=self._cache_path, filename_base=base, source_stamp=SOURCES)
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return sig, codegen.magic_tuple(), self.variant
+
+
+def kernel(variant: Hashable) -> Callable[[Callable[..., Any]], Any]:
+    """variant of a function -> decorator that compiles it on first use and keeps the result on disk."""
+
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(fastmath=fastmath, error_model="numpy", nogil=True, cache=True, **options)(function)
-        index = dispatcher._cache._cache_file
-        index._source_stamp = (index._source_stamp, SOURCES)
+        dispatcher = njit(fastmath=FAST, **OPTIONS)(function)
+        try:
+            dispatcher._cache = _Kept(function, variant)
+        except RuntimeError as problem:  # nowhere to keep it: a read-only package and no home
+            warnings.warn(
+                f"softdice: expected a folder to keep compiled kernels in, got {problem}. They are compiled in every "
+                "process; set NUMBA_CACHE_DIR to a folder that can be written.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return dispatcher
 
     return decorate
 
-
-INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # called by compiled code only
-jit = _compiled(FAST, **INNER)
-kernel = _compiled(FAST)
-exact_jit = _compiled({"contract"}, **INNER)  # reassoc would undo the rounding
 
 _TWIN = {
     types.float32: types.int32,
@@ -64,26 +88,6 @@ def bits(typing_context: Any, x: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(signature.return_type))
 
     return twin(x), generate
-
-
-@intrinsic
-def widen_half(typing_context: Any, x: Any) -> Any:
-    """uint16 with the bits of a float16 -> float32."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(types.uint16), generate
-
-
-@intrinsic
-def narrow_half(typing_context: Any, x: Any) -> Any:
-    """float32 -> uint16 with the bits of the nearest float16."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
-
-    return types.uint16(types.float32), generate
 
 
 @intrinsic

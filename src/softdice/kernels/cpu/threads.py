@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,18 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from softdice.kernels import registry
+
 ALONE_NUMEL = 1 << 18  # fewer elements than this are done before a second thread has woken up
 SHARES = 4  # per thread, so that one that was held up does not hold up the rest
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def share_out(kernel: Any, variant: Hashable, arguments: tuple[Any, ...], tasks: int, numel: int) -> None:
-    """Call kernel(*arguments, begin, end) for consecutive shares of range(tasks). variant: what it is compiled for."""
-    if (kernel, variant) not in _compiled:
+def share_out(kernel: Any, arguments: tuple[Any, ...], tasks: int, numel: int) -> None:
+    """Call kernel(*arguments, begin, end) for consecutive shares of range(tasks)."""
+    if kernel not in _compiled:
         with _notice():
             kernel(*arguments, np.uint64(0), np.uint64(0))  # once, not in every thread
-        _compiled.add((kernel, variant))
+        _compiled.add(kernel)
     threads = 1 if numel < ALONE_NUMEL else min(torch.get_num_threads(), tasks)
     if threads == 1:
         kernel(*arguments, np.uint64(0), np.uint64(tasks))
@@ -43,7 +45,7 @@ def share_out(kernel: Any, variant: Hashable, arguments: tuple[Any, ...], tasks:
     for_each(lambda i: kernel(*arguments, bounds[i], bounds[i + 1]), range(shares), threads)
 
 
-_compiled: set[tuple[Any, Hashable]] = set()
+_compiled: set[Any] = set()
 
 
 def for_each(work: Callable[[Any], None], tasks: Iterable[Any], threads: int) -> None:
@@ -75,7 +77,7 @@ def in_threads(work: Callable[[], None], threads: int) -> None:
         except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that asked
             errors.append(error)
 
-    parallel = _openmp() if os.getpid() == _PROCESS else None
+    parallel = None if registry.forked() else _openmp()
     if parallel is not None:
         parallel(_Body(guarded), None, threads, 0)
     else:
@@ -85,9 +87,6 @@ def in_threads(work: Callable[[], None], threads: int) -> None:
             other.result()
     if errors:
         raise errors[0]
-
-
-_PROCESS = os.getpid()
 
 
 @lru_cache(maxsize=1)

@@ -189,9 +189,8 @@ def gradient(
     grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
 ) -> Tensor:
     """dL/dstatistics (fields, B, K) of any strides, and what made them -> dL/dinput, dense and laid out as input."""
-    _, C, V = input.shape
-    in_place = input.is_contiguous() or input.stride() == (C * V, 1, C)
-    out = torch.empty_like(input, memory_format=torch.preserve_format if in_place else torch.contiguous_format)
+    C = input.shape[1]
+    out = torch.empty_like(input)
     if input.numel() == 0:
         return out
     if regions is not None and regions.shape[0] > REGIONS:

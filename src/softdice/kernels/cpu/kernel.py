@@ -1,0 +1,252 @@
+"""tasks (sample, chunk of voxels) -> their sums, their gradient: block by block, class by class (Numba).
+
+Blocks are so small that what is worked out per voxel, and the exponentials of all classes, stay in cache.
+"""
+
+# mypy: allow-untyped-defs
+# (Numba infers the types of what it compiles.)
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from softdice.kernels.cpu.compiled import jit, kernel
+from softdice.kernels.cpu.loops import Kind, loops
+from softdice.kernels.cpu.regions import unions
+from softdice.kernels.cpu.rows import beyond, clean_weights, load, load_labels, prefetch, store
+
+PAGE = np.uint64(512)  # elements, no more than a page of memory holds
+AHEAD = np.uint64(2048)  # voxels whose gradient's pages are touched together
+
+
+class Plane(NamedTuple):
+    """A tensor (B, C, V) as the kernels see it."""
+
+    raw: np.ndarray  # its bytes, from its first element on
+    wide: np.ndarray  # the same as numbers of the arithmetic's type, where a row can be read in place
+    code: int  # how to read the bytes
+    direct: bool
+    per_sample: np.uint64
+    per_class: np.uint64
+    per_voxel: np.uint64
+
+
+class Scalars(NamedTuple):
+    """Exponents, and y' = keep y + share."""
+
+    gamma: Any
+    power: Any
+    keep: Any
+    share: Any
+
+
+class Job(NamedTuple):
+    """What both kernels are called with."""
+
+    input: Plane
+    target: Plane
+    weight: Plane
+    member: np.ndarray  # (K, C), which class belongs to which region
+    scalars: Scalars
+    C: np.uint64
+    K: np.uint64
+    V: np.uint64
+    weighted: bool
+    first: np.int32  # the label of class 0
+    top: np.int64  # labels are below it
+    has_ignore: bool
+    ignore: np.int64
+    low: Any  # range of probabilities
+    high: Any
+    chunk: np.uint64  # voxels of a task
+    chunks: np.uint64  # tasks of a sample
+    block: np.uint64  # voxels of a block
+
+
+@jit
+def _voxels(job, labels, b, v0, n, t, w, bad):
+    """Weights and class numbers of a block."""
+    source = job.weight
+    if job.weighted:
+        load(
+            source.raw, source.code, b * source.per_sample + v0 * source.per_voxel, source.per_voxel, n, w, np.uint64(0)
+        )
+        bad[2] += clean_weights(w, n)
+    elif job.has_ignore:
+        for v in range(n):
+            w[v] = w.dtype.type(1)
+    if labels:
+        source = job.target
+        off = b * source.per_sample + v0 * source.per_voxel
+        bad[0] += load_labels(
+            source.raw, source.code, off, source.per_voxel, n, job.first, job.top, job.has_ignore, job.ignore, t, w
+        )
+
+
+@jit
+def _row(plane, b, c, v0, n, scratch):
+    """A row of a class, where it cannot be read in place, into scratch -> its offset."""
+    off = b * plane.per_sample + c * plane.per_class + v0 * plane.per_voxel
+    if plane.direct:
+        return off
+    load(plane.raw, plane.code, off, plane.per_voxel, n, scratch, np.uint64(0))
+    return np.uint64(0)
+
+
+@jit
+def _logits(plane, b, C, v0, n, scratch, block):
+    """The rows of all classes, where they cannot be read in place, into scratch -> offset, and distance of the rows."""
+    off = b * plane.per_sample + v0 * plane.per_voxel
+    if plane.direct:
+        return off, plane.per_class
+    for c in range(C):
+        load(plane.raw, plane.code, off + c * plane.per_class, plane.per_voxel, n, scratch, c * block)
+    return np.uint64(0), block
+
+
+@jit
+def _touch(g, off, ld, C, n):
+    """Write to every page of the gradient of n voxels: fresh memory is cheaper in its own order than row by row."""
+    for c in range(C):
+        for v in range(np.uint64(0), n, PAGE):
+            g[off + c * ld + v] = g.dtype.type(0)
+
+
+@cache
+def forward(kind: Kind) -> Any:
+    """What a call needs -> the kernel of the sums."""
+    R = np.float64 if kind.double else np.float32
+    do, region = loops(kind), unions(kind)
+    class_sums, softmax, own_sums, region_row, region_truth = do.sums, do.softmax, do.own_sums, region.row, region.truth
+    SOFTMAX, LABELS, OWN, UNION = kind.activation == "softmax", kind.labels, kind.target == "own", kind.union
+    VALUES, RANGE = not kind.labels and not kind.union, kind.activation == "none"
+
+    @kernel(("forward", kind))
+    def sums(job, validate, slots, bad, begin, end):
+        """Tasks [begin, end) of the grid (sample, chunk): their sums into slots (tasks, fields, K)."""
+        C, K, block, s, zero = job.C, job.K, job.block, job.scalars, np.uint64(0)
+        rows = np.zeros((5, block), R)
+        m, r, ls, y, nought = rows[0], rows[1], rows[2], rows[3], rows[4]
+        t, w = np.zeros(block, np.int32), np.ones(block, R)
+        e = np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R)
+        xs = np.empty(zero if job.input.direct else C * block, R)
+        z = np.empty(block, R)
+        x = job.input.wide if job.input.direct else xs
+        ys = job.target.wide if VALUES and job.target.direct else y
+        unread = np.zeros((1, 1), R)
+        for task in range(begin, end):
+            b = task // job.chunks
+            start = (task - b * job.chunks) * job.chunk
+            stop = min(start + job.chunk, job.V)
+            out = slots[task]
+            for v0 in range(start, stop, block):
+                n = min(block, stop - v0)
+                _voxels(job, LABELS, b, v0, n, t, w, bad[task])
+                xo, ld = _logits(job.input, b, C, v0, n, xs, block)
+                if RANGE and validate:
+                    for c in range(C):
+                        bad[task, 1] += beyond(x, xo + c * ld, n, job.low, job.high, w)
+                if SOFTMAX:
+                    softmax(x, xo, ld, C, w, n, m, r, ls, e, block, unread, nought)
+                for k in range(K):
+                    if UNION:
+                        wrong = region_truth(job.target, job.member, C, b, v0, k, n, t, w, z, y)
+                        region_row(job.member, x, xo, ld, C, k, n, m, w, e, block, C * block, z, zero)
+                        class_sums(z, zero, e, C * block, nought, r, ls, w, t, k, y, zero, n, s, out)
+                        bad[task, 3] += wrong if validate else np.int32(0)
+                    else:
+                        yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
+                        if VALUES and validate:
+                            bad[task, 3] += beyond(ys, yo, n, R(0), R(1), w)
+                        class_sums(x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, n, s, out)
+                if OWN:
+                    own_sums(x, xo, ld, e, block, m, r, ls, w, t, n, s, out)
+
+    return sums
+
+
+@cache
+def backward(kind: Kind) -> Any:
+    """What a call needs -> the kernel of the gradient."""
+    R = np.float64 if kind.double else np.float32
+    do, region = loops(kind), unions(kind)
+    softmax, class_slope, class_gradient, own_slope = do.softmax, do.slope, do.gradient, do.own_slope
+    region_row, region_truth, region_gradient = region.row, region.truth, region.gradient
+    SOFTMAX, LABELS, OWN, UNION = kind.activation == "softmax", kind.labels, kind.target == "own", kind.union
+    VALUES = not kind.labels and not kind.union
+    FUSED, KEPT = kind.fused, kind.kept
+
+    @kernel(("backward", kind))
+    def gradient(job, coefs, result, begin, end):
+        """Tasks [begin, end) of the grid: dL/dx into result, from coefs = dL/dstatistics (B, fields, K)."""
+        C, K, block, s, zero = job.C, job.K, job.block, job.scalars, np.uint64(0)
+        rows = np.zeros((7, block), R)
+        m, r, ls, y, nought, dot, own = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6]
+        t, w = np.zeros(block, np.int32), np.ones(block, R)
+        e = np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R)
+        h = np.empty(K * block if KEPT else zero, R)
+        z = np.empty(K * block if UNION else zero, R)
+        xs = np.empty(zero if job.input.direct else C * block, R)
+        gs = np.empty(zero if result.direct else C * block, R)
+        x = job.input.wide if job.input.direct else xs
+        g = result.wide if result.direct else gs
+        ys = job.target.wide if VALUES and job.target.direct else y
+        unread = np.zeros(4, np.int64)
+        for task in range(begin, end):
+            b = task // job.chunks
+            start = (task - b * job.chunks) * job.chunk
+            stop = min(start + job.chunk, job.V)
+            coef = coefs[b]
+            for v0 in range(start, stop, block):
+                n = min(block, stop - v0)
+                _voxels(job, LABELS, b, v0, n, t, w, unread)
+                xo, ld = _logits(job.input, b, C, v0, n, xs, block)
+                go, gld = (b * result.per_sample + v0, result.per_class) if result.direct else (zero, block)
+                if result.direct and (v0 - start) % AHEAD == 0:
+                    _touch(g, go, gld, C, min(AHEAD, stop - v0))
+                if SOFTMAX:
+                    for v in range(n):
+                        dot[v] = R(0)
+                    softmax(x, xo, ld, C, w, n, m, r, ls, e, block, coef, dot)
+                if (SOFTMAX and not FUSED) or UNION:
+                    for k in range(K):
+                        ho = k * block if KEPT else zero
+                        if UNION:
+                            region_truth(job.target, job.member, C, b, v0, k, n, t, w, own, y)
+                            region_row(job.member, x, xo, ld, C, k, n, m, w, e, block, C * block, z, ho)
+                            class_slope(z, ho, e, C * block, nought, r, ls, w, t, k, y, zero, n, s, coef, dot, h, ho)
+                        else:
+                            yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
+                            class_slope(x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, n, s, coef, dot, h, ho)
+                if OWN:
+                    own_slope(x, xo, ld, e, block, m, r, ls, w, t, n, s, coef, dot, own)
+                if UNION:
+                    region_gradient(job.member, x, xo, ld, C, K, n, m, r, w, e, block, z, h, dot, g, go, gld)
+                else:
+                    for k in range(C):
+                        yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
+                        prefetch(g, go + k * gld + n, n)
+                        class_gradient(
+                            x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, n, s, coef, dot,
+                            h, k * block, g, go + k * gld,
+                        )  # fmt: skip
+                if OWN:
+                    for v in range(n):
+                        if t[v] >= 0:
+                            g[go + np.uint64(t[v]) * gld + v] += own[v]
+                if not result.direct:
+                    for c in range(C):
+                        store(
+                            gs,
+                            c * block,
+                            n,
+                            result.raw,
+                            result.code,
+                            b * result.per_sample + c * result.per_class + v0 * result.per_voxel,
+                            result.per_voxel,
+                        )
+
+    return gradient

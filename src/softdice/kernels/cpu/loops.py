@@ -1,0 +1,343 @@
+"""what a call needs -> loops over one class of a block of voxels that do it and nothing else (Numba).
+
+`Kind` is settled when compiling: which statistics, which activation, what sort of target. A loop reads each value once,
+works out the symbols of `softdice.terms`, and keeps its sums in registers or writes the gradient. A softmax needs each
+voxel's maximum and sum of exponentials first, and before any gradient the sum of its slopes over the classes.
+
+Rows (n voxels): w weight, t class number (-1: none), m maximum, r = 1 / sum of exponentials, ls = ln of that sum,
+dot = sum over the classes of the slopes. Arrays come with an offset, since a slice costs a reference count: x, the
+logits; e, exp(x - m); y, the target of a class; h, its slope; g, its gradient.
+"""
+
+# mypy: allow-untyped-defs
+# (Numba infers the types of what it compiles.)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from softdice.kernels.cpu.arithmetic import exp, log, log1p
+from softdice.kernels.cpu.compiled import jit, read_apart, write_apart
+from softdice.kernels.cpu.rows import prefetch
+from softdice.terms import STATISTICS, SYMBOLS, Statistic, function
+
+MANY = 12  # classes from which on a voxel's own class is done by itself: a comparison per class costs more
+
+
+class Kind(NamedTuple):
+    """What the compiler has to know of a call."""
+
+    double: bool  # the arithmetic is in float64, else in float32
+    fields: tuple[str, ...]
+    activation: str
+    target: str  # "labels", "own" (labels of MANY classes of a softmax) or "values" (of every class)
+    masked: bool  # weights, or voxels that do not count: nothing that stands there may reach a sum
+    union: bool  # regions in the place of classes
+    gamma: float | None  # 0, 1, 2, or None for any other exponent
+    power: float | None  # 1, 2, or None
+    backward: bool = False
+
+    @property
+    def prediction(self) -> int:
+        return self.fields.index("prediction") if "prediction" in self.fields else -1
+
+    def sloped(self, elsewhere: bool) -> set[str]:
+        """Statistics with a slope; or with one of a class that a voxel does not belong to."""
+        chosen = (s for s in STATISTICS if s.name in self.fields)
+        return {s.name for s in chosen if (s.elsewhere[1] if elsewhere else s.slope != "0")}
+
+    @property
+    def fused(self) -> bool:
+        """Whether the other classes' slopes are a constant times p, so that their sum comes with the exponentials."""
+        return self.backward and self.target == "own" and self.sloped(elsewhere=True) == {"prediction"}
+
+    @property
+    def kept(self) -> bool:
+        """Whether slopes are kept: those of regions, and those of a softmax that are dear to compute twice."""
+        dear = any(s.names("f", slope=True) for s in STATISTICS if s.name in self.fields)
+        dear = dear or (self.power is None and "difference" in self.fields)
+        return self.union or (self.activation == "softmax" and dear and self.target != "own")
+
+    @property
+    def labels(self) -> bool:
+        return self.target != "values"
+
+
+def _generated(kind: Kind, chosen: list[Statistic], R: Any) -> tuple[Any, Any, Any]:
+    """Statistics -> sums of zero; sums + w terms; sums into memory."""
+    symbols = ", ".join(SYMBOLS)
+    plus = "".join(f"sums[{i}] + R({s.term}) * w, " for i, s in enumerate(chosen))
+    put = "; ".join(f"out[{kind.fields.index(s.name)}, c] += sign * sums[{i}]" for i, s in enumerate(chosen))
+    return (
+        jit(function("nothing()", f"return ({'R(0), ' * len(chosen)})", {"R": R})),
+        jit(function(f"plus(sums, w, {symbols})", f"return ({plus})", {"R": R})),
+        jit(function("put(out, c, sign, sums)", put or "pass", {})),
+    )
+
+
+def _weighted(kind: Kind, chosen: list[Statistic], R: Any) -> tuple[Any, Any]:
+    """Statistics -> dL/dstatistics of a class; their sum weighted with those: the slope of the class."""
+    take = "".join(f"R(coef[{kind.fields.index(s.name)}, c]), " for s in chosen)
+    total = " + ".join(f"k[{i}] * R({s.slope})" for i, s in enumerate(chosen)) or "R(0)"
+    return (
+        jit(function("take(coef, c)", f"return ({take})", {"R": R})),
+        jit(function(f"total(k, {', '.join(SYMBOLS)})", f"return {total}", {"R": R})),
+    )
+
+
+def _symbols(kind: Kind, R: Any) -> Any:
+    """-> a function of one voxel and class: logit x, ex = exp(x - m), target t -> the symbols."""
+    ZERO, ONE, SMALL = R(0), R(1), R(np.finfo(R).tiny)
+    GAMMA, POWER = kind.gamma, kind.power
+
+    @jit
+    def power_of(base, exponent):
+        return exp(exponent * log(SMALL if base < SMALL else base))
+
+    @jit
+    def exponents(p, q, y, gamma, power):
+        apart = p - y
+        far = abs(apart)
+        sign = (ONE if apart > ZERO else ZERO) - (ONE if apart < ZERO else ZERO)
+        if GAMMA is None:
+            u, v = power_of(q, gamma), power_of(p, gamma)
+        elif GAMMA == 2:
+            u, v = q * q, p * p
+        else:
+            u, v = (q, p) if GAMMA == 1 else (ONE, ONE)
+        if POWER is None:
+            d = power_of(far, power)
+            e = sign * power * (d / (SMALL if far < SMALL else far))
+        else:
+            d, e = (far, sign) if POWER == 1 else (apart * apart, apart + apart)
+        return u, v, d, e
+
+    @jit
+    def complement(p):
+        return ZERO if p >= ONE else ONE - p
+
+    @jit
+    def ratio(a, q):
+        """a / q for a = -ln p and q = 1 - p; its series where q has few digits left."""
+        return a / q if q > R(0.01) else ONE + q * (R(0.5) + q * (R(1 / 3) + q * R(0.25)))
+
+    @jit
+    def of_softmax(x, ex, m, r, ls, t, s):
+        p = ex * r
+        q, y = complement(p), s.keep * t + s.share
+        a = ZERO if y == ZERO else ls + (m - x)
+        u, v, d, e = exponents(p, q, y, s.gamma, s.power)
+        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, p, ONE, ZERO, ratio(a, q), ZERO, s.gamma
+
+    @jit
+    def of_sigmoid(x, ex, m, r, ls, t, s):
+        z = exp(-abs(x))
+        large = ONE / (ONE + z)
+        small = z * large
+        p, q = (large if x >= ZERO else small), (small if x >= ZERO else large)
+        y = s.keep * t + s.share
+        both = log1p(z)
+        a = ZERO if y == ZERO else both + (-x if x < ZERO else ZERO)
+        b = ZERO if y == ONE else both + (x if x > ZERO else ZERO)
+        u, v, d, e = exponents(p, q, y, s.gamma, s.power)
+        return p, q, y, ONE - y, t, a, b, u, v, d, e, p * q, q, p, a, b, s.gamma
+
+    @jit
+    def of_probability(p, ex, m, r, ls, t, s):
+        q, y = complement(p), s.keep * t + s.share
+        a = ZERO if y == ZERO else -log(SMALL if p < SMALL else p)
+        slope = ZERO if p < SMALL else ONE / p
+        u, v, d, e = exponents(p, q, y, s.gamma, s.power)
+        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, ONE, slope, ZERO, ratio(a, q) * slope, ZERO, s.gamma
+
+    return {"softmax": of_softmax, "sigmoid": of_sigmoid, "none": of_probability}[kind.activation]
+
+
+class Loops(NamedTuple):
+    """The loops of one kind."""
+
+    sums: Any
+    softmax: Any
+    slope: Any
+    gradient: Any
+    own_sums: Any  # what `sums` lacks at each voxel's own class, where target = "own"
+    own_slope: Any
+
+
+def loops(kind: Kind) -> Loops:
+    """What a call needs -> its loops."""
+    R = np.float64 if kind.double else np.float32
+    ZERO, ONE = R(0), R(1)
+    SOFTMAX, MASKED, LABELS = kind.activation == "softmax", kind.masked, kind.labels and not kind.union
+    wanted = [statistic for statistic in STATISTICS if statistic.name in kind.fields]
+    nothing, plus, put = _generated(kind, wanted, R)
+    nothing0, plus0, put0 = _generated(kind, [s for s in wanted if s.elsewhere[0]], R)
+    take, slope = _weighted(kind, [s for s in wanted if s.slope != "0"], R)
+    take0, slope0 = _weighted(kind, [s for s in wanted if s.elsewhere[1]], R)
+    symbols = _symbols(kind, R)
+    P = kind.prediction
+    STORED, FUSED = kind.kept, kind.fused
+
+    @jit
+    def at(x, xo, e, eo, m, r, ls, w, true, v, s):
+        """Weight and symbols of one voxel and class."""
+        weight, value = ONE, read_apart(x, xo + v)
+        if MASKED:
+            weight = read_apart(w, v)
+            live = weight > ZERO
+            value, true = value if live else ZERO, true if live else ZERO
+        if SOFTMAX:
+            ex, most, part, log_sum = read_apart(e, eo + v), read_apart(m, v), read_apart(r, v), read_apart(ls, v)
+            return weight, symbols(value, ex, most, part, log_sum, true, s)
+        return weight, symbols(value, ZERO, ZERO, ZERO, ZERO, true, s)
+
+    @jit
+    def truth(t, c, y, yo, v):
+        return (ONE if read_apart(t, v) == c else ZERO) if LABELS else read_apart(y, yo + v)
+
+    @jit
+    def nowhere(t, c, y, yo, v):
+        return ZERO
+
+    def sums_with(truth, nothing, plus, put):
+        @jit
+        def class_sums(x, xo, e, eo, m, r, ls, w, t, c, y, yo, n, s, out):
+            """The sums of one class, added to out (fields, K)."""
+            sums = nothing()
+            for v in range(n):
+                weight, k = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), v, s)
+                sums = plus(sums, weight, *k)
+            put(out, c, 1.0, sums)
+
+        return class_sums
+
+    @jit
+    def own_sums(x, xo, ld, e, eld, m, r, ls, w, t, n, s, out):
+        """What `other_sums` of all classes lack."""
+        for v in range(n):
+            if t[v] >= 0:
+                c = np.uint64(t[v])
+                weight, k = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ONE, v, s)
+                _, k0 = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ZERO, v, s)
+                put(out, c, 1.0, plus(nothing(), weight, *k))
+                put0(out, c, -1.0, plus0(nothing0(), weight, *k0))
+
+    @jit
+    def largest(x, xo, w, n, m):
+        for v in range(n):
+            value = x[xo + v]
+            if MASKED:
+                value = value if w[v] > ZERO else ZERO
+            m[v] = value if value > m[v] else m[v]
+
+    @jit
+    def largest4(x, xo, ld, w, n, m):
+        """Four classes at a time, since each pass over m costs more than a comparison."""
+        o1 = xo + ld
+        o2 = o1 + ld
+        o3 = o2 + ld
+        for v in range(n):
+            a, b, c, d = x[xo + v], x[o1 + v], x[o2 + v], x[o3 + v]
+            a, c = b if b > a else a, d if d > c else c
+            a = c if c > a else a
+            if MASKED:
+                a = a if w[v] > ZERO else ZERO
+            m[v] = a if a > m[v] else m[v]
+
+    @jit
+    def exponentials(x, xo, w, n, m, r, e, eo, k, dot):
+        for v in range(n):
+            value = read_apart(x, xo + v)
+            if MASKED:
+                value = value if read_apart(w, v) > ZERO else ZERO
+            z = exp(value - read_apart(m, v))
+            write_apart(e, eo + v, z)
+            write_apart(r, v, r[v] + z)
+            if FUSED:
+                write_apart(dot, v, dot[v] + k * z)
+
+    @jit
+    def softmax(x, xo, ld, C, w, n, m, r, ls, e, eld, coef, dot):
+        """logits -> e, m, r and ls; where it is fused, dot over the other classes' slopes, too."""
+        for v in range(n):
+            m[v] = x[xo + v]
+            r[v] = ZERO
+        if MASKED:
+            for v in range(n):
+                m[v] = m[v] if w[v] > ZERO else ZERO
+        first, four = np.uint64(1), np.uint64(4)
+        while first + four <= C:
+            largest4(x, xo + first * ld, ld, w, n, m)
+            first += four
+        for c in range(first, C):
+            largest(x, xo + c * ld, w, n, m)
+        for c in range(C):
+            prefetch(x, xo + c * ld + n, n)  # the next block's row: on its way while this one is computed
+            exponentials(x, xo + c * ld, w, n, m, r, e, c * eld, R(coef[P, c]) if FUSED else ZERO, dot)
+        for v in range(n):
+            ls[v] = log(r[v])
+        for v in range(n):
+            r[v] = ONE / r[v]
+        if FUSED:
+            for v in range(n):
+                dot[v] *= r[v]
+
+    def slope_with(truth, take, slope):
+        @jit
+        def class_slope(x, xo, e, eo, m, r, ls, w, t, c, y, yo, n, s, coef, dot, h, ho):
+            """dot += slope; the slope itself into h where it would be dear to compute it again."""
+            k = take(coef, c)
+            for v in range(n):
+                _, z = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), v, s)
+                step = slope(k, *z)
+                write_apart(dot, v, dot[v] + step)
+                if STORED:
+                    write_apart(h, ho + v, step)
+
+        return class_slope
+
+    @jit
+    def own_slope(x, xo, ld, e, eld, m, r, ls, w, t, n, s, coef, dot, h):
+        """What the own class's slope has beyond `other_slope`, times w: into h, and without w onto dot."""
+        for v in range(n):
+            if t[v] >= 0:
+                c = np.uint64(t[v])
+                weight, z = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ONE, v, s)
+                _, z0 = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ZERO, v, s)
+                step = slope(take(coef, c), *z) - slope0(take0(coef, c), *z0)
+                dot[v] += step
+                h[v] = weight * step
+
+    def gradient_with(truth, take, slope):
+        @jit
+        def class_gradient(x, xo, e, eo, m, r, ls, w, t, c, y, yo, n, s, coef, dot, h, ho, g, go):
+            """w (slope - p dot) of a softmax, w slope elsewhere."""
+            k = take(coef, c)
+            for v in range(n):
+                weight, z = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), v, s)
+                step = read_apart(h, ho + v) if STORED else slope(k, *z)
+                if SOFTMAX:
+                    step -= z[0] * read_apart(dot, v)
+                write_apart(g, go + v, weight * step)
+
+        return class_gradient
+
+    if kind.target == "own":
+        return Loops(
+            sums_with(nowhere, nothing0, plus0, put0),
+            softmax,
+            slope_with(nowhere, take0, slope0),
+            gradient_with(nowhere, take0, slope0),
+            own_sums,
+            own_slope,
+        )
+    return Loops(
+        sums_with(truth, nothing, plus, put),
+        softmax,
+        slope_with(truth, take, slope),
+        gradient_with(truth, take, slope),
+        own_sums,
+        own_slope,
+    )

@@ -1,0 +1,38 @@
+"""The classes of the losses -> src/softdice/functional.pyi, the types of their functions. `make format` runs this."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from softdice import functional
+
+STUB = Path(functional.__file__).with_suffix(".pyi")
+HEAD = """# Written by tests/functional_stub.py from the classes of the losses.
+# fmt: off
+from typing import Literal
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from softdice.losses import LossSettings
+
+"""
+
+
+def declarations() -> str:
+    """-> what the stub has to hold."""
+    text = HEAD
+    for name, function in functional.FUNCTIONS.items():
+        *parameters, settings = inspect.signature(function).parameters.values()
+        _, _, weight, *own = [
+            f"{parameter.name}: {parameter.annotation} = {parameter.default!r}, " for parameter in parameters
+        ]
+        rest = f"{''.join(own)}**{settings.name}: {settings.annotation},".replace("'", '"')
+        text += f"def {name}(\n    input: Tensor, target: Tensor, *, {weight.strip()}\n    {rest}\n) -> Tensor:\n"
+        text += f'    """{str(function.__doc__).splitlines()[0]}"""\n\n'
+    return text.rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    STUB.write_text(declarations())
