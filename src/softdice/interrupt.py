@@ -1,6 +1,7 @@
 """Ctrl-C while the command is still importing what it needs: an end without a traceback.
 
-Nothing happens where softdice is used as a library: only the command itself, which no other code shares, is changed.
+Nothing happens where softdice is used as a library, or in a process that the command started: only the command itself,
+which no other code shares, is changed.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import threading
 
 
 def is_command() -> bool:
-    """Whether this process is `softdice ...` or `python -m softdice ...`."""
+    """Whether this process is `softdice ...` or `python -m softdice ...`, and no child of it."""
     started = sys.argv[0] if sys.argv else ""
     if started == "-m":  # what it is while the package of the module to be run is imported
         return "-m" in sys.orig_argv and sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] == ["softdice"]
-    return os.path.basename(started) in ("softdice", "softdice.exe")
+    if os.path.basename(started) not in ("softdice", "softdice.exe"):
+        return False
+    from multiprocessing import parent_process  # a child by `spawn` has its parent's arguments
+
+    return parent_process() is None
 
 
 def loud() -> None:
@@ -26,12 +31,13 @@ def loud() -> None:
 
 
 def _stop(*_: object) -> None:
-    from multiprocessing import parent_process
-
-    if parent_process() is None:  # a worker leaves it to the command to say so
-        os.write(2, b"Stopped.\n")
+    os.write(2, b"Stopped.\n")
     os._exit(130)
 
 
-if is_command() and threading.current_thread() is threading.main_thread():
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where it is ignored, as behind `nohup`
+    and is_command()
+):
     signal.signal(signal.SIGINT, _stop)

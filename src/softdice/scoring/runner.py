@@ -40,7 +40,7 @@ def run(pairs: Sequence[Pair], options: Options, *, jobs: int = 1) -> Generator[
     try:
         while True:
             for pair in islice(left, max(0, 4 * jobs + 1 - len(waiting))):  # a window: memory does not grow
-                waiting.append((pair, pool.submit(_one, pair, options)))
+                waiting.append((pair, _submit(pool, pair, options)))
             if not waiting:
                 return
             pair, future = waiting.popleft()
@@ -50,7 +50,7 @@ def run(pairs: Sequence[Pair], options: Options, *, jobs: int = 1) -> Generator[
                 pool.shutdown(wait=True, cancel_futures=True)
                 case = _alone(pair, options)
                 pool = _pool(min(jobs, len(pairs)))
-                waiting = deque((p, f if _finished(f) else pool.submit(_one, p, options)) for p, f in waiting)
+                waiting = deque((p, f if _finished(f) else _submit(pool, p, options)) for p, f in waiting)
             yield case
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -61,6 +61,26 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, context, initializer=_worker)
 
 
+def _submit(pool: ProcessPoolExecutor, pair: Pair, options: Options) -> Future[Case]:
+    """Where a worker was killed before, the future says so. A process that this starts hears no Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        return _accepted(pool, pair, options)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, so from its first moment
+    try:
+        return _accepted(pool, pair, options)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _accepted(pool: ProcessPoolExecutor, pair: Pair, options: Options) -> Future[Case]:
+    try:
+        return pool.submit(_one, pair, options)
+    except BrokenProcessPool as error:
+        failed: Future[Case] = Future()
+        failed.set_exception(error)
+        return failed
+
+
 def _finished(future: Future[Case]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
@@ -69,7 +89,7 @@ def _alone(pair: Pair, options: Options) -> Case:
     """A pair whose process may have been killed, once more in one of its own: it takes no other with it."""
     with _pool(1) as pool:
         try:
-            return pool.submit(_one, pair, options).result()
+            return _submit(pool, pair, options).result()
         except BrokenProcessPool:
             reason = "the process that scored it was ended, probably for want of memory"
             return replace(_failed(pair), error=f"{pair.prediction}: {reason}. Pass fewer --jobs, or score it alone.")
@@ -114,10 +134,10 @@ class Journal:
         self.path = path
         self._head = json.dumps({"softdice score": [*about, asdict(options)]}, sort_keys=True)
         self.done: dict[tuple[str, str], Case] = {}
-        lines = self._lines() if path.exists() else []
-        if not resume and lines and '"softdice score"' not in lines[0]:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if not resume and text and not text.startswith('{"softdice score"'):
             raise ScoreError(f"--out: expected the place of {path} to be free, got a file of another kind. Rename it.")
-        lines = lines if resume else []
+        lines = text.split("\n")[:-1] if resume else []  # whole ones: a run that was killed may have left half of one
         if lines and lines[0] != self._head:
             advice = "Repeat the options of that run, or leave --resume out to start anew."
             raise ScoreError(f"--resume: expected the same folders and options as in {path}. {advice}")
@@ -135,11 +155,6 @@ class Journal:
                 self.add(side, case)
         os.replace(fresh, path)
         self._file = path.open("a", encoding="utf-8")
-
-    def _lines(self) -> list[str]:
-        """Whole lines: a run that was killed may have left half of one."""
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        return text.split("\n")[:-1]
 
     def add(self, side: str, case: Case) -> None:
         """Keep a case; errors are not kept, so that they are tried again."""

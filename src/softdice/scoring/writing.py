@@ -96,14 +96,15 @@ def check_places(out: Path | None, report: Path | None, inputs: Iterable[Path]) 
 
 def is_stream(path: Path) -> bool:
     """Whether it is written into rather than replaced: a device, a pipe, what /dev/stdout stands for."""
-    return (path.exists() and not path.is_file()) or path.absolute().parts[1:2] in (("dev",), ("proc",))
+    named = str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/"))  # a file, where output goes into one
+    return named or (path.exists() and not path.is_file())
 
 
 def save(path: Path, text: Iterable[str]) -> None:
     """pieces of text -> file, replaced at once where it is one; a link keeps pointing to it."""
     pieces = (piece.encode("utf-8", "backslashreplace") for piece in text)
     if is_stream(path):
-        with path.open("wb", buffering=0) as stream:
+        with path.open("ab", buffering=0) as stream:  # after what a shell's >> has there
             for piece in pieces:
                 stream.write(piece)
         return
