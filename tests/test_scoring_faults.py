@@ -475,3 +475,158 @@ def test_a_narrow_terminal_cuts_no_number(width: int, folders: tuple[Path, Path]
         for column, heading in enumerate(grid.columns):
             for row in (*grid.rows, grid.total) if heading not in left_out and column else ():
                 assert f" {row[column]} " in text
+
+
+# --- labels that cannot be meant, and files that are not read
+
+
+def masks(seed: int, *values: int) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of labels 0 ... k, the prediction a little off; mapped to other numbers by `values`."""
+    t = np.zeros((24, 30), np.int64)
+    for k in range(1, len(values)):
+        t[6 * k - 4 : 6 * k + 1, 3 + seed : 20] = k
+    return np.array(values)[np.roll(t, 1, 1)], t
+
+
+@pytest.mark.parametrize(
+    "values, advice",
+    [
+        ((0, 255), "--regions 'mask=1,255'"),
+        ((0, 200), "--regions 'mask=1,200'"),
+        ((0, 64), "--regions 'mask=1,64'"),
+        ((0, 32767), "--regions 'mask=1,32767'"),
+        ((0, -1), "--regions 'mask=1,-1'"),
+        ((0, 127, 254), "--regions 'class 1=1,127; class 2=2,254'"),
+        ((0, 85, 170, 255), "class 3=3,255'"),
+        ((0, 63, 127, 191), "class 2=2,127"),
+    ],
+)
+@pytest.mark.parametrize("named", [(), ("--labels", "1,2,3"), ("--labels", "a=1", "--ignore", "9")])
+@pytest.mark.parametrize("turned", [False, True])
+def test_scales_that_cannot_match(
+    values: tuple[int, ...], advice: str, named: tuple[str, ...], turned: bool, tmp_path: Path
+) -> None:
+    """S16, G12"""
+    files = [save(tmp_path / f"{side}.npy", array) for side, array in zip("pt", masks(1, *values), strict=True)]
+    held = [" and ".join(map(str, each)) for each in (values, range(len(values)))]
+    if turned:
+        files, held = files[::-1], held[::-1]
+    said = f"{files[0]}: holds {held[0]}, but {files[1].name} holds {held[1]}. If both mean the same, pass"
+    refused(score(*files, *named), said, advice, code=1)
+    meant = "; ".join(f"c{k}={k},{value}" for k, value in enumerate(values) if k)
+    assert all(row["dice"] > 0.5 for row in rows(*files, "--regions", meant).values())
+    both = ",".join(str(label) for label in {*values, *range(len(values))} - {0})
+    assert all(row["dice"] == 0 for row in rows(*files, "--labels", both).values())
+
+
+@pytest.mark.parametrize("values", [(0, 2), (0, 3), (0, 12), (0, 2, 1), (0, 11, 13), (0, 1, 255), (0, 40, 41)])
+def test_labels_that_are_merely_wrong_are_scored(values: tuple[int, ...], tmp_path: Path) -> None:
+    files = [save(tmp_path / f"{side}.npy", array) for side, array in zip("pt", masks(1, *values), strict=True)]
+    assert set(rows(*files)) == {*values, *range(len(values))} - {0}
+
+
+def image(kind: str) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    y, x = np.mgrid[:96, :80]
+    if kind == "noise":
+        return rng.integers(0, 256, (96, 80), np.uint8)
+    if kind == "smooth":
+        return np.uint8(120 + 60 * np.sin(x / 3) * np.cos(y / 3) + rng.normal(0, 3, x.shape))
+    if kind == "volume":
+        return np.int16(rng.normal(300, 80, (12, 20, 16)))
+    disc = PIL_Image.fromarray(np.uint8((x - 40) ** 2 + (y - 50) ** 2 < 800) * np.uint8(255))
+    if kind == "jpeg":
+        buffer = io.BytesIO()
+        disc.save(buffer, "JPEG", quality=40)
+        return np.asarray(PIL_Image.open(buffer))
+    return np.asarray(
+        disc.resize((61, 77), PIL_Image.Resampling.LANCZOS).resize((80, 96), PIL_Image.Resampling.BICUBIC)
+    )
+
+
+@pytest.mark.parametrize("kind", ["noise", "smooth", "volume", "jpeg", "resized"])
+@pytest.mark.parametrize("options", [(), ("--labels", "1")])
+def test_images_in_the_place_of_masks(kind: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    """S16, S17: on either side, and on both."""
+    grey = image(kind)
+    mask = np.uint8(grey > np.median(grey)) * np.uint8(255 if kind in ("jpeg", "resized") else 1)
+    files = [save(tmp_path / f"{name}.npy", array) for name, array in (("grey", grey), ("mask", mask))]
+    for pair in (files, files[::-1], [files[0]] * 2) if kind not in ("jpeg", "resized") else (files, files[::-1]):
+        done = score(*pair, *options)
+        refused(done, "grey.npy: expected labels, got", "most of them unlike the next voxel. An image, or a", code=1)
+
+
+def test_many_labels_are_no_image(tmp_path: Path) -> None:
+    """Organs, and cells counted through; and what options name is what it is."""
+    cells = np.kron(np.arange(1, 301).reshape(15, 20), np.ones((5, 6), np.int64))
+    few = np.where(cells < 4, cells, 0)
+    files = save(tmp_path / "p.npy", cells), save(tmp_path / "t.npy", few)
+    assert len(rows(*files)) == 300
+    noise = save(tmp_path / "n.npy", image("noise"))
+    assert len(rows(noise, noise, "--labels", ",".join(map(str, range(1, 256))))) == 255
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--labels", "1,2"), "4 (24 voxels in 2 cases), 3 (3 voxels in 1 case)."),
+        (("--labels", "1,2", "--ignore", "4"), "3 (3 voxels in 1 case)."),
+        (("--regions", "x=1,2; y=3"), "4 (24 voxels in 2 cases)."),
+        (("--labels", "dataset.json"), "4 (24 voxels in 2 cases)."),
+        (("--labels", "2", "--soft"), "1 (28 voxels in 2 cases), 4 (24 voxels in 2 cases), 3 (3 voxels in 1 case)."),
+        (("--labels", "1,2,3,4"), ""),
+        (("--ignore", "4"), ""),
+        ((), ""),
+    ],
+)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_the_reference_holds_and_no_option_names(
+    options: tuple[str, ...], said: str, resumed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G12: said once, with counts."""
+    monkeypatch.chdir(tmp_path)
+    dataset(tmp_path, {"background": 0, "a": 1, "rest": [2, 3]})
+    t = np.zeros((8, 9), np.uint8)
+    t[1:3, 1:8], t[4:6, 2:8], t[7, :3] = 1, 4, 3
+    for case, truth in (("a", t), ("b", np.where(t == 3, 0, t))):
+        save(tmp_path / "t" / f"{case}.npy", truth)
+        save(tmp_path / "p" / f"{case}.npy", np.uint8(truth == 1) if "--soft" in options else truth)
+    if resumed:
+        from softdice.scoring.runner import Journal
+
+        close = Journal.close
+        monkeypatch.setattr(Journal, "close", lambda self, *, finished: close(self, finished=False))
+        score("p", "t", *options, "--out", "o.json")
+        options = (*options, "--resume")
+    done = score("p", "t", *options, "--out", "o.json", "--report", "r.html")
+    line = f"The reference holds labels that no option names, and which are not scored: {said}" if said else ""
+    assert (done.exit_code, done.stderr.strip()) == (0, line)
+    assert bool(json.loads(Path("o.json").read_text())["unnamed_labels"]) == bool(said)
+    assert line in Path("r.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "extra, listed",
+    [
+        (("p/b.nhdr", "t/b.nhdr"), ["p/b.nhdr and t/b.nhdr: expected a file ending in .nii.gz"]),
+        (("p/c.png", "t/c.czi"), ["t/c.czi: expected a file ending in"]),
+        (("p/d.mgz",), ["p/d.mgz: expected"]),
+        (("t/e.gif", "p/e.webp", "p/f.gipl.gz"), ["p/e.webp and t/e.gif: expected", "p/f.gipl.gz: expected"]),
+        (("p/case_1.tga", "t/case_1.dcm", "p/notes.md", "p/plans.json", "p/.d.bmp", "t/x.pkl", "t/Thumbs.db"), []),
+    ],
+)
+def test_files_that_are_not_read_are_not_passed_over(
+    extra: tuple[str, ...], listed: list[str], folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S4, G28"""
+    monkeypatch.chdir(folders[0].parent)
+    for name in extra:
+        Path(name).write_bytes(b"x")
+    done = score("p", "t", "--format", "csv")
+    assert done.exit_code == (1 if listed else 0)
+    assert done.stdout == score("p", "t", "--format", "csv").stdout
+    assert done.stdout.count("\n") == 13
+    lines = done.stderr.splitlines()
+    assert lines[:1] == ([f"Not scored: {len(listed)} of {4 + len(listed)}"] if listed else [])
+    for line, part in zip(lines[1:], listed, strict=True):
+        assert part in line

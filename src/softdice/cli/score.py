@@ -146,6 +146,7 @@ def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
 def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: Journal | None, run: Run) -> int:
     """Score, write, list what failed; the exit code."""
     from softdice.scoring import compare, summarise, tabulate
+    from softdice.scoring.summary import unnamed_line
     from softdice.scoring.writing import save, shown
 
     total = sum(map(len, pairs.values()))
@@ -177,6 +178,9 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
         from softdice.scoring.report import to_html
 
         save(task.report, [to_html(tables, summaries, comparison, options, str(task.truth))])
+    unnamed = unnamed_line(next(iter(tables.values())))
+    if unnamed:
+        print(unnamed, file=sys.stderr)
     errors = [error for table in tables.values() for error in table.errors]
     if errors:
         print(f"Not scored: {len(errors)} of {total}", *map(shown, errors), sep="\n  ", file=sys.stderr)

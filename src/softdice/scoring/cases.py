@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from softdice.images.files import Image, label_names, read_image
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import Options, ScoreError
+from softdice.scoring.doubts import check_grey, check_scales, unnamed
 
 SAME_PLACE_VOXELS = 0.05
 """Two grids are the same when no corner of the volume lies further apart than this share of a voxel."""
@@ -20,7 +21,8 @@ class Case:
     """One pair, compared: per class the voxels of both, of the prediction and of the truth.
 
     `keys` are labels, or names of regions; `counts` is (3, keys) int64, float64 sums of probabilities for soft
-    predictions. Where there was an error nothing was counted.
+    predictions. `unnamed` are labels of the truth that no option names, with their voxels. Where there was an error
+    nothing was counted.
     """
 
     case: str
@@ -31,6 +33,7 @@ class Case:
     voxels: int = 0
     names: dict[int, str] = field(default_factory=dict)
     error: str = ""
+    unnamed: dict[int, int] = field(default_factory=dict)
 
 
 def score_pair(prediction: Path, truth: Path, options: Options, case: str = "") -> Case:
@@ -40,11 +43,18 @@ def score_pair(prediction: Path, truth: Path, options: Options, case: str = "") 
         FileError: a file cannot be read. ScoreError: the two cannot be compared.
     """
     p, t, names = load_pair(prediction, truth, options)
-    if p.dtype.kind == "f":
-        keys, counts, voxels = _soft_counts(p, t, options)
-    else:
-        keys, counts, voxels = _label_counts(*pair_counts(p, t), options)
-    return Case(case or truth.name, str(prediction), str(truth), keys, counts, voxels, names)
+    soft = p.dtype.kind == "f"
+    labels_p, labels_t, n = pair_counts(t if soft else p, t)
+    counted = ~np.isin(labels_t, options.ignore)
+    labels_p, labels_t, n = labels_p[counted], labels_t[counted], n[counted]
+    held = labels_p.tolist(), labels_t.tolist()
+    if not soft:
+        check_scales(prediction, held[0], truth, held[1], options)
+        check_grey(prediction, p, *held, options)
+    check_grey(truth, t, held[1], held[0], options)
+    keys, counts, voxels = _soft_counts(p, t, options) if soft else _label_counts(labels_p, labels_t, n, options)
+    found = Case(case or truth.name, str(prediction), str(truth), keys, counts, voxels, names)
+    return replace(found, unnamed=unnamed(labels_t, n, options))
 
 
 def load_pair(prediction: Path, truth: Path, options: Options) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
@@ -67,8 +77,6 @@ def load_pair(prediction: Path, truth: Path, options: Options) -> tuple[np.ndarr
         p = np.where(p > options.threshold, np.int32(_class_labels(options)[0]), np.int32(0))
     elif options.soft:
         _one_class(truth, t, options)
-    elif options.labels is None and options.regions is None:
-        _same_scale(prediction, p, truth, t)
     return p, t, names
 
 
@@ -128,18 +136,6 @@ def _one_class(truth: Path, t: np.ndarray, options: Options) -> None:
     if present:
         advice = "Say with --labels or --regions what the probabilities are about."
         raise ScoreError(f"{truth}: expected labels 0 and {inside[0]}, got {_list(present)} too. {advice}")
-
-
-def _same_scale(prediction: Path, p: np.ndarray, truth: Path, t: np.ndarray) -> None:
-    """A mask of 0 and 1 against one of 0 and 255 is a mistake that would score 0."""
-    tops = [0 if array.size == 0 else int(array.max()) for array in (p, t)]
-    if sorted(tops) != [1, 255] or any(array.min() < 0 for array in (p, t)):
-        return
-    large = (p, t)[tops.index(255)]
-    if not ((large == 0) | (large == 255)).all():
-        return
-    advice = "If both mean the same, pass --regions 'mask=1,255'; if not, name the --labels."
-    raise ScoreError(f"{prediction}: holds 0 and {tops[0]}, but {truth.name} holds 0 and {tops[1]}. {advice}")
 
 
 def _on_grid(
@@ -204,9 +200,7 @@ def _resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, sh
 def _label_counts(
     p: np.ndarray, t: np.ndarray, n: np.ndarray, options: Options
 ) -> tuple[tuple[int | str, ...], np.ndarray, int]:
-    """Pairs of labels and how often each occurs -> classes, their counts, and voxels that were counted."""
-    counted = ~np.isin(t, options.ignore)
-    p, t, n = p[counted], t[counted], n[counted]
+    """Pairs of labels that count and how often each occurs -> classes, their counts, and voxels that were counted."""
     if options.regions is not None:
         counts = np.zeros((3, len(options.regions)), np.int64)
         for column, inside in enumerate(options.regions.values()):

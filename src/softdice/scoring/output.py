@@ -71,6 +71,9 @@ def to_json(
     if comparison is not None:
         rows = comparison_rows(comparison, next(iter(tables.values())))
         yield ',\n"comparison": ' + json.dumps(rows, indent=1, allow_nan=False)
+    unnamed = next(iter(tables.values())).unnamed
+    rows_u = [{"label": label, "voxels": voxels, "cases": cases} for label, (voxels, cases) in unnamed.items()]
+    yield ',\n"unnamed_labels": ' + json.dumps(rows_u)
     yield ',\n"errors": ' + json.dumps([error for table in tables.values() for error in table.errors], indent=1)
     yield ',\n"results": ['
     for number, (name, table) in enumerate(tables.items()):

@@ -6,8 +6,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from softdice.images.files import split_name
+from softdice.images.files import SUFFIXES, split_name
 from softdice.scoring.classes import ScoreError
+
+NOT_READ = (
+    ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".img.gz", ".gipl",
+    ".gipl.gz", ".dcm", ".ima", ".vtk", ".vti", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
+    ".exr", ".heic", ".avif", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".zarr", ".h5", ".hdf5", ".mat", ".b2nd",
+    ".npy.gz",
+)  # fmt: skip
+"""Suffixes of images and masks in formats that `softdice.images` does not read: such files are listed as not scored."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,8 @@ def pair_files(predictions: Path, truth: Path) -> list[Pair]:
 
     Files of two folders belong together when their names without suffix are equal (`case.nii.gz`, `case.png`), or equal
     but for nnU-Net's `_0000`. Where one name has files of several types (nnU-Net leaves `case.npz` beside
-    `case.nii.gz`), the one of the other side's type is taken. What finds no partner is a pair with an error.
+    `case.nii.gz`), the one of the other side's type is taken. What finds no partner, and an image in a format that is
+    not read, is a pair with an error.
 
     Raises:
         ScoreError: a path does not exist, a file against a folder, or no image at all in a folder.
@@ -40,7 +49,7 @@ def pair_files(predictions: Path, truth: Path) -> list[Pair]:
         return [Pair(split[0] if split else truth.name, predictions, truth)]
     found = [_by_stem(predictions), _by_stem(truth)]
     for path, files in zip((predictions, truth), found, strict=True):
-        if not files:
+        if not any(_kind(file) for stem in files.values() for file in stem):
             raise ScoreError(f"{path}: expected images (.nii.gz, .png, .tif, .npy ...), got none of them.")
     predicted, truths = found
     for stem in [stem for stem in predicted if stem not in truths]:
@@ -51,14 +60,22 @@ def pair_files(predictions: Path, truth: Path) -> list[Pair]:
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    """Stem -> its files; those that are not read only where there is no other."""
     found: dict[str, list[Path]] = {}
     with os.scandir(folder) as entries:  # not sorted(folder.iterdir()): paths that were compared keep their parts
-        files = sorted(entry.name for entry in entries if split_name(entry.name) is not None and _is_file(entry))
-    for file in files:
-        name = split_name(file)
-        assert name is not None
-        found.setdefault(name[0], []).append(folder / file)
+        files = sorted(entry.name for entry in entries if _stem(entry.name) and _is_file(entry))
+    for file in sorted(files, key=lambda name: split_name(name) is None):
+        others = found.setdefault(_stem(file), [])
+        if not others or split_name(file) is not None:
+            others.append(folder / file)
     return found
+
+
+def _stem(name: str) -> str:
+    """The name without its suffix, empty where it is no image."""
+    split = split_name(name)
+    suffix = next((suffix for suffix in NOT_READ if name.lower().endswith(suffix)), "")
+    return split[0] if split else name[: -len(suffix)] if suffix and not name.startswith(".") else ""
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -70,6 +87,11 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
+    unread = [path for path in (*predicted, *truths) if not _kind(path)]
+    if unread:
+        names = " and ".join(str(path) for path in unread)
+        reason = f"{names}: expected a file ending in {', '.join(SUFFIXES)}. Convert it first."
+        return Pair(stem, predicted[0] if predicted else None, truths[0] if truths else None, reason)
     if not predicted or not truths:
         lone, side = (predicted[0], "reference") if predicted else (truths[0], "prediction")
         reason = f"{lone}: no {side} of this name"

@@ -13,7 +13,7 @@ from softdice.images.files import FileError
 from softdice.scoring.cases import load_pair, region_mask
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.page import PAGE
-from softdice.scoring.summary import Comparison, Summary, Table, mean
+from softdice.scoring.summary import Comparison, Summary, Table, mean, unnamed_line
 from softdice.scoring.tables import Grid, class_grid, comparison_grid, text
 from softdice.scoring.writing import shown
 from softdice.version import __version__
@@ -51,6 +51,8 @@ def to_html(
     order = _worst_first(table)
     parts.append(f"<h2>Worst cases of {escape(name)}</h2>" + _legend() + _pictures(table, order[:WORST], options))
     parts.append(f"<h2>Cases of {escape(name)}</h2>" + _case_table(table, order))
+    if table.unnamed:
+        parts.insert(0, f"<p>{unnamed_line(table)}</p>")
     errors = [error for each in tables.values() for error in each.errors]
     if errors:
         listed = "".join(f"<li>{escape(error)}</li>" for error in errors)

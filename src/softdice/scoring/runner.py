@@ -183,14 +183,19 @@ def _stamp(*paths: str) -> list[list[int]]:
     return stamps
 
 
+_BY_LABEL = ("names", "unnamed")
+"""What a case says of labels; JSON has texts in their place."""
+
+
 def _to_record(side: str, case: Case) -> dict[str, Any]:
     record = {name: getattr(case, name) for name in ("case", "prediction", "truth", "keys", "voxels")}
-    names = {str(label): name for label, name in case.names.items()}
+    labels = {name: {str(label): value for label, value in getattr(case, name).items()} for name in _BY_LABEL}
     stamp = _stamp(case.prediction, case.truth)
-    return {**record, "side": side, "counts": case.counts.tolist(), "names": names, "stamp": stamp}
+    return {**record, "side": side, "counts": case.counts.tolist(), **labels, "stamp": stamp}
 
 
 def _from_record(record: dict[str, Any]) -> Case:
+    labels = {name: {int(label): value for label, value in record[name].items()} for name in _BY_LABEL}
     return Case(
         record["case"],
         record["prediction"],
@@ -198,5 +203,6 @@ def _from_record(record: dict[str, Any]) -> Case:
         tuple(record["keys"]),
         np.array(record["counts"]).reshape(3, len(record["keys"])),
         record["voxels"],
-        {int(label): name for label, name in record["names"].items()},
+        labels["names"],
+        unnamed=labels["unnamed"],
     )

@@ -15,6 +15,7 @@ from softdice.scoring.writing import shown
 RESAMPLES = 2000
 """Resamples of a bootstrap."""
 
+_MOST_UNNAMED = 8
 _SEED = 0
 _AT_ONCE = 1 << 18
 """Cases that are drawn at a time: memory does not grow with their number."""
@@ -25,6 +26,7 @@ class Table:
     """Cases (N) by classes (K): counts (N, 3, K), and what is known of each case.
 
     A class that a case has neither in the prediction nor in the truth has counts 0 there, hence the score nan.
+    `unnamed`: label of the truth that no option names -> its voxels, and the cases that hold it.
     """
 
     keys: tuple[int | str, ...] = ()
@@ -35,6 +37,7 @@ class Table:
     voxels: list[int] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    unnamed: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def dice(self) -> np.ndarray:
@@ -49,6 +52,19 @@ class Table:
     def label(self, key: int | str) -> str:
         """A class as people read it."""
         return shown(f"{key} {self.names[key]}" if isinstance(key, int) and key in self.names else str(key))
+
+
+def unnamed_line(table: Table) -> str:
+    """What the reference holds and no option names, with counts; an empty text where there is nothing."""
+    if not table.unnamed:
+        return ""
+    most = sorted(table.unnamed.items(), key=lambda item: -item[1][0])
+    said = ", ".join(
+        f"{label} ({voxels} voxel{'s' * (voxels != 1)} in {cases} case{'s' * (cases != 1)})"
+        for label, (voxels, cases) in most[:_MOST_UNNAMED]
+    )
+    more = f" and {len(most) - _MOST_UNNAMED} more" if len(most) > _MOST_UNNAMED else ""
+    return f"The reference holds labels that no option names, and which are not scored: {said}{more}."
 
 
 def tabulate(
@@ -67,6 +83,9 @@ def tabulate(
         table.voxels.append(case.voxels)
         for label, name in case.names.items():
             table.names.setdefault(label, name)
+        for label, voxels in case.unnamed.items():
+            before = table.unnamed.get(label, (0, 0))
+            table.unnamed[label] = before[0] + voxels, before[1] + 1
         seen.update(dict.fromkeys(case.keys))
         rows.append((shared.setdefault(case.keys, case.keys), case.counts))
     if keys is not None or any(isinstance(key, str) for key in seen):
