@@ -630,3 +630,178 @@ def test_files_that_are_not_read_are_not_passed_over(
     assert lines[:1] == ([f"Not scored: {len(listed)} of {4 + len(listed)}"] if listed else [])
     for line, part in zip(lines[1:], listed, strict=True):
         assert part in line
+
+
+# --- where voxels lie
+
+
+def placed(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    nib.Nifti1Image(array, affine).to_filename(path)
+    return path
+
+
+def grid(spacing: tuple[float, ...], origin: tuple[float, ...], turn: float = 0.0) -> np.ndarray:
+    affine = np.diag([*spacing, 1.0])
+    rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    affine[:3, :3] = rotation @ affine[:3, :3]
+    affine[:3, 3] = origin
+    return affine
+
+
+@pytest.mark.parametrize(
+    "coarse, fine, shape",
+    [
+        (grid((3, 3, 3), (1, 1, 1)), grid((1, 1, 1), (0, 0, 0)), (18, 15, 12)),
+        (grid((2, 4, 5), (0, 2, 7)), grid((0.7, 1.1, 1.3), (0.05, 0.2, 5.1)), (20, 21, 25)),
+        (grid((2.5, 2, 3), (0, 0, 0)), grid((1, 1.3, 1.1), (-4.03, -3.02, -5.01)), (30, 20, 22)),
+        (grid((2, 3, 2), (3, -2, 0), 0.4), grid((1, 1.2, 0.9), (-3.1, 1.1, 0.3), -0.2), (17, 19, 13)),
+        (grid((-2, 3, -2), (9, -2, 7)), grid((1, -1.2, 0.9), (-1.1, 9.1, -0.7)), (14, 13, 12)),
+    ],
+)
+def test_resampled_probabilities_are_those_of_simpleitk(
+    coarse: np.ndarray, fine: np.ndarray, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """G7: up to the faces of the outermost voxels, 0 beyond them."""
+    sitk = pytest.importorskip("SimpleITK")
+    p = np.random.default_rng(3).uniform(0.2, 1, (6, 5, 4)).astype(np.float32)
+    files = placed(tmp_path / "p.nii", p, coarse), placed(tmp_path / "t.nii", np.ones(shape, np.uint8), fine)
+    image, onto = (sitk.ReadImage(str(path)) for path in files)
+    expected = sitk.GetArrayFromImage(sitk.Resample(image, onto, sitk.Transform(), sitk.sitkLinear, 0.0)).T
+    assert rows(*files, "--resample", "--soft")[1]["n_pred"] == pytest.approx(expected.sum(), rel=1e-5)
+    for threshold in (0.3, 0.55, 0.7):
+        found = rows(*files, "--resample", "--threshold", threshold)[1]["n_pred"]
+        assert found == ((expected > threshold) & (np.abs(expected - threshold) > 1e-6)).sum()
+
+
+IDENTITY = grid((1, 1, 1), (0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "affine, other, shape",
+    [
+        (IDENTITY, grid((-0.7, -0.7, 3), (140, 120, -300)), (12, 10, 8)),
+        (grid((-1, -1, 1), (0, 0, 0)), grid((1, 1, 2), (31, 40, 50)), (12, 10, 8)),
+        (grid((1, 1, 1), (0, 0, 30)), grid((1, 1, 1), (0, 0, 0), 0.8), (12, 10, 8)),
+        (IDENTITY, grid((0.5, 0.5, 2), (100, 0, 0)), (30, 30, 9)),
+    ],
+)
+def test_grids_that_do_not_overlap(
+    affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """G22"""
+    p, t = np.zeros((12, 10, 8), np.uint8), np.zeros(shape, np.uint8)
+    p[3:9, 2:8, 1:6], t[3:9, 2:8, 1:6] = 1, 1
+    files = placed(tmp_path / "p.nii.gz", p, affine), placed(tmp_path / "t.nii.gz", t, other)
+    same = shape == p.shape
+    lost = "Was its affine lost? Then --ignore-geometry compares as is." if same else "Check the affines."
+    said = "expected a grid that overlaps that of t.nii.gz in space, got one beside it. " + lost
+    refused(score(*files, "--resample"), said, code=1)
+    if same:
+        refused(score(*files), said, code=1)
+        assert rows(*files, "--ignore-geometry")[1]["dice"] == 1.0
+
+
+def test_grids_that_touch_at_an_edge_are_resampled(tmp_path: Path) -> None:
+    p = np.ones((4, 4, 4), np.uint8)
+    for shift in (3, -3):
+        files = placed(tmp_path / "p.nii", p, IDENTITY), placed(tmp_path / "t.nii", p, grid((1, 1, 1), (shift, 0, 0)))
+        assert rows(*files, "--resample")[1]["tp"] == 16
+        assert rows(*files, "--resample")[1]["dice"] == pytest.approx(2 * 16 / (16 + 64))
+
+
+@pytest.mark.parametrize("options", [(), ("--resample",)])
+def test_a_header_that_says_nothing_of_its_place(options: tuple[str, ...], tmp_path: Path) -> None:
+    """S29"""
+    array = np.eye(6, dtype=np.uint8)[..., None] * np.ones(3, np.uint8)
+    silent = nib.Nifti1Image(array, None)
+    silent.header.set_zooms((0.8, 0.8, 3))
+    silent.to_filename(tmp_path / "silent.nii.gz")
+    spoken = placed(tmp_path / "spoken.nii.gz", array, grid((0.8, 0.8, 3), (20, -10, 5)))
+    for pair in ((tmp_path / "silent.nii.gz", spoken), (spoken, tmp_path / "silent.nii.gz")):
+        said = "only spoken.nii.gz says how its voxels lie in space. Pass --ignore-geometry if their axes agree."
+        refused(score(*pair, *options), said, code=1)
+        assert rows(*pair, "--ignore-geometry")[1]["dice"] == 1.0
+    both = tmp_path / "silent.nii.gz"
+    assert rows(both, both, *options)[1]["dice"] == 1.0
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (7, 12)])
+def test_a_transposed_pair_can_be_said_to_be_one(shape: tuple[int, int], tmp_path: Path) -> None:
+    """S24"""
+    p, t = maps(6, 3, shape)
+    files = placed(tmp_path / "p.nii.gz", p.T.copy(), IDENTITY), save(tmp_path / "t.png", t)
+    refused(score(*files), "--transpose", code=1)
+    found = rows(*files, "--transpose")
+    for label in (1, 2):
+        assert found[label]["dice"] == pytest.approx(dice(p == label, t == label))
+    volume = save(tmp_path / "v.npy", np.zeros((3, 3, 3), np.uint8))
+    refused(score(volume, volume, "--transpose"), "--transpose: expected an image of 2 axes, got shape", code=1)
+    refused(score(*files, "--transpose", "--resample"), "expected --resample or --transpose, got both")
+
+
+# --- two sets of predictions
+
+
+def test_scores_without_a_partner_are_counted(tmp_path: Path) -> None:
+    """S3: class 1 is painted into empty references by the first, class 2 by the second."""
+    full, empty = np.ones((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
+    cases = {"a": (full, empty, empty), "b": (full, empty, empty), "c": (full, full, full), "d": (2 * full, full, full)}
+    cases["e"] = (empty, 2 * full, empty)
+    for case, arrays in cases.items():
+        for folder, array in zip("pqt", arrays, strict=True):
+            save(tmp_path / folder / f"{case}.npy", array)
+    options = (tmp_path / "p", tmp_path / "t", "--versus", tmp_path / "q")
+    content = json.loads(score(*options, "--format", "json").stdout)["comparison"]["classes"]
+    assert [(row["label"], row["cases"], row["cases_alone"]) for row in content] == [(1, 2, [2, 0]), (2, 0, [1, 1])]
+    assert content[0]["difference"] == -0.5
+    shown = score(*options).stdout
+    assert re.search(r"│ 1 +│ +2 │ +2 \+ 0 │ +-0.5000 ", shown)
+    said = "Not compared: 3 scores of the first and 1 of the second, which are in their means: where one prediction"
+    assert said in shown
+    score(*options, "--out", tmp_path / "o.json", "--report", tmp_path / "r.html")
+    assert said in (tmp_path / "r.html").read_text()
+    assert (
+        "Not compared" not in score(tmp_path / "p", tmp_path / "t", "--versus", tmp_path / "t", "--labels", "3").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "p, expected",
+    [
+        ([0.02], [0.02]),
+        ([0.5, 0.001, 0.04, 0.03], [0.5, 0.004, 0.09, 0.09]),
+        ([0.2, np.nan, 0.15, 0.9], [0.45, np.nan, 0.45, 0.9]),
+        ([0.8, 0.7], [1.0, 1.0]),
+        ([np.nan], [np.nan]),
+        ([], []),
+    ],
+)
+def test_holm(p: list[float], expected: list[float]) -> None:
+    from softdice.scoring.summary import holm
+
+    assert holm(np.array(p)) == pytest.approx(np.array(expected), nan_ok=True)
+
+
+def test_cases_that_differ_most(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    means = {}
+    for case in range(14):
+        t = rng.integers(0, 4, (12, 12), np.uint8)
+        p, q = (np.where(rng.random(t.shape) < rng.random() / 2, 1, t).astype(np.uint8) for _ in range(2))
+        for folder, array in zip("pqt", (p, q, t), strict=True):
+            save(tmp_path / folder / f"case {case}.npy", array)
+        each = {c: dice(p == c, t == c) - dice(q == c, t == c) for c in (1, 2, 3)}
+        most = max(each, key=lambda c: abs(each[c]))
+        means[f"case {case}"] = (sum(each.values()) / 3, most, each[most])
+    options = (tmp_path / "p", tmp_path / "t", "--versus", tmp_path / "q")
+    content = json.loads(score(*options, "--format", "json").stdout)["comparison"]
+    order = sorted(means, key=lambda case: -abs(means[case][0]))
+    assert [row["case"] for row in content["most_different"]] == order[:12]
+    for row in content["most_different"]:
+        found = row["difference"], row["label"], row["class_difference"]
+        assert found == pytest.approx(means[row["case"]])
+    lines = score(*options).stdout.partition("Cases that differ most:\n")[2].splitlines()
+    first, label, largest = means[order[0]]
+    assert lines[0] == f"  {order[0]}: {first:+.4f}, most in {label} {largest:+.4f}"
+    assert len(lines) == 5

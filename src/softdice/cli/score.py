@@ -53,6 +53,9 @@ def score(
     ignore_geometry: Annotated[
         bool, typer.Option("--ignore-geometry", help="Compare voxels by position, whatever the affines say.")
     ] = False,
+    transpose: Annotated[
+        bool, typer.Option("--transpose", help="The rows of 2-D predictions are the columns of the labels.")
+    ] = False,
     jobs: Annotated[int, typer.Option(help="Processes. The results do not depend on it.", min=1)] = 1,
     format: Annotated[
         str | None, typer.Option(help="table, csv, json or nnunet (its summary.json). Default: by --out, else table.")
@@ -79,7 +82,7 @@ def score(
             )
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
-                resample=resample, ignore_geometry=ignore_geometry,
+                resample=resample, ignore_geometry=ignore_geometry, transpose=transpose,
             )  # fmt: skip
             pairs = _pairs(task, (labels, regions))
             failed = _score(task, pairs, options, _journal(task, options, resume=resume), run)
@@ -261,17 +264,21 @@ def _shown(
     tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, *, plain: bool
 ) -> Iterator[str]:
     """Tables as text, with the colours of the terminal where there is one."""
-    from softdice.scoring.tables import class_grid, comparison_grid, terminal
+    from softdice.scoring.tables import alone_line, class_grid, comparison_grid, different_lines, terminal
 
     console = Console(file=io.StringIO()) if plain else Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=PLAIN_WIDTH)
     grids = [terminal(side, class_grid(table, summaries[side]), console.width) for side, table in tables.items()]
+    said: list[str] = []
     if comparison is not None:
-        grids.append(
-            terminal("first minus second", comparison_grid(next(iter(tables.values())), comparison), console.width)
-        )
+        first = next(iter(tables.values()))
+        grids.append(terminal("first minus second", comparison_grid(first, comparison), console.width))
+        said = [line for line in (alone_line(comparison),) if line]
+        different = different_lines(first, comparison)
+        said += ["Cases that differ most:", *(f"  {line}" for line in different)] if different else []
     for grid in grids:
         with console.capture() as captured:
             console.print(grid)
         yield captured.get()
+    yield "".join(f"{line}\n" for line in said)

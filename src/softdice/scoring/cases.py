@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -142,37 +144,81 @@ def _on_grid(
     prediction: Path, prediction_image: Image, p: np.ndarray, truth: Path, truth_image: Image, options: Options
 ) -> np.ndarray:
     """The prediction on the grid of the truth."""
-    affines, t_ndim = (prediction_image.affine, truth_image.affine), len(truth_image.shape)
-    if options.resample and affines[0] is not None and affines[1] is not None and p.ndim == t_ndim == 3:
-        if _same_place(affines[0], affines[1], p.shape, truth_image.shape):
+    a, b, shape = prediction_image.affine, truth_image.affine, truth_image.shape
+    if options.transpose:
+        if p.ndim != 2:
+            raise ScoreError(f"{prediction}: --transpose: expected an image of 2 axes, got shape {p.shape}.")
+        p = p.T
+    by_position = options.ignore_geometry or options.transpose
+    placed = [_placed(image) for image in (prediction_image, truth_image)]
+    if options.resample and a is not None and b is not None and all(placed) and p.ndim == len(shape) == 3:
+        if _same_place(a, b, p.shape, shape):
             return p
-        return _resampled(p, affines[0], affines[1], truth_image.shape)
-    if p.shape != truth_image.shape:
-        both_known = affines[0] is not None and affines[1] is not None
-        hint = " --resample brings it to the grid of the label." if both_known and p.ndim == 3 else ""
-        if p.ndim == t_ndim + 1:  # nnU-Net's .npz, for one
+        if not _overlap(a, b, p.shape, shape):
+            raise ScoreError(f"{prediction}: --resample: expected {_apart(truth, p.shape == shape)}")
+        return _resampled(p, a, b, shape)
+    if p.shape != shape:
+        hint = " --resample brings it to the grid of the label." if all(placed) and p.ndim == 3 else ""
+        if p.ndim == 2 and p.T.shape == shape:
+            hint = " --transpose swaps its axes."
+        if p.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
             hint = " Of probabilities of several classes save the argmax, or one file per class."
-        raise ScoreError(f"{prediction}: expected shape {truth_image.shape} as in {truth.name}, got {p.shape}.{hint}")
-    if options.ignore_geometry:
+        raise ScoreError(f"{prediction}: expected shape {shape} as in {truth.name}, got {p.shape}.{hint}")
+    if by_position or (a is None and b is None):
         return p
-    if (affines[0] is None) != (affines[1] is None):
-        known = prediction if affines[0] is not None else truth
-        advice = "Pass --ignore-geometry if their axes agree."
+    if a is not None and b is not None and _same_place(a, b, p.shape, shape):
+        return p
+    if placed[0] != placed[1] or a is None or b is None:
+        known = prediction if placed[0] else truth
+        or_else = ", --transpose if the rows of one are the columns of the other" if p.ndim == 2 else ""
+        advice = f"Pass --ignore-geometry if their axes agree{or_else}."
         raise ScoreError(f"{prediction}: only {known.name} says how its voxels lie in space. {advice}")
-    a, b = affines
-    if a is not None and b is not None and not _same_place(a, b, p.shape, truth_image.shape):
-        advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
-        got = f"{_axes(a)} voxels elsewhere than the {_axes(b)} voxels of {truth.name}"
-        raise ScoreError(f"{prediction}: expected the same orientation and affine, got {got}. {advice}")
-    return p
+    if not _overlap(a, b, p.shape, shape):
+        raise ScoreError(f"{prediction}: expected {_apart(truth, True)}")
+    advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
+    got = f"{_axes(a)} voxels elsewhere than the {_axes(b)} voxels of {truth.name}"
+    raise ScoreError(f"{prediction}: expected the same orientation and affine, got {got}. {advice}")
+
+
+def _apart(truth: Path, same_shape: bool) -> str:
+    advice = "Was its affine lost? Then --ignore-geometry compares as is." if same_shape else "Check the affines."
+    return f"a grid that overlaps that of {truth.name} in space, got one beside it. {advice}"
+
+
+def _placed(image: Image) -> bool:
+    """Whether the file says where its voxels lie; NIfTI with neither sform nor qform does not."""
+    header: Any = image.header
+    codes = [header[name] for name in ("sform_code", "qform_code") if name in getattr(header, "keys", tuple)()]
+    return image.affine is not None and (not codes or any(code > 0 for code in codes))
+
+
+def _overlap(a: np.ndarray, b: np.ndarray, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> bool:
+    """Whether the boxes around both grids share a place, seen along the axes of either."""
+    for one, other, shape, others in ((a, b, shape_a, shape_b), (b, a, shape_b, shape_a)):
+        within = (_inverse(one) @ other @ _corners(others, 0.5).T)[:3]
+        size = [*shape[:3], *[1] * (3 - len(shape))]
+        if any(high < -0.5 or low > n - 0.5 for low, high, n in zip(within.min(1), within.max(1), size, strict=True)):
+            return False
+    return True
+
+
+def _inverse(affine: np.ndarray) -> np.ndarray:
+    try:
+        return np.linalg.inv(affine)
+    except np.linalg.LinAlgError:
+        raise ScoreError("--resample: expected an affine that can be inverted, got a singular one.") from None
+
+
+def _corners(shape: tuple[int, ...], margin: float = 0.0) -> np.ndarray:
+    """Voxel coordinates of the eight outermost centres, or so far beyond them, (8, 4)."""
+    ends = [(-margin, n - 1 + margin) for n in (*shape[:3], *[1] * (3 - min(3, len(shape))))]
+    return np.array([[*corner, 1] for corner in product(*ends)])
 
 
 def _same_place(a: np.ndarray, b: np.ndarray, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> bool:
     if shape_a != shape_b:
         return False
-    extent = [n - 1 for n in shape_a[:3]] + [0] * (3 - min(3, len(shape_a)))
-    corners = np.array([[i, j, k, 1] for i in (0, extent[0]) for j in (0, extent[1]) for k in (0, extent[2])])
-    apart = np.linalg.norm(((a - b) @ corners.T)[:3], axis=0).max()
+    apart = np.linalg.norm(((a - b) @ _corners(shape_a).T)[:3], axis=0).max()
     return bool(apart <= SAME_PLACE_VOXELS * np.linalg.norm(b[:3, :3], axis=0).min())
 
 
@@ -184,17 +230,16 @@ def _axes(affine: np.ndarray) -> str:
 
 
 def _resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Nearest voxel for labels, linear for probabilities; 0 outside the prediction."""
+    """Nearest voxel for labels, linear for probabilities; 0 outside the prediction, which its outermost voxels fill."""
     from scipy.ndimage import affine_transform
 
-    try:
-        matrix = np.linalg.inv(from_affine) @ to_affine
-    except np.linalg.LinAlgError:
-        raise ScoreError("--resample: expected an affine that can be inverted, got a singular one.") from None
-    matrix = np.round(matrix, 9)  # an exact flip stays exact
-    order = 1 if p.dtype.kind == "f" else 0
+    matrix = np.round(_inverse(from_affine) @ to_affine, 9)  # an exact flip stays exact
     source = p.astype(np.uint8) if p.dtype.kind == "b" else p
-    return np.asarray(affine_transform(source, matrix, output_shape=shape, order=order, mode="grid-constant"))
+    if p.dtype.kind != "f":
+        return np.asarray(affine_transform(source, matrix, output_shape=shape, order=0, mode="grid-constant"))
+    values = affine_transform(source, matrix, output_shape=shape, order=1, mode="nearest")
+    inside = affine_transform(np.ones(p.shape, np.uint8), matrix, output_shape=shape, order=0, mode="grid-constant")
+    return np.where(inside, values, values.dtype.type(0))
 
 
 def _label_counts(

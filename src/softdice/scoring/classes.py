@@ -30,6 +30,7 @@ class Options:
         soft: a float prediction counts with its probability: soft Dice, 2 sum(p t) / (sum(p) + sum(t)).
         resample: a prediction on another grid is brought to the grid of the reference, by its affine.
         ignore_geometry: voxels are compared by position whatever the affines say.
+        transpose: the same, after the two axes of a 2-D prediction were swapped.
     """
 
     labels: tuple[int, ...] | None = None
@@ -41,6 +42,7 @@ class Options:
     soft: bool = False
     resample: bool = False
     ignore_geometry: bool = False
+    transpose: bool = False
 
     @property
     def keys(self) -> tuple[int | str, ...] | None:
@@ -58,8 +60,10 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
     """
     if others["soft"] and others["threshold"] is not None:
         raise ScoreError("score: expected --soft or --threshold, got both. Pass one of them.")
-    if others["resample"] and others["ignore_geometry"]:
-        raise ScoreError("score: expected --resample or --ignore-geometry, got both. Pass one of them.")
+    for other in ("ignore_geometry", "transpose"):
+        if others["resample"] and others.get(other):
+            option = "--" + other.replace("_", "-")
+            raise ScoreError(f"score: expected --resample or {option}, got both. Pass one of them.")
     if others["resample"]:
         package("--resample", "scipy", "score")
     table = Labels() if labels is None else parse_labels(labels)

@@ -17,6 +17,9 @@ from softdice.scoring.summary import Comparison, Summary, Table, mean
 from softdice.scoring.writing import shown
 from softdice.version import __version__
 
+MOST_DIFFERENT = 12
+"""Cases of a comparison that are listed."""
+
 
 def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
     """Table, number of a case -> one row per class; scores are None where the class is in neither.
@@ -117,12 +120,25 @@ def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
         "difference": comparison.difference,
         "difference_95": comparison.interval.T,
         "p_wilcoxon": comparison.p_value,
+        "p_holm": comparison.p_holm,
     }
+    classes = _rows(table, comparison.keys, comparison.cases, columns)
+    for row, alone in zip(classes, comparison.alone.T.tolist(), strict=True):
+        row["cases_alone"] = alone
     return {
         "macro_difference": number(comparison.macro_difference),
         "macro_difference_95": number(comparison.macro_interval),
-        "classes": _rows(table, comparison.keys, comparison.cases, columns),
+        "classes": classes,
+        "most_different": [difference_row(comparison, i, table) for i in comparison.most_different(MOST_DIFFERENT)],
     }
+
+
+def difference_row(comparison: Comparison, i: int, table: Table) -> dict[str, Any]:
+    """Comparison, number of a case -> its mean difference, and the class that differs most."""
+    each = comparison.each[i]
+    k = int(np.nanargmax(np.abs(each)))
+    mean_difference = {"case": comparison.names[i], "difference": number(mean(each))}
+    return {**mean_difference, **_class(table, comparison.keys[k]), "class_difference": number(each[k])}
 
 
 def _rows(

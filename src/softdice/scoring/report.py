@@ -14,7 +14,7 @@ from softdice.scoring.cases import load_pair, region_mask
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.page import PAGE
 from softdice.scoring.summary import Comparison, Summary, Table, mean, unnamed_line
-from softdice.scoring.tables import Grid, class_grid, comparison_grid, text
+from softdice.scoring.tables import Grid, alone_line, class_grid, comparison_grid, text
 from softdice.scoring.writing import shown
 from softdice.version import __version__
 
@@ -83,9 +83,11 @@ def _html_table(columns: list[str], rows: list[list[str]]) -> str:
 
 def _comparison_table(comparison: Comparison, names: list[str], table: Table) -> str:
     grid = comparison_grid(table, comparison)
-    macro = "{1} ({2})".format(*grid.total[1:])
+    total = dict(zip(grid.columns, grid.total, strict=True))
+    macro = f"{total['difference']} ({total['95 % interval']})"
     said = f"Dice of {escape(names[0])} minus Dice of {escape(names[1])}, case by case. Mean of the classes: {macro}."
-    return f"<h2>Comparison</h2><p>{said}</p>{_html_table(grid.columns, grid.rows)}"
+    alone = f"<p>{alone_line(comparison)}</p>"
+    return f"<h2>Comparison</h2><p>{said}</p>{_html_table(grid.columns, grid.rows)}{alone}"
 
 
 def _worst_first(table: Table) -> list[int]:

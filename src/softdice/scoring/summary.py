@@ -196,23 +196,36 @@ class Comparison:
 
     Args:
         keys: the classes, (K,). cases: pairs that each rests on (both scores defined), (K,).
-        difference: mean; interval: (2, K) bootstrap over the cases; p_value: Wilcoxon's signed-rank test, two-sided.
+        alone: cases that only the first, and only the second has a score of, (2, K): the other and the truth are empty.
+        difference: mean; interval: (2, K) bootstrap over the cases; p_value: Wilcoxon's signed-rank test, two-sided;
+            p_holm: the same, corrected for the number of classes.
         macro_difference, macro_interval: mean over the classes of the differences.
+        names: cases that both have, (N,). each: their differences (N, K), nan where a score is undefined.
     """
 
     keys: tuple[int | str, ...]
     cases: np.ndarray
+    alone: np.ndarray
     difference: np.ndarray
     interval: np.ndarray
     p_value: np.ndarray
+    p_holm: np.ndarray
     macro_difference: float
     macro_interval: np.ndarray
+    names: list[str]
+    each: np.ndarray
+
+    def most_different(self, most: int) -> list[int]:
+        """Numbers of the cases by the size of their mean difference, largest first, without those that agree."""
+        size = np.abs(mean(self.each.T))
+        return [int(i) for i in np.argsort(-size, kind="stable") if size[i] > 0][:most]
 
 
 def compare(first: Table, second: Table) -> Comparison:
     """Table, Table -> Comparison over the cases that both have.
 
-    p is 1 where no case differs, nan where no case has the class in both. Source: F. Wilcoxon, Biometrics 1, 1945.
+    p is 1 where no case differs, nan where no case has the class in both. Sources: F. Wilcoxon, Biometrics 1, 1945;
+    S. Holm, Scandinavian Journal of Statistics 6, 1979.
     """
     from scipy.stats import wilcoxon
 
@@ -233,6 +246,32 @@ def compare(first: Table, second: Table) -> Comparison:
         if column.size:
             p_value[k] = wilcoxon(column).pvalue if np.any(column != 0) else 1.0
     interval, macro_interval = intervals(difference)
-    cases = (~np.isnan(difference)).sum(0)
-    macro = float(mean(mean(difference)))
-    return Comparison(keys, cases, mean(difference), interval, p_value, macro, macro_interval)
+    missing = np.isnan(sides)
+    return Comparison(
+        keys=keys,
+        cases=(~np.isnan(difference)).sum(0),
+        alone=np.stack([(~missing[0] & missing[1]).sum(0), (missing[0] & ~missing[1]).sum(0)]),
+        difference=mean(difference),
+        interval=interval,
+        p_value=p_value,
+        p_holm=holm(p_value),
+        macro_difference=float(mean(mean(difference))),
+        macro_interval=macro_interval,
+        names=common,
+        each=difference,
+    )
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p values -> the same, corrected for their number by Holm's method: step down, never above 1. nan stays.
+
+    Example:
+        >>> holm(np.array([0.01, 0.04, float("nan"), 0.03]))
+        array([0.03, 0.06,  nan, 0.06])
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statistics 6, 1979.
+    """
+    corrected = np.full(p.shape, np.nan)
+    order = np.argsort(p, kind="stable")[: (~np.isnan(p)).sum()]  # nan stands last
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1)), 1)
+    return corrected

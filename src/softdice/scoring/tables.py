@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.table import Table as Terminal
 from rich.text import Text
 
-from softdice.scoring.output import class_rows, comparison_rows, overall_row
+from softdice.scoring.output import class_rows, comparison_rows, difference_row, overall_row
 from softdice.scoring.summary import Comparison, Summary, Table
 from softdice.scoring.writing import shown
 
@@ -18,11 +18,12 @@ CLASSES = {
     "pooled_iou": "pooled IoU",
 }  # fmt: skip
 COMPARISON = {
-    "cases": "pairs", "difference": "difference", "difference_95": "95 % interval", "p_wilcoxon": "Wilcoxon p",
+    "cases": "pairs", "cases_alone": "one only", "difference": "difference", "difference_95": "95 % interval",
+    "p_wilcoxon": "Wilcoxon p", "p_holm": "Holm p",
 }  # fmt: skip
 """Keys of the rows of `softdice.scoring.output` -> headings."""
 
-FORMS = {"difference": "+.4f", "difference_95": "+.4f", "p_wilcoxon": ".3g"}
+FORMS = {"difference": "+.4f", "difference_95": "+.4f", "p_wilcoxon": ".3g", "p_holm": ".3g", "cases_alone": "d"}
 
 
 class Grid(NamedTuple):
@@ -40,7 +41,7 @@ def class_grid(table: Table, summary: Summary) -> Grid:
 
 
 def comparison_grid(table: Table, comparison: Comparison) -> Grid:
-    """Paired difference of Dice with its interval and Wilcoxon's p."""
+    """Paired difference of Dice with its interval, Wilcoxon's p, and how many cases have no score to compare with."""
     overall = comparison_rows(comparison, table)
     return _grid(COMPARISON, table, comparison.keys, overall.pop("classes"), overall)
 
@@ -68,10 +69,33 @@ def text(value: Any, form: str = ".4f") -> str:
     low, high = value if isinstance(value, list) else (value, value)
     if low is None or math.isnan(low):
         return "-"
+    if form == "d":  # how many of the first, how many of the second
+        return f"{low} + {high}" if low or high else "-"
     return f"{low:{form}} .. {high:{form}}" if isinstance(value, list) else format(float(low), form)
 
 
-DROPPED = ("pooled IoU", "IoU", "pooled Dice", "cases", "pairs", "95 % interval", "Wilcoxon p")
+def alone_line(comparison: Comparison) -> str:
+    """Scores without a partner, in words; an empty text where there are none."""
+    first, second = comparison.alone.sum(1).tolist()
+    if not first + second:
+        return ""
+    why = "where one prediction and the reference lack a class, that one has no score"
+    return f"Not compared: {first} scores of the first and {second} of the second, which are in their means: {why}."
+
+
+def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list[str]:
+    """The cases that differ most, a line each."""
+    lines = []
+    for i in comparison.most_different(most):
+        row = difference_row(comparison, i, table)
+        in_class = f"{table.label(row['label'])} {text(row['class_difference'], '+.4f')}"
+        lines.append(f"{shown(row['case'])}: {text(row['difference'], '+.4f')}, most in {in_class}")
+    return lines
+
+
+DROPPED = (
+    "pooled IoU", "IoU", "pooled Dice", "cases", "pairs", "one only", "95 % interval", "Wilcoxon p", "Holm p",
+)  # fmt: skip
 """Columns that a narrow terminal does without, in this order. A number is never cut."""
 
 NAMES = 12
