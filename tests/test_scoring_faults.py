@@ -805,3 +805,44 @@ def test_cases_that_differ_most(tmp_path: Path) -> None:
     first, label, largest = means[order[0]]
     assert lines[0] == f"  {order[0]}: {first:+.4f}, most in {label} {largest:+.4f}"
     assert len(lines) == 5
+
+
+# --- names in the files
+
+
+def tabled(path: Path, array: np.ndarray, names: dict[int, str]) -> Path:
+    """NIfTI with a Caret label table."""
+    labels = "".join(f'<Label Key="{key}" Red="1" Green="0" Blue="0">{name}</Label>' for key, name in names.items())
+    image = nib.Nifti1Image(array, np.eye(4))
+    text = f"<CaretExtension><VolumeInformation><LabelTable>{labels}</LabelTable></VolumeInformation></CaretExtension>"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(0, text.encode()))
+    image.to_filename(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "p, t, said",
+    [
+        ({1: "aorta", 2: "vein"}, {1: "vein", 2: "aorta"}, "label 1 is 'aorta', but 'vein' in t.nii.gz. Bring both to"),
+        ({1: "aorta", 2: "portal vein"}, {1: "Aorta", 2: "cava"}, "label 2 is 'portal vein', but 'cava' in t.nii.gz"),
+        ({0: "background", 1: "aorta", 2: "portal_vein"}, {0: "???", 1: "Aorta ", 2: "Portal Vein"}, ""),
+        ({1: "aorta", 7: "colon"}, {1: "aorta", 7: "lung", 2: "x"}, ""),
+        ({}, {1: "vein"}, ""),
+    ],
+)
+def test_tables_of_labels_that_disagree(p: dict[int, str], t: dict[int, str], said: str, tmp_path: Path) -> None:
+    """S13"""
+    arrays = maps(4, 3, (5, 6, 3))
+    files = [tabled(tmp_path / f"{s}.nii.gz", a, n) for s, a, n in zip("pt", arrays, (p, t), strict=True)]
+    if said:
+        refused(score(*files), said, code=1)
+        assert rows(*files, "--labels", "1,2")[1]["name"] == t[1]
+    else:
+        assert rows(*files)[1]["name"] == t[1]
+
+
+def test_the_line_of_usage_names_its_arguments() -> None:
+    """S34"""
+    for command, names in (("score", "PREDICTIONS LABELS"), ("predict", "CHECKPOINT IMAGES OUT")):
+        said = CliRunner().invoke(app, [command, "--help"]).stdout
+        assert f"[OPTIONS] {names}" in re.sub("[{}]", "", said.splitlines()[0])  # braces are typer's

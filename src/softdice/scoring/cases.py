@@ -12,7 +12,7 @@ import numpy as np
 from softdice.images.files import Image, label_names, read_image
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import Options, ScoreError
-from softdice.scoring.doubts import check_grey, check_scales, unnamed
+from softdice.scoring.doubts import check_grey, check_names, check_scales, unnamed
 
 SAME_PLACE_VOXELS = 0.05
 """Two grids are the same when no corner of the volume lies further apart than this share of a voxel."""
@@ -51,18 +51,21 @@ def score_pair(prediction: Path, truth: Path, options: Options, case: str = "") 
     labels_p, labels_t, n = labels_p[counted], labels_t[counted], n[counted]
     held = labels_p.tolist(), labels_t.tolist()
     if not soft:
+        check_names(prediction, names[0], truth, names[1], {*held[0], *held[1]}, options)
         check_scales(prediction, held[0], truth, held[1], options)
         check_grey(prediction, p, *held, options)
     check_grey(truth, t, held[1], held[0], options)
     keys, counts, voxels = _soft_counts(p, t, options) if soft else _label_counts(labels_p, labels_t, n, options)
-    found = Case(case or truth.name, str(prediction), str(truth), keys, counts, voxels, names)
+    found = Case(case or truth.name, str(prediction), str(truth), keys, counts, voxels, {**names[0], **names[1]})
     return replace(found, unnamed=unnamed(labels_t, n, options))
 
 
-def load_pair(prediction: Path, truth: Path, options: Options) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """two files -> labels (or, for soft scores, probabilities) and labels on one grid, label names."""
+def load_pair(
+    prediction: Path, truth: Path, options: Options
+) -> tuple[np.ndarray, np.ndarray, tuple[dict[int, str], dict[int, str]]]:
+    """two files -> labels (or, for soft scores, probabilities) and labels on one grid, label names of both."""
     prediction_image, truth_image = read_image(prediction), read_image(truth)
-    names = {**label_names(prediction_image), **label_names(truth_image)}
+    names = label_names(prediction_image), label_names(truth_image)
     p, t = _one_channel(prediction, prediction_image), _labels(truth, _one_channel(truth, truth_image))
     if t.dtype.kind == "f":
         raise ScoreError(f"{truth}: expected labels, got values that are not whole. Give LABELS as label maps.")

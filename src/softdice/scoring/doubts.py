@@ -43,6 +43,26 @@ def named(options: Options) -> set[int]:
     return {*regions, *(options.labels or ()), *(options.ignore if regions or options.labels else ()), *options.names}
 
 
+def check_names(
+    prediction: Path, p: dict[int, str], truth: Path, t: dict[int, str], held: set[int], options: Options
+) -> None:
+    """names of labels in both files, labels that occur -> nothing, where they agree but for spelling.
+
+    Raises:
+        ScoreError: one number stands for two things. Not where options say which labels are meant.
+    """
+    if options.labels is not None or options.regions is not None:
+        return
+    for label in sorted(held & {*p} & {*t} - {0, *options.ignore}):
+        if _plain(p[label]) != _plain(t[label]):
+            advice = "Bring both to one table of labels; if the numbers agree, name the --labels."
+            raise ScoreError(f"{prediction}: label {label} is {p[label]!r}, but {t[label]!r} in {truth.name}. {advice}")
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
 def check_scales(prediction: Path, p: Iterable[int], truth: Path, t: Iterable[int], options: Options) -> None:
     """labels that the two hold -> nothing, where they can mean the same.
 
