@@ -838,7 +838,7 @@ def test_tables_of_labels_that_disagree(p: dict[int, str], t: dict[int, str], sa
         refused(score(*files), said, code=1)
         assert rows(*files, "--labels", "1,2")[1]["name"] == t[1]
     else:
-        assert rows(*files)[1]["name"] == t[1]
+        assert rows(*files)[1]["name"] == t[1].strip()
 
 
 def test_the_line_of_usage_names_its_arguments() -> None:
@@ -846,3 +846,186 @@ def test_the_line_of_usage_names_its_arguments() -> None:
     for command, names in (("score", "PREDICTIONS LABELS"), ("predict", "CHECKPOINT IMAGES OUT")):
         said = CliRunner().invoke(app, [command, "--help"]).stdout
         assert f"[OPTIONS] {names}" in re.sub("[{}]", "", said.splitlines()[0])  # braces are typer's
+
+
+# --- what people expect of a scorer
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> tuple[Path, Path]:
+    """Class 3 is in one reference of four, and painted into two empty ones; the last case has no prediction."""
+    for case in range(4):
+        p, t = maps(case, 4, (6, 5, 4))
+        t[t == 3] = 3 if case == 1 else 0
+        p[p == 3] = 3 if case < 3 else 0
+        placed_at = np.diag([0.5, 0.8, 2.5, 1])
+        placed(tmp_path / "t" / f"{case}.nii.gz", t, placed_at)
+        if case < 3:
+            placed(tmp_path / "p" / f"{case}.nii.gz", p, placed_at)
+    return tmp_path / "p", tmp_path / "t"
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def expected(folders: tuple[Path, Path], missing: str) -> dict[str, np.ndarray]:
+    """Metric -> (cases, classes), by hand."""
+    cases = [0, 1, 2, 3] if missing == "0" else [0, 1, 2]
+    found: dict[str, list] = {}
+    for case in cases:
+        t = read(folders[1] / f"{case}.nii.gz")
+        p = read(folders[0] / f"{case}.nii.gz") if case < 3 else np.zeros_like(t)
+        for c in (1, 2, 3):
+            tp, fp, fn = ((a & b).sum() for a, b in ((p == c, t == c), (p == c, t != c), (p != c, t == c)))
+            tn = t.size - tp - fp - fn
+            nothing = tp + fp + fn == 0
+            row = {
+                "dice": np.nan if nothing else 2 * tp / (2 * tp + fp + fn),
+                "precision": np.nan if nothing else tp / max(tp + fp, 1),
+                "recall": np.nan if nothing else tp / max(tp + fn, 1),
+                "specificity": tn / (tn + fp),
+                "ml_pred": (tp + fp) / 1000,
+                "ml_ref": (tp + fn) / 1000,
+                "volume_difference": np.nan if nothing else 2 * (fp - fn) / (2 * tp + fp + fn),
+            }
+            for name, value in row.items():
+                found.setdefault(name, []).append(value)
+    return {name: np.array(values).reshape(len(cases), 3) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("empty", ["nan", "1"])
+@pytest.mark.parametrize("missing", ["skip", "0"])
+def test_metrics_statistics_and_policies(empty: str, missing: str, volumes: tuple[Path, Path]) -> None:
+    options = ("--metrics", "volume,precision,recall,specificity", "--empty", empty, "--missing", missing)
+    done = score(*volumes, *options, "--format", "json")
+    said = "Without a prediction, scored as an empty one: 1 of 4" if missing == "0" else "3.nii.gz: no prediction"
+    assert said in done.stderr
+    assert done.exit_code == (0 if missing == "0" else 1)
+    (results,) = json.loads(done.stdout)["results"]
+    by_hand = expected(volumes, missing)
+    if empty == "1":
+        by_hand |= {n: np.nan_to_num(by_hand[n], nan=1.0) for n in ("dice", "precision", "recall")}
+    number = lambda value: np.nan if value is None else value  # noqa: E731
+    for name, values in by_hand.items():
+        each = [[number(row[name]) for row in case["classes"]] for case in results["cases"]]
+        assert np.array(each) == pytest.approx(values, nan_ok=True), name
+        means = [number(row[name]) for row in results["classes"]]
+        assert means == pytest.approx(np.nanmean(values, 0), nan_ok=True), name
+    for k, row in enumerate(results["classes"]):
+        column = by_hand["dice"][:, k][~np.isnan(by_hand["dice"][:, k])]
+        assert row["dice_median"] == pytest.approx(np.median(column))
+        assert row["dice_quartiles"] == pytest.approx(np.quantile(column, (0.25, 0.75)))
+        assert number(row["dice_sd"]) == pytest.approx(column.std(ddof=1) if column.size > 1 else np.nan, nan_ok=True)
+    assert results["classes"][2]["empty_references"] == (3 if missing == "0" else 2)
+    assert results["classes"][2]["predicted_in_empty"] == 2
+    assert results["overall"]["macro_precision"] == pytest.approx(np.nanmean(np.nanmean(by_hand["precision"], 0)))
+    text = score(*volumes, *options).stdout
+    for heading in ("SD", "median", "quartiles", "precision", "recall", "specificity", "reference ml", "in empty"):
+        assert f" {heading} " in text
+    assert f" {results['classes'][0]['dice_sd']:.4f} " in text
+    assert f" 2 of {results['classes'][2]['empty_references']} " in text
+
+
+def test_rows_of_a_csv(volumes: tuple[Path, Path], tmp_path: Path) -> None:
+    def table(*options: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO(score(*volumes, "--labels", "a=1,=b=2,3", *options).stdout)))
+
+    content = json.loads(score(*volumes, "--labels", "a=1,=b=2,3", "--format", "json").stdout)["results"][0]
+    classes = table("--format", "csv", "--rows", "classes")
+    assert [row["name"] for row in classes] == ["a", "'=b", ""]
+    for row, one in zip(classes, content["classes"], strict=True):
+        assert float(row["dice_sd"] or "nan") == pytest.approx(one["dice_sd"] or np.nan, nan_ok=True)
+        assert float(row["dice_quartiles_high"]) == one["dice_quartiles"][1]
+        assert float(row["dice_95_low"]) == one["dice_95"][0]
+    cases = table("--format", "csv", "--rows", "cases")
+    assert list(cases[0]) == ["case", "1 a", "2 =b", "3"]
+    for row, one in zip(cases, content["cases"], strict=True):
+        assert [row[k] for k in list(row)[1:]] == ["" if c["dice"] is None else str(c["dice"]) for c in one["classes"]]
+    out = tmp_path / "two.csv"
+    score(*volumes, "--versus", volumes[1], "--out", out, "--rows", "classes")
+    both = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"))))
+    assert [row["predictions"] for row in both] == [str(volumes[0])] * 3 + [str(volumes[1])] * 3
+    refused(score(*volumes, "--rows", "classes"), "--rows: expected one of pairs, classes, cases, with --format csv")
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--empty", "0"), "--empty: expected nan or 1, got '0'."),
+        (("--missing", "1"), "--missing: expected skip or 0, got '1'."),
+        (("--metrics", "recall,f1"), "--metrics: expected some of precision, recall, specificity, volume, got"),
+        (("--layout", "deep"), "--layout: expected one of files, subfolders, classes, got 'deep'."),
+        (("--layout", "classes", "--labels", "1"), "--layout classes: expected no --labels"),
+    ],
+)  # fmt: skip
+def test_policies_that_are_none(options: tuple[str, ...], said: str, volumes: tuple[Path, Path]) -> None:
+    refused(score(*volumes, *options), said)
+
+
+@pytest.mark.parametrize("options", [(), ("--soft",), ("--threshold", "0.5")])
+def test_a_missing_prediction_counts_for_the_classes_of_its_reference(options: tuple[str, ...], tmp_path: Path) -> None:
+    for case in "ab":
+        save(tmp_path / "t" / f"{case}.npy", np.array([0, 1, 1]))
+    save(tmp_path / "p" / "a.npy", np.array([0.0, 1, 1]))
+    done = score(
+        tmp_path / "p", tmp_path / "t", *options, "--missing", "0", "--format", "json", "--report", tmp_path / "r.html"
+    )
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["results"][0]["classes"][0]["dice"] == 0.5
+    assert (tmp_path / "r.html").read_text().count("<figure>") == 2
+
+
+def test_subfolders(tmp_path: Path) -> None:
+    names = ("x/1/seg", "x/2/seg", "y/1/seg", "top")
+    for case, name in enumerate(names):
+        for part, array in zip("pt", maps(case), strict=True):
+            save(tmp_path / part / f"{name}.npy", array)
+    save(tmp_path / "p" / "y/2/lone.npy", np.eye(3))
+    sides = tmp_path / "p", tmp_path / "t"
+    done = score(*sides, "--layout", "subfolders", "--format", "csv")
+    assert {line.partition(",")[0] for line in done.stdout.splitlines()[1:]} == set(names)
+    refused(done, "Not scored: 1 of 5", "y/2/lone.npy: no reference of this name", code=1)
+    assert score(*sides, "--format", "csv").stdout.count("\n") == 4
+    single = score(*(side / "x/2/seg.npy" for side in sides), "--format", "csv").stdout.splitlines()
+    assert [line.partition(",")[2] for line in done.stdout.splitlines() if line.startswith("x/2/seg,")] == [
+        line.partition(",")[2] for line in single[1:]
+    ]
+
+
+@pytest.mark.parametrize("inner", ["", "segmentations/"])
+@pytest.mark.parametrize("top", [1, 255])
+def test_a_file_per_class(inner: str, top: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    organs = {"liver": 1, "spleen": 2, "kidney left": 3}
+    for case in range(3):
+        for part, array in zip("pt", maps(case), strict=True):
+            save(Path(f"whole {part}/{case}.npy"), array)
+            for name, label in organs.items():
+                save(
+                    Path(part, f"s{case}", inner if part == "t" else "", f"{name}.npy"),
+                    (array == label) * np.uint8(top),
+                )
+    save(Path("t/s0", inner, "preview.png"), np.zeros((4, 4, 3), np.uint8))
+    save(Path("p/s0/more.npy"), np.zeros((9, 11), np.uint8))
+    by_file = json.loads(score("p", "t", "--layout", "classes", "--format", "json", "--report", "r.html").stdout)
+    labels = ",".join(f"{name}={label}" for name, label in sorted(organs.items()))
+    by_label = json.loads(score("whole p", "whole t", "--labels", labels, "--format", "json").stdout)
+    for one, other in zip(by_file["results"][0]["cases"], by_label["results"][0]["cases"], strict=True):
+        rows = [{**row, "label": row["name"]} for row in other["classes"]]
+        assert one["classes"] == rows
+    assert Path("r.html").read_text().count("<img ") == 3
+    assert score("p/s1", f"t/s1/{inner}", "--layout", "classes").exit_code == 0
+    Path("p/s1/liver.npy").unlink()
+    done = score("p", "t", "--layout", "classes", "--format", "csv")
+    refused(done, "p/s1: expected a file for each class of t/s1", "got none for 'liver'. --missing 0 counts", code=1)
+    counted = score("p", "t", "--layout", "classes", "--format", "csv", "--missing", "0")
+    assert counted.exit_code == 0
+    assert re.search(r"^s1,liver,liver,0.0,0.0,0,0,\d+,0,", counted.stdout, re.M)
+    save(Path("p/s2/liver.npy"), maps(2)[0])
+    refused(
+        score("p", "t", "--layout", "classes"),
+        "liver.npy: expected a mask of one class, got the labels 1, 2, 3",
+        code=1,
+    )
+    refused(score("p", "t", "--layout", "classes", "--out", "p/s0/more.npy"), "--out: expected", code=2)

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from softdice.scoring.runner import Journal
 
 FORMATS = ("table", "csv", "json", "nnunet")
+ROWS = ("pairs", "classes", "cases")
 
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 500
 """Columns of a table that goes to a file or a pipe."""
 
 
@@ -56,10 +57,26 @@ def score(
     transpose: Annotated[
         bool, typer.Option("--transpose", help="The rows of 2-D predictions are the columns of the labels.")
     ] = False,
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="files of the two folders; subfolders: theirs too; classes: a folder per case, with a file per class."
+        ),
+    ] = "files",
+    metrics: Annotated[
+        str | None, typer.Option(help="Beside Dice and IoU: precision, recall, specificity, volume (ml, difference).")
+    ] = None,
+    empty: Annotated[
+        str, typer.Option(help="Score of a class in neither map of a case: nan (in no mean) or 1.")
+    ] = "nan",
+    missing: Annotated[str, typer.Option(help="Cases without prediction: skip (listed), or 0: an empty one.")] = "skip",
     jobs: Annotated[int, typer.Option(help="Processes. The results do not depend on it.", min=1)] = 1,
     format: Annotated[
         str | None, typer.Option(help="table, csv, json or nnunet (its summary.json). Default: by --out, else table.")
     ] = None,
+    rows: Annotated[
+        str, typer.Option(help="Of a CSV: pairs of case and class; classes, with means; cases, a column per class.")
+    ] = "pairs",
     out: Annotated[Path | None, typer.Option(help="File for the result; else standard output.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for a report in HTML, one page with pictures.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="With --out: go on where a stopped run ended.")] = False,
@@ -77,14 +94,14 @@ def score(
         with one_line():
             from softdice.scoring.classes import parse_options
 
-            task = Task(
-                predictions, labels_path, versus, jobs, _check(format, versus, out, report, resume), out, report
-            )
+            kind = _check(format, rows, versus, out, report, resume)
+            task = Task(predictions, labels_path, layout, versus, jobs, kind, rows, out, report)
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose,
+                empty=empty, missing=missing, metrics=metrics,
             )  # fmt: skip
-            pairs = _pairs(task, (labels, regions))
+            pairs = _pairs(task, (labels, regions, ignore))
             failed = _score(task, pairs, options, _journal(task, options, resume=resume), run)
         if failed:
             raise typer.Exit(failed)
@@ -96,14 +113,18 @@ class Task:
 
     predictions: Path
     truth: Path
+    layout: str
     versus: Path | None
     jobs: int
     format: str
+    rows: str
     out: Path | None
     report: Path | None
 
 
-def _check(format: str | None, versus: Path | None, out: Path | None, report: Path | None, resume: bool) -> str:
+def _check(
+    format: str | None, rows: str, versus: Path | None, out: Path | None, report: Path | None, resume: bool
+) -> str:
     """What can be said of the options alone; the format."""
     from softdice.scoring.classes import ScoreError
     from softdice.scoring.writing import is_stream, kind_of
@@ -119,19 +140,34 @@ def _check(format: str | None, versus: Path | None, out: Path | None, report: Pa
     for option, given, name in (("--versus", versus, "scipy"), ("--report", report, "PIL")):
         if given:
             package(option, name, "score")
-    return kind_of(out, format)
+    kind = kind_of(out, format)
+    if rows not in ROWS or (rows != "pairs" and kind != "csv"):
+        raise ScoreError(f"--rows: expected one of {', '.join(ROWS)}, with --format csv, got {rows!r}.")
+    return kind
 
 
 def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
     """Both sides' pairs; a wrong path must not touch what is there. said: options that may name files."""
     from softdice.scoring import pair_files
     from softdice.scoring.classes import ScoreError
+    from softdice.scoring.pairing import LAYOUTS
     from softdice.scoring.writing import check_places
 
+    if task.layout not in LAYOUTS:
+        raise ScoreError(f"--layout: expected one of {', '.join(LAYOUTS)}, got {task.layout!r}.")
+    if task.layout == "classes" and (any(said) or task.format == "nnunet"):
+        raise ScoreError(
+            "--layout classes: expected no --labels, --regions, --ignore or nnunet: files are the classes."
+        )
     if task.versus is not None and task.versus.resolve() == task.predictions.resolve():
         raise ScoreError(f"--versus: expected other predictions than {task.predictions}, got the same.")
-    pairs = {str(side): pair_files(side, task.truth) for side in (task.predictions, task.versus) if side is not None}
-    files = (path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path)
+    pairs = {
+        str(side): pair_files(side, task.truth, task.layout)
+        for side in (task.predictions, task.versus)
+        if side is not None
+    }
+    read = (path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path)
+    files = (file for path in read for file in (path.iterdir() if path.is_dir() else (path,)))
     check_places(task.out, task.report, (*files, *(Path(text) for text in said if text and text.endswith(".json"))))
     return pairs
 
@@ -166,7 +202,9 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
         for side, found in pairs.items():
             if not pressed:
                 cases = _cases(side, found, journal, lambda left: run(left, options, jobs=task.jobs))
-                tables[side] = tabulate(seen(cases), options.keys, options.names)
+                tables[side] = tabulate(
+                    seen(cases), options.keys, options.names, empty=options.empty, metrics=options.metrics
+                )
     done = sum(len(table.cases) + len(table.errors) for table in tables.values())
     if done < total and journal is not None:
         journal.close(finished=False)
@@ -184,6 +222,9 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
     unnamed = unnamed_line(next(iter(tables.values())))
     if unnamed:
         print(unnamed, file=sys.stderr)
+    empty = sum(prediction == "" for table in tables.values() for prediction in table.predictions)
+    if empty:
+        print(f"Without a prediction, scored as an empty one: {empty} of {total}", file=sys.stderr)
     errors = [error for table in tables.values() for error in table.errors]
     if errors:
         print(f"Not scored: {len(errors)} of {total}", *map(shown, errors), sep="\n  ", file=sys.stderr)
@@ -248,7 +289,7 @@ def _write(
     if task.format == "table":
         text = _shown(tables, summaries, comparison, plain=task.out is not None)
     elif task.format == "csv":
-        text = output.to_csv(tables)
+        text = output.to_csv(tables, summaries, task.rows)
     elif task.format == "json":
         text = output.to_json(tables, summaries, comparison, options)
     else:

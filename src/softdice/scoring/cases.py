@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from softdice.images.files import Image, label_names, read_image
+from softdice.images.files import Image, label_names, list_images, read_image
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.doubts import check_grey, check_names, check_scales, unnamed
@@ -23,8 +24,8 @@ class Case:
     """One pair, compared: per class the voxels of both, of the prediction and of the truth.
 
     `keys` are labels, or names of regions; `counts` is (3, keys) int64, float64 sums of probabilities for soft
-    predictions. `unnamed` are labels of the truth that no option names, with their voxels. Where there was an error
-    nothing was counted.
+    predictions. `voxel_ml` is the volume of a voxel, nan where the file does not say. `unnamed` are labels of the truth
+    that no option names, with their voxels. Where there was an error nothing was counted.
     """
 
     case: str
@@ -35,40 +36,108 @@ class Case:
     voxels: int = 0
     names: dict[int, str] = field(default_factory=dict)
     error: str = ""
+    voxel_ml: float = math.nan
     unnamed: dict[int, int] = field(default_factory=dict)
 
 
-def score_pair(prediction: Path, truth: Path, options: Options, case: str = "") -> Case:
-    """prediction file, truth file -> Case.
+def score_pair(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
+    """prediction file, truth file -> Case; None for a prediction without any voxel of any class.
 
     Raises:
         FileError: a file cannot be read. ScoreError: the two cannot be compared.
     """
-    p, t, names = load_pair(prediction, truth, options)
+    p, t, names, grid = load_pair(prediction, truth, options)
     soft = p.dtype.kind == "f"
     labels_p, labels_t, n = pair_counts(t if soft else p, t)
     counted = ~np.isin(labels_t, options.ignore)
     labels_p, labels_t, n = labels_p[counted], labels_t[counted], n[counted]
     held = labels_p.tolist(), labels_t.tolist()
-    if not soft:
+    if prediction is not None and not soft:
         check_names(prediction, names[0], truth, names[1], {*held[0], *held[1]}, options)
         check_scales(prediction, held[0], truth, held[1], options)
         check_grey(prediction, p, *held, options)
     check_grey(truth, t, held[1], held[0], options)
     keys, counts, voxels = _soft_counts(p, t, options) if soft else _label_counts(labels_p, labels_t, n, options)
-    found = Case(case or truth.name, str(prediction), str(truth), keys, counts, voxels, {**names[0], **names[1]})
-    return replace(found, unnamed=unnamed(labels_t, n, options))
+    return Case(
+        case or truth.name,
+        "" if prediction is None else str(prediction),
+        str(truth),
+        keys,
+        counts,
+        voxels,
+        {**names[0], **names[1]},
+        voxel_ml=_voxel_ml(grid),
+        unnamed=unnamed(labels_t, n, options),
+    )
 
 
-def load_pair(
-    prediction: Path, truth: Path, options: Options
-) -> tuple[np.ndarray, np.ndarray, tuple[dict[int, str], dict[int, str]]]:
-    """two files -> labels (or, for soft scores, probabilities) and labels on one grid, label names of both."""
-    prediction_image, truth_image = read_image(prediction), read_image(truth)
-    names = label_names(prediction_image), label_names(truth_image)
-    p, t = _one_channel(prediction, prediction_image), _labels(truth, _one_channel(truth, truth_image))
+def score_classes(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
+    """two folders of masks -> Case, whose classes are the names of the files that the truth has.
+
+    Raises:
+        FileError: a file cannot be read. ScoreError: one is no mask, or has no partner.
+    """
+    files = class_files(truth)
+    counts, voxels, grid = np.zeros((3, len(files)), np.float64 if options.soft else np.int64), 0, None
+    for column, name in enumerate(files):
+        p, t, _, grid = load_class(prediction, truth, name, options)
+        if options.soft:
+            _, one, voxels = _soft_counts(p, t, options)
+            counts[:, column] = one[:, 0]
+        else:
+            counts[:, column] = (p & t).sum(), p.sum(), t.sum()
+            voxels = t.size
+    ml = math.nan if grid is None else _voxel_ml(grid)
+    named = "" if prediction is None else str(prediction)
+    return Case(case or truth.name, named, str(truth), tuple(files), counts, voxels, voxel_ml=ml)
+
+
+def class_files(folder: Path) -> dict[str, Path]:
+    """folder -> {class: its mask}: the files of the type that most have, so that a picture beside the masks is none."""
+    files = list_images(folder)
+    types = [path.name.lower().removesuffix(".gz").rpartition(".")[2] for path in files.values()]
+    most = max(types, key=types.count, default="")
+    return {name: path for (name, path), kind in zip(files.items(), types, strict=True) if kind == most}
+
+
+def load_class(prediction: Path | None, truth: Path, name: str, options: Options) -> Loaded:
+    """two folders, a class -> its masks in both, bool; the prediction's probabilities for soft scores."""
+    file = None if prediction is None else class_files(prediction).get(name)
+    if prediction is not None and file is None and options.missing == "skip":
+        advice = "--missing 0 counts it as empty."
+        raise ScoreError(f"{prediction}: expected a file for each class of {truth}, got none for {name!r}. {advice}")
+    truth_file = class_files(truth)[name]
+    p, t, names, grid = load_pair(file, truth_file, options)
+    for path, array in ((file, p), (truth_file, t)):
+        values = {*np.unique(array).tolist()} - {0} if array.dtype.kind != "f" else ()
+        if len(values) > 1:
+            raise ScoreError(f"{path}: expected a mask of one class, got the labels {_list(sorted(values))}.")
+    return Loaded(p if p.dtype.kind == "f" else p != 0, t != 0, names, grid)
+
+
+class Loaded(NamedTuple):
+    """A pair on one grid: labels (or probabilities) and labels, names of labels in both, the image of the truth."""
+
+    p: np.ndarray
+    t: np.ndarray
+    names: tuple[dict[int, str], dict[int, str]]
+    grid: Image
+
+
+def load_pair(prediction: Path | None, truth: Path, options: Options) -> Loaded:
+    """two files -> labels (or, for soft scores, probabilities) and labels on one grid."""
+    truth_image = read_image(truth)
+    t = _labels(truth, _one_channel(truth, truth_image))
     if t.dtype.kind == "f":
         raise ScoreError(f"{truth}: expected labels, got values that are not whole. Give LABELS as label maps.")
+    if options.soft or options.threshold is not None:
+        _one_class(truth, t, options)
+    if prediction is None:
+        p = np.zeros_like(t, np.float32 if options.soft else np.uint8)
+        return Loaded(p, t, ({}, label_names(truth_image)), truth_image)
+    prediction_image = read_image(prediction)
+    names = label_names(prediction_image), label_names(truth_image)
+    p = _one_channel(prediction, prediction_image)
     if options.soft or options.threshold is not None:
         p = _probabilities(prediction, p, options)
     else:
@@ -78,11 +147,16 @@ def load_pair(
             raise ScoreError(f"{prediction}: expected labels, got values that are not whole. {advice}")
     p = _on_grid(prediction, prediction_image, p, truth, truth_image, options)
     if options.threshold is not None:
-        _one_class(truth, t, options)
-        p = np.where(p > options.threshold, np.int32(_class_labels(options)[0]), np.int32(0))
-    elif options.soft:
-        _one_class(truth, t, options)
-    return p, t, names
+        p = np.where(np.greater(p, options.threshold), np.int32(_class_labels(options)[0]), np.int32(0))
+    return Loaded(p, t, names, truth_image)
+
+
+def _voxel_ml(image: Image) -> float:
+    """The volume of a voxel, where the file has lengths."""
+    if image.affine is None or image.spatial_ndim != 3:
+        return math.nan
+    unit = getattr(image.header, "get_xyzt_units", lambda: ("mm", ""))()[0]
+    return float(np.prod(image.spacing)) * {"meter": 1e9, "micron": 1e-9}.get(unit, 1.0) / 1000
 
 
 def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:

@@ -28,13 +28,23 @@ class Pair:
     error: str = ""
 
 
-def pair_files(predictions: Path, truth: Path) -> list[Pair]:
+LAYOUTS = ("files", "subfolders", "classes")
+
+INNER = "segmentations"
+"""The folder that TotalSegmentator puts between that of a case and the files of its classes: it names nothing."""
+
+
+def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pair]:
     """two files, or two folders -> pairs in the order of their names.
 
     Files of two folders belong together when their names without suffix are equal (`case.nii.gz`, `case.png`), or equal
     but for nnU-Net's `_0000`. Where one name has files of several types (nnU-Net leaves `case.npz` beside
     `case.nii.gz`), the one of the other side's type is taken. What finds no partner, and an image in a format that is
     not read, is a pair with an error.
+
+    Args:
+        layout: "files" of the two folders; those of "subfolders", too, by their path in the folder; or "classes": a
+            case is a folder, and a file in it is the mask of the class that it is named after.
 
     Raises:
         ScoreError: a path does not exist, a file against a folder, or no image at all in a folder.
@@ -47,7 +57,9 @@ def pair_files(predictions: Path, truth: Path) -> list[Pair]:
     if not predictions.is_dir():
         split = split_name(truth)
         return [Pair(split[0] if split else truth.name, predictions, truth)]
-    found = [_by_stem(predictions), _by_stem(truth)]
+    if layout == "classes":
+        return _pair_folders(predictions, truth)
+    found = [_by_stem(folder, deep=layout == "subfolders") for folder in (predictions, truth)]
     for path, files in zip((predictions, truth), found, strict=True):
         if not any(_kind(file) for stem in files.values() for file in stem):
             raise ScoreError(f"{path}: expected images (.nii.gz, .png, .tif, .npy ...), got none of them.")
@@ -59,13 +71,40 @@ def pair_files(predictions: Path, truth: Path) -> list[Pair]:
     return [_pair(stem, predicted.get(stem, []), truths.get(stem, [])) for stem in sorted({*predicted, *truths})]
 
 
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
+def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
+    """Folders that hold images, by their path in the two folders."""
+    found = [{_case_name(path.relative_to(root)): path for path in _folders(root)} for root in (predictions, truth)]
+    for path, folders in zip((predictions, truth), found, strict=True):
+        if not folders:
+            raise ScoreError(f"{path}: expected folders with a file per class, got none of them.")
+    pairs = []
+    for name in sorted({*found[0], *found[1]}):
+        p, t = (folders.get(name) for folders in found)
+        lacking = "reference" if t is None else "prediction"
+        reason = "" if p and t else f"{p or t}: no {lacking} of this name"
+        pairs.append(Pair(name or truth.name, p, t, reason))
+    return pairs
+
+
+def _folders(root: Path) -> list[Path]:
+    return [Path(path) for path, _, names in os.walk(root, followlinks=False) if any(map(split_name, names))]
+
+
+def _case_name(path: Path) -> str:
+    return (path.parent if path.name == INNER else path).as_posix().removeprefix(".")
+
+
+def _by_stem(folder: Path, *, deep: bool = False, within: str = "") -> dict[str, list[Path]]:
     """Stem -> its files; those that are not read only where there is no other."""
     found: dict[str, list[Path]] = {}
     with os.scandir(folder) as entries:  # not sorted(folder.iterdir()): paths that were compared keep their parts
-        files = sorted(entry.name for entry in entries if _stem(entry.name) and _is_file(entry))
+        listed = list(entries)
+    for entry in listed if deep else ():
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            found |= _by_stem(folder / entry.name, deep=True, within=f"{within}{entry.name}/")
+    files = sorted(entry.name for entry in listed if _stem(entry.name) and _is_file(entry))
     for file in sorted(files, key=lambda name: split_name(name) is None):
-        others = found.setdefault(_stem(file), [])
+        others = found.setdefault(within + _stem(file), [])
         if not others or split_name(file) is not None:
             others.append(folder / file)
     return found

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import FileError
-from softdice.scoring.cases import load_pair, region_mask
+from softdice.scoring.cases import load_class, load_pair, region_mask
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.page import PAGE
 from softdice.scoring.summary import Comparison, Summary, Table, mean, unnamed_line
@@ -62,7 +62,8 @@ def to_html(
 
 
 def _key_numbers(table: Table, grid: Grid) -> str:
-    _, cases, dice, spread, pooled, *_ = grid.total
+    total = dict(zip(grid.columns, grid.total, strict=True))
+    cases, dice, spread, pooled = (total[name] for name in ("cases", "Dice", "95 % interval", "pooled Dice"))
     cells = [
         ("mean Dice of the classes", dice, "" if spread == "-" else f"95 % {spread}"),
         ("pooled Dice", pooled, "all voxels of all cases"),
@@ -160,7 +161,8 @@ def _pictures(table: Table, cases: list[int], options: Options) -> str:
         dice = table.dice[i]
         k = int(np.nanargmin(dice))
         try:
-            source, place = picture(Path(table.predictions[i]), Path(table.truths[i]), table.keys[k], options)
+            prediction = Path(table.predictions[i]) if table.predictions[i] else None
+            source, place = picture(prediction, Path(table.truths[i]), table.keys[k], options)
         except (FileError, ScoreError) as error:  # the file was changed or taken away since it was scored
             figures.append(f"<figure><figcaption>{escape(str(error))}</figcaption></figure>")
             continue
@@ -171,13 +173,18 @@ def _pictures(table: Table, cases: list[int], options: Options) -> str:
     return f"<div class='pictures'>{''.join(figures)}</div>"
 
 
-def picture(prediction: Path, truth: Path, key: int | str, options: Options) -> tuple[str, str]:
+def picture(prediction: Path | None, truth: Path, key: int | str, options: Options) -> tuple[str, str]:
     """A pair and a class -> PNG in base64 of the slice with the most errors, and which slice that is."""
     from PIL import Image as Picture
 
-    p, t, _ = load_pair(prediction, truth, options)
-    in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
-    in_t, any_t, place = region_mask(t, key, options), t != 0, ""
+    if truth.is_dir():
+        p, in_t, *_ = load_class(prediction, truth, str(key), options)
+        in_p, any_t = p > 0.5 if p.dtype.kind == "f" else p, in_t
+    else:
+        p, t, *_ = load_pair(prediction, truth, options)
+        in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
+        in_t, any_t = region_mask(t, key, options), t != 0
+    place = ""
     while in_t.ndim > 2:
         axis = 2 if in_t.ndim == 3 and truth.name.lower().endswith((".nii", ".nii.gz")) else 0
         wrong = (in_p != in_t).sum(tuple(a for a in range(in_t.ndim) if a != axis))

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from softdice.images.files import FileError
-from softdice.scoring.cases import Case, score_pair
+from softdice.scoring.cases import Case, score_classes, score_pair
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.pairing import Pair
 
@@ -117,10 +117,14 @@ def _failed(pair: Pair) -> Case:
 
 def _one(pair: Pair, options: Options) -> Case:
     failed = _failed(pair)
-    if pair.error or pair.prediction is None or pair.truth is None:
+    if pair.prediction is None and pair.truth is not None and options.missing == "0":
+        pair = replace(pair, error="")
+    elif pair.error or pair.prediction is None or pair.truth is None:
         return replace(failed, error=pair.error)
+    assert pair.truth is not None
     try:
-        return score_pair(pair.prediction, pair.truth, options, pair.case)
+        score = score_classes if pair.truth.is_dir() else score_pair
+        return score(pair.prediction, pair.truth, options, pair.case)
     except (FileError, ScoreError) as error:
         return replace(failed, error=str(error))
     except MemoryError:
@@ -177,9 +181,10 @@ def _checksum(content: str) -> str:
 def _stamp(*paths: str) -> list[list[int]]:
     """Size and time of files, to see whether one was changed between two runs."""
     stamps = []
-    for path in map(Path, paths):
-        stat = path.stat() if path.exists() else None
-        stamps.append([stat.st_size, stat.st_mtime_ns] if stat else [])
+    for path in filter(None, paths):
+        files = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
+        stats = [file.stat() for file in files if file.exists()]
+        stamps.append([number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)])
     return stamps
 
 
@@ -188,7 +193,7 @@ _BY_LABEL = ("names", "unnamed")
 
 
 def _to_record(side: str, case: Case) -> dict[str, Any]:
-    record = {name: getattr(case, name) for name in ("case", "prediction", "truth", "keys", "voxels")}
+    record = {name: getattr(case, name) for name in ("case", "prediction", "truth", "keys", "voxels", "voxel_ml")}
     labels = {name: {str(label): value for label, value in getattr(case, name).items()} for name in _BY_LABEL}
     stamp = _stamp(case.prediction, case.truth)
     return {**record, "side": side, "counts": case.counts.tolist(), **labels, "stamp": stamp}
@@ -204,5 +209,6 @@ def _from_record(record: dict[str, Any]) -> Case:
         np.array(record["counts"]).reshape(3, len(record["keys"])),
         record["voxels"],
         labels["names"],
+        voxel_ml=record["voxel_ml"],
         unnamed=labels["unnamed"],
     )

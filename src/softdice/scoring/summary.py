@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from softdice.metrics import formulas as scores
 from softdice.scoring.cases import Case
+from softdice.scoring.classes import METRICS
 from softdice.scoring.writing import shown
 
 RESAMPLES = 2000
@@ -38,16 +39,41 @@ class Table:
     names: dict[int, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     unnamed: dict[int, tuple[int, int]] = field(default_factory=dict)
+    voxel_ml: list[float] = field(default_factory=list)
+    empty: float = np.nan
+    metrics: tuple[str, ...] = ()
 
     @property
     def dice(self) -> np.ndarray:
-        """(N, K) float64, nan where the class is in neither."""
-        return score(scores.dice, self.counts)
+        """(N, K) float64, `empty` where the class is in neither."""
+        return self._filled(score(scores.dice, self.counts))
 
     @property
     def iou(self) -> np.ndarray:
-        """(N, K) float64, nan where the class is in neither."""
-        return score(scores.jaccard, self.counts)
+        """(N, K) float64, `empty` where the class is in neither."""
+        return self._filled(score(scores.jaccard, self.counts))
+
+    @property
+    def asked(self) -> dict[str, np.ndarray]:
+        """The columns of `metrics`, (N, K) float64 each."""
+        voxels_N1, ml_N1 = np.array(self.voxels)[:, None], np.array(self.voxel_ml)[:, None]
+        columns = {
+            "precision": lambda: self._filled(score(scores.precision, self.counts)),
+            "recall": lambda: self._filled(score(scores.recall, self.counts)),
+            "specificity": lambda: score(scores.specificity, self.counts, voxels_N1),
+            "ml_pred": lambda: self.counts[:, 1] * ml_N1,
+            "ml_ref": lambda: self.counts[:, 2] * ml_N1,
+            "volume_difference": lambda: score(scores.volume_difference, self.counts),
+        }
+        return {name: columns[name]() for metric in self.metrics for name in METRICS[metric]}
+
+    def case(self, i: int) -> Table:
+        """The same of one case only."""
+        here = slice(i, i + 1)
+        return replace(self, counts=self.counts[here], voxels=self.voxels[here], voxel_ml=self.voxel_ml[here])
+
+    def _filled(self, values: np.ndarray) -> np.ndarray:
+        return values if np.isnan(self.empty) else np.where(np.isnan(values), self.empty, values)
 
     def label(self, key: int | str) -> str:
         """A class as people read it."""
@@ -68,10 +94,15 @@ def unnamed_line(table: Table) -> str:
 
 
 def tabulate(
-    cases: Iterable[Case], keys: Sequence[int | str] | None = None, names: dict[int, str] | None = None
+    cases: Iterable[Case],
+    keys: Sequence[int | str] | None = None,
+    names: dict[int, str] | None = None,
+    *,
+    empty: float = np.nan,
+    metrics: tuple[str, ...] = (),
 ) -> Table:
     """cases -> Table; classes are `keys`, or every class that occurs, ascending. 24 bytes per case and class."""
-    table, rows, seen = Table(names=dict(names or {})), [], dict.fromkeys(keys or ())
+    table, rows, seen = Table(names=dict(names or {}), empty=empty, metrics=metrics), [], dict.fromkeys(keys or ())
     shared: dict[tuple[int | str, ...], tuple[int | str, ...]] = {}  # ten thousand cases, a few sets of classes
     for case in cases:
         if case.error:
@@ -81,6 +112,7 @@ def tabulate(
         table.predictions.append(case.prediction)
         table.truths.append(case.truth)
         table.voxels.append(case.voxels)
+        table.voxel_ml.append(case.voxel_ml)
         for label, name in case.names.items():
             table.names.setdefault(label, name)
         for label, voxels in case.unnamed.items():
@@ -100,10 +132,10 @@ def tabulate(
     return table
 
 
-def score(formula: object, counts: np.ndarray) -> np.ndarray:
+def score(formula: object, counts: np.ndarray, *others: np.ndarray) -> np.ndarray:
     """A formula of `softdice.metrics.formulas`, counts (..., 3, K) -> (..., K) float64."""
     assert callable(formula)
-    return np.asarray(formula(torch.from_numpy(np.moveaxis(counts, -2, 0).copy())).numpy())
+    return np.asarray(formula(torch.from_numpy(np.moveaxis(counts, -2, 0).copy()), *map(torch.from_numpy, others)))
 
 
 def mean(values: np.ndarray) -> np.ndarray:
@@ -133,16 +165,25 @@ def intervals(values_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         times_RN = np.bincount(drawn_RN.reshape(-1), minlength=R * N).reshape(R, N).astype(np.float64)
         total, number = times_RN @ filled_NK, times_RN @ valid_NK
         np.divide(total, number, out=means_RK[start : start + R], where=number > 0)
-    return _quantiles(means_RK), _quantiles(mean(means_RK.T)[:, None])[:, 0]
+    bounds = (0.025, 0.975)
+    return quantiles(means_RK, bounds), quantiles(mean(means_RK.T)[:, None], bounds)[:, 0]
 
 
-def _quantiles(means_RK: np.ndarray) -> np.ndarray:
-    found = np.full((2, means_RK.shape[1]), np.nan)
-    for k, column in enumerate(means_RK.T):
+def quantiles(values_NK: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """(N, K) -> (shares, K): of what is not nan, nan where nothing is left."""
+    found = np.full((len(shares), values_NK.shape[1]), np.nan)
+    for k, column in enumerate(values_NK.T):
         column = column[~np.isnan(column)]
         if column.size:
-            found[:, k] = np.quantile(column, (0.025, 0.975))
+            found[:, k] = np.quantile(column, shares)
     return found
+
+
+def deviation(values_NK: np.ndarray) -> np.ndarray:
+    """(N, K) -> (K,): standard deviation (n - 1) of what is not nan, nan for fewer than two."""
+    number = (~np.isnan(values_NK)).sum(0)
+    squares = np.nansum((values_NK - mean(values_NK)) ** 2, 0)
+    return np.sqrt(np.divide(squares, number - 1, out=np.full(number.shape, np.nan), where=number > 1))
 
 
 @dataclass(frozen=True)
@@ -151,7 +192,10 @@ class Summary:
 
     Args:
         cases: cases that the mean of a class rests on, (K,).
-        dice: mean over cases; dice_interval: (2, K); iou: mean over cases.
+        dice: mean over cases; dice_interval: (2, K); iou: mean over cases. dice_sd: standard deviation (n - 1);
+            dice_median; dice_quartiles: (2, K).
+        empty: cases whose truth lacks the class, and those of them where it was predicted, (2, K).
+        asked: further metrics by name, means over the cases (K,).
         pooled_dice, pooled_iou: from the counts of all cases added, (K,).
         macro_dice, macro_interval: mean of the class means; macro_iou.
         micro_dice, micro_iou: from the counts of all cases and classes added.
@@ -160,6 +204,9 @@ class Summary:
     cases: np.ndarray
     dice: np.ndarray
     dice_interval: np.ndarray
+    dice_sd: np.ndarray
+    dice_median: np.ndarray
+    dice_quartiles: np.ndarray
     iou: np.ndarray
     pooled_dice: np.ndarray
     pooled_iou: np.ndarray
@@ -168,6 +215,8 @@ class Summary:
     macro_iou: float
     micro_dice: float
     micro_iou: float
+    empty: np.ndarray
+    asked: dict[str, np.ndarray]
 
 
 def summarise(table: Table) -> Summary:
@@ -175,10 +224,15 @@ def summarise(table: Table) -> Summary:
     dice_NK, iou_NK, pooled_3K = table.dice, table.iou, table.counts.sum(0)
     interval, macro_interval = intervals(dice_NK)
     everything = pooled_3K.sum(1, keepdims=True)
+    low, median, high = quantiles(dice_NK, (0.25, 0.5, 0.75))
+    empty_NK, predicted_NK = table.counts[:, 2] == 0, table.counts[:, 1] > 0
     return Summary(
         cases=(~np.isnan(dice_NK)).sum(0),
         dice=mean(dice_NK),
         dice_interval=interval,
+        dice_sd=deviation(dice_NK),
+        dice_median=median,
+        dice_quartiles=np.stack([low, high]),
         iou=mean(iou_NK),
         pooled_dice=score(scores.dice, pooled_3K),
         pooled_iou=score(scores.jaccard, pooled_3K),
@@ -187,6 +241,8 @@ def summarise(table: Table) -> Summary:
         macro_iou=float(mean(mean(iou_NK))),
         micro_dice=float(score(scores.dice, everything)[0]),
         micro_iou=float(score(scores.jaccard, everything)[0]),
+        empty=np.stack([empty_NK.sum(0), (empty_NK & predicted_NK).sum(0)]),
+        asked={name: mean(values) for name, values in table.asked.items()},
     )
 
 
@@ -237,7 +293,7 @@ def compare(first: Table, second: Table) -> Comparison:
     sides = []
     for table in (first, second):
         rows, columns = {case: i for i, case in enumerate(table.cases)}, {key: i for i, key in enumerate(table.keys)}
-        dice = np.column_stack([table.dice, np.full(len(table.cases), np.nan)])
+        dice = np.column_stack([table.dice, np.full(len(table.cases), table.empty)])  # last: a class that it lacks
         sides.append(dice[[rows[case] for case in common]][:, [columns.get(key, -1) for key in keys]])
     difference = sides[0] - sides[1]
     p_value = np.full(len(keys), np.nan)

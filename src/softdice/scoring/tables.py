@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from rich.table import Table as Terminal
 from rich.text import Text
 
+from softdice.scoring.classes import METRICS
 from softdice.scoring.output import class_rows, comparison_rows, difference_row, overall_row
 from softdice.scoring.summary import Comparison, Summary, Table
 from softdice.scoring.writing import shown
 
 CLASSES = {
-    "cases": "cases", "dice": "Dice", "dice_95": "95 % interval", "pooled_dice": "pooled Dice", "iou": "IoU",
-    "pooled_iou": "pooled IoU",
+    "cases": "cases", "dice": "Dice", "dice_95": "95 % interval", "dice_sd": "SD", "dice_median": "median",
+    "dice_quartiles": "quartiles", "pooled_dice": "pooled Dice", "iou": "IoU", "pooled_iou": "pooled IoU",
+    "precision": "precision", "recall": "recall", "specificity": "specificity", "ml_pred": "predicted ml",
+    "ml_ref": "reference ml", "volume_difference": "volume difference", "in_empty": "in empty",
 }  # fmt: skip
 COMPARISON = {
     "cases": "pairs", "cases_alone": "one only", "difference": "difference", "difference_95": "95 % interval",
@@ -23,7 +27,16 @@ COMPARISON = {
 }  # fmt: skip
 """Keys of the rows of `softdice.scoring.output` -> headings."""
 
-FORMS = {"difference": "+.4f", "difference_95": "+.4f", "p_wilcoxon": ".3g", "p_holm": ".3g", "cases_alone": "d"}
+FORMS = {
+    "ml_pred": ".2f",
+    "ml_ref": ".2f",
+    "volume_difference": "+.4f",
+    "difference": "+.4f",
+    "difference_95": "+.4f",
+    "p_wilcoxon": ".3g",
+    "p_holm": ".3g",
+    "cases_alone": "d",
+}
 
 
 class Grid(NamedTuple):
@@ -37,7 +50,13 @@ class Grid(NamedTuple):
 def class_grid(table: Table, summary: Summary) -> Grid:
     """Mean over cases with its interval, pooled, IoU, and how many cases they rest on."""
     overall = {"cases": len(table.cases), **overall_row(summary)}
-    return _grid(CLASSES, table, table.keys, class_rows(table, summary), overall)
+    rows = class_rows(table, summary)
+    for row in rows if summary.empty[1].any() else ():
+        row["in_empty"] = f"{row['predicted_in_empty']} of {row['empty_references']}"
+    left_out = {"dice_sd", "dice_median", "dice_quartiles"} if len(table.cases) < 2 else set()
+    left_out |= {*chain(*METRICS.values())} - {*summary.asked} | ({"in_empty"} if not summary.empty[1].any() else set())
+    headings = {key: heading for key, heading in CLASSES.items() if key not in left_out}
+    return _grid(headings, table, table.keys, rows, overall)
 
 
 def comparison_grid(table: Table, comparison: Comparison) -> Grid:
@@ -64,7 +83,7 @@ def _grid(
 
 def text(value: Any, form: str = ".4f") -> str:
     """A number or the two bounds of an interval, a dash for what is undefined."""
-    if isinstance(value, int):
+    if isinstance(value, (int, str)):
         return str(value)
     low, high = value if isinstance(value, list) else (value, value)
     if low is None or math.isnan(low):
@@ -94,7 +113,9 @@ def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list
 
 
 DROPPED = (
-    "pooled IoU", "IoU", "pooled Dice", "cases", "pairs", "one only", "95 % interval", "Wilcoxon p", "Holm p",
+    "in empty", "volume difference", "reference ml", "predicted ml", "specificity", "pooled IoU", "quartiles", "SD",
+    "median", "recall", "precision", "IoU", "pooled Dice", "cases", "pairs", "one only", "95 % interval",
+    "Wilcoxon p", "Holm p",
 )  # fmt: skip
 """Columns that a narrow terminal does without, in this order. A number is never cut."""
 
