@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -79,6 +80,12 @@ def score(
     ] = "pairs",
     out: Annotated[Path | None, typer.Option(help="File for the result; else standard output.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for a report in HTML, one page with pictures.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images, by the names of the cases, for the report's pictures.")
+    ] = None,
+    view: Annotated[
+        str, typer.Option(help="Of the pictures: radiological (the patient's left is right), or neurological.")
+    ] = "radiological",
     resume: Annotated[bool, typer.Option("--resume", help="With --out: go on where a stopped run ended.")] = False,
 ) -> None:
     """Score masks against labels: Dice and IoU per case and class, means with intervals, pooled.
@@ -95,7 +102,7 @@ def score(
             from softdice.scoring.classes import parse_options
 
             kind = _check(format, rows, versus, out, report, resume)
-            task = Task(predictions, labels_path, layout, versus, jobs, kind, rows, out, report)
+            task = Task(predictions, labels_path, layout, versus, jobs, kind, rows, out, report, images, view)
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose,
@@ -120,6 +127,8 @@ class Task:
     rows: str
     out: Path | None
     report: Path | None
+    images: Path | None
+    view: str
 
 
 def _check(
@@ -151,8 +160,13 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
     from softdice.scoring import pair_files
     from softdice.scoring.classes import ScoreError
     from softdice.scoring.pairing import LAYOUTS
+    from softdice.scoring.pictures import VIEWS
     from softdice.scoring.writing import check_places
 
+    if task.view not in VIEWS:
+        raise ScoreError(f"--view: expected one of {', '.join(VIEWS)}, got {task.view!r}.")
+    if task.images is not None and not (task.images.is_dir() and task.report):
+        raise ScoreError(f"--images: expected a folder, with --report, got {str(task.images)!r}.")
     if task.layout not in LAYOUTS:
         raise ScoreError(f"--layout: expected one of {', '.join(LAYOUTS)}, got {task.layout!r}.")
     if task.layout == "classes" and (any(said) or task.format == "nnunet"):
@@ -168,8 +182,21 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
     }
     read = (path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path)
     files = (file for path in read for file in (path.iterdir() if path.is_dir() else (path,)))
-    check_places(task.out, task.report, (*files, *(Path(text) for text in said if text and text.endswith(".json"))))
+    check_places(
+        task.out,
+        task.report,
+        (*files, *_images(task).values(), *(Path(text) for text in said if text and text.endswith(".json"))),
+    )
     return pairs
+
+
+def _images(task: Task) -> dict[str, Path]:
+    """Case -> its image."""
+    if task.images is None:
+        return {}
+    from softdice.scoring.pairing import case_files
+
+    return case_files(task.images, deep=task.layout != "files")
 
 
 def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
@@ -218,7 +245,12 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
     if task.report is not None:
         from softdice.scoring.report import to_html
 
-        save(task.report, [to_html(tables, summaries, comparison, options, str(task.truth))])
+        command = shlex.join(["softdice", *sys.argv[1:]])
+        page = to_html(
+            tables, summaries, comparison, options, str(task.truth),
+            command=command, images=_images(task), view=task.view,
+        )  # fmt: skip
+        save(task.report, [page])
     unnamed = unnamed_line(next(iter(tables.values())))
     if unnamed:
         print(unnamed, file=sys.stderr)

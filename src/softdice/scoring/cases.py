@@ -130,15 +130,16 @@ def load_pair(prediction: Path | None, truth: Path, options: Options) -> Loaded:
     t = _labels(truth, _one_channel(truth, truth_image))
     if t.dtype.kind == "f":
         raise ScoreError(f"{truth}: expected labels, got values that are not whole. Give LABELS as label maps.")
-    if options.soft or options.threshold is not None:
-        _one_class(truth, t, options)
+    probable = options.soft or options.threshold is not None
     if prediction is None:
+        if probable:
+            _one_class(truth, t, options)
         p = np.zeros_like(t, np.float32 if options.soft else np.uint8)
         return Loaded(p, t, ({}, label_names(truth_image)), truth_image)
     prediction_image = read_image(prediction)
     names = label_names(prediction_image), label_names(truth_image)
     p = _one_channel(prediction, prediction_image)
-    if options.soft or options.threshold is not None:
+    if probable:
         p = _probabilities(prediction, p, options)
     else:
         p = _labels(prediction, p)
@@ -146,6 +147,8 @@ def load_pair(prediction: Path | None, truth: Path, options: Options) -> Loaded:
             advice = "For probabilities pass --threshold 0.5 or --soft."
             raise ScoreError(f"{prediction}: expected labels, got values that are not whole. {advice}")
     p = _on_grid(prediction, prediction_image, p, truth, truth_image, options)
+    if probable:
+        _one_class(truth, t, options)
     if options.threshold is not None:
         p = np.where(np.greater(p, options.threshold), np.int32(_class_labels(options)[0]), np.int32(0))
     return Loaded(p, t, names, truth_image)
@@ -227,7 +230,7 @@ def _on_grid(
             raise ScoreError(f"{prediction}: --transpose: expected an image of 2 axes, got shape {p.shape}.")
         p = p.T
     by_position = options.ignore_geometry or options.transpose
-    placed = [_placed(image) for image in (prediction_image, truth_image)]
+    placed = [is_placed(image) for image in (prediction_image, truth_image)]
     if options.resample and a is not None and b is not None and all(placed) and p.ndim == len(shape) == 3:
         if _same_place(a, b, p.shape, shape):
             return p
@@ -262,7 +265,7 @@ def _apart(truth: Path, same_shape: bool) -> str:
     return f"a grid that overlaps that of {truth.name} in space, got one beside it. {advice}"
 
 
-def _placed(image: Image) -> bool:
+def is_placed(image: Image) -> bool:
     """Whether the file says where its voxels lie; NIfTI with neither sform nor qform does not."""
     header: Any = image.header
     codes = [header[name] for name in ("sform_code", "qform_code") if name in getattr(header, "keys", tuple)()]
@@ -301,9 +304,23 @@ def _same_place(a: np.ndarray, b: np.ndarray, shape_a: tuple[int, ...], shape_b:
 
 def _axes(affine: np.ndarray) -> str:
     """affine -> "RAS", "LPS" ...: where the first, second and third axis point."""
-    letters = ("LR", "PA", "IS")
-    axes = [int(np.argmax(np.abs(column))) for column in affine[:3, :3].T]
-    return "".join(letters[axis][int(affine[axis, i] > 0)] for i, axis in enumerate(axes))
+    return "".join(("LR", "PA", "IS")[world][int(sign > 0)] for world, sign in voxel_axes(affine))
+
+
+def voxel_axes(affine: np.ndarray) -> list[tuple[int, int]]:
+    """affine -> per voxel axis the axis of the patient (0 right, 1 front, 2 head) that it runs along most, and 1 or -1.
+
+    Example:
+        >>> voxel_axes(np.array([[0, 0, 3.0, 0], [-1, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 1]]))
+        [(1, -1), (2, 1), (0, 1)]
+    """
+    columns = affine[:3, :3] / np.maximum(np.linalg.norm(affine[:3, :3], axis=0), 1e-12)
+    along, left = [(0, 1)] * 3, np.abs(columns)
+    for _ in range(3):  # the clearest first, so that no two run along the same
+        world, voxel = divmod(int(left.argmax()), 3)
+        along[voxel] = world, 1 if columns[world, voxel] >= 0 else -1
+        left[world], left[:, voxel] = -1, -1
+    return along
 
 
 def _resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -71,6 +71,13 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
     return [_pair(stem, predicted.get(stem, []), truths.get(stem, [])) for stem in sorted({*predicted, *truths})]
 
 
+def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
+    """folder -> {case: file}; `_0000`, as nnU-Net names the first channel of an image, is no part of the name."""
+    return {
+        stem.removesuffix("_0000"): files[0] for stem, files in _by_stem(folder, deep=deep).items() if _kind(files[0])
+    }
+
+
 def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
     """Folders that hold images, by their path in the two folders."""
     found = [{_case_name(path.relative_to(root)): path for path in _folders(root)} for root in (predictions, truth)]
