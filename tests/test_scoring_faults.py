@@ -562,6 +562,10 @@ def test_many_labels_are_no_image(tmp_path: Path) -> None:
     few = np.where(cells < 4, cells, 0)
     files = save(tmp_path / "p.npy", cells), save(tmp_path / "t.npy", few)
     assert len(rows(*files)) == 300
+    organ = np.where(cells < 90, 1, 0)
+    specks = organ.copy()
+    specks.flat[7:8000:1100] = np.arange(40, 48)
+    assert len(rows(save(tmp_path / "p.npy", specks), save(tmp_path / "t.npy", organ))) == 9
     noise = save(tmp_path / "n.npy", image("noise"))
     assert len(rows(noise, noise, "--labels", ",".join(map(str, range(1, 256))))) == 255
 
