@@ -72,7 +72,7 @@ def table(cases: int, classes: int, seed: int = 0) -> Table:
 def report(cases: int, classes: int) -> str:
     sides = {"run a": table(cases, classes), "run b": table(cases, classes, 1)}
     comparison = compare(*sides.values())
-    return to_html(sides, {name: summarise(each) for name, each in sides.items()}, comparison, Options(), "labels")
+    return to_html(sides, {name: summarise(each) for name, each in sides.items()}, [comparison], Options(), "labels")
 
 
 ROWS = """const rows = () => [...last.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].textContent);

@@ -36,7 +36,9 @@ PLAIN_WIDTH = 500
 def score(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="A mask, or a folder of masks.")],
     labels_path: Annotated[Path, typer.Argument(metavar="LABELS", help="The reference: a mask, or a folder of them.")],
-    versus: Annotated[Path | None, typer.Option(help="Other predictions of the same cases, to compare with.")] = None,
+    versus: Annotated[
+        list[Path] | None, typer.Option(help="Other predictions of the same cases, to compare with; may be repeated.")
+    ] = None,
     labels: Annotated[
         str | None, typer.Option(help="Labels to score: 1,2,5 or liver=1,tumour=2 or a dataset.json. Default: all.")
     ] = None,
@@ -101,8 +103,10 @@ def score(
         with one_line():
             from softdice.scoring.classes import parse_options
 
-            kind = _check(format, rows, versus, out, report, resume)
-            task = Task(predictions, labels_path, layout, versus, jobs, kind, rows, out, report, images, view)
+            kind = _check(format, rows, tuple(versus or ()), out, report, resume)
+            task = Task(
+                predictions, labels_path, layout, tuple(versus or ()), jobs, kind, rows, out, report, images, view
+            )
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose,
@@ -121,7 +125,7 @@ class Task:
     predictions: Path
     truth: Path
     layout: str
-    versus: Path | None
+    versus: tuple[Path, ...]
     jobs: int
     format: str
     rows: str
@@ -132,7 +136,7 @@ class Task:
 
 
 def _check(
-    format: str | None, rows: str, versus: Path | None, out: Path | None, report: Path | None, resume: bool
+    format: str | None, rows: str, versus: tuple[Path, ...], out: Path | None, report: Path | None, resume: bool
 ) -> str:
     """What can be said of the options alone; the format."""
     from softdice.scoring.classes import ScoreError
@@ -140,7 +144,7 @@ def _check(
 
     if format not in (None, *FORMATS):
         raise ScoreError(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}.")
-    if versus is not None and format == "nnunet":
+    if versus and format == "nnunet":
         raise ScoreError("--format nnunet: expected one folder of predictions, got --versus. Take --format json.")
     if resume and (out is None or is_stream(out)):
         raise ScoreError("--resume: expected --out, beside which a stopped run leaves its cases, got none.")
@@ -173,13 +177,12 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
         raise ScoreError(
             "--layout classes: expected no --labels, --regions, --ignore or nnunet: files are the classes."
         )
-    if task.versus is not None and task.versus.resolve() == task.predictions.resolve():
-        raise ScoreError(f"--versus: expected other predictions than {task.predictions}, got the same.")
-    pairs = {
-        str(side): pair_files(side, task.truth, task.layout)
-        for side in (task.predictions, task.versus)
-        if side is not None
-    }
+    sides = (task.predictions, *task.versus)
+    for i, side in enumerate(sides):
+        same = next((other for other in sides[:i] if other.resolve() == side.resolve()), None)
+        if same is not None:
+            raise ScoreError(f"--versus: expected other predictions than {same}, got the same.")
+    pairs = {str(side): pair_files(side, task.truth, task.layout) for side in sides}
     read = (path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path)
     files = (file for path in read for file in (path.iterdir() if path.is_dir() else (path,)))
     check_places(
@@ -205,7 +208,7 @@ def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
 
     if task.out is None or is_stream(task.out):
         return None
-    about = [str(path.resolve()) if path else "" for path in (task.predictions, task.truth, task.versus)]
+    about = [str(path.resolve()) for path in (task.predictions, task.truth, *task.versus)]
     return Journal(task.out.with_name(task.out.name + ".partial"), options, about, resume=resume)
 
 
@@ -238,8 +241,9 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
         print(f"Stopped after {done} of {total}. The same command with --resume goes on from there.", file=sys.stderr)
         return 130
     summaries = {side: summarise(table) for side, table in tables.items()}
-    comparison = compare(*tables.values()) if len(tables) == 2 else None
-    _write(task, tables, summaries, comparison, options)
+    first, *others = tables.values()
+    comparisons = [compare(first, other) for other in others]
+    _write(task, tables, summaries, comparisons, options)
     if journal is not None:
         journal.close(finished=True)
     if task.report is not None:
@@ -247,7 +251,7 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
 
         command = shlex.join(["softdice", *sys.argv[1:]])
         page = to_html(
-            tables, summaries, comparison, options, str(task.truth),
+            tables, summaries, comparisons, options, str(task.truth),
             command=command, images=_images(task), view=task.view,
         )  # fmt: skip
         save(task.report, [page])
@@ -313,17 +317,21 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def _write(
-    task: Task, tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, options: Options
+    task: Task,
+    tables: dict[str, Table],
+    summaries: dict[str, Summary],
+    comparisons: list[Comparison],
+    options: Options,
 ) -> None:
     from softdice.scoring import output
     from softdice.scoring.writing import save
 
     if task.format == "table":
-        text = _shown(tables, summaries, comparison, plain=task.out is not None)
+        text = _shown(tables, summaries, comparisons, plain=task.out is not None)
     elif task.format == "csv":
         text = output.to_csv(tables, summaries, task.rows)
     elif task.format == "json":
-        text = output.to_json(tables, summaries, comparison, options)
+        text = output.to_json(tables, summaries, comparisons, options)
     else:
         text = output.to_nnunet(next(iter(tables.values())), options)
     if task.out is None:
@@ -334,24 +342,29 @@ def _write(
 
 
 def _shown(
-    tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, *, plain: bool
+    tables: dict[str, Table], summaries: dict[str, Summary], comparisons: list[Comparison], *, plain: bool
 ) -> Iterator[str]:
     """Tables as text, with the colours of the terminal where there is one."""
-    from softdice.scoring.tables import alone_line, class_grid, comparison_grid, different_lines, terminal
+    from softdice.scoring.tables import alone_line, class_grid, comparison_grid, different_lines, rank_line, terminal
 
     console = Console(file=io.StringIO()) if plain else Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=PLAIN_WIDTH)
     grids = [terminal(side, class_grid(table, summaries[side]), console.width) for side, table in tables.items()]
-    said: list[str] = []
-    if comparison is not None:
-        first = next(iter(tables.values()))
-        grids.append(terminal("first minus second", comparison_grid(first, comparison), console.width))
-        said = [line for line in (alone_line(comparison),) if line]
-        different = different_lines(first, comparison)
-        said += ["Cases that differ most:", *(f"  {line}" for line in different)] if different else []
     for grid in grids:
         with console.capture() as captured:
             console.print(grid)
         yield captured.get()
-    yield "".join(f"{line}\n" for line in said)
+    first = next(iter(tables.values()))
+    for name, comparison in zip(list(tables)[1:], comparisons, strict=True):
+        title = "first minus second" if len(tables) == 2 else f"first minus {name}"
+        with console.capture() as captured:
+            console.print(terminal(title, comparison_grid(first, comparison), console.width))
+        yield captured.get()
+        different = different_lines(first, comparison)
+        lines = [
+            alone_line(comparison),
+            *(["Cases that differ most:", *(f"  {line}" for line in different)] * bool(different)),
+        ]
+        yield "".join(f"{line}\n" for line in lines if line)
+    yield "".join(f"{line}\n" for line in (rank_line(tables),) if line)
