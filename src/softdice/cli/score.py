@@ -101,12 +101,19 @@ def score(
         if run is None:  # a rank that torchrun started beside the first
             return
         with one_line():
-            from softdice.scoring.classes import parse_options
+            from softdice.scoring.classes import ScoreError, parse_options
+            from softdice.scoring.pairing import LAYOUTS
+            from softdice.scoring.pictures import VIEWS
 
-            kind = _check(format, rows, tuple(versus or ()), out, report, resume)
-            task = Task(
-                predictions, labels_path, layout, tuple(versus or ()), jobs, kind, rows, out, report, images, view
-            )
+            others = tuple(versus or ())
+            for option, given, allowed in (
+                ("--format", format, (None, *FORMATS)), ("--layout", layout, LAYOUTS), ("--view", view, VIEWS),
+            ):  # fmt: skip
+                if given not in allowed:
+                    wanted = ", ".join(filter(None, allowed))
+                    raise ScoreError(f"{option}: expected one of {wanted}, got {given!r}.")
+            kind = _check(format, rows, others, out, report, resume)
+            task = Task(predictions, labels_path, layout, others, jobs, kind, rows, out, report, images, view)
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose,
@@ -142,8 +149,6 @@ def _check(
     from softdice.scoring.classes import ScoreError
     from softdice.scoring.writing import is_stream, kind_of
 
-    if format not in (None, *FORMATS):
-        raise ScoreError(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}.")
     if versus and format == "nnunet":
         raise ScoreError("--format nnunet: expected one folder of predictions, got --versus. Take --format json.")
     if resume and (out is None or is_stream(out)):
@@ -163,16 +168,10 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
     """Both sides' pairs; a wrong path must not touch what is there. said: options that may name files."""
     from softdice.scoring import pair_files
     from softdice.scoring.classes import ScoreError
-    from softdice.scoring.pairing import LAYOUTS
-    from softdice.scoring.pictures import VIEWS
     from softdice.scoring.writing import check_places
 
-    if task.view not in VIEWS:
-        raise ScoreError(f"--view: expected one of {', '.join(VIEWS)}, got {task.view!r}.")
     if task.images is not None and not (task.images.is_dir() and task.report):
         raise ScoreError(f"--images: expected a folder, with --report, got {str(task.images)!r}.")
-    if task.layout not in LAYOUTS:
-        raise ScoreError(f"--layout: expected one of {', '.join(LAYOUTS)}, got {task.layout!r}.")
     if task.layout == "classes" and (any(said) or task.format == "nnunet"):
         raise ScoreError(
             "--layout classes: expected no --labels, --regions, --ignore or nnunet: files are the classes."
@@ -230,7 +229,7 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
                     return
 
         for side, found in pairs.items():
-            if not pressed:
+            if not (pressed and tables):
                 cases = _cases(side, found, journal, lambda left: run(left, options, jobs=task.jobs))
                 tables[side] = tabulate(
                     seen(cases), options.keys, options.names, empty=options.empty, metrics=options.metrics
