@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,15 @@ from softdice.validation import package
 
 class ScoreError(ValueError):
     """A folder, an option or a pair of files that cannot be scored, and why, in one line."""
+
+
+METRICS = {
+    "precision": ("precision",),
+    "recall": ("recall",),
+    "specificity": ("specificity",),
+    "volume": ("ml_pred", "ml_ref", "volume_difference"),
+}
+"""What may be asked for beside Dice and IoU -> its columns."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,10 @@ class Options:
         soft: a float prediction counts with its probability: soft Dice, 2 sum(p t) / (sum(p) + sum(t)).
         resample: a prediction on another grid is brought to the grid of the reference, by its affine.
         ignore_geometry: voxels are compared by position whatever the affines say.
+        transpose: the same, after the two axes of a 2-D prediction were swapped.
+        empty: score of a class that is in neither map of a case: nan, which is in no mean, or 1.
+        missing: a reference without prediction: "skip", which lists it as not scored, or "0", an empty prediction.
+        metrics: scores beside Dice and IoU, of `METRICS`.
     """
 
     labels: tuple[int, ...] | None = None
@@ -41,6 +55,10 @@ class Options:
     soft: bool = False
     resample: bool = False
     ignore_geometry: bool = False
+    transpose: bool = False
+    empty: float = math.nan
+    missing: str = "skip"
+    metrics: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[int | str, ...] | None:
@@ -58,8 +76,10 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
     """
     if others["soft"] and others["threshold"] is not None:
         raise ScoreError("score: expected --soft or --threshold, got both. Pass one of them.")
-    if others["resample"] and others["ignore_geometry"]:
-        raise ScoreError("score: expected --resample or --ignore-geometry, got both. Pass one of them.")
+    for other in ("ignore_geometry", "transpose"):
+        if others["resample"] and others.get(other):
+            option = "--" + other.replace("_", "-")
+            raise ScoreError(f"score: expected --resample or {option}, got both. Pass one of them.")
     if others["resample"]:
         package("--resample", "scipy", "score")
     table = Labels() if labels is None else parse_labels(labels)
@@ -70,6 +90,14 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
     if regions is not None and Path(regions).suffix == ".json":
         left_out += parse_labels(regions).ignore
     left_out = tuple(dict.fromkeys((*left_out, *table.ignore)))
+    policies = {"--empty": (others["empty"], ("nan", "1")), "--missing": (others["missing"], ("skip", "0"))}
+    for option, (given, allowed) in policies.items():
+        if given not in allowed:
+            raise ScoreError(f"{option}: expected {' or '.join(allowed)}, got {given!r}.")
+    asked = [name.strip() for name in (others["metrics"] or "").split(",") if name.strip()]
+    if not {*asked} <= {*METRICS}:
+        raise ScoreError(f"--metrics: expected some of {', '.join(METRICS)}, got {others['metrics']!r}.")
+    others |= {"empty": float(others["empty"]), "metrics": tuple(dict.fromkeys(asked))}
     return Options(table.labels, table.names, unions or None, left_out, **others)
 
 
