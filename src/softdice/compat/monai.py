@@ -403,7 +403,8 @@ class FocalLoss(_MonaiLoss):
             sides: dict[str, Any] = {"positive": alpha, "negative": 1 - alpha if alpha.ndim == 0 else 1.0}
             focal = common.balanced(input, target, weight, field="focal", gamma=self.gamma, **sides)
             keep = torch.ones_like(input[:, :1], dtype=torch.bool) if weight is None else weight
-            stats = OverlapStatistics({"focal": focal, "voxels": keep.flatten(1).sum(1, keepdim=True).to(focal)})
+            voxels = keep.flatten(1).sum(1, keepdim=True).to(focal).expand_as(focal)
+            stats = OverlapStatistics({"focal": focal, "voxels": voxels})
         else:
             activation = "softmax" if self.use_softmax else "sigmoid"
             settings: dict[str, Any] = {"activation": activation, "ignore_index": ignored, "gamma": self.gamma}

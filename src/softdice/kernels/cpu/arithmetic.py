@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from softdice.kernels.cpu.compiled import bits, exact_jit
+from softdice.kernels.cpu.compiled import bits, exact_each
 
 
 def exp(x: Any) -> Any:
@@ -17,7 +17,7 @@ def exp(x: Any) -> Any:
     return math.exp(x)  # compiled code takes the overload below
 
 
-@exact_jit
+@exact_each
 def _exp32(x: np.float32) -> np.float32:
     # 2^n 2^r with n the nearest integer to x log2(e) and abs(r) <= 1/2. Adding 1.5 * 2^23 rounds, and leaves n in the
     # low bits; with the bias of the exponent added too, those bits shifted up are 2^n, and n = -127 is an exact 0.
@@ -35,7 +35,7 @@ def _exp32(x: np.float32) -> np.float32:
     return p * bits(np.int32(bits(shifted) << np.int32(23)))
 
 
-@exact_jit
+@exact_each
 def _exp64(x: float) -> float:
     low = -708.0
     z = low if x < low else x
@@ -76,7 +76,7 @@ def log(x: Any) -> Any:
     return math.log(x)  # compiled code takes the overload below
 
 
-@exact_jit
+@exact_each
 def _log32(x: np.float32) -> np.float32:
     # x = 2^n m with m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh(s), s = (m - 1) / (m + 1), abs(s) < 0.172.
     raw = bits(x)
@@ -93,7 +93,7 @@ def _log32(x: np.float32) -> np.float32:
     return value if x == x else x
 
 
-@exact_jit
+@exact_each
 def _log64(x: float) -> float:
     raw = bits(x)
     n = np.int64(np.int64(raw - np.int64(0x3FE6A09E667F3BCD)) >> np.int64(52))
@@ -131,7 +131,7 @@ def log1p(z: Any) -> Any:
     return math.log1p(z)  # compiled code takes the overload below
 
 
-@exact_jit
+@exact_each
 def _log1p32(z: np.float32) -> np.float32:
     # 2 atanh(s) with s = z / (2 + z) <= 1/3: the series to a term below 1e-8
     s = z / (np.float32(2.0) + z)
@@ -146,7 +146,7 @@ def _log1p32(z: np.float32) -> np.float32:
     return s * (p * w) + (s + s)
 
 
-@exact_jit
+@exact_each
 def _log1p64(z: float) -> float:
     s = z / (2.0 + z)
     w = s * s

@@ -38,7 +38,8 @@ SOURCES = _digest()
 OPTIONS = {"error_model": "numpy", "nogil": True}
 INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **OPTIONS}  # called by compiled code only
 jit = njit(fastmath=FAST, **INNER)
-exact_jit = njit(fastmath={"contract"}, **INNER)  # reassoc would undo the rounding
+each = njit(fastmath=FAST, forceinline=True, **INNER)  # of a voxel: a loop that calls anything is no vector loop
+exact_each = njit(fastmath={"contract"}, forceinline=True, **INNER)  # reassoc would undo the rounding
 
 
 class _Kept(FunctionCache):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from softdice.kernels.cpu.arithmetic import exp, log, log1p
-from softdice.kernels.cpu.compiled import jit, read_apart, write_apart
+from softdice.kernels.cpu.compiled import each, jit, read_apart, write_apart
 from softdice.kernels.cpu.rows import prefetch
 from softdice.terms import STATISTICS, SYMBOLS, Statistic, function
 
@@ -71,9 +71,9 @@ def _generated(kind: Kind, chosen: list[Statistic], R: Any) -> tuple[Any, Any, A
     plus = "".join(f"sums[{i}] + R({s.term}) * w, " for i, s in enumerate(chosen))
     put = "; ".join(f"out[{kind.fields.index(s.name)}, c] += sign * sums[{i}]" for i, s in enumerate(chosen))
     return (
-        jit(function("nothing()", f"return ({'R(0), ' * len(chosen)})", {"R": R})),
-        jit(function(f"plus(sums, w, {symbols})", f"return ({plus})", {"R": R})),
-        jit(function("put(out, c, sign, sums)", put or "pass", {})),
+        each(function("nothing()", f"return ({'R(0), ' * len(chosen)})", {"R": R})),
+        each(function(f"plus(sums, w, {symbols})", f"return ({plus})", {"R": R})),
+        each(function("put(out, c, sign, sums)", put or "pass", {})),
     )
 
 
@@ -82,8 +82,8 @@ def _weighted(kind: Kind, chosen: list[Statistic], R: Any) -> tuple[Any, Any]:
     take = "".join(f"R(coef[{kind.fields.index(s.name)}, c]), " for s in chosen)
     total = " + ".join(f"k[{i}] * R({s.slope})" for i, s in enumerate(chosen)) or "R(0)"
     return (
-        jit(function("take(coef, c)", f"return ({take})", {"R": R})),
-        jit(function(f"total(k, {', '.join(SYMBOLS)})", f"return {total}", {"R": R})),
+        each(function("take(coef, c)", f"return ({take})", {"R": R})),
+        each(function(f"total(k, {', '.join(SYMBOLS)})", f"return {total}", {"R": R})),
     )
 
 
@@ -92,14 +92,14 @@ def _symbols(kind: Kind, R: Any) -> Any:
     ZERO, ONE, SMALL = R(0), R(1), R(np.finfo(R).tiny)
     GAMMA, POWER = kind.gamma, kind.power
 
-    @jit
+    @each
     def power_of(base, exponent):
         """The small whole exponents of the papers without the rounding of a logarithm."""
         value = exp(exponent * log(SMALL if base < SMALL else base))
         value = base * base if exponent == R(2) else value
         return ONE if exponent == ZERO else (base if exponent == ONE else value)
 
-    @jit
+    @each
     def exponents(p, q, y, gamma, power):
         apart = p - y
         far = abs(apart)
@@ -115,16 +115,16 @@ def _symbols(kind: Kind, R: Any) -> Any:
             d, e = far, sign
         return u, v, d, e
 
-    @jit
+    @each
     def complement(p):
         return ZERO if p >= ONE else ONE - p
 
-    @jit
+    @each
     def ratio(a, q):
         """a / q for a = -ln p and q = 1 - p; its series where q has few digits left."""
         return a / q if q > R(0.01) else ONE + q * (R(0.5) + q * (R(1 / 3) + q * R(0.25)))
 
-    @jit
+    @each
     def of_softmax(x, ex, m, r, ls, t, s):
         p = ex * r
         q, y = complement(p), s.keep * t + s.share
@@ -132,7 +132,7 @@ def _symbols(kind: Kind, R: Any) -> Any:
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
         return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, p, ONE, ZERO, p * ratio(a, q), ZERO, s.gamma
 
-    @jit
+    @each
     def of_sigmoid(x, ex, m, r, ls, t, s):
         z = exp(-abs(x))
         large = ONE / (ONE + z)
@@ -145,7 +145,7 @@ def _symbols(kind: Kind, R: Any) -> Any:
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
         return p, q, y, ONE - y, t, a, b, u, v, d, e, p * q, q, p, p * a, q * b, s.gamma
 
-    @jit
+    @each
     def of_probability(p, ex, m, r, ls, t, s):
         q, y = complement(p), s.keep * t + s.share
         a = ZERO if y == ZERO else -log(SMALL if p < SMALL else p)
@@ -181,7 +181,7 @@ def loops(kind: Kind) -> Loops:
     P = kind.prediction
     STORED, FUSED = kind.kept, kind.fused
 
-    @jit
+    @each
     def at(x, xo, e, eo, m, r, ls, w, true, v, s):
         """Weight and symbols of one voxel and class."""
         weight, value = ONE, read_apart(x, xo + v)
@@ -194,11 +194,11 @@ def loops(kind: Kind) -> Loops:
             return weight, symbols(value, ex, most, part, log_sum, true, s)
         return weight, symbols(value, ZERO, ZERO, ZERO, ZERO, true, s)
 
-    @jit
+    @each
     def truth(t, c, y, yo, v):
         return (ONE if read_apart(t, v) == c else ZERO) if LABELS else read_apart(y, yo + v)
 
-    @jit
+    @each
     def nowhere(t, c, y, yo, v):
         return ZERO
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from softdice.kernels.cpu.compiled import bits, exact_jit, jit, peek, prefetch_line  # noqa: F401 - peek: for the generated ones
+from softdice.kernels.cpu.compiled import bits, each, exact_each, jit, peek, prefetch_line  # noqa: F401 - peek: generated
 from softdice.terms import function
 
 FLOATS = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -44,13 +44,13 @@ def prefetch(array, off, n):
         prefetch_line(array, off + v)
 
 
-@jit
+@each
 def from_bfloat16(half):
     """A bfloat16 is the upper half of a float32."""
     return bits(np.int32(np.int32(half) << np.int32(16)))
 
 
-@jit
+@each
 def from_float16(half):
     """In integers: not every processor converts halves, and no library need do it for the others."""
     raw = np.int32(half)
@@ -62,7 +62,7 @@ def from_float16(half):
     return -value if raw & np.int32(0x8000) else value
 
 
-@jit
+@each
 def to_bfloat16(x: np.float32):
     """Rounded to nearest, ties to even."""
     raw = bits(x)
@@ -70,7 +70,7 @@ def to_bfloat16(x: np.float32):
     return np.uint16(np.int32(rounded >> np.int32(16)) if x == x else np.int32(0x7FC0))
 
 
-@exact_jit
+@exact_each
 def to_float16(x: np.float32):
     """Rounded to nearest, ties to even; too large becomes infinite."""
     raw = bits(x)
