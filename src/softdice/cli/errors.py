@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
-from softdice.images.formats import FileError
+from softdice.images.image import FileError
 from softdice.scoring.classes import ScoreError
 from softdice.training.config import TrainingError
 

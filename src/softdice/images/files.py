@@ -12,32 +12,25 @@ from __future__ import annotations
 import io
 import os
 import re
-import struct
 import tempfile
-import tokenize
 import warnings
 import xml.etree.ElementTree as ElementTree
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from softdice.images.formats import READERS, WRITERS, FileError, Image
+from softdice.images.formats import BY_SUFFIX
+from softdice.images.image import FileError, Format, Image
+from softdice.validation import package
 
-SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz")
+__all__ = ["SUFFIXES", "FileError", "Image", "label_names", "list_images", "read_image", "split_name", "write_image"]
+
+SUFFIXES = tuple(sorted(BY_SUFFIX, key=len, reverse=True))
 """What `read_image` reads, the longer suffix before the shorter one that it ends in."""
-
-_BAD_FILE = (
-    OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, MemoryError,
-    SyntaxError, RuntimeError, AssertionError, struct.error, zlib.error, zipfile.BadZipFile,
-    tokenize.TokenError, Warning,
-)  # fmt: skip
-"""What readers raise on a damaged file: their code trusts what it reads, so a flipped bit surfaces as any of these."""
 
 
 def split_name(path: str | Path) -> tuple[str, str] | None:
@@ -96,19 +89,16 @@ def read_image(path: str | Path) -> Image:
         raise FileError(
             f"read_image: expected a file ending in {', '.join(SUFFIXES)}, got {path.name!r}. Convert the file first."
         )
-    suffix = name[1]
-    # Fetched before the net below is spread, so that a missing package is not taken for a damaged file.
-    reader, module, bad = READERS[suffix], _extra(suffix), _bad_file(suffix)
+    format = BY_SUFFIX[name[1]]
+    module = _package(format)  # before the net below is spread: a missing package is no damaged file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a reader that warns about a file does not trust it; neither do we
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", PendingDeprecationWarning)
             warnings.simplefilter("ignore", ResourceWarning)
-            image = reader(path, suffix, module)
-    except FileError as error:
-        raise FileError(f"read_image: {path}: {error}") from None
-    except bad as error:
+            image = replace(format.read(path, module), suffix=name[1])
+    except Exception as error:  # readers trust what they read: a flipped bit surfaces as any of the errors there are
         raise FileError(f"read_image: {path}: {_one_line(error)}") from error
     if image.array.dtype.kind not in "buif":
         raise FileError(f"read_image: {path}: expected numbers, got voxels of type {image.array.dtype}")
@@ -129,20 +119,20 @@ def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
         FileError: other shape, a type that the format cannot hold (floats in PNG), or the disk refused.
     """
     path, array = Path(path), np.asarray(array)
-    suffix = {".jpg": ".png", ".jpeg": ".png"}.get(like.suffix, like.suffix)
+    suffix = BY_SUFFIX[like.suffix].masks or like.suffix
     name = split_name(path)
     if name is None or name[1] != suffix:
         path = path.with_name((path.name if name is None else name[0]) + suffix)
     if array.shape[: like.spatial_ndim] != like.shape:
         raise FileError(f"write_image: expected an array of shape {like.shape}, got {array.shape}. Resample it first.")
-    module = _extra(suffix)
+    format = BY_SUFFIX[suffix]
+    module = _package(format)
+    assert format.write is not None  # else its masks have another format
     try:
-        content = WRITERS[suffix](array, like, module)
+        content = format.write(array, replace(like, suffix=suffix), module)
         with written_beside(path) as file:
             file.write(content)
-    except FileError as error:
-        raise FileError(f"write_image: {path}: {error}") from None
-    except _bad_file(suffix) as error:
+    except Exception as error:
         raise FileError(f"write_image: {path}: {_one_line(error)}") from error
     return path
 
@@ -187,30 +177,5 @@ def _one_line(error: BaseException) -> str:
     return text[:300] if text else type(error).__name__
 
 
-def _extra(suffix: str) -> ModuleType | None:
-    """The package that serves a format, imported when it is first needed."""
-    modules = {".nii.gz": "nibabel", ".nii": "nibabel", ".tif": "tifffile", ".tiff": "tifffile"}
-    name = modules.get(suffix, None if suffix in (".npy", ".npz") else "PIL.Image")
-    if name is None:
-        return None
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"softdice: expected {name.split('.')[0]} for {suffix} files, got no such package. "
-            "Run: pip install 'softdice[images]'"
-        ) from error
-
-
-def _bad_file(suffix: str) -> tuple[type[BaseException], ...]:
-    if suffix in (".nii", ".nii.gz"):
-        from nibabel.filebasedimages import ImageFileError
-        from nibabel.spatialimages import HeaderDataError
-        from nibabel.wrapstruct import WrapStructError
-
-        return (*_BAD_FILE, ImageFileError, HeaderDataError, WrapStructError)
-    if suffix in (".tif", ".tiff"):
-        from tifffile import TiffFileError
-
-        return (*_BAD_FILE, TiffFileError)
-    return _BAD_FILE
+def _package(format: Format) -> ModuleType | None:
+    return None if format.package is None else package("softdice", *format.package)

@@ -78,8 +78,8 @@ def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarr
 
 
 def _one_channel(path: Path, image: Image) -> np.ndarray:
-    if image.suffix in (".jpg", ".jpeg"):
-        raise ScoreError(f"{path}: expected labels, got a JPEG, which changes them. Save masks as PNG.")
+    if image.no_labels:
+        raise ScoreError(f"{path}: expected labels, got {image.no_labels}")
     array = image.array
     if array.ndim > image.spatial_ndim:
         channels = range(1, array.shape[-1])

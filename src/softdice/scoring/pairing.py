@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from softdice.images.files import split_name
+from softdice.images.files import SUFFIXES, split_name
+from softdice.images.formats import BY_SUFFIX
+from softdice.images.image import Format
 from softdice.scoring.classes import ScoreError
 
 
@@ -41,7 +43,7 @@ def pair_files(predictions: Path, truth: Path) -> list[Pair]:
     found = [_by_stem(predictions), _by_stem(truth)]
     for path, files in zip((predictions, truth), found, strict=True):
         if not files:
-            raise ScoreError(f"{path}: expected images (.nii.gz, .png, .tif, .npy ...), got none of them.")
+            raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them.")
     predicted, truths = found
     for stem in [stem for stem in predicted if stem not in truths]:
         other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"
@@ -66,7 +68,7 @@ def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
         lone, side = (predicted[0], "reference") if predicted else (truths[0], "prediction")
         reason = f"{lone}: no {side} of this name"
         return Pair(stem, lone if predicted else None, None if predicted else lone, reason)
-    kinds = [{_kind(path): path for path in paths} for paths in (predicted, truths)]
+    kinds = [{_format(path): path for path in paths} for paths in (predicted, truths)]
     common = [kind for kind in kinds[0] if kind in kinds[1]]
     if len(common) == 1:
         return Pair(stem, kinds[0][common[0]], kinds[1][common[0]])
@@ -77,6 +79,7 @@ def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
     return Pair(stem, predicted[0], truths[0], f"{several[0].parent}: expected one file of this name, got {names}")
 
 
-def _kind(path: Path) -> str:
+def _format(path: Path) -> Format:
     name = split_name(path)
-    return (name[1] if name else "").removesuffix(".gz")
+    assert name is not None  # what a folder is listed for
+    return BY_SUFFIX[name[1]]

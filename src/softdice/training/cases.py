@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import list_images, read_image
-from softdice.images.formats import Image
+from softdice.images.image import Image
 from softdice.training.config import TrainingError
 
 MAX_CLASSES = 256

@@ -1,0 +1,77 @@
+"""NIfTI-1 and NIfTI-2 through nibabel, compressed or not."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import logging
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softdice.images.image import FileError, Format, Image, complaints, native
+
+_HARMLESS = ("pixdim", "bitpix", "not divisible by 16")
+"""Words of nibabel's complaints about headers that many programs write."""
+
+
+def _read(path: Path, nibabel: Any) -> Image:
+    data = path.read_bytes()
+    if path.suffix.lower() == ".gz":
+        data = gzip.decompress(data)  # to the end, so that its checksum is verified
+    sizes = {struct.unpack(order + "i", data[:4])[0] for order in "<>"} if len(data) >= 4 else set()
+    header_class = nibabel.Nifti2Header if 540 in sizes else nibabel.Nifti1Header if 348 in sizes else None
+    if header_class is None:
+        raise FileError("not a NIfTI file")
+    with complaints("nibabel.global", logging.WARNING) as messages:
+        header = header_class.from_fileobj(io.BytesIO(data))
+    for message in messages:  # repaired by nibabel; only a repair that changes nothing we use is let through
+        if not any(harmless in message for harmless in _HARMLESS):
+            raise FileError(f"damaged header: {message.partition(';')[0]}")
+    dtype, shape, offset = header.get_data_dtype(), header.get_data_shape(), int(header["vox_offset"])
+    if dtype.kind not in "iuf":
+        raise FileError(f"expected one number per voxel, got the NIfTI type {header.get_value_label('datatype')}")
+    if min(shape, default=0) < 1 or offset < header.single_vox_offset:
+        raise FileError(f"damaged header: shape {tuple(shape)}, voxels at byte {offset}")
+    end = offset + dtype.itemsize * int(np.prod([int(n) for n in shape], dtype=object))
+    if len(data) < end:
+        raise FileError(f"truncated: the header promises {end} bytes, there are {len(data)}")
+    if data[end:].strip(b"\0"):
+        raise FileError(f"damaged: the header promises {end} bytes, there are {len(data)}")
+    array = native(np.frombuffer(data, dtype, (end - offset) // dtype.itemsize, offset).reshape(shape, order="F"))
+    slope, intercept = header.get_slope_inter()
+    if slope is not None and (slope, intercept) != (1.0, 0.0):
+        if not np.isfinite([slope, intercept]).all():
+            raise FileError(f"damaged header: values are scaled by {slope} and {intercept}")
+        array = array * np.float64(slope) + np.float64(intercept)
+    affine, zooms = header.get_best_affine(), header.get_zooms()
+    if not (np.abs(affine) < 1e9).all():
+        raise FileError("damaged header: the affine is not finite, or points out of this world")
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim > 3:
+        array = array.reshape(*array.shape[:3], -1)
+    spatial = min(array.ndim, 3)
+    return Image(array, spatial, affine, tuple(float(z) for z in zooms[:spatial]), header)
+
+
+def _write(array: np.ndarray, like: Image, nibabel: Any) -> bytes:
+    storable = {"b": np.uint8, "e": np.float32, "g": np.float64}
+    array = array.astype(storable.get(array.dtype.kind if array.dtype.kind == "b" else array.dtype.char, array.dtype))
+    header: Any = like.header
+    wide = array.dtype.kind in "iu" and array.dtype.itemsize == 8
+    if wide and (array.size == 0 or (abs(array).max() < 2**31)):
+        array = array.astype(np.int32)  # few programs read 64-bit integers
+    image_class = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    fresh = header.copy()
+    fresh.extensions.clear()
+    fresh.set_data_dtype(array.dtype)
+    fresh.set_slope_inter(1, 0)
+    fresh["cal_min"] = fresh["cal_max"] = 0
+    content = image_class(array, like.affine, fresh).to_bytes()
+    return gzip.compress(content, 6, mtime=0) if like.suffix == ".nii.gz" else content
+
+
+FORMATS = (Format((".nii.gz", ".nii"), _read, _write, ("nibabel", "images")),)
