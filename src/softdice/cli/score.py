@@ -46,7 +46,13 @@ def score(
     threshold: Annotated[
         float | None, typer.Option(help="Predictions are probabilities: in the class where larger than this.")
     ] = None,
+    scale: Annotated[
+        float, typer.Option(help="What stands for probability 1: 100 in percent, 255 in 8 bits, 65535 in 16.")
+    ] = 1.0,
     soft: Annotated[bool, typer.Option("--soft", help="Predictions are probabilities: soft Dice.")] = False,
+    round: Annotated[
+        bool, typer.Option("--round", help="Round labels that are stored as nearly whole numbers.")
+    ] = False,
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring predictions to the grid of the label (NIfTI).")
     ] = False,
@@ -80,7 +86,7 @@ def score(
             _check(task, resume)
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
-                resample=resample, ignore_geometry=ignore_geometry,
+                resample=resample, ignore_geometry=ignore_geometry, scale=scale, round=round,
             )  # fmt: skip
             failed = _score(task, options, _journal(task, options, resume=resume), run)
         if failed:

@@ -23,7 +23,8 @@ class Image:
 
     NIfTI keeps its axis order (x, y, z); PNG, JPEG and TIFF have rows before columns; .npy and .npz are taken as they
     are, every axis spatial. `affine` (4, 4) and `header` come from NIfTI only; `spacing` is in the file's own unit
-    (mm in NIfTI), 1.0 where the file says nothing. `suffix` is lower case, `.nii.gz` in one piece. `no_labels` says why
+    (mm in NIfTI), 1.0 where the file says nothing. `suffix` is lower case, `.nii.gz` in one piece. `palette` is (n, 3)
+    uint8, the colours of the indices; `scale` the slope and the intercept by which voxels were stored; `no_labels` why
     the file cannot hold labels, where its reader knows that.
     """
 
@@ -33,6 +34,8 @@ class Image:
     spacing: tuple[float, ...] = ()
     header: object | None = None
     suffix: str = ""
+    palette: np.ndarray | None = None
+    scale: tuple[float, float] | None = None
     no_labels: str = ""
 
     def __post_init__(self) -> None:
@@ -90,6 +93,13 @@ def complaints(logger: str, level: int) -> Iterator[list[str]]:
         yield listener.messages
     finally:
         source.removeFilter(listener)
+
+
+def without_alpha(array: np.ndarray) -> tuple[np.ndarray, str]:
+    """(..., 2 or 4) -> grey values or (..., 3) colours, and why they are no labels where the alpha channel varies."""
+    alpha = array[..., -1]
+    reason = "an alpha channel that is not constant. Save the mask as grey values without one."
+    return array[..., 0] if array.shape[-1] == 2 else array[..., :3], reason if alpha.min() != alpha.max() else ""
 
 
 def native(array: np.ndarray) -> np.ndarray:

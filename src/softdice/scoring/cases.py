@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import Image, label_names, read_image
+from softdice.images.geometry import check_same_place, one_shape, same_place
+from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import Options, ScoreError
-
-SAME_PLACE_VOXELS = 0.05
-"""Two grids are the same when no corner of the volume lies further apart than this share of a voxel."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,8 @@ class Case:
     """One pair, compared: per class the voxels of both, of the prediction and of the truth.
 
     `keys` are labels, or names of regions; `counts` is (3, keys) int64, float64 sums of probabilities for soft
-    predictions. Where there was an error nothing was counted.
+    predictions. Where there was an error nothing was counted. `colours` are those of the labels where the
+    truth has a palette.
     """
 
     case: str
@@ -30,6 +30,7 @@ class Case:
     counts: np.ndarray = field(default_factory=lambda: np.zeros((3, 0), np.int64))
     voxels: int = 0
     names: dict[int, str] = field(default_factory=dict)
+    colours: dict[int, str] = field(default_factory=dict)
     error: str = ""
 
 
@@ -39,28 +40,28 @@ def score_pair(prediction: Path, truth: Path, options: Options, case: str = "") 
     Raises:
         FileError: a file cannot be read. ScoreError: the two cannot be compared.
     """
-    p, t, names = load_pair(prediction, truth, options)
+    p, t, prediction_image, truth_image = load_pair(prediction, truth, options)
     if p.dtype.kind == "f":
         keys, counts, voxels = _soft_counts(p, t, options)
     else:
         keys, counts, voxels = _label_counts(*pair_counts(p, t), options)
-    return Case(case or truth.name, str(prediction), str(truth), keys, counts, voxels, names)
-
-
-def load_pair(prediction: Path, truth: Path, options: Options) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """two files -> labels (or, for soft scores, probabilities) and labels on one grid, label names."""
-    prediction_image, truth_image = read_image(prediction), read_image(truth)
     names = {**label_names(prediction_image), **label_names(truth_image)}
-    p, t = _one_channel(prediction, prediction_image), _labels(truth, _one_channel(truth, truth_image))
-    if t.dtype.kind == "f":
-        raise ScoreError(f"{truth}: expected labels, got values that are not whole. Give LABELS as label maps.")
+    return Case(case or truth.name, str(prediction), str(truth), keys, counts, voxels, names, colours(truth_image))
+
+
+def load_pair(prediction: Path, truth: Path, options: Options) -> tuple[np.ndarray, np.ndarray, Image, Image]:
+    """two files -> labels (or, for soft scores, probabilities) and labels on one grid, and what was read."""
+    prediction_image, truth_image = read_image(prediction), read_image(truth)
+    t = labels(truth, truth_image, rounded=options.round, advice="Give LABELS as label maps.")
     if options.soft or options.threshold is not None:
-        p = _probabilities(prediction, p, options)
+        option = "--soft" if options.soft else "--threshold"
+        p = probabilities(prediction, prediction_image, scale=options.scale, option=option)
     else:
-        p = _labels(prediction, p)
-        if p.dtype.kind == "f":
-            advice = "For probabilities pass --threshold 0.5 or --soft."
-            raise ScoreError(f"{prediction}: expected labels, got values that are not whole. {advice}")
+        advice = "For probabilities pass --threshold 0.5 or --soft."
+        p = labels(prediction, prediction_image, rounded=options.round, advice=advice)
+        seen: dict[int, tuple[str, str]] = {}
+        for path, image in ((truth, truth_image), (prediction, prediction_image)):
+            one_palette(path, colours(image), seen)
     p = _on_grid(prediction, prediction_image, p, truth, truth_image, options)
     if options.threshold is not None:
         _one_class(truth, t, options)
@@ -69,48 +70,12 @@ def load_pair(prediction: Path, truth: Path, options: Options) -> tuple[np.ndarr
         _one_class(truth, t, options)
     elif options.labels is None and options.regions is None:
         _same_scale(prediction, p, truth, t)
-    return p, t, names
+    return p, t, prediction_image, truth_image
 
 
 def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:
     """labels, a class -> bool mask of it."""
     return np.isin(array, (options.regions or {}).get(str(key), (key,)) if isinstance(key, str) else (key,))
-
-
-def _one_channel(path: Path, image: Image) -> np.ndarray:
-    if image.no_labels:
-        raise ScoreError(f"{path}: expected labels, got {image.no_labels}")
-    array = image.array
-    if array.ndim > image.spatial_ndim:
-        channels = range(1, array.shape[-1])
-        if image.affine is not None or any((array[..., 0] != array[..., i]).any() for i in channels):
-            advice = "Save the argmax of probabilities, or one file per class." if array.dtype.kind == "f" else ""
-            raise ScoreError(f"{path}: expected one label per voxel, got {array.shape[-1]} channels. {advice}".rstrip())
-        array = array[..., 0]  # grey that was saved as colour
-    return array
-
-
-def _labels(path: Path, array: np.ndarray) -> np.ndarray:
-    """Floats that are all whole -> the smallest integers that hold them; anything else as it is."""
-    if array.dtype.kind != "f":
-        return array
-    if not np.isfinite(array).all():
-        raise ScoreError(f"{path}: expected numbers, got nan or infinity.")
-    if not (array == np.rint(array)).all():
-        return array
-    low, high = int(array.min()), int(array.max())
-    for dtype in (np.uint8, np.int16, np.int32, np.int64):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return array.astype(dtype)
-    raise ScoreError(f"{path}: expected labels, got values from {low} to {high}.")
-
-
-def _probabilities(path: Path, array: np.ndarray, options: Options) -> np.ndarray:
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ScoreError(f"{path}: expected numbers, got nan or infinity.")
-    if options.soft and (array.min() < 0 or array.max() > 1):
-        raise ScoreError(f"{path}: --soft: expected probabilities in [0, 1], got {array.min()} to {array.max()}.")
-    return array.astype(np.float64 if array.dtype == np.float64 else np.float32)
 
 
 def _class_labels(options: Options) -> tuple[int, ...]:
@@ -146,45 +111,20 @@ def _on_grid(
     prediction: Path, prediction_image: Image, p: np.ndarray, truth: Path, truth_image: Image, options: Options
 ) -> np.ndarray:
     """The prediction on the grid of the truth."""
-    affines, t_ndim = (prediction_image.affine, truth_image.affine), len(truth_image.shape)
-    if options.resample and affines[0] is not None and affines[1] is not None and p.ndim == t_ndim == 3:
-        if _same_place(affines[0], affines[1], p.shape, truth_image.shape):
-            return p
-        return _resampled(p, affines[0], affines[1], truth_image.shape)
-    if p.shape != truth_image.shape:
-        both_known = affines[0] is not None and affines[1] is not None
-        hint = " --resample brings it to the grid of the label." if both_known and p.ndim == 3 else ""
-        if p.ndim == t_ndim + 1:  # nnU-Net's .npz, for one
+    a, b, shape = prediction_image.affine, truth_image.affine, truth_image.shape
+    if options.resample and a is not None and b is not None and p.ndim == len(shape) == 3:
+        return p.reshape(shape) if same_place(prediction_image, truth_image) else _resampled(p, a, b, shape)
+    if not one_shape(p.shape, shape):
+        hint = (
+            " --resample brings it to the grid of the label." if a is not None and b is not None and p.ndim == 3 else ""
+        )
+        if p.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
             hint = " Of probabilities of several classes save the argmax, or one file per class."
-        raise ScoreError(f"{prediction}: expected shape {truth_image.shape} as in {truth.name}, got {p.shape}.{hint}")
-    if options.ignore_geometry:
-        return p
-    if (affines[0] is None) != (affines[1] is None):
-        known = prediction if affines[0] is not None else truth
-        advice = "Pass --ignore-geometry if their axes agree."
-        raise ScoreError(f"{prediction}: only {known.name} says how its voxels lie in space. {advice}")
-    a, b = affines
-    if a is not None and b is not None and not _same_place(a, b, p.shape, truth_image.shape):
+        raise ScoreError(f"{prediction}: expected shape {shape} as in {truth.name}, got {p.shape}.{hint}")
+    if not options.ignore_geometry:
         advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
-        got = f"{_axes(a)} voxels elsewhere than the {_axes(b)} voxels of {truth.name}"
-        raise ScoreError(f"{prediction}: expected the same orientation and affine, got {got}. {advice}")
-    return p
-
-
-def _same_place(a: np.ndarray, b: np.ndarray, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> bool:
-    if shape_a != shape_b:
-        return False
-    extent = [n - 1 for n in shape_a[:3]] + [0] * (3 - min(3, len(shape_a)))
-    corners = np.array([[i, j, k, 1] for i in (0, extent[0]) for j in (0, extent[1]) for k in (0, extent[2])])
-    apart = np.linalg.norm(((a - b) @ corners.T)[:3], axis=0).max()
-    return bool(apart <= SAME_PLACE_VOXELS * np.linalg.norm(b[:3, :3], axis=0).min())
-
-
-def _axes(affine: np.ndarray) -> str:
-    """affine -> "RAS", "LPS" ...: where the first, second and third axis point."""
-    letters = ("LR", "PA", "IS")
-    axes = [int(np.argmax(np.abs(column))) for column in affine[:3, :3].T]
-    return "".join(letters[axis][int(affine[axis, i] > 0)] for i, axis in enumerate(axes))
+        check_same_place(prediction, prediction_image, truth, truth_image, advice=advice)
+    return p.reshape(shape)
 
 
 def _resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class Options:
         soft: a float prediction counts with its probability: soft Dice, 2 sum(p t) / (sum(p) + sum(t)).
         resample: a prediction on another grid is brought to the grid of the reference, by its affine.
         ignore_geometry: voxels are compared by position whatever the affines say.
+        scale: what stands for a probability of 1 in predictions: 255 in 8 bits.
+        round: labels that are nearly whole are rounded.
     """
 
     labels: tuple[int, ...] | None = None
@@ -41,6 +44,8 @@ class Options:
     soft: bool = False
     resample: bool = False
     ignore_geometry: bool = False
+    scale: float = 1.0
+    round: bool = False
 
     @property
     def keys(self) -> tuple[int | str, ...] | None:
@@ -58,6 +63,13 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
     """
     if others["soft"] and others["threshold"] is not None:
         raise ScoreError("score: expected --soft or --threshold, got both. Pass one of them.")
+    threshold, scale = others["threshold"], others.get("scale", 1.0)
+    if threshold is not None and not 0 <= threshold < 1:
+        raise ScoreError(f"--threshold: expected a number from 0 to below 1, got {threshold}. Example: 0.5")
+    if not 0 < scale < math.inf:
+        raise ScoreError(f"--scale: expected a number above 0, got {scale}. Example: 255")
+    if scale != 1 and threshold is None and not others["soft"]:
+        raise ScoreError("--scale: expected --threshold or --soft with it, got neither. Pass one of them.")
     if others["resample"] and others["ignore_geometry"]:
         raise ScoreError("score: expected --resample or --ignore-geometry, got both. Pass one of them.")
     if others["resample"]:

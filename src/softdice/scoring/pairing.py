@@ -68,10 +68,9 @@ def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
         lone, side = (predicted[0], "reference") if predicted else (truths[0], "prediction")
         reason = f"{lone}: no {side} of this name"
         return Pair(stem, lone if predicted else None, None if predicted else lone, reason)
-    kinds = [{_format(path): path for path in paths} for paths in (predicted, truths)]
-    common = [kind for kind in kinds[0] if kind in kinds[1]]
+    common = [(p, t) for p in predicted for t in truths if _format(p) == _format(t)]
     if len(common) == 1:
-        return Pair(stem, kinds[0][common[0]], kinds[1][common[0]])
+        return Pair(stem, *common[0])
     if len(predicted) == len(truths) == 1:
         return Pair(stem, predicted[0], truths[0])
     several = predicted if len(predicted) > 1 else truths

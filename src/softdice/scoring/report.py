@@ -165,11 +165,11 @@ def picture(prediction: Path, truth: Path, key: int | str, options: Options) -> 
     """A pair and a class -> PNG in base64 of the slice with the most errors, and which slice that is."""
     from PIL import Image as Picture
 
-    p, t, _ = load_pair(prediction, truth, options)
+    p, t, _, truth_image = load_pair(prediction, truth, options)
     in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
     in_t, any_t, place = region_mask(t, key, options), t != 0, ""
     while in_t.ndim > 2:
-        axis = 2 if in_t.ndim == 3 and truth.name.lower().endswith((".nii", ".nii.gz")) else 0
+        axis = 2 if in_t.ndim == 3 and truth_image.affine is not None else 0
         wrong = (in_p != in_t).sum(tuple(a for a in range(in_t.ndim) if a != axis))
         index = int(np.argmax(wrong)) if wrong.any() else in_t.shape[axis] // 2
         in_p, in_t, any_t = (np.take(mask, index, axis) for mask in (in_p, in_t, any_t))

@@ -120,12 +120,13 @@ def _stamp(*paths: str) -> list[list[int]]:
 
 def _to_record(side: str, case: Case) -> dict[str, Any]:
     record = {name: getattr(case, name) for name in ("case", "prediction", "truth", "keys", "voxels")}
-    names = {str(label): name for label, name in case.names.items()}
+    names, colours = ({str(key): value for key, value in each.items()} for each in (case.names, case.colours))
     stamp = _stamp(case.prediction, case.truth)
-    return {**record, "side": side, "counts": case.counts.tolist(), "names": names, "stamp": stamp}
+    return {**record, "side": side, "counts": case.counts.tolist(), "names": names, "colours": colours, "stamp": stamp}
 
 
 def _from_record(record: dict[str, Any]) -> Case:
+    names, colours = ({int(key): value for key, value in record[each].items()} for each in ("names", "colours"))
     return Case(
         record["case"],
         record["prediction"],
@@ -133,5 +134,6 @@ def _from_record(record: dict[str, Any]) -> Case:
         tuple(record["keys"]),
         np.array(record["counts"]).reshape(3, len(record["keys"])),
         record["voxels"],
-        {int(label): name for label, name in record["names"].items()},
+        names,
+        colours,
     )

@@ -59,7 +59,7 @@ def predict(
     network = NetworkPlan(**content["network"]).build()
     network.load_state_dict(content["weights"])
     network.to(device).eval()
-    values = np.array(data["values"])
+    values = np.array(data["values"], object)  # as they are, above 2^63 too
     values = values.astype(_mask_type(values))
     written = []
     for number, path in enumerate(paths):
@@ -82,8 +82,8 @@ def predict(
 
 def _mask_type(values: np.ndarray) -> type[np.generic]:
     """Smallest type that image formats share and that holds all values."""
-    for dtype in (np.uint8, np.uint16, np.int16, np.int32):
+    for dtype in (np.uint8, np.uint16, np.int16, np.int32, np.int64):
         limits = np.iinfo(dtype)
         if limits.min <= values.min() and values.max() <= limits.max:
             return dtype
-    return np.int64
+    return np.uint64

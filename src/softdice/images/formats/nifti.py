@@ -16,6 +16,9 @@ from softdice.images.image import FileError, Format, Image, complaints, native
 _HARMLESS = ("pixdim", "bitpix", "not divisible by 16")
 """Words of nibabel's complaints about headers that many programs write."""
 
+MAX_QUATERNION = 1.01
+"""Longest (b, c, d) that counts as rounding."""
+
 
 def _read(path: Path, nibabel: Any) -> Image:
     data = path.read_bytes()
@@ -41,11 +44,13 @@ def _read(path: Path, nibabel: Any) -> Image:
     if data[end:].strip(b"\0"):
         raise FileError(f"damaged: the header promises {end} bytes, there are {len(data)}")
     array = native(np.frombuffer(data, dtype, (end - offset) // dtype.itemsize, offset).reshape(shape, order="F"))
-    slope, intercept = header.get_slope_inter()
+    (slope, intercept), scale = header.get_slope_inter(), None
     if slope is not None and (slope, intercept) != (1.0, 0.0):
         if not np.isfinite([slope, intercept]).all():
             raise FileError(f"damaged header: values are scaled by {slope} and {intercept}")
+        scale = float(slope), float(intercept)
         array = array * np.float64(slope) + np.float64(intercept)
+    _shorten_quaternion(header)
     affine, zooms = header.get_best_affine(), header.get_zooms()
     if not (np.abs(affine) < 1e9).all():
         raise FileError("damaged header: the affine is not finite, or points out of this world")
@@ -54,7 +59,18 @@ def _read(path: Path, nibabel: Any) -> Image:
     if array.ndim > 3:
         array = array.reshape(*array.shape[:3], -1)
     spatial = min(array.ndim, 3)
-    return Image(array, spatial, affine, tuple(float(z) for z in zooms[:spatial]), header)
+    return Image(array, spatial, affine, tuple(float(z) for z in zooms[:spatial]), header, scale=scale)
+
+
+def _shorten_quaternion(header: Any) -> None:
+    """A quaternion that rounding left a little too long means a turn by 180 degrees (w = 0), as ITK reads it."""
+    names = ("quatern_b", "quatern_c", "quatern_d")
+    length = float(np.linalg.norm([float(header[name]) for name in names]))
+    if header["qform_code"] > 0 and length > MAX_QUATERNION:
+        raise FileError(f"damaged header: a quaternion of length {length:.6g}, which should be at most 1")
+    if length > 1:
+        for name in names:
+            header[name] /= length
 
 
 def _write(array: np.ndarray, like: Image, nibabel: Any) -> bytes:
