@@ -33,6 +33,14 @@ SUFFIXES = tuple(sorted(BY_SUFFIX, key=len, reverse=True))
 """What `read_image` reads, the longer suffix before the shorter one that it ends in."""
 
 
+_FOREIGN = {
+    (0, b"\x1f\x8b"): "compressed by gzip", (0, b"BM"): "that of a .bmp file", (0, b"GIF8"): "that of a .gif file",
+    (0, b"\x89HDF"): "HDF5", (128, b"DICM"): "DICOM", (0, b"<"): "HTML or XML",
+    (0, b"version https://git-lfs"): "a pointer of Git LFS, to be fetched by git lfs pull",
+}  # fmt: skip
+"""Position and bytes -> kinds of files that get a wrong name, beside those that are read."""
+
+
 def split_name(path: str | Path) -> tuple[str, str] | None:
     """path -> (stem, suffix), None where the suffix is not one of ours or the file is hidden.
 
@@ -99,7 +107,7 @@ def read_image(path: str | Path) -> Image:
             warnings.simplefilter("ignore", ResourceWarning)
             image = replace(format.read(path, module), suffix=name[1])
     except Exception as error:  # readers trust what they read: a flipped bit surfaces as any of the errors there are
-        raise FileError(f"read_image: {path}: {_one_line(error)}") from error
+        raise FileError(f"read_image: {path}: {_one_line(error)}{_content(path, format)}") from error
     if image.array.dtype.kind not in "buif":
         raise FileError(f"read_image: {path}: expected numbers, got voxels of type {image.array.dtype}")
     if image.array.ndim == 0 or image.array.size == 0:
@@ -175,6 +183,20 @@ def written_beside(path: Path) -> Iterator[io.BufferedWriter]:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text[:300] if text else type(error).__name__
+
+
+def _content(path: Path, format: Format) -> str:
+    """What a file that cannot be read is, where its first bytes tell that it is something else than its name says."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError:
+        return ""
+    if not head:
+        return ". The file is empty"
+    known = {magic: f"that of a {suffix} file" for suffix, each in BY_SUFFIX.items() for magic in each.magic} | _FOREIGN
+    found = [magic for magic in known if head[magic[0] :].startswith(magic[1])]
+    return f". Its content is {known[found[0]]}" if found and not set(found) & set(format.magic) else ""
 
 
 def _package(format: Format) -> ModuleType | None:

@@ -59,6 +59,7 @@ class Format:
         write: array, the image that it is like, and package -> content of the file; None where masks cannot be kept.
         package: the module that reads and writes it, imported when it is first needed, and the extra that brings it.
         masks: the suffix that a mask of such an image gets, where it is not its own.
+        magic: position and bytes by which such a file is known.
     """
 
     suffixes: tuple[str, ...]
@@ -66,6 +67,7 @@ class Format:
     write: Callable[[np.ndarray, Image, Any], bytes] | None = None
     package: tuple[str, str] | None = None
     masks: str = ""
+    magic: tuple[tuple[int, bytes], ...] = ()
 
 
 class _Complaints(logging.Filter):

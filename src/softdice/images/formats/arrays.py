@@ -42,4 +42,7 @@ def _write_numpy(array: np.ndarray, like: Image, _: Any) -> bytes:
     return buffer.getvalue()
 
 
-FORMATS = (Format((".npy",), _read_npy, _write_numpy), Format((".npz",), _read_npz, _write_numpy))
+FORMATS = (
+    Format((".npy",), _read_npy, _write_numpy, magic=((0, b"\x93NUMPY"),)),
+    Format((".npz",), _read_npz, _write_numpy, magic=((0, b"PK\3\4"),)),
+)

@@ -16,18 +16,28 @@ from softdice.images.image import FileError, Format, Image, complaints, native
 _HARMLESS = ("pixdim", "bitpix", "not divisible by 16")
 """Words of nibabel's complaints about headers that many programs write."""
 
+GZIP = b"\x1f\x8b"
+
+MAGIC = (344, b"n+1"), (4, b"n+2"), (344, b"ni1"), (4, b"ni2"), (0, GZIP)
+
 MAX_QUATERNION = 1.01
 """Longest (b, c, d) that counts as rounding."""
 
 
 def _read(path: Path, nibabel: Any) -> Image:
     data = path.read_bytes()
-    if path.suffix.lower() == ".gz":
+    named, compressed = path.suffix.lower() == ".gz", data.startswith(GZIP)
+    if compressed and not named:
+        raise FileError("compressed by gzip: name it .nii.gz")
+    if named and not compressed:
+        plain = any(data[position:].startswith(word) for position, word in MAGIC)
+        raise FileError("not compressed by gzip" + (": name it .nii" if plain else ""))
+    if compressed:
         data = gzip.decompress(data)  # to the end, so that its checksum is verified
     sizes = {struct.unpack(order + "i", data[:4])[0] for order in "<>"} if len(data) >= 4 else set()
     header_class = nibabel.Nifti2Header if 540 in sizes else nibabel.Nifti1Header if 348 in sizes else None
     if header_class is None:
-        raise FileError("not a NIfTI file")
+        raise FileError("compressed by gzip twice" if data.startswith(GZIP) else "not a NIfTI file")
     with complaints("nibabel.global", logging.WARNING) as messages:
         header = header_class.from_fileobj(io.BytesIO(data))
     for message in messages:  # repaired by nibabel; only a repair that changes nothing we use is let through
@@ -66,7 +76,7 @@ def _shorten_quaternion(header: Any) -> None:
     """A quaternion that rounding left a little too long means a turn by 180 degrees (w = 0), as ITK reads it."""
     names = ("quatern_b", "quatern_c", "quatern_d")
     length = float(np.linalg.norm([float(header[name]) for name in names]))
-    if header["qform_code"] > 0 and length > MAX_QUATERNION:
+    if header["qform_code"] > 0 and header["sform_code"] == 0 and length > MAX_QUATERNION:
         raise FileError(f"damaged header: a quaternion of length {length:.6g}, which should be at most 1")
     if length > 1:
         for name in names:
@@ -90,4 +100,4 @@ def _write(array: np.ndarray, like: Image, nibabel: Any) -> bytes:
     return gzip.compress(content, 6, mtime=0) if like.suffix == ".nii.gz" else content
 
 
-FORMATS = (Format((".nii.gz", ".nii"), _read, _write, ("nibabel", "images")),)
+FORMATS = (Format((".nii.gz", ".nii"), _read, _write, ("nibabel", "images"), magic=MAGIC),)

@@ -89,6 +89,6 @@ def _write_png(array: np.ndarray, like: Image, pil: Any) -> bytes:
 
 
 FORMATS = (
-    Format((".png",), _read_png, _write_png, ("PIL.Image", "images")),
-    Format((".jpg", ".jpeg"), _read_jpeg, None, ("PIL.Image", "images"), masks=".png"),
+    Format((".png",), _read_png, _write_png, ("PIL.Image", "images"), magic=((0, _PNG_SIGNATURE),)),
+    Format((".jpg", ".jpeg"), _read_jpeg, None, ("PIL.Image", "images"), masks=".png", magic=((0, b"\xff\xd8\xff"),)),
 )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from softdice.images.image import FileError, Format, Image, complaints, native, without_alpha
+
+MAGIC = (0, b"II*\0"), (0, b"MM\0*"), (0, b"II+\0"), (0, b"MM\0+")
 
 MIN_IS_WHITE, PALETTE = 0, 3
 """Values of the tag PhotometricInterpretation."""
@@ -31,13 +34,14 @@ def _stack(path: Path, tifffile: Any) -> Image:
         several = file.series  # one stack; more than one where pages were appended to the file one by one
         axes, page = several[0].axes, several[0].keyframe
         colour = axes.endswith("S")
-        if len({(series.shape, series.dtype, series.axes) for series in several}) != 1:
+        if len({(series.shape, series.dtype, series.axes, series.keyframe.photometric) for series in several}) != 1:
             got = ", ".join(f"{series.shape} {series.dtype}" for series in several[:4])
             raise FileError(f"expected one image or stack, got {len(several)} that differ: {got}")
         if "C" in axes or axes.find("S") not in (-1, len(axes) - 1):
             raise FileError(f"expected grey values or colours, got channels on the axes {axes}")
         parts = [part for series in several for part in series.pages]
-        _check_pages(parts, page, path.stat().st_size)
+        for series in several:
+            _check_pages(series.pages, series.keyframe, path.stat().st_size)
         try:
             arrays = [series.asarray() for series in several]
         except (ValueError, ImportError) as error:
@@ -64,7 +68,7 @@ def _stack(path: Path, tifffile: Any) -> Image:
     return Image(array, array.ndim - colour, header=header, palette=known, no_labels=no_labels)
 
 
-def _check_pages(parts: list[Any], page: Any, size: int) -> None:
+def _check_pages(parts: Iterable[Any], page: Any, size: int) -> None:
     """Raises where a page is missing, or its data are not all inside the file."""
     row_bytes = (page.imagewidth * page.samplesperpixel * page.bitspersample + 7) // 8
     for part in parts:
@@ -125,4 +129,4 @@ def _write(array: np.ndarray, like: Image, tifffile: Any) -> bytes:
     return buffer.getvalue()
 
 
-FORMATS = (Format((".tif", ".tiff"), _read, _write, ("tifffile", "images")),)
+FORMATS = (Format((".tif", ".tiff"), _read, _write, ("tifffile", "images"), magic=MAGIC),)

@@ -1,0 +1,410 @@
+"""Kinds of label files that were once misread or refused for a wrong reason: one row a fault.
+
+Each row makes a prediction and a reference, and says what `softdice score` finds: the Dice of the labels, or parts of
+the reason why it refuses.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+nib = pytest.importorskip("nibabel")
+tifffile = pytest.importorskip("tifffile")
+PIL_Image = pytest.importorskip("PIL.Image")
+
+from typer.testing import CliRunner, Result  # noqa: E402
+
+from softdice.cli.app import app  # noqa: E402
+from softdice.images.files import FileError, read_image  # noqa: E402
+
+RNG = np.random.default_rng(5)
+T = RNG.integers(0, 3, (10, 14), np.uint8)
+P = np.where(RNG.random(T.shape) < 0.3, RNG.integers(0, 3, T.shape), T).astype(np.uint8)
+VOLUME = RNG.integers(0, 3, (5, 6, 7), np.uint8)
+MASK = T > 0
+OTHER = P > 0
+
+
+def dice(p: np.ndarray, t: np.ndarray) -> float:
+    return 2 * (p & t).sum() / (p.sum() + t.sum())
+
+
+def both(p: np.ndarray, t: np.ndarray) -> dict[int, float]:
+    return {int(label): dice(p == label, t == label) for label in np.unique([p, t]) if label}
+
+
+def score(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["score", *map(str, arguments)], catch_exceptions=False)
+
+
+def save(path: Path, array: np.ndarray, **others: object) -> Path:
+    """.npy, NIfTI, PNG, JPEG or, through tifffile, TIFF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, array)
+    elif path.name.endswith((".nii", ".nii.gz")):
+        nib.Nifti1Image(array, np.diag([2.0, 2, 3, 1])).to_filename(path)
+    elif path.suffix == ".tif":
+        tifffile.imwrite(path, array, **others)
+    else:
+        PIL_Image.fromarray(array).save(path, **others)
+    return path
+
+
+def pillow(path: Path, array: np.ndarray, **others: object) -> Path:
+    PIL_Image.fromarray(array).save(path, **others)
+    return path
+
+
+def palette(path: Path, array: np.ndarray, colours: str, **others: object) -> Path:
+    """Index 0 is black; r, g, b, w are red, green, blue and white."""
+    values = {"r": (255, 0, 0), "g": (0, 255, 0), "b": (0, 0, 255), "w": (255, 255, 255)}
+    picture = PIL_Image.fromarray(array).convert("P")
+    picture.putpalette([0, 0, 0, *(value for letter in colours for value in values[letter])])
+    picture.putdata(array.reshape(-1).tolist())
+    picture.save(path, **others)
+    return path
+
+
+def scaled(path: Path, array: np.ndarray, dtype: type) -> Path:
+    image = nib.Nifti1Image(array.astype(np.float64), np.eye(4))
+    image.set_data_dtype(dtype)
+    nib.save(image, path)
+    return path
+
+
+def turned(path: Path, array: np.ndarray, quaternion: tuple[float, float, float]) -> Path:
+    image = nib.Nifti1Image(array, np.eye(4))
+    image.set_sform(None, 0)
+    image.set_qform(np.eye(4), 1)
+    data = bytearray(image.to_bytes())
+    struct.pack_into("<fff", data, 256, *quaternion)
+    path.write_bytes(bytes(data))
+    return path
+
+
+def with_alpha(colours: np.ndarray, alpha: object) -> np.ndarray:
+    return np.concatenate([colours, np.broadcast_to(np.asarray(alpha, np.uint8), T.shape)[..., None]], -1)
+
+
+def appended(path: Path, pages: list[np.ndarray]) -> Path:
+    for page in pages:
+        tifffile.imwrite(path, page, append=True, photometric="minisblack")
+    return path
+
+
+PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple[str, ...], object]] = {
+    # name: prediction, reference, options, {label: Dice} or parts of the refusal
+    "G6 bool, tifffile": (
+        lambda d: save(d / "p.tif", OTHER), lambda d: save(d / "t.tif", MASK), (), {1: dice(OTHER, MASK)}),
+    "G6 bool stack": (
+        lambda d: save(d / "p.tif", VOLUME > 1), lambda d: save(d / "t.npy", VOLUME > 0), (),
+        {1: dice(VOLUME > 1, VOLUME > 0)}),
+    "G6 fax by Pillow": (
+        lambda d: pillow(d / "p.tif", OTHER, compression="group3"), lambda d: save(d / "t.tif", MASK), (),
+        {1: dice(OTHER, MASK)}),
+    "G6 fax that calls 0 white": (
+        lambda d: pillow(d / "p.tif", OTHER, compression="group4", tiffinfo={262: 0}),
+        lambda d: save(d / "t.npy", MASK), (), {1: dice(OTHER, MASK)}),
+    "S35 labels, tifffile": (
+        lambda d: save(d / "p.tif", P, photometric="miniswhite"), lambda d: save(d / "t.npy", T), (), both(P, T)),
+    "S35 16 bits, ImageJ": (
+        lambda d: save(d / "p.tif", P.astype(np.uint16), photometric="miniswhite", imagej=True, software=""),
+        lambda d: save(d / "t.npy", T), (), both(P, T)),
+    "S35 writer unknown": (
+        lambda d: save(d / "p.tif", P, photometric="miniswhite", metadata=None, software=False),
+        lambda d: save(d / "t.npy", T), (), ("p.tif: expected labels", "MINISWHITE")),
+    "G8 palettes in another order": (
+        lambda d: palette(d / "p.png", P, "rg"), lambda d: palette(d / "t.png", T, "gr"), (),
+        ("for label 1 as in", "t.png, got #ff0000", "one palette")),
+    "G8 another colour of one label": (
+        lambda d: palette(d / "p.png", P, "rb"), lambda d: palette(d / "t.png", T, "rw"), (),
+        ("expected #ffffff for label 2 as in", "got #0000ff")),
+    "G8 one palette": (
+        lambda d: palette(d / "p.png", P, "rgw"), lambda d: palette(d / "t.png", T, "rg"), (), both(P, T)),
+    "G8 unused colours differ": (
+        lambda d: palette(d / "p.png", P, "rgw"), lambda d: palette(d / "t.png", T, "rgb"), (), both(P, T)),
+    "G8 palette against grey": (
+        lambda d: palette(d / "p.png", P, "wb"), lambda d: save(d / "t.png", T), (), both(P, T)),
+    "G8 palettes of TIFF": (
+        lambda d: palette(d / "p.tif", P, "bg"), lambda d: palette(d / "t.png", T, "gb"), (), ("for label 1 as in",)),
+    "G8 palette of TIFF, the same": (
+        lambda d: palette(d / "p.tif", P, "bg", compression="tiff_lzw"), lambda d: palette(d / "t.png", T, "bg"), (),
+        both(P, T)),
+    "G9 grey and alpha": (
+        lambda d: save(d / "p.png", with_alpha(np.zeros((*T.shape, 1), np.uint8), MASK * 200)),
+        lambda d: save(d / "t.png", T), (), ("an alpha channel that is not constant", "Save the mask as grey values")),
+    "G9 colours and alpha, reference": (
+        lambda d: save(d / "p.png", P), lambda d: save(d / "t.png", with_alpha(np.stack([T] * 3, -1), 255 - T)), (),
+        ("t.png: expected labels, got an alpha channel",)),
+    "G9 alpha of TIFF": (
+        lambda d: save(d / "p.tif", with_alpha(np.stack([P] * 3, -1), OTHER * 9), photometric="rgb"),
+        lambda d: save(d / "t.npy", T), (), ("an alpha channel that is not constant",)),
+    "G9 alpha is constant": (
+        lambda d: save(d / "p.png", with_alpha(np.stack([P] * 3, -1), 128)), lambda d: save(d / "t.npy", T), (),
+        both(P, T)),
+    "G11 8 bits": (
+        lambda d: save(d / "p.png", np.where(OTHER, 200, 30).astype(np.uint8)), lambda d: save(d / "t.npy", MASK),
+        ("--threshold", "0.4"), ("--threshold: expected probabilities in [0, 1], got 30 to 200", "--scale")),
+    "S14 16 bits": (
+        lambda d: save(d / "p.tif", np.where(OTHER, 60000, 9).astype(np.uint16), photometric="minisblack"),
+        lambda d: save(d / "t.npy", MASK), ("--threshold", "0.5"), ("got 9 to 60000",)),
+    "S14 percent": (
+        lambda d: save(d / "p.npy", OTHER * 98.5), lambda d: save(d / "t.npy", MASK), ("--soft",),
+        ("--soft: expected probabilities in [0, 1], got 0.0 to 98.5",)),
+    "S14 8 bits, scaled": (
+        lambda d: save(d / "p.png", np.where(OTHER, 103, 101).astype(np.uint8)), lambda d: save(d / "t.npy", MASK),
+        ("--threshold", "0.4", "--scale", "255"), {1: dice(OTHER, MASK)}),
+    "S14 percent, scaled": (
+        lambda d: save(d / "p.npy", OTHER * 100), lambda d: save(d / "t.npy", MASK), ("--soft", "--scale", "100"),
+        {1: dice(OTHER, MASK)}),
+    "S14 beyond the scale": (
+        lambda d: save(d / "p.npy", OTHER * 255), lambda d: save(d / "t.npy", MASK), ("--soft", "--scale", "100"),
+        ("expected probabilities in [0, 100], got 0 to 255",)),
+    "S14 logits": (
+        lambda d: save(d / "p.npy", np.where(OTHER, 0.7, -3.0)), lambda d: save(d / "t.npy", MASK),
+        ("--threshold", "0.5"), ("got -3.0 to 0.7",)),
+    "G21": (
+        lambda d: turned(d / "p.nii", VOLUME, (0.0, 1.0004, 0.0)), lambda d: turned(d / "t.nii", VOLUME, (0, 1, 0)), (),
+        {1: 1.0, 2: 1.0}),
+    "G21 far too long": (
+        lambda d: turned(d / "p.nii", VOLUME, (0.9, 0.9, 0)), lambda d: turned(d / "t.nii", VOLUME, (0, 1, 0)), (),
+        ("p.nii: damaged header: a quaternion of length 1.27279",)),
+    "G23 one slice against a picture": (
+        lambda d: save(d / "p.nii.gz", P[:, None]), lambda d: save(d / "t.png", T), ("--ignore-geometry",), both(P, T)),
+    "S25 axis first": (lambda d: save(d / "p.npy", P[None]), lambda d: save(d / "t.npy", T[..., None]), (), both(P, T)),
+    "S25 NIfTI of two axes": (
+        lambda d: save(d / "p.nii", P), lambda d: save(d / "t.nii.gz", T[..., None]), (), both(P, T)),
+    "S25 NIfTI of two axes, resampled": (
+        lambda d: save(d / "p.nii", P[..., None]), lambda d: save(d / "t.nii.gz", T), ("--resample",), both(P, T)),
+    "G24 16 bits": (
+        lambda d: scaled(d / "p.nii", VOLUME * 7.0, np.int16), lambda d: save(d / "t.npy", VOLUME),
+        ("--ignore-geometry",), ("at most ", "such as ", "stored as 0.000213", "Pass --round")),
+    "G24 rounded": (
+        lambda d: scaled(d / "p.nii", VOLUME * 7.0, np.int16), lambda d: scaled(d / "t.nii", VOLUME * 7.0, np.int16),
+        ("--round",), {7: 1.0, 14: 1.0}),
+    "G24 nearly whole, reference": (
+        lambda d: save(d / "p.npy", T), lambda d: save(d / "t.npy", T * 0.9943), (),
+        ("t.npy: expected labels", "at most 0.011 from a whole number, such as 1.9886", "Pass --round")),
+    "G24 too far to be rounded": (
+        lambda d: save(d / "p.npy", T * 0.8), lambda d: save(d / "t.npy", T), ("--round",),
+        ("at most 0.4 from a whole number", "--threshold 0.5 or --soft")),
+    "G26 pages": (
+        lambda d: appended(d / "p.tif", [VOLUME[i] for i in range(5)]), lambda d: save(d / "t.npy", VOLUME), (),
+        {1: 1.0, 2: 1.0}),
+    "G26 stacks": (
+        lambda d: appended(d / "p.tif", [VOLUME[:2], VOLUME[2:4]]), lambda d: save(d / "t.npy", VOLUME[:4]), (),
+        {1: 1.0, 2: 1.0}),
+    "G26 pages, compressed and not": (
+        lambda d: (
+            tifffile.imwrite(d / "p.tif", VOLUME[0], photometric="minisblack"),
+            tifffile.imwrite(d / "p.tif", VOLUME[1], photometric="minisblack", append=True, compression="zlib")),
+        lambda d: save(d / "t.npy", VOLUME[:2]), (), {1: 1.0, 2: 1.0}),
+    "G26 pages that differ": (
+        lambda d: appended(d / "p.tif", [VOLUME[0], VOLUME[0].astype(np.uint16)]), lambda d: save(d / "t.npy", VOLUME),
+        (), ("got 2 that differ: (6, 7) uint8, (6, 7) uint16",)),
+    "S26 above 63 bits, as a float": (
+        lambda d: save(d / "p.npy", P * 2.0**63), lambda d: save(d / "t.npy", T),
+        ("--labels", str(2**63)), ("got values from 0 to 18446744073709551616",)),
+    "S26 2 to the 63, as a float": (
+        lambda d: save(d / "p.npy", OTHER * 2.0**63), lambda d: save(d / "t.npy", MASK * np.uint64(2**63)), (),
+        {2**63: dice(OTHER, MASK)}),
+    "S27 LZW, 16 bits": (
+        lambda d: pillow(d / "p.tif", P.astype(np.uint16), compression="tiff_lzw"), lambda d: save(d / "t.npy", T), (),
+        both(P, T)),
+    "S27 group 4 in pages": (
+        lambda d: PIL_Image.fromarray(VOLUME[0] > 0).save(
+            d / "p.tif", compression="group4", save_all=True,
+            append_images=[PIL_Image.fromarray(page > 0) for page in VOLUME[1:]]),
+        lambda d: save(d / "t.npy", VOLUME > 0), (), {1: 1.0}),
+    "S27 lossy": (
+        lambda d: pillow(d / "p.tif", P, compression="jpeg"), lambda d: save(d / "t.npy", T), (),
+        ("a TIFF compressed by JPEG",)),
+    "S28 gzip": (
+        lambda d: (d / "p.nii").write_bytes(gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes())),
+        lambda d: save(d / "t.nii", VOLUME), (), ("p.nii: compressed by gzip: name it .nii.gz",)),
+    "S28 gzip twice": (
+        lambda d: (d / "p.nii.gz").write_bytes(
+            gzip.compress(gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes()))),
+        lambda d: save(d / "t.nii", VOLUME), (), ("p.nii.gz: compressed by gzip twice",)),
+    "S28 no gzip": (
+        lambda d: (d / "p.nii.gz").write_bytes(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes()),
+        lambda d: save(d / "t.nii", VOLUME), (), ("p.nii.gz: not compressed by gzip: name it .nii",)),
+    "S28 a picture": (
+        lambda d: save(d / "x.png", P).rename(d / "p.tif"), lambda d: save(d / "t.npy", T), (),
+        ("Its content is that of a .png file",)),
+    "S28 empty": (
+        lambda d: (d / "p.npy").write_bytes(b""), lambda d: save(d / "t.npy", T), (), ("The file is empty",)),
+    "S28 a pointer": (
+        lambda d: (d / "p.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        lambda d: save(d / "t.npy", T), (), ("not a PNG file. Its content is a pointer of Git LFS",)),
+    "S28 a web page": (
+        lambda d: (d / "p.nii.gz").write_text("<!DOCTYPE html>"), lambda d: save(d / "t.npy", T), (),
+        ("not compressed by gzip. Its content is HTML",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pair(name: str, tmp_path: Path) -> None:
+    prediction, truth, options, expected = PAIRS[name]
+    prediction(tmp_path)
+    truth(tmp_path)
+    (p,), (t,) = tmp_path.glob("p.*"), tmp_path.glob("t.*")
+    result = score(p, t, *options, "--format", "json")
+    if isinstance(expected, dict):
+        assert result.exit_code == 0, result.output
+        (case,) = json.loads(result.stdout)["results"][0]["cases"]
+        assert {row["label"]: row["dice"] for row in case["classes"]} == pytest.approx(expected, abs=1e-14)
+    else:
+        assert result.exit_code == 1, result.output
+        for part in expected:  # type: ignore[attr-defined]
+            assert part in result.stderr
+
+
+@pytest.mark.parametrize("value", ["nan", "5", "inf", "-0.1", "1"])
+def test_a_threshold_is_a_probability(value: str, tmp_path: Path) -> None:
+    """S15"""
+    files = save(tmp_path / "p.npy", MASK * 0.5), save(tmp_path / "t.npy", MASK)
+    result = score(*files, f"--threshold={value}")
+    assert result.exit_code == 2
+    assert "--threshold: expected a number from 0 to below 1, got" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--soft", "--scale", "0"), "--scale: expected a number above 0, got 0.0"),
+        (("--soft", "--scale", "nan"), "--scale: expected a number above 0, got nan"),
+        (("--scale", "255"), "--scale: expected --threshold or --soft with it, got neither"),
+    ],
+)
+def test_a_scale_that_is_none(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    files = save(tmp_path / "p.npy", MASK * 0.5), save(tmp_path / "t.npy", MASK)
+    assert said in score(*files, *options).stderr
+
+
+@pytest.mark.parametrize(
+    "predictions, references",
+    [
+        (("a.nii.gz", "a.nii"), ("a.png",)),
+        (("a.tif", "a.tiff"), ("a.tif",)),
+        (("a.npy",), ("a.npy", "a.NPY")),
+        (("a.nii", "a.nii.gz", "a.npz"), ("a.nii.gz",)),
+    ],
+)
+def test_two_files_of_one_name_and_kind(
+    predictions: tuple[str, ...], references: tuple[str, ...], tmp_path: Path
+) -> None:
+    """G10"""
+    for side, names in (("p", predictions), ("t", references)):
+        for name in names:
+            (tmp_path / side).mkdir(exist_ok=True)
+            (tmp_path / side / name).touch()
+    result = score(tmp_path / "p", tmp_path / "t")
+    assert result.exit_code == 1
+    assert "expected one file of this name, got a." in result.stderr
+
+
+def test_a_label_has_one_colour_in_all_cases(tmp_path: Path) -> None:
+    """G8: in each pair the palettes agree, in the folder they do not."""
+    for case, colours in (("a", "rg"), ("b", "gr"), ("c", "rg")):
+        for side in "pt":
+            (tmp_path / side).mkdir(exist_ok=True)
+            palette(tmp_path / side / f"{case}.png", T, colours)
+    for options in ((), ("--jobs", 2)):
+        result = score(tmp_path / "p", tmp_path / "t", "--format", "json", *options)
+        assert result.exit_code == 1
+        assert [case["case"] for case in json.loads(result.stdout)["results"][0]["cases"]] == ["a", "c"]
+        assert "b.png: expected #ff0000 for label 1 as in" in result.stderr
+
+
+def test_a_quaternion_means_a_turn(tmp_path: Path) -> None:
+    """G21: w = 0, the axis as it is written, as SimpleITK reads it."""
+    sitk = pytest.importorskip("SimpleITK")
+    path = turned(tmp_path / "a.nii", VOLUME, (0.6, 0.8, 2e-3))
+    affine = read_image(path).affine
+    assert affine is not None
+    expected = np.array(sitk.ReadImage(str(path)).GetDirection()).reshape(3, 3) * [[-1], [-1], [1]]
+    assert affine[:3, :3] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_damaged_lzw_is_a_file_error(tmp_path: Path) -> None:
+    data = bytearray(pillow(tmp_path / "a.tif", np.tile(P, (9, 9)), compression="tiff_lzw").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 40] = b"\xff" * 40
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(FileError, match="damaged"):
+        read_image(tmp_path / "a.tif")
+
+
+# --- what `softdice train` reads
+
+
+def data(folder: Path, labels: list[np.ndarray], suffix: str, save_label: Callable[..., object] = save) -> Path:
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for number, label in enumerate(labels):
+        save(
+            folder / "images" / f"{number}{'.png' if label.ndim == 2 else '.nii'}",
+            label.astype(np.float32) if label.ndim == 3 else label,
+        )
+        save_label(folder / "labels" / f"{number}{suffix}", label)
+    return folder
+
+
+def placed(affine: np.ndarray) -> Callable[..., object]:
+    return lambda path, array: nib.Nifti1Image(array, affine).to_filename(path)
+
+
+SHIFTED = np.diag([2.0, 2, 3, 1])
+SHIFTED[0, 3] = 4
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "G13": (lambda d: data(d, [T, P], ".jpeg"), "0.jpeg: expected labels, got a JPEG"),
+    "G14 mirrored": (
+        lambda d: data(d, [VOLUME] * 2, ".nii", placed(np.diag([2.0, -2, 3, 1]))),
+        "0.nii: expected the same orientation and affine, got RPS voxels elsewhere than the RAS voxels of 0.nii"),
+    "G14 shifted": (
+        lambda d: data(d, [VOLUME] * 2, ".nii", placed(SHIFTED)), "RAS voxels elsewhere than the RAS voxels"),
+    "G14 only one says": (lambda d: data(d, [VOLUME] * 2, ".npy"), "only 0.nii says how its voxels lie in space"),
+    "G8": (
+        lambda d: data(d, [T, P], ".png", lambda *a: palette(*a, "rg" if a[0].name == "0.png" else "gr")),
+        "1.png: expected #ff0000 for label 1 as in"),
+    "G9": (
+        lambda d: data(d, [T, P], ".png", lambda path, array: save(path, with_alpha(array[..., None], array))),
+        "0.png: expected labels, got an alpha channel that is not constant"),
+    "G24": (lambda d: data(d, [VOLUME] * 2, ".nii", lambda *a: placed(np.diag([2.0, 2, 3, 1]))(a[0], a[1] * 1.004)),
+        "0.nii: expected labels, got values that are not whole"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_training_refuses_what_the_scorer_refuses(name: str, tmp_path: Path) -> None:
+    from softdice.training.cases import read_folder
+
+    make, said = REFUSED[name]
+    make(tmp_path)
+    with pytest.raises(FileError) as error:
+        read_folder(tmp_path)
+    assert said in str(error.value)
+
+
+def test_training_on_request_and_on_wide_numbers(tmp_path: Path) -> None:
+    """G14 and G24 on request, S25 and S26 as in the scorer."""
+    from softdice.training.cases import read_folder
+
+    mirrored = data(
+        tmp_path / "m", [VOLUME] * 2, ".nii", lambda *a: placed(np.diag([-2.0, 2, 3, 1]))(a[0], a[1] * 1.004)
+    )
+    assert (read_folder(mirrored, round=True, ignore_geometry=True)[1].label == VOLUME).all()
+    wide = data(tmp_path / "w", [T, P], ".npy", lambda path, array: save(path, array[None] * np.uint64(2**63 - 5)))
+    cases = read_folder(wide)
+    assert cases.values == [0, 2**63 - 5, 2 * (2**63 - 5)]
+    assert (cases[1].label == P).all()
