@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 nib = pytest.importorskip("nibabel")
+sitk = pytest.importorskip("SimpleITK")
 tifffile = pytest.importorskip("tifffile")
 PIL_Image = pytest.importorskip("PIL.Image")
 
@@ -21,12 +22,12 @@ from softdice.images.files import (  # noqa: E402
     SUFFIXES,
     FileError,
     Image,
-    label_names,
     list_images,
     read_image,
     split_name,
     write_image,
 )
+from softdice.images.formats import BY_SUFFIX  # noqa: E402
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 1.5, 0, -3], [0, 0, 3.0, 7], [0, 0, 0, 1]])
 
@@ -39,6 +40,11 @@ def save(path: Path, array: np.ndarray) -> Path:
         nib.Nifti1Image(array, AFFINE).to_filename(path)
     elif name[1] in (".tif", ".tiff"):
         tifffile.imwrite(path, array, photometric="minisblack", compression="zlib")
+    elif name[1] in (".nrrd", ".seg.nrrd", ".mha", ".mhd"):
+        picture = sitk.GetImageFromArray(array.T)
+        picture.SetSpacing((2.0, 1.5, 3.0)[: array.ndim])
+        picture.SetOrigin((10 / 3, 3.0, 7.0)[: array.ndim])
+        sitk.WriteImage(picture, str(path), useCompression=name[1] != ".mhd")
     elif name[1] == ".npy":
         np.save(path, array)
     elif name[1] == ".npz":
@@ -53,7 +59,7 @@ def example(suffix: str, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 5, shape, np.uint8)
 
 
-@pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in (".jpg", ".jpeg")])
+@pytest.mark.parametrize("suffix", [s for s in SUFFIXES if not BY_SUFFIX[s].masks])
 def test_what_is_written_comes_back(tmp_path: Path, suffix: str) -> None:
     array = example(suffix)
     image = read_image(save(tmp_path / f"a{suffix}", array))
@@ -188,6 +194,12 @@ def test_archives_hold_one_array_and_no_objects(tmp_path: Path) -> None:
         read_image(tmp_path / "complex.npy")
 
 
+def test_every_format_is_documented() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "files.md").read_text()
+    for suffix in SUFFIXES:
+        assert f"`{suffix}`" in text
+
+
 def test_names_and_listing(tmp_path: Path) -> None:
     for name in ("b.nii.gz", "a_0000.PNG", "c.tar.gz", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()
@@ -215,8 +227,8 @@ def test_label_names_from_the_header_extension(tmp_path: Path) -> None:
     image.header.extensions.append(nib.nifti1.Nifti1Extension(0, table.encode()))
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"<Label broken"))
     image.to_filename(tmp_path / "a.nii.gz")
-    assert label_names(read_image(tmp_path / "a.nii.gz")) == {1: "spleen", 2: "kidney & co"}
-    assert label_names(read_image(save(tmp_path / "b.npy", example(".npy")))) == {}
+    assert read_image(tmp_path / "a.nii.gz").names == {1: "spleen", 2: "kidney & co"}
+    assert read_image(save(tmp_path / "b.npy", example(".npy"))).names == {}
 
 
 def test_writing_another_shape_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +18,14 @@ import pytest
 
 pytest.importorskip("typer")
 nib = pytest.importorskip("nibabel")
+sitk = pytest.importorskip("SimpleITK")
 tifffile = pytest.importorskip("tifffile")
 PIL_Image = pytest.importorskip("PIL.Image")
 
 from typer.testing import CliRunner, Result  # noqa: E402
 
 from softdice.cli.app import app  # noqa: E402
-from softdice.images.files import FileError, read_image  # noqa: E402
+from softdice.images.files import FileError, read_image, write_image  # noqa: E402
 
 RNG = np.random.default_rng(5)
 T = RNG.integers(0, 3, (10, 14), np.uint8)
@@ -93,6 +95,19 @@ def turned(path: Path, array: np.ndarray, quaternion: tuple[float, float, float]
 
 def with_alpha(colours: np.ndarray, alpha: object) -> np.ndarray:
     return np.concatenate([colours, np.broadcast_to(np.asarray(alpha, np.uint8), T.shape)[..., None]], -1)
+
+
+def itk(path: Path, array: np.ndarray, names: tuple[str, ...] = (), *, layers: bool = False) -> Path:
+    """(x, y, z) labels, or (x, y, z, layers), lying obliquely; as a segmentation of 3D Slicer where there are names."""
+    picture = sitk.GetImageFromArray(array.transpose(2, 1, 0, *([3] if layers else [])), layers)
+    picture.SetSpacing((1.5, 0.75, 3.0))
+    picture.SetOrigin((-20.5, 4, 1 / 3))
+    picture.SetDirection((0.8, 0.6, 0, -0.6, 0.8, 0, 0, 0, -1))
+    for number, name in enumerate(names):
+        picture.SetMetaData(f"Segment{number}_LabelValue", str(number + 1))
+        picture.SetMetaData(f"Segment{number}_Name", name)
+    sitk.WriteImage(picture, str(path))
+    return path
 
 
 def appended(path: Path, pages: list[np.ndarray]) -> Path:
@@ -172,6 +187,26 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
     "S14 logits": (
         lambda d: save(d / "p.npy", np.where(OTHER, 0.7, -3.0)), lambda d: save(d / "t.npy", MASK),
         ("--threshold", "0.5"), ("got -3.0 to 0.7",)),
+    "G28 .mha against NIfTI": (
+        lambda d: itk(d / "p.mha", VOLUME), lambda d: itk(d / "t.nii.gz", VOLUME), (), {1: 1.0, 2: 1.0}),
+    "G28 .mhd against .nrrd": (
+        lambda d: itk(d / "p.mhd", VOLUME).with_suffix(".raw").touch(), lambda d: itk(d / "t.nrrd", VOLUME), (),
+        {1: 1.0, 2: 1.0}),
+    "G28 .nrrd on another grid, resampled": (
+        lambda d: save(d / "p.nii.gz", VOLUME * 0), lambda d: itk(d / "t.nrrd", VOLUME), ("--resample",),
+        {1: 0.0, 2: 0.0}),
+    "G28 .nrrd on another grid": (
+        lambda d: save(d / "p.nii.gz", VOLUME), lambda d: itk(d / "t.nrrd", VOLUME), (),
+        ("expected the same orientation and affine, got RAS voxels elsewhere than the LPI voxels of t.nrrd",)),
+    "G28 segmentation of 3D Slicer": (
+        lambda d: itk(d / "p.seg.nrrd", VOLUME, ("liver", "cyst")), lambda d: itk(d / "t.mha", VOLUME), (),
+        {1: 1.0, 2: 1.0}),
+    "G28 segments that overlap": (
+        lambda d: itk(d / "p.seg.nrrd", np.stack([VOLUME] * 2, -1), ("a", "b"), layers=True),
+        lambda d: itk(d / "t.mha", VOLUME), (), ("got segments in 2 layers, for they overlap",)),
+    "G28 probabilities": (
+        lambda d: itk(d / "p.nrrd", (VOLUME > 1) * np.float32(0.7)), lambda d: itk(d / "t.mha", VOLUME),
+        ("--threshold", "0.6", "--labels", "2"), {2: 1.0}),
     "G21": (
         lambda d: turned(d / "p.nii", VOLUME, (0.0, 1.0004, 0.0)), lambda d: turned(d / "t.nii", VOLUME, (0, 1, 0)), (),
         {1: 1.0, 2: 1.0}),
@@ -257,7 +292,7 @@ def test_a_pair(name: str, tmp_path: Path) -> None:
     prediction, truth, options, expected = PAIRS[name]
     prediction(tmp_path)
     truth(tmp_path)
-    (p,), (t,) = tmp_path.glob("p.*"), tmp_path.glob("t.*")
+    p, t = (next(path for path in tmp_path.glob(f"{side}.*") if path.suffix != ".raw") for side in "pt")
     result = score(p, t, *options, "--format", "json")
     if isinstance(expected, dict):
         assert result.exit_code == 0, result.output
@@ -408,3 +443,76 @@ def test_training_on_request_and_on_wide_numbers(tmp_path: Path) -> None:
     cases = read_folder(wide)
     assert cases.values == [0, 2**63 - 5, 2 * (2**63 - 5)]
     assert (cases[1].label == P).all()
+
+
+# --- formats through SimpleITK
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".seg.nrrd", ".mha", ".mhd"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_the_same_volume_as_in_nifti(suffix: str, dtype: type, tmp_path: Path) -> None:
+    expected = read_image(itk(tmp_path / "a.nii", VOLUME.astype(dtype)))
+    image = read_image(itk(tmp_path / f"a{suffix}", VOLUME.astype(dtype), ("liver", "cyst [b]")))
+    assert image.array.dtype == dtype
+    assert np.array_equal(image.array, expected.array)
+    assert image.affine == pytest.approx(expected.affine, abs=1e-5)
+    assert image.spacing == pytest.approx(expected.spacing)
+    assert image.names == {1: "liver", 2: "cyst [b]"}
+    mask = write_image(tmp_path / "mask", VOLUME > 0, image)
+    assert mask.suffix == {".mhd": ".mha", ".seg.nrrd": ".nrrd"}.get(suffix, suffix)
+    again = read_image(mask)
+    assert np.array_equal(again.array, VOLUME > 0)
+    assert np.array_equal(again.affine, image.affine)
+
+
+def test_nrrd_of_two_axes_of_channels_and_without_a_place(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(T.T), str(tmp_path / "a.mha"))
+    assert np.array_equal(read_image(tmp_path / "a.mha").array, T)
+    itk(tmp_path / "c.nrrd", np.stack([VOLUME, VOLUME + 1], -1), layers=True)
+    assert np.array_equal(read_image(tmp_path / "c.nrrd").array[..., 1], VOLUME + 1)
+    head = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 5 6 7\nencoding: raw\n\n"
+    (tmp_path / "b.nrrd").write_bytes(head + VOLUME.tobytes("F"))
+    image = read_image(tmp_path / "b.nrrd")
+    assert np.array_equal(image.array, VOLUME)
+    assert image.affine is None
+
+
+def test_a_damaged_header_is_told_and_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = itk(tmp_path / "a.mha", VOLUME)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(FileError, match=r"a\.mha: truncated or damaged: .*data not read completely"):
+        read_image(path)
+    path.write_bytes(b"x")
+    with pytest.raises(FileError, match="truncated or damaged"):
+        read_image(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_training_and_prediction_on_nrrd(tmp_path: Path) -> None:
+    from softdice.training.cases import read_folder
+
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+        for name in "ab":
+            itk(tmp_path / part / f"{name}.{'nrrd' if part == 'images' else 'seg.nrrd'}", VOLUME)
+    cases = read_folder(tmp_path)
+    assert cases.shapes == [VOLUME.shape] * 2
+    assert (cases[1].label == VOLUME).all()
+
+
+def test_int8_keeps_its_sign(tmp_path: Path) -> None:
+    for image in (save(tmp_path / "a.nii", VOLUME), itk(tmp_path / "a.nrrd", VOLUME)):
+        mask = write_image(tmp_path / "mask", VOLUME.astype(np.int8) - 1, read_image(image))
+        assert read_image(mask).array.min() == -1
+
+
+def test_a_missing_package_fails_its_own_case_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for side in "pt":
+        (tmp_path / side).mkdir()
+        itk(tmp_path / side / "a.mha", VOLUME)
+        save(tmp_path / side / "b.npy", VOLUME)
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    result = score(tmp_path / "p", tmp_path / "t")
+    assert result.exit_code == 1
+    assert "Not scored: 1 of 2" in result.stderr
+    assert "pip install 'softdice[itk]'" in result.stderr

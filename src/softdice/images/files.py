@@ -1,20 +1,18 @@
-"""path -> image, and back: NIfTI, PNG, JPEG, TIFF stacks, .npy and .npz.
+"""path -> image, and back, in all formats of `softdice.images.formats`.
 
 A file is either read whole and verified as far as its format allows (checksums of gzip, PNG and zip; sizes elsewhere),
 or refused with a `FileError` of one line. Nothing is guessed: palette indices stay indices, grey values of 1, 2 and 4
 bits stay the numbers in the file, and a colour NIfTI is refused.
 
-Formats without a checksum (.nii, .npy, uncompressed TIFF, JPEG) cannot tell a flipped bit among the voxels from data.
+Formats without a checksum (.nii, .npy, uncompressed TIFF, JPEG, NRRD, MetaImage) cannot tell a flipped bit among the voxels from data.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import re
 import tempfile
 import warnings
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,7 +25,7 @@ from softdice.images.formats import BY_SUFFIX
 from softdice.images.image import FileError, Format, Image
 from softdice.validation import package
 
-__all__ = ["SUFFIXES", "FileError", "Image", "label_names", "list_images", "read_image", "split_name", "write_image"]
+__all__ = ["SUFFIXES", "FileError", "Image", "list_images", "read_image", "split_name", "write_image"]
 
 SUFFIXES = tuple(sorted(BY_SUFFIX, key=len, reverse=True))
 """What `read_image` reads, the longer suffix before the shorter one that it ends in."""
@@ -143,25 +141,6 @@ def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
     except Exception as error:
         raise FileError(f"write_image: {path}: {_one_line(error)}") from error
     return path
-
-
-def label_names(image: Image) -> dict[int, str]:
-    """image -> {label: name} from a label table (Caret XML) in the NIfTI header extension; {} where there is none."""
-    names: dict[int, str] = {}
-    for extension in getattr(image.header, "extensions", ()):
-        content = extension.get_content()
-        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
-        if "<Label " not in text:
-            continue
-        try:
-            root = ElementTree.fromstring(text.rstrip("\0 \r\n\t"))
-        except ElementTree.ParseError:
-            continue  # names are a courtesy; the labels are in the voxels
-        for label in root.iter("Label"):
-            key = label.get("Key", "")
-            if re.fullmatch(r"-?\d+", key):
-                names[int(key)] = (label.text or "").strip()
-    return {label: name for label, name in names.items() if name}
 
 
 @contextmanager

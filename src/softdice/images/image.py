@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,20 @@ class FileError(ValueError):
 
 @dataclass(frozen=True)
 class Image:
-    """An image in memory: spatial axes first, a channel axis last where `array.ndim > spatial_ndim`.
+    """An image in memory.
 
-    NIfTI keeps its axis order (x, y, z); PNG, JPEG and TIFF have rows before columns; .npy and .npz are taken as they
-    are, every axis spatial. `affine` (4, 4) and `header` come from NIfTI only; `spacing` is in the file's own unit
-    (mm in NIfTI), 1.0 where the file says nothing. `suffix` is lower case, `.nii.gz` in one piece. `palette` is (n, 3)
-    uint8, the colours of the indices; `scale` the slope and the intercept by which voxels were stored; `no_labels` why
-    the file cannot hold labels, where its reader knows that.
+    Args:
+        array: spatial axes first, a channel axis last where `array.ndim > spatial_ndim`. Medical formats have
+            (x, y, z), PNG, JPEG and TIFF rows before columns; .npy and .npz are taken as they are, every axis spatial.
+        spatial_ndim: number of spatial axes.
+        affine: (4, 4), from indices to the right, front and head of a patient; None where the file does not say.
+        spacing: in the file's own unit (mm in medical formats), 1.0 where the file does not say.
+        header: what the writer of the format needs beside.
+        suffix: lower case, `.nii.gz` in one piece.
+        palette: (n, 3) uint8, the colours of the indices.
+        scale: slope and intercept by which the voxels were stored.
+        names: of labels, from a table in the file.
+        no_labels: why the file cannot hold labels, where its reader knows that.
     """
 
     array: np.ndarray
@@ -36,6 +43,7 @@ class Image:
     suffix: str = ""
     palette: np.ndarray | None = None
     scale: tuple[float, float] | None = None
+    names: dict[int, str] = field(default_factory=dict)
     no_labels: str = ""
 
     def __post_init__(self) -> None:
@@ -108,3 +116,9 @@ def native(array: np.ndarray) -> np.ndarray:
     """The same values in the byte order of this machine, in memory that may be written to."""
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return array if array.flags.writeable else array.copy(order="K")
+
+
+def storable(array: np.ndarray) -> np.ndarray:
+    """The same values in a type that medical formats have."""
+    wider = {np.dtype(bool): np.uint8, np.dtype(np.float16): np.float32, np.dtype(np.longdouble): np.float64}
+    return array.astype(wider.get(array.dtype, array.dtype))

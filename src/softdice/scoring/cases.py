@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from softdice.images.files import Image, label_names, read_image
+from softdice.images.files import Image, read_image
 from softdice.images.geometry import check_same_place, one_shape, same_place
 from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.metrics.counting import CHUNK, pair_counts
@@ -45,7 +45,7 @@ def score_pair(prediction: Path, truth: Path, options: Options, case: str = "") 
         keys, counts, voxels = _soft_counts(p, t, options)
     else:
         keys, counts, voxels = _label_counts(*pair_counts(p, t), options)
-    names = {**label_names(prediction_image), **label_names(truth_image)}
+    names = {**prediction_image.names, **truth_image.names}
     return Case(case or truth.name, str(prediction), str(truth), keys, counts, voxels, names, colours(truth_image))
 
 

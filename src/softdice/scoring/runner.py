@@ -62,7 +62,7 @@ def _one(pair: Pair, options: Options) -> Case:
         return replace(failed, error=pair.error)
     try:
         return score_pair(pair.prediction, pair.truth, options, pair.case)
-    except (FileError, ScoreError) as error:
+    except (FileError, ScoreError, ModuleNotFoundError) as error:  # of one format: the others can be scored
         return replace(failed, error=str(error))
     except MemoryError:
         return replace(failed, error=f"{pair.prediction}: not enough memory")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import io
 import logging
+import re
 import struct
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from softdice.images.image import FileError, Format, Image, complaints, native
+from softdice.images.image import FileError, Format, Image, complaints, native, storable
 
 _HARMLESS = ("pixdim", "bitpix", "not divisible by 16")
 """Words of nibabel's complaints about headers that many programs write."""
@@ -69,7 +71,15 @@ def _read(path: Path, nibabel: Any) -> Image:
     if array.ndim > 3:
         array = array.reshape(*array.shape[:3], -1)
     spatial = min(array.ndim, 3)
-    return Image(array, spatial, affine, tuple(float(z) for z in zooms[:spatial]), header, scale=scale)
+    return Image(
+        array,
+        spatial,
+        affine,
+        tuple(float(z) for z in zooms[:spatial]),
+        header,
+        scale=scale,
+        names=_label_names(header),
+    )
 
 
 def _shorten_quaternion(header: Any) -> None:
@@ -83,9 +93,27 @@ def _shorten_quaternion(header: Any) -> None:
             header[name] /= length
 
 
+def _label_names(header: Any) -> dict[int, str]:
+    """header -> {label: name} from a label table (Caret XML) in an extension; {} where there is none."""
+    names: dict[int, str] = {}
+    for extension in header.extensions:
+        content = extension.get_content()
+        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+        if "<Label " not in text:
+            continue
+        try:
+            root = ElementTree.fromstring(text.rstrip("\0 \r\n\t"))
+        except ElementTree.ParseError:
+            continue  # names are a courtesy; the labels are in the voxels
+        for label in root.iter("Label"):
+            key = label.get("Key", "")
+            if re.fullmatch(r"-?\d+", key):
+                names[int(key)] = (label.text or "").strip()
+    return {label: name for label, name in names.items() if name}
+
+
 def _write(array: np.ndarray, like: Image, nibabel: Any) -> bytes:
-    storable = {"b": np.uint8, "e": np.float32, "g": np.float64}
-    array = array.astype(storable.get(array.dtype.kind if array.dtype.kind == "b" else array.dtype.char, array.dtype))
+    array = storable(array)
     header: Any = like.header
     wide = array.dtype.kind in "iu" and array.dtype.itemsize == 8
     if wide and (array.size == 0 or (abs(array).max() < 2**31)):
