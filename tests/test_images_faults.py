@@ -222,7 +222,7 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
         lambda d: save(d / "p.nii", P[..., None]), lambda d: save(d / "t.nii.gz", T), ("--resample",), both(P, T)),
     "G24 16 bits": (
         lambda d: scaled(d / "p.nii", VOLUME * 7.0, np.int16), lambda d: save(d / "t.npy", VOLUME),
-        ("--ignore-geometry",), ("at most ", "such as ", "stored as 0.000213", "Pass --round")),
+        ("--ignore-geometry",), ("at most ", "such as ", "stored with slope 0.000213", "Pass --round")),
     "G24 rounded": (
         lambda d: scaled(d / "p.nii", VOLUME * 7.0, np.int16), lambda d: scaled(d / "t.nii", VOLUME * 7.0, np.int16),
         ("--round",), {7: 1.0, 14: 1.0}),
@@ -369,6 +369,16 @@ def test_a_quaternion_means_a_turn(tmp_path: Path) -> None:
     assert affine is not None
     expected = np.array(sitk.ReadImage(str(path)).GetDirection()).reshape(3, 3) * [[-1], [-1], [1]]
     assert affine[:3, :3] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("photometric, expected", [(1, [0, 1, 2, 15, 9, 4]), (0, [15, 14, 13, 0, 6, 11])])
+def test_tiff_of_four_bits(photometric: int, expected: list[int], tmp_path: Path) -> None:
+    """S27, S35: numbers as they are stored, which Pillow stretches; where 0 is white, counted from the other end."""
+    tags = {256: 6, 257: 1, 258: 4, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<I", 12) + b"\x01\x2f\x94\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(data)
+    assert read_image(tmp_path / "a.tif").array.tolist() == [expected]
 
 
 def test_a_damaged_lzw_is_a_file_error(tmp_path: Path) -> None:

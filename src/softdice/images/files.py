@@ -4,7 +4,8 @@ A file is either read whole and verified as far as its format allows (checksums 
 or refused with a `FileError` of one line. Nothing is guessed: palette indices stay indices, grey values of 1, 2 and 4
 bits stay the numbers in the file, and a colour NIfTI is refused.
 
-Formats without a checksum (.nii, .npy, uncompressed TIFF, JPEG, NRRD, MetaImage) cannot tell a flipped bit among the voxels from data.
+Formats without a checksum (.nii, .npy, uncompressed TIFF, JPEG) cannot tell a flipped bit among the voxels from data,
+nor do the readers of NRRD and MetaImage.
 """
 
 from __future__ import annotations

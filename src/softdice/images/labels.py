@@ -43,7 +43,7 @@ def labels(
     far = float(apart.max())
     if far > 0 and not (rounded and far <= ROUNDED):
         value, count = array.flat[int(apart.argmax())], int((apart > 0).sum())
-        scale = "" if image.scale is None else ", stored as {:g} n + {:g}".format(*image.scale)
+        scale = "" if image.scale is None else ", stored with slope {:g} and intercept {:g}".format(*image.scale)
         got = f"{count} voxels, at most {far:.2g} from a whole number, such as {value:.8g}{scale}"
         advice = "Pass --round to round them." if far <= ROUNDED else advice
         raise FileError(f"{path}: expected labels, got values that are not whole: {got}. {advice}")

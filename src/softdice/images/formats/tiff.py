@@ -44,8 +44,8 @@ def _stack(path: Path, tifffile: Any) -> Image:
             _check_pages(series.pages, series.keyframe, path.stat().st_size)
         try:
             arrays = [series.asarray() for series in several]
-        except (ValueError, ImportError) as error:
-            if isinstance(error, ValueError) and "imagecodecs" not in str(error):
+        except (ValueError, RuntimeError, ImportError) as error:
+            if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
                 raise
             arrays = list(_through_pillow(path, page, several[0].dtype).reshape(len(several), *several[0].shape))
         stack = len(arrays) > 1 and arrays[0].ndim - colour == 2
@@ -103,7 +103,8 @@ def _through_pillow(path: Path, page: Any, dtype: np.dtype) -> np.ndarray:
         from PIL.TiffImagePlugin import TiffImageFile
 
         with TiffImageFile(path) as file:
-            array = np.stack([np.array(picture) for picture in ImageSequence.Iterator(file)])
+            pages = (each.convert("RGB") if each.mode == "YCbCr" else each for each in ImageSequence.Iterator(file))
+            array = np.stack([np.array(picture) for picture in pages])
             inverted = page.photometric == MIN_IS_WHITE and file.mode in ("1", "L")
     except (ImportError, SyntaxError, OSError, ValueError, KeyError) as error:
         if "decoder error" in str(error):
@@ -114,7 +115,10 @@ def _through_pillow(path: Path, page: Any, dtype: np.dtype) -> np.ndarray:
     if array.dtype.kind == "b":
         array = array.view(np.uint8) != 0  # its True is the byte 255, which is no bool
         return ~array if inverted else array
-    return np.iinfo(array.dtype).max - array if inverted else array
+    array = np.iinfo(array.dtype).max - array if inverted else array
+    if page.bitspersample in (2, 4) and page.photometric != PALETTE:
+        array = array // array.dtype.type(255 // (2**page.bitspersample - 1))  # Pillow stretches them to 0..255
+    return array
 
 
 def _write(array: np.ndarray, like: Image, tifffile: Any) -> bytes:
