@@ -192,12 +192,17 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
     "G28 .mhd against .nrrd": (
         lambda d: itk(d / "p.mhd", VOLUME).with_suffix(".raw").touch(), lambda d: itk(d / "t.nrrd", VOLUME), (),
         {1: 1.0, 2: 1.0}),
-    "G28 .nrrd on another grid, resampled": (
-        lambda d: save(d / "p.nii.gz", VOLUME * 0), lambda d: itk(d / "t.nrrd", VOLUME), ("--resample",),
-        {1: 0.0, 2: 0.0}),
+    "G28 .nrrd turned over, resampled": (
+        lambda d: sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(itk(d / "x.nrrd", VOLUME))), [True, False, True]),
+                                  str(d / "p.mha")),
+        lambda d: itk(d / "t.nrrd", VOLUME), ("--resample",), {1: 1.0, 2: 1.0}),
+    "G28 .nrrd turned over": (
+        lambda d: sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(itk(d / "x.nrrd", VOLUME))), [True, False, True]),
+                                  str(d / "p.mha")),
+        lambda d: itk(d / "t.nrrd", VOLUME), (), ("got RPS voxels elsewhere than the LPI voxels of t.nrrd",)),
     "G28 .nrrd on another grid": (
         lambda d: save(d / "p.nii.gz", VOLUME), lambda d: itk(d / "t.nrrd", VOLUME), (),
-        ("expected the same orientation and affine, got RAS voxels elsewhere than the LPI voxels of t.nrrd",)),
+        ("expected a grid that overlaps that of t.nrrd in space",)),
     "G28 segmentation of 3D Slicer": (
         lambda d: itk(d / "p.seg.nrrd", VOLUME, ("liver", "cyst")), lambda d: itk(d / "t.mha", VOLUME), (),
         {1: 1.0, 2: 1.0}),

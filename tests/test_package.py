@@ -21,9 +21,9 @@ OWN_MODULES, FOREIGN_MODULES = 35, 5
 """Bounds on the modules of this package, and on those of others than torch, that `import softdice` loads."""
 
 ORDER = (
-    "version", "terms", "settings", "reference", "validation", "kernels", "distributed", "statistics", "indices", "costs",
-    "reductions", "losses", "functional", "head", "metrics", "reproducibility", "images", "compat", "scoring",
-    "training", "cli", "__main__", "__init__",
+    "version", "interrupt", "terms", "settings", "reference", "validation", "kernels", "distributed", "statistics",
+    "indices", "costs", "reductions", "losses", "functional", "head", "metrics", "reproducibility", "images", "compat",
+    "scoring", "training", "cli", "__main__", "__init__",
 )  # fmt: skip
 """A module or subpackage imports only from what stands before it; within a subpackage the order is free."""
 

@@ -5,6 +5,7 @@ logits, target --(fused pass)--> statistics --pool--> --index--> score --cost-->
 
 from typing import Any
 
+import softdice.interrupt as _interrupt  # noqa: F401 - first: the imports below take seconds
 from softdice import costs, functional, indices, losses, reductions
 from softdice.head import FusedHead
 from softdice.kernels.registry import use_backend

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from softdice import interrupt
+
 
 def main() -> None:
     """Run the command line; without the packages that it needs, say which extra brings them and exit with 2."""
@@ -16,4 +18,9 @@ def main() -> None:
         sys.exit(2)
     from softdice.cli.app import app
 
-    app()
+    interrupt.loud()
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(130)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from softdice.cli.errors import one_line
 from softdice.distributed import Ranks
-from softdice.images.files import written_beside
 from softdice.validation import package
 
 if TYPE_CHECKING:
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from softdice.scoring.runner import Journal
 
 FORMATS = ("table", "csv", "json", "nnunet")
+ROWS = ("pairs", "classes", "cases")
 
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 500
 """Columns of a table that goes to a file or a pipe."""
 
 
 def score(
-    predictions: Annotated[Path, typer.Argument(help="A mask, or a folder of masks.")],
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="A mask, or a folder of masks.")],
     labels_path: Annotated[Path, typer.Argument(metavar="LABELS", help="The reference: a mask, or a folder of them.")],
     versus: Annotated[Path | None, typer.Option(help="Other predictions of the same cases, to compare with.")] = None,
     labels: Annotated[
@@ -59,12 +61,37 @@ def score(
     ignore_geometry: Annotated[
         bool, typer.Option("--ignore-geometry", help="Compare voxels by position, whatever the affines say.")
     ] = False,
+    transpose: Annotated[
+        bool, typer.Option("--transpose", help="The rows of 2-D predictions are the columns of the labels.")
+    ] = False,
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="files of the two folders; subfolders: theirs too; classes: a folder per case, with a file per class."
+        ),
+    ] = "files",
+    metrics: Annotated[
+        str | None, typer.Option(help="Beside Dice and IoU: precision, recall, specificity, volume (ml, difference).")
+    ] = None,
+    empty: Annotated[
+        str, typer.Option(help="Score of a class in neither map of a case: nan (in no mean) or 1.")
+    ] = "nan",
+    missing: Annotated[str, typer.Option(help="Cases without prediction: skip (listed), or 0: an empty one.")] = "skip",
     jobs: Annotated[int, typer.Option(help="Processes. The results do not depend on it.", min=1)] = 1,
     format: Annotated[
         str | None, typer.Option(help="table, csv, json or nnunet (its summary.json). Default: by --out, else table.")
     ] = None,
+    rows: Annotated[
+        str, typer.Option(help="Of a CSV: pairs of case and class; classes, with means; cases, a column per class.")
+    ] = "pairs",
     out: Annotated[Path | None, typer.Option(help="File for the result; else standard output.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for a report in HTML, one page with pictures.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images, by the names of the cases, for the report's pictures.")
+    ] = None,
+    view: Annotated[
+        str, typer.Option(help="Of the pictures: radiological (the patient's left is right), or neurological.")
+    ] = "radiological",
     resume: Annotated[bool, typer.Option("--resume", help="With --out: go on where a stopped run ended.")] = False,
 ) -> None:
     """Score masks against labels: Dice and IoU per case and class, means with intervals, pooled.
@@ -80,15 +107,15 @@ def score(
         with one_line():
             from softdice.scoring.classes import parse_options
 
-            if format is None:
-                format = {".csv": "csv", ".json": "json"}.get(out.suffix.lower(), "table") if out else "table"
-            task = Task(predictions, labels_path, versus, jobs, format, out, report)
-            _check(task, resume)
+            kind = _check(format, rows, versus, out, report, resume)
+            task = Task(predictions, labels_path, layout, versus, jobs, kind, rows, out, report, images, view)
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
-                resample=resample, ignore_geometry=ignore_geometry, scale=scale, round=round,
+                resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
+                empty=empty, missing=missing, metrics=metrics,
             )  # fmt: skip
-            failed = _score(task, options, _journal(task, options, resume=resume), run)
+            pairs = _pairs(task, (labels, regions, ignore))
+            failed = _score(task, pairs, options, _journal(task, options, resume=resume), run)
         if failed:
             raise typer.Exit(failed)
 
@@ -99,50 +126,101 @@ class Task:
 
     predictions: Path
     truth: Path
+    layout: str
     versus: Path | None
     jobs: int
     format: str
+    rows: str
     out: Path | None
     report: Path | None
+    images: Path | None
+    view: str
 
 
-def _check(task: Task, resume: bool) -> None:
+def _check(
+    format: str | None, rows: str, versus: Path | None, out: Path | None, report: Path | None, resume: bool
+) -> str:
+    """What can be said of the options alone; the format."""
     from softdice.scoring.classes import ScoreError
+    from softdice.scoring.writing import is_stream, kind_of
 
-    if task.format not in FORMATS:
-        raise ScoreError(f"--format: expected one of {', '.join(FORMATS)}, got {task.format!r}.")
-    if task.versus is not None and task.format == "nnunet":
+    if format not in (None, *FORMATS):
+        raise ScoreError(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}.")
+    if versus is not None and format == "nnunet":
         raise ScoreError("--format nnunet: expected one folder of predictions, got --versus. Take --format json.")
-    if task.versus is not None and task.versus.resolve() == task.predictions.resolve():
-        raise ScoreError(f"--versus: expected other predictions than {task.predictions}, got the same.")
-    if resume and task.out is None:
+    if resume and (out is None or is_stream(out)):
         raise ScoreError("--resume: expected --out, beside which a stopped run leaves its cases, got none.")
-    for option, path in (("--out", task.out), ("--report", task.report)):
-        if path is not None and not path.parent.is_dir():
-            raise ScoreError(
-                f"{option}: expected a file in an existing folder, got {str(path)!r}. Make the folder first."
-            )
-    for option, given, name in (("--versus", task.versus, "scipy"), ("--report", task.report, "PIL")):
+    if out is None and sys.stdout is None:
+        raise ScoreError("score: expected a standard output, got a closed one. Pass --out.")
+    for option, given, name in (("--versus", versus, "scipy"), ("--report", report, "PIL")):
         if given:
             package(option, name, "score")
+    kind = kind_of(out, format)
+    if rows not in ROWS or (rows != "pairs" and kind != "csv"):
+        raise ScoreError(f"--rows: expected one of {', '.join(ROWS)}, with --format csv, got {rows!r}.")
+    return kind
+
+
+def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
+    """Both sides' pairs; a wrong path must not touch what is there. said: options that may name files."""
+    from softdice.scoring import pair_files
+    from softdice.scoring.classes import ScoreError
+    from softdice.scoring.pairing import LAYOUTS
+    from softdice.scoring.pictures import VIEWS
+    from softdice.scoring.writing import check_places
+
+    if task.view not in VIEWS:
+        raise ScoreError(f"--view: expected one of {', '.join(VIEWS)}, got {task.view!r}.")
+    if task.images is not None and not (task.images.is_dir() and task.report):
+        raise ScoreError(f"--images: expected a folder, with --report, got {str(task.images)!r}.")
+    if task.layout not in LAYOUTS:
+        raise ScoreError(f"--layout: expected one of {', '.join(LAYOUTS)}, got {task.layout!r}.")
+    if task.layout == "classes" and (any(said) or task.format == "nnunet"):
+        raise ScoreError(
+            "--layout classes: expected no --labels, --regions, --ignore or nnunet: files are the classes."
+        )
+    if task.versus is not None and task.versus.resolve() == task.predictions.resolve():
+        raise ScoreError(f"--versus: expected other predictions than {task.predictions}, got the same.")
+    pairs = {
+        str(side): pair_files(side, task.truth, task.layout)
+        for side in (task.predictions, task.versus)
+        if side is not None
+    }
+    read = (path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path)
+    files = (file for path in read for file in (path.iterdir() if path.is_dir() else (path,)))
+    check_places(
+        task.out,
+        task.report,
+        (*files, *_images(task).values(), *(Path(text) for text in said if text and text.endswith(".json"))),
+    )
+    return pairs
+
+
+def _images(task: Task) -> dict[str, Path]:
+    """Case -> its image."""
+    if task.images is None:
+        return {}
+    from softdice.scoring.pairing import case_files
+
+    return case_files(task.images, deep=task.layout != "files")
 
 
 def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
-    from softdice.scoring import pair_files
     from softdice.scoring.runner import Journal
+    from softdice.scoring.writing import is_stream
 
-    if task.out is None:
+    if task.out is None or is_stream(task.out):
         return None
-    pair_files(task.predictions, task.truth)  # before the journal: a wrong path must not touch what is there
     about = [str(path.resolve()) if path else "" for path in (task.predictions, task.truth, task.versus)]
     return Journal(task.out.with_name(task.out.name + ".partial"), options, about, resume=resume)
 
 
-def _score(task: Task, options: Options, journal: Journal | None, run: Run) -> int:
+def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: Journal | None, run: Run) -> int:
     """Score, write, list what failed; the exit code."""
-    from softdice.scoring import compare, pair_files, summarise, tabulate
+    from softdice.scoring import compare, summarise, tabulate
+    from softdice.scoring.summary import unnamed_line
+    from softdice.scoring.writing import save, shown
 
-    pairs = {str(side): pair_files(side, task.truth) for side in (task.predictions, task.versus) if side is not None}
     total = sum(map(len, pairs.values()))
     tables: dict[str, Table] = {}
     with _ctrl_c() as pressed, _progress(total) as step:
@@ -157,7 +235,9 @@ def _score(task: Task, options: Options, journal: Journal | None, run: Run) -> i
         for side, found in pairs.items():
             if not pressed:
                 cases = _cases(side, found, journal, lambda left: run(left, options, jobs=task.jobs))
-                tables[side] = tabulate(seen(cases), options.keys, options.names)
+                tables[side] = tabulate(
+                    seen(cases), options.keys, options.names, empty=options.empty, metrics=options.metrics
+                )
     done = sum(len(table.cases) + len(table.errors) for table in tables.values())
     if done < total and journal is not None:
         journal.close(finished=False)
@@ -171,10 +251,21 @@ def _score(task: Task, options: Options, journal: Journal | None, run: Run) -> i
     if task.report is not None:
         from softdice.scoring.report import to_html
 
-        _save(task.report, [to_html(tables, summaries, comparison, options, str(task.truth))])
+        command = shlex.join(["softdice", *sys.argv[1:]])
+        page = to_html(
+            tables, summaries, comparison, options, str(task.truth),
+            command=command, images=_images(task), view=task.view,
+        )  # fmt: skip
+        save(task.report, [page])
+    unnamed = unnamed_line(next(iter(tables.values())))
+    if unnamed:
+        print(unnamed, file=sys.stderr)
+    empty = sum(prediction == "" for table in tables.values() for prediction in table.predictions)
+    if empty:
+        print(f"Without a prediction, scored as an empty one: {empty} of {total}", file=sys.stderr)
     errors = [error for table in tables.values() for error in table.errors]
     if errors:
-        print(f"Not scored: {len(errors)} of {total}", *errors, sep="\n  ", file=sys.stderr)
+        print(f"Not scored: {len(errors)} of {total}", *map(shown, errors), sep="\n  ", file=sys.stderr)
     if done < total:
         print(f"Stopped after {done} of {total}: these are the scores so far.", file=sys.stderr)
         return 130
@@ -219,49 +310,54 @@ def _ctrl_c() -> Iterator[list[bool]]:
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
     """A bar on a terminal; called once per case."""
-    console = Console(stderr=True)
+    from softdice.scoring.writing import shown
+
+    console = Console(stderr=True, emoji=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=total)
-        yield lambda name: bar.update(task, advance=1, description=name)
+        yield lambda name: bar.update(task, advance=1, description=escape(shown(name)))
 
 
 def _write(
     task: Task, tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, options: Options
 ) -> None:
     from softdice.scoring import output
+    from softdice.scoring.writing import save
 
     if task.format == "table":
         text = _shown(tables, summaries, comparison, plain=task.out is not None)
     elif task.format == "csv":
-        text = output.to_csv(tables)
+        text = output.to_csv(tables, summaries, task.rows)
     elif task.format == "json":
         text = output.to_json(tables, summaries, comparison, options)
     else:
         text = output.to_nnunet(next(iter(tables.values())), options)
     if task.out is None:
-        sys.stdout.writelines(text)
+        sys.stdout.writelines(piece.encode("utf-8", "backslashreplace").decode() for piece in text)
+        sys.stdout.flush()  # a pipe that was closed is seen here
     else:
-        _save(task.out, text)
+        save(task.out, text)
 
 
 def _shown(
     tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, *, plain: bool
 ) -> Iterator[str]:
     """Tables as text, with the colours of the terminal where there is one."""
-    from softdice.scoring.tables import class_grid, comparison_grid, terminal
+    from softdice.scoring.tables import alone_line, class_grid, comparison_grid, different_lines, terminal
 
     console = Console(file=io.StringIO()) if plain else Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=PLAIN_WIDTH)
-    grids = [terminal(side, class_grid(table, summaries[side])) for side, table in tables.items()]
+    grids = [terminal(side, class_grid(table, summaries[side]), console.width) for side, table in tables.items()]
+    said: list[str] = []
     if comparison is not None:
-        grids.append(terminal("first minus second", comparison_grid(next(iter(tables.values())), comparison)))
+        first = next(iter(tables.values()))
+        grids.append(terminal("first minus second", comparison_grid(first, comparison), console.width))
+        said = [line for line in (alone_line(comparison),) if line]
+        different = different_lines(first, comparison)
+        said += ["Cases that differ most:", *(f"  {line}" for line in different)] if different else []
     for grid in grids:
         with console.capture() as captured:
             console.print(grid)
         yield captured.get()
-
-
-def _save(path: Path, text: Iterable[str]) -> None:
-    with written_beside(path) as file:
-        file.writelines(piece.encode() for piece in text)
+    yield "".join(f"{line}\n" for line in said)

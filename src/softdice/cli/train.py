@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from softdice.cli.errors import one_line
 from softdice.cli.progress import Bar
 from softdice.distributed import Ranks
+from softdice.scoring.writing import shown
 from softdice.training.config import DEFAULT_EPOCHS, DEFAULTS, OUT, PRECISIONS, TrainConfig, TrainingError
 
 MOST_ROWS = 20
@@ -122,7 +124,7 @@ def _show(console: Console, summary: dict[str, Any], out: Path) -> None:
     table.add_column("pooled", justify="right")
     classes = summary["classes"][1:]
     for row in classes[:MOST_ROWS]:
-        table.add_row(row["name"], _figure(row["dice"]), _figure(row["dice_pooled"]))
+        table.add_row(Text(shown(row["name"])), _figure(row["dice"]), _figure(row["dice_pooled"]))
     if len(classes) > MOST_ROWS:
         table.add_row(f"... {len(classes) - MOST_ROWS} more in summary.json", "", "")
     table.add_section()

@@ -28,8 +28,8 @@ from softdice.validation import package
 
 __all__ = ["SUFFIXES", "FileError", "Image", "list_images", "read_image", "split_name", "write_image"]
 
-SUFFIXES = tuple(sorted(BY_SUFFIX, key=len, reverse=True))
-"""What `read_image` reads, the longer suffix before the shorter one that it ends in."""
+SUFFIXES = tuple(sorted(BY_SUFFIX))
+"""What `read_image` reads."""
 
 
 _FOREIGN = {
@@ -48,10 +48,11 @@ def split_name(path: str | Path) -> tuple[str, str] | None:
         (('case_1', '.nii.gz'), ('a.b', '.png'), None)
     """
     name = Path(path).name
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix) and len(name) > len(suffix) and not name.startswith("."):
-            return name[: -len(suffix)], suffix
-    return None
+    found = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix) and len(name) > len(suffix)]
+    if not found or name.startswith("."):
+        return None
+    suffix = max(found, key=len)
+    return name[: -len(suffix)], suffix
 
 
 def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:

@@ -31,6 +31,7 @@ class Image:
         suffix: lower case, `.nii.gz` in one piece.
         palette: (n, 3) uint8, the colours of the indices.
         scale: slope and intercept by which the voxels were stored.
+        placed: whether the file itself says how its voxels lie in space; never without an affine.
         names: of labels, from a table in the file.
         no_labels: why the file cannot hold labels, where its reader knows that.
     """
@@ -44,11 +45,13 @@ class Image:
     palette: np.ndarray | None = None
     scale: tuple[float, float] | None = None
     names: dict[int, str] = field(default_factory=dict)
+    placed: bool = True
     no_labels: str = ""
 
     def __post_init__(self) -> None:
         if not self.spacing:
             object.__setattr__(self, "spacing", (1.0,) * self.spatial_ndim)
+        object.__setattr__(self, "placed", self.placed and self.affine is not None)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -39,14 +39,15 @@ def labels(
     if array.dtype.kind != "f":
         return array
     whole = np.rint(array)
-    apart = np.abs(array - whole)
-    far = float(apart.max())
-    if far > 0 and not (rounded and far <= ROUNDED):
-        value, count = array.flat[int(apart.argmax())], int((apart > 0).sum())
-        scale = "" if image.scale is None else ", stored with slope {:g} and intercept {:g}".format(*image.scale)
-        got = f"{count} voxels, at most {far:.2g} from a whole number, such as {value:.8g}{scale}"
-        advice = "Pass --round to round them." if far <= ROUNDED else advice
-        raise FileError(f"{path}: expected labels, got values that are not whole: {got}. {advice}")
+    if not (array == whole).all():
+        apart = np.abs(array - whole)
+        far = float(apart.max())
+        if not rounded or far > ROUNDED:
+            scale = "" if image.scale is None else ", stored with slope {:g} and intercept {:g}".format(*image.scale)
+            example = f"such as {array.flat[int(apart.argmax())]:.8g}{scale}"
+            got = f"{int((apart > 0).sum())} voxels, at most {far:.2g} from a whole number, {example}"
+            advice = "Pass --round to round them." if far <= ROUNDED else advice
+            raise FileError(f"{path}: expected labels, got values that are not whole: {got}. {advice}")
     low, high = int(whole.min()), int(whole.max())
     for dtype in (np.uint8, np.int16, np.int32, np.int64, np.uint64):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:

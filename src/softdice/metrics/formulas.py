@@ -95,6 +95,19 @@ def recall(counts: Tensor) -> Tensor:
     return both / torch.where((target == 0) & (prediction > 0), 1.0, target)
 
 
+def specificity(counts: Tensor, voxels: Tensor) -> Tensor:
+    """counts (3, ...), all voxels (...) -> the share of the voxels without the class that were left without it.
+
+    In [0, 1]; nan where every voxel of the target has the class.
+
+    Example:
+        >>> specificity(torch.tensor([[2], [4], [3]]), torch.tensor([10]))
+        tensor([0.7143], dtype=torch.float64)
+    """
+    both, prediction, target = counts.double()
+    return (voxels - prediction - target + both) / (voxels - target)
+
+
 def volume_difference(counts: Tensor) -> Tensor:
     """counts (3, ...) -> 2 (prediction - target) / (prediction + target), in [-2, 2]; 0 is best.
 

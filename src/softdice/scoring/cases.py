@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from softdice.images.files import Image, read_image
-from softdice.images.geometry import check_same_place, one_shape, same_place
+from softdice.images.files import Image, list_images, read_image, split_name
+from softdice.images.formats import BY_SUFFIX
+from softdice.images.geometry import apart, check_same_place, inverse, one_shape, overlap, same_place
 from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import Options, ScoreError
+from softdice.scoring.doubts import check_grey, check_names, check_scales, unnamed
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,9 @@ class Case:
     """One pair, compared: per class the voxels of both, of the prediction and of the truth.
 
     `keys` are labels, or names of regions; `counts` is (3, keys) int64, float64 sums of probabilities for soft
-    predictions. Where there was an error nothing was counted. `colours` are those of the labels where the
-    truth has a palette.
+    predictions. `voxel_ml` is the volume of a voxel, nan where the file does not say. `unnamed` are labels of the truth
+    that no option names, with their voxels; `colours` those of its labels where it has a palette. Where there was an
+    error nothing was counted.
     """
 
     case: str
@@ -30,30 +35,109 @@ class Case:
     counts: np.ndarray = field(default_factory=lambda: np.zeros((3, 0), np.int64))
     voxels: int = 0
     names: dict[int, str] = field(default_factory=dict)
-    colours: dict[int, str] = field(default_factory=dict)
     error: str = ""
+    voxel_ml: float = math.nan
+    unnamed: dict[int, int] = field(default_factory=dict)
+    colours: dict[int, str] = field(default_factory=dict)
 
 
-def score_pair(prediction: Path, truth: Path, options: Options, case: str = "") -> Case:
-    """prediction file, truth file -> Case.
+def score_pair(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
+    """prediction file, truth file -> Case; None for a prediction without any voxel of any class.
 
     Raises:
         FileError: a file cannot be read. ScoreError: the two cannot be compared.
     """
-    p, t, prediction_image, truth_image = load_pair(prediction, truth, options)
-    if p.dtype.kind == "f":
-        keys, counts, voxels = _soft_counts(p, t, options)
-    else:
-        keys, counts, voxels = _label_counts(*pair_counts(p, t), options)
-    names = {**prediction_image.names, **truth_image.names}
-    return Case(case or truth.name, str(prediction), str(truth), keys, counts, voxels, names, colours(truth_image))
+    p, t, names, grid = load_pair(prediction, truth, options)
+    soft = p.dtype.kind == "f"
+    labels_p, labels_t, n = pair_counts(t if soft else p, t)
+    counted = ~np.isin(labels_t, options.ignore)
+    labels_p, labels_t, n = labels_p[counted], labels_t[counted], n[counted]
+    held = labels_p.tolist(), labels_t.tolist()
+    if prediction is not None and not soft:
+        check_names(prediction, names[0], truth, names[1], {*held[0], *held[1]}, options)
+        check_scales(prediction, held[0], truth, held[1], options)
+        check_grey(prediction, p, *held, options)
+    check_grey(truth, t, held[1], held[0], options)
+    keys, counts, voxels = _soft_counts(p, t, options) if soft else _label_counts(labels_p, labels_t, n, options)
+    return Case(
+        case or truth.name,
+        "" if prediction is None else str(prediction),
+        str(truth),
+        keys,
+        counts,
+        voxels,
+        {**names[0], **names[1]},
+        voxel_ml=_voxel_ml(grid),
+        unnamed=unnamed(labels_t, n, options),
+        colours=colours(grid),
+    )
 
 
-def load_pair(prediction: Path, truth: Path, options: Options) -> tuple[np.ndarray, np.ndarray, Image, Image]:
-    """two files -> labels (or, for soft scores, probabilities) and labels on one grid, and what was read."""
-    prediction_image, truth_image = read_image(prediction), read_image(truth)
+def score_classes(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
+    """two folders of masks -> Case, whose classes are the names of the files that the truth has.
+
+    Raises:
+        FileError: a file cannot be read. ScoreError: one is no mask, or has no partner.
+    """
+    files = class_files(truth)
+    counts, voxels, grid = np.zeros((3, len(files)), np.float64 if options.soft else np.int64), 0, None
+    for column, name in enumerate(files):
+        p, t, _, grid = load_class(prediction, truth, name, options)
+        if options.soft:
+            _, one, voxels = _soft_counts(p, t, options)
+            counts[:, column] = one[:, 0]
+        else:
+            counts[:, column] = (p & t).sum(), p.sum(), t.sum()
+            voxels = t.size
+    ml = math.nan if grid is None else _voxel_ml(grid)
+    named = "" if prediction is None else str(prediction)
+    return Case(case or truth.name, named, str(truth), tuple(files), counts, voxels, voxel_ml=ml)
+
+
+def class_files(folder: Path) -> dict[str, Path]:
+    """folder -> {class: its mask}: the files of the type that most have, so that a picture beside the masks is none."""
+    files = list_images(folder)
+    types = [BY_SUFFIX[name[1]] for name in map(split_name, files.values()) if name]
+    most = max(types, key=types.count, default=None)
+    return {name: path for (name, path), kind in zip(files.items(), types, strict=True) if kind == most}
+
+
+def load_class(prediction: Path | None, truth: Path, name: str, options: Options) -> Loaded:
+    """two folders, a class -> its masks in both, bool; the prediction's probabilities for soft scores."""
+    file = None if prediction is None else class_files(prediction).get(name)
+    if prediction is not None and file is None and options.missing == "skip":
+        advice = "--missing 0 counts it as empty."
+        raise ScoreError(f"{prediction}: expected a file for each class of {truth}, got none for {name!r}. {advice}")
+    truth_file = class_files(truth)[name]
+    p, t, names, grid = load_pair(file, truth_file, options)
+    for path, array in ((file, p), (truth_file, t)):
+        values = {*np.unique(array).tolist()} - {0} if array.dtype.kind != "f" else ()
+        if len(values) > 1:
+            raise ScoreError(f"{path}: expected a mask of one class, got the labels {_list(sorted(values))}.")
+    return Loaded(p if p.dtype.kind == "f" else p != 0, t != 0, names, grid)
+
+
+class Loaded(NamedTuple):
+    """A pair on one grid: labels (or probabilities) and labels, names of labels in both, the image of the truth."""
+
+    p: np.ndarray
+    t: np.ndarray
+    names: tuple[dict[int, str], dict[int, str]]
+    grid: Image
+
+
+def load_pair(prediction: Path | None, truth: Path, options: Options) -> Loaded:
+    """two files -> labels (or, for soft scores, probabilities) and labels on one grid."""
+    truth_image = read_image(truth)
     t = labels(truth, truth_image, rounded=options.round, advice="Give LABELS as label maps.")
-    if options.soft or options.threshold is not None:
+    probable = options.soft or options.threshold is not None
+    if probable:
+        _one_class(truth, t, options)
+    if prediction is None:
+        p = np.zeros_like(t, np.float32 if options.soft else np.uint8)
+        return Loaded(p, t, ({}, truth_image.names), truth_image)
+    prediction_image = read_image(prediction)
+    if probable:
         option = "--soft" if options.soft else "--threshold"
         p = probabilities(prediction, prediction_image, scale=options.scale, option=option)
     else:
@@ -64,13 +148,16 @@ def load_pair(prediction: Path, truth: Path, options: Options) -> tuple[np.ndarr
             one_palette(path, colours(image), seen)
     p = _on_grid(prediction, prediction_image, p, truth, truth_image, options)
     if options.threshold is not None:
-        _one_class(truth, t, options)
-        p = np.where(p > options.threshold, np.int32(_class_labels(options)[0]), np.int32(0))
-    elif options.soft:
-        _one_class(truth, t, options)
-    elif options.labels is None and options.regions is None:
-        _same_scale(prediction, p, truth, t)
-    return p, t, prediction_image, truth_image
+        p = np.where(np.greater(p, options.threshold), np.int32(_class_labels(options)[0]), np.int32(0))
+    return Loaded(p, t, (prediction_image.names, truth_image.names), truth_image)
+
+
+def _voxel_ml(image: Image) -> float:
+    """The volume of a voxel, where the file has lengths."""
+    if image.affine is None or image.spatial_ndim != 3:
+        return math.nan
+    unit = getattr(image.header, "get_xyzt_units", lambda: ("mm", ""))()[0]
+    return float(np.prod(image.spacing)) * {"meter": 1e9, "micron": 1e-9}.get(unit, 1.0) / 1000
 
 
 def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:
@@ -95,58 +182,54 @@ def _one_class(truth: Path, t: np.ndarray, options: Options) -> None:
         raise ScoreError(f"{truth}: expected labels 0 and {inside[0]}, got {_list(present)} too. {advice}")
 
 
-def _same_scale(prediction: Path, p: np.ndarray, truth: Path, t: np.ndarray) -> None:
-    """A mask of 0 and 1 against one of 0 and 255 is a mistake that would score 0."""
-    tops = [0 if array.size == 0 else int(array.max()) for array in (p, t)]
-    if sorted(tops) != [1, 255] or any(array.min() < 0 for array in (p, t)):
-        return
-    large = (p, t)[tops.index(255)]
-    if not ((large == 0) | (large == 255)).all():
-        return
-    advice = "If both mean the same, pass --regions 'mask=1,255'; if not, name the --labels."
-    raise ScoreError(f"{prediction}: holds 0 and {tops[0]}, but {truth.name} holds 0 and {tops[1]}. {advice}")
-
-
 def _on_grid(
     prediction: Path, prediction_image: Image, p: np.ndarray, truth: Path, truth_image: Image, options: Options
 ) -> np.ndarray:
     """The prediction on the grid of the truth."""
     a, b, shape = prediction_image.affine, truth_image.affine, truth_image.shape
-    if options.resample and a is not None and b is not None and p.ndim == len(shape) == 3:
-        return p.reshape(shape) if same_place(prediction_image, truth_image) else _resampled(p, a, b, shape)
+    if options.transpose:
+        flat = p if p.ndim < 3 else p.reshape([n for n in p.shape if n != 1])
+        if flat.ndim != 2:
+            raise ScoreError(f"{prediction}: --transpose: expected an image of 2 axes, got shape {p.shape}.")
+        p = flat.T
+    placed = prediction_image.placed and truth_image.placed
+    if options.resample and placed and a is not None and b is not None and p.ndim == len(shape) == 3:
+        if same_place(prediction_image, truth_image):
+            return p.reshape(shape)
+        if not overlap(prediction_image, truth_image):
+            raise ScoreError(f"{prediction}: --resample: expected {apart(truth, p.shape == shape)}")
+        return _resampled(p, a, b, shape)
     if not one_shape(p.shape, shape):
-        hint = (
-            " --resample brings it to the grid of the label." if a is not None and b is not None and p.ndim == 3 else ""
-        )
+        hint = " --resample brings it to the grid of the label." if placed and p.ndim == 3 else ""
+        if p.ndim == 2 and p.T.shape == shape:
+            hint = " --transpose swaps its axes."
         if p.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
             hint = " Of probabilities of several classes save the argmax, or one file per class."
         raise ScoreError(f"{prediction}: expected shape {shape} as in {truth.name}, got {p.shape}.{hint}")
-    if not options.ignore_geometry:
+    if not (options.ignore_geometry or options.transpose):
+        or_else = ", --transpose if the rows of one are the columns of the other" if p.ndim == 2 else ""
         advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
-        check_same_place(prediction, prediction_image, truth, truth_image, advice=advice)
+        check_same_place(prediction, prediction_image, truth, truth_image, advice=advice, or_else=or_else)
     return p.reshape(shape)
 
 
 def _resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Nearest voxel for labels, linear for probabilities; 0 outside the prediction."""
+    """Nearest voxel for labels, linear for probabilities; 0 outside the prediction, which its outermost voxels fill."""
     from scipy.ndimage import affine_transform
 
-    try:
-        matrix = np.linalg.inv(from_affine) @ to_affine
-    except np.linalg.LinAlgError:
-        raise ScoreError("--resample: expected an affine that can be inverted, got a singular one.") from None
-    matrix = np.round(matrix, 9)  # an exact flip stays exact
-    order = 1 if p.dtype.kind == "f" else 0
+    matrix = np.round(inverse(from_affine) @ to_affine, 9)  # an exact flip stays exact
     source = p.astype(np.uint8) if p.dtype.kind == "b" else p
-    return np.asarray(affine_transform(source, matrix, output_shape=shape, order=order, mode="grid-constant"))
+    if p.dtype.kind != "f":
+        return np.asarray(affine_transform(source, matrix, output_shape=shape, order=0, mode="grid-constant"))
+    values = affine_transform(source, matrix, output_shape=shape, order=1, mode="nearest")
+    inside = affine_transform(np.ones(p.shape, np.uint8), matrix, output_shape=shape, order=0, mode="grid-constant")
+    return np.where(inside, values, values.dtype.type(0))
 
 
 def _label_counts(
     p: np.ndarray, t: np.ndarray, n: np.ndarray, options: Options
 ) -> tuple[tuple[int | str, ...], np.ndarray, int]:
-    """Pairs of labels and how often each occurs -> classes, their counts, and voxels that were counted."""
-    counted = ~np.isin(t, options.ignore)
-    p, t, n = p[counted], t[counted], n[counted]
+    """Pairs of labels that count and how often each occurs -> classes, their counts, and voxels that were counted."""
     if options.regions is not None:
         counts = np.zeros((3, len(options.regions)), np.int64)
         for column, inside in enumerate(options.regions.values()):

@@ -17,6 +17,15 @@ class ScoreError(ValueError):
     """A folder, an option or a pair of files that cannot be scored, and why, in one line."""
 
 
+METRICS = {
+    "precision": ("precision",),
+    "recall": ("recall",),
+    "specificity": ("specificity",),
+    "volume": ("ml_pred", "ml_ref", "volume_difference"),
+}
+"""What may be asked for beside Dice and IoU -> its columns."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What is compared, and how; the same for every pair.
@@ -31,6 +40,10 @@ class Options:
         soft: a float prediction counts with its probability: soft Dice, 2 sum(p t) / (sum(p) + sum(t)).
         resample: a prediction on another grid is brought to the grid of the reference, by its affine.
         ignore_geometry: voxels are compared by position whatever the affines say.
+        transpose: the same, after the two axes of a 2-D prediction were swapped.
+        empty: score of a class that is in neither map of a case: nan, which is in no mean, or 1.
+        missing: a reference without prediction: "skip", which lists it as not scored, or "0", an empty prediction.
+        metrics: scores beside Dice and IoU, of `METRICS`.
         scale: what stands for a probability of 1 in predictions: 255 in 8 bits.
         round: labels that are nearly whole are rounded.
     """
@@ -44,6 +57,10 @@ class Options:
     soft: bool = False
     resample: bool = False
     ignore_geometry: bool = False
+    transpose: bool = False
+    empty: float = math.nan
+    missing: str = "skip"
+    metrics: tuple[str, ...] = ()
     scale: float = 1.0
     round: bool = False
 
@@ -70,8 +87,10 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
         raise ScoreError(f"--scale: expected a number above 0, got {scale}. Example: 255")
     if scale != 1 and threshold is None and not others["soft"]:
         raise ScoreError("--scale: expected --threshold or --soft with it, got neither. Pass one of them.")
-    if others["resample"] and others["ignore_geometry"]:
-        raise ScoreError("score: expected --resample or --ignore-geometry, got both. Pass one of them.")
+    for other in ("ignore_geometry", "transpose"):
+        if others["resample"] and others.get(other):
+            option = "--" + other.replace("_", "-")
+            raise ScoreError(f"score: expected --resample or {option}, got both. Pass one of them.")
     if others["resample"]:
         package("--resample", "scipy", "score")
     table = Labels() if labels is None else parse_labels(labels)
@@ -82,6 +101,14 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
     if regions is not None and Path(regions).suffix == ".json":
         left_out += parse_labels(regions).ignore
     left_out = tuple(dict.fromkeys((*left_out, *table.ignore)))
+    policies = {"--empty": (others["empty"], ("nan", "1")), "--missing": (others["missing"], ("skip", "0"))}
+    for option, (given, allowed) in policies.items():
+        if given not in allowed:
+            raise ScoreError(f"{option}: expected {' or '.join(allowed)}, got {given!r}.")
+    asked = [name.strip() for name in (others["metrics"] or "").split(",") if name.strip()]
+    if not {*asked} <= {*METRICS}:
+        raise ScoreError(f"--metrics: expected some of {', '.join(METRICS)}, got {others['metrics']!r}.")
+    others |= {"empty": float(others["empty"]), "metrics": tuple(dict.fromkeys(asked))}
     return Options(table.labels, table.names, unions or None, left_out, **others)
 
 

@@ -6,15 +6,20 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from softdice.scoring.classes import Options
+from softdice.scoring.classes import METRICS, Options
 from softdice.scoring.summary import Comparison, Summary, Table, mean
+from softdice.scoring.writing import shown
 from softdice.version import __version__
+
+MOST_DIFFERENT = 12
+"""Cases of a comparison that are listed."""
 
 
 def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
@@ -22,7 +27,8 @@ def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
 
     tp, fp, fn are voxels (sums of probabilities for soft scores) of this class: right, too many, missed.
     """
-    one = Table(table.keys, table.counts[i : i + 1])
+    one = table.case(i)
+    asked = {name: values[0].tolist() for name, values in one.asked.items()}
     both, predicted, true = table.counts[i].tolist()
     for k, (key, dice, iou) in enumerate(zip(table.keys, one.dice[0].tolist(), one.iou[0].tolist(), strict=True)):
         yield {
@@ -35,33 +41,77 @@ def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
             "fn": true[k] - both[k],
             "n_pred": predicted[k],
             "n_ref": true[k],
+            **{name: number(values[k]) for name, values in asked.items()},
         }
 
 
-def to_csv(tables: dict[str, Table]) -> Iterator[str]:
-    """{name of the predictions: Table} -> CSV; with two of them the first column says which."""
-    several = ["predictions"] if len(tables) > 1 else []
-    columns = [*several, "case", "label", "name", "dice", "iou", "tp", "fp", "fn", "n_pred", "n_ref"]
+def to_csv(tables: dict[str, Table], summaries: dict[str, Summary], rows: str = "pairs") -> Iterator[str]:
+    """{name of the predictions: Table}, their summaries -> CSV; with two of them the first column says which.
+
+    Rows are pairs of case and class; "classes", with their means; or "cases", with the Dice of each class in a column.
+    """
+    first = next(iter(tables.values()))
+    if rows == "pairs":
+        asked = [name for metric in first.metrics for name in METRICS[metric]]
+        columns = ["case", "label", "name", "dice", "iou", "tp", "fp", "fn", "n_pred", "n_ref", *asked]
+        return _csv(columns, {name: map(partial(case_rows, t), range(len(t.cases))) for name, t in tables.items()})
+    if rows == "cases":
+        labels = {key: table.label(key) for table in tables.values() for key in table.keys}
+        sides = {name: map(partial(_case_row, t, labels), range(len(t.cases))) for name, t in tables.items()}
+        return _csv(["case", *labels.values()], sides)
+    classes = {
+        name: [[dict(_flat(row)) for row in class_rows(table, summaries[name])]] for name, table in tables.items()
+    }
+    return _csv(list(dict.fromkeys(key for (side,) in classes.values() for row in side for key in row)), classes)
+
+
+def _case_row(table: Table, labels: dict[int | str, str], i: int) -> list[dict[str, Any]]:
+    dice = dict(zip(table.keys, map(number, table.case(i).dice[0]), strict=True))
+    return [{"case": table.cases[i], **{label: dice.get(key) for key, label in labels.items()}}]
+
+
+def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The two bounds of an interval as columns of their own."""
+    for key, value in row.items():
+        if isinstance(value, list):
+            yield from zip((f"{key}_low", f"{key}_high"), value, strict=True)
+        else:
+            yield key, value
+
+
+def _csv(columns: list[str], sides: Mapping[str, Iterable[Iterable[dict[str, Any]]]]) -> Iterator[str]:
+    """Rows in groups, by name of the predictions."""
+    several = ["predictions"] if len(sides) > 1 else []
     line = io.StringIO()
-    writer = csv.DictWriter(line, columns, lineterminator="\n")
-    writer.writeheader()
-    for name, table in tables.items():
-        for i in range(len(table.cases)):
-            writer.writerows({**row, **({"predictions": name} if several else {})} for row in case_rows(table, i))
+    writer = csv.writer(line, lineterminator="\n")
+    writer.writerow([*several, *map(_cell, columns)])
+    for name, groups in sides.items():
+        for rows in groups:
+            writer.writerows([*(_cell(name) for _ in several), *(_cell(row[key]) for key in columns)] for row in rows)
             yield line.getvalue()
             line.seek(0)
             line.truncate()
     yield line.getvalue()
 
 
+def _cell(value: object) -> object:
+    """Names as they are, but for what a spreadsheet would run: behind an apostrophe it is text."""
+    if not isinstance(value, str):
+        return value
+    return f"'{shown(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else shown(value)
+
+
 def to_json(
     tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, options: Options
 ) -> Iterator[str]:
     """Everything: per case, per class, over all, the comparison and the errors; null where a score is undefined."""
-    yield '{\n"softdice": ' + json.dumps(__version__) + ',\n"options": ' + json.dumps(asdict(options))
+    yield '{\n"softdice": ' + json.dumps(__version__) + ',\n"options": ' + json.dumps(options_row(options))
     if comparison is not None:
         rows = comparison_rows(comparison, next(iter(tables.values())))
         yield ',\n"comparison": ' + json.dumps(rows, indent=1, allow_nan=False)
+    unnamed = next(iter(tables.values())).unnamed
+    rows_u = [{"label": label, "voxels": voxels, "cases": cases} for label, (voxels, cases) in unnamed.items()]
+    yield ',\n"unnamed_labels": ' + json.dumps(rows_u)
     yield ',\n"errors": ' + json.dumps([error for table in tables.values() for error in table.errors], indent=1)
     yield ',\n"results": ['
     for number, (name, table) in enumerate(tables.items()):
@@ -76,16 +126,28 @@ def to_json(
     yield "\n]}\n"
 
 
+def options_row(options: Options) -> dict[str, Any]:
+    """The options as JSON has them, which knows no nan."""
+    return {**asdict(options), "empty": number(options.empty)}
+
+
 def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
     """One row of aggregates per class."""
     columns = {
         "dice": summary.dice,
         "dice_95": summary.dice_interval.T,
+        "dice_sd": summary.dice_sd,
+        "dice_median": summary.dice_median,
+        "dice_quartiles": summary.dice_quartiles.T,
         "iou": summary.iou,
         "pooled_dice": summary.pooled_dice,
         "pooled_iou": summary.pooled_iou,
+        **summary.asked,
     }
-    return _rows(table, table.keys, summary.cases, columns)
+    rows = _rows(table, table.keys, summary.cases, columns)
+    for row, (empty, predicted) in zip(rows, summary.empty.T.tolist(), strict=True):
+        row |= {"empty_references": empty, "predicted_in_empty": predicted}
+    return rows
 
 
 def overall_row(summary: Summary) -> dict[str, Any]:
@@ -96,6 +158,7 @@ def overall_row(summary: Summary) -> dict[str, Any]:
         "macro_iou": number(summary.macro_iou),
         "pooled_dice": number(summary.micro_dice),
         "pooled_iou": number(summary.micro_iou),
+        **{f"macro_{name}": number(mean(means)) for name, means in summary.asked.items()},
     }
 
 
@@ -105,12 +168,25 @@ def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
         "difference": comparison.difference,
         "difference_95": comparison.interval.T,
         "p_wilcoxon": comparison.p_value,
+        "p_holm": comparison.p_holm,
     }
+    classes = _rows(table, comparison.keys, comparison.cases, columns)
+    for row, alone in zip(classes, comparison.alone.T.tolist(), strict=True):
+        row["cases_alone"] = alone
     return {
         "macro_difference": number(comparison.macro_difference),
         "macro_difference_95": number(comparison.macro_interval),
-        "classes": _rows(table, comparison.keys, comparison.cases, columns),
+        "classes": classes,
+        "most_different": [difference_row(comparison, i, table) for i in comparison.most_different(MOST_DIFFERENT)],
     }
+
+
+def difference_row(comparison: Comparison, i: int, table: Table) -> dict[str, Any]:
+    """Comparison, number of a case -> its mean difference, and the class that differs most."""
+    each = comparison.each[i]
+    k = int(np.nanargmax(np.abs(each)))
+    mean_difference = {"case": comparison.names[i], "difference": number(mean(each))}
+    return {**mean_difference, **_class(table, comparison.keys[k]), "class_difference": number(each[k])}
 
 
 def _rows(

@@ -11,6 +11,14 @@ from softdice.images.formats import BY_SUFFIX
 from softdice.images.image import Format
 from softdice.scoring.classes import ScoreError
 
+NOT_READ = (
+    ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".img.gz", ".gipl",
+    ".gipl.gz", ".dcm", ".ima", ".vtk", ".vti", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
+    ".exr", ".heic", ".avif", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".zarr", ".h5", ".hdf5", ".mat", ".b2nd",
+    ".npy.gz",
+)  # fmt: skip
+"""Suffixes of images and masks in formats that `softdice.images` does not read: such files are listed as not scored."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -22,12 +30,23 @@ class Pair:
     error: str = ""
 
 
-def pair_files(predictions: Path, truth: Path) -> list[Pair]:
+LAYOUTS = ("files", "subfolders", "classes")
+
+INNER = "segmentations"
+"""The folder that TotalSegmentator puts between that of a case and the files of its classes: it names nothing."""
+
+
+def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pair]:
     """two files, or two folders -> pairs in the order of their names.
 
     Files of two folders belong together when their names without suffix are equal (`case.nii.gz`, `case.png`), or equal
     but for nnU-Net's `_0000`. Where one name has files of several types (nnU-Net leaves `case.npz` beside
-    `case.nii.gz`), the one of the other side's type is taken. What finds no partner is a pair with an error.
+    `case.nii.gz`), the one of the other side's type is taken. What finds no partner, and an image in a format that is
+    not read, is a pair with an error.
+
+    Args:
+        layout: "files" of the two folders; those of "subfolders", too, by their path in the folder; or "classes": a
+            case is a folder, and a file in it is the mask of the class that it is named after.
 
     Raises:
         ScoreError: a path does not exist, a file against a folder, or no image at all in a folder.
@@ -40,9 +59,11 @@ def pair_files(predictions: Path, truth: Path) -> list[Pair]:
     if not predictions.is_dir():
         split = split_name(truth)
         return [Pair(split[0] if split else truth.name, predictions, truth)]
-    found = [_by_stem(predictions), _by_stem(truth)]
+    if layout == "classes":
+        return _pair_folders(predictions, truth)
+    found = [_by_stem(folder, deep=layout == "subfolders") for folder in (predictions, truth)]
     for path, files in zip((predictions, truth), found, strict=True):
-        if not files:
+        if not any(_format(file) for stem in files.values() for file in stem):
             raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them.")
     predicted, truths = found
     for stem in [stem for stem in predicted if stem not in truths]:
@@ -52,18 +73,73 @@ def pair_files(predictions: Path, truth: Path) -> list[Pair]:
     return [_pair(stem, predicted.get(stem, []), truths.get(stem, [])) for stem in sorted({*predicted, *truths})]
 
 
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
+def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
+    """folder -> {case: file}; `_0000`, as nnU-Net names the first channel of an image, is no part of the name."""
+    return {
+        stem.removesuffix("_0000"): files[0] for stem, files in _by_stem(folder, deep=deep).items() if _format(files[0])
+    }
+
+
+def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
+    """Folders that hold images, by their path in the two folders."""
+    found = [{_case_name(path.relative_to(root)): path for path in _folders(root)} for root in (predictions, truth)]
+    for path, folders in zip((predictions, truth), found, strict=True):
+        if not folders:
+            raise ScoreError(f"{path}: expected folders with a file per class, got none of them.")
+    pairs = []
+    for name in sorted({*found[0], *found[1]}):
+        p, t = (folders.get(name) for folders in found)
+        lacking = "reference" if t is None else "prediction"
+        reason = "" if p and t else f"{p or t}: no {lacking} of this name"
+        pairs.append(Pair(name or truth.name, p, t, reason))
+    return pairs
+
+
+def _folders(root: Path) -> list[Path]:
+    return [Path(path) for path, _, names in os.walk(root, followlinks=False) if any(map(split_name, names))]
+
+
+def _case_name(path: Path) -> str:
+    return (path.parent if path.name == INNER else path).as_posix().removeprefix(".")
+
+
+def _by_stem(folder: Path, *, deep: bool = False, within: str = "") -> dict[str, list[Path]]:
+    """Stem -> its files; those that are not read only where there is no other."""
     found: dict[str, list[Path]] = {}
     with os.scandir(folder) as entries:  # not sorted(folder.iterdir()): paths that were compared keep their parts
-        files = sorted(entry.name for entry in entries if split_name(entry.name) is not None and entry.is_file())
-    for file in files:
-        name = split_name(file)
-        assert name is not None
-        found.setdefault(name[0], []).append(folder / file)
+        listed = list(entries)
+    for entry in listed if deep else ():
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            found |= _by_stem(folder / entry.name, deep=True, within=f"{within}{entry.name}/")
+    files = sorted(entry.name for entry in listed if _stem(entry.name) and _is_file(entry))
+    for file in sorted(files, key=lambda name: split_name(name) is None):
+        others = found.setdefault(within + _stem(file), [])
+        if not others or split_name(file) is not None:
+            others.append(folder / file)
     return found
 
 
+def _stem(name: str) -> str:
+    """The name without its suffix, empty where it is no image."""
+    split = split_name(name)
+    suffix = next((suffix for suffix in NOT_READ if name.lower().endswith(suffix)), "")
+    return split[0] if split else name[: -len(suffix)] if suffix and not name.startswith(".") else ""
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """A link to nothing, or to itself, is one too: a case that fails when it is read."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:
+        return True
+
+
 def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
+    unread = [path for path in (*predicted, *truths) if not _format(path)]
+    if unread:
+        names = " and ".join(str(path) for path in unread)
+        reason = f"{names}: expected a file ending in {', '.join(SUFFIXES)}. Convert it first."
+        return Pair(stem, predicted[0] if predicted else None, truths[0] if truths else None, reason)
     if not predicted or not truths:
         lone, side = (predicted[0], "reference") if predicted else (truths[0], "prediction")
         reason = f"{lone}: no {side} of this name"
@@ -78,7 +154,6 @@ def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
     return Pair(stem, predicted[0], truths[0], f"{several[0].parent}: expected one file of this name, got {names}")
 
 
-def _format(path: Path) -> Format:
+def _format(path: Path) -> Format | None:
     name = split_name(path)
-    assert name is not None  # what a folder is listed for
-    return BY_SUFFIX[name[1]]
+    return BY_SUFFIX[name[1]] if name else None

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from html import escape
+import datetime
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from softdice.images.files import FileError
-from softdice.scoring.cases import load_pair, region_mask
 from softdice.scoring.classes import Options, ScoreError
+from softdice.scoring.output import MOST_DIFFERENT, difference_row
 from softdice.scoring.page import PAGE
-from softdice.scoring.summary import Comparison, Summary, Table, mean
-from softdice.scoring.tables import Grid, class_grid, comparison_grid, text
+from softdice.scoring.pictures import EXTRA, MISSED, OTHER, RIGHT, picture
+from softdice.scoring.plots import box_plots, escape
+from softdice.scoring.summary import Comparison, Summary, Table, mean, unnamed_line
+from softdice.scoring.tables import Grid, alone_line, class_grid, comparison_grid, text
 from softdice.version import __version__
 
 WORST, LISTED = 12, 1000
-"""Cases with a picture, and cases in the list of all."""
+"""Figures with a picture, and cases in the list of all."""
 
-PICTURE_PIXELS = 360
-RIGHT, EXTRA, MISSED, OTHER = (201, 208, 216), (230, 159, 0), (64, 156, 255), (58, 64, 72)
-"""Colours that people with any colour vision tell apart: right voxels, predicted in error, missed, other classes."""
+_ONE_CASE = ("cases", "95 % interval", "pooled Dice", "pooled IoU")
+"""Columns that say nothing of a single case."""
 
 
 def to_html(
@@ -31,30 +35,64 @@ def to_html(
     comparison: Comparison | None,
     options: Options,
     truth: str,
+    *,
+    command: str = "",
+    images: Mapping[str, Path] | None = None,
+    view: str = "radiological",
 ) -> str:
-    """{name of the predictions: Table}, their summaries -> HTML. Reads the worst cases again for their pictures."""
-    name, table = next(iter(tables.items()))
-    parts = []
-    for title, each in tables.items():
-        summary = summaries[title]
-        grid = class_grid(each, summary)
-        parts.append(f"<h2>{escape(title)}</h2>" + _key_numbers(each, grid) + _html_table(grid.columns, grid.rows))
-        parts.append(f"<h3>Dice of the cases, by class</h3>{box_plots(each, summary)}")
-    if comparison is not None:
-        parts.insert(0, _comparison_table(comparison, list(tables), table))
-    order = _worst_first(table)
-    parts.append(f"<h2>Worst cases of {escape(name)}</h2>" + _legend() + _pictures(table, order[:WORST], options))
-    parts.append(f"<h2>Cases of {escape(name)}</h2>" + _case_table(table, order))
+    """{name of the predictions: Table}, their summaries -> HTML. Reads the worst cases again for their pictures.
+
+    Args:
+        truth: path of the reference. command: the line that made the page. images: case -> the image to draw under its
+            masks. view: `softdice.scoring.pictures.VIEWS`.
+    """
+    names = _short([*tables, truth])
+    first, table = next(iter(tables.items()))
+    drawn = _Pictures(options, images or {}, view)
+    parts = [f"<p>{escape(unnamed_line(table))}</p>"] if table.unnamed else []
     errors = [error for each in tables.values() for error in each.errors]
     if errors:
         listed = "".join(f"<li>{escape(error)}</li>" for error in errors)
-        parts.append(f"<h2>Not scored: {len(errors)}</h2><ul class='errors'>{listed}</ul>")
-    title = f"{name} against {truth}"
-    return PAGE.format(title=escape(title), version=__version__, body="\n".join(parts))
+        parts.append(f"<details><summary>Not scored: {len(errors)}</summary><ul class='errors'>{listed}</ul></details>")
+    if comparison is not None:
+        parts.append(_comparison(comparison, tables, [names[name] for name in tables], drawn))
+    for name, each in tables.items():
+        parts.append(_side(names[name], each, summaries[name]))
+    order = _worst_first(table)
+    parts.append(f"<h2>Worst cases of {escape(names[first])}</h2>" + _legend() + drawn.worst(table, order))
+    parts.append(f"<h2>Cases of {escape(names[first])}</h2>" + _case_table(table, order))
+    parts.append("<h2>How this was made</h2>" + _about(tables, options, truth, command))
+    title = f"{' and '.join(names[name] for name in tables)} against {names[truth]}"
+    empty = "is not scored there" if math.isnan(options.empty) else f"scores {options.empty:g} there"
+    return PAGE.format(title=escape(title), version=__version__, empty=empty, body="\n".join(parts))
+
+
+def _short(paths: Sequence[str]) -> dict[str, str]:
+    """Paths -> their last parts, as many as it takes to tell them apart."""
+    short = {}
+    for path in paths:
+        parts = Path(path).parts
+        others = [Path(other).parts for other in paths if other != path]
+        clear = (n for n in range(1, len(parts)) if all(parts[-n:] != other[-n:] for other in others))
+        short[path] = "/".join(parts[-next(clear, len(parts)) :]) or path
+    return short
+
+
+def _side(name: str, table: Table, summary: Summary) -> str:
+    grid = class_grid(table, summary)
+    left_out = _ONE_CASE if len(table.cases) == 1 else ()
+    kept = [i for i, column in enumerate(grid.columns) if column not in left_out]
+    grid_table = _html_table([grid.columns[i] for i in kept], [[row[i] for i in kept] for row in grid.rows])
+    plot = ""
+    if len(table.cases) > 1:
+        labels = [table.label(key) for key in table.keys]
+        plot = f"<h3>Dice of the cases, by class</h3>{box_plots(labels, table.dice, 'Dice')}"
+    return f"<h2>{escape(name)}</h2>" + _key_numbers(table, grid) + grid_table + plot
 
 
 def _key_numbers(table: Table, grid: Grid) -> str:
-    _, cases, dice, spread, pooled, *_ = grid.total
+    total = dict(zip(grid.columns, grid.total, strict=True))
+    cases, dice, spread, pooled = (total[name] for name in ("cases", "Dice", "95 % interval", "pooled Dice"))
     cells = [
         ("mean Dice of the classes", dice, "" if spread == "-" else f"95 % {spread}"),
         ("pooled Dice", pooled, "all voxels of all cases"),
@@ -66,18 +104,48 @@ def _key_numbers(table: Table, grid: Grid) -> str:
     ) + "</div>"  # fmt: skip
 
 
-def _html_table(columns: list[str], rows: list[list[str]]) -> str:
-    """Click on a column to sort by it; the first column is text, the others are numbers."""
-    head = "".join(f"<th scope='col'><button>{escape(column)}</button></th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, on_screen_from: int = 10**9) -> str:
+    """Click on a column to sort by it; the first column is text, the others are numbers. A zero is marked.
+
+    Args:
+        on_screen_from: columns from this one on are left out on paper, which is not so wide.
+    """
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        parts = []
+        for i, cell in enumerate(cells):
+            words = ["zero"] * (tag == "td" and i > 0 and cell == "0.0000") + ["screen"] * (i >= on_screen_from)
+            inner = f"<button>{escape(cell)}</button>" if tag == "th" else escape(cell)
+            about = " scope='col'" if tag == "th" else ""
+            parts.append(f"<{tag}{about}{' class=' + repr(' '.join(words)) if words else ''}>{inner}</{tag}>")
+        return f"<tr>{''.join(parts)}</tr>"
+
+    body = "".join(row("td", cells) for cells in rows)
+    return f"<div class='scroll'><table><thead>{row('th', columns)}</thead><tbody>{body}</tbody></table></div>"
 
 
-def _comparison_table(comparison: Comparison, names: list[str], table: Table) -> str:
+def _comparison(comparison: Comparison, tables: dict[str, Table], names: list[str], drawn: _Pictures) -> str:
+    table = next(iter(tables.values()))
     grid = comparison_grid(table, comparison)
-    macro = "{1} ({2})".format(*grid.total[1:])
+    total = dict(zip(grid.columns, grid.total, strict=True))
+    macro = f"{total['difference']} ({total['95 % interval']})"
     said = f"Dice of {escape(names[0])} minus Dice of {escape(names[1])}, case by case. Mean of the classes: {macro}."
-    return f"<h2>Comparison</h2><p>{said}</p>{_html_table(grid.columns, grid.rows)}"
+    labels = [table.label(key) for key in comparison.keys]
+    plot = f"<h3>Differences of the cases, by class</h3>{box_plots(labels, comparison.each, 'difference', signed=True)}"
+    different = comparison.most_different(MOST_DIFFERENT)
+    rows: list[list[str]] = []
+    figures: list[str] = []
+    for i in different:
+        row = difference_row(comparison, i, table)
+        label = table.label(row["label"])
+        rows.append([row["case"], text(row["difference"], "+.4f"), text(row["class_difference"], "+.4f"), label])
+        for name, side in zip(names, tables.values(), strict=True) if len(figures) < WORST else ():
+            figures.append(drawn.figure(side, side.cases.index(row["case"]), row["label"], name))
+    listed = _html_table(["case", "difference", "largest", "in class"], rows)
+    most = f"<h3>Cases that differ most</h3>{listed}{_legend()}<div class='pictures'>{''.join(figures)}</div>"
+    alone = f"<p>{alone_line(comparison)}</p>"
+    table_html = _html_table(grid.columns, grid.rows)
+    return f"<h2>Comparison</h2><p>{said}</p>{table_html}{alone}{plot}{most if different else ''}"
 
 
 def _worst_first(table: Table) -> list[int]:
@@ -90,52 +158,31 @@ def _case_table(table: Table, order: list[int]) -> str:
     dice, rows = table.dice, []
     for i in order[:LISTED]:
         k = int(np.nanargmin(dice[i]))
-        rows.append([table.cases[i], text(float(mean(dice[i]))), text(dice[i, k]), table.label(table.keys[k])])
+        lowest = [text(float(mean(dice[i]))), text(dice[i, k]), table.label(table.keys[k])]
+        rows.append([table.cases[i], *lowest, *(text(value) for value in dice[i].tolist())])
     note = f"<p>The {LISTED} worst of {len(order)}.</p>" if len(order) > LISTED else ""
-    return note + _html_table(["case", "mean Dice", "lowest Dice", "in class"], rows)
+    columns = ["case", "mean Dice", "lowest Dice", "in class", *map(table.label, table.keys)]
+    filter_ = "<input type='search' placeholder='Filter by name' aria-label='Filter by name'>" if len(rows) > 1 else ""
+    return note + filter_ + _html_table(columns, rows, on_screen_from=4 if len(table.keys) > 8 else 10**9)
 
 
-def box_plots(table: Table, summary: Summary) -> str:
-    """One row per class: box from quartile to quartile, line at the median, whiskers to the furthest case within 1.5
-    box lengths, a dot for every case beyond, a diamond at the mean.
-
-    Source: J. W. Tukey, Exploratory Data Analysis, 1977.
-    """
-    dice, height, left, width = table.dice, 22, 220, 560
-    bottom = height * len(table.keys) + 6
-
-    def x(value: float) -> str:
-        return f"{left + width * value:.1f}"
-
-    parts = [
-        f"<line class='grid' x1='{x(tick / 5)}' x2='{x(tick / 5)}' y1='0' y2='{bottom}'/>"
-        f"<text x='{x(tick / 5)}' y='{bottom + 16}' text-anchor='middle'>{tick / 5:.1f}</text>"
-        for tick in range(6)
-    ]
-    for k, key in enumerate(table.keys):
-        y, values = height * k + height // 2 + 3, np.sort(dice[:, k][~np.isnan(dice[:, k])])
-        label = table.label(key)
-        short = label if len(label) < 32 else label[:30] + "…"
-        parts.append(f"<text x='{left - 10}' y='{y + 4}' text-anchor='end'>{escape(short)}</text>")
-        if values.size == 0:
-            parts.append(f"<text x='{left + 6}' y='{y + 4}' class='faint'>in no case</text>")
-            continue
-        low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-        reach = 1.5 * (high - low)
-        inside = values[(values >= low - reach) & (values <= high + reach)]
-        told = f"{label}: median {middle:.4f}, quartiles {low:.4f} and {high:.4f}, {values.size} cases"
-        box = max(width * (high - low), 1.0)
-        parts.append(
-            f"<g><title>{escape(told)}</title>"
-            f"<line x1='{x(inside[0])}' x2='{x(inside[-1])}' y1='{y}' y2='{y}'/>"
-            f"<rect x='{x(low)}' y='{y - 7}' width='{box:.1f}' height='14' rx='2'/>"
-            f"<line class='median' x1='{x(middle)}' x2='{x(middle)}' y1='{y - 7}' y2='{y + 7}'/>"
-        )
-        beyond = np.unique(values[(values < low - reach) | (values > high + reach)].round(3))
-        parts.extend(f"<circle cx='{x(value)}' cy='{y}' r='2.5'/>" for value in beyond)
-        parts.append(f"<path class='mean' d='M{x(summary.dice[k])} {y - 4}l4 4l-4 4l-4 -4z'/></g>")
-    about = f"role='img' aria-label='Box plots of Dice by class' viewBox='0 0 {left + width + 20} {bottom + 24}'"
-    return f"<div class='scroll'><svg {about}>{''.join(parts)}</svg></div>"
+def _about(tables: dict[str, Table], options: Options, truth: str, command: str) -> str:
+    """What it takes to make the page again: folders, the command, options that are not as they are by default."""
+    defaults = Options()
+    said = {
+        field.name: getattr(options, field.name)
+        for field in fields(options)
+        if repr(getattr(options, field.name)) != repr(getattr(defaults, field.name))
+    }
+    rows = [("predictions", str(Path(name).absolute())) for name in tables]
+    rows += [("reference", str(Path(truth).absolute()))]
+    rows += [("command", command)] if command else []
+    rows += [(name.replace("_", " "), str(value)) for name, value in said.items()]
+    policies = f"class in neither map: {options.empty:g}; missing prediction: {options.missing}"
+    versions = f"softdice {__version__}, torch {torch.__version__}, NumPy {np.__version__}, Python "
+    rows += [("policies", policies), ("versions", versions + platform.python_version())]
+    rows += [("date", datetime.datetime.now().astimezone().isoformat(" ", "minutes"))]
+    return "<dl>" + "".join(f"<dt>{escape(what)}</dt><dd>{escape(value)}</dd>" for what, value in rows) + "</dl>"
 
 
 def _legend() -> str:
@@ -144,47 +191,45 @@ def _legend() -> str:
     return f"<p class='legend'>{boxes}</p>"
 
 
-def _pictures(table: Table, cases: list[int], options: Options) -> str:
-    figures = []
-    for i in cases:
-        dice = table.dice[i]
-        k = int(np.nanargmin(dice))
+class _Pictures:
+    """Figures of cases; holds what all of them share."""
+
+    def __init__(self, options: Options, images: Mapping[str, Path], view: str) -> None:
+        self.options, self.images, self.view = options, images, view
+
+    def worst(self, table: Table, order: list[int]) -> str:
+        """The worst class of each of the worst cases that have an error; of a single case its worst classes."""
+        dice = table.dice
+        wrong = [i for i in order if np.nanmin(dice[i]) < 1]
+        if not wrong:
+            return "<p>No case with an error.</p>"
+        if len(table.cases) == 1:
+            chosen = [(0, int(k)) for k in np.argsort(dice[0], kind="stable") if dice[0, k] < 1][:WORST]
+        else:
+            chosen = [(i, int(np.nanargmin(dice[i]))) for i in wrong[:WORST]]
+        figures = [self.figure(table, i, table.keys[k]) for i, k in chosen]
+        return f"<div class='pictures'>{''.join(figures)}</div>"
+
+    def figure(self, table: Table, i: int, key: int | str, side: str = "") -> str:
+        """A case and a class -> picture and caption; without a picture, why there is none."""
+        case, one = table.cases[i], table.case(i).dice[0]
+        prediction = Path(table.predictions[i]) if table.predictions[i] else None
+        under = self.images.get(case)
         try:
-            source, place = picture(Path(table.predictions[i]), Path(table.truths[i]), table.keys[k], options)
-        except (FileError, ScoreError) as error:  # the file was changed or taken away since it was scored
-            figures.append(f"<figure><figcaption>{escape(str(error))}</figcaption></figure>")
-            continue
-        said = f"<b>{escape(table.cases[i])}</b> mean Dice {text(float(mean(dice)))}"
-        lowest = f"{escape(table.label(table.keys[k]))}: {text(dice[k])}{escape(place)}"
-        image = f"<img alt='{escape(table.cases[i])}' src='data:image/png;base64,{source}'>"
-        figures.append(f"<figure>{image}<figcaption>{said}<br>{lowest}</figcaption></figure>")
-    return f"<div class='pictures'>{''.join(figures)}</div>"
-
-
-def picture(prediction: Path, truth: Path, key: int | str, options: Options) -> tuple[str, str]:
-    """A pair and a class -> PNG in base64 of the slice with the most errors, and which slice that is."""
-    from PIL import Image as Picture
-
-    p, t, _, truth_image = load_pair(prediction, truth, options)
-    in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
-    in_t, any_t, place = region_mask(t, key, options), t != 0, ""
-    while in_t.ndim > 2:
-        axis = 2 if in_t.ndim == 3 and truth_image.affine is not None else 0
-        wrong = (in_p != in_t).sum(tuple(a for a in range(in_t.ndim) if a != axis))
-        index = int(np.argmax(wrong)) if wrong.any() else in_t.shape[axis] // 2
-        in_p, in_t, any_t = (np.take(mask, index, axis) for mask in (in_p, in_t, any_t))
-        place += f", slice {index}"
-        if axis == 2:
-            in_p, in_t, any_t = (np.rot90(mask) for mask in (in_p, in_t, any_t))  # the front of a patient is up
-    in_p, in_t, any_t = (np.atleast_2d(mask) for mask in (in_p, in_t, any_t))
-    colours = np.full((*in_t.shape, 3), 16, np.uint8)
-    for mask, colour in ((any_t, OTHER), (in_p & in_t, RIGHT), (in_p & ~in_t, EXTRA), (in_t & ~in_p, MISSED)):
-        colours[mask] = colour
-    shown = Picture.fromarray(colours)
-    scale = PICTURE_PIXELS / max(shown.size)
-    size = tuple(max(1, round(side * scale)) for side in shown.size)
-    buffer = io.BytesIO()
-    shown.resize((size[0], size[1]), Picture.Resampling.NEAREST if scale > 1 else Picture.Resampling.BOX).save(
-        buffer, format="PNG", optimize=True
-    )
-    return base64.b64encode(buffer.getvalue()).decode(), place
+            drawn = picture(prediction, Path(table.truths[i]), key, self.options, under=under, view=self.view)
+        except (FileError, ScoreError) as error:  # a file was changed or taken away since it was scored
+            return f"<figure><figcaption>{escape(str(error))}</figcaption></figure>"
+        left, right = drawn.sides
+        marks = f"<b class='left'>{left}</b><b class='right'>{right}</b>" if left else ""
+        if drawn.bar is not None:
+            marks += f"<i style='width:{100 * drawn.bar[0]:.1f}%'>{drawn.bar[1]} mm</i>"
+        value = one[table.keys.index(key)] if key in table.keys else np.nan
+        said = (
+            f"<b>{escape(case)}</b> {escape(side)}"
+            if side
+            else f"<b>{escape(case)}</b> mean Dice {text(float(mean(one)))}"
+        )
+        place = f"{escape(table.label(key))}: {text(value)}{escape(drawn.place)}"
+        image = f"<img alt='{escape(case)}' src='data:image/png;base64,{drawn.png}'>"
+        view = f"<div class='view'><span class='frame'>{image}{marks}</span></div>"
+        return f"<figure>{view}<figcaption>{said}<br>{place}</figcaption></figure>"

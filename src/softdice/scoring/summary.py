@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,10 +12,13 @@ from softdice.images.files import FileError
 from softdice.images.labels import one_palette
 from softdice.metrics import formulas as scores
 from softdice.scoring.cases import Case
+from softdice.scoring.classes import METRICS
+from softdice.scoring.writing import shown
 
 RESAMPLES = 2000
 """Resamples of a bootstrap."""
 
+_MOST_UNNAMED = 8
 _SEED = 0
 _AT_ONCE = 1 << 18
 """Cases that are drawn at a time: memory does not grow with their number."""
@@ -26,6 +29,7 @@ class Table:
     """Cases (N) by classes (K): counts (N, 3, K), and what is known of each case.
 
     A class that a case has neither in the prediction nor in the truth has counts 0 there, hence the score nan.
+    `unnamed`: label of the truth that no option names -> its voxels, and the cases that hold it.
     """
 
     keys: tuple[int | str, ...] = ()
@@ -36,27 +40,71 @@ class Table:
     voxels: list[int] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    unnamed: dict[int, tuple[int, int]] = field(default_factory=dict)
+    voxel_ml: list[float] = field(default_factory=list)
+    empty: float = np.nan
+    metrics: tuple[str, ...] = ()
 
     @property
     def dice(self) -> np.ndarray:
-        """(N, K) float64, nan where the class is in neither."""
-        return score(scores.dice, self.counts)
+        """(N, K) float64, `empty` where the class is in neither."""
+        return self._filled(score(scores.dice, self.counts))
 
     @property
     def iou(self) -> np.ndarray:
-        """(N, K) float64, nan where the class is in neither."""
-        return score(scores.jaccard, self.counts)
+        """(N, K) float64, `empty` where the class is in neither."""
+        return self._filled(score(scores.jaccard, self.counts))
+
+    @property
+    def asked(self) -> dict[str, np.ndarray]:
+        """The columns of `metrics`, (N, K) float64 each."""
+        voxels_N1, ml_N1 = np.array(self.voxels)[:, None], np.array(self.voxel_ml)[:, None]
+        columns = {
+            "precision": lambda: self._filled(score(scores.precision, self.counts)),
+            "recall": lambda: self._filled(score(scores.recall, self.counts)),
+            "specificity": lambda: score(scores.specificity, self.counts, voxels_N1),
+            "ml_pred": lambda: self.counts[:, 1] * ml_N1,
+            "ml_ref": lambda: self.counts[:, 2] * ml_N1,
+            "volume_difference": lambda: score(scores.volume_difference, self.counts),
+        }
+        return {name: columns[name]() for metric in self.metrics for name in METRICS[metric]}
+
+    def case(self, i: int) -> Table:
+        """The same of one case only."""
+        here = slice(i, i + 1)
+        return replace(self, counts=self.counts[here], voxels=self.voxels[here], voxel_ml=self.voxel_ml[here])
+
+    def _filled(self, values: np.ndarray) -> np.ndarray:
+        return values if np.isnan(self.empty) else np.where(np.isnan(values), self.empty, values)
 
     def label(self, key: int | str) -> str:
         """A class as people read it."""
-        return f"{key} {self.names[key]}" if isinstance(key, int) and key in self.names else str(key)
+        return shown(f"{key} {self.names[key]}" if isinstance(key, int) and key in self.names else str(key))
+
+
+def unnamed_line(table: Table) -> str:
+    """What the reference holds and no option names, with counts; an empty text where there is nothing."""
+    if not table.unnamed:
+        return ""
+    most = sorted(table.unnamed.items(), key=lambda item: -item[1][0])
+    said = ", ".join(
+        f"{label} ({voxels} voxel{'s' * (voxels != 1)} in {cases} case{'s' * (cases != 1)})"
+        for label, (voxels, cases) in most[:_MOST_UNNAMED]
+    )
+    more = f" and {len(most) - _MOST_UNNAMED} more" if len(most) > _MOST_UNNAMED else ""
+    return f"The reference holds labels that no option names, and which are not scored: {said}{more}."
 
 
 def tabulate(
-    cases: Iterable[Case], keys: Sequence[int | str] | None = None, names: dict[int, str] | None = None
+    cases: Iterable[Case],
+    keys: Sequence[int | str] | None = None,
+    names: dict[int, str] | None = None,
+    *,
+    empty: float = np.nan,
+    metrics: tuple[str, ...] = (),
 ) -> Table:
     """cases -> Table; classes are `keys`, or every class that occurs, ascending. 24 bytes per case and class."""
-    table, rows, seen = Table(names=dict(names or {})), [], dict.fromkeys(keys or ())
+    table, rows, seen = Table(names=dict(names or {}), empty=empty, metrics=metrics), [], dict.fromkeys(keys or ())
     shared: dict[tuple[int | str, ...], tuple[int | str, ...]] = {}  # ten thousand cases, a few sets of classes
     colours: dict[int, tuple[str, str]] = {}  # of palettes: a label must mean one thing in all cases
     for case in cases:
@@ -72,8 +120,12 @@ def tabulate(
         table.predictions.append(case.prediction)
         table.truths.append(case.truth)
         table.voxels.append(case.voxels)
+        table.voxel_ml.append(case.voxel_ml)
         for label, name in case.names.items():
             table.names.setdefault(label, name)
+        for label, voxels in case.unnamed.items():
+            before = table.unnamed.get(label, (0, 0))
+            table.unnamed[label] = before[0] + voxels, before[1] + 1
         seen.update(dict.fromkeys(case.keys))
         rows.append((shared.setdefault(case.keys, case.keys), case.counts))
     if keys is not None or any(isinstance(key, str) for key in seen):
@@ -88,10 +140,10 @@ def tabulate(
     return table
 
 
-def score(formula: object, counts: np.ndarray) -> np.ndarray:
+def score(formula: object, counts: np.ndarray, *others: np.ndarray) -> np.ndarray:
     """A formula of `softdice.metrics.formulas`, counts (..., 3, K) -> (..., K) float64."""
     assert callable(formula)
-    return np.asarray(formula(torch.from_numpy(np.moveaxis(counts, -2, 0).copy())).numpy())
+    return np.asarray(formula(torch.from_numpy(np.moveaxis(counts, -2, 0).copy()), *map(torch.from_numpy, others)))
 
 
 def mean(values: np.ndarray) -> np.ndarray:
@@ -121,16 +173,25 @@ def intervals(values_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         times_RN = np.bincount(drawn_RN.reshape(-1), minlength=R * N).reshape(R, N).astype(np.float64)
         total, number = times_RN @ filled_NK, times_RN @ valid_NK
         np.divide(total, number, out=means_RK[start : start + R], where=number > 0)
-    return _quantiles(means_RK), _quantiles(mean(means_RK.T)[:, None])[:, 0]
+    bounds = (0.025, 0.975)
+    return quantiles(means_RK, bounds), quantiles(mean(means_RK.T)[:, None], bounds)[:, 0]
 
 
-def _quantiles(means_RK: np.ndarray) -> np.ndarray:
-    found = np.full((2, means_RK.shape[1]), np.nan)
-    for k, column in enumerate(means_RK.T):
+def quantiles(values_NK: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """(N, K) -> (shares, K): of what is not nan, nan where nothing is left."""
+    found = np.full((len(shares), values_NK.shape[1]), np.nan)
+    for k, column in enumerate(values_NK.T):
         column = column[~np.isnan(column)]
         if column.size:
-            found[:, k] = np.quantile(column, (0.025, 0.975))
+            found[:, k] = np.quantile(column, shares)
     return found
+
+
+def deviation(values_NK: np.ndarray) -> np.ndarray:
+    """(N, K) -> (K,): standard deviation (n - 1) of what is not nan, nan for fewer than two."""
+    number = (~np.isnan(values_NK)).sum(0)
+    squares = np.nansum((values_NK - mean(values_NK)) ** 2, 0)
+    return np.sqrt(np.divide(squares, number - 1, out=np.full(number.shape, np.nan), where=number > 1))
 
 
 @dataclass(frozen=True)
@@ -139,7 +200,10 @@ class Summary:
 
     Args:
         cases: cases that the mean of a class rests on, (K,).
-        dice: mean over cases; dice_interval: (2, K); iou: mean over cases.
+        dice: mean over cases; dice_interval: (2, K); iou: mean over cases. dice_sd: standard deviation (n - 1);
+            dice_median; dice_quartiles: (2, K).
+        empty: cases whose truth lacks the class, and those of them where it was predicted, (2, K).
+        asked: further metrics by name, means over the cases (K,).
         pooled_dice, pooled_iou: from the counts of all cases added, (K,).
         macro_dice, macro_interval: mean of the class means; macro_iou.
         micro_dice, micro_iou: from the counts of all cases and classes added.
@@ -148,6 +212,9 @@ class Summary:
     cases: np.ndarray
     dice: np.ndarray
     dice_interval: np.ndarray
+    dice_sd: np.ndarray
+    dice_median: np.ndarray
+    dice_quartiles: np.ndarray
     iou: np.ndarray
     pooled_dice: np.ndarray
     pooled_iou: np.ndarray
@@ -156,6 +223,8 @@ class Summary:
     macro_iou: float
     micro_dice: float
     micro_iou: float
+    empty: np.ndarray
+    asked: dict[str, np.ndarray]
 
 
 def summarise(table: Table) -> Summary:
@@ -163,10 +232,15 @@ def summarise(table: Table) -> Summary:
     dice_NK, iou_NK, pooled_3K = table.dice, table.iou, table.counts.sum(0)
     interval, macro_interval = intervals(dice_NK)
     everything = pooled_3K.sum(1, keepdims=True)
+    low, median, high = quantiles(dice_NK, (0.25, 0.5, 0.75))
+    empty_NK, predicted_NK = table.counts[:, 2] == 0, table.counts[:, 1] > 0
     return Summary(
         cases=(~np.isnan(dice_NK)).sum(0),
         dice=mean(dice_NK),
         dice_interval=interval,
+        dice_sd=deviation(dice_NK),
+        dice_median=median,
+        dice_quartiles=np.stack([low, high]),
         iou=mean(iou_NK),
         pooled_dice=score(scores.dice, pooled_3K),
         pooled_iou=score(scores.jaccard, pooled_3K),
@@ -175,6 +249,8 @@ def summarise(table: Table) -> Summary:
         macro_iou=float(mean(mean(iou_NK))),
         micro_dice=float(score(scores.dice, everything)[0]),
         micro_iou=float(score(scores.jaccard, everything)[0]),
+        empty=np.stack([empty_NK.sum(0), (empty_NK & predicted_NK).sum(0)]),
+        asked={name: mean(values) for name, values in table.asked.items()},
     )
 
 
@@ -184,23 +260,36 @@ class Comparison:
 
     Args:
         keys: the classes, (K,). cases: pairs that each rests on (both scores defined), (K,).
-        difference: mean; interval: (2, K) bootstrap over the cases; p_value: Wilcoxon's signed-rank test, two-sided.
+        alone: cases that only the first, and only the second has a score of, (2, K): the other and the truth are empty.
+        difference: mean; interval: (2, K) bootstrap over the cases; p_value: Wilcoxon's signed-rank test, two-sided;
+            p_holm: the same, corrected for the number of classes.
         macro_difference, macro_interval: mean over the classes of the differences.
+        names: cases that both have, (N,). each: their differences (N, K), nan where a score is undefined.
     """
 
     keys: tuple[int | str, ...]
     cases: np.ndarray
+    alone: np.ndarray
     difference: np.ndarray
     interval: np.ndarray
     p_value: np.ndarray
+    p_holm: np.ndarray
     macro_difference: float
     macro_interval: np.ndarray
+    names: list[str]
+    each: np.ndarray
+
+    def most_different(self, most: int) -> list[int]:
+        """Numbers of the cases by the size of their mean difference, largest first, without those that agree."""
+        size = np.abs(mean(self.each.T))
+        return [int(i) for i in np.argsort(-size, kind="stable") if size[i] > 0][:most]
 
 
 def compare(first: Table, second: Table) -> Comparison:
     """Table, Table -> Comparison over the cases that both have.
 
-    p is 1 where no case differs, nan where no case has the class in both. Source: F. Wilcoxon, Biometrics 1, 1945.
+    p is 1 where no case differs, nan where no case has the class in both. Sources: F. Wilcoxon, Biometrics 1, 1945;
+    S. Holm, Scandinavian Journal of Statistics 6, 1979.
     """
     from scipy.stats import wilcoxon
 
@@ -212,7 +301,7 @@ def compare(first: Table, second: Table) -> Comparison:
     sides = []
     for table in (first, second):
         rows, columns = {case: i for i, case in enumerate(table.cases)}, {key: i for i, key in enumerate(table.keys)}
-        dice = np.column_stack([table.dice, np.full(len(table.cases), np.nan)])
+        dice = np.column_stack([table.dice, np.full(len(table.cases), table.empty)])  # last: a class that it lacks
         sides.append(dice[[rows[case] for case in common]][:, [columns.get(key, -1) for key in keys]])
     difference = sides[0] - sides[1]
     p_value = np.full(len(keys), np.nan)
@@ -221,6 +310,32 @@ def compare(first: Table, second: Table) -> Comparison:
         if column.size:
             p_value[k] = wilcoxon(column).pvalue if np.any(column != 0) else 1.0
     interval, macro_interval = intervals(difference)
-    cases = (~np.isnan(difference)).sum(0)
-    macro = float(mean(mean(difference)))
-    return Comparison(keys, cases, mean(difference), interval, p_value, macro, macro_interval)
+    missing = np.isnan(sides)
+    return Comparison(
+        keys=keys,
+        cases=(~np.isnan(difference)).sum(0),
+        alone=np.stack([(~missing[0] & missing[1]).sum(0), (missing[0] & ~missing[1]).sum(0)]),
+        difference=mean(difference),
+        interval=interval,
+        p_value=p_value,
+        p_holm=holm(p_value),
+        macro_difference=float(mean(mean(difference))),
+        macro_interval=macro_interval,
+        names=common,
+        each=difference,
+    )
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p values -> the same, corrected for their number by Holm's method: step down, never above 1. nan stays.
+
+    Example:
+        >>> holm(np.array([0.01, 0.04, float("nan"), 0.03]))
+        array([0.03, 0.06,  nan, 0.06])
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statistics 6, 1979.
+    """
+    corrected = np.full(p.shape, np.nan)
+    order = np.argsort(p, kind="stable")[: (~np.isnan(p)).sum()]  # nan stands last
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1)), 1)
+    return corrected

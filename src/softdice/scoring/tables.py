@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from rich.table import Table as Terminal
+from rich.text import Text
 
-from softdice.scoring.output import class_rows, comparison_rows, overall_row
+from softdice.scoring.classes import METRICS
+from softdice.scoring.output import class_rows, comparison_rows, difference_row, overall_row
 from softdice.scoring.summary import Comparison, Summary, Table
+from softdice.scoring.writing import shown
 
 CLASSES = {
-    "cases": "cases", "dice": "Dice", "dice_95": "95 % interval", "pooled_dice": "pooled Dice", "iou": "IoU",
-    "pooled_iou": "pooled IoU",
+    "cases": "cases", "dice": "Dice", "dice_95": "95 % interval", "dice_sd": "SD", "dice_median": "median",
+    "dice_quartiles": "quartiles", "pooled_dice": "pooled Dice", "iou": "IoU", "pooled_iou": "pooled IoU",
+    "precision": "precision", "recall": "recall", "specificity": "specificity", "ml_pred": "predicted ml",
+    "ml_ref": "reference ml", "volume_difference": "volume difference", "in_empty": "in empty",
 }  # fmt: skip
 COMPARISON = {
-    "cases": "pairs", "difference": "difference", "difference_95": "95 % interval", "p_wilcoxon": "Wilcoxon p",
+    "cases": "pairs", "cases_alone": "one only", "difference": "difference", "difference_95": "95 % interval",
+    "p_wilcoxon": "Wilcoxon p", "p_holm": "Holm p",
 }  # fmt: skip
 """Keys of the rows of `softdice.scoring.output` -> headings."""
 
-FORMS = {"difference": "+.4f", "difference_95": "+.4f", "p_wilcoxon": ".3g"}
+FORMS = {
+    "ml_pred": ".2f",
+    "ml_ref": ".2f",
+    "volume_difference": "+.4f",
+    "difference": "+.4f",
+    "difference_95": "+.4f",
+    "p_wilcoxon": ".3g",
+    "p_holm": ".3g",
+    "cases_alone": "d",
+}
 
 
 class Grid(NamedTuple):
@@ -34,11 +50,17 @@ class Grid(NamedTuple):
 def class_grid(table: Table, summary: Summary) -> Grid:
     """Mean over cases with its interval, pooled, IoU, and how many cases they rest on."""
     overall = {"cases": len(table.cases), **overall_row(summary)}
-    return _grid(CLASSES, table, table.keys, class_rows(table, summary), overall)
+    rows = class_rows(table, summary)
+    for row in rows if summary.empty[1].any() else ():
+        row["in_empty"] = f"{row['predicted_in_empty']} of {row['empty_references']}"
+    left_out = {"dice_sd", "dice_median", "dice_quartiles"} if len(table.cases) < 2 else set()
+    left_out |= {*chain(*METRICS.values())} - {*summary.asked} | ({"in_empty"} if not summary.empty[1].any() else set())
+    headings = {key: heading for key, heading in CLASSES.items() if key not in left_out}
+    return _grid(headings, table, table.keys, rows, overall)
 
 
 def comparison_grid(table: Table, comparison: Comparison) -> Grid:
-    """Paired difference of Dice with its interval and Wilcoxon's p."""
+    """Paired difference of Dice with its interval, Wilcoxon's p, and how many cases have no score to compare with."""
     overall = comparison_rows(comparison, table)
     return _grid(COMPARISON, table, comparison.keys, overall.pop("classes"), overall)
 
@@ -61,21 +83,67 @@ def _grid(
 
 def text(value: Any, form: str = ".4f") -> str:
     """A number or the two bounds of an interval, a dash for what is undefined."""
-    if isinstance(value, int):
+    if isinstance(value, (int, str)):
         return str(value)
     low, high = value if isinstance(value, list) else (value, value)
     if low is None or math.isnan(low):
         return "-"
+    if form == "d":  # how many of the first, how many of the second
+        return f"{low} + {high}" if low or high else "-"
     return f"{low:{form}} .. {high:{form}}" if isinstance(value, list) else format(float(low), form)
 
 
-def terminal(title: str, grid: Grid) -> Terminal:
-    """Grid -> table."""
-    shown = Terminal(title=title, title_justify="left", title_style="bold")
-    for column, heading in enumerate(grid.columns):
-        shown.add_column(heading, justify="right" if column else "left")
+def alone_line(comparison: Comparison) -> str:
+    """Scores without a partner, in words; an empty text where there are none."""
+    first, second = comparison.alone.sum(1).tolist()
+    if not first + second:
+        return ""
+    why = "where one prediction and the reference lack a class, that one has no score"
+    return f"Not compared: {first} scores of the first and {second} of the second, which are in their means: {why}."
+
+
+def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list[str]:
+    """The cases that differ most, a line each."""
+    lines = []
+    for i in comparison.most_different(most):
+        row = difference_row(comparison, i, table)
+        in_class = f"{table.label(row['label'])} {text(row['class_difference'], '+.4f')}"
+        lines.append(f"{shown(row['case'])}: {text(row['difference'], '+.4f')}, most in {in_class}")
+    return lines
+
+
+DROPPED = (
+    "in empty", "volume difference", "reference ml", "predicted ml", "specificity", "pooled IoU", "quartiles", "SD",
+    "median", "recall", "precision", "IoU", "pooled Dice", "cases", "pairs", "one only", "95 % interval",
+    "Wilcoxon p", "Holm p",
+)  # fmt: skip
+"""Columns that a narrow terminal does without, in this order. A number is never cut."""
+
+NAMES = 12
+"""Columns that the names of the classes keep at the least; longer ones are folded."""
+
+
+def terminal(title: str, grid: Grid, width: int) -> Terminal:
+    """Grid -> table of at most so many columns, which says what it left out for that."""
+    sizes = [max(map(len, column)) for column in zip(grid.columns, *grid.rows, grid.total, strict=True)]
+    kept, left_out = list(range(len(sizes))), []
+    for heading in DROPPED:
+        if min(sizes[0], NAMES) + sum(sizes[column] for column in kept[1:]) + 3 * len(kept) + 1 <= width:
+            break
+        if heading in grid.columns:
+            kept.remove(grid.columns.index(heading))
+            left_out.append(heading)
+    caption = f"Too narrow for: {', '.join(left_out)}." if left_out else None
+    drawn = Terminal(
+        title=Text(shown(title)), title_justify="left", title_style="bold", caption=caption, caption_justify="left"
+    )
+    for column in kept:
+        drawn.add_column(
+            grid.columns[column], justify="right" if column else "left", no_wrap=column > 0, overflow="fold",
+            min_width=sizes[column] if column else None,
+        )  # fmt: skip
     for row in grid.rows:
-        shown.add_row(*row)
-    shown.add_section()
-    shown.add_row(*grid.total)
-    return shown
+        drawn.add_row(*(Text(row[column]) for column in kept))
+    drawn.add_section()
+    drawn.add_row(*(grid.total[column] for column in kept))
+    return drawn

@@ -79,6 +79,7 @@ def _read(path: Path, nibabel: Any) -> Image:
         header,
         scale=scale,
         names=_label_names(header),
+        placed=bool(header["sform_code"] > 0 or header["qform_code"] > 0),
     )
 
 

@@ -1,0 +1,156 @@
+"""a pair of files and a class -> the slice with the largest error, as a picture that a reader of scans recognises.
+
+Where the file says how its voxels lie in space, the picture is axial, coronal or sagittal, the front or the head of the
+patient is up, sides are marked, and lengths are true. Otherwise it is drawn as it is stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from softdice.images.files import read_image
+from softdice.images.geometry import voxel_axes
+from softdice.images.image import Image
+from softdice.scoring.cases import load_class, load_pair, region_mask
+from softdice.scoring.classes import Options, ScoreError
+
+PIXELS = 360
+RIGHT, EXTRA, MISSED, OTHER = (201, 208, 216), (230, 159, 0), (64, 156, 255), (58, 64, 72)
+"""Colours that people with any colour vision tell apart: right voxels, predicted in error, missed, other classes."""
+
+VIEWS = ("radiological", "neurological")
+"""Which side of an axial or coronal picture is the patient's left: the right one, or the left one."""
+
+_PLANES = ("sagittal", "coronal", "axial")
+"""By the axis of the patient that is left out: right, front, head."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """PNG in base64, where it was taken, letters at its left and right edge, a scale bar: share of the width, mm."""
+
+    png: str
+    place: str
+    sides: tuple[str, str]
+    bar: tuple[float, int] | None
+
+
+def picture(
+    prediction: Path | None,
+    truth: Path,
+    key: int | str,
+    options: Options,
+    *,
+    under: Path | None = None,
+    view: str = "radiological",
+) -> Picture:
+    """A pair and a class -> the slice with the largest error, on the image `under` it where one is given.
+
+    Raises:
+        FileError: a file cannot be read. ScoreError: the two cannot be compared, or the image has another shape.
+    """
+    if truth.is_dir():
+        p, in_t, _, grid = load_class(prediction, truth, str(key), options)
+        in_p, any_t = p > 0.5 if p.dtype.kind == "f" else p, in_t
+    else:
+        p, t, _, grid = load_pair(prediction, truth, options)
+        in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
+        in_t, any_t = region_mask(t, key, options), t != 0
+    stack = [in_p, in_t, any_t, *([] if under is None else [_grey(under, grid)])]
+    if grid.placed and grid.spatial_ndim == 3:
+        planes, place, sides, spacing = _anatomical(stack, grid, view)
+    else:
+        planes, place = _as_stored(stack)
+        sides, spacing = ("", ""), (1.0, 1.0)
+    return Picture(_png(planes, spacing), place, sides, _bar(planes[0].shape[1] * spacing[1]) if grid.placed else None)
+
+
+def _grey(path: Path, grid: Image) -> np.ndarray:
+    """An image of the shape of the masks -> 0 to 255, from its 1st to its 99th percentile."""
+    array = read_image(path).array
+    if array.ndim == len(grid.shape) + 1:
+        array = array.astype(np.float32).mean(-1)  # colours
+    if array.shape != grid.shape:
+        raise ScoreError(f"{path}: expected an image of shape {grid.shape} as the masks, got {array.shape}.")
+    array = np.nan_to_num(array.astype(np.float32))
+    low, high = np.percentile(array, (1, 99))
+    return np.clip((array - low) * (255 / max(high - low, 1e-9)), 0, 255)
+
+
+def _anatomical(
+    stack: list[np.ndarray], grid: Image, view: str
+) -> tuple[list[np.ndarray], str, tuple[str, str], tuple[float, float]]:
+    """Volumes -> the plane with the largest error, rows from head or front; its name, its sides, mm of a pixel."""
+    assert grid.affine is not None
+    axes = voxel_axes(grid.affine)
+    order = [next(i for i, (world, _) in enumerate(axes) if world == wanted) for wanted in range(3)]
+    lengths = np.linalg.norm(grid.affine[:3, :3], axis=0)[order]
+    stored = [int(axes[i][1]) for i in order]
+    turned = [array.transpose(order)[tuple(slice(None, None, step) for step in stored)] for array in stack]
+    wrong, shape = turned[0] != turned[1], turned[0].shape
+    best = []
+    for axis in range(3):
+        area = float(np.prod(np.delete(lengths, axis)))
+        sums = wrong.sum(tuple(a for a in range(3) if a != axis))
+        flat = min(np.delete(shape, axis)) == 1  # a line, where another plane is a picture
+        best.append((not flat, float(sums.max()) * area, axis == 2, axis, int(sums.argmax())))
+    *_, axis, index = max(best)
+    if not wrong.any():
+        index = shape[axis] // 2
+    rows, columns = (a for a in (2, 1, 0) if a != axis)
+    planes = [np.take(array, index, axis) for array in turned]
+    planes = [plane.T if rows > columns else plane for plane in planes]  # axes stood in ascending order
+    mirrored = columns == 1 or view == "radiological"
+    planes = [plane[::-1, ::-1] if mirrored else plane[::-1] for plane in planes]
+    sides = {1: ("A", "P")}.get(columns, ("R", "L") if mirrored else ("L", "R"))
+    slice_ = index if stored[axis] > 0 else shape[axis] - 1 - index
+    return planes, f", {_PLANES[axis]} slice {slice_}", sides, (float(lengths[rows]), float(lengths[columns]))
+
+
+def _as_stored(stack: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
+    """Arrays -> the plane of the leading axes with the most errors."""
+    place = ""
+    while stack[0].ndim > 2:
+        wrong = (stack[0] != stack[1]).sum(tuple(range(1, stack[0].ndim)))
+        index = int(np.argmax(wrong)) if wrong.any() else len(wrong) // 2
+        stack = [array[index] for array in stack]
+        place += f", slice {index}"
+    return [np.atleast_2d(array) for array in stack], place
+
+
+def _png(planes: list[np.ndarray], spacing: tuple[float, float]) -> str:
+    from PIL import Image as Pillow
+
+    in_p, in_t, any_t, *image = planes
+    colours = np.full((*in_t.shape, 3), 16.0)
+    if image:
+        colours[:] = image[0][..., None]
+    for mask, colour, share in (
+        (any_t, OTHER, 0.3), (in_p & in_t, RIGHT, 0.35), (in_p & ~in_t, EXTRA, 0.65), (in_t & ~in_p, MISSED, 0.65),
+    ):  # fmt: skip
+        share = share if image else 1.0
+        colours[mask] = (1 - share) * colours[mask] + share * np.array(colour)
+    drawn = Pillow.fromarray(colours.astype(np.uint8))
+    lengths = drawn.width * spacing[1], drawn.height * spacing[0]
+    size = [max(1, round(PIXELS * length / max(lengths))) for length in lengths]
+    enlarged = size[0] >= drawn.width and size[1] >= drawn.height
+    drawn = drawn.resize((size[0], size[1]), Pillow.Resampling.NEAREST if enlarged else Pillow.Resampling.BOX)
+    buffer = io.BytesIO()
+    drawn.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _bar(width_mm: float) -> tuple[float, int] | None:
+    """Width of a picture -> a round length of at most a third of it, as a share of the width and in mm."""
+    most = width_mm / 3
+    if most < 1:
+        return None
+    power = 10 ** int(math.log10(most))
+    length = next(step * power for step in (5, 2, 1) if step * power <= most)
+    return length / width_mm, length
