@@ -5,12 +5,13 @@ DEV := .venv/.dev
 PEERS := .venv/.peers
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test test-gpu check format docs bench bench-gpu clean
+.PHONY: help demo test test-gpu test-browser check format docs bench bench-gpu clean
 
 help:
 	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
 	@echo "make test    the test suite"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
+	@echo "make test-browser  the report in Chromium; fails where there is none (apt-get install chromium)"
 	@echo "make check   format, lint, types, documentation"
 	@echo "make bench   time and memory against the peers"
 	@echo "make bench-gpu  the same on a CUDA device"
@@ -35,6 +36,9 @@ test: $(DEV) $(PEERS)
 
 test-gpu: $(DEV)
 	SOFTDICE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/test_triton_gpu.py
+
+test-browser: $(DEV)
+	SOFTDICE_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/test_scoring_browser.py
 
 check: $(DEV)
 	$(BIN)/ruff format --check .

@@ -264,7 +264,7 @@ def test_a_damaged_line_of_a_stopped_run_is_lost_alone(
     from softdice.scoring.runner import Journal
 
     out, path = tmp_path / "o.csv", tmp_path / "o.csv.partial"
-    about = [str(folders[0].resolve()), str(folders[1].resolve()), ""]
+    about = [str(folder.resolve()) for folder in folders]
     journal = Journal(path, Options(), about, resume=False)
     for case in run(pair_files(*folders), Options()):
         journal.add(str(folders[0]), case)
@@ -562,6 +562,10 @@ def test_many_labels_are_no_image(tmp_path: Path) -> None:
     few = np.where(cells < 4, cells, 0)
     files = save(tmp_path / "p.npy", cells), save(tmp_path / "t.npy", few)
     assert len(rows(*files)) == 300
+    organ = np.where(cells < 90, 1, 0)
+    specks = organ.copy()
+    specks.flat[7:8000:1100] = np.arange(40, 48)
+    assert len(rows(save(tmp_path / "p.npy", specks), save(tmp_path / "t.npy", organ))) == 9
     noise = save(tmp_path / "n.npy", image("noise"))
     assert len(rows(noise, noise, "--labels", ",".join(map(str, range(1, 256))))) == 255
 
@@ -805,6 +809,34 @@ def test_cases_that_differ_most(tmp_path: Path) -> None:
     first, label, largest = means[order[0]]
     assert lines[0] == f"  {order[0]}: {first:+.4f}, most in {label} {largest:+.4f}"
     assert len(lines) == 5
+
+
+def test_more_than_two_are_ranked(tmp_path: Path) -> None:
+    """Class 1: 0.5, 1, 1 in one case; class 2 is in no reference, and painted by the second alone."""
+    t = np.array([[1, 1, 1, 1], [0, 0, 0, 0]])
+    sides = {"p": np.array([[1, 1, 0, 0], [1, 1, 0, 0]]), "q": t + 2 * (np.arange(8) == 7).reshape(2, 4), "r": t}
+    for case in "ab":
+        save(tmp_path / "t" / f"{case}.npy", t)
+        for name, array in sides.items():
+            save(tmp_path / name / f"{case}.npy", array if case == "a" else t)
+    options = (tmp_path / "p", tmp_path / "t", "--versus", tmp_path / "q", "--versus", tmp_path / "r")
+    content = json.loads(score(*options, "--format", "json").stdout)
+    # case a: class 1 ranks 3, 1.5, 1.5 and class 2 ranks 1.5, 3, 1.5; case b: class 1 ranks 2, 2, 2
+    expected = {"r": 5 / 3, "p": 6.5 / 3, "q": 6.5 / 3}
+    assert {Path(name).name: rank for name, rank in content["mean_ranks"].items()} == pytest.approx(expected)
+    assert [Path(row["predictions"]).name for row in content["comparisons"]] == ["q", "r"]
+    assert [row["classes"][0]["difference"] for row in content["comparisons"]] == [-0.25, -0.25]
+    assert content["comparisons"][0] == content["comparison"]
+    two = json.loads(score(*options[:4], "--format", "json").stdout)
+    assert two["comparison"] == content["comparison"]
+    assert "mean_ranks" not in two
+    shown = score(*options, "--report", tmp_path / "r.html").stdout
+    assert f"Mean rank (1 is best, of 3 scores): {tmp_path / 'r'} 1.67, " in shown
+    assert f"first minus {tmp_path / 'r'}" in shown
+    page = (tmp_path / "r.html").read_text()
+    assert "Mean rank (1 is best, of 3 scores): r 1.67, p 2.17, q 2.17." in page
+    assert page.index("<h2>p and q</h2>") < page.index("<h2>p and r</h2>")
+    refused(score(*options, "--versus", tmp_path / "q"), "--versus: expected other predictions than", "got the same")
 
 
 # --- names in the files

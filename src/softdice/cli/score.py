@@ -36,7 +36,9 @@ PLAIN_WIDTH = 500
 def score(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="A mask, or a folder of masks.")],
     labels_path: Annotated[Path, typer.Argument(metavar="LABELS", help="The reference: a mask, or a folder of them.")],
-    versus: Annotated[Path | None, typer.Option(help="Other predictions of the same cases, to compare with.")] = None,
+    versus: Annotated[
+        list[Path] | None, typer.Option(help="Other predictions of the same cases, to compare with; may be repeated.")
+    ] = None,
     labels: Annotated[
         str | None, typer.Option(help="Labels to score: 1,2,5 or liver=1,tumour=2 or a dataset.json. Default: all.")
     ] = None,
@@ -105,10 +107,19 @@ def score(
         if run is None:  # a rank that torchrun started beside the first
             return
         with one_line():
-            from softdice.scoring.classes import parse_options
+            from softdice.scoring.classes import ScoreError, parse_options
+            from softdice.scoring.pairing import LAYOUTS
+            from softdice.scoring.pictures import VIEWS
 
-            kind = _check(format, rows, versus, out, report, resume)
-            task = Task(predictions, labels_path, layout, versus, jobs, kind, rows, out, report, images, view)
+            others = tuple(versus or ())
+            for option, given, allowed in (
+                ("--format", format, (None, *FORMATS)), ("--layout", layout, LAYOUTS), ("--view", view, VIEWS),
+            ):  # fmt: skip
+                if given not in allowed:
+                    wanted = ", ".join(filter(None, allowed))
+                    raise ScoreError(f"{option}: expected one of {wanted}, got {given!r}.")
+            kind = _check(format, rows, others, out, report, resume)
+            task = Task(predictions, labels_path, layout, others, jobs, kind, rows, out, report, images, view)
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
@@ -127,7 +138,7 @@ class Task:
     predictions: Path
     truth: Path
     layout: str
-    versus: Path | None
+    versus: tuple[Path, ...]
     jobs: int
     format: str
     rows: str
@@ -138,15 +149,13 @@ class Task:
 
 
 def _check(
-    format: str | None, rows: str, versus: Path | None, out: Path | None, report: Path | None, resume: bool
+    format: str | None, rows: str, versus: tuple[Path, ...], out: Path | None, report: Path | None, resume: bool
 ) -> str:
     """What can be said of the options alone; the format."""
     from softdice.scoring.classes import ScoreError
     from softdice.scoring.writing import is_stream, kind_of
 
-    if format not in (None, *FORMATS):
-        raise ScoreError(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}.")
-    if versus is not None and format == "nnunet":
+    if versus and format == "nnunet":
         raise ScoreError("--format nnunet: expected one folder of predictions, got --versus. Take --format json.")
     if resume and (out is None or is_stream(out)):
         raise ScoreError("--resume: expected --out, beside which a stopped run leaves its cases, got none.")
@@ -165,27 +174,20 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
     """Both sides' pairs; a wrong path must not touch what is there. said: options that may name files."""
     from softdice.scoring import pair_files
     from softdice.scoring.classes import ScoreError
-    from softdice.scoring.pairing import LAYOUTS
-    from softdice.scoring.pictures import VIEWS
     from softdice.scoring.writing import check_places
 
-    if task.view not in VIEWS:
-        raise ScoreError(f"--view: expected one of {', '.join(VIEWS)}, got {task.view!r}.")
     if task.images is not None and not (task.images.is_dir() and task.report):
         raise ScoreError(f"--images: expected a folder, with --report, got {str(task.images)!r}.")
-    if task.layout not in LAYOUTS:
-        raise ScoreError(f"--layout: expected one of {', '.join(LAYOUTS)}, got {task.layout!r}.")
     if task.layout == "classes" and (any(said) or task.format == "nnunet"):
         raise ScoreError(
             "--layout classes: expected no --labels, --regions, --ignore or nnunet: files are the classes."
         )
-    if task.versus is not None and task.versus.resolve() == task.predictions.resolve():
-        raise ScoreError(f"--versus: expected other predictions than {task.predictions}, got the same.")
-    pairs = {
-        str(side): pair_files(side, task.truth, task.layout)
-        for side in (task.predictions, task.versus)
-        if side is not None
-    }
+    sides = (task.predictions, *task.versus)
+    for i, side in enumerate(sides):
+        same = next((other for other in sides[:i] if other.resolve() == side.resolve()), None)
+        if same is not None:
+            raise ScoreError(f"--versus: expected other predictions than {same}, got the same.")
+    pairs = {str(side): pair_files(side, task.truth, task.layout) for side in sides}
     read = (path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path)
     files = (file for path in read for file in (path.iterdir() if path.is_dir() else (path,)))
     check_places(
@@ -211,7 +213,7 @@ def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
 
     if task.out is None or is_stream(task.out):
         return None
-    about = [str(path.resolve()) if path else "" for path in (task.predictions, task.truth, task.versus)]
+    about = [str(path.resolve()) for path in (task.predictions, task.truth, *task.versus)]
     return Journal(task.out.with_name(task.out.name + ".partial"), options, about, resume=resume)
 
 
@@ -233,7 +235,7 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
                     return
 
         for side, found in pairs.items():
-            if not pressed:
+            if not (pressed and tables):
                 cases = _cases(side, found, journal, lambda left: run(left, options, jobs=task.jobs))
                 tables[side] = tabulate(
                     seen(cases), options.keys, options.names, empty=options.empty, metrics=options.metrics
@@ -244,8 +246,9 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
         print(f"Stopped after {done} of {total}. The same command with --resume goes on from there.", file=sys.stderr)
         return 130
     summaries = {side: summarise(table) for side, table in tables.items()}
-    comparison = compare(*tables.values()) if len(tables) == 2 else None
-    _write(task, tables, summaries, comparison, options)
+    first, *others = tables.values()
+    comparisons = [compare(first, other) for other in others]
+    _write(task, tables, summaries, comparisons, options)
     if journal is not None:
         journal.close(finished=True)
     if task.report is not None:
@@ -253,7 +256,7 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
 
         command = shlex.join(["softdice", *sys.argv[1:]])
         page = to_html(
-            tables, summaries, comparison, options, str(task.truth),
+            tables, summaries, comparisons, options, str(task.truth),
             command=command, images=_images(task), view=task.view,
         )  # fmt: skip
         save(task.report, [page])
@@ -319,17 +322,21 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def _write(
-    task: Task, tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, options: Options
+    task: Task,
+    tables: dict[str, Table],
+    summaries: dict[str, Summary],
+    comparisons: list[Comparison],
+    options: Options,
 ) -> None:
     from softdice.scoring import output
     from softdice.scoring.writing import save
 
     if task.format == "table":
-        text = _shown(tables, summaries, comparison, plain=task.out is not None)
+        text = _shown(tables, summaries, comparisons, plain=task.out is not None)
     elif task.format == "csv":
         text = output.to_csv(tables, summaries, task.rows)
     elif task.format == "json":
-        text = output.to_json(tables, summaries, comparison, options)
+        text = output.to_json(tables, summaries, comparisons, options)
     else:
         text = output.to_nnunet(next(iter(tables.values())), options)
     if task.out is None:
@@ -340,24 +347,29 @@ def _write(
 
 
 def _shown(
-    tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, *, plain: bool
+    tables: dict[str, Table], summaries: dict[str, Summary], comparisons: list[Comparison], *, plain: bool
 ) -> Iterator[str]:
     """Tables as text, with the colours of the terminal where there is one."""
-    from softdice.scoring.tables import alone_line, class_grid, comparison_grid, different_lines, terminal
+    from softdice.scoring.tables import alone_line, class_grid, comparison_grid, different_lines, rank_line, terminal
 
     console = Console(file=io.StringIO()) if plain else Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=PLAIN_WIDTH)
     grids = [terminal(side, class_grid(table, summaries[side]), console.width) for side, table in tables.items()]
-    said: list[str] = []
-    if comparison is not None:
-        first = next(iter(tables.values()))
-        grids.append(terminal("first minus second", comparison_grid(first, comparison), console.width))
-        said = [line for line in (alone_line(comparison),) if line]
-        different = different_lines(first, comparison)
-        said += ["Cases that differ most:", *(f"  {line}" for line in different)] if different else []
     for grid in grids:
         with console.capture() as captured:
             console.print(grid)
         yield captured.get()
-    yield "".join(f"{line}\n" for line in said)
+    first = next(iter(tables.values()))
+    for name, comparison in zip(list(tables)[1:], comparisons, strict=True):
+        title = "first minus second" if len(tables) == 2 else f"first minus {name}"
+        with console.capture() as captured:
+            console.print(terminal(title, comparison_grid(first, comparison), console.width))
+        yield captured.get()
+        different = different_lines(first, comparison)
+        lines = [
+            alone_line(comparison),
+            *(["Cases that differ most:", *(f"  {line}" for line in different)] * bool(different)),
+        ]
+        yield "".join(f"{line}\n" for line in lines if line)
+    yield "".join(f"{line}\n" for line in (rank_line(tables),) if line)

@@ -15,7 +15,7 @@ from softdice.images.geometry import apart, check_same_place, inverse, one_shape
 from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import Options, ScoreError
-from softdice.scoring.doubts import check_grey, check_names, check_scales, unnamed
+from softdice.scoring.doubts import check_grey, check_names, check_scales, unnamed, voxels_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
     labels_p, labels_t, n = pair_counts(t if soft else p, t)
     counted = ~np.isin(labels_t, options.ignore)
     labels_p, labels_t, n = labels_p[counted], labels_t[counted], n[counted]
-    held = labels_p.tolist(), labels_t.tolist()
+    held = voxels_of(labels_p, n), voxels_of(labels_t, n)
     if prediction is not None and not soft:
         check_names(prediction, names[0], truth, names[1], {*held[0], *held[1]}, options)
         check_scales(prediction, held[0], truth, held[1], options)
@@ -68,7 +68,7 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
         voxels,
         {**names[0], **names[1]},
         voxel_ml=_voxel_ml(grid),
-        unnamed=unnamed(labels_t, n, options),
+        unnamed=unnamed(held[1], options),
         colours=colours(grid),
     )
 

@@ -18,23 +18,28 @@ _SMALL, _STEP = 9, 32
 _LACKED, _MANY = 5, 32
 """Labels that only one side holds, and labels of one side, from which on they may be grey values of an image."""
 
+_SHARE = 0.02
+"""Of the voxels that hold a label, those that make it more than a few specks of classes that are not there."""
+
 _SAMPLES = 1 << 20
 """Voxels that are looked at for that."""
 
 
-def unnamed(t: np.ndarray, n: np.ndarray, options: Options) -> dict[int, int]:
-    """labels of the reference, how often each occurs -> label: voxels, of those that options leave unsaid.
+def voxels_of(labels: np.ndarray, n: np.ndarray) -> dict[int, int]:
+    """labels, how often each occurs (a label may stand several times) -> label: voxels, ascending."""
+    values, position = np.unique(labels, return_inverse=True)
+    totals = np.zeros(len(values), np.int64)
+    np.add.at(totals, position, n)
+    return dict(zip(values.tolist(), totals.tolist(), strict=True))
+
+
+def unnamed(held: dict[int, int], options: Options) -> dict[int, int]:
+    """labels of the reference with their voxels -> those that options leave unsaid.
 
     Nothing where the options name none, and label 0 never: it is the background.
     """
     said = named(options)
-    if not said:
-        return {}
-    found: dict[int, int] = {}
-    for label, times in zip(t.tolist(), n.tolist(), strict=True):
-        if label not in said and label != 0:
-            found[label] = found.get(label, 0) + times
-    return dict(sorted(found.items()))
+    return {label: voxels for label, voxels in held.items() if label not in said and label != 0} if said else {}
 
 
 def named(options: Options) -> set[int]:
@@ -88,8 +93,8 @@ def check_scales(prediction: Path, p: Iterable[int], truth: Path, t: Iterable[in
     raise ScoreError(f"{prediction}: {words[0]}, but {truth.name} {words[1]}. {advice}")
 
 
-def check_grey(path: Path, array: np.ndarray, held: Iterable[int], others: Iterable[int], options: Options) -> None:
-    """an array, labels that it and the other side hold -> nothing, where they look like labels.
+def check_grey(path: Path, array: np.ndarray, held: dict[int, int], others: dict[int, int], options: Options) -> None:
+    """an array, labels that it and the other side hold with their voxels -> nothing, where they look like labels.
 
     Raises:
         ScoreError: an image, or a mask that was resized or compressed as one: many numbers that no option names, most
@@ -97,9 +102,11 @@ def check_grey(path: Path, array: np.ndarray, held: Iterable[int], others: Itera
     """
     values = {*held} - {0} - named(options)
     lacked = values - {*others}
-    if len(lacked) < _LACKED and len(values) <= _MANY:
+    share = sum(held[label] for label in lacked) / max(1, sum(held[label] for label in {*held} - {0}))
+    alien = len(lacked) >= max(_LACKED, len(values - lacked)) and share >= _SHARE
+    if not alien and len(values) <= _MANY:
         return
-    looked_at = np.array(sorted(lacked if len(lacked) >= _LACKED else values))
+    looked_at = np.array(sorted(lacked if alien else values))
     flat = array.reshape(-1, order="A")
     here = np.arange(0, flat.size - 1, max(1, flat.size // _SAMPLES))
     here = here[np.isin(flat[here], looked_at)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from softdice.scoring.classes import METRICS, Options
-from softdice.scoring.summary import Comparison, Summary, Table, mean
+from softdice.scoring.summary import Comparison, Summary, Table, mean, mean_ranks
 from softdice.scoring.writing import shown
 from softdice.version import __version__
 
@@ -102,13 +102,23 @@ def _cell(value: object) -> object:
 
 
 def to_json(
-    tables: dict[str, Table], summaries: dict[str, Summary], comparison: Comparison | None, options: Options
+    tables: dict[str, Table], summaries: dict[str, Summary], comparisons: Sequence[Comparison], options: Options
 ) -> Iterator[str]:
-    """Everything: per case, per class, over all, the comparison and the errors; null where a score is undefined."""
+    """Everything: per case, per class, over all, comparisons and errors; null where a score is undefined.
+
+    With more than two sets of predictions each is compared with the first, and their mean ranks are given.
+    """
     yield '{\n"softdice": ' + json.dumps(__version__) + ',\n"options": ' + json.dumps(options_row(options))
-    if comparison is not None:
-        rows = comparison_rows(comparison, next(iter(tables.values())))
-        yield ',\n"comparison": ' + json.dumps(rows, indent=1, allow_nan=False)
+    rows = [
+        {"predictions": name, **comparison_rows(comparison, next(iter(tables.values())))}
+        for name, comparison in zip(list(tables)[1:], comparisons, strict=True)
+    ]
+    if rows:
+        yield ',\n"comparison": ' + json.dumps(rows[0], indent=1, allow_nan=False)
+    if len(rows) > 1:
+        yield ',\n"comparisons": ' + json.dumps(rows, indent=1, allow_nan=False)
+        ranks = zip(tables, mean_ranks(list(tables.values()))[0].tolist(), strict=True)
+        yield ',\n"mean_ranks": ' + json.dumps(dict(sorted(ranks, key=lambda item: item[1])), indent=1)
     unnamed = next(iter(tables.values())).unnamed
     rows_u = [{"label": label, "voxels": voxels, "cases": cases} for label, (voxels, cases) in unnamed.items()]
     yield ',\n"unnamed_labels": ' + json.dumps(rows_u)

@@ -80,6 +80,7 @@ footer {{ margin-top: 40px; font-size: 13px; }}
   input, .screen {{ display: none; }}
   .scroll {{ overflow: visible; background: none; }}
   table {{ font-size: 7.5pt; }} th, td {{ padding: 1.5pt 4pt; white-space: normal; }}
+  th {{ overflow-wrap: anywhere; }}
   thead {{ display: table-header-group; }} tr, .plot div, .numbers {{ break-inside: avoid; }}
   h2, h3, .legend {{ break-after: avoid; }}
   .plot div {{ grid-template-columns: 150px 1fr; }} .plot span {{ text-align: right; font-size: 8pt; }}

@@ -19,7 +19,7 @@ from softdice.scoring.page import PAGE
 from softdice.scoring.pictures import EXTRA, MISSED, OTHER, RIGHT, picture
 from softdice.scoring.plots import box_plots, escape
 from softdice.scoring.summary import Comparison, Summary, Table, mean, unnamed_line
-from softdice.scoring.tables import Grid, alone_line, class_grid, comparison_grid, text
+from softdice.scoring.tables import Grid, alone_line, class_grid, comparison_grid, rank_line, text
 from softdice.version import __version__
 
 WORST, LISTED = 12, 1000
@@ -32,7 +32,7 @@ _ONE_CASE = ("cases", "95 % interval", "pooled Dice", "pooled IoU")
 def to_html(
     tables: dict[str, Table],
     summaries: dict[str, Summary],
-    comparison: Comparison | None,
+    comparisons: Sequence[Comparison] | None,
     options: Options,
     truth: str,
     *,
@@ -40,7 +40,9 @@ def to_html(
     images: Mapping[str, Path] | None = None,
     view: str = "radiological",
 ) -> str:
-    """{name of the predictions: Table}, their summaries -> HTML. Reads the worst cases again for their pictures.
+    """{name of the predictions: Table}, their summaries, the first compared with each other one -> HTML.
+
+    Reads the worst cases again for their pictures.
 
     Args:
         truth: path of the reference. command: the line that made the page. images: case -> the image to draw under its
@@ -54,8 +56,11 @@ def to_html(
     if errors:
         listed = "".join(f"<li>{escape(error)}</li>" for error in errors)
         parts.append(f"<details><summary>Not scored: {len(errors)}</summary><ul class='errors'>{listed}</ul></details>")
-    if comparison is not None:
-        parts.append(_comparison(comparison, tables, [names[name] for name in tables], drawn))
+    if len(tables) > 2:
+        parts.append(f"<p>{escape(rank_line({names[name]: each for name, each in tables.items()}))}</p>")
+    for other, comparison in zip(list(tables)[1:], comparisons or (), strict=True):
+        pair = {names[side]: tables[side] for side in (first, other)}
+        parts.append(_comparison(comparison, pair, list(pair), drawn))
     for name, each in tables.items():
         parts.append(_side(names[name], each, summaries[name]))
     order = _worst_first(table)
@@ -145,7 +150,8 @@ def _comparison(comparison: Comparison, tables: dict[str, Table], names: list[st
     most = f"<h3>Cases that differ most</h3>{listed}{_legend()}<div class='pictures'>{''.join(figures)}</div>"
     alone = f"<p>{alone_line(comparison)}</p>"
     table_html = _html_table(grid.columns, grid.rows)
-    return f"<h2>Comparison</h2><p>{said}</p>{table_html}{alone}{plot}{most if different else ''}"
+    head = f"<h2>{escape(names[0])} and {escape(names[1])}</h2><p>{said}</p>"
+    return head + table_html + alone + plot + (most if different else "")
 
 
 def _worst_first(table: Table) -> list[int]:

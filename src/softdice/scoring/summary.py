@@ -293,16 +293,7 @@ def compare(first: Table, second: Table) -> Comparison:
     """
     from scipy.stats import wilcoxon
 
-    keys = tuple(dict.fromkeys((*first.keys, *second.keys)))
-    if all(isinstance(key, int) for key in keys):
-        keys = tuple(sorted(keys, key=int))
-    scored = set(second.cases)
-    common = [case for case in first.cases if case in scored]
-    sides = []
-    for table in (first, second):
-        rows, columns = {case: i for i, case in enumerate(table.cases)}, {key: i for i, key in enumerate(table.keys)}
-        dice = np.column_stack([table.dice, np.full(len(table.cases), table.empty)])  # last: a class that it lacks
-        sides.append(dice[[rows[case] for case in common]][:, [columns.get(key, -1) for key in keys]])
+    keys, common, sides = _aligned([first, second])
     difference = sides[0] - sides[1]
     p_value = np.full(len(keys), np.nan)
     for k, column in enumerate(difference.T):
@@ -324,6 +315,35 @@ def compare(first: Table, second: Table) -> Comparison:
         names=common,
         each=difference,
     )
+
+
+def _aligned(tables: Sequence[Table]) -> tuple[tuple[int | str, ...], list[str], np.ndarray]:
+    """M tables -> all their classes (K), the cases that each of them has (N), Dice (M, N, K)."""
+    keys = tuple(dict.fromkeys(key for table in tables for key in table.keys))
+    if all(isinstance(key, int) for key in keys):
+        keys = tuple(sorted(keys, key=int))
+    everywhere = set.intersection(*(set(table.cases) for table in tables))
+    common = [case for case in tables[0].cases if case in everywhere]
+    sides = []
+    for table in tables:
+        rows, columns = {case: i for i, case in enumerate(table.cases)}, {key: i for i, key in enumerate(table.keys)}
+        dice = np.column_stack([table.dice, np.full(len(table.cases), table.empty)])  # last: a class that it lacks
+        sides.append(dice[[rows[case] for case in common]][:, [columns.get(key, -1) for key in keys]])
+    return keys, common, np.array(sides)
+
+
+def mean_ranks(tables: Sequence[Table]) -> tuple[np.ndarray, int]:
+    """M tables -> the mean over cases and classes of the rank of each by Dice, (M,), 1 is best; how many were ranked.
+
+    Equal scores share the mean of their ranks. Where only some have a score the reference lacks the class: those
+    without one are right to predict nothing, and come first. Source: M. Friedman, JASA 32, 1937.
+    """
+    from scipy.stats import rankdata
+
+    dice_MX = _aligned(tables)[2].reshape(len(tables), -1)
+    dice_MX = dice_MX[:, ~np.isnan(dice_MX).all(0)]
+    ranks_MX = rankdata(-np.where(np.isnan(dice_MX), np.inf, dice_MX), axis=0)
+    return mean(ranks_MX.T), dice_MX.shape[1]
 
 
 def holm(p: np.ndarray) -> np.ndarray:

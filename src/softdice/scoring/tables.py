@@ -12,7 +12,7 @@ from rich.text import Text
 
 from softdice.scoring.classes import METRICS
 from softdice.scoring.output import class_rows, comparison_rows, difference_row, overall_row
-from softdice.scoring.summary import Comparison, Summary, Table
+from softdice.scoring.summary import Comparison, Summary, Table, mean_ranks
 from softdice.scoring.writing import shown
 
 CLASSES = {
@@ -100,6 +100,17 @@ def alone_line(comparison: Comparison) -> str:
         return ""
     why = "where one prediction and the reference lack a class, that one has no score"
     return f"Not compared: {first} scores of the first and {second} of the second, which are in their means: {why}."
+
+
+def rank_line(tables: dict[str, Table]) -> str:
+    """Sets of predictions by their mean rank, best first; an empty text for fewer than three."""
+    if len(tables) < 3:
+        return ""
+    ranks, number = mean_ranks(list(tables.values()))
+    ranked = sorted(zip(ranks.tolist(), tables, strict=True))
+    return (
+        f"Mean rank (1 is best, of {number} scores): {', '.join(f'{shown(name)} {rank:.2f}' for rank, name in ranked)}."
+    )
 
 
 def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list[str]:
