@@ -110,6 +110,14 @@ def itk(path: Path, array: np.ndarray, names: tuple[str, ...] = (), *, layers: b
     return path
 
 
+def lzw(path: Path, array: np.ndarray) -> None:
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(path))
+    writer.SetCompressor("LZW")
+    writer.UseCompressionOn()
+    writer.Execute(sitk.GetImageFromArray(array))
+
+
 def appended(path: Path, pages: list[np.ndarray]) -> Path:
     for page in pages:
         tifffile.imwrite(path, page, append=True, photometric="minisblack")
@@ -220,6 +228,11 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
         ("p.nii: damaged header: a quaternion of length 1.27279",)),
     "G23 one slice against a picture": (
         lambda d: save(d / "p.nii.gz", P[:, None]), lambda d: save(d / "t.png", T), ("--ignore-geometry",), both(P, T)),
+    "S25 transposed": (
+        lambda d: save(d / "p.nii", P.T[..., None]), lambda d: save(d / "t.png", T), ("--transpose",), both(P, T)),
+    "S25 to be transposed": (
+        lambda d: save(d / "p.nii", P.T[..., None]), lambda d: save(d / "t.png", T), (),
+        ("--transpose swaps its axes",)),
     "S25 axis first": (lambda d: save(d / "p.npy", P[None]), lambda d: save(d / "t.npy", T[..., None]), (), both(P, T)),
     "S25 NIfTI of two axes": (
         lambda d: save(d / "p.nii", P), lambda d: save(d / "t.nii.gz", T[..., None]), (), both(P, T)),
@@ -233,7 +246,7 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
         ("--round",), {7: 1.0, 14: 1.0}),
     "G24 nearly whole, reference": (
         lambda d: save(d / "p.npy", T), lambda d: save(d / "t.npy", T * 0.9943), (),
-        ("t.npy: expected labels", "at most 0.011 from a whole number, such as 1.9886", "Pass --round")),
+        ("t.npy: expected labels", "at most 0.011 from a whole number, such as 1.9886", "Pass --round to round them.")),
     "G24 too far to be rounded": (
         lambda d: save(d / "p.npy", T * 0.8), lambda d: save(d / "t.npy", T), ("--round",),
         ("at most 0.4 from a whole number", "--threshold 0.5 or --soft")),
@@ -260,6 +273,9 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
     "S27 LZW, 16 bits": (
         lambda d: pillow(d / "p.tif", P.astype(np.uint16), compression="tiff_lzw"), lambda d: save(d / "t.npy", T), (),
         both(P, T)),
+    "S27 LZW, signed": (
+        lambda d: lzw(d / "p.tif", P.astype(np.int16) - 1),
+        lambda d: save(d / "t.npy", T.astype(np.int8) - 1), (), {-1: dice(P == 0, T == 0), 1: dice(P == 2, T == 2)}),
     "S27 group 4 in pages": (
         lambda d: PIL_Image.fromarray(VOLUME[0] > 0).save(
             d / "p.tif", compression="group4", save_all=True,

@@ -46,7 +46,7 @@ def labels(
             scale = "" if image.scale is None else ", stored with slope {:g} and intercept {:g}".format(*image.scale)
             example = f"such as {array.flat[int(apart.argmax())]:.8g}{scale}"
             got = f"{int((apart > 0).sum())} voxels, at most {far:.2g} from a whole number, {example}"
-            advice = "Pass --round to round them." if far <= ROUNDED else advice
+            advice = f"Pass --round to round them. {advice}" if far <= ROUNDED else advice
             raise FileError(f"{path}: expected labels, got values that are not whole: {got}. {advice}")
     low, high = int(whole.min()), int(whole.max())
     for dtype in (np.uint8, np.int16, np.int32, np.int64, np.uint64):

@@ -187,8 +187,8 @@ def _on_grid(
 ) -> np.ndarray:
     """The prediction on the grid of the truth."""
     a, b, shape = prediction_image.affine, truth_image.affine, truth_image.shape
+    flat = p if p.ndim < 3 else p.reshape([n for n in p.shape if n != 1])
     if options.transpose:
-        flat = p if p.ndim < 3 else p.reshape([n for n in p.shape if n != 1])
         if flat.ndim != 2:
             raise ScoreError(f"{prediction}: --transpose: expected an image of 2 axes, got shape {p.shape}.")
         p = flat.T
@@ -201,13 +201,13 @@ def _on_grid(
         return _resampled(p, a, b, shape)
     if not one_shape(p.shape, shape):
         hint = " --resample brings it to the grid of the label." if placed and p.ndim == 3 else ""
-        if p.ndim == 2 and p.T.shape == shape:
+        if flat.ndim == 2 and one_shape(flat.T.shape, shape):
             hint = " --transpose swaps its axes."
-        if p.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
+        if flat.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
             hint = " Of probabilities of several classes save the argmax, or one file per class."
         raise ScoreError(f"{prediction}: expected shape {shape} as in {truth.name}, got {p.shape}.{hint}")
     if not (options.ignore_geometry or options.transpose):
-        or_else = ", --transpose if the rows of one are the columns of the other" if p.ndim == 2 else ""
+        or_else = ", --transpose if the rows of one are the columns of the other" if flat.ndim == 2 else ""
         advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
         check_same_place(prediction, prediction_image, truth, truth_image, advice=advice, or_else=or_else)
     return p.reshape(shape)

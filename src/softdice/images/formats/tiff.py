@@ -110,8 +110,9 @@ def _through_pillow(path: Path, page: Any, dtype: np.dtype) -> np.ndarray:
         if "decoder error" in str(error):
             raise FileError("truncated or damaged: it cannot be decompressed") from error
         raise FileError(f"compressed by {compression}. Run: pip install imagecodecs") from error
-    if array.dtype.newbyteorder("=") != dtype.newbyteorder("="):
+    if (array.astype(dtype) != array).any():
         raise FileError(f"compressed by {compression}. Run: pip install imagecodecs")
+    array = array.astype(dtype)  # Pillow holds int16 as int32
     if array.dtype.kind == "b":
         array = array.view(np.uint8) != 0  # its True is the byte 255, which is no bool
         return ~array if inverted else array
