@@ -40,11 +40,11 @@ def save(path: Path, array: np.ndarray) -> Path:
         nib.Nifti1Image(array, AFFINE).to_filename(path)
     elif name[1] in (".tif", ".tiff"):
         tifffile.imwrite(path, array, photometric="minisblack", compression="zlib")
-    elif name[1] in (".nrrd", ".seg.nrrd", ".mha", ".mhd"):
+    elif name[1] in (".nrrd", ".seg.nrrd", ".mha", ".mhd", ".dcm"):
         picture = sitk.GetImageFromArray(array.T)
         picture.SetSpacing((2.0, 1.5, 3.0)[: array.ndim])
         picture.SetOrigin((10 / 3, 3.0, 7.0)[: array.ndim])
-        sitk.WriteImage(picture, str(path), useCompression=name[1] != ".mhd")
+        sitk.WriteImage(picture, str(path), useCompression=name[1] not in (".mhd", ".dcm"))
     elif name[1] == ".npy":
         np.save(path, array)
     elif name[1] == ".npz":

@@ -25,7 +25,7 @@ PIL_Image = pytest.importorskip("PIL.Image")
 from typer.testing import CliRunner, Result  # noqa: E402
 
 from softdice.cli.app import app  # noqa: E402
-from softdice.images.files import FileError, read_image, write_image  # noqa: E402
+from softdice.images.files import FileError, list_images, read_image, write_image  # noqa: E402
 
 RNG = np.random.default_rng(5)
 T = RNG.integers(0, 3, (10, 14), np.uint8)
@@ -108,6 +108,26 @@ def itk(path: Path, array: np.ndarray, names: tuple[str, ...] = (), *, layers: b
         picture.SetMetaData(f"Segment{number}_Name", name)
     sitk.WriteImage(picture, str(path))
     return path
+
+
+def series(
+    folder: Path, array: np.ndarray, *, without: tuple[int, ...] = (), uid: str = "1.2.3.4", start: int = 0
+) -> Path:
+    """(x, y, z) as slices of DICOM, lying as `itk` lays them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = sitk.ReadImage(str(itk(folder / "whole.nrrd", array)))
+    (folder / "whole.nrrd").unlink()
+    writer, turn = sitk.ImageFileWriter(), whole.GetDirection()
+    writer.KeepOriginalImageUIDOn()
+    for z in set(range(array.shape[2])) - {*without}:
+        page = whole[:, :, z]
+        place = whole.TransformIndexToPhysicalPoint((0, 0, z))
+        page.SetMetaData("0020|000e", uid)
+        page.SetMetaData("0020|0037", "\\".join(str(turn[i]) for i in (0, 3, 6, 1, 4, 7)))
+        page.SetMetaData("0020|0032", "\\".join(map(str, place)))
+        writer.SetFileName(str(folder / f"{start + z}.dcm"))
+        writer.Execute(page)
+    return folder
 
 
 def lzw(path: Path, array: np.ndarray) -> None:
@@ -547,3 +567,54 @@ def test_a_missing_package_fails_its_own_case_only(tmp_path: Path, monkeypatch: 
     assert result.exit_code == 1
     assert "Not scored: 1 of 2" in result.stderr
     assert "pip install 'softdice[itk]'" in result.stderr
+
+
+def test_a_series_of_dicom_is_one_image(tmp_path: Path) -> None:
+    from softdice.training.cases import read_folder
+
+    for name in "ab":
+        series(tmp_path / "images" / name, VOLUME.astype(np.int16) - 1000)
+        series(tmp_path / "p" / name, VOLUME)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        itk(tmp_path / "labels" / f"{name}.seg.nrrd", VOLUME)
+    image = read_image(tmp_path / "images" / "a")
+    assert image.affine is not None
+    upwards = image.affine[2, 2] > 0  # the reader's choice; `itk` has them downwards
+    assert np.array_equal(image.array[..., ::-1] if upwards else image.array, VOLUME.astype(np.int16) - 1000)
+    assert image.suffix == ".dcm"
+    assert list(list_images(tmp_path / "images")) == ["a", "b"]
+    mask = write_image(tmp_path / "mask", (image.array == -999).astype(np.uint8), image)
+    result = score(tmp_path / "p", tmp_path / "labels", "--resample", "--format", "json")
+    assert [case["classes"][0]["dice"] for case in json.loads(result.stdout)["results"][0]["cases"]] == [1.0, 1.0]
+    (case,) = json.loads(
+        score(mask, tmp_path / "labels" / "a.seg.nrrd", "--resample", "--labels", "1", "--format", "json").stdout
+    )["results"][0]["cases"]
+    assert case["classes"][0]["dice"] == 1.0
+    cases = read_folder(tmp_path, ignore_geometry=True)
+    assert cases.names == ["a", "b"]
+    assert cases.shapes == [VOLUME.shape] * 2
+
+
+def test_series_of_dicom_that_are_refused(tmp_path: Path) -> None:
+    series(tmp_path / "gap", VOLUME, without=(3,))
+    with pytest.raises(FileError, match=r"expected slices at equal distances, got distances of 3 to 6 mm. Is one miss"):
+        read_image(tmp_path / "gap")
+    series(tmp_path / "two", VOLUME)
+    with pytest.raises(FileError, match=r"1\.dcm: one slice of a DICOM series"):
+        read_image(tmp_path / "two" / "1.dcm")
+    series(tmp_path / "two", VOLUME, uid="1.2.3.5", start=50)
+    with pytest.raises(FileError, match="expected one DICOM series in the folder, got 2"):
+        read_image(tmp_path / "two")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.dcm").write_bytes(b"x" * 200)
+    for path in (tmp_path / "bad", tmp_path / "bad" / "a.dcm"):
+        with pytest.raises(FileError, match="bad"):
+            read_image(path)
+
+
+def test_a_segmentation_of_dicom_is_named(tmp_path: Path) -> None:
+    page = sitk.GetImageFromArray(P)
+    page.SetMetaData("0008|0060", "SEG")
+    sitk.WriteImage(page, str(tmp_path / "a.dcm"))
+    with pytest.raises(FileError, match="a DICOM segmentation, whose frames lie where its header says"):
+        read_image(tmp_path / "a.dcm")

@@ -26,7 +26,7 @@ from softdice.images.formats import BY_SUFFIX
 from softdice.images.image import FileError, Format, Image
 from softdice.validation import package
 
-__all__ = ["SUFFIXES", "FileError", "Image", "list_images", "read_image", "split_name", "write_image"]
+__all__ = ["SUFFIXES", "FileError", "Image", "image_name", "list_images", "read_image", "split_name", "write_image"]
 
 SUFFIXES = tuple(sorted(BY_SUFFIX))
 """What `read_image` reads."""
@@ -34,7 +34,7 @@ SUFFIXES = tuple(sorted(BY_SUFFIX))
 
 _FOREIGN = {
     (0, b"\x1f\x8b"): "compressed by gzip", (0, b"BM"): "that of a .bmp file", (0, b"GIF8"): "that of a .gif file",
-    (0, b"\x89HDF"): "HDF5", (128, b"DICM"): "DICOM", (0, b"<"): "HTML or XML",
+    (0, b"\x89HDF"): "HDF5", (0, b"<"): "HTML or XML",
     (0, b"version https://git-lfs"): "a pointer of Git LFS, to be fetched by git lfs pull",
 }  # fmt: skip
 """Position and bytes -> kinds of files that get a wrong name, beside those that are read."""
@@ -55,8 +55,17 @@ def split_name(path: str | Path) -> tuple[str, str] | None:
     return name[: -len(suffix)], suffix
 
 
+def image_name(path: str | Path) -> tuple[str, str] | None:
+    """path -> (stem, suffix) as `split_name`; of a folder that is one image, such as a series of DICOM, its name."""
+    path = Path(path)
+    if not path.is_dir():
+        return split_name(path)
+    inside = {name[1] for name in map(split_name, path.iterdir()) if name and BY_SUFFIX[name[1]].folder}
+    return (path.name, inside.pop()) if len(inside) == 1 else None
+
+
 def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:
-    """folder -> {stem: path} of the files with a suffix of ours, sorted; no other file, no subfolder.
+    """folder -> {stem: path} of the files with a suffix of ours, sorted; of subfolders those that are one image.
 
     Args:
         folder: an existing folder.
@@ -70,8 +79,8 @@ def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:
         raise FileError(f"list_images: expected a folder, got {str(folder)!r}. Check the path.")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        name = split_name(path)
-        if name is None or not path.is_file():
+        name = image_name(path)
+        if name is None or not path.exists():
             continue
         stem = name[0].removesuffix("_0000") if nnunet else name[0]
         if stem in found:
@@ -92,7 +101,7 @@ def read_image(path: str | Path) -> Image:
         ModuleNotFoundError: the reader of this format is not installed; names the extra.
     """
     path = Path(path)
-    name = split_name(path)
+    name = image_name(path)
     if name is None:
         raise FileError(
             f"read_image: expected a file ending in {', '.join(SUFFIXES)}, got {path.name!r}. Convert the file first."

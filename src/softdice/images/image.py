@@ -71,6 +71,7 @@ class Format:
         package: the module that reads and writes it, imported when it is first needed, and the extra that brings it.
         masks: the suffix that a mask of such an image gets, where it is not its own.
         magic: position and bytes by which such a file is known.
+        folder: a folder of such files is one image.
     """
 
     suffixes: tuple[str, ...]
@@ -79,6 +80,7 @@ class Format:
     package: tuple[str, str] | None = None
     masks: str = ""
     magic: tuple[tuple[int, bytes], ...] = ()
+    folder: bool = False
 
 
 class _Complaints(logging.Filter):

@@ -6,14 +6,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from softdice.images.files import SUFFIXES, split_name
+from softdice.images.files import SUFFIXES, image_name, split_name
 from softdice.images.formats import BY_SUFFIX
 from softdice.images.image import Format
 from softdice.scoring.classes import ScoreError
 
 NOT_READ = (
     ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".img.gz", ".gipl",
-    ".gipl.gz", ".dcm", ".ima", ".vtk", ".vti", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
+    ".gipl.gz", ".ima", ".vtk", ".vti", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
     ".exr", ".heic", ".avif", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".zarr", ".h5", ".hdf5", ".mat", ".b2nd",
     ".npy.gz",
 )  # fmt: skip
@@ -108,8 +108,12 @@ def _by_stem(folder: Path, *, deep: bool = False, within: str = "") -> dict[str,
     found: dict[str, list[Path]] = {}
     with os.scandir(folder) as entries:  # not sorted(folder.iterdir()): paths that were compared keep their parts
         listed = list(entries)
-    for entry in listed if deep else ():
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+    for entry in listed:
+        if entry.name.startswith(".") or not _is_folder(entry):
+            continue
+        if image_name(entry.path) is not None:  # a series of slices
+            found.setdefault(within + entry.name, []).append(folder / entry.name)
+        elif deep and not entry.is_symlink():
             found |= _by_stem(folder / entry.name, deep=True, within=f"{within}{entry.name}/")
     files = sorted(entry.name for entry in listed if _stem(entry.name) and _is_file(entry))
     for file in sorted(files, key=lambda name: split_name(name) is None):
@@ -124,6 +128,13 @@ def _stem(name: str) -> str:
     split = split_name(name)
     suffix = next((suffix for suffix in NOT_READ if name.lower().endswith(suffix)), "")
     return split[0] if split else name[: -len(suffix)] if suffix and not name.startswith(".") else ""
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -155,5 +166,5 @@ def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
 
 
 def _format(path: Path) -> Format | None:
-    name = split_name(path)
+    name = split_name(path) or image_name(path)
     return BY_SUFFIX[name[1]] if name else None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from softdice.images.files import read_image
+from softdice.images.files import image_name, read_image
 from softdice.images.geometry import voxel_axes
 from softdice.images.image import Image
 from softdice.scoring.cases import load_class, load_pair, region_mask
@@ -55,7 +55,7 @@ def picture(
     Raises:
         FileError: a file cannot be read. ScoreError: the two cannot be compared, or the image has another shape.
     """
-    if truth.is_dir():
+    if truth.is_dir() and image_name(truth) is None:
         p, in_t, _, grid = load_class(prediction, truth, str(key), options)
         in_p, any_t = p > 0.5 if p.dtype.kind == "f" else p, in_t
     else:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from softdice.images.files import FileError
+from softdice.images.files import FileError, image_name
 from softdice.scoring.cases import Case, score_classes, score_pair
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.pairing import Pair
@@ -123,7 +123,7 @@ def _one(pair: Pair, options: Options) -> Case:
         return replace(failed, error=pair.error)
     assert pair.truth is not None
     try:
-        score = score_classes if pair.truth.is_dir() else score_pair
+        score = score_classes if pair.truth.is_dir() and image_name(pair.truth) is None else score_pair
         return score(pair.prediction, pair.truth, options, pair.case)
     except (FileError, ScoreError, ModuleNotFoundError) as error:  # of one format: the others can be scored
         return replace(failed, error=str(error))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from softdice.images.files import list_images, read_image, split_name, write_image
+from softdice.images.files import image_name, list_images, read_image, write_image
 from softdice.training.cases import image_channels, normalise
 from softdice.training.checkpoint import load_checkpoint
 from softdice.training.config import TrainingError
@@ -73,7 +73,7 @@ def predict(
             )
         scaled = normalise(np.broadcast_to(channels, (data["channels"], *image.shape)))
         labels = label_image(network, torch.from_numpy(scaled).to(device), data["patch"]).cpu().numpy()
-        name = split_name(path)
+        name = image_name(path)
         assert name is not None  # read_image has refused every other
         written.append(write_image(out / (name[0] + image.suffix), values[labels], image))
         progress(number + 1, len(paths), path.name)

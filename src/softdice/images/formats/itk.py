@@ -1,4 +1,4 @@
-"""NRRD, 3D Slicer's segmentations in it, and MetaImage, through SimpleITK."""
+"""NRRD, 3D Slicer's segmentations in it, MetaImage and series of DICOM, through SimpleITK."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,62 @@ _LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 
 def _read(path: Path, sitk: Any, *, reader: str) -> Image:
     path.open("rb").close()  # a missing file in the words of the system
-    with _quiet() as said:
-        try:
-            picture = sitk.ReadImage(str(path), imageIO=reader)
-        except RuntimeError as error:
-            reason = " ".join(said()) or str(error).strip().splitlines()[-1]
-            raise FileError(f"truncated or damaged: {reason}") from error
+    with _quiet():
+        picture = sitk.ReadImage(str(path), imageIO=reader)
+    told = {key: picture.GetMetaData(key) for key in picture.GetMetaDataKeys()}
+    segments = [match[1] for key in told if (match := re.fullmatch(r"(Segment\d+)_LabelValue", key))]
+    channels = picture.GetNumberOfComponentsPerPixel()
+    layers = f"segments in {channels} layers, for they overlap. Export one label map, or one file per segment."
+    return replace(
+        _image(picture, sitk, placed=reader != "NrrdImageIO" or "NRRD_space" in told),
+        names={int(told[f"{each}_LabelValue"]): told.get(f"{each}_Name", "") for each in segments},
+        no_labels=layers if segments and channels > 1 else "",
+    )
+
+
+def _read_dicom(path: Path, sitk: Any) -> Image:
+    """A file, or a folder that holds the slices of one series."""
+    with _quiet():
+        files = _series(path, sitk) if path.is_dir() else [str(path)]
+        headers = [_dicom_header(file, sitk) for file in files]
+        if headers[0].get("0008|0060") == "SEG":
+            raise FileError("a DICOM segmentation, whose frames lie where its header says. Convert it to NIfTI or NRRD")
+        other = None if path.is_dir() else next((each for each in path.parent.glob("*.dcm") if each != path), None)
+        if other is not None and headers[0].get(_UID, "") == _dicom_header(str(other), sitk).get(_UID):
+            raise FileError("one slice of a DICOM series. Give the folder that holds it, in a folder of cases")
+        picture = sitk.ReadImage(files if len(files) > 1 else files[0], imageIO="GDCMImageIO")
+    normal = np.array(picture.GetDirection()).reshape(3, 3)[:, 2]
+    places = [np.array(header[_PLACE].split("\\"), float) @ normal for header in headers if header.get(_PLACE)]
+    steps = np.abs(np.diff(places))
+    if steps.size and steps.max() > steps.min() + 0.01 * steps.max():
+        got = f"distances of {steps.min():.4g} to {steps.max():.4g} mm"
+        raise FileError(f"expected slices at equal distances, got {got}. Is one missing?")
+    return _image(picture, sitk, placed=len(places) == len(files))
+
+
+_UID, _PLACE = "0020|000e", "0020|0032"
+"""Tags of DICOM: which series a file belongs to, and where it lies."""
+
+
+def _series(folder: Path, sitk: Any) -> list[str]:
+    """The slices of the one series in a folder, along their normal."""
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise FileError(
+            f"expected one DICOM series in the folder, got {len(series)}. Put each into a folder of its own"
+        )
+    return list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+
+
+def _dicom_header(file: str, sitk: Any) -> dict[str, str]:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(file)
+    reader.ReadImageInformation()
+    return {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
+
+
+def _image(picture: Any, sitk: Any, *, placed: bool) -> Image:
     ndim, channels = picture.GetDimension(), picture.GetNumberOfComponentsPerPixel()
     spatial, reverse = min(ndim, 3), [*range(ndim)][::-1]  # x is the last axis there
     array = sitk.GetArrayFromImage(picture).transpose([*reverse, ndim] if channels > 1 else reverse)
@@ -36,32 +87,23 @@ def _read(path: Path, sitk: Any, *, reader: str) -> Image:
     direction = np.array(picture.GetDirection()).reshape(ndim, ndim)[:spatial, :spatial]
     affine = np.eye(4)
     affine[:spatial, :spatial], affine[:spatial, 3] = direction * spacing, origin
-    told = {key: picture.GetMetaData(key) for key in picture.GetMetaDataKeys()}
-    placed = reader != "NrrdImageIO" or "NRRD_space" in told
-    segments = [match[1] for key in told if (match := re.fullmatch(r"(Segment\d+)_LabelValue", key))]
-    layers = f"segments in {channels} layers, for they overlap. Export one label map, or one file per segment."
-    return Image(
-        array, spatial, _LPS_TO_RAS @ affine if placed else None, spacing,
-        header=(spacing, origin, direction.ravel().tolist()),
-        names={int(told[f"{each}_LabelValue"]): told.get(f"{each}_Name", "") for each in segments},
-        no_labels=layers if segments and channels > 1 else "",
-    )  # fmt: skip
+    header = spacing, origin, direction.ravel().tolist()
+    return Image(array, spatial, _LPS_TO_RAS @ affine if placed else None, spacing, header)
 
 
 @contextmanager
-def _quiet() -> Iterator[Any]:
-    """Keeps from the terminal what C++ code writes to standard error, and gives it to who asks."""
+def _quiet() -> Iterator[None]:
+    """Keeps what C++ code writes to standard error from the terminal, and tells it where reading fails."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
-
-        def said() -> list[str]:
-            file.seek(0)
-            return file.read().decode(errors="replace").split()
-
         try:
-            yield said
+            yield
+        except RuntimeError as error:
+            file.seek(0)
+            reason = " ".join(file.read().decode(errors="replace").split()) or str(error).strip().splitlines()[-1]
+            raise FileError(f"truncated or damaged: {reason}") from error
         finally:
             os.dup2(kept, 2)
             os.close(kept)
@@ -90,4 +132,5 @@ FORMATS = (
     Format((".seg.nrrd",), _NRRD, None, _SITK, masks=".nrrd", magic=_NRRD_MAGIC),
     Format((".mha",), _META, _write, _SITK, magic=_META_MAGIC),
     Format((".mhd",), _META, None, _SITK, masks=".mha", magic=_META_MAGIC),
+    Format((".dcm",), _read_dicom, None, _SITK, masks=".nrrd", magic=((128, b"DICM"),), folder=True),
 )
