@@ -1015,6 +1015,10 @@ def test_subfolders(tmp_path: Path) -> None:
         for part, array in zip("pt", maps(case), strict=True):
             save(tmp_path / part / f"{name}.npy", array)
     save(tmp_path / "p" / "y/2/lone.npy", np.eye(3))
+    (tmp_path / "p" / "x/back").symlink_to("..")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "t" / "y" / "1").rename(tmp_path / "elsewhere" / "1")
+    (tmp_path / "t" / "y" / "1").symlink_to(tmp_path / "elsewhere" / "1")
     sides = tmp_path / "p", tmp_path / "t"
     done = score(*sides, "--layout", "subfolders", "--format", "csv")
     assert {line.partition(",")[0] for line in done.stdout.splitlines()[1:]} == set(names)

@@ -41,7 +41,7 @@ td.zero, .plot em {{ color: var(--bad); font-style: normal; font-weight: 600; }}
 tbody tr:hover {{ background: var(--soft); }}
 input {{ font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--line); border-radius: 6px;
   padding: 4px 10px; margin-bottom: 8px; width: 260px; max-width: 100%; box-sizing: border-box; }}
-.plot div {{ display: grid; grid-template-columns: 230px 1fr; gap: 12px; align-items: center; }}
+.plot div {{ display: grid; grid-template-columns: 280px 1fr; gap: 12px; align-items: center; }}
 .plot span {{ text-align: right; font-size: 13px; line-height: 1.2; overflow-wrap: anywhere; }}
 .plot svg {{ width: 100%; height: 22px; overflow: visible; font: 12px system-ui, sans-serif; }}
 .plot .axis span {{ color: var(--faint); }}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,14 @@ def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
 
 def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
     """Folders that hold images, by their path in the two folders."""
-    found = [{_case_name(path.relative_to(root)): path for path in _folders(root)} for root in (predictions, truth)]
+    found = [
+        {
+            _case_name(path.relative_to(root)): path
+            for path in _folders(root)
+            if any(_stem(name) for name in os.listdir(path))
+        }
+        for root in (predictions, truth)
+    ]
     for path, folders in zip((predictions, truth), found, strict=True):
         if not folders:
             raise ScoreError(f"{path}: expected folders with a file per class, got none of them.")
@@ -95,31 +103,36 @@ def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
     return pairs
 
 
-def _folders(root: Path) -> list[Path]:
-    return [Path(path) for path, _, names in os.walk(root, followlinks=False) if any(map(split_name, names))]
+def _folders(root: Path, around: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The folder and those in it, links followed but for one that leads back to a folder around it."""
+    real = os.path.realpath(root)
+    if real in around:
+        return
+    yield root
+    for name in sorted(os.listdir(root)):
+        if not name.startswith(".") and os.path.isdir(root / name):
+            yield from _folders(root / name, (*around, real))
 
 
 def _case_name(path: Path) -> str:
     return (path.parent if path.name == INNER else path).as_posix().removeprefix(".")
 
 
-def _by_stem(folder: Path, *, deep: bool = False, within: str = "") -> dict[str, list[Path]]:
-    """Stem -> its files; those that are not read only where there is no other."""
+def _by_stem(root: Path, *, deep: bool = False) -> dict[str, list[Path]]:
+    """Stem, behind its path in the folder -> its files; those that are not read only where there is no other."""
     found: dict[str, list[Path]] = {}
-    with os.scandir(folder) as entries:  # not sorted(folder.iterdir()): paths that were compared keep their parts
-        listed = list(entries)
-    for entry in listed:
-        if entry.name.startswith(".") or not _is_folder(entry):
+    for folder in _folders(root) if deep else (root,):
+        within = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+        with os.scandir(folder) as entries:  # not sorted(folder.iterdir()): paths that were compared keep their parts
+            listed = list(entries)
+        if folder != root and image_name(folder) is not None:  # a series of slices, named below
             continue
-        if image_name(entry.path) is not None:  # a series of slices
-            found.setdefault(within + entry.name, []).append(folder / entry.name)
-        elif deep and not entry.is_symlink():
-            found |= _by_stem(folder / entry.name, deep=True, within=f"{within}{entry.name}/")
-    files = sorted(entry.name for entry in listed if _stem(entry.name) and _is_file(entry))
-    for file in sorted(files, key=lambda name: split_name(name) is None):
-        others = found.setdefault(within + _stem(file), [])
-        if not others or split_name(file) is not None:
-            others.append(folder / file)
+        found |= {within + entry.name: [folder / entry.name] for entry in listed if _is_series(entry)}
+        files = sorted(entry.name for entry in listed if _stem(entry.name) and _is_file(entry))
+        for file in sorted(files, key=lambda name: split_name(name) is None):
+            others = found.setdefault(within + _stem(file), [])
+            if not others or split_name(file) is not None:
+                others.append(folder / file)
     return found
 
 
@@ -130,10 +143,11 @@ def _stem(name: str) -> str:
     return split[0] if split else name[: -len(suffix)] if suffix and not name.startswith(".") else ""
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_series(entry: os.DirEntry[str]) -> bool:
+    """A folder that is one image."""
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
+        return entry.is_dir() and not entry.name.startswith(".") and image_name(entry.path) is not None
+    except OSError:  # a link to itself, or a folder that may not be read
         return False
 
 

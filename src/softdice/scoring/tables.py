@@ -128,7 +128,7 @@ DROPPED = (
     "median", "recall", "precision", "IoU", "pooled Dice", "cases", "pairs", "one only", "95 % interval",
     "Wilcoxon p", "Holm p",
 )  # fmt: skip
-"""Columns that a narrow terminal does without, in this order. A number is never cut."""
+"""Columns that a narrow terminal does without, the first rather than the last. A number is never cut."""
 
 NAMES = 12
 """Columns that the names of the classes keep at the least; longer ones are folded."""
@@ -137,24 +137,23 @@ NAMES = 12
 def terminal(title: str, grid: Grid, width: int) -> Terminal:
     """Grid -> table of at most so many columns, which says what it left out for that."""
     sizes = [max(map(len, column)) for column in zip(grid.columns, *grid.rows, grid.total, strict=True)]
-    kept, left_out = list(range(len(sizes))), []
-    for heading in DROPPED:
-        if min(sizes[0], NAMES) + sum(sizes[column] for column in kept[1:]) + 3 * len(kept) + 1 <= width:
-            break
-        if heading in grid.columns:
-            kept.remove(grid.columns.index(heading))
-            left_out.append(heading)
+    kept = {i for i, heading in enumerate(grid.columns) if heading not in DROPPED}
+    for heading in reversed(DROPPED):
+        more = kept | {grid.columns.index(heading)} if heading in grid.columns else kept
+        if min(sizes[0], NAMES) + sum(sizes[column] for column in more if column) + 3 * len(more) + 1 <= width:
+            kept = more
+    left_out = [heading for i, heading in enumerate(grid.columns) if i not in kept]
     caption = f"Too narrow for: {', '.join(left_out)}." if left_out else None
     drawn = Terminal(
         title=Text(shown(title)), title_justify="left", title_style="bold", caption=caption, caption_justify="left"
     )
-    for column in kept:
+    for column in sorted(kept):
         drawn.add_column(
             grid.columns[column], justify="right" if column else "left", no_wrap=column > 0, overflow="fold",
             min_width=sizes[column] if column else None,
         )  # fmt: skip
     for row in grid.rows:
-        drawn.add_row(*(Text(row[column]) for column in kept))
+        drawn.add_row(*(Text(row[column]) for column in sorted(kept)))
     drawn.add_section()
-    drawn.add_row(*(grid.total[column] for column in kept))
+    drawn.add_row(*(grid.total[column] for column in sorted(kept)))
     return drawn

@@ -46,22 +46,28 @@ def _read_dicom(path: Path, sitk: Any) -> Image:
         other = None if path.is_dir() else next((each for each in path.parent.glob("*.dcm") if each != path), None)
         if other is not None and headers[0].get(_UID, "") == _dicom_header(str(other), sitk).get(_UID):
             raise FileError("one slice of a DICOM series. Give the folder that holds it, in a folder of cases")
+        placed = all(header.get(_PLACE) and header.get(_AXES) for header in headers)
+        if placed and len(files) > 1:
+            normal = np.cross(*np.reshape(_numbers(headers[0][_AXES]), (2, 3)))
+            along = [float(_numbers(header[_PLACE]) @ normal) for header in headers]
+            files, steps = [files[i] for i in np.argsort(along)], np.diff(np.sort(along))
+            if steps.max() > steps.min() + 0.01 * steps.max():
+                got = f"distances of {steps.min():.4g} to {steps.max():.4g} mm"
+                raise FileError(f"expected slices at equal distances, got {got}. Is one missing?")
         picture = sitk.ReadImage(files if len(files) > 1 else files[0], imageIO="GDCMImageIO")
-    normal = np.array(picture.GetDirection()).reshape(3, 3)[:, 2]
-    places = [np.array(header[_PLACE].split("\\"), float) @ normal for header in headers if header.get(_PLACE)]
-    steps = np.abs(np.diff(places))
-    if steps.size and steps.max() > steps.min() + 0.01 * steps.max():
-        got = f"distances of {steps.min():.4g} to {steps.max():.4g} mm"
-        raise FileError(f"expected slices at equal distances, got {got}. Is one missing?")
-    return _image(picture, sitk, placed=len(places) == len(files))
+    return _image(picture, sitk, placed=placed)
 
 
-_UID, _PLACE = "0020|000e", "0020|0032"
-"""Tags of DICOM: which series a file belongs to, and where it lies."""
+def _numbers(text: str) -> np.ndarray:
+    return np.array(text.split("\\"), float)
+
+
+_UID, _PLACE, _AXES = "0020|000e", "0020|0032", "0020|0037"
+"""Tags of DICOM: which series a file belongs to, where it lies, and where its rows and columns point."""
 
 
 def _series(folder: Path, sitk: Any) -> list[str]:
-    """The slices of the one series in a folder, along their normal."""
+    """The slices of the one series in a folder."""
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise FileError(
