@@ -44,6 +44,8 @@ def save(path: Path, array: np.ndarray) -> Path:
         picture = sitk.GetImageFromArray(array.T)
         picture.SetSpacing((2.0, 1.5, 3.0)[: array.ndim])
         picture.SetOrigin((10 / 3, 3.0, 7.0)[: array.ndim])
+        picture.SetMetaData("0020|0032", "1\\2\\3")
+        picture.SetMetaData("0020|0037", "1\\0\\0\\0\\1\\0")
         sitk.WriteImage(picture, str(path), useCompression=name[1] not in (".mhd", ".dcm"))
     elif name[1] == ".npy":
         np.save(path, array)
@@ -55,7 +57,7 @@ def save(path: Path, array: np.ndarray) -> Path:
 
 
 def example(suffix: str, seed: int = 0) -> np.ndarray:
-    shape = (9, 11) if suffix in (".png", ".jpg", ".jpeg") else (9, 11, 5)
+    shape = (9, 11) if suffix in (".png", ".jpg", ".jpeg", ".dcm") else (9, 11, 5)
     return np.random.default_rng(seed).integers(0, 5, shape, np.uint8)
 
 

@@ -610,9 +610,17 @@ def test_series_of_dicom_that_are_refused(tmp_path: Path) -> None:
             read_image(path)
 
 
-def test_a_segmentation_of_dicom_is_named(tmp_path: Path) -> None:
-    page = sitk.GetImageFromArray(P)
-    page.SetMetaData("0008|0060", "SEG")
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        ("SEG", "a DICOM segmentation, whose frames lie where"),
+        ("DX", "expected DICOM that says where it"),
+        ("MR", "expected a slice of DICOM, got several frames in a file"),
+    ],
+)
+def test_objects_of_dicom_that_are_no_slices(kind: str, said: str, tmp_path: Path) -> None:
+    page = sitk.GetImageFromArray(VOLUME if kind == "MR" else P)
+    page.SetMetaData("0008|0060", kind)
     sitk.WriteImage(page, str(tmp_path / "a.dcm"))
-    with pytest.raises(FileError, match="a DICOM segmentation, whose frames lie where its header says"):
+    with pytest.raises(FileError, match=said):
         read_image(tmp_path / "a.dcm")

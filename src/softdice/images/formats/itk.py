@@ -46,8 +46,11 @@ def _read_dicom(path: Path, sitk: Any) -> Image:
         other = None if path.is_dir() else next((each for each in path.parent.glob("*.dcm") if each != path), None)
         if other is not None and headers[0].get(_UID, "") == _dicom_header(str(other), sitk).get(_UID):
             raise FileError("one slice of a DICOM series. Give the folder that holds it, in a folder of cases")
-        placed = all(header.get(_PLACE) and header.get(_AXES) for header in headers)
-        if placed and len(files) > 1:
+        if headers[0].get("0028|0008", "1") not in ("", "0", "1"):
+            raise FileError("expected a slice of DICOM, got several frames in a file. Convert it to NIfTI or NRRD")
+        if not all(header.get(_PLACE) and header.get(_AXES) for header in headers):
+            raise FileError("expected DICOM that says where it lies, got none, as of an X-ray. Convert it to PNG")
+        if len(files) > 1:
             normal = np.cross(*np.reshape(_numbers(headers[0][_AXES]), (2, 3)))
             along = [float(_numbers(header[_PLACE]) @ normal) for header in headers]
             files, steps = [files[i] for i in np.argsort(along)], np.diff(np.sort(along))
@@ -55,7 +58,7 @@ def _read_dicom(path: Path, sitk: Any) -> Image:
                 got = f"distances of {steps.min():.4g} to {steps.max():.4g} mm"
                 raise FileError(f"expected slices at equal distances, got {got}. Is one missing?")
         picture = sitk.ReadImage(files if len(files) > 1 else files[0], imageIO="GDCMImageIO")
-    return _image(picture, sitk, placed=placed)
+    return _image(picture, sitk, placed=True)
 
 
 def _numbers(text: str) -> np.ndarray:
