@@ -73,7 +73,8 @@ def probabilities(path: Path, image: Image, *, scale: float = 1.0, option: str =
         expected = f"probabilities in [0, {scale:g}]"
         raise FileError(f"{path}: {option}: expected {expected}, got {low} to {high}. {advice}")
     array = array.astype(np.float64 if array.dtype == np.float64 else np.float32)
-    return np.clip(array if scale == 1 else array / array.dtype.type(scale), 0, 1)
+    array = array if scale == 1 else array / array.dtype.type(scale)
+    return np.clip(array, 0, 1) if low < 0 or high > scale else array
 
 
 def colours(image: Image) -> dict[int, str]:
@@ -90,11 +91,12 @@ def one_palette(path: str | Path, found: dict[int, str], seen: dict[int, tuple[s
     Raises:
         FileError: a label has another colour here; its number then means something else.
     """
-    for label, colour in found.items():
-        other, where = seen.setdefault(label, (colour, str(path)))
-        if other != colour:
+    for label in sorted(found.keys() & seen.keys()):
+        other, where = seen[label]
+        if other != found[label]:
             advice = "Save both with one palette, or as grey values."
-            raise FileError(f"{path}: expected {other} for label {label} as in {where}, got {colour}. {advice}")
+            raise FileError(f"{path}: expected {other} for label {label} as in {where}, got {found[label]}. {advice}")
+    seen.update((label, (colour, str(path))) for label, colour in found.items() if label not in seen)
 
 
 def _one_channel(path: Path, image: Image) -> np.ndarray:

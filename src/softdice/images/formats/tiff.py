@@ -62,8 +62,9 @@ def _stack(path: Path, tifffile: Any) -> Image:
             raise FileError(f"expected whole numbers where the smallest is white, got {array.dtype}")
         array = ~array if array.dtype.kind == "b" else array.dtype.type(2**page.bitspersample - 1) - array
     if colour and array.shape[-1] in (2, 4):
+        colour = array.shape[-1] == 4
         array, varies = without_alpha(array)
-        no_labels, colour = no_labels or varies, array.shape[-1:] == (3,) and array.ndim > 2
+        no_labels = no_labels or varies
     known = (palettes[0].reshape(3, -1) >> 8).T.astype(np.uint8) if palettes and page.photometric == PALETTE else None
     return Image(array, array.ndim - colour, header=header, palette=known, no_labels=no_labels)
 
