@@ -131,9 +131,9 @@ def load_pair(prediction: Path | None, truth: Path, options: Options) -> Loaded:
     truth_image = read_image(truth)
     t = labels(truth, truth_image, rounded=options.round, advice="Give LABELS as label maps.")
     probable = options.soft or options.threshold is not None
-    if probable:
-        _one_class(truth, t, options)
     if prediction is None:
+        if probable:
+            _one_class(truth, t, options)
         p = np.zeros_like(t, np.float32 if options.soft else np.uint8)
         return Loaded(p, t, ({}, truth_image.names), truth_image)
     prediction_image = read_image(prediction)
@@ -147,6 +147,8 @@ def load_pair(prediction: Path | None, truth: Path, options: Options) -> Loaded:
         for path, image in ((truth, truth_image), (prediction, prediction_image)):
             one_palette(path, colours(image), seen)
     p = _on_grid(prediction, prediction_image, p, truth, truth_image, options)
+    if probable:
+        _one_class(truth, t, options)
     if options.threshold is not None:
         p = np.where(np.greater(p, options.threshold), np.int32(_class_labels(options)[0]), np.int32(0))
     return Loaded(p, t, (prediction_image.names, truth_image.names), truth_image)
