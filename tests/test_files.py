@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import locale
 import random
 import struct
 import zlib
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,6 +32,14 @@ from softdice.images.files import (  # noqa: E402
 from softdice.images.formats import BY_SUFFIX  # noqa: E402
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 1.5, 0, -3], [0, 0, 3.0, 7], [0, 0, 0, 1]])
+
+
+@pytest.fixture(autouse=True)
+def same_locale() -> Iterator[None]:
+    """ITK leaves the locale "C" behind where it writes DICOM, as tests do here; Python then opens text as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def save(path: Path, array: np.ndarray) -> Path:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import locale
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,14 @@ P = np.where(RNG.random(T.shape) < 0.3, RNG.integers(0, 3, T.shape), T).astype(n
 VOLUME = RNG.integers(0, 3, (5, 6, 7), np.uint8)
 MASK = T > 0
 OTHER = P > 0
+
+
+@pytest.fixture(autouse=True)
+def same_locale() -> Iterator[None]:
+    """ITK leaves the locale "C" behind where it writes DICOM, as tests do here; Python then opens text as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def dice(p: np.ndarray, t: np.ndarray) -> float:
