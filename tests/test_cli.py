@@ -140,9 +140,10 @@ def test_one_class_only(data: Path, tmp_path: Path) -> None:
 
 def test_labels_that_are_not_whole(data: Path, tmp_path: Path) -> None:
     path = save(data, "labels", "c", np.eye(16) * 0.5)
-    refused(call("train", data, "--out", tmp_path / "o"), f"{path}: expected whole numbers as labels, got 0.5 (16 ")
+    said = f"{path}: expected labels, got values that are not whole: 16 voxels", "such as 0.5"
+    refused(call("train", data, "--out", tmp_path / "o"), *said)
     save(data, "labels", "c", np.full((16, 16), np.nan))
-    refused(call("train", data, "--out", tmp_path / "o"), "got nan (256 ")
+    refused(call("train", data, "--out", tmp_path / "o"), "got nan or infinity (256 voxels)")
 
 
 def test_intensities_in_the_place_of_labels(data: Path, tmp_path: Path) -> None:

@@ -203,7 +203,8 @@ def test_probabilities(tmp_path: Path) -> None:
     np.save(tmp_path / "p.npy", p)
     np.save(tmp_path / "t.npy", t)
     files = tmp_path / "p.npy", tmp_path / "t.npy"
-    assert "got values that are not whole. For probabilities pass --threshold 0.5 or --soft" in score(*files).stderr
+    assert "got values that are not whole: 600 voxels" in score(*files).stderr
+    assert "For probabilities pass --threshold 0.5 or --soft" in score(*files).stderr
     cut = json_of(*files, "--threshold", 0.3)["results"][0]["cases"][0]["classes"][0]
     assert cut["dice"] == pytest.approx(dice(p > 0.3, t == 1), abs=1e-14)
     soft = json_of(*files, "--soft")["results"][0]["cases"][0]["classes"][0]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
-from softdice.images.formats import FileError
+from softdice.images.image import FileError
 from softdice.scoring.classes import ScoreError
 from softdice.scoring.writing import shown
 from softdice.training.config import TrainingError

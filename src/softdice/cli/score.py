@@ -50,7 +50,13 @@ def score(
     threshold: Annotated[
         float | None, typer.Option(help="Predictions are probabilities: in the class where larger than this.")
     ] = None,
+    scale: Annotated[
+        float, typer.Option(help="What stands for probability 1: 100 in percent, 255 in 8 bits, 65535 in 16.")
+    ] = 1.0,
     soft: Annotated[bool, typer.Option("--soft", help="Predictions are probabilities: soft Dice.")] = False,
+    round: Annotated[
+        bool, typer.Option("--round", help="Round labels that are stored as nearly whole numbers.")
+    ] = False,
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring predictions to the grid of the label (NIfTI).")
     ] = False,
@@ -116,7 +122,7 @@ def score(
             task = Task(predictions, labels_path, layout, others, jobs, kind, rows, out, report, images, view)
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
-                resample=resample, ignore_geometry=ignore_geometry, transpose=transpose,
+                resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
                 empty=empty, missing=missing, metrics=metrics,
             )  # fmt: skip
             pairs = _pairs(task, (labels, regions, ignore))

@@ -77,6 +77,12 @@ def train(
     fused_head: Annotated[
         bool, typer.Option("--fused-head", help="Last convolution and loss chunk by chunk: memory for many classes.")
     ] = False,
+    round: Annotated[
+        bool, typer.Option("--round", help="Round labels that are stored as nearly whole numbers.")
+    ] = False,
+    ignore_geometry: Annotated[
+        bool, typer.Option("--ignore-geometry", help="Image and label belong together whatever their affines say.")
+    ] = False,
     precision: Annotated[
         str | None, typer.Option(help=_default("precision", f"One of {', '.join(PRECISIONS)}."))
     ] = None,
@@ -95,7 +101,8 @@ def train(
         again = "the same command with --resume"
     with one_line(f"Stopped. To go on from the last complete epoch: {again}"):
         given |= {"data": data and str(data), "out": str(out), "patch": _parse_patch(patch)}
-        config = TrainConfig(**{**given, "fused_head": fused_head or None})
+        given |= {name: given[name] or None for name in ("fused_head", "round", "ignore_geometry")}
+        config = TrainConfig(**given)
         from softdice.training import train as run
 
         try:

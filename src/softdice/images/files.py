@@ -1,43 +1,43 @@
-"""path -> image, and back: NIfTI, PNG, JPEG, TIFF stacks, .npy and .npz.
+"""path -> image, and back, in all formats of `softdice.images.formats`.
 
 A file is either read whole and verified as far as its format allows (checksums of gzip, PNG and zip; sizes elsewhere),
 or refused with a `FileError` of one line. Nothing is guessed: palette indices stay indices, grey values of 1, 2 and 4
 bits stay the numbers in the file, and a colour NIfTI is refused.
 
-Formats without a checksum (.nii, .npy, uncompressed TIFF, JPEG) cannot tell a flipped bit among the voxels from data.
+Formats without a checksum (.nii, .npy, uncompressed TIFF, JPEG) cannot tell a flipped bit among the voxels from data,
+nor do the readers of NRRD and MetaImage.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import re
-import struct
 import tempfile
-import tokenize
 import warnings
-import xml.etree.ElementTree as ElementTree
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from softdice.images.formats import READERS, WRITERS, FileError, Image
+from softdice.images.formats import BY_SUFFIX
+from softdice.images.image import FileError, Format, Image
+from softdice.validation import package
 
-SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz")
-"""What `read_image` reads, the longer suffix before the shorter one that it ends in."""
+__all__ = ["SUFFIXES", "FileError", "Image", "image_name", "list_images", "read_image", "split_name", "write_image"]
 
-_BAD_FILE = (
-    OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, MemoryError,
-    SyntaxError, RuntimeError, AssertionError, struct.error, zlib.error, zipfile.BadZipFile,
-    tokenize.TokenError, Warning,
-)  # fmt: skip
-"""What readers raise on a damaged file: their code trusts what it reads, so a flipped bit surfaces as any of these."""
+SUFFIXES = tuple(sorted(BY_SUFFIX))
+"""What `read_image` reads."""
+
+
+_FOREIGN = {
+    (0, b"\x1f\x8b"): "compressed by gzip", (0, b"BM"): "that of a .bmp file", (0, b"GIF8"): "that of a .gif file",
+    (0, b"\x89HDF"): "HDF5", (0, b"<"): "HTML or XML",
+    (0, b"version https://git-lfs"): "a pointer of Git LFS, to be fetched by git lfs pull",
+}  # fmt: skip
+"""Position and bytes -> kinds of files that get a wrong name, beside those that are read."""
 
 
 def split_name(path: str | Path) -> tuple[str, str] | None:
@@ -48,14 +48,24 @@ def split_name(path: str | Path) -> tuple[str, str] | None:
         (('case_1', '.nii.gz'), ('a.b', '.png'), None)
     """
     name = Path(path).name
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix) and len(name) > len(suffix) and not name.startswith("."):
-            return name[: -len(suffix)], suffix
-    return None
+    found = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix) and len(name) > len(suffix)]
+    if not found or name.startswith("."):
+        return None
+    suffix = max(found, key=len)
+    return name[: -len(suffix)], suffix
+
+
+def image_name(path: str | Path) -> tuple[str, str] | None:
+    """path -> (stem, suffix) as `split_name`; of a folder that is one image, such as a series of DICOM, its name."""
+    path = Path(path)
+    if not path.is_dir():
+        return split_name(path)
+    inside = {name[1] for name in map(split_name, path.iterdir()) if name and BY_SUFFIX[name[1]].folder}
+    return (path.name, inside.pop()) if len(inside) == 1 else None
 
 
 def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:
-    """folder -> {stem: path} of the files with a suffix of ours, sorted; no other file, no subfolder.
+    """folder -> {stem: path} of the files with a suffix of ours, sorted; of subfolders those that are one image.
 
     Args:
         folder: an existing folder.
@@ -69,8 +79,8 @@ def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:
         raise FileError(f"list_images: expected a folder, got {str(folder)!r}. Check the path.")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        name = split_name(path)
-        if name is None or not path.is_file():
+        name = image_name(path)
+        if name is None or not path.exists():
             continue
         stem = name[0].removesuffix("_0000") if nnunet else name[0]
         if stem in found:
@@ -91,25 +101,22 @@ def read_image(path: str | Path) -> Image:
         ModuleNotFoundError: the reader of this format is not installed; names the extra.
     """
     path = Path(path)
-    name = split_name(path)
+    name = image_name(path)
     if name is None:
         raise FileError(
             f"read_image: expected a file ending in {', '.join(SUFFIXES)}, got {path.name!r}. Convert the file first."
         )
-    suffix = name[1]
-    # Fetched before the net below is spread, so that a missing package is not taken for a damaged file.
-    reader, module, bad = READERS[suffix], _extra(suffix), _bad_file(suffix)
+    format = BY_SUFFIX[name[1]]
+    module = _package(format)  # before the net below is spread: a missing package is no damaged file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a reader that warns about a file does not trust it; neither do we
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", PendingDeprecationWarning)
             warnings.simplefilter("ignore", ResourceWarning)
-            image = reader(path, suffix, module)
-    except FileError as error:
-        raise FileError(f"read_image: {path}: {error}") from None
-    except bad as error:
-        raise FileError(f"read_image: {path}: {_one_line(error)}") from error
+            image = replace(format.read(path, module), suffix=name[1])
+    except Exception as error:  # readers trust what they read: a flipped bit surfaces as any of the errors there are
+        raise FileError(f"read_image: {path}: {_one_line(error)}{_content(path, format)}") from error
     if image.array.dtype.kind not in "buif":
         raise FileError(f"read_image: {path}: expected numbers, got voxels of type {image.array.dtype}")
     if image.array.ndim == 0 or image.array.size == 0:
@@ -129,41 +136,22 @@ def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
         FileError: other shape, a type that the format cannot hold (floats in PNG), or the disk refused.
     """
     path, array = Path(path), np.asarray(array)
-    suffix = {".jpg": ".png", ".jpeg": ".png"}.get(like.suffix, like.suffix)
+    suffix = BY_SUFFIX[like.suffix].masks or like.suffix
     name = split_name(path)
     if name is None or name[1] != suffix:
         path = path.with_name((path.name if name is None else name[0]) + suffix)
     if array.shape[: like.spatial_ndim] != like.shape:
         raise FileError(f"write_image: expected an array of shape {like.shape}, got {array.shape}. Resample it first.")
-    module = _extra(suffix)
+    format = BY_SUFFIX[suffix]
+    module = _package(format)
+    assert format.write is not None  # else its masks have another format
     try:
-        content = WRITERS[suffix](array, like, module)
+        content = format.write(array, replace(like, suffix=suffix), module)
         with written_beside(path) as file:
             file.write(content)
-    except FileError as error:
-        raise FileError(f"write_image: {path}: {error}") from None
-    except _bad_file(suffix) as error:
+    except Exception as error:
         raise FileError(f"write_image: {path}: {_one_line(error)}") from error
     return path
-
-
-def label_names(image: Image) -> dict[int, str]:
-    """image -> {label: name} from a label table (Caret XML) in the NIfTI header extension; {} where there is none."""
-    names: dict[int, str] = {}
-    for extension in getattr(image.header, "extensions", ()):
-        content = extension.get_content()
-        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
-        if "<Label " not in text:
-            continue
-        try:
-            root = ElementTree.fromstring(text.rstrip("\0 \r\n\t"))
-        except ElementTree.ParseError:
-            continue  # names are a courtesy; the labels are in the voxels
-        for label in root.iter("Label"):
-            key = label.get("Key", "")
-            if re.fullmatch(r"-?\d+", key):
-                names[int(key)] = (label.text or "").strip()
-    return {label: name for label, name in names.items() if name}
 
 
 @contextmanager
@@ -187,30 +175,19 @@ def _one_line(error: BaseException) -> str:
     return text[:300] if text else type(error).__name__
 
 
-def _extra(suffix: str) -> ModuleType | None:
-    """The package that serves a format, imported when it is first needed."""
-    modules = {".nii.gz": "nibabel", ".nii": "nibabel", ".tif": "tifffile", ".tiff": "tifffile"}
-    name = modules.get(suffix, None if suffix in (".npy", ".npz") else "PIL.Image")
-    if name is None:
-        return None
+def _content(path: Path, format: Format) -> str:
+    """What a file that cannot be read is, where its first bytes tell that it is something else than its name says."""
     try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"softdice: expected {name.split('.')[0]} for {suffix} files, got no such package. "
-            "Run: pip install 'softdice[images]'"
-        ) from error
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError:
+        return ""
+    if not head:
+        return ". The file is empty"
+    known = {magic: f"that of a {suffix} file" for suffix, each in BY_SUFFIX.items() for magic in each.magic} | _FOREIGN
+    found = [magic for magic in known if head[magic[0] :].startswith(magic[1])]
+    return f". Its content is {known[found[0]]}" if found and not set(found) & set(format.magic) else ""
 
 
-def _bad_file(suffix: str) -> tuple[type[BaseException], ...]:
-    if suffix in (".nii", ".nii.gz"):
-        from nibabel.filebasedimages import ImageFileError
-        from nibabel.spatialimages import HeaderDataError
-        from nibabel.wrapstruct import WrapStructError
-
-        return (*_BAD_FILE, ImageFileError, HeaderDataError, WrapStructError)
-    if suffix in (".tif", ".tiff"):
-        from tifffile import TiffFileError
-
-        return (*_BAD_FILE, TiffFileError)
-    return _BAD_FILE
+def _package(format: Format) -> ModuleType | None:
+    return None if format.package is None else package("softdice", *format.package)

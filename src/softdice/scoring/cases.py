@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from softdice.images.files import Image, label_names, list_images, read_image
+from softdice.images.files import Image, list_images, read_image, split_name
+from softdice.images.formats import BY_SUFFIX
+from softdice.images.geometry import apart, check_same_place, inverse, one_shape, overlap, same_place
+from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.doubts import check_grey, check_names, check_scales, unnamed, voxels_of
-
-SAME_PLACE_VOXELS = 0.05
-"""Two grids are the same when no corner of the volume lies further apart than this share of a voxel."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Case:
 
     `keys` are labels, or names of regions; `counts` is (3, keys) int64, float64 sums of probabilities for soft
     predictions. `voxel_ml` is the volume of a voxel, nan where the file does not say. `unnamed` are labels of the truth
-    that no option names, with their voxels. Where there was an error nothing was counted.
+    that no option names, with their voxels; `colours` those of its labels where it has a palette. Where there was an
+    error nothing was counted.
     """
 
     case: str
@@ -38,6 +38,7 @@ class Case:
     error: str = ""
     voxel_ml: float = math.nan
     unnamed: dict[int, int] = field(default_factory=dict)
+    colours: dict[int, str] = field(default_factory=dict)
 
 
 def score_pair(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
@@ -68,6 +69,7 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
         {**names[0], **names[1]},
         voxel_ml=_voxel_ml(grid),
         unnamed=unnamed(held[1], options),
+        colours=colours(grid),
     )
 
 
@@ -95,8 +97,8 @@ def score_classes(prediction: Path | None, truth: Path, options: Options, case: 
 def class_files(folder: Path) -> dict[str, Path]:
     """folder -> {class: its mask}: the files of the type that most have, so that a picture beside the masks is none."""
     files = list_images(folder)
-    types = [path.name.lower().removesuffix(".gz").rpartition(".")[2] for path in files.values()]
-    most = max(types, key=types.count, default="")
+    types = [BY_SUFFIX[name[1]] for name in map(split_name, files.values()) if name]
+    most = max(types, key=types.count, default=None)
     return {name: path for (name, path), kind in zip(files.items(), types, strict=True) if kind == most}
 
 
@@ -127,31 +129,29 @@ class Loaded(NamedTuple):
 def load_pair(prediction: Path | None, truth: Path, options: Options) -> Loaded:
     """two files -> labels (or, for soft scores, probabilities) and labels on one grid."""
     truth_image = read_image(truth)
-    t = _labels(truth, _one_channel(truth, truth_image))
-    if t.dtype.kind == "f":
-        raise ScoreError(f"{truth}: expected labels, got values that are not whole. Give LABELS as label maps.")
+    t = labels(truth, truth_image, rounded=options.round, advice="Give LABELS as label maps.")
     probable = options.soft or options.threshold is not None
     if prediction is None:
         if probable:
             _one_class(truth, t, options)
         p = np.zeros_like(t, np.float32 if options.soft else np.uint8)
-        return Loaded(p, t, ({}, label_names(truth_image)), truth_image)
+        return Loaded(p, t, ({}, truth_image.names), truth_image)
     prediction_image = read_image(prediction)
-    names = label_names(prediction_image), label_names(truth_image)
-    p = _one_channel(prediction, prediction_image)
     if probable:
-        p = _probabilities(prediction, p, options)
+        option = "--soft" if options.soft else "--threshold"
+        p = probabilities(prediction, prediction_image, scale=options.scale, option=option)
     else:
-        p = _labels(prediction, p)
-        if p.dtype.kind == "f":
-            advice = "For probabilities pass --threshold 0.5 or --soft."
-            raise ScoreError(f"{prediction}: expected labels, got values that are not whole. {advice}")
+        advice = "For probabilities pass --threshold 0.5 or --soft."
+        p = labels(prediction, prediction_image, rounded=options.round, advice=advice)
+        seen: dict[int, tuple[str, str]] = {}
+        for path, image in ((truth, truth_image), (prediction, prediction_image)):
+            one_palette(path, colours(image), seen)
     p = _on_grid(prediction, prediction_image, p, truth, truth_image, options)
     if probable:
         _one_class(truth, t, options)
     if options.threshold is not None:
         p = np.where(np.greater(p, options.threshold), np.int32(_class_labels(options)[0]), np.int32(0))
-    return Loaded(p, t, names, truth_image)
+    return Loaded(p, t, (prediction_image.names, truth_image.names), truth_image)
 
 
 def _voxel_ml(image: Image) -> float:
@@ -165,42 +165,6 @@ def _voxel_ml(image: Image) -> float:
 def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:
     """labels, a class -> bool mask of it."""
     return np.isin(array, (options.regions or {}).get(str(key), (key,)) if isinstance(key, str) else (key,))
-
-
-def _one_channel(path: Path, image: Image) -> np.ndarray:
-    if image.suffix in (".jpg", ".jpeg"):
-        raise ScoreError(f"{path}: expected labels, got a JPEG, which changes them. Save masks as PNG.")
-    array = image.array
-    if array.ndim > image.spatial_ndim:
-        channels = range(1, array.shape[-1])
-        if image.affine is not None or any((array[..., 0] != array[..., i]).any() for i in channels):
-            advice = "Save the argmax of probabilities, or one file per class." if array.dtype.kind == "f" else ""
-            raise ScoreError(f"{path}: expected one label per voxel, got {array.shape[-1]} channels. {advice}".rstrip())
-        array = array[..., 0]  # grey that was saved as colour
-    return array
-
-
-def _labels(path: Path, array: np.ndarray) -> np.ndarray:
-    """Floats that are all whole -> the smallest integers that hold them; anything else as it is."""
-    if array.dtype.kind != "f":
-        return array
-    if not np.isfinite(array).all():
-        raise ScoreError(f"{path}: expected numbers, got nan or infinity.")
-    if not (array == np.rint(array)).all():
-        return array
-    low, high = int(array.min()), int(array.max())
-    for dtype in (np.uint8, np.int16, np.int32, np.int64):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return array.astype(dtype)
-    raise ScoreError(f"{path}: expected labels, got values from {low} to {high}.")
-
-
-def _probabilities(path: Path, array: np.ndarray, options: Options) -> np.ndarray:
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ScoreError(f"{path}: expected numbers, got nan or infinity.")
-    if options.soft and (array.min() < 0 or array.max() > 1):
-        raise ScoreError(f"{path}: --soft: expected probabilities in [0, 1], got {array.min()} to {array.max()}.")
-    return array.astype(np.float64 if array.dtype == np.float64 else np.float32)
 
 
 def _class_labels(options: Options) -> tuple[int, ...]:
@@ -225,109 +189,37 @@ def _on_grid(
 ) -> np.ndarray:
     """The prediction on the grid of the truth."""
     a, b, shape = prediction_image.affine, truth_image.affine, truth_image.shape
+    flat = p if p.ndim < 3 else p.reshape([n for n in p.shape if n != 1])
     if options.transpose:
-        if p.ndim != 2:
+        if flat.ndim != 2:
             raise ScoreError(f"{prediction}: --transpose: expected an image of 2 axes, got shape {p.shape}.")
-        p = p.T
-    by_position = options.ignore_geometry or options.transpose
-    placed = [is_placed(image) for image in (prediction_image, truth_image)]
-    if options.resample and a is not None and b is not None and all(placed) and p.ndim == len(shape) == 3:
-        if _same_place(a, b, p.shape, shape):
-            return p
-        if not _overlap(a, b, p.shape, shape):
-            raise ScoreError(f"{prediction}: --resample: expected {_apart(truth, p.shape == shape)}")
+        p = flat.T
+    placed = prediction_image.placed and truth_image.placed
+    if options.resample and placed and a is not None and b is not None and p.ndim == len(shape) == 3:
+        if same_place(prediction_image, truth_image):
+            return p.reshape(shape)
+        if not overlap(prediction_image, truth_image):
+            raise ScoreError(f"{prediction}: --resample: expected {apart(truth, p.shape == shape)}")
         return _resampled(p, a, b, shape)
-    if p.shape != shape:
-        hint = " --resample brings it to the grid of the label." if all(placed) and p.ndim == 3 else ""
-        if p.ndim == 2 and p.T.shape == shape:
+    if not one_shape(p.shape, shape):
+        hint = " --resample brings it to the grid of the label." if placed and p.ndim == 3 else ""
+        if flat.ndim == 2 and one_shape(flat.T.shape, shape):
             hint = " --transpose swaps its axes."
-        if p.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
+        if flat.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
             hint = " Of probabilities of several classes save the argmax, or one file per class."
         raise ScoreError(f"{prediction}: expected shape {shape} as in {truth.name}, got {p.shape}.{hint}")
-    if by_position or (a is None and b is None):
-        return p
-    if a is not None and b is not None and _same_place(a, b, p.shape, shape):
-        return p
-    if placed[0] != placed[1] or a is None or b is None:
-        known = prediction if placed[0] else truth
-        or_else = ", --transpose if the rows of one are the columns of the other" if p.ndim == 2 else ""
-        advice = f"Pass --ignore-geometry if their axes agree{or_else}."
-        raise ScoreError(f"{prediction}: only {known.name} says how its voxels lie in space. {advice}")
-    if not _overlap(a, b, p.shape, shape):
-        raise ScoreError(f"{prediction}: expected {_apart(truth, True)}")
-    advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
-    got = f"{_axes(a)} voxels elsewhere than the {_axes(b)} voxels of {truth.name}"
-    raise ScoreError(f"{prediction}: expected the same orientation and affine, got {got}. {advice}")
-
-
-def _apart(truth: Path, same_shape: bool) -> str:
-    advice = "Was its affine lost? Then --ignore-geometry compares as is." if same_shape else "Check the affines."
-    return f"a grid that overlaps that of {truth.name} in space, got one beside it. {advice}"
-
-
-def is_placed(image: Image) -> bool:
-    """Whether the file says where its voxels lie; NIfTI with neither sform nor qform does not."""
-    header: Any = image.header
-    codes = [header[name] for name in ("sform_code", "qform_code") if name in getattr(header, "keys", tuple)()]
-    return image.affine is not None and (not codes or any(code > 0 for code in codes))
-
-
-def _overlap(a: np.ndarray, b: np.ndarray, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> bool:
-    """Whether the boxes around both grids share a place, seen along the axes of either."""
-    for one, other, shape, others in ((a, b, shape_a, shape_b), (b, a, shape_b, shape_a)):
-        within = (_inverse(one) @ other @ _corners(others, 0.5).T)[:3]
-        size = [*shape[:3], *[1] * (3 - len(shape))]
-        if any(high < -0.5 or low > n - 0.5 for low, high, n in zip(within.min(1), within.max(1), size, strict=True)):
-            return False
-    return True
-
-
-def _inverse(affine: np.ndarray) -> np.ndarray:
-    try:
-        return np.linalg.inv(affine)
-    except np.linalg.LinAlgError:
-        raise ScoreError("--resample: expected an affine that can be inverted, got a singular one.") from None
-
-
-def _corners(shape: tuple[int, ...], margin: float = 0.0) -> np.ndarray:
-    """Voxel coordinates of the eight outermost centres, or so far beyond them, (8, 4)."""
-    ends = [(-margin, n - 1 + margin) for n in (*shape[:3], *[1] * (3 - min(3, len(shape))))]
-    return np.array([[*corner, 1] for corner in product(*ends)])
-
-
-def _same_place(a: np.ndarray, b: np.ndarray, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> bool:
-    if shape_a != shape_b:
-        return False
-    apart = np.linalg.norm(((a - b) @ _corners(shape_a).T)[:3], axis=0).max()
-    return bool(apart <= SAME_PLACE_VOXELS * np.linalg.norm(b[:3, :3], axis=0).min())
-
-
-def _axes(affine: np.ndarray) -> str:
-    """affine -> "RAS", "LPS" ...: where the first, second and third axis point."""
-    return "".join(("LR", "PA", "IS")[world][int(sign > 0)] for world, sign in voxel_axes(affine))
-
-
-def voxel_axes(affine: np.ndarray) -> list[tuple[int, int]]:
-    """affine -> per voxel axis the axis of the patient (0 right, 1 front, 2 head) that it runs along most, and 1 or -1.
-
-    Example:
-        >>> voxel_axes(np.array([[0, 0, 3.0, 0], [-1, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 1]]))
-        [(1, -1), (2, 1), (0, 1)]
-    """
-    columns = affine[:3, :3] / np.maximum(np.linalg.norm(affine[:3, :3], axis=0), 1e-12)
-    along, left = [(0, 1)] * 3, np.abs(columns)
-    for _ in range(3):  # the clearest first, so that no two run along the same
-        world, voxel = divmod(int(left.argmax()), 3)
-        along[voxel] = world, 1 if columns[world, voxel] >= 0 else -1
-        left[world], left[:, voxel] = -1, -1
-    return along
+    if not (options.ignore_geometry or options.transpose):
+        or_else = ", --transpose if the rows of one are the columns of the other" if flat.ndim == 2 else ""
+        advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
+        check_same_place(prediction, prediction_image, truth, truth_image, advice=advice, or_else=or_else)
+    return p.reshape(shape)
 
 
 def _resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Nearest voxel for labels, linear for probabilities; 0 outside the prediction, which its outermost voxels fill."""
     from scipy.ndimage import affine_transform
 
-    matrix = np.round(_inverse(from_affine) @ to_affine, 9)  # an exact flip stays exact
+    matrix = np.round(inverse(from_affine) @ to_affine, 9)  # an exact flip stays exact
     source = p.astype(np.uint8) if p.dtype.kind == "b" else p
     if p.dtype.kind != "f":
         return np.asarray(affine_transform(source, matrix, output_shape=shape, order=0, mode="grid-constant"))

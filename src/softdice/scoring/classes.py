@@ -44,6 +44,8 @@ class Options:
         empty: score of a class that is in neither map of a case: nan, which is in no mean, or 1.
         missing: a reference without prediction: "skip", which lists it as not scored, or "0", an empty prediction.
         metrics: scores beside Dice and IoU, of `METRICS`.
+        scale: what stands for a probability of 1 in predictions: 255 in 8 bits.
+        round: labels that are nearly whole are rounded.
     """
 
     labels: tuple[int, ...] | None = None
@@ -59,6 +61,8 @@ class Options:
     empty: float = math.nan
     missing: str = "skip"
     metrics: tuple[str, ...] = ()
+    scale: float = 1.0
+    round: bool = False
 
     @property
     def keys(self) -> tuple[int | str, ...] | None:
@@ -76,6 +80,13 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
     """
     if others["soft"] and others["threshold"] is not None:
         raise ScoreError("score: expected --soft or --threshold, got both. Pass one of them.")
+    threshold, scale = others["threshold"], others.get("scale", 1.0)
+    if threshold is not None and not 0 <= threshold < 1:
+        raise ScoreError(f"--threshold: expected a number from 0 to below 1, got {threshold}. Example: 0.5")
+    if not 0 < scale < math.inf:
+        raise ScoreError(f"--scale: expected a number above 0, got {scale}. Example: 255")
+    if scale != 1 and threshold is None and not others["soft"]:
+        raise ScoreError("--scale: expected --threshold or --soft with it, got neither. Pass one of them.")
     for other in ("ignore_geometry", "transpose"):
         if others["resample"] and others.get(other):
             option = "--" + other.replace("_", "-")

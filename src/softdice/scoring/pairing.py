@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from softdice.images.files import SUFFIXES, split_name
+from softdice.images.files import SUFFIXES, image_name, split_name
+from softdice.images.formats import BY_SUFFIX
+from softdice.images.image import Format
 from softdice.scoring.classes import ScoreError
 
 NOT_READ = (
-    ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".img.gz", ".gipl",
-    ".gipl.gz", ".dcm", ".ima", ".vtk", ".vti", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
+    ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".img.gz", ".gipl",
+    ".gipl.gz", ".ima", ".vtk", ".vti", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
     ".exr", ".heic", ".avif", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".zarr", ".h5", ".hdf5", ".mat", ".b2nd",
     ".npy.gz",
 )  # fmt: skip
@@ -62,8 +64,8 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
         return _pair_folders(predictions, truth)
     found = [_by_stem(folder, deep=layout == "subfolders") for folder in (predictions, truth)]
     for path, files in zip((predictions, truth), found, strict=True):
-        if not any(_kind(file) for stem in files.values() for file in stem):
-            raise ScoreError(f"{path}: expected images (.nii.gz, .png, .tif, .npy ...), got none of them.")
+        if not any(_format(file) for stem in files.values() for file in stem):
+            raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them.")
     predicted, truths = found
     for stem in [stem for stem in predicted if stem not in truths]:
         other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"
@@ -75,7 +77,7 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
 def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
     """folder -> {case: file}; `_0000`, as nnU-Net names the first channel of an image, is no part of the name."""
     return {
-        stem.removesuffix("_0000"): files[0] for stem, files in _by_stem(folder, deep=deep).items() if _kind(files[0])
+        stem.removesuffix("_0000"): files[0] for stem, files in _by_stem(folder, deep=deep).items() if _format(files[0])
     }
 
 
@@ -122,7 +124,11 @@ def _by_stem(root: Path, *, deep: bool = False) -> dict[str, list[Path]]:
     for folder in _folders(root) if deep else (root,):
         within = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
         with os.scandir(folder) as entries:  # not sorted(folder.iterdir()): paths that were compared keep their parts
-            files = sorted(entry.name for entry in entries if _stem(entry.name) and _is_file(entry))
+            listed = list(entries)
+        if folder != root and image_name(folder) is not None:  # a series of slices, named below
+            continue
+        found |= {within + entry.name: [folder / entry.name] for entry in listed if _is_series(entry)}
+        files = sorted(entry.name for entry in listed if _stem(entry.name) and _is_file(entry))
         for file in sorted(files, key=lambda name: split_name(name) is None):
             others = found.setdefault(within + _stem(file), [])
             if not others or split_name(file) is not None:
@@ -137,6 +143,14 @@ def _stem(name: str) -> str:
     return split[0] if split else name[: -len(suffix)] if suffix and not name.startswith(".") else ""
 
 
+def _is_series(entry: os.DirEntry[str]) -> bool:
+    """A folder that is one image."""
+    try:
+        return entry.is_dir() and not entry.name.startswith(".") and image_name(entry.path) is not None
+    except OSError:  # a link to itself, or a folder that may not be read
+        return False
+
+
 def _is_file(entry: os.DirEntry[str]) -> bool:
     """A link to nothing, or to itself, is one too: a case that fails when it is read."""
     try:
@@ -146,7 +160,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
-    unread = [path for path in (*predicted, *truths) if not _kind(path)]
+    unread = [path for path in (*predicted, *truths) if not _format(path)]
     if unread:
         names = " and ".join(str(path) for path in unread)
         reason = f"{names}: expected a file ending in {', '.join(SUFFIXES)}. Convert it first."
@@ -155,10 +169,9 @@ def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
         lone, side = (predicted[0], "reference") if predicted else (truths[0], "prediction")
         reason = f"{lone}: no {side} of this name"
         return Pair(stem, lone if predicted else None, None if predicted else lone, reason)
-    kinds = [{_kind(path): path for path in paths} for paths in (predicted, truths)]
-    common = [kind for kind in kinds[0] if kind in kinds[1]]
+    common = [(p, t) for p in predicted for t in truths if _format(p) == _format(t)]
     if len(common) == 1:
-        return Pair(stem, kinds[0][common[0]], kinds[1][common[0]])
+        return Pair(stem, *common[0])
     if len(predicted) == len(truths) == 1:
         return Pair(stem, predicted[0], truths[0])
     several = predicted if len(predicted) > 1 else truths
@@ -166,6 +179,6 @@ def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
     return Pair(stem, predicted[0], truths[0], f"{several[0].parent}: expected one file of this name, got {names}")
 
 
-def _kind(path: Path) -> str:
-    name = split_name(path)
-    return (name[1] if name else "").removesuffix(".gz")
+def _format(path: Path) -> Format | None:
+    name = split_name(path) or image_name(path)
+    return BY_SUFFIX[name[1]] if name else None

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from softdice.images.files import read_image
-from softdice.images.formats import Image
-from softdice.scoring.cases import is_placed, load_class, load_pair, region_mask, voxel_axes
+from softdice.images.files import image_name, read_image
+from softdice.images.geometry import voxel_axes
+from softdice.images.image import Image
+from softdice.scoring.cases import load_class, load_pair, region_mask
 from softdice.scoring.classes import Options, ScoreError
 
 PIXELS = 360
@@ -54,7 +55,7 @@ def picture(
     Raises:
         FileError: a file cannot be read. ScoreError: the two cannot be compared, or the image has another shape.
     """
-    if truth.is_dir():
+    if truth.is_dir() and image_name(truth) is None:
         p, in_t, _, grid = load_class(prediction, truth, str(key), options)
         in_p, any_t = p > 0.5 if p.dtype.kind == "f" else p, in_t
     else:
@@ -62,14 +63,12 @@ def picture(
         in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
         in_t, any_t = region_mask(t, key, options), t != 0
     stack = [in_p, in_t, any_t, *([] if under is None else [_grey(under, grid)])]
-    if is_placed(grid) and grid.spatial_ndim == 3:
+    if grid.placed and grid.spatial_ndim == 3:
         planes, place, sides, spacing = _anatomical(stack, grid, view)
     else:
         planes, place = _as_stored(stack)
         sides, spacing = ("", ""), (1.0, 1.0)
-    return Picture(
-        _png(planes, spacing), place, sides, _bar(planes[0].shape[1] * spacing[1]) if is_placed(grid) else None
-    )
+    return Picture(_png(planes, spacing), place, sides, _bar(planes[0].shape[1] * spacing[1]) if grid.placed else None)
 
 
 def _grey(path: Path, grid: Image) -> np.ndarray:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from softdice.images.files import FileError
+from softdice.images.files import FileError, image_name
 from softdice.scoring.cases import Case, score_classes, score_pair
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.pairing import Pair
@@ -123,9 +123,9 @@ def _one(pair: Pair, options: Options) -> Case:
         return replace(failed, error=pair.error)
     assert pair.truth is not None
     try:
-        score = score_classes if pair.truth.is_dir() else score_pair
+        score = score_classes if pair.truth.is_dir() and image_name(pair.truth) is None else score_pair
         return score(pair.prediction, pair.truth, options, pair.case)
-    except (FileError, ScoreError) as error:
+    except (FileError, ScoreError, ModuleNotFoundError) as error:  # of one format: the others can be scored
         return replace(failed, error=str(error))
     except MemoryError:
         return replace(failed, error=f"{pair.prediction}: not enough memory")
@@ -188,7 +188,7 @@ def _stamp(*paths: str) -> list[list[int]]:
     return stamps
 
 
-_BY_LABEL = ("names", "unnamed")
+_BY_LABEL = ("names", "unnamed", "colours")
 """What a case says of labels; JSON has texts in their place."""
 
 
@@ -211,4 +211,5 @@ def _from_record(record: dict[str, Any]) -> Case:
         labels["names"],
         voxel_ml=record["voxel_ml"],
         unnamed=labels["unnamed"],
+        colours=labels["colours"],
     )

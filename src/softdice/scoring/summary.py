@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from softdice.images.files import FileError
+from softdice.images.labels import one_palette
 from softdice.metrics import formulas as scores
 from softdice.scoring.cases import Case
 from softdice.scoring.classes import METRICS
@@ -104,9 +106,15 @@ def tabulate(
     """cases -> Table; classes are `keys`, or every class that occurs, ascending. 24 bytes per case and class."""
     table, rows, seen = Table(names=dict(names or {}), empty=empty, metrics=metrics), [], dict.fromkeys(keys or ())
     shared: dict[tuple[int | str, ...], tuple[int | str, ...]] = {}  # ten thousand cases, a few sets of classes
+    colours: dict[int, tuple[str, str]] = {}  # of palettes: a label must mean one thing in all cases
     for case in cases:
         if case.error:
             table.errors.append(case.error)
+            continue
+        try:
+            one_palette(case.truth, case.colours, colours)
+        except FileError as error:
+            table.errors.append(str(error))
             continue
         table.cases.append(case.case)
         table.predictions.append(case.prediction)

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from softdice.images.files import written_beside
+from softdice.images.files import SUFFIXES, written_beside
 from softdice.scoring.classes import ScoreError
 
 KINDS = {
@@ -18,8 +18,7 @@ KINDS = {
 
 OTHER_KINDS = (
     ".xlsx", ".xls", ".xlsm", ".ods", ".pdf", ".doc", ".docx", ".odt", ".pptx", ".parquet", ".feather", ".xml", ".yaml",
-    ".yml", ".md", ".tex", ".zip", ".gz", ".tsv", ".db", ".svg", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff",
-    ".npy", ".npz",
+    ".yml", ".md", ".tex", ".zip", ".gz", ".tsv", ".db", ".svg", *SUFFIXES,
 )  # fmt: skip
 """Suffixes that promise what is not written here, whatever the format is that was asked for."""
 

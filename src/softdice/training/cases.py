@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import list_images, read_image
-from softdice.images.formats import Image
+from softdice.images.geometry import check_same_place, one_shape
+from softdice.images.image import Image
+from softdice.images.labels import colours, labels, one_palette
 from softdice.training.config import TrainingError
 
 MAX_CLASSES = 256
@@ -97,41 +99,21 @@ def normalise(array: np.ndarray) -> np.ndarray:
 
 
 def image_channels(image: Image) -> np.ndarray:
-    """image from a file -> (channels, *S), the transparency of PNG and TIFF left out."""
-    if image.array.ndim == image.spatial_ndim:
-        return image.array[None]
-    channels = np.moveaxis(image.array, -1, 0)
-    if image.spatial_ndim == 2 and channels.shape[0] in (2, 4):
-        channels = channels[:-1]
-    return channels
+    """image from a file -> (channels, *S)."""
+    return image.array[None] if image.array.ndim == image.spatial_ndim else np.moveaxis(image.array, -1, 0)
 
 
-def label_values(image: Image, path: Path) -> np.ndarray:
-    """label image from a file -> (*S) whole numbers."""
-    channels = image_channels(image)
-    if any(not np.array_equal(channels[0], channel) for channel in channels[1:]):
-        raise TrainingError(
-            f"softdice train: {path}: expected one label per voxel, got {channels.shape[0]} channels that differ. "
-            "Save the labels as a grey image."
-        )
-    label = channels[0]
-    if label.dtype.kind == "f":
-        whole = np.isfinite(label) & (label == np.round(label))
-        if not whole.all():
-            raise TrainingError(
-                f"softdice train: {path}: expected whole numbers as labels, got {label[~whole].flat[0]:g} "
-                f"({int((~whole).sum())} voxels that are not whole). Round them, or check the folder."
-            )
-    return label.astype(np.int64)
-
-
-def read_folder(folder: str | Path) -> Cases:
+def read_folder(folder: str | Path, *, round: bool = False, ignore_geometry: bool = False) -> Cases:
     """folder with `images/` and `labels/` -> cases, every file read once and checked.
 
+    Args:
+        folder: holds both.
+        round: round labels that are nearly whole.
+        ignore_geometry: an image and its label belong together by position, whatever their affines say.
+
     Raises:
-        TrainingError, FileError: a folder is missing or empty, names have no partner, a file cannot be read, the
-            shapes of a pair differ, dimensions differ between files, labels are not whole numbers, or there is only
-            one class.
+        TrainingError, FileError: a folder is missing or empty, names have no partner, a file cannot be read, shape or
+            geometry of a pair differ, dimensions differ between files, labels are none, or there is only one class.
     """
     folder = Path(folder)
     for part in (folder, folder / "images", folder / "labels"):
@@ -139,20 +121,26 @@ def read_folder(folder: str | Path) -> Cases:
             raise TrainingError(
                 f"softdice train: expected a folder {part}, got none. DATA holds images/ and labels/ with equal names."
             )
-    images, labels = list_images(folder / "images"), list_images(folder / "labels")
-    _check_names(folder, list(images), list(labels))
+    images, label_paths = list_images(folder / "images"), list_images(folder / "labels")
+    _check_names(folder, list(images), list(label_paths))
     names = sorted(images)
     values: set[int] = set()
     shapes: list[tuple[int, ...]] = []
     channels: list[int] = []
+    seen: dict[int, tuple[str, str]] = {}
+    advice = "Round them, or check the folder."
     for name in names:
-        image, label = read_image(images[name]), read_image(labels[name])
-        shape, classes = image.shape, label_values(label, labels[name])
-        if shape != classes.shape:
+        image, label = read_image(images[name]), read_image(label_paths[name])
+        shape, classes = image.shape, labels(label_paths[name], label, rounded=round, advice=advice)
+        one_palette(label_paths[name], colours(label), seen)
+        if not one_shape(shape, classes.shape):
             raise TrainingError(
                 f"softdice train: expected one shape, got {_size(shape)} for {images[name]} and {_size(classes.shape)} "
-                f"for {labels[name]}. Resample one of them."
+                f"for {label_paths[name]}. Resample one of them."
             )
+        if not ignore_geometry:
+            advice_place = "Resample one of them; --ignore-geometry takes them as they are."
+            check_same_place(label_paths[name], label, images[name], image, advice=advice_place)
         if len(shape) not in (2, 3) or (shapes and len(shape) != len(shapes[0])):
             raise TrainingError(
                 f"softdice train: {images[name]}: expected {'2-D or 3-D' if not shapes else f'{len(shapes[0])}-D'} "
@@ -160,11 +148,11 @@ def read_folder(folder: str | Path) -> Cases:
             )
         shapes.append(shape)
         channels.append(image_channels(image).shape[0])
-        values.update(np.unique(classes).tolist())
+        values.update(map(int, np.unique(classes)))
         if len(values) > MAX_CLASSES:
             raise TrainingError(
-                f"softdice train: {labels[name]}: expected at most {MAX_CLASSES} label values, got {len(values)} so "
-                "far. JPEG changes label values, and intensities are no labels: check the folder."
+                f"softdice train: {label_paths[name]}: expected at most {MAX_CLASSES} label values, got {len(values)} "
+                "so far. Intensities are no labels: check the folder."
             )
     if len(values) < 2:
         raise TrainingError(
@@ -179,14 +167,16 @@ def read_folder(folder: str | Path) -> Cases:
                 "Convert it."
             )
     ordered = sorted(values)
+    known = np.array(ordered, np.int64 if ordered[-1] < 2**63 else np.uint64 if ordered[0] >= 0 else object)
 
     def read(number: int) -> Case:
         name = names[number]
         array = image_channels(read_image(images[name]))
         if array.shape[0] < count:
             array = np.repeat(array, count, axis=0)
-        label = np.searchsorted(ordered, label_values(read_image(labels[name]), labels[name])).astype(np.uint8)
-        return Case(name, normalise(array), label)
+        found = labels(label_paths[name], read_image(label_paths[name]), rounded=round)
+        classes = np.searchsorted(known, found.astype(known.dtype, copy=False)).astype(np.uint8)
+        return Case(name, normalise(array), classes.reshape(shapes[number]))
 
     return Cases(
         names=names,

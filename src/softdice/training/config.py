@@ -13,6 +13,8 @@ DEFAULTS: dict[str, Any] = {
     "devices": 1,
     "precision": "32-true",
     "fused_head": False,
+    "round": False,
+    "ignore_geometry": False,
 }
 """Settings that do not depend on the data. Patch and batch size do: `softdice.training.plan`."""
 
@@ -50,6 +52,8 @@ class TrainConfig:
         precision: "32-true" or "bf16-mixed".
         fused_head: compute the last convolution and the loss chunk by chunk (`softdice.FusedHead`): the memory of the
             loss then does not depend on the number of classes.
+        round: round labels that are stored as nearly whole numbers.
+        ignore_geometry: image and label belong together by position, whatever their affines say.
 
     Raises:
         TrainingError: a value out of its range.
@@ -70,6 +74,8 @@ class TrainConfig:
     devices: int | None = None
     precision: str | None = None
     fused_head: bool | None = None
+    round: bool | None = None
+    ignore_geometry: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "max_minutes", "max_steps", "batch_size", "lr", "devices"):
@@ -105,6 +111,8 @@ RUN_SETTINGS = (
     "precision",
     "devices",
     "fused_head",
+    "round",
+    "ignore_geometry",
 )
 """Settings that decide the weights: they stay what they were when a run is resumed. The data may have moved."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from softdice.images.files import list_images, read_image, split_name, write_image
+from softdice.images.files import image_name, list_images, read_image, write_image
 from softdice.training.cases import image_channels, normalise
 from softdice.training.checkpoint import load_checkpoint
 from softdice.training.config import TrainingError
@@ -59,7 +59,7 @@ def predict(
     network = NetworkPlan(**content["network"]).build()
     network.load_state_dict(content["weights"])
     network.to(device).eval()
-    values = np.array(data["values"])
+    values = np.array(data["values"], object)  # as they are, above 2^63 too
     values = values.astype(_mask_type(values))
     written = []
     for number, path in enumerate(paths):
@@ -73,7 +73,7 @@ def predict(
             )
         scaled = normalise(np.broadcast_to(channels, (data["channels"], *image.shape)))
         labels = label_image(network, torch.from_numpy(scaled).to(device), data["patch"]).cpu().numpy()
-        name = split_name(path)
+        name = image_name(path)
         assert name is not None  # read_image has refused every other
         written.append(write_image(out / (name[0] + image.suffix), values[labels], image))
         progress(number + 1, len(paths), path.name)
@@ -82,8 +82,8 @@ def predict(
 
 def _mask_type(values: np.ndarray) -> type[np.generic]:
     """Smallest type that image formats share and that holds all values."""
-    for dtype in (np.uint8, np.uint16, np.int16, np.int32):
+    for dtype in (np.uint8, np.uint16, np.int16, np.int32, np.int64):
         limits = np.iinfo(dtype)
         if limits.min <= values.min() and values.max() <= limits.max:
             return dtype
-    return np.int64
+    return np.uint64

@@ -120,7 +120,10 @@ def _prepare(
     setup_system(SystemConfig(seed=settings["seed"], deterministic_algorithms=True))
     parse_loss(settings["loss"], 2)  # a wrong name is told before the data are read
 
-    cases = brain_cases(settings["val_fraction"]) if config.data is None else read_folder(config.data)
+    if config.data is None:
+        cases = brain_cases(settings["val_fraction"])
+    else:
+        cases = read_folder(config.data, round=settings["round"], ignore_geometry=settings["ignore_geometry"])
     training, held_out = split(cases, settings["val_fraction"], settings["seed"])
     shapes = [cases.shapes[number] for number in training]
     patch = choose_patch(shapes, settings["patch"], accelerator)

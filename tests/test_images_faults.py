@@ -1,0 +1,639 @@
+"""Kinds of label files that were once misread or refused for a wrong reason: one row a fault.
+
+Each row makes a prediction and a reference, and says what `softdice score` finds: the Dice of the labels, or parts of
+the reason why it refuses.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import locale
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+nib = pytest.importorskip("nibabel")
+sitk = pytest.importorskip("SimpleITK")
+tifffile = pytest.importorskip("tifffile")
+PIL_Image = pytest.importorskip("PIL.Image")
+
+from typer.testing import CliRunner, Result  # noqa: E402
+
+from softdice.cli.app import app  # noqa: E402
+from softdice.images.files import FileError, list_images, read_image, write_image  # noqa: E402
+
+RNG = np.random.default_rng(5)
+T = RNG.integers(0, 3, (10, 14), np.uint8)
+P = np.where(RNG.random(T.shape) < 0.3, RNG.integers(0, 3, T.shape), T).astype(np.uint8)
+VOLUME = RNG.integers(0, 3, (5, 6, 7), np.uint8)
+MASK = T > 0
+OTHER = P > 0
+
+
+@pytest.fixture(autouse=True)
+def same_locale() -> Iterator[None]:
+    """ITK leaves the locale "C" behind where it writes DICOM, as tests do here; Python then opens text as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
+def dice(p: np.ndarray, t: np.ndarray) -> float:
+    return 2 * (p & t).sum() / (p.sum() + t.sum())
+
+
+def both(p: np.ndarray, t: np.ndarray) -> dict[int, float]:
+    return {int(label): dice(p == label, t == label) for label in np.unique([p, t]) if label}
+
+
+def score(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["score", *map(str, arguments)], catch_exceptions=False)
+
+
+def save(path: Path, array: np.ndarray, **others: object) -> Path:
+    """.npy, NIfTI, PNG, JPEG or, through tifffile, TIFF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, array)
+    elif path.name.endswith((".nii", ".nii.gz")):
+        nib.Nifti1Image(array, np.diag([2.0, 2, 3, 1])).to_filename(path)
+    elif path.suffix == ".tif":
+        tifffile.imwrite(path, array, **others)
+    else:
+        PIL_Image.fromarray(array).save(path, **others)
+    return path
+
+
+def pillow(path: Path, array: np.ndarray, **others: object) -> Path:
+    PIL_Image.fromarray(array).save(path, **others)
+    return path
+
+
+def palette(path: Path, array: np.ndarray, colours: str, **others: object) -> Path:
+    """Index 0 is black; r, g, b, w are red, green, blue and white."""
+    values = {"r": (255, 0, 0), "g": (0, 255, 0), "b": (0, 0, 255), "w": (255, 255, 255)}
+    picture = PIL_Image.fromarray(array).convert("P")
+    picture.putpalette([0, 0, 0, *(value for letter in colours for value in values[letter])])
+    picture.putdata(array.reshape(-1).tolist())
+    picture.save(path, **others)
+    return path
+
+
+def scaled(path: Path, array: np.ndarray, dtype: type) -> Path:
+    image = nib.Nifti1Image(array.astype(np.float64), np.eye(4))
+    image.set_data_dtype(dtype)
+    nib.save(image, path)
+    return path
+
+
+def turned(path: Path, array: np.ndarray, quaternion: tuple[float, float, float]) -> Path:
+    image = nib.Nifti1Image(array, np.eye(4))
+    image.set_sform(None, 0)
+    image.set_qform(np.eye(4), 1)
+    data = bytearray(image.to_bytes())
+    struct.pack_into("<fff", data, 256, *quaternion)
+    path.write_bytes(bytes(data))
+    return path
+
+
+def with_alpha(colours: np.ndarray, alpha: object) -> np.ndarray:
+    return np.concatenate([colours, np.broadcast_to(np.asarray(alpha, np.uint8), T.shape)[..., None]], -1)
+
+
+def itk(path: Path, array: np.ndarray, names: tuple[str, ...] = (), *, layers: bool = False) -> Path:
+    """(x, y, z) labels, or (x, y, z, layers), lying obliquely; as a segmentation of 3D Slicer where there are names."""
+    picture = sitk.GetImageFromArray(array.transpose(2, 1, 0, *([3] if layers else [])), layers)
+    picture.SetSpacing((1.5, 0.75, 3.0))
+    picture.SetOrigin((-20.5, 4, 1 / 3))
+    picture.SetDirection((0.8, 0.6, 0, -0.6, 0.8, 0, 0, 0, -1))
+    for number, name in enumerate(names):
+        picture.SetMetaData(f"Segment{number}_LabelValue", str(number + 1))
+        picture.SetMetaData(f"Segment{number}_Name", name)
+    sitk.WriteImage(picture, str(path))
+    return path
+
+
+def series(
+    folder: Path, array: np.ndarray, *, without: tuple[int, ...] = (), uid: str = "1.2.3.4", start: int = 0
+) -> Path:
+    """(x, y, z) as slices of DICOM, lying as `itk` lays them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = sitk.ReadImage(str(itk(folder / "whole.nrrd", array)))
+    (folder / "whole.nrrd").unlink()
+    writer, turn = sitk.ImageFileWriter(), whole.GetDirection()
+    writer.KeepOriginalImageUIDOn()
+    for z in set(range(array.shape[2])) - {*without}:
+        page = whole[:, :, z]
+        place = whole.TransformIndexToPhysicalPoint((0, 0, z))
+        page.SetMetaData("0020|000e", uid)
+        page.SetMetaData("0020|0037", "\\".join(str(turn[i]) for i in (0, 3, 6, 1, 4, 7)))
+        page.SetMetaData("0020|0032", "\\".join(map(str, place)))
+        writer.SetFileName(str(folder / f"{start + z}.dcm"))
+        writer.Execute(page)
+    return folder
+
+
+def lzw(path: Path, array: np.ndarray) -> None:
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(path))
+    writer.SetCompressor("LZW")
+    writer.UseCompressionOn()
+    writer.Execute(sitk.GetImageFromArray(array))
+
+
+def appended(path: Path, pages: list[np.ndarray]) -> Path:
+    for page in pages:
+        tifffile.imwrite(path, page, append=True, photometric="minisblack")
+    return path
+
+
+PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple[str, ...], object]] = {
+    # name: prediction, reference, options, {label: Dice} or parts of the refusal
+    "G6 bool, tifffile": (
+        lambda d: save(d / "p.tif", OTHER), lambda d: save(d / "t.tif", MASK), (), {1: dice(OTHER, MASK)}),
+    "G6 bool stack": (
+        lambda d: save(d / "p.tif", VOLUME > 1), lambda d: save(d / "t.npy", VOLUME > 0), (),
+        {1: dice(VOLUME > 1, VOLUME > 0)}),
+    "G6 fax by Pillow": (
+        lambda d: pillow(d / "p.tif", OTHER, compression="group3"), lambda d: save(d / "t.tif", MASK), (),
+        {1: dice(OTHER, MASK)}),
+    "G6 fax that calls 0 white": (
+        lambda d: pillow(d / "p.tif", OTHER, compression="group4", tiffinfo={262: 0}),
+        lambda d: save(d / "t.npy", MASK), (), {1: dice(OTHER, MASK)}),
+    "S35 labels, tifffile": (
+        lambda d: save(d / "p.tif", P, photometric="miniswhite"), lambda d: save(d / "t.npy", T), (), both(P, T)),
+    "S35 16 bits, ImageJ": (
+        lambda d: save(d / "p.tif", P.astype(np.uint16), photometric="miniswhite", imagej=True, software=""),
+        lambda d: save(d / "t.npy", T), (), both(P, T)),
+    "S35 writer unknown": (
+        lambda d: save(d / "p.tif", P, photometric="miniswhite", metadata=None, software=False),
+        lambda d: save(d / "t.npy", T), (), ("p.tif: expected labels", "MINISWHITE")),
+    "G8 palettes in another order": (
+        lambda d: palette(d / "p.png", P, "rg"), lambda d: palette(d / "t.png", T, "gr"), (),
+        ("for label 1 as in", "t.png, got #ff0000", "one palette")),
+    "G8 another colour of one label": (
+        lambda d: palette(d / "p.png", P, "rb"), lambda d: palette(d / "t.png", T, "rw"), (),
+        ("expected #ffffff for label 2 as in", "got #0000ff")),
+    "G8 one palette": (
+        lambda d: palette(d / "p.png", P, "rgw"), lambda d: palette(d / "t.png", T, "rg"), (), both(P, T)),
+    "G8 unused colours differ": (
+        lambda d: palette(d / "p.png", P, "rgw"), lambda d: palette(d / "t.png", T, "rgb"), (), both(P, T)),
+    "G8 palette against grey": (
+        lambda d: palette(d / "p.png", P, "wb"), lambda d: save(d / "t.png", T), (), both(P, T)),
+    "G8 palettes of TIFF": (
+        lambda d: palette(d / "p.tif", P, "bg"), lambda d: palette(d / "t.png", T, "gb"), (), ("for label 1 as in",)),
+    "G8 palette of TIFF, the same": (
+        lambda d: palette(d / "p.tif", P, "bg", compression="tiff_lzw"), lambda d: palette(d / "t.png", T, "bg"), (),
+        both(P, T)),
+    "G9 grey and alpha": (
+        lambda d: save(d / "p.png", with_alpha(np.zeros((*T.shape, 1), np.uint8), MASK * 200)),
+        lambda d: save(d / "t.png", T), (), ("an alpha channel that is not constant", "Save the mask as grey values")),
+    "G9 colours and alpha, reference": (
+        lambda d: save(d / "p.png", P), lambda d: save(d / "t.png", with_alpha(np.stack([T] * 3, -1), 255 - T)), (),
+        ("t.png: expected labels, got an alpha channel",)),
+    "G9 alpha of TIFF": (
+        lambda d: save(d / "p.tif", with_alpha(np.stack([P] * 3, -1), OTHER * 9), photometric="rgb"),
+        lambda d: save(d / "t.npy", T), (), ("an alpha channel that is not constant",)),
+    "G9 alpha of a narrow TIFF stack": (
+        lambda d: save(d / "p.tif", np.stack([VOLUME[..., :3], VOLUME[..., :3] * 0 + 7], -1), photometric="minisblack",
+                       planarconfig="contig", extrasamples=["unassalpha"]),
+        lambda d: save(d / "t.npy", VOLUME[..., :3]), (), {1: 1.0, 2: 1.0}),
+    "G9 alpha is constant": (
+        lambda d: save(d / "p.png", with_alpha(np.stack([P] * 3, -1), 128)), lambda d: save(d / "t.npy", T), (),
+        both(P, T)),
+    "G11 8 bits": (
+        lambda d: save(d / "p.png", np.where(OTHER, 200, 30).astype(np.uint8)), lambda d: save(d / "t.npy", MASK),
+        ("--threshold", "0.4"), ("--threshold: expected probabilities in [0, 1], got 30 to 200", "--scale")),
+    "S14 16 bits": (
+        lambda d: save(d / "p.tif", np.where(OTHER, 60000, 9).astype(np.uint16), photometric="minisblack"),
+        lambda d: save(d / "t.npy", MASK), ("--threshold", "0.5"), ("got 9 to 60000",)),
+    "S14 percent": (
+        lambda d: save(d / "p.npy", OTHER * 98.5), lambda d: save(d / "t.npy", MASK), ("--soft",),
+        ("--soft: expected probabilities in [0, 1], got 0.0 to 98.5",)),
+    "S14 8 bits, scaled": (
+        lambda d: save(d / "p.png", np.where(OTHER, 103, 101).astype(np.uint8)), lambda d: save(d / "t.npy", MASK),
+        ("--threshold", "0.4", "--scale", "255"), {1: dice(OTHER, MASK)}),
+    "S14 percent, scaled": (
+        lambda d: save(d / "p.npy", OTHER * 100), lambda d: save(d / "t.npy", MASK), ("--soft", "--scale", "100"),
+        {1: dice(OTHER, MASK)}),
+    "S14 beyond the scale": (
+        lambda d: save(d / "p.npy", OTHER * 255), lambda d: save(d / "t.npy", MASK), ("--soft", "--scale", "100"),
+        ("expected probabilities in [0, 100], got 0 to 255",)),
+    "S14 logits": (
+        lambda d: save(d / "p.npy", np.where(OTHER, 0.7, -3.0)), lambda d: save(d / "t.npy", MASK),
+        ("--threshold", "0.5"), ("got -3.0 to 0.7",)),
+    "G28 .mha against NIfTI": (
+        lambda d: itk(d / "p.mha", VOLUME), lambda d: itk(d / "t.nii.gz", VOLUME), (), {1: 1.0, 2: 1.0}),
+    "G28 .mhd against .nrrd": (
+        lambda d: itk(d / "p.mhd", VOLUME).with_suffix(".raw").touch(), lambda d: itk(d / "t.nrrd", VOLUME), (),
+        {1: 1.0, 2: 1.0}),
+    "G28 .nrrd turned over, resampled": (
+        lambda d: sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(itk(d / "x.nrrd", VOLUME))), [True, False, True]),
+                                  str(d / "p.mha")),
+        lambda d: itk(d / "t.nrrd", VOLUME), ("--resample",), {1: 1.0, 2: 1.0}),
+    "G28 .nrrd turned over": (
+        lambda d: sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(itk(d / "x.nrrd", VOLUME))), [True, False, True]),
+                                  str(d / "p.mha")),
+        lambda d: itk(d / "t.nrrd", VOLUME), (), ("got RPS voxels elsewhere than the LPI voxels of t.nrrd",)),
+    "G28 .nrrd on another grid": (
+        lambda d: save(d / "p.nii.gz", VOLUME), lambda d: itk(d / "t.nrrd", VOLUME), (),
+        ("expected a grid that overlaps that of t.nrrd in space",)),
+    "G28 segmentation of 3D Slicer": (
+        lambda d: itk(d / "p.seg.nrrd", VOLUME, ("liver", "cyst")), lambda d: itk(d / "t.mha", VOLUME), (),
+        {1: 1.0, 2: 1.0}),
+    "G28 segments that overlap": (
+        lambda d: itk(d / "p.seg.nrrd", np.stack([VOLUME] * 2, -1), ("a", "b"), layers=True),
+        lambda d: itk(d / "t.mha", VOLUME), (), ("got segments in 2 layers, for they overlap",)),
+    "G28 probabilities": (
+        lambda d: itk(d / "p.nrrd", (VOLUME > 1) * np.float32(0.7)), lambda d: itk(d / "t.mha", VOLUME),
+        ("--threshold", "0.6", "--labels", "2"), {2: 1.0}),
+    "G21": (
+        lambda d: turned(d / "p.nii", VOLUME, (0.0, 1.0004, 0.0)), lambda d: turned(d / "t.nii", VOLUME, (0, 1, 0)), (),
+        {1: 1.0, 2: 1.0}),
+    "G21 far too long": (
+        lambda d: turned(d / "p.nii", VOLUME, (0.9, 0.9, 0)), lambda d: turned(d / "t.nii", VOLUME, (0, 1, 0)), (),
+        ("p.nii: damaged header: a quaternion of length 1.27279",)),
+    "G23 one slice against a picture": (
+        lambda d: save(d / "p.nii.gz", P[:, None]), lambda d: save(d / "t.png", T), ("--ignore-geometry",), both(P, T)),
+    "S25 transposed": (
+        lambda d: save(d / "p.nii", P.T[..., None]), lambda d: save(d / "t.png", T), ("--transpose",), both(P, T)),
+    "S25 to be transposed": (
+        lambda d: save(d / "p.nii", P.T[..., None]), lambda d: save(d / "t.png", T), (),
+        ("--transpose swaps its axes",)),
+    "S25 axis first": (lambda d: save(d / "p.npy", P[None]), lambda d: save(d / "t.npy", T[..., None]), (), both(P, T)),
+    "S25 NIfTI of two axes": (
+        lambda d: save(d / "p.nii", P), lambda d: save(d / "t.nii.gz", T[..., None]), (), both(P, T)),
+    "S25 NIfTI of two axes, resampled": (
+        lambda d: save(d / "p.nii", P[..., None]), lambda d: save(d / "t.nii.gz", T), ("--resample",), both(P, T)),
+    "G24 16 bits": (
+        lambda d: scaled(d / "p.nii", VOLUME * 7.0, np.int16), lambda d: save(d / "t.npy", VOLUME),
+        ("--ignore-geometry",), ("at most ", "such as ", "stored with slope 0.000213", "Pass --round")),
+    "G24 rounded": (
+        lambda d: scaled(d / "p.nii", VOLUME * 7.0, np.int16), lambda d: scaled(d / "t.nii", VOLUME * 7.0, np.int16),
+        ("--round",), {7: 1.0, 14: 1.0}),
+    "G24 nearly whole, reference": (
+        lambda d: save(d / "p.npy", T), lambda d: save(d / "t.npy", T * 0.9943), (),
+        ("t.npy: expected labels", "at most 0.011 from a whole number, such as 1.9886", "Pass --round to round them.")),
+    "G24 too far to be rounded": (
+        lambda d: save(d / "p.npy", T * 0.8), lambda d: save(d / "t.npy", T), ("--round",),
+        ("at most 0.4 from a whole number", "--threshold 0.5 or --soft")),
+    "G26 pages": (
+        lambda d: appended(d / "p.tif", [VOLUME[i] for i in range(5)]), lambda d: save(d / "t.npy", VOLUME), (),
+        {1: 1.0, 2: 1.0}),
+    "G26 stacks": (
+        lambda d: appended(d / "p.tif", [VOLUME[:2], VOLUME[2:4]]), lambda d: save(d / "t.npy", VOLUME[:4]), (),
+        {1: 1.0, 2: 1.0}),
+    "G26 pages, compressed and not": (
+        lambda d: (
+            tifffile.imwrite(d / "p.tif", VOLUME[0], photometric="minisblack"),
+            tifffile.imwrite(d / "p.tif", VOLUME[1], photometric="minisblack", append=True, compression="zlib")),
+        lambda d: save(d / "t.npy", VOLUME[:2]), (), {1: 1.0, 2: 1.0}),
+    "G26 pages that differ": (
+        lambda d: appended(d / "p.tif", [VOLUME[0], VOLUME[0].astype(np.uint16)]), lambda d: save(d / "t.npy", VOLUME),
+        (), ("got 2 that differ: (6, 7) uint8, (6, 7) uint16",)),
+    "S26 above 63 bits, as a float": (
+        lambda d: save(d / "p.npy", P * 2.0**63), lambda d: save(d / "t.npy", T),
+        ("--labels", str(2**63)), ("got values from 0 to 18446744073709551616",)),
+    "S26 2 to the 63, as a float": (
+        lambda d: save(d / "p.npy", OTHER * 2.0**63), lambda d: save(d / "t.npy", MASK * np.uint64(2**63)), (),
+        {2**63: dice(OTHER, MASK)}),
+    "S27 LZW, 16 bits": (
+        lambda d: pillow(d / "p.tif", P.astype(np.uint16), compression="tiff_lzw"), lambda d: save(d / "t.npy", T), (),
+        both(P, T)),
+    "S27 LZW, signed": (
+        lambda d: lzw(d / "p.tif", P.astype(np.int16) - 1),
+        lambda d: save(d / "t.npy", T.astype(np.int8) - 1), (), {-1: dice(P == 0, T == 0), 1: dice(P == 2, T == 2)}),
+    "S27 group 4 in pages": (
+        lambda d: PIL_Image.fromarray(VOLUME[0] > 0).save(
+            d / "p.tif", compression="group4", save_all=True,
+            append_images=[PIL_Image.fromarray(page > 0) for page in VOLUME[1:]]),
+        lambda d: save(d / "t.npy", VOLUME > 0), (), {1: 1.0}),
+    "S27 lossy": (
+        lambda d: pillow(d / "p.tif", P, compression="jpeg"), lambda d: save(d / "t.npy", T), (),
+        ("a TIFF compressed by JPEG",)),
+    "S28 gzip": (
+        lambda d: (d / "p.nii").write_bytes(gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes())),
+        lambda d: save(d / "t.nii", VOLUME), (), ("p.nii: compressed by gzip: name it .nii.gz",)),
+    "S28 gzip twice": (
+        lambda d: (d / "p.nii.gz").write_bytes(
+            gzip.compress(gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes()))),
+        lambda d: save(d / "t.nii", VOLUME), (), ("p.nii.gz: compressed by gzip twice",)),
+    "S28 no gzip": (
+        lambda d: (d / "p.nii.gz").write_bytes(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes()),
+        lambda d: save(d / "t.nii", VOLUME), (), ("p.nii.gz: not compressed by gzip: name it .nii",)),
+    "S28 a picture": (
+        lambda d: save(d / "x.png", P).rename(d / "p.tif"), lambda d: save(d / "t.npy", T), (),
+        ("Its content is that of a .png file",)),
+    "S28 empty": (
+        lambda d: (d / "p.npy").write_bytes(b""), lambda d: save(d / "t.npy", T), (), ("The file is empty",)),
+    "S28 a pointer": (
+        lambda d: (d / "p.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        lambda d: save(d / "t.npy", T), (), ("not a PNG file. Its content is a pointer of Git LFS",)),
+    "S28 a web page": (
+        lambda d: (d / "p.nii.gz").write_text("<!DOCTYPE html>"), lambda d: save(d / "t.npy", T), (),
+        ("not compressed by gzip. Its content is HTML",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pair(name: str, tmp_path: Path) -> None:
+    prediction, truth, options, expected = PAIRS[name]
+    prediction(tmp_path)
+    truth(tmp_path)
+    p, t = (next(path for path in tmp_path.glob(f"{side}.*") if path.suffix != ".raw") for side in "pt")
+    result = score(p, t, *options, "--format", "json")
+    if isinstance(expected, dict):
+        assert result.exit_code == 0, result.output
+        (case,) = json.loads(result.stdout)["results"][0]["cases"]
+        assert {row["label"]: row["dice"] for row in case["classes"]} == pytest.approx(expected, abs=1e-14)
+    else:
+        assert result.exit_code == 1, result.output
+        for part in expected:  # type: ignore[attr-defined]
+            assert part in result.stderr
+
+
+@pytest.mark.parametrize("value", ["nan", "5", "inf", "-0.1", "1"])
+def test_a_threshold_is_a_probability(value: str, tmp_path: Path) -> None:
+    """S15"""
+    files = save(tmp_path / "p.npy", MASK * 0.5), save(tmp_path / "t.npy", MASK)
+    result = score(*files, f"--threshold={value}")
+    assert result.exit_code == 2
+    assert "--threshold: expected a number from 0 to below 1, got" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--soft", "--scale", "0"), "--scale: expected a number above 0, got 0.0"),
+        (("--soft", "--scale", "nan"), "--scale: expected a number above 0, got nan"),
+        (("--scale", "255"), "--scale: expected --threshold or --soft with it, got neither"),
+    ],
+)
+def test_a_scale_that_is_none(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    files = save(tmp_path / "p.npy", MASK * 0.5), save(tmp_path / "t.npy", MASK)
+    assert said in score(*files, *options).stderr
+
+
+@pytest.mark.parametrize(
+    "predictions, references",
+    [
+        (("a.nii.gz", "a.nii"), ("a.png",)),
+        (("a.tif", "a.tiff"), ("a.tif",)),
+        (("a.npy",), ("a.npy", "a.NPY")),
+        (("a.nii", "a.nii.gz", "a.npz"), ("a.nii.gz",)),
+    ],
+)
+def test_two_files_of_one_name_and_kind(
+    predictions: tuple[str, ...], references: tuple[str, ...], tmp_path: Path
+) -> None:
+    """G10"""
+    for side, names in (("p", predictions), ("t", references)):
+        for name in names:
+            (tmp_path / side).mkdir(exist_ok=True)
+            (tmp_path / side / name).touch()
+    result = score(tmp_path / "p", tmp_path / "t")
+    assert result.exit_code == 1
+    assert "expected one file of this name, got a." in result.stderr
+
+
+def test_a_label_has_one_colour_in_all_cases(tmp_path: Path) -> None:
+    """G8: in each pair the palettes agree, in the folder they do not."""
+    for case, colours in (("a", "r"), ("b", "gb"), ("c", "rg")):
+        for side in "pt":
+            (tmp_path / side).mkdir(exist_ok=True)
+            palette(tmp_path / side / f"{case}.png", T if case != "a" else T % 2, colours)
+    for options in ((), ("--jobs", 2)):
+        result = score(tmp_path / "p", tmp_path / "t", "--format", "json", *options)
+        assert result.exit_code == 1
+        assert [case["case"] for case in json.loads(result.stdout)["results"][0]["cases"]] == ["a", "c"]
+        assert "b.png: expected #ff0000 for label 1 as in" in result.stderr
+
+
+def test_a_quaternion_means_a_turn(tmp_path: Path) -> None:
+    """G21: w = 0, the axis as it is written, as SimpleITK reads it."""
+    sitk = pytest.importorskip("SimpleITK")
+    path = turned(tmp_path / "a.nii", VOLUME, (0.6, 0.8, 2e-3))
+    affine = read_image(path).affine
+    assert affine is not None
+    expected = np.array(sitk.ReadImage(str(path)).GetDirection()).reshape(3, 3) * [[-1], [-1], [1]]
+    assert affine[:3, :3] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("photometric, expected", [(1, [0, 1, 2, 15, 9, 4]), (0, [15, 14, 13, 0, 6, 11])])
+def test_tiff_of_four_bits(photometric: int, expected: list[int], tmp_path: Path) -> None:
+    """S27, S35: numbers as they are stored, which Pillow stretches; where 0 is white, counted from the other end."""
+    tags = {256: 6, 257: 1, 258: 4, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<I", 12) + b"\x01\x2f\x94\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(data)
+    assert read_image(tmp_path / "a.tif").array.tolist() == [expected]
+
+
+def test_a_damaged_lzw_is_a_file_error(tmp_path: Path) -> None:
+    data = bytearray(pillow(tmp_path / "a.tif", np.tile(P, (9, 9)), compression="tiff_lzw").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 40] = b"\xff" * 40
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(FileError, match="damaged"):
+        read_image(tmp_path / "a.tif")
+
+
+# --- what `softdice train` reads
+
+
+def data(folder: Path, labels: list[np.ndarray], suffix: str, save_label: Callable[..., object] = save) -> Path:
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for number, label in enumerate(labels):
+        save(
+            folder / "images" / f"{number}{'.png' if label.ndim == 2 else '.nii'}",
+            label.astype(np.float32) if label.ndim == 3 else label,
+        )
+        save_label(folder / "labels" / f"{number}{suffix}", label)
+    return folder
+
+
+def placed(affine: np.ndarray) -> Callable[..., object]:
+    return lambda path, array: nib.Nifti1Image(array, affine).to_filename(path)
+
+
+SHIFTED = np.diag([2.0, 2, 3, 1])
+SHIFTED[0, 3] = 4
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "G13": (lambda d: data(d, [T, P], ".jpeg"), "0.jpeg: expected labels, got a JPEG"),
+    "G14 mirrored": (
+        lambda d: data(d, [VOLUME] * 2, ".nii", placed(np.diag([2.0, -2, 3, 1]))),
+        "0.nii: expected the same orientation and affine, got RPS voxels elsewhere than the RAS voxels of 0.nii"),
+    "G14 shifted": (
+        lambda d: data(d, [VOLUME] * 2, ".nii", placed(SHIFTED)), "RAS voxels elsewhere than the RAS voxels"),
+    "G14 only one says": (lambda d: data(d, [VOLUME] * 2, ".npy"), "only 0.nii says how its voxels lie in space"),
+    "G8": (
+        lambda d: data(d, [T, P], ".png", lambda *a: palette(*a, "rg" if a[0].name == "0.png" else "gr")),
+        "1.png: expected #ff0000 for label 1 as in"),
+    "G9": (
+        lambda d: data(d, [T, P], ".png", lambda path, array: save(path, with_alpha(array[..., None], array))),
+        "0.png: expected labels, got an alpha channel that is not constant"),
+    "G24": (lambda d: data(d, [VOLUME] * 2, ".nii", lambda *a: placed(np.diag([2.0, 2, 3, 1]))(a[0], a[1] * 1.004)),
+        "0.nii: expected labels, got values that are not whole"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_training_refuses_what_the_scorer_refuses(name: str, tmp_path: Path) -> None:
+    from softdice.training.cases import read_folder
+
+    make, said = REFUSED[name]
+    make(tmp_path)
+    with pytest.raises(FileError) as error:
+        read_folder(tmp_path)
+    assert said in str(error.value)
+
+
+def test_training_on_request_and_on_wide_numbers(tmp_path: Path) -> None:
+    """G14 and G24 on request, S25 and S26 as in the scorer."""
+    from softdice.training.cases import read_folder
+
+    mirrored = data(
+        tmp_path / "m", [VOLUME] * 2, ".nii", lambda *a: placed(np.diag([-2.0, 2, 3, 1]))(a[0], a[1] * 1.004)
+    )
+    assert (read_folder(mirrored, round=True, ignore_geometry=True)[1].label == VOLUME).all()
+    wide = data(tmp_path / "w", [T, P], ".npy", lambda path, array: save(path, array[None] * np.uint64(2**63 - 5)))
+    cases = read_folder(wide)
+    assert cases.values == [0, 2**63 - 5, 2 * (2**63 - 5)]
+    assert (cases[1].label == P).all()
+
+
+# --- formats through SimpleITK
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".seg.nrrd", ".mha", ".mhd"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_the_same_volume_as_in_nifti(suffix: str, dtype: type, tmp_path: Path) -> None:
+    expected = read_image(itk(tmp_path / "a.nii", VOLUME.astype(dtype)))
+    image = read_image(itk(tmp_path / f"a{suffix}", VOLUME.astype(dtype), ("liver", "cyst [b]")))
+    assert image.array.dtype == dtype
+    assert np.array_equal(image.array, expected.array)
+    assert image.affine == pytest.approx(expected.affine, abs=1e-5)
+    assert image.spacing == pytest.approx(expected.spacing)
+    assert image.names == {1: "liver", 2: "cyst [b]"}
+    mask = write_image(tmp_path / "mask", VOLUME > 0, image)
+    assert mask.suffix == {".mhd": ".mha", ".seg.nrrd": ".nrrd"}.get(suffix, suffix)
+    again = read_image(mask)
+    assert np.array_equal(again.array, VOLUME > 0)
+    assert np.array_equal(again.affine, image.affine)
+
+
+def test_nrrd_of_two_axes_of_channels_and_without_a_place(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(T.T), str(tmp_path / "a.mha"))
+    assert np.array_equal(read_image(tmp_path / "a.mha").array, T)
+    itk(tmp_path / "c.nrrd", np.stack([VOLUME, VOLUME + 1], -1), layers=True)
+    assert np.array_equal(read_image(tmp_path / "c.nrrd").array[..., 1], VOLUME + 1)
+    head = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 5 6 7\nencoding: raw\n\n"
+    (tmp_path / "b.nrrd").write_bytes(head + VOLUME.tobytes("F"))
+    image = read_image(tmp_path / "b.nrrd")
+    assert np.array_equal(image.array, VOLUME)
+    assert image.affine is None
+
+
+def test_a_damaged_header_is_told_and_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = itk(tmp_path / "a.mha", VOLUME)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(FileError, match=r"a\.mha: truncated or damaged: .*data not read completely"):
+        read_image(path)
+    path.write_bytes(b"x")
+    with pytest.raises(FileError, match="truncated or damaged"):
+        read_image(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_training_and_prediction_on_nrrd(tmp_path: Path) -> None:
+    from softdice.training.cases import read_folder
+
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+        for name in "ab":
+            itk(tmp_path / part / f"{name}.{'nrrd' if part == 'images' else 'seg.nrrd'}", VOLUME)
+    cases = read_folder(tmp_path)
+    assert cases.shapes == [VOLUME.shape] * 2
+    assert (cases[1].label == VOLUME).all()
+
+
+def test_int8_keeps_its_sign(tmp_path: Path) -> None:
+    for image in (save(tmp_path / "a.nii", VOLUME), itk(tmp_path / "a.nrrd", VOLUME)):
+        mask = write_image(tmp_path / "mask", VOLUME.astype(np.int8) - 1, read_image(image))
+        assert read_image(mask).array.min() == -1
+
+
+def test_a_missing_package_fails_its_own_case_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for side in "pt":
+        (tmp_path / side).mkdir()
+        itk(tmp_path / side / "a.mha", VOLUME)
+        save(tmp_path / side / "b.npy", VOLUME)
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    result = score(tmp_path / "p", tmp_path / "t")
+    assert result.exit_code == 1
+    assert "Not scored: 1 of 2" in result.stderr
+    assert "pip install 'softdice[itk]'" in result.stderr
+
+
+def test_a_series_of_dicom_is_one_image(tmp_path: Path) -> None:
+    from softdice.training.cases import read_folder
+
+    for name in "ab":
+        series(tmp_path / "images" / name, VOLUME.astype(np.int16) - 1000, start=7)  # 7.dcm to 13.dcm, no alphabet
+        series(tmp_path / "p" / name, VOLUME)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        itk(tmp_path / "labels" / f"{name}.seg.nrrd", VOLUME)
+    image = read_image(tmp_path / "images" / "a")
+    assert np.array_equal(image.array[..., ::-1], VOLUME.astype(np.int16) - 1000)  # upwards; `itk` has it downwards
+    assert image.suffix == ".dcm"
+    assert list(list_images(tmp_path / "images")) == ["a", "b"]
+    mask = write_image(tmp_path / "mask", (image.array == -999).astype(np.uint8), image)
+    result = score(tmp_path / "p", tmp_path / "labels", "--resample", "--format", "json")
+    assert [case["classes"][0]["dice"] for case in json.loads(result.stdout)["results"][0]["cases"]] == [1.0, 1.0]
+    (case,) = json.loads(
+        score(mask, tmp_path / "labels" / "a.seg.nrrd", "--resample", "--labels", "1", "--format", "json").stdout
+    )["results"][0]["cases"]
+    assert case["classes"][0]["dice"] == 1.0
+    cases = read_folder(tmp_path, ignore_geometry=True)
+    assert cases.names == ["a", "b"]
+    assert cases.shapes == [VOLUME.shape] * 2
+
+
+def test_series_of_dicom_that_are_refused(tmp_path: Path) -> None:
+    series(tmp_path / "gap", VOLUME, without=(3,))
+    with pytest.raises(FileError, match=r"expected slices at equal distances, got distances of 3 to 6 mm. Is one miss"):
+        read_image(tmp_path / "gap")
+    series(tmp_path / "two", VOLUME)
+    with pytest.raises(FileError, match=r"1\.dcm: one slice of a DICOM series"):
+        read_image(tmp_path / "two" / "1.dcm")
+    series(tmp_path / "two", VOLUME, uid="1.2.3.5", start=50)
+    with pytest.raises(FileError, match="expected one DICOM series in the folder, got 2"):
+        read_image(tmp_path / "two")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.dcm").write_bytes(b"x" * 200)
+    for path in (tmp_path / "bad", tmp_path / "bad" / "a.dcm"):
+        with pytest.raises(FileError, match="bad"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        ("SEG", "a DICOM segmentation, whose frames lie where"),
+        ("DX", "expected DICOM that says where it"),
+        ("MR", "expected a slice of DICOM, got several frames in a file"),
+    ],
+)
+def test_objects_of_dicom_that_are_no_slices(kind: str, said: str, tmp_path: Path) -> None:
+    page = sitk.GetImageFromArray(VOLUME if kind == "MR" else P)
+    page.SetMetaData("0008|0060", kind)
+    sitk.WriteImage(page, str(tmp_path / "a.dcm"))
+    with pytest.raises(FileError, match=said):
+        read_image(tmp_path / "a.dcm")
