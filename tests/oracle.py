@@ -64,10 +64,8 @@ def _terms(
     The one place beside the package that knows a statistic: a new one has its line here, and is compared from then on.
     """
     entropy = -y * log(p) if y else 0 * p
-    focal = entropy * _raised(q, gamma)
-    if binary and y < 1:
-        entropy = entropy - (1 - y) * log(q)
-        focal = focal - (1 - y) * _raised(p, gamma) * log(q)
+    other = -(1 - y) * log(q) if binary and y < 1 else 0 * p
+    focal, other_focal = entropy * _raised(q, gamma), other * _raised(p, gamma)
     return {
         "intersection": p * y,
         "prediction": p,
@@ -75,8 +73,12 @@ def _terms(
         "prediction_squared": p * p,
         "target_squared": y * y,
         "difference": abs(p - y) ** power,
-        "cross_entropy": entropy,
-        "focal": focal,
+        "cross_entropy": entropy + other,
+        "focal": focal + other_focal,
+        "positive_cross_entropy": entropy,
+        "negative_cross_entropy": other,
+        "positive_focal": focal,
+        "negative_focal": other_focal,
         "voxels": 1.0,
         "labelled": hard,
     }

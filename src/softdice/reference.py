@@ -85,7 +85,7 @@ def statistics(
     if any(statistic.names("q", "u", "v") for statistic in wanted):
         q = (-value_BCV).sigmoid() if settings.activation == "sigmoid" else (1 - p).clamp_min(0)
         symbols |= {"q": q, "u": _power(q, settings.gamma), "v": _power(p, settings.gamma)}
-    if "difference" in settings.fields:
+    if any(statistic.names("d") for statistic in wanted):
         symbols["d"] = (p - y) ** 2 if settings.power == 2 else _power((p - y).abs(), settings.power)
     terms = {statistic.name: statistic.value(**symbols) for statistic in wanted}
     return torch.stack([(terms[name] * weight_B1V).expand_as(y).sum(-1) for name in settings.fields])

@@ -30,6 +30,10 @@ class OverlapStatistics:
         difference             D = sum w abs(p - y)^power
         cross_entropy          E = sum w y (-ln p); for a sigmoid also w (1 - y) (-ln(1 - p))
         focal                  F = sum w y (1 - p)^gamma (-ln p); for a sigmoid also w (1 - y) p^gamma (-ln(1 - p))
+        positive_cross_entropy sum w y (-ln p), the part of E where the target is
+        negative_cross_entropy sum w (1 - y) (-ln(1 - p)) for a sigmoid, else 0: the other part
+        positive_focal         sum w y (1 - p)^gamma (-ln p), and
+        negative_focal         sum w (1 - y) p^gamma (-ln(1 - p)) for a sigmoid, else 0: the parts of F
         voxels                 sum w, the same for every class
         labelled               sum w y before label smoothing: 0 where a class is absent
         ====================== ======================================================================

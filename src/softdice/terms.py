@@ -84,9 +84,24 @@ STATISTICS = (
         "y * u * a + n * v * b",
         "n * v * (gamma * g + r) - y * u * (gamma * f + s)",
     ),
+    Statistic("positive_cross_entropy", "sum w y (-ln p)", "y * a", "-y * s"),
+    Statistic("negative_cross_entropy", "sum w (1 - y) (-ln(1 - p)); 0 but for a sigmoid", "n * b", "n * r"),
+    Statistic("positive_focal", "sum w y (1 - p)^gamma (-ln p)", "y * u * a", "-y * u * (gamma * f + s)"),
+    Statistic(
+        "negative_focal",
+        "sum w (1 - y) p^gamma (-ln(1 - p)); 0 but for a sigmoid",
+        "n * v * b",
+        "n * v * (gamma * g + r)",
+    ),
     Statistic("voxels", "sum w", "1", "0"),
     Statistic("labelled", "sum w y, before label smoothing: 0 where a class is absent", "t", "0"),
 )
 """Every statistic, in the order in which a pass returns those that it is asked for."""
 
 FIELDS = tuple(statistic.name for statistic in STATISTICS)
+
+READERS = {
+    "gamma": frozenset(statistic.name for statistic in STATISTICS if statistic.names("u", "v")),
+    "power": frozenset(statistic.name for statistic in STATISTICS if statistic.names("d")),
+}
+"""exponent -> the statistics that it changes."""

@@ -162,15 +162,13 @@ def balanced(
         >>> balanced(logits, labels, field="cross_entropy", positive=3.0)
         tensor([[3.4657, 4.8520]])
     """
-    truth = target if target.shape == input.shape else one_hot(target, input.shape[1])
-    total: Any = 0.0
-    for factor, inside in ((positive, True), (negative, False)):
-        share = truth if inside else ~truth if truth.dtype == torch.bool else 1 - truth
-        share = share if weight is None else share * weight
-        every = torch.full_like(input, inside, dtype=torch.bool)
-        value = getattr(one_by_one(input, every, share, fields=(field,), activation="sigmoid", gamma=gamma), field)
-        total = total + torch.as_tensor(factor).to(value) * value
-    return torch.as_tensor(total)
+    each = weight is not None and weight.shape[1] == input.shape[1] > 1
+    if each and target.shape != input.shape:
+        target = one_hot(target, input.shape[1])
+    fields = (f"positive_{field}", f"negative_{field}")
+    stats = (one_by_one if each else sums)(input, target, weight, fields=fields, activation="sigmoid", gamma=gamma)
+    parts = [getattr(stats, name) for name in fields]
+    return torch.as_tensor(positive).to(parts[0]) * parts[0] + torch.as_tensor(negative).to(parts[1]) * parts[1]
 
 
 def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from softdice import distributed, validation
 from softdice.settings import Pass
 from softdice.statistics import OverlapStatistics, measure
+from softdice.terms import READERS
 
 
 class Loss(nn.Module):
@@ -137,17 +138,14 @@ class SumLoss(Loss):
         return f"weights={self.weights}"
 
 
-_EXPONENT_OF = {"gamma": "focal", "power": "difference"}
-
-
 def _one_pass(a: Pass, b: Pass) -> Pass:
     """Two losses' passes -> one that serves both."""
     both = replace(a, fields=a.fields + b.fields)
     for name in (setting.name for setting in dataclass_fields(Pass) if setting.name != "fields"):
-        field = _EXPONENT_OF.get(name)
-        if field is None or (field in a.fields and field in b.fields):
+        readers = READERS.get(name)
+        if readers is None or (readers & {*a.fields} and readers & {*b.fields}):
             _agree(name, getattr(a, name), getattr(b, name))
-        elif field in b.fields:
+        elif readers & {*b.fields}:
             both = replace(both, **{name: getattr(b, name)})
     return validation.pass_settings(both)
 

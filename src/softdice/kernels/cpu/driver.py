@@ -21,6 +21,7 @@ from softdice.kernels.cpu.rows import CODES, DTYPES
 from softdice.kernels.cpu.threads import share_out
 from softdice.reference import outcomes
 from softdice.settings import Pass
+from softdice.terms import READERS
 from softdice.validation import probability_slack
 
 BLOCK_BYTES = 1 << 19  # what the exponentials of a block may take: they stay in L2
@@ -67,8 +68,8 @@ def kind_of(input: Tensor, target: Tensor, masked: bool, union: bool, settings: 
         target="labels" if hard else "values",
         masked=masked,
         union=union,
-        gamma=_settled(settings.gamma, 2.0, "focal" in fields),
-        power=_settled(settings.power, 1.0, "difference" in fields),
+        gamma=_settled(settings.gamma, 2.0, bool(READERS["gamma"] & {*fields})),
+        power=_settled(settings.power, 1.0, bool(READERS["power"] & {*fields})),
     )
     apart = hard and settings.activation == "softmax" and input.shape[1] > MANY
     if apart and not (union or settings.label_smoothing):
