@@ -5,11 +5,12 @@ DEV := .venv/.dev
 PEERS := .venv/.peers
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test test-gpu test-browser check format docs bench bench-gpu clean
+.PHONY: help demo test quick test-gpu test-browser check format docs bench bench-gpu clean
 
 help:
 	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
 	@echo "make test    the test suite"
+	@echo "make quick   what a change of the core should pass first: no peers, no files, no processes"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make test-browser  the report in Chromium; fails where there is none (apt-get install chromium)"
 	@echo "make check   format, lint, types, documentation"
@@ -33,6 +34,9 @@ demo: $(DEV)
 
 test: $(DEV) $(PEERS)
 	$(BIN)/python -m pytest -n 2
+
+quick: $(DEV)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-gpu: $(DEV)
 	SOFTDICE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/test_triton_gpu.py

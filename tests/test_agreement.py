@@ -262,7 +262,7 @@ def one_outcome(problem: Problem) -> bool:
 
 
 def agree_on_drawn(
-    kernel: str, activation: str, hard: bool, examples: int = 24, shrink: bool = True, **limits: Any
+    kernel: str, activation: str, hard: bool, examples: int = 12, shrink: bool = True, **limits: Any
 ) -> None:
     phases = [phase for phase in Phase if shrink or phase == Phase.generate]
 

@@ -49,6 +49,11 @@ class Kind(NamedTuple):
         return {s.name for s in chosen if (s.elsewhere[1] if elsewhere else s.slope != "0")}
 
     @property
+    def logs(self) -> bool:
+        """Whether the logarithm of a softmax is read."""
+        return any(s.names("a", "f", slope=self.backward) for s in STATISTICS if s.name in self.fields)
+
+    @property
     def fused(self) -> bool:
         """Whether the other classes' slopes are a constant times p, so that their sum comes with the exponentials."""
         return self.backward and self.target == "own" and self.sloped(elsewhere=True) == {"prediction"}
@@ -156,6 +161,85 @@ def _symbols(kind: Kind, R: Any) -> Any:
     return {"softmax": of_softmax, "sigmoid": of_sigmoid, "none": of_probability}[kind.activation]
 
 
+def _softmax(kind: Kind, R: Any) -> Any:
+    """-> the loops that a softmax needs before anything else, four classes at a time: passes over m and r cost, too."""
+    ZERO, ONE, LOWEST = R(0), R(1), R(-np.inf)
+    MASKED, FUSED, LOGS, P = kind.masked, kind.fused, kind.logs, kind.prediction
+
+    @each
+    def value(x, place, w, v):
+        found = read_apart(x, place)
+        return found if not MASKED or read_apart(w, v) > ZERO else ZERO
+
+    @each
+    def larger(a, b):
+        return b if b > a else a
+
+    def largest(size):
+        lines = [f"x{i} = xo + np.uint64({i}) * ld" for i in range(size)]
+        lines += ["for v in range(n):", "    most = m[v]"]
+        lines += [f"    most = larger(most, value(x, x{i} + v, w, v))" for i in range(size)]
+        names = {"np": np, "larger": larger, "value": value}
+        return jit(function("largest(x, xo, ld, w, n, m)", "\n    ".join([*lines, "    m[v] = most"]), names))
+
+    def exponentials(size):
+        lines = [f"x{i}, e{i} = xo + np.uint64({i}) * ld, eo + np.uint64({i}) * eld" for i in range(size)]
+        lines += [f"prefetch(x, x{i} + n, n)" for i in range(size)]  # the next block's rows, for later
+        lines += [f"k{i} = R(coef[{P}, c + np.uint64({i})])" for i in range(size if FUSED else 0)]
+        lines += ["for v in range(n):", "    most, total = read_apart(m, v), r[v]"]
+        lines += ["    slope = dot[v]"] if FUSED else []
+        for i in range(size):
+            lines += [f"    z{i} = exp(value(x, x{i} + v, w, v) - most)", f"    write_apart(e, e{i} + v, z{i})"]
+        lines += [f"    write_apart(r, v, total + {' + '.join(f'z{i}' for i in range(size))})"]
+        if FUSED:
+            lines += [f"    write_apart(dot, v, slope + {' + '.join(f'k{i} * z{i}' for i in range(size))})"]
+        names = {"np": np, "R": R, "exp": exp, "value": value, "prefetch": prefetch}
+        names |= {"read_apart": read_apart, "write_apart": write_apart}
+        text = "\n    ".join(lines)
+        return jit(function("exponentials(x, xo, ld, w, n, m, r, e, eo, eld, coef, c, dot)", text, names))
+
+    largest1, largest2, largest3, largest4 = (largest(size) for size in range(1, 5))
+    exponentials1, exponentials2, exponentials3, exponentials4 = (exponentials(size) for size in range(1, 5))
+
+    @jit
+    def softmax(x, xo, ld, C, w, n, m, r, ls, e, eld, coef, dot):
+        """logits -> e, m, r and (where read) ls; where it is fused, dot over the other classes' slopes, too."""
+        four = np.uint64(4)
+        for v in range(n):
+            m[v] = LOWEST
+            r[v] = ZERO
+        c = np.uint64(0)
+        while c + four <= C:
+            largest4(x, xo + c * ld, ld, w, n, m)
+            c += four
+        if c + np.uint64(1) == C:
+            largest1(x, xo + c * ld, ld, w, n, m)
+        elif c + np.uint64(2) == C:
+            largest2(x, xo + c * ld, ld, w, n, m)
+        elif c + np.uint64(3) == C:
+            largest3(x, xo + c * ld, ld, w, n, m)
+        c = np.uint64(0)
+        while c + four <= C:
+            exponentials4(x, xo + c * ld, ld, w, n, m, r, e, c * eld, eld, coef, c, dot)
+            c += four
+        if c + np.uint64(1) == C:
+            exponentials1(x, xo + c * ld, ld, w, n, m, r, e, c * eld, eld, coef, c, dot)
+        elif c + np.uint64(2) == C:
+            exponentials2(x, xo + c * ld, ld, w, n, m, r, e, c * eld, eld, coef, c, dot)
+        elif c + np.uint64(3) == C:
+            exponentials3(x, xo + c * ld, ld, w, n, m, r, e, c * eld, eld, coef, c, dot)
+        if LOGS:
+            for v in range(n):
+                ls[v] = log(r[v])
+        for v in range(n):
+            r[v] = ONE / r[v]
+        if FUSED:
+            for v in range(n):
+                dot[v] *= r[v]
+
+    return softmax
+
+
 class Loops(NamedTuple):
     """The loops of one kind."""
 
@@ -178,8 +262,7 @@ def loops(kind: Kind) -> Loops:
     take, slope = _weighted(kind, [s for s in wanted if s.slope != "0"], R)
     take0, slope0 = _weighted(kind, [s for s in wanted if s.elsewhere[1]], R)
     symbols = _symbols(kind, R)
-    P = kind.prediction
-    STORED, FUSED = kind.kept, kind.fused
+    STORED = kind.kept
 
     @each
     def at(x, xo, e, eo, m, r, ls, w, true, v, s):
@@ -225,66 +308,6 @@ def loops(kind: Kind) -> Loops:
                 put(out, c, 1.0, plus(nothing(), weight, *k))
                 put0(out, c, -1.0, plus0(nothing0(), weight, *k0))
 
-    @jit
-    def largest(x, xo, w, n, m):
-        for v in range(n):
-            value = x[xo + v]
-            if MASKED:
-                value = value if w[v] > ZERO else ZERO
-            m[v] = value if value > m[v] else m[v]
-
-    @jit
-    def largest4(x, xo, ld, w, n, m):
-        """Four classes at a time, since each pass over m costs more than a comparison."""
-        o1 = xo + ld
-        o2 = o1 + ld
-        o3 = o2 + ld
-        for v in range(n):
-            a, b, c, d = x[xo + v], x[o1 + v], x[o2 + v], x[o3 + v]
-            a, c = b if b > a else a, d if d > c else c
-            a = c if c > a else a
-            if MASKED:
-                a = a if w[v] > ZERO else ZERO
-            m[v] = a if a > m[v] else m[v]
-
-    @jit
-    def exponentials(x, xo, w, n, m, r, e, eo, k, dot):
-        for v in range(n):
-            value = read_apart(x, xo + v)
-            if MASKED:
-                value = value if read_apart(w, v) > ZERO else ZERO
-            z = exp(value - read_apart(m, v))
-            write_apart(e, eo + v, z)
-            write_apart(r, v, r[v] + z)
-            if FUSED:
-                write_apart(dot, v, dot[v] + k * z)
-
-    @jit
-    def softmax(x, xo, ld, C, w, n, m, r, ls, e, eld, coef, dot):
-        """logits -> e, m, r and ls; where it is fused, dot over the other classes' slopes, too."""
-        for v in range(n):
-            m[v] = x[xo + v]
-            r[v] = ZERO
-        if MASKED:
-            for v in range(n):
-                m[v] = m[v] if w[v] > ZERO else ZERO
-        first, four = np.uint64(1), np.uint64(4)
-        while first + four <= C:
-            largest4(x, xo + first * ld, ld, w, n, m)
-            first += four
-        for c in range(first, C):
-            largest(x, xo + c * ld, w, n, m)
-        for c in range(C):
-            prefetch(x, xo + c * ld + n, n)  # the next block's row: on its way while this one is computed
-            exponentials(x, xo + c * ld, w, n, m, r, e, c * eld, R(coef[P, c]) if FUSED else ZERO, dot)
-        for v in range(n):
-            ls[v] = log(r[v])
-        for v in range(n):
-            r[v] = ONE / r[v]
-        if FUSED:
-            for v in range(n):
-                dot[v] *= r[v]
-
     def slope_with(truth, take, slope):
         @jit
         def class_slope(x, xo, e, eo, m, r, ls, w, t, c, y, yo, n, s, coef, dot, h, ho):
@@ -328,7 +351,7 @@ def loops(kind: Kind) -> Loops:
     if kind.target == "own":
         return Loops(
             sums_with(nowhere, nothing0, plus0, put0),
-            softmax,
+            _softmax(kind, R),
             slope_with(nowhere, take0, slope0),
             gradient_with(nowhere, take0, slope0),
             own_sums,
@@ -336,7 +359,7 @@ def loops(kind: Kind) -> Loops:
         )
     return Loops(
         sums_with(truth, nothing, plus, put),
-        softmax,
+        _softmax(kind, R),
         slope_with(truth, take, slope),
         gradient_with(truth, take, slope),
         own_sums,
