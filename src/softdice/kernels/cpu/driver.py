@@ -25,8 +25,7 @@ from softdice.terms import READERS
 from softdice.validation import probability_slack
 
 BLOCK_BYTES = 1 << 19  # what the exponentials of a block may take: they stay in L2
-BLOCK_VOXELS = {"few": 512, "many": 256, "single": 2048}
-"""Voxels of a block: so few that the exponentials of few classes, or the rows of many, stay in L1 (`_block`)."""
+BLOCK_VOXELS, FEW_VOXELS = 512, 256  # so that the rows of few classes, or of MANY, stay in L1
 CHUNKS = 64  # at most, per sample
 CHUNK_VOXELS = 8192  # at least
 
@@ -78,13 +77,6 @@ def kind_of(input: Tensor, target: Tensor, masked: bool, union: bool, settings: 
     return kind
 
 
-def _block(kind: Kind, num_classes: int) -> int:
-    """What is done -> the voxels of a block; without a softmax a class needs no other."""
-    if kind.activation != "softmax" and not kind.union:
-        return BLOCK_VOXELS["single"]
-    return BLOCK_VOXELS["many" if num_classes >= MANY else "few"]
-
-
 def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Pass) -> tuple[Kind, Job]:
     """Tensors and settings -> which kernels, and the work to do."""
     _, C, V = input.shape
@@ -96,7 +88,7 @@ def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor |
         ignore = ignore if ignore < 2**63 else ignore - 2**64
     kind = kind_of(input, target, has_ignore or weight is not None, regions is not None, s)
     columns = C + 1 if regions is not None else C
-    block = min(_block(kind, C), max(64, BLOCK_BYTES // np.dtype(wide).itemsize // columns // 64 * 64))
+    block = min(FEW_VOXELS if C >= MANY else BLOCK_VOXELS, max(64, BLOCK_BYTES // np.dtype(wide).itemsize // columns // 64 * 64))
     chunk = -(-max(CHUNK_VOXELS, -(-V // CHUNKS)) // block) * block
     slack = probability_slack(input.dtype)
     share = s.label_smoothing / outcomes(C, s.activation)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softdice.kernels.cpu.arithmetic import exp, log, log1p
+from softdice.kernels.cpu.arithmetic import exp, log, log1p, minus
 from softdice.kernels.cpu.compiled import each, jit, read_apart, write_apart
 from softdice.kernels.cpu.rows import prefetch
 from softdice.terms import STATISTICS, SYMBOLS, Statistic, function
@@ -133,7 +133,7 @@ def _symbols(kind: Kind, R: Any) -> Any:
     def of_softmax(x, ex, m, r, ls, t, s):
         p = ex * r
         q, y = complement(p), s.keep * t + s.share
-        a = ZERO if y == ZERO else ls + (m - x)
+        a = ZERO if y == ZERO else ls + minus(m, x)
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
         return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, p, ONE, ZERO, p * ratio(a, q), ZERO, s.gamma
 
@@ -189,11 +189,11 @@ def _softmax(kind: Kind, R: Any) -> Any:
         lines += ["for v in range(n):", "    most, total = read_apart(m, v), r[v]"]
         lines += ["    slope = dot[v]"] if FUSED else []
         for i in range(size):
-            lines += [f"    z{i} = exp(value(x, x{i} + v, w, v) - most)", f"    write_apart(e, e{i} + v, z{i})"]
+            lines += [f"    z{i} = exp(minus(value(x, x{i} + v, w, v), most))", f"    write_apart(e, e{i} + v, z{i})"]
         lines += [f"    write_apart(r, v, total + {' + '.join(f'z{i}' for i in range(size))})"]
         if FUSED:
             lines += [f"    write_apart(dot, v, slope + {' + '.join(f'k{i} * z{i}' for i in range(size))})"]
-        names = {"np": np, "R": R, "exp": exp, "value": value, "prefetch": prefetch}
+        names = {"np": np, "R": R, "exp": exp, "minus": minus, "value": value, "prefetch": prefetch}
         names |= {"read_apart": read_apart, "write_apart": write_apart}
         text = "\n    ".join(lines)
         return jit(function("exponentials(x, xo, ld, w, n, m, r, e, eo, eld, coef, c, dot)", text, names))

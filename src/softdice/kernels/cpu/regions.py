@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softdice.kernels.cpu.arithmetic import exp, log
+from softdice.kernels.cpu.arithmetic import exp, log, minus
 from softdice.kernels.cpu.compiled import jit
 from softdice.kernels.cpu.rows import beyond, load
 
@@ -68,10 +68,10 @@ def unions(kind: Any) -> Unions:
                 if member[k, c]:
                     for v in range(n):
                         value = x[xo + c * ld + v] if w[v] > ZERO else ZERO
-                        e[to + v] += exp(value - z[zo + v])
+                        e[to + v] += exp(minus(value, z[zo + v]))
             for v in range(n):
                 most = z[zo + v]
-                z[zo + v] = (most - m[v]) + log(e[to + v]) if most > LOWEST else most
+                z[zo + v] = minus(most, m[v]) + log(e[to + v]) if most > LOWEST else most
             for v in range(n):
                 e[to + v] = ZERO
             for c in range(C):
@@ -139,7 +139,7 @@ def unions(kind: Any) -> Unions:
                     if SOFTMAX:
                         value = x[xo + c * ld + v] if w[v] > ZERO else ZERO
                         if inside:
-                            share = exp(value - m[v] - z[k * eld + v]) if value > LOWEST else ZERO
+                            share = exp(minus(value, m[v]) - z[k * eld + v]) if value > LOWEST else ZERO
                         share -= e[c * eld + v] * r[v]
                     g[to + v] += share * h[k * eld + v]
             for v in range(n):
