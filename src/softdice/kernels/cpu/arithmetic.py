@@ -17,7 +17,7 @@ from softdice.kernels.cpu.compiled import bits, exact_each
 
 @exact_each
 def minus(a, b):
-    """a - b, by itself: what large numbers leave of each other must not be brought together with a small one first."""
+    """a - b, in the order that is written: a - b - c is no a - (b + c), which would lose what large a and b leave."""
     return a - b
 
 

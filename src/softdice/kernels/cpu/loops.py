@@ -133,7 +133,7 @@ def _symbols(kind: Kind, R: Any) -> Any:
     def of_softmax(x, ex, m, r, ls, t, s):
         p = ex * r
         q, y = complement(p), s.keep * t + s.share
-        a = ZERO if y == ZERO else ls + minus(m, x)
+        a = ZERO if y == ZERO else minus(ls, minus(x, m))
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
         return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, p, ONE, ZERO, p * ratio(a, q), ZERO, s.gamma
 

@@ -71,7 +71,7 @@ def unions(kind: Any) -> Unions:
                         e[to + v] += exp(minus(value, z[zo + v]))
             for v in range(n):
                 most = z[zo + v]
-                z[zo + v] = minus(most, m[v]) + log(e[to + v]) if most > LOWEST else most
+                z[zo + v] = minus(log(e[to + v]), minus(m[v], most)) if most > LOWEST else most
             for v in range(n):
                 e[to + v] = ZERO
             for c in range(C):
@@ -139,7 +139,7 @@ def unions(kind: Any) -> Unions:
                     if SOFTMAX:
                         value = x[xo + c * ld + v] if w[v] > ZERO else ZERO
                         if inside:
-                            share = exp(minus(value, m[v]) - z[k * eld + v]) if value > LOWEST else ZERO
+                            share = exp(minus(minus(value, m[v]), z[k * eld + v])) if value > LOWEST else ZERO
                         share -= e[c * eld + v] * r[v]
                     g[to + v] += share * h[k * eld + v]
             for v in range(n):
