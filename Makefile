@@ -5,7 +5,7 @@ DEV := .venv/.dev
 PEERS := .venv/.peers
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test quick test-gpu test-browser check format docs bench bench-gpu clean
+.PHONY: help demo test quick test-gpu test-browser check format notebook docs bench bench-gpu clean
 
 help:
 	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make test-browser  the report in Chromium; fails where there is none (apt-get install chromium)"
 	@echo "make check   format, lint, types, documentation"
+	@echo "make notebook  run examples/soft_dice_loss.md and keep what it prints and draws in the notebook beside it"
 	@echo "make bench   time and memory against the peers"
 	@echo "make bench-gpu  the same on a CUDA device"
 	@echo "make docs    the documentation, into site/"
@@ -54,6 +55,9 @@ format: $(DEV)
 	$(BIN)/python tests/functional_stub.py
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+notebook: $(DEV)
+	$(BIN)/python tests/notebook_outputs.py
 
 docs: $(DEV)
 	$(BIN)/mkdocs build --strict

@@ -73,7 +73,8 @@ def navigation() -> list[str]:
 
 
 def test_the_navigation_has_every_page_once() -> None:
-    pages = sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
+    files = [page for suffix in ("md", "ipynb") for page in (ROOT / "docs").rglob(f"*.{suffix}")]
+    pages = sorted(str(page.relative_to(ROOT / "docs")) for page in files)
     assert sorted(navigation()) == pages
 
 
