@@ -24,7 +24,7 @@ BACKENDS = ["reference", "cpu"]
 is missing fails there, it is not skipped."""
 
 SLOW = (
-    "cli", "compat_migrating", "compat_monai", "compat_monai_published", "compat_nnunet", "compat_smp", "distributed",
+    "cli", "compat_migrating", "compat_monai", "compat_monai_published", "compat_nnunet", "compat_smp", "distances", "distributed",
     "distributed_dtensor", "distributed_hosts", "docs", "examples", "reproducibility", "scoring", "scoring_browser",
     "scoring_faults", "scoring_long", "scoring_peers", "scoring_report", "scoring_torchrun", "training_data",
     "training_run", "training_step", "training_torchrun", "triton", "triton_compile",

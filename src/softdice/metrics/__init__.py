@@ -3,11 +3,12 @@
 from typing import Any
 
 from softdice import validation
+from softdice.metrics.distances import average_surface_distance, hausdorff_distance, surface_dice
 from softdice.metrics.formulas import dice_score
 
 STREAMING = ("DiceScore", "JaccardScore", "OverlapMetric", "PrecisionScore", "RecallScore", "VolumeDifference")
 
-__all__ = ["dice_score", *STREAMING]
+__all__ = ["average_surface_distance", "dice_score", "hausdorff_distance", "surface_dice", *STREAMING]
 
 
 def __getattr__(name: str) -> Any:
