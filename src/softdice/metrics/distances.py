@@ -9,7 +9,6 @@ B is a sample, K a class that is scored, S the axes of an image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -268,10 +267,13 @@ def measure(
             distances = pair.distances(numbers[k])
             found[:, b, k] = [formula(distances, k) for formula in formulas]
 
-        effort = {k: pair.effort(label) for k, label in enumerate(numbers) if label != ignore_index}
+        effort = {k: int(pair.voxels[label]) for k, label in enumerate(numbers) if label != ignore_index}
         threads = min(torch.get_num_threads(), len(effort)) if sum(effort.values()) > _ALONE else 1
         for_each(score, sorted(effort, key=lambda k: -effort[k]), threads)  # the large ones first
     return torch.from_numpy(found).to(device)
+
+
+_CORNERS = ((np.minimum, slice(0, 3)), (np.maximum, slice(3, 6)))
 
 
 class _Pair:
@@ -294,22 +296,16 @@ class _Pair:
                 ignore = ignore_index if name == "target" else None
                 counting.check_labels(name, labels, num_classes, ignore, counting.ignored(target, ignore_index))
 
-    def _box(self, label: int) -> tuple[slice, ...]:
-        """Around a label in both maps; empty where neither has it."""
-        low = np.minimum(*(boxes[label, :3] for boxes in self.boxes))
-        high = np.maximum(*(boxes[label, 3:] for boxes in self.boxes))
-        return tuple(slice(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True))[-len(self.spacing) :]
-
-    def effort(self, label: int) -> int:
-        """Voxels to look at."""
-        return math.prod(max(0, side.stop - side.start) for side in self._box(label))
+        low, high = (side(*(boxes[:, part] for boxes in self.boxes)) for side, part in _CORNERS)
+        self.low, self.high = low[:, 3 - len(spacing) :], high[:, 3 - len(spacing) :]
+        self.voxels = (self.high + 1 - self.low).clip(0).prod(1)
 
     def distances(self, label: int) -> SurfaceDistances:
         """label -> distances between its boundaries."""
         if any(boxes[label, 3] < 0 for boxes in self.boxes) and self.ignore_index is None:
             return SurfaceDistances.absent(*(boxes[label, 3] >= 0 for boxes in self.boxes))
-        box = self._box(label)
-        if not self.effort(label):
+        box = tuple(map(slice, self.low[label].tolist(), (self.high[label] + 1).tolist()))
+        if not self.voxels[label]:
             return SurfaceDistances.absent(False, False)
         masks = [self._mask(labels[box].numpy(), label) for labels in self.labels]
         if self.ignore_index is not None:

@@ -56,6 +56,13 @@ normal of each, in eighths of a voxel's face along each axis. Of each kind one: 
 exchanged, triangles are the same."""
 
 
+_AROUND = 500
+"""Places around an element that are looked at one by one."""
+
+_WORTH = 16
+"""Pairs of elements that are compared in the time that a voxel of a distance transform takes."""
+
+
 class SurfaceDistances(NamedTuple):
     """Of one class: the distance of each element of a boundary to the other boundary, (N,) float64.
 
@@ -129,7 +136,10 @@ def _quantile(values: np.ndarray, weight: np.ndarray | None, percentile: float |
     if percentile is None:
         return float(values.max())
     if weight is None:
-        return float(np.quantile(values, percentile / 100))
+        position = percentile / 100 * (values.size - 1)  # as np.quantile, which takes 0.1 ms to say so
+        below = min(int(position), max(values.size - 2, 0))
+        low, high = np.partition(values, (below, -1 if values.size == 1 else below + 1))[[below, min(below + 1, values.size - 1)]]
+        return float(low + (position - below) * (high - low))
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weight[order])
     first = int(np.searchsorted(reached, percentile / 100 * reached[-1] * (1 - 1e-12)))
@@ -236,7 +246,7 @@ def compiled_distances(
 ) -> SurfaceDistances:
     """The same as `surface_distances` from the compiled loops, of masks within a margin of one voxel that is outside."""
     loops, flat, voxels = kernels(), len(spacing) == 2, definition == "voxels"
-    steps = np.array([1.0] * flat + list(spacing))
+    sizes = np.array([1.0] * flat + list(spacing))
     sides, counts = [], []
     for mask in (input, target):
         layers = mask.view(np.uint8)
@@ -245,14 +255,35 @@ def compiled_distances(
         codes = np.empty([n - (2 if voxels else 1) for n in layers.shape], np.uint8)
         counts.append((loops.boundary_voxels if voxels else loops.surface_elements)(layers, codes))
         sides.append(codes)
-    square, found = np.empty(sides[0].shape), []
-    for own, other, count in zip(sides, sides[::-1], counts, strict=True):
-        loops.squares(other, steps, square)
-        far, code = np.empty(count), np.empty(count, np.uint8)
-        loops.distances(own, square, steps[0], far, code)
+    steps, reach = _steps(spacing)
+    found = []
+    for own, other, count, others in zip(sides, sides[::-1], counts, counts[::-1], strict=True):
+        far, code, left = np.empty(count), np.empty(count, np.uint8), np.empty((count, 4), np.int64)
+        left = left[: loops.near(own, other, steps, reach, far, code, left)]
+        if len(left) * others < _WORTH * own.size:
+            places = np.empty((3, others))
+            loops.places(other, places)
+            loops.compare(left, places, sizes, far)
+        else:
+            square = np.empty(own.shape)
+            loops.squares(other, sizes, square)
+            loops.look_up(left, square, sizes[0], far)
         found.append((far, code))
     (far_i, code_i), (far_t, code_t) = found
     if voxels:
         return SurfaceDistances(far_i, far_t)
-    sizes = element_sizes(spacing)
-    return SurfaceDistances(far_i, far_t, sizes[code_i], sizes[code_t])
+    weights = element_sizes(spacing)
+    return SurfaceDistances(far_i, far_t, weights[code_i], weights[code_t])
+
+
+@lru_cache(maxsize=64)
+def _steps(spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """spacing -> all steps from a voxel within some radius, (K, 3), and their lengths, (K,), ascending."""
+    sizes = np.array([1.0] * (3 - len(spacing)) + list(spacing))
+    volume = _AROUND * math.prod(spacing)
+    radius = math.sqrt(volume / math.pi) if len(spacing) == 2 else (0.75 * volume / math.pi) ** (1 / 3)
+    most = [0] * (3 - len(spacing)) + [int(radius / size) for size in spacing]
+    steps = np.array(list(product(*(range(-n, n + 1) for n in most))))
+    lengths = np.sqrt((steps * sizes) ** 2 @ np.ones(3))
+    order = [i for i in np.argsort(lengths, kind="stable") if lengths[i] <= radius]
+    return steps[order], lengths[order]

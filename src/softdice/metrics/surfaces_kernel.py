@@ -1,12 +1,14 @@
 """label maps, masks -> where each label lies, boundary elements, distances between them: the loops on the CPU.
 
-Distances are exact and need no more than the elements ask for. Along the last axis two scans say how far the next
-element of the other boundary is. Along the axis before it every row takes the minimum over the rows around it, row by
-row outwards, until these are too far away to change anything; whole rows at once, which the compiler turns into vector
-instructions. Along the first axis the same is done for the elements alone. Where the boundaries are d voxels apart that
-is some d steps per voxel, with a few voxels per instruction.
+Distances are exact, and most cost next to nothing: two segmentations that are worth comparing agree on most of their
+boundaries. `near` looks around an element, the nearest place first, and stops at the first element of the other boundary.
+The few that are left after some hundred places are compared with all elements of the other boundary (`compare`), or,
+where they are many, looked up in a transform of the whole box (`squares`, `look_up`). There, two scans along the last
+axis say how far the next element is; along the axis before it every row takes the minimum over the rows around it, row by
+row outwards until these are too far away to change anything, which the compiler turns into vector instructions; along the
+first axis the same is done for the elements that are left.
 
-X, Y, Z are axes; a 2-D image has X = 1.
+X, Y, Z are axes; a 2-D image has X = 1. Codes are those of `surfaces.elements`: no element where 0 or 255.
 """
 
 from __future__ import annotations
@@ -142,25 +144,81 @@ def squares(codes: np.ndarray, spacing: np.ndarray, square: np.ndarray) -> None:
 
 
 @njit(nogil=True, cache=True)
-def distances(codes: np.ndarray, square: np.ndarray, step: float, found: np.ndarray, codes_found: np.ndarray) -> None:
-    """Elements of a boundary, what `squares` says of the other -> their distances and codes, (N,), in order."""
+def near(
+    own: np.ndarray,
+    other: np.ndarray,
+    steps: np.ndarray,
+    reach: np.ndarray,
+    found: np.ndarray,
+    codes: np.ndarray,
+    left: np.ndarray,
+) -> int:
+    """Codes (X, Y, Z) of two boundaries, steps (K, 3) and their lengths (K,), ascending -> distances and codes (N,).
+
+    Of elements with no other one within these steps the position is written to left (N, 4), with their number among
+    all; returns how many these are.
+    """
+    X, Y, Z = own.shape
+    n, remain = 0, 0
+    for x in range(X):
+        for y in range(Y):
+            for z in range(Z):
+                code = own[x, y, z]
+                if code == 0 or code == 255:
+                    continue
+                codes[n] = code
+                near_by = -1.0
+                for k in range(len(reach)):
+                    a, b, c = x + steps[k, 0], y + steps[k, 1], z + steps[k, 2]
+                    if 0 <= a < X and 0 <= b < Y and 0 <= c < Z and other[a, b, c] != 0 and other[a, b, c] != 255:
+                        near_by = reach[k]
+                        break
+                found[n] = near_by
+                if near_by < 0:
+                    left[remain, 0], left[remain, 1], left[remain, 2], left[remain, 3] = x, y, z, n
+                    remain += 1
+                n += 1
+    return remain
+
+
+@njit(nogil=True, cache=True)
+def places(codes: np.ndarray, found: np.ndarray) -> None:
+    """Codes (X, Y, Z) -> where the elements are, (3, N) float64."""
     X, Y, Z = codes.shape
     n = 0
     for x in range(X):
         for y in range(Y):
             for z in range(Z):
-                code = codes[x, y, z]
-                if code == 0 or code == 255:
-                    continue
-                best = square[x, y, z]
-                for away in range(1, max(x, X - 1 - x) + 1):
-                    cost = (away * step) * (away * step)
-                    if cost >= best:
-                        break
-                    if x >= away:
-                        best = min(best, square[x - away, y, z] + cost)
-                    if x + away < X:
-                        best = min(best, square[x + away, y, z] + cost)
-                found[n] = np.sqrt(best)
-                codes_found[n] = code
-                n += 1
+                if codes[x, y, z] != 0 and codes[x, y, z] != 255:
+                    found[0, n], found[1, n], found[2, n] = x, y, z
+                    n += 1
+
+
+@njit(nogil=True, cache=True, fastmath=_LEAST)
+def compare(left: np.ndarray, others: np.ndarray, spacing: np.ndarray, found: np.ndarray) -> None:
+    """What `near` has left, all elements of the other boundary (3, M) -> the distances that are missing."""
+    for i in range(len(left)):
+        best = _INF
+        for j in range(others.shape[1]):
+            a, b, c = left[i, 0] - others[0, j], left[i, 1] - others[1, j], left[i, 2] - others[2, j]
+            a, b, c = a * spacing[0], b * spacing[1], c * spacing[2]
+            best = min(best, a * a + b * b + c * c)
+        found[left[i, 3]] = np.sqrt(best)
+
+
+@njit(nogil=True, cache=True)
+def look_up(left: np.ndarray, square: np.ndarray, step: float, found: np.ndarray) -> None:
+    """What `near` has left, what `squares` says of the other boundary -> the distances that are missing."""
+    X = len(square)
+    for i in range(len(left)):
+        x, y, z = left[i, 0], left[i, 1], left[i, 2]
+        best = square[x, y, z]
+        for away in range(1, max(x, X - 1 - x) + 1):
+            cost = (away * step) * (away * step)
+            if cost >= best:
+                break
+            if x >= away:
+                best = min(best, square[x - away, y, z] + cost)
+            if x + away < X:
+                best = min(best, square[x + away, y, z] + cost)
+        found[left[i, 3]] = np.sqrt(best)
