@@ -1,4 +1,4 @@
-"""Distances between surfaces: by hand, the compiled loops against the definition, and against the programs that have them."""
+"""Distances between surfaces: by hand, the compiled loops against the definition, and against other programs."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_a_tolerance_for_each_class() -> None:
     [
         ({"percentile": 101}, r"hausdorff_distance: expected percentile in \[0, 100\], got 101\. Choose"),
         ({"percentile": "95"}, r"hausdorff_distance: expected percentile to be a number in \[0, 100\], got '95'\."),
-        ({"spacing": (1, 2, 3)}, r"expected spacing of 2 positive numbers for images of shape \(4, 5\), got \(1, 2, 3\)\."),
+        ({"spacing": (1, 2, 3)}, r"spacing of 2 positive numbers for images of shape \(4, 5\), got \(1, 2, 3\)\."),
         ({"spacing": 0}, r"expected spacing of 2 positive numbers for images of shape \(4, 5\), got 0\."),
         ({"spacing": (1, NAN)}, r"expected spacing of 2 positive numbers"),
         ({"definition": "edges"}, r"expected definition to be one of 'voxels', 'surface', got 'edges'\."),
@@ -262,7 +262,7 @@ def test_a_tolerance_for_each_class() -> None:
         ({"input": torch.zeros(1, 4, 5)}, r"expected integer labels in input, got torch.float32\."),
         ({"input": np.zeros((1, 4, 5))}, r"expected input to be a Tensor, got ndarray\."),
         ({"ignore_index": 1.5}, r"expected ignore_index to be an int or None, got 1\.5\."),
-        ({"target": torch.full((1, 4, 5), 7)}, r"target with labels in \[0, 3\), got 7 \(20 voxels\)\. Raise num_classes"),
+        ({"target": torch.full((1, 4, 5), 7)}, r"target with labels in \[0, 3\), got 7 \(20 voxels\)\. Raise"),
         ({"input": torch.full((1, 4, 5), -1)}, r"input with labels in \[0, 3\), got -1 \(20 voxels\)\."),
     ],
 )  # fmt: skip
@@ -278,7 +278,9 @@ def test_more_mistakes() -> None:
     with pytest.raises(ValueError, match=r"surface_dice: expected tolerance >= 0, got -1\."):
         surface_dice(*torch.zeros(2, 1, 4, 5).long(), num_classes=3, tolerance=-1)
     for shape in ((4, 5), (1, 2, 3, 4, 5), (4,)):
-        with pytest.raises(ValueError, match=r"average_surface_distance: expected input of shape \(B, \*S\) with 2 or 3"):
+        with pytest.raises(
+            ValueError, match=r"average_surface_distance: expected input of shape \(B, \*S\) with 2 or 3"
+        ):
             average_surface_distance(*torch.zeros(2, *shape).long(), num_classes=3)
 
 
@@ -305,11 +307,9 @@ def agrees_with_monai(p: np.ndarray, t: np.ndarray, classes: int, spacing: tuple
                 hausdorff_distance(*ours, percentile=percentile, direction=direction, **options),  # type: ignore[arg-type]
                 monai.compute_hausdorff_distance(*pair, **directed, **theirs),
             ))  # fmt: skip
-        for direction in ("symmetric", "from_input"):
-            rows.append((
-                average_surface_distance(*ours, direction=direction, **options),  # type: ignore[arg-type]
-                monai.compute_average_surface_distance(*pair, symmetric=direction == "symmetric", **theirs),
-            ))  # fmt: skip
+        mean, way = monai.compute_average_surface_distance, "from_input"
+        rows.append((average_surface_distance(*ours, **options), mean(*pair, symmetric=True, **theirs)))
+        rows.append((average_surface_distance(*ours, direction=way, **options), mean(*pair, **theirs)))
         for definition in DEFINITIONS:
             subvoxels = {"class_thresholds": [tolerance] * classes, "use_subvoxels": definition == "surface"}
             rows.append((
@@ -366,7 +366,9 @@ def test_medpy() -> None:
         options: dict[str, Any] = {"num_classes": 1, "spacing": spacing}
         found = hausdorff_distance(*ours, **options).item()
         assert found == pytest.approx(binary.hd(p, t, spacing), rel=1e-12)
-        ways = [average_surface_distance(*ours, direction=way, **options).item() for way in ("from_input", "from_target")]
+        ways = [
+            average_surface_distance(*ours, direction=way, **options).item() for way in ("from_input", "from_target")
+        ]
         assert ways == pytest.approx([binary.asd(p, t, spacing), binary.asd(t, p, spacing)], rel=1e-12)
         mean = average_surface_distance(*ours, **options).item()
         assert mean == pytest.approx(binary.assd(p, t, spacing), rel=1e-12)
@@ -480,3 +482,104 @@ def test_the_table_of_empty_masks() -> None:
                 cells += [str(each).replace("(", "").replace(")", "") for each in (both, one)]
             row = f"| {program} | {' | '.join(cells)} |".replace("0.0", "0")
             assert row in page, row
+
+
+# --- metrics that stream
+
+
+def stream() -> list[tuple[Tensor, Tensor]]:
+    """Ten cases of three classes; in one the input lacks a class, in one both do."""
+    cases = [tuple(torch.from_numpy(blobs((9, 11), 3, 2 * seed + i)) for i in range(2)) for seed in range(10)]
+    cases[3] = cases[3][0].clamp(max=1), cases[3][1]
+    cases[7] = cases[7][0].clamp(max=1), cases[7][1].clamp(max=1)
+    return cases
+
+
+def test_streaming_is_the_mean_over_the_cases() -> None:
+    pytest.importorskip("torchmetrics")
+    from softdice.metrics import AverageSurfaceDistance, HausdorffDistance, SurfaceDice
+
+    options: dict[str, Any] = {"spacing": (2, 0.5), "definition": "surface"}
+    pairs: list[tuple[Any, Callable[..., Tensor], dict[str, Any]]] = [
+        (HausdorffDistance, hausdorff_distance, {"percentile": 95}),
+        (AverageSurfaceDistance, average_surface_distance, {"direction": "from_target"}),
+        (SurfaceDice, surface_dice, {"tolerance": [1.0, 1.5, 2.0]}),
+    ]
+    for metric, function, own in pairs:
+        each = torch.cat([function(p[None], t[None], num_classes=3, **options, **own) for p, t in stream()])
+        for penalty in (INF, 100.0, NAN):
+            expected = each.where(~each.isinf(), penalty).nanmean(0)
+            streams = [metric(3, average=average, penalty=penalty, **options, **own) for average in ("none", "macro")]
+            for one in streams:
+                for p, t in stream():
+                    one.update(p[None], t[None])
+            torch.testing.assert_close(streams[0].compute(), expected, rtol=1e-13, atol=0)
+            torch.testing.assert_close(streams[1].compute(), expected.nanmean(), rtol=1e-13, atol=0)
+            assert metric is SurfaceDice or bool(expected.isinf().any()) == (penalty == INF)
+
+
+def test_streaming_in_any_order_and_over_ranks() -> None:
+    """Bit for bit; and batches of logits are what their argmax is."""
+    pytest.importorskip("torchmetrics")
+    from softdice.metrics import HausdorffDistance
+
+    def metric() -> Any:
+        return HausdorffDistance(3, average="none", penalty=50.0)
+
+    whole, ranks = metric(), [metric(), metric()]
+    for i, (p, t) in enumerate(stream()):
+        logits = torch.nn.functional.one_hot(p.long(), 3).movedim(-1, 0)[None].float()
+        whole.update(logits, t[None, None])
+        ranks[i % 2].update(p[None], t[None])
+    ranks[0]._reduce_states(ranks[1].metric_state)
+    assert torch.equal(ranks[0].compute(), whole.compute())
+    back, batch = metric(), [torch.stack(sides) for sides in zip(*stream()[::-1], strict=True)]
+    back.update(*batch)
+    assert torch.equal(back.compute(), whole.compute())
+
+
+def test_each_case_may_have_its_own_spacing() -> None:
+    pytest.importorskip("torchmetrics")
+    from softdice.metrics import HausdorffDistance
+
+    metric = HausdorffDistance(1, spacing=7.0)
+    for spacing in (1.0, 3.0):
+        metric.update(mask((0, 0), shape=(2, 4)), mask((0, 3), shape=(2, 4)), spacing=(1.0, spacing))
+    assert metric.compute().item() == 6
+    metric.update(mask((0, 0), shape=(2, 4)), mask((0, 1), shape=(2, 4)))
+    assert metric.compute().item() == pytest.approx(19 / 3)
+
+
+def test_a_collection_keeps_apart_what_differs() -> None:
+    """One pixel against one pixel: every percentile agrees, and the average does."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+    from softdice.metrics import AverageSurfaceDistance, HausdorffDistance
+
+    metrics = {"hd": HausdorffDistance(1), "hd50": HausdorffDistance(1, percentile=50), "a": AverageSurfaceDistance(1)}
+    collection = torchmetrics.MetricCollection(metrics)
+    collection.update(mask((0, 0), shape=(2, 4)), mask((0, 3), shape=(2, 4)))
+    collection.update(mask((0, 0), (0, 1), (0, 2), shape=(2, 4)), mask((0, 0), shape=(2, 4)))
+    found = {name: value.item() for name, value in collection.compute().items()}
+    assert found == {"hd": 2.5, "hd50": 2.0, "a": pytest.approx((3 + 0.75) / 2)}
+
+
+def test_mistakes_in_a_stream() -> None:
+    pytest.importorskip("torchmetrics")
+    from softdice.metrics import HausdorffDistance, SurfaceDice
+
+    with pytest.raises(
+        ValueError, match=r"HausdorffDistance: expected average to be one of 'macro', 'none', got 'micro'"
+    ):
+        HausdorffDistance(3, average="micro")
+    with pytest.raises(ValueError, match=r"HausdorffDistance: expected penalty >= 0, got -1"):
+        HausdorffDistance(3, penalty=-1)
+    with pytest.raises(ValueError, match=r"SurfaceDice: expected tolerance of 2 numbers, got 3"):
+        SurfaceDice(3, classes=[1, 2], tolerance=[1, 2, 3])
+    with pytest.raises(
+        TypeError, match=r"HausdorffDistance.update: expected integer labels in input, got torch.float32"
+    ):
+        HausdorffDistance(1).update(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4).long())
+    with pytest.raises(
+        ValueError, match=r"HausdorffDistance.update: expected input of shape \(B, 3, \*S\), got \(1, 4, 4\)"
+    ):
+        HausdorffDistance(3).update(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4).long())

@@ -9,6 +9,7 @@ B is a sample, K a class that is scored, S the axes of an image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -47,8 +48,8 @@ def hausdorff_distance(
 
         HD = max(max_a d(a, T), max_b d(b, P))        d(a, T) = min_b |a - b|
 
-    a and b are the elements of the boundaries P of the input and T of the target. With a percentile the inner maxima are
-    percentiles: HD95.
+    a and b are the elements of the boundaries P of the input and T of the target. With a percentile the inner maxima
+    are percentiles: HD95.
 
     Args:
         input: bool or integer labels in [0, C), (B, *S) with 2 or 3 axes S; axes of length 1 do not count. For logits
@@ -61,7 +62,7 @@ def hausdorff_distance(
         definition: what the boundary is. "voxels": those of the class with a neighbour outside (MONAI, MedPy);
             "surface": surface elements weighted by their area (DeepMind).
         direction: "symmetric", or the distances "from_input" to the target or "from_target" to the input only.
-        classes: those that are scored, None for all; `range(1, C)` leaves the background out, which takes the most time.
+        classes: those that are scored, None for all; `range(1, C)` leaves the background out, which takes most time.
         ignore_index: voxels where target has this label are in no class, in both maps; that class is not scored.
 
     Returns:
@@ -81,8 +82,8 @@ def hausdorff_distance(
 
     Source: D. P. Huttenlocher et al., "Comparing images using the Hausdorff distance", IEEE TPAMI 15, 1993.
     """
-    percentile_in_range(percentile)
-    validation.choice("direction", direction, ("symmetric", "from_input", "from_target"))
+    check_percentile(percentile)
+    validation.choice("direction", direction, surfaces.DIRECTIONS)
 
     def formula(distances: SurfaceDistances, _: int) -> float:
         return surfaces.hausdorff(distances, percentile, direction)
@@ -102,7 +103,7 @@ def average_surface_distance(
     classes: Sequence[int] | None = None,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """labels, labels -> the mean distance between the boundaries of each sample and class, (B, C), in the unit of spacing
+    """labels, labels -> the mean distance between boundaries of each sample and class, (B, C), in the unit of spacing
 
         ASSD = (sum_a w_a d(a, T) + sum_b w_b d(b, P)) / (sum_a w_a + sum_b w_b)
 
@@ -129,7 +130,7 @@ def average_surface_distance(
     Source: T. Heimann et al., "Comparison and evaluation of methods for liver segmentation from CT datasets", IEEE
     Transactions on Medical Imaging 28, 2009.
     """
-    validation.choice("direction", direction, ("symmetric", "from_input", "from_target"))
+    validation.choice("direction", direction, surfaces.DIRECTIONS)
 
     def formula(distances: SurfaceDistances, _: int) -> float:
         return surfaces.average(distances, direction)
@@ -163,8 +164,8 @@ def surface_dice(
     The other arguments, errors, and what is ignored are those of `hausdorff_distance`.
 
     Returns:
-        (B, C), or one column for each entry of `classes`; float64, 1 is best. nan: the class is in neither map, or it is
-        `ignore_index`; 0: it is in one of them only.
+        (B, C), or one column for each entry of `classes`; float64, 1 is best. nan: the class is in neither map, or it
+        is `ignore_index`; 0: it is in one of them only.
 
     Example:
         >>> import torch
@@ -173,8 +174,8 @@ def surface_dice(
         >>> surface_dice(input, target, num_classes=1, tolerance=1)
         tensor([[0.8333]], dtype=torch.float64)
 
-    Source: S. Nikolov et al., "Clinically applicable segmentation of head and neck anatomy for radiotherapy", J. Medical
-    Internet Research 23, 2021.
+    Source: S. Nikolov et al., "Clinically applicable segmentation of head and neck anatomy for radiotherapy", J.
+    Medical Internet Research 23, 2021.
     """
     numbers = scored(num_classes, classes)
     tolerances = each_class("tolerance", tolerance, len(numbers))
@@ -188,7 +189,7 @@ def surface_dice(
 # --- settings
 
 
-def percentile_in_range(percentile: float | None) -> None:
+def check_percentile(percentile: float | None) -> None:
     """None, or a number in [0, 100]."""
     if percentile is not None:
         validation.number("percentile", percentile, 0, 100)
@@ -242,7 +243,7 @@ def measure(
     counting.check_tensors(input=input, target=target)
     counting.check_ignore_index(ignore_index)
     numbers = scored(num_classes, classes)
-    validation.choice("definition", definition, ("voxels", "surface"))
+    validation.choice("definition", definition, surfaces.DEFINITIONS)
     for name, labels in (("input", input), ("target", target)):
         if labels.is_floating_point() or labels.is_complex():
             advice = "Convert with .long(), or take argmax."
@@ -273,9 +274,6 @@ def measure(
     return torch.from_numpy(found).to(device)
 
 
-_CORNERS = ((np.minimum, slice(0, 3)), (np.maximum, slice(3, 6)))
-
-
 class _Pair:
     """Two label maps of one sample, and where each label lies in them."""
 
@@ -296,8 +294,9 @@ class _Pair:
                 ignore = ignore_index if name == "target" else None
                 counting.check_labels(name, labels, num_classes, ignore, counting.ignored(target, ignore_index))
 
-        low, high = (side(*(boxes[:, part] for boxes in self.boxes)) for side, part in _CORNERS)
-        self.low, self.high = low[:, 3 - len(spacing) :], high[:, 3 - len(spacing) :]
+        axes = slice(3 - len(spacing), 3)
+        self.low = np.min([boxes[:, axes] for boxes in self.boxes], 0)
+        self.high = np.max([boxes[:, 3:][:, axes] for boxes in self.boxes], 0)
         self.voxels = (self.high + 1 - self.low).clip(0).prod(1)
 
     def distances(self, label: int) -> SurfaceDistances:
@@ -316,7 +315,7 @@ class _Pair:
         if not all(there):
             return SurfaceDistances.absent(*there)
         measured = surfaces.surface_distances if surfaces.kernels() is None else surfaces.compiled_distances
-        return measured(*masks, self.spacing, self.definition)
+        return measured(masks[0], masks[1], self.spacing, self.definition)
 
     def _mask(self, labels: np.ndarray, label: int) -> np.ndarray:
         """labels of a box -> where the label is, within a margin of one voxel."""
@@ -333,7 +332,7 @@ def _boxes(labels: np.ndarray, num_classes: int) -> np.ndarray:
     turned = labels.transpose(order)  # as it lies in memory
     turned = turned[(None,) * (3 - labels.ndim)]
     kernels = surfaces.kernels()
-    rows = max(1, _SLAB // max(1, turned[0].size if len(turned) else 1), -(-len(turned) // (8 * torch.get_num_threads())))
+    rows = max(1, _SLAB // max(1, math.prod(turned.shape[1:])))
     parts = [(start, boxes.copy()) for start in range(0, len(turned), rows)]
 
     def find(part: tuple[int, np.ndarray]) -> None:

@@ -11,8 +11,8 @@ The distance of an element is the Euclidean one to the nearest element of the ot
 Here stands the definition, in NumPy and SciPy; `surfaces_kernel` has the same loops compiled.
 
 Source: S. Nikolov et al., "Clinically applicable segmentation of head and neck anatomy for radiotherapy", J. Medical
-Internet Research 23, 2021 (surface elements, surface Dice); A. A. Taha and A. Hanbury, "Metrics for evaluating 3D medical
-image segmentation", BMC Medical Imaging 15, 2015 (the distances).
+Internet Research 23, 2021 (surface elements, surface Dice); A. A. Taha and A. Hanbury, "Metrics for evaluating 3D
+medical image segmentation", BMC Medical Imaging 15, 2015 (the distances).
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from softdice import validation
 
 Definition = Literal["voxels", "surface"]
 Direction = Literal["symmetric", "from_input", "from_target"]
+
+DEFINITIONS: tuple[Definition, ...] = ("voxels", "surface")
+DIRECTIONS: tuple[Direction, ...] = ("symmetric", "from_input", "from_target")
 
 SLACK = 1e-6
 """A distance that is above a tolerance by no more than this share of it counts as within: headers round spacings to
@@ -52,8 +55,8 @@ _TRIANGLES = {
     0b01101001: ["111", "111", "111", "111"],
 }
 """Which of 8 voxels are inside (bit 7: the first along all axes, bit 0: the last) -> the triangles between them, by the
-normal of each, in eighths of a voxel's face along each axis. Of each kind one: turned, mirrored, or with inside and outside
-exchanged, triangles are the same."""
+normal of each, in eighths of a voxel's face along each axis. Of each kind one: turned, mirrored, or with inside and
+outside exchanged, triangles are the same."""
 
 
 _AROUND = 500
@@ -132,14 +135,14 @@ def _judged(distances: SurfaceDistances, worst: float, score: Callable[[], float
 
 
 def _quantile(values: np.ndarray, weight: np.ndarray | None, percentile: float | None) -> float:
-    """Of voxels the linear interpolation between order statistics; of areas the first distance that reaches the share."""
+    """Of voxels linear interpolation between order statistics; of areas the first distance that reaches the share."""
     if percentile is None:
         return float(values.max())
     if weight is None:
-        position = percentile / 100 * (values.size - 1)  # as np.quantile, which takes 0.1 ms to say so
-        below = min(int(position), max(values.size - 2, 0))
-        low, high = np.partition(values, (below, -1 if values.size == 1 else below + 1))[[below, min(below + 1, values.size - 1)]]
-        return float(low + (position - below) * (high - low))
+        position = percentile / 100 * (values.size - 1)  # as np.quantile, which needs 0.1 ms of its own
+        around = [math.floor(position), math.ceil(position)]
+        low, high = np.partition(values, around)[around].tolist()
+        return float(low + (position - around[0]) * (high - low))
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weight[order])
     first = int(np.searchsorted(reached, percentile / 100 * reached[-1] * (1 - 1e-12)))
@@ -244,7 +247,7 @@ def kernels() -> Any:
 def compiled_distances(
     input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], definition: Definition
 ) -> SurfaceDistances:
-    """The same as `surface_distances` from the compiled loops, of masks within a margin of one voxel that is outside."""
+    """The same as `surface_distances` from the compiled loops, of masks within a margin of one voxel outside."""
     loops, flat, voxels = kernels(), len(spacing) == 2, definition == "voxels"
     sizes = np.array([1.0] * flat + list(spacing))
     sides, counts = [], []

@@ -1,12 +1,12 @@
 """label maps, masks -> where each label lies, boundary elements, distances between them: the loops on the CPU.
 
 Distances are exact, and most cost next to nothing: two segmentations that are worth comparing agree on most of their
-boundaries. `near` looks around an element, the nearest place first, and stops at the first element of the other boundary.
-The few that are left after some hundred places are compared with all elements of the other boundary (`compare`), or,
-where they are many, looked up in a transform of the whole box (`squares`, `look_up`). There, two scans along the last
-axis say how far the next element is; along the axis before it every row takes the minimum over the rows around it, row by
-row outwards until these are too far away to change anything, which the compiler turns into vector instructions; along the
-first axis the same is done for the elements that are left.
+boundaries. `near` looks around an element, the nearest place first, and stops at the first element of the other
+boundary. The few that are left after some hundred places are compared with all elements of the other boundary
+(`compare`), or, where they are many, looked up in a transform of the whole box (`squares`, `look_up`). There, two
+scans along the last axis say how far the next element is; along the axis before it every row takes the minimum over
+the rows around it, row by row outwards until these are too far away to change anything, which the compiler turns into
+vector instructions; along the first axis the same is done for the elements that are left.
 
 X, Y, Z are axes; a 2-D image has X = 1. Codes are those of `surfaces.elements`: no element where 0 or 255.
 """
