@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Callable
@@ -583,3 +584,129 @@ def test_mistakes_in_a_stream() -> None:
         ValueError, match=r"HausdorffDistance.update: expected input of shape \(B, 3, \*S\), got \(1, 4, 4\)"
     ):
         HausdorffDistance(3).update(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4).long())
+
+
+# --- softdice score --surface
+
+
+def scored(*arguments: object) -> tuple[int, dict[str, Any], str]:
+    """Exit code, the JSON, and what was said beside it."""
+    testing = pytest.importorskip("typer.testing")
+    from softdice.cli.app import app
+
+    words = ["score", *map(str, arguments), "--format", "json"]
+    run = testing.CliRunner().invoke(app, words, catch_exceptions=False)
+    return run.exit_code, json.loads(run.stdout) if run.stdout.startswith("{") else {}, run.stderr
+
+
+def nifti(path: Path, array: np.ndarray, spacing: tuple[float, float, float]) -> Path:
+    nib = pytest.importorskip("nibabel")
+    nib.save(nib.Nifti1Image(array.astype(np.int16), np.diag([*spacing, 1.0])), path)
+    return path
+
+
+def columns(result: dict[str, Any]) -> dict[int | str, list[float | None]]:
+    rows = result["results"][0]["cases"][0]["classes"]
+    return {row["label"]: [row[name] for name in ("hd95", "mean_distance", "surface_dice")] for row in rows}
+
+
+@pytest.mark.parametrize("number", [lambda label: label, lambda label: label - 1000 * (label > 1)])
+def test_the_command_measures_in_mm(tmp_path: Path, number: Callable[[int], int]) -> None:
+    """Small labels, and labels that are no class numbers; one is in neither map's place, one is ignored."""
+    p, t = (blobs((12, 13, 14), 5, seed) for seed in (1, 2))
+    t[t == 4] = 3
+    spacing = (0.5, 1.0, 2.0)
+    renamed = [np.vectorize(number)(each.astype(np.int16)) for each in (p, t)]
+    files = [nifti(tmp_path / f"{name}.nii.gz", each, spacing) for name, each in zip("pt", renamed, strict=True)]
+    code, result, _ = scored(*files, "--surface", f"1mm,{number(2)}=3mm", "--ignore", number(3), "--ignore-geometry")
+    assert code == 0
+    pair = [torch.from_numpy(each)[None] for each in (p, t)]
+    how: dict[str, Any] = {"num_classes": 5, "spacing": spacing, "ignore_index": 3, "classes": [1, 2, 4]}
+    expected = torch.stack([
+        hausdorff_distance(*pair, percentile=95, **how),
+        average_surface_distance(*pair, **how),
+        surface_dice(*pair, tolerance=[1, 3, 1], **how),
+    ])[:, 0].T  # fmt: skip
+    assert expected[2].tolist() == [INF, INF, 0]
+    for label, row in zip((1, 2, 4), expected.tolist(), strict=True):
+        found = columns(result)[number(label)]
+        assert found == (["inf", "inf", 0] if label == 4 else pytest.approx(row, rel=1e-12))
+    overall = result["results"][0]["overall"]
+    assert overall["macro_hd95"] == "inf"
+    assert overall["macro_surface_dice"] == pytest.approx(expected[:, 2].mean().item())
+
+
+def test_the_command_measures_regions(tmp_path: Path) -> None:
+    p, t = (blobs((12, 13, 14), 4, seed) for seed in (1, 2))
+    files = [nifti(tmp_path / f"{name}.nii.gz", each, (2, 1, 1)) for name, each in zip("pt", (p, t), strict=True)]
+    code, result, _ = scored(*files, "--regions", "a=1,2; b=2,3", "--surface", "1mm,b=2mm")
+    assert code == 0
+    for name, labels, tolerance in (("a", (1, 2), 1.0), ("b", (2, 3), 2.0)):
+        pair = [torch.from_numpy(np.isin(each, labels))[None] for each in (p, t)]
+        how: dict[str, Any] = {"num_classes": 1, "spacing": (2, 1, 1)}
+        expected = [
+            hausdorff_distance(*pair, percentile=95, **how).item(),
+            average_surface_distance(*pair, **how).item(),
+            surface_dice(*pair, tolerance=tolerance, **how).item(),
+        ]
+        assert columns(result)[name] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_command_on_pictures_in_pixels(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    p, t = np.zeros((2, 20, 30), np.uint8)
+    p[5:10, 5:10] = t[5:10, 8:13] = 1
+    for name, each in (("p", p), ("t", t)):
+        image.fromarray(each).save(tmp_path / f"{name}.png")
+    files = [tmp_path / "p.png", tmp_path / "t.png"]
+    code, result, _ = scored(*files, "--surface", "3px", "--labels", "1,2")
+    assert code == 0
+    assert columns(result)[1][0] == 3
+    assert columns(result)[1][2] == 1
+    assert columns(result)[2] == [None] * 3
+    code, result, _ = scored(*files, "--surface", "3px", "--labels", "1,2", "--empty", "1")
+    assert columns(result)[2] == [0, 0, 1]
+    code, result, said = scored(*files, "--surface", "3mm")
+    assert code == 1
+    assert "expected a file that says how large a voxel is, got none. Pass --surface 2px" in said
+
+
+def test_the_command_gives_the_same_in_csv_after_a_stop_and_from_processes(tmp_path: Path) -> None:
+    for side in ("p", "t"):
+        (tmp_path / side).mkdir()
+        for seed in range(3):
+            nifti(tmp_path / side / f"{seed}.nii.gz", blobs((6, 7, 8), 3, seed + 9 * (side == "t")), (1, 1, 2))
+    testing = pytest.importorskip("typer.testing")
+    from softdice.cli.app import app
+    from softdice.scoring import Case
+    from softdice.scoring.runner import _from_record, _to_record
+
+    texts = []
+    for jobs in (1, 2):
+        words = ["score", str(tmp_path / "p"), str(tmp_path / "t"), "--surface", "1mm", "--format", "csv"]
+        texts.append(testing.CliRunner().invoke(app, [*words, "--jobs", str(jobs)], catch_exceptions=False).stdout)
+    assert texts[0] == texts[1]
+    assert texts[0].splitlines()[0].endswith(",n_ref,hd95,mean_distance,surface_dice")
+    scores = np.array([[1.5, np.inf], [np.nan, 2.0], [0.25, 0.0]])
+    case = Case("c", keys=(1, 2), counts=np.zeros((3, 2), np.int64), surfaces=scores)
+    record = json.loads(json.dumps(_to_record("side", case)))
+    np.testing.assert_array_equal(_from_record(record).surfaces, scores)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--surface", "2"], "--surface: expected a tolerance in mm or px, then class=tolerance"),
+        (["--surface", "liver=1mm"], "--surface: expected one tolerance for all classes that are not named, and one"),
+        (["--surface", "1mm,liver=1px"], "--surface: expected one tolerance for all classes that are not named, and"),
+        (["--surface", "1mm,2mm"], "--surface: expected a tolerance in mm or px"),
+        (["--surface", "1mm", "--soft"], "--surface: expected label maps or --threshold, got --soft"),
+        (["--surface", "1mm,spleen=2mm", "--labels", "liver=1"], "--surface: expected a class that --labels or"),
+        (["--metrics", "surface"], "--metrics: expected some of precision, recall, specificity, volume, got 'surface'"),
+    ],
+)  # fmt: skip
+def test_what_the_command_refuses(tmp_path: Path, options: list[str], message: str) -> None:
+    file = nifti(tmp_path / "p.nii.gz", np.ones((2, 3, 4)), (1, 1, 1))
+    code, _, said = scored(file, file, *options)
+    assert code == 2
+    assert message in " ".join(said.split())

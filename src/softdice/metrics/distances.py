@@ -251,8 +251,22 @@ def measure(
     if input.shape != target.shape:
         advice = "Bring both to the same shape."
         validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
-    device = input.device
-    input, target = counting.label_maps(input.detach().cpu(), target.detach().cpu(), num_classes, ignore_index)
+    maps = counting.label_maps(input.detach().cpu(), target.detach().cpu(), num_classes, ignore_index)
+    C = max(num_classes, 2)
+    return measure_maps(*maps, formulas, C, spacing, definition, numbers, ignore_index).to(input.device)
+
+
+def measure_maps(
+    input: Tensor,
+    target: Tensor,
+    formulas: Sequence[Formula],
+    num_classes: int,
+    spacing: float | Sequence[float] | None,
+    definition: Definition,
+    numbers: Sequence[int],
+    ignore_index: int | None,
+) -> Tensor:
+    """The same of what is known to be label maps (B, *S) on the CPU, and of the labels `numbers`."""
     sizes = voxel_sizes(spacing, tuple(input.shape[1:]))
     long = [axis for axis in range(1, input.dim()) if input.shape[axis] != 1]
     long = sorted([*long, *(axis for axis in range(input.dim() - 1, 0, -1) if axis not in long)][: max(2, len(long))])
@@ -262,7 +276,7 @@ def measure(
     shape = [input.shape[0], *(input.shape[axis] for axis in long)]
     found = np.full((len(formulas), shape[0], len(numbers)), np.nan)
     for b, (one, other) in enumerate(zip(input.reshape(shape), target.reshape(shape), strict=True)):
-        pair = _Pair(one, other, max(num_classes, 2), tuple(sizes[axis - 1] for axis in long), definition, ignore_index)
+        pair = _Pair(one, other, num_classes, tuple(sizes[axis - 1] for axis in long), definition, ignore_index)
 
         def score(k: int, b: int = b, pair: _Pair = pair) -> None:
             distances = pair.distances(numbers[k])
@@ -271,7 +285,7 @@ def measure(
         effort = {k: int(pair.voxels[label]) for k, label in enumerate(numbers) if label != ignore_index}
         threads = min(torch.get_num_threads(), len(effort)) if sum(effort.values()) > _ALONE else 1
         for_each(score, sorted(effort, key=lambda k: -effort[k]), threads)  # the large ones first
-    return torch.from_numpy(found).to(device)
+    return torch.from_numpy(found)
 
 
 class _Pair:
