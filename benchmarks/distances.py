@@ -5,8 +5,8 @@
     python -m benchmarks.distances --picture       draws docs/distances.png
 
 Two pairs of label maps: 41 organs of a CT (122 x 101 x 30, `SOFTDICE_DATA`/totalsegmentator), 117 ellipsoids shifted
-by two voxels. Peers take part where they are installed; they run on the real pair only. Each result is first compared with ours.
-Contenders take turns; times are medians.
+by two voxels. Peers take part where they are installed; they run on the real pair only. Each result is compared with
+ours first. Contenders take turns; times are medians.
 """
 
 from __future__ import annotations
