@@ -67,6 +67,7 @@ bench: $(DEV) $(PEERS)
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.head
 	$(BIN)/python -m benchmarks.scores
+	$(BIN)/python -m benchmarks.distances
 
 bench-gpu: $(DEV) $(PEERS)
 	$(BIN)/python -m benchmarks.gpu

@@ -75,6 +75,10 @@ def score(
     metrics: Annotated[
         str | None, typer.Option(help="Beside Dice and IoU: precision, recall, specificity, volume (ml, difference).")
     ] = None,
+    surface: Annotated[
+        str | None,
+        typer.Option(help="HD95, mean distance and surface Dice at this tolerance: 2mm, 2mm,liver=1mm or 3px."),
+    ] = None,
     empty: Annotated[
         str, typer.Option(help="Score of a class in neither map of a case: nan (in no mean) or 1.")
     ] = "nan",
@@ -123,7 +127,7 @@ def score(
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
-                empty=empty, missing=missing, metrics=metrics,
+                empty=empty, missing=missing, metrics=metrics, surface=surface,
             )  # fmt: skip
             pairs = _pairs(task, (labels, regions, ignore))
             failed = _score(task, pairs, options, _journal(task, options, resume=resume), run)

@@ -58,6 +58,15 @@ class Image:
         """Sizes of the spatial axes."""
         return self.array.shape[: self.spatial_ndim]
 
+    @property
+    def spacing_mm(self) -> tuple[float, ...] | None:
+        """Spacing in mm, None where the file does not say how large a voxel is."""
+        if self.affine is None:
+            return None
+        unit = getattr(self.header, "get_xyzt_units", lambda: ("mm", ""))()[0]
+        factor = {"meter": 1e3, "micron": 1e-3}.get(unit, 1.0)
+        return tuple(float(size) * factor for size in self.spacing)
+
 
 @dataclass(frozen=True)
 class Format:

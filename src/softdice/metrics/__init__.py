@@ -1,20 +1,24 @@
-"""label maps -> scores: formulas over counts, the counting, and the torchmetrics classes that stream."""
+"""label maps -> scores: formulas over counts, the counting, distances between surfaces, and the classes that stream."""
 
+from importlib import import_module
 from typing import Any
 
 from softdice import validation
 from softdice.metrics.formulas import dice_score
 
 STREAMING = ("DiceScore", "JaccardScore", "OverlapMetric", "PrecisionScore", "RecallScore", "VolumeDifference")
+SURFACES = ("AverageSurfaceDistance", "HausdorffDistance", "SurfaceDice", "SurfaceMetric")
+DISTANCES = ("average_surface_distance", "hausdorff_distance", "surface_dice")
 
-__all__ = ["dice_score", *STREAMING]
+__all__ = ["dice_score", *STREAMING, *SURFACES, *DISTANCES]
 
 
 def __getattr__(name: str) -> Any:
-    """The streaming classes are imported when first asked for: torchmetrics takes a second to import."""
-    if name not in STREAMING:
+    """What few need is imported when first asked for; torchmetrics takes a second to import."""
+    homes = {"streaming": STREAMING, "surface_streaming": SURFACES, "distances": DISTANCES}
+    home = next((home for home, names in homes.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module 'softdice.metrics' has no attribute {name!r}")
-    validation.package("softdice.metrics", "torchmetrics", "metrics")
-    from softdice.metrics import streaming
-
-    return getattr(streaming, name)
+    if home != "distances":
+        validation.package("softdice.metrics", "torchmetrics", "metrics")
+    return getattr(import_module(f"softdice.metrics.{home}"), name)

@@ -32,6 +32,22 @@ Average = Literal["macro", "micro", "weighted", "none"]
 Pooling = Literal["all", "sample"]
 
 
+def fixed_point_sum(total: Tensor, score_BC: Tensor) -> Tensor:
+    """Sum so far (2, C) int64, finite scores -> their sum: whole part, and fraction in units of 2^-FRACTION_BITS."""
+    for some_BC in score_BC.split(AT_ONCE):
+        whole_BC = some_BC.floor()
+        fraction_BC = ((some_BC - whole_BC) * 2.0**FRACTION_BITS).round()
+        total = total + torch.stack([whole_BC.long().sum(0), fraction_BC.long().sum(0)])
+        carry = total[1] >> FRACTION_BITS
+        total = torch.stack([total[0] + carry, total[1] - (carry << FRACTION_BITS)])
+    return total
+
+
+def from_fixed_point(total: Tensor) -> Tensor:
+    """Sum (2, C) int64 -> (C,) float64."""
+    return total[0].double() + total[1].double() / 2.0**FRACTION_BITS
+
+
 class OverlapMetric(Metric):
     """input, target, batch by batch -> a score of everything seen; the common part of the metrics below.
 
@@ -121,23 +137,14 @@ class OverlapMetric(Metric):
         counts_3BC = counts_3BC[:, :, list(self.classes)]
         self.counts += counts_3BC.sum(1)
         if self.pooling == "sample":
-            self._add_scores(self.score(counts_3BC.sum(2, keepdim=True) if self.average == "micro" else counts_3BC))
-
-    def _add_scores(self, score_BC: Tensor) -> None:
-        """Sample scores into the fixed-point sum: whole part, and fraction in units of 2^-FRACTION_BITS."""
-        self.samples += (~score_BC.isnan()).sum(0)
-        for some_BC in score_BC.nan_to_num(0.0).split(AT_ONCE):
-            whole_BC = some_BC.floor()
-            fraction_BC = ((some_BC - whole_BC) * 2.0**FRACTION_BITS).round()
-            total = self.score_sum + torch.stack([whole_BC.long().sum(0), fraction_BC.long().sum(0)])
-            carry = total[1] >> FRACTION_BITS
-            self.score_sum = torch.stack([total[0] + carry, total[1] - (carry << FRACTION_BITS)])
+            score_BC = self.score(counts_3BC.sum(2, keepdim=True) if self.average == "micro" else counts_3BC)
+            self.samples += (~score_BC.isnan()).sum(0)
+            self.score_sum = fixed_point_sum(self.score_sum, score_BC.nan_to_num(0.0))
 
     def compute(self) -> Tensor:
         """The score of everything seen since the last reset."""
         if self.pooling == "sample":
-            total = self.score_sum[0].double() + self.score_sum[1].double() / 2.0**FRACTION_BITS
-            value = total / self.samples  # 0 / 0 = nan: no sample had anything to score
+            value = from_fixed_point(self.score_sum) / self.samples  # 0 / 0 = nan: no sample had anything to score
         else:
             value = self.score(self.counts.sum(1, keepdim=True) if self.average == "micro" else self.counts)
         if self.average == "none":

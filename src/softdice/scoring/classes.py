@@ -22,8 +22,9 @@ METRICS = {
     "recall": ("recall",),
     "specificity": ("specificity",),
     "volume": ("ml_pred", "ml_ref", "volume_difference"),
+    "surface": ("hd95", "mean_distance", "surface_dice"),
 }
-"""What may be asked for beside Dice and IoU -> its columns."""
+"""What may be asked for beside Dice and IoU -> its columns; the last by an option of its own."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Options:
         metrics: scores beside Dice and IoU, of `METRICS`.
         scale: what stands for a probability of 1 in predictions: 255 in 8 bits.
         round: labels that are nearly whole are rounded.
+        surface: class, by number or name -> tolerance of its surface Dice; "" for all others. None: no distances.
+        surface_unit: "mm", or "px": every voxel is 1 wide.
     """
 
     labels: tuple[int, ...] | None = None
@@ -63,6 +66,8 @@ class Options:
     metrics: tuple[str, ...] = ()
     scale: float = 1.0
     round: bool = False
+    surface: dict[str, float] | None = None
+    surface_unit: str = "mm"
 
     @property
     def keys(self) -> tuple[int | str, ...] | None:
@@ -106,8 +111,21 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
         if given not in allowed:
             raise ScoreError(f"{option}: expected {' or '.join(allowed)}, got {given!r}.")
     asked = [name.strip() for name in (others["metrics"] or "").split(",") if name.strip()]
-    if not {*asked} <= {*METRICS}:
-        raise ScoreError(f"--metrics: expected some of {', '.join(METRICS)}, got {others['metrics']!r}.")
+    by_name = [name for name in METRICS if name != "surface"]
+    if not {*asked} <= {*by_name}:
+        raise ScoreError(f"--metrics: expected some of {', '.join(by_name)}, got {others['metrics']!r}.")
+    surface = others.pop("surface", None)
+    if surface is not None:
+        if others["soft"]:
+            raise ScoreError(
+                "--surface: expected label maps or --threshold, got --soft. Probabilities have no surface."
+            )
+        others["surface"], others["surface_unit"] = parse_surface(surface)
+        asked.append("surface")
+        known = {*map(str, table.labels or ()), *table.names.values(), *(unions or ())}
+        lost = next((name for name in others["surface"] if name and known and name not in known), None)
+        if lost is not None:
+            raise ScoreError(f"--surface: expected a class that --labels or --regions names, got {lost!r}.")
     others |= {"empty": float(others["empty"]), "metrics": tuple(dict.fromkeys(asked))}
     return Options(table.labels, table.names, unions or None, left_out, **others)
 
@@ -172,6 +190,28 @@ def parse_regions(text: str) -> dict[str, tuple[int, ...]]:
         return {name: value for name, value in entries.items() if name != "ignore" and (name, value) != BACKGROUND}
     pattern, example = r"(.+?)\s*=\s*(-?\d+(?:\s*,\s*-?\d+)*)", "whole=1,2,4; core=1,4"
     return dict(_named("--regions", text, ";", pattern, "name=labels or a .json file", example))
+
+
+def parse_surface(text: str) -> tuple[dict[str, float], str]:
+    """text -> tolerances by class, "" for all that are not named, and their unit.
+
+    Example:
+        >>> parse_surface("2mm, liver=1mm")
+        ({'': 2.0, 'liver': 1.0}, 'mm')
+    """
+    tolerances: dict[str, float] = {}
+    units = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(?:(.+?)\s*=\s*)?(\d+\.?\d*|\.\d+)\s*(mm|px)\s*", part)
+        if match is None or (match[1] or "") in tolerances:
+            wanted = "a tolerance in mm or px, then class=tolerance for those with another"
+            raise ScoreError(f"--surface: expected {wanted}, got {part.strip()!r}. Example: 2mm,liver=1mm")
+        tolerances[match[1] or ""] = float(match[2])
+        units.add(match[3])
+    if "" not in tolerances or len(units) > 1:
+        wanted = "one tolerance for all classes that are not named, and one unit"
+        raise ScoreError(f"--surface: expected {wanted}, got {text!r}. Example: 2mm,liver=1mm")
+    return tolerances, units.pop()
 
 
 BACKGROUND = ("background", (0,))

@@ -250,7 +250,9 @@ def _nnunet_key(key: int | str, options: Options) -> str:
 
 
 def number(value: Any) -> Any:
-    """A number, or an array as a list of them; JSON has no nan."""
+    """A number, or an array as a list of them; JSON has neither nan, which is None, nor inf, which is a word."""
     if np.ndim(value):
         return [number(each) for each in value]
+    if math.isinf(value):
+        return "inf"
     return None if math.isnan(value) else float(value)

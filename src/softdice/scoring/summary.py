@@ -44,6 +44,7 @@ class Table:
     voxel_ml: list[float] = field(default_factory=list)
     empty: float = np.nan
     metrics: tuple[str, ...] = ()
+    surfaces: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 0)))
 
     @property
     def dice(self) -> np.ndarray:
@@ -66,16 +67,21 @@ class Table:
             "ml_pred": lambda: self.counts[:, 1] * ml_N1,
             "ml_ref": lambda: self.counts[:, 2] * ml_N1,
             "volume_difference": lambda: score(scores.volume_difference, self.counts),
+            "hd95": lambda: self._filled(self.surfaces[:, 0], 1 - self.empty),
+            "mean_distance": lambda: self._filled(self.surfaces[:, 1], 1 - self.empty),
+            "surface_dice": lambda: self._filled(self.surfaces[:, 2]),
         }
         return {name: columns[name]() for metric in self.metrics for name in METRICS[metric]}
 
     def case(self, i: int) -> Table:
         """The same of one case only."""
         here = slice(i, i + 1)
-        return replace(self, counts=self.counts[here], voxels=self.voxels[here], voxel_ml=self.voxel_ml[here])
+        one = replace(self, counts=self.counts[here], voxels=self.voxels[here], voxel_ml=self.voxel_ml[here])
+        one.surfaces = self.surfaces[here]
+        return one
 
-    def _filled(self, values: np.ndarray) -> np.ndarray:
-        return values if np.isnan(self.empty) else np.where(np.isnan(values), self.empty, values)
+    def _filled(self, values: np.ndarray, empty: float | None = None) -> np.ndarray:
+        return np.where(np.isnan(values), self.empty if empty is None else empty, values)
 
     def label(self, key: int | str) -> str:
         """A class as people read it."""
@@ -105,6 +111,7 @@ def tabulate(
 ) -> Table:
     """cases -> Table; classes are `keys`, or every class that occurs, ascending. 24 bytes per case and class."""
     table, rows, seen = Table(names=dict(names or {}), empty=empty, metrics=metrics), [], dict.fromkeys(keys or ())
+    far: list[np.ndarray] = []
     shared: dict[tuple[int | str, ...], tuple[int | str, ...]] = {}  # ten thousand cases, a few sets of classes
     colours: dict[int, tuple[str, str]] = {}  # of palettes: a label must mean one thing in all cases
     for case in cases:
@@ -128,6 +135,7 @@ def tabulate(
             table.unnamed[label] = before[0] + voxels, before[1] + 1
         seen.update(dict.fromkeys(case.keys))
         rows.append((shared.setdefault(case.keys, case.keys), case.counts))
+        far.append(case.surfaces)
     if keys is not None or any(isinstance(key, str) for key in seen):
         table.keys = tuple(seen)
     else:
@@ -137,6 +145,10 @@ def tabulate(
     column = {key: i for i, key in enumerate(table.keys)}
     for row, (found, counts) in zip(table.counts, rows, strict=True):
         row[:, [column[key] for key in found]] = counts
+    table.surfaces = np.full((len(rows), 3, len(table.keys) if "surface" in metrics else 0), np.nan)
+    for row, (found, _), scored in zip(table.surfaces, rows, far, strict=True):
+        if scored.size:
+            row[:, [column[key] for key in found]] = scored
     return table
 
 

@@ -19,7 +19,8 @@ CLASSES = {
     "cases": "cases", "dice": "Dice", "dice_95": "95 % interval", "dice_sd": "SD", "dice_median": "median",
     "dice_quartiles": "quartiles", "pooled_dice": "pooled Dice", "iou": "IoU", "pooled_iou": "pooled IoU",
     "precision": "precision", "recall": "recall", "specificity": "specificity", "ml_pred": "predicted ml",
-    "ml_ref": "reference ml", "volume_difference": "volume difference", "in_empty": "in empty",
+    "ml_ref": "reference ml", "volume_difference": "volume difference", "hd95": "HD95",
+    "mean_distance": "mean distance", "surface_dice": "surface Dice", "in_empty": "in empty",
 }  # fmt: skip
 COMPARISON = {
     "cases": "pairs", "cases_alone": "one only", "difference": "difference", "difference_95": "95 % interval",
@@ -30,6 +31,8 @@ COMPARISON = {
 FORMS = {
     "ml_pred": ".2f",
     "ml_ref": ".2f",
+    "hd95": ".2f",
+    "mean_distance": ".2f",
     "volume_difference": "+.4f",
     "difference": "+.4f",
     "difference_95": "+.4f",
@@ -124,9 +127,9 @@ def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list
 
 
 DROPPED = (
-    "in empty", "volume difference", "reference ml", "predicted ml", "specificity", "pooled IoU", "quartiles", "SD",
-    "median", "recall", "precision", "IoU", "pooled Dice", "cases", "pairs", "one only", "95 % interval",
-    "Wilcoxon p", "Holm p",
+    "in empty", "mean distance", "volume difference", "reference ml", "predicted ml", "specificity", "pooled IoU",
+    "quartiles", "SD", "median", "recall", "precision", "IoU", "pooled Dice", "surface Dice", "HD95", "cases", "pairs",
+    "one only", "95 % interval", "Wilcoxon p", "Holm p",
 )  # fmt: skip
 """Columns that a narrow terminal does without, the first rather than the last. A number is never cut."""
 

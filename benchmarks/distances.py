@@ -1,0 +1,169 @@
+"""Time and memory of HD95 and surface Dice of all labels, against the programs that have them.
+
+    python -m benchmarks.distances                 organs, where they are, and ellipsoids; writes results/distances.csv
+    python -m benchmarks.distances --size 256      another side of the ellipsoids
+    python -m benchmarks.distances --picture       draws docs/distances.png
+
+Two pairs of label maps: 41 organs of a CT (122 x 101 x 30, `SOFTDICE_DATA`/totalsegmentator), 117 ellipsoids shifted
+by two voxels. Peers take part where they are installed; they run on the real pair only. Each result is compared with
+ours first. Contenders take turns; times are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.measure import machine
+from benchmarks.scores import organs, peak_mib
+from softdice.metrics import dice_score, surfaces
+from softdice.metrics.distances import measure
+
+RESULTS = Path(__file__).parent / "results"
+DATA = Path(os.environ.get("SOFTDICE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+PICTURE = Path(__file__).parents[1] / "docs" / "distances.png"
+CLASSES, SPACING, TOLERANCE = 118, 3.0, 3.0
+
+Pair = tuple[Tensor, Tensor]
+FORMULAS = (
+    lambda found, _: surfaces.hausdorff(found, 95.0),
+    lambda found, _: surfaces.surface_overlap(found, TOLERANCE),
+)
+
+
+def ours(input: Tensor, target: Tensor, definition: surfaces.Definition = "voxels") -> Tensor:
+    """Dice, HD95 and surface Dice of every label but the background: (3, 117)."""
+    found = measure(
+        input[None], target[None], FORMULAS, CLASSES, SPACING, definition, range(1, CLASSES), ignore_index=None
+    )
+    return torch.cat([dice_score(input, target, CLASSES)[None, 1:], found[:, 0]])
+
+
+def monai(input: Tensor, target: Tensor) -> Tensor:
+    """HD95 and surface Dice by MONAI, of the labels that occur, one-hot."""
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
+    seen = [c for c in range(1, CLASSES) if bool((input == c).any() or (target == c).any())]
+    hot = [torch.stack([labels == c for c in seen])[None].float() for labels in (input, target)]
+    options = {"include_background": True, "spacing": SPACING}
+    found = torch.full((2, CLASSES - 1), torch.nan)
+    columns = [c - 1 for c in seen]
+    found[:1, columns] = compute_hausdorff_distance(*hot, percentile=95, **options)
+    found[1:, columns] = compute_surface_dice(*hot, [TOLERANCE] * len(seen), **options)
+    return found
+
+
+def exacta(input: Tensor, target: Tensor) -> Tensor:
+    """The same by exacta, Dice included."""
+    from exacta import functional
+
+    options = {"num_classes": CLASSES, "include_background": False}
+    rows = [
+        functional.dice(input[None], target[None], **options),
+        functional.hd95(input[None], target[None], spacing=SPACING, **options),
+        functional.nsd(input[None], target[None], spacing=SPACING, tolerance=TOLERANCE, **options),
+    ]
+    return torch.cat(rows[1:])
+
+
+def real_pair() -> Pair | None:
+    folder = DATA / "totalsegmentator"
+    if not folder.exists():
+        return None
+    import nibabel
+
+    files = (folder / f"{name}.nii.gz" for name in ("example_seg_fast", "example_seg"))
+    arrays = (np.ascontiguousarray(np.asarray(nibabel.load(file).dataobj), np.uint8) for file in files)
+    return tuple(map(torch.from_numpy, arrays))  # type: ignore[return-value]
+
+
+def median_ms(contenders: dict[str, Callable[[Tensor, Tensor], object]], pair: Pair, rounds: int) -> dict[str, float]:
+    """Contenders take turns, after one run each."""
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run(*pair)
+            if turn:
+                taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: float(np.median(times)) for name, times in taken.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--picture", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.picture:
+        picture()
+        return
+    warnings.simplefilter("ignore")
+    print(machine())
+    rows: list[tuple[str, str, float, float | str]] = []
+    pair = real_pair()
+    if pair is not None:
+        expected = ours(*pair)
+        known = expected.isfinite().all(0)
+        peers = {name: run for name, run in (("monai", monai), ("exacta", exacta)) if find_spec(name)}
+        for run in peers.values():
+            torch.testing.assert_close(run(*pair)[:, known].double(), expected[1:, known], rtol=1e-5, atol=1e-5)
+        surface = {"softdice, surface": lambda *pair: ours(*pair, definition="surface")}
+        times = median_ms({"softdice": ours, **surface, **peers}, pair, arguments.rounds)
+        rows += [("organs 122x101x30", name, time_ms, "") for name, time_ms in times.items()]
+    pair = organs(arguments.size)
+    for name, definition in (("softdice", "voxels"), ("softdice, surface", "surface")):
+
+        def run(*pair: Tensor, definition: surfaces.Definition = definition) -> Tensor:  # type: ignore[assignment]
+            return ours(*pair, definition=definition)
+
+        run(*organs(64))
+        grown_mib = peak_mib(run, pair)
+        (time_ms,) = median_ms({name: run}, pair, 3).values()
+        rows.append((f"ellipsoids {arguments.size}^3", name, time_ms, grown_mib))
+    for where, name, time_ms, mib in rows:
+        print(f"{where:<20} {name:<20} {time_ms:9.1f} ms" + (f", memory grew by {mib:.0f} MiB" if mib != "" else ""))
+    if arguments.size == 512:
+        with (RESULTS / "distances.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["maps", "contender", "time_ms", "grown_mib"])
+            writer.writerows((a, b, f"{t:.1f}", m if m == "" else f"{m:.1f}") for a, b, t, m in rows)
+
+
+def picture() -> None:
+    """A disc with a spike and the disc alone: the boundary of the first by either definition, and the scores."""
+    from matplotlib import pyplot as plt
+    from scipy import ndimage
+
+    disc = sum(((axis - 9.5) / r) ** 2 for axis, r in zip(np.ogrid[:20, :20], (5.0, 7.0), strict=True)) <= 1
+    spiked = disc.copy()
+    spiked[10, 14:19] = True
+    spacing = (2.0, 1.0)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 5.5), sharey=True, layout="constrained")
+    for axis, definition in zip(axes, surfaces.DEFINITIONS, strict=True):
+        found = surfaces.surface_distances(spiked, disc, spacing, definition)
+        codes = surfaces.elements(spiked, definition, ndimage)
+        corner = 0.0 if definition == "voxels" else 0.5
+        y, x = ((np.argwhere((codes != 0) & (codes != 255)) - corner) * spacing).T
+        axis.imshow(spiked, cmap="Greys", vmax=5, extent=(-0.5, 19.5, 39, -1))
+        weight = 1.0 if found.input_weight is None else found.input_weight
+        dots = axis.scatter(x, y, 30 * weight, found.input, cmap="viridis", vmin=0, vmax=2)
+        lengths = f"HD95 {surfaces.hausdorff(found, 95.0):.2f} mm, mean {surfaces.average(found):.2f} mm"
+        title = f'"{definition}": {len(x)} elements\n{lengths}\nsurface Dice at 1 mm'
+        axis.set(title=f"{title} {surfaces.surface_overlap(found, 1.0):.3f}", ylim=(32, 6), xlabel="mm")
+    figure.colorbar(dots, ax=axes, label="distance to the disc without its spike, mm", shrink=0.7)
+    figure.savefig(PICTURE, dpi=100)
+
+
+if __name__ == "__main__":
+    main()

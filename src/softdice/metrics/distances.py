@@ -1,0 +1,377 @@
+"""label maps -> distances between surfaces: Hausdorff distance, average surface distance, surface Dice.
+
+Labels are scored one by one, each in the box that holds it in both maps, on as many threads as torch may use. What an
+element of a boundary is, and how its distance is measured, says `surfaces`; what a label map is, what is left out and
+what is refused, `counting`.
+
+B is a sample, K a class that is scored, S the axes of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softdice import validation
+from softdice.kernels.cpu.threads import for_each
+from softdice.metrics import counting, surfaces
+from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
+
+_SLAB = 1 << 20
+"""Voxels in which labels are looked for at a time."""
+
+_ALONE = 1 << 16
+"""Voxels that are not worth a second thread."""
+
+Formula = Callable[[SurfaceDistances, int], float]
+"""Distances of a class, its position among those that are scored -> score."""
+
+
+@validation.public
+def hausdorff_distance(
+    input: Tensor,
+    target: Tensor,
+    *,
+    num_classes: int,
+    percentile: float | None = None,
+    spacing: float | Sequence[float] | None = None,
+    definition: Definition = "voxels",
+    direction: Direction = "symmetric",
+    classes: Sequence[int] | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """labels, labels -> the Hausdorff distance of each sample and class, (B, C), in the unit of spacing
+
+        HD = max(max_a d(a, T), max_b d(b, P))        d(a, T) = min_b |a - b|
+
+    a and b are the elements of the boundaries P of the input and T of the target. With a percentile the inner maxima
+    are percentiles: HD95.
+
+    Args:
+        input: bool or integer labels in [0, C), (B, *S) with 2 or 3 axes S; axes of length 1 do not count. For logits
+            pass `logits.argmax(1)`. Input and target that are both one-hot (B, C, *S) are taken as that.
+        target: bool or integer labels of the same shape, in [0, C) or `ignore_index`.
+        num_classes: C. With C = 1 the maps are masks and their one class is 1.
+        percentile: None for the maximum, or a number in [0, 100]. "voxels": linear interpolation between the two
+            distances around it, as MONAI; "surface": the first distance that this share of the area reaches.
+        spacing: size of a voxel along each axis of S, > 0, or one number for all; None for 1.
+        definition: what the boundary is. "voxels": those of the class with a neighbour outside (MONAI, MedPy);
+            "surface": surface elements weighted by their area (DeepMind).
+        direction: "symmetric", or the distances "from_input" to the target or "from_target" to the input only.
+        classes: those that are scored, None for all; `range(1, C)` leaves the background out, which takes most time.
+        ignore_index: voxels where target has this label are in no class, in both maps; that class is not scored.
+
+    Returns:
+        (B, C), or one column for each entry of `classes`; float64, >= 0, 0 is best. nan: the class is in neither map,
+        or it is `ignore_index`; inf: it is in one of them only. On the device of `input`; computed on the CPU.
+
+    Raises:
+        ValueError: shapes differ, a label is out of range, a setting is. TypeError: no Tensors, or labels that are not
+            integers.
+
+    Example:
+        >>> import torch
+        >>> input, target = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+        >>> input[0, 2:5, 2:5], target[0, 2:5, 2:7] = 1, 1
+        >>> hausdorff_distance(input, target, num_classes=3, classes=[1, 2], spacing=(1.0, 0.5))
+        tensor([[1., nan]], dtype=torch.float64)
+
+    Source: D. P. Huttenlocher et al., "Comparing images using the Hausdorff distance", IEEE TPAMI 15, 1993.
+    """
+    check_percentile(percentile)
+    validation.choice("direction", direction, surfaces.DIRECTIONS)
+
+    def formula(distances: SurfaceDistances, _: int) -> float:
+        return surfaces.hausdorff(distances, percentile, direction)
+
+    return measure(input, target, [formula], num_classes, spacing, definition, classes, ignore_index)[0]
+
+
+@validation.public
+def average_surface_distance(
+    input: Tensor,
+    target: Tensor,
+    *,
+    num_classes: int,
+    spacing: float | Sequence[float] | None = None,
+    definition: Definition = "voxels",
+    direction: Direction = "symmetric",
+    classes: Sequence[int] | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """labels, labels -> the mean distance between boundaries of each sample and class, (B, C), in the unit of spacing
+
+        ASSD = (sum_a w_a d(a, T) + sum_b w_b d(b, P)) / (sum_a w_a + sum_b w_b)
+
+    a and b are the elements of the boundaries P of the input and T of the target, w their weights: 1 for voxels, the
+    area for surface elements. From one side only its own sums stand.
+
+    Args:
+        direction: "symmetric", the mean over the elements of both boundaries, or the one "from_input" to the target
+            or "from_target" to the input.
+
+    The other arguments, errors, and what empty masks give are those of `hausdorff_distance`.
+
+    Returns:
+        (B, C), or one column for each entry of `classes`; float64, >= 0, 0 is best. nan: the class is in neither map,
+        or it is `ignore_index`; inf: it is in one of them only.
+
+    Example:
+        >>> import torch
+        >>> input, target = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+        >>> input[0, 2:4, 2:4], target[0, 2:4, 2:5] = 1, 1
+        >>> average_surface_distance(input, target, num_classes=1)
+        tensor([[0.2000]], dtype=torch.float64)
+
+    Source: T. Heimann et al., "Comparison and evaluation of methods for liver segmentation from CT datasets", IEEE
+    Transactions on Medical Imaging 28, 2009.
+    """
+    validation.choice("direction", direction, surfaces.DIRECTIONS)
+
+    def formula(distances: SurfaceDistances, _: int) -> float:
+        return surfaces.average(distances, direction)
+
+    return measure(input, target, [formula], num_classes, spacing, definition, classes, ignore_index)[0]
+
+
+@validation.public
+def surface_dice(
+    input: Tensor,
+    target: Tensor,
+    *,
+    num_classes: int,
+    tolerance: float | Sequence[float],
+    spacing: float | Sequence[float] | None = None,
+    definition: Definition = "voxels",
+    classes: Sequence[int] | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """labels, labels -> the surface Dice at a tolerance (NSD) of each sample and class, (B, C), in [0, 1]
+
+        NSD = (|{a: d(a, T) <= tolerance}| + |{b: d(b, P) <= tolerance}|) / (|P| + |T|)
+
+    a and b are the elements of the boundaries P of the input and T of the target, and |.| adds their weights: 1 for
+    voxels, the area for surface elements.
+
+    Args:
+        tolerance: >= 0, in the unit of spacing; one number, or one for each class that is scored. Distances that exceed
+            it by rounding alone (a millionth) are within.
+
+    The other arguments, errors, and what is ignored are those of `hausdorff_distance`.
+
+    Returns:
+        (B, C), or one column for each entry of `classes`; float64, 1 is best. nan: the class is in neither map, or it
+        is `ignore_index`; 0: it is in one of them only.
+
+    Example:
+        >>> import torch
+        >>> input, target = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+        >>> input[0, 2:4, 2:4], target[0, 2:4, 2:6] = 1, 1
+        >>> surface_dice(input, target, num_classes=1, tolerance=1)
+        tensor([[0.8333]], dtype=torch.float64)
+
+    Source: S. Nikolov et al., "Clinically applicable segmentation of head and neck anatomy for radiotherapy", J.
+    Medical Internet Research 23, 2021.
+    """
+    numbers = scored(num_classes, classes)
+    tolerances = each_class("tolerance", tolerance, len(numbers))
+
+    def formula(distances: SurfaceDistances, k: int) -> float:
+        return surfaces.surface_overlap(distances, tolerances[k])
+
+    return measure(input, target, [formula], num_classes, spacing, definition, classes, ignore_index)[0]
+
+
+# --- settings
+
+
+def check_percentile(percentile: float | None) -> None:
+    """None, or a number in [0, 100]."""
+    if percentile is not None:
+        validation.number("percentile", percentile, 0, 100)
+
+
+def scored(num_classes: int, classes: Sequence[int] | None) -> tuple[int, ...]:
+    """num_classes, classes -> the labels that are scored; 1 for a mask."""
+    C = validation.num_classes(num_classes)
+    numbers = tuple(range(C)) if classes is None else validation.class_numbers("classes", classes, C)
+    return (1,) if C == 1 else numbers
+
+
+def each_class(name: str, values: float | Sequence[float], count: int) -> tuple[float, ...]:
+    """A finite number >= 0, or one for each class that is scored -> one for each."""
+    if not isinstance(values, Iterable):
+        values = (values,) * count
+    numbers = tuple(values)
+    for value in numbers:
+        validation.number(name, value, 0)
+    if len(numbers) != count:
+        advice = "Pass one number for all, or one for each class that is scored."
+        validation.fail(f"{name} of {count} numbers", len(numbers), advice)
+    return tuple(map(float, numbers))
+
+
+def voxel_sizes(spacing: float | Sequence[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:
+    """spacing -> one number for each axis of the image."""
+    axes = len(shape)
+    values = (1.0 if spacing is None else spacing,) * axes if not isinstance(spacing, Iterable) else tuple(spacing)
+    good = all(isinstance(v, (int, float, np.floating, Tensor)) and 0 < float(v) < np.inf for v in values)
+    if len(values) != axes or not good:
+        advice = "Pass the size of a voxel along each axis."
+        validation.fail(f"spacing of {axes} positive numbers for images of shape {shape}", repr(spacing), advice)
+    return tuple(map(float, values))
+
+
+# --- label maps -> scores
+
+
+def measure(
+    input: Tensor,
+    target: Tensor,
+    formulas: Sequence[Formula],
+    num_classes: int,
+    spacing: float | Sequence[float] | None,
+    definition: Definition,
+    classes: Sequence[int] | None,
+    ignore_index: int | None,
+) -> Tensor:
+    """labels, labels -> what each formula says of each sample and class, (formulas, B, K) float64, from one pass."""
+    counting.check_tensors(input=input, target=target)
+    counting.check_ignore_index(ignore_index)
+    numbers = scored(num_classes, classes)
+    validation.choice("definition", definition, surfaces.DEFINITIONS)
+    for name, labels in (("input", input), ("target", target)):
+        if labels.is_floating_point() or labels.is_complex():
+            advice = "Convert with .long(), or take argmax."
+            validation.fail(f"integer labels in {name}", labels.dtype, advice, TypeError)
+    if input.shape != target.shape:
+        advice = "Bring both to the same shape."
+        validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
+    maps = counting.label_maps(input.detach().cpu(), target.detach().cpu(), num_classes, ignore_index)
+    C = max(num_classes, 2)
+    return measure_maps(*maps, formulas, C, spacing, definition, numbers, ignore_index).to(input.device)
+
+
+def measure_maps(
+    input: Tensor,
+    target: Tensor,
+    formulas: Sequence[Formula],
+    num_classes: int,
+    spacing: float | Sequence[float] | None,
+    definition: Definition,
+    numbers: Sequence[int],
+    ignore_index: int | None,
+) -> Tensor:
+    """The same of what is known to be label maps (B, *S) on the CPU, and of the labels `numbers`."""
+    sizes = voxel_sizes(spacing, tuple(input.shape[1:]))
+    long = [axis for axis in range(1, input.dim()) if input.shape[axis] != 1]
+    long = sorted([*long, *(axis for axis in range(input.dim() - 1, 0, -1) if axis not in long)][: max(2, len(long))])
+    if len(long) not in (2, 3) or input.dim() < 3:
+        advice = "Label maps have 2 or 3 axes beside the batch; for one image add it with unsqueeze(0)."
+        validation.fail("input of shape (B, *S) with 2 or 3 axes S", tuple(input.shape), advice)
+    shape = [input.shape[0], *(input.shape[axis] for axis in long)]
+    found = np.full((len(formulas), shape[0], len(numbers)), np.nan)
+    for b, (one, other) in enumerate(zip(input.reshape(shape), target.reshape(shape), strict=True)):
+        pair = _Pair(one, other, num_classes, tuple(sizes[axis - 1] for axis in long), definition, ignore_index)
+
+        def score(k: int, b: int = b, pair: _Pair = pair) -> None:
+            distances = pair.distances(numbers[k])
+            found[:, b, k] = [formula(distances, k) for formula in formulas]
+
+        effort = {k: int(pair.voxels[label]) for k, label in enumerate(numbers) if label != ignore_index}
+        threads = min(torch.get_num_threads(), len(effort)) if sum(effort.values()) > _ALONE else 1
+        for_each(score, sorted(effort, key=lambda k: -effort[k]), threads)  # the large ones first
+    return torch.from_numpy(found)
+
+
+class _Pair:
+    """Two label maps of one sample, and where each label lies in them."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        target: Tensor,
+        num_classes: int,
+        spacing: tuple[float, ...],
+        definition: Definition,
+        ignore_index: int | None,
+    ) -> None:
+        self.labels, self.ignore_index = (input, target), ignore_index
+        self.spacing, self.definition = spacing, definition
+        self.boxes = [_boxes(labels.numpy(), num_classes) for labels in self.labels]
+        for name, labels, boxes in zip(("input", "target"), self.labels, self.boxes, strict=True):
+            if boxes[num_classes, 3] >= 0:  # labels outside, which are right where they are ignored
+                ignore = ignore_index if name == "target" else None
+                counting.check_labels(name, labels, num_classes, ignore, counting.ignored(target, ignore_index))
+
+        axes = slice(3 - len(spacing), 3)
+        self.low = np.min([boxes[:, axes] for boxes in self.boxes], 0)
+        self.high = np.max([boxes[:, 3:][:, axes] for boxes in self.boxes], 0)
+        self.voxels = (self.high + 1 - self.low).clip(0).prod(1)
+
+    def distances(self, label: int) -> SurfaceDistances:
+        """label -> distances between its boundaries."""
+        if any(boxes[label, 3] < 0 for boxes in self.boxes) and self.ignore_index is None:
+            return SurfaceDistances.absent(*(boxes[label, 3] >= 0 for boxes in self.boxes))
+        box = tuple(map(slice, self.low[label].tolist(), (self.high[label] + 1).tolist()))
+        if not self.voxels[label]:
+            return SurfaceDistances.absent(False, False)
+        masks = [self._mask(labels[box].numpy(), label) for labels in self.labels]
+        if self.ignore_index is not None:
+            inside = tuple(slice(1, -1) for _ in box)
+            for mask in masks:
+                mask[inside] &= ~counting.ignored(self.labels[1][box], self.ignore_index).numpy()
+        there = [bool(mask.any()) for mask in masks]
+        if not all(there):
+            return SurfaceDistances.absent(*there)
+        measured = surfaces.surface_distances if surfaces.kernels() is None else surfaces.compiled_distances
+        return measured(masks[0], masks[1], self.spacing, self.definition)
+
+    def _mask(self, labels: np.ndarray, label: int) -> np.ndarray:
+        """labels of a box -> where the label is, within a margin of one voxel."""
+        mask = np.zeros([n + 2 for n in labels.shape], np.bool_)
+        own = labels.view(np.uint8) != 0 if labels.dtype == np.bool_ else labels  # some libraries write True as 255
+        np.equal(own, label, out=mask[tuple(slice(1, -1) for _ in labels.shape)])
+        return mask
+
+
+def _boxes(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """labels (*S) -> (C + 1, 6), see `surfaces_kernel.find_boxes`; the first axis of 2-D images is missing."""
+    boxes = np.repeat([[np.iinfo(np.int64).max] * 3 + [-1] * 3], num_classes + 1, 0)
+    order = sorted(range(labels.ndim), key=lambda axis: -abs(labels.strides[axis]))
+    turned = labels.transpose(order)  # as it lies in memory
+    turned = turned[(None,) * (3 - labels.ndim)]
+    kernels = surfaces.kernels()
+    rows = max(1, _SLAB // max(1, math.prod(turned.shape[1:])))
+    parts = [(start, boxes.copy()) for start in range(0, len(turned), rows)]
+
+    def find(part: tuple[int, np.ndarray]) -> None:
+        start, own = part
+        slab = turned[start : start + rows]
+        if slab.dtype == np.bool_:
+            slab = (slab.view(np.uint8) != 0).view(np.uint8)
+        elif slab.dtype != np.uint8:
+            slab = slab.astype(np.int64)
+        (_find_boxes if kernels is None else kernels.find_boxes)(slab, own)
+        own[own[:, 3] >= 0, ::3] += start
+
+    for_each(find, parts, min(torch.get_num_threads(), len(parts)) if labels.size > _ALONE else 1)
+    for _, own in parts:
+        np.minimum(boxes[:, :3], own[:, :3], out=boxes[:, :3])
+        np.maximum(boxes[:, 3:], own[:, 3:], out=boxes[:, 3:])
+    back = np.arange(3)
+    back[3 - labels.ndim :] = 3 - labels.ndim + np.argsort(order)
+    return np.concatenate([boxes[:, back], boxes[:, 3 + back]], 1)
+
+
+def _find_boxes(labels: np.ndarray, boxes: np.ndarray) -> None:
+    """The same as `surfaces_kernel.find_boxes`, without Numba."""
+    C = len(boxes) - 1
+    for label in np.unique(labels).tolist():
+        at = np.argwhere(labels == label)
+        box = boxes[label if 0 <= label < C else C]
+        box[:3], box[3:] = np.minimum(box[:3], at.min(0)), np.maximum(box[3:], at.max(0))

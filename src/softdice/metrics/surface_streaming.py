@@ -1,0 +1,222 @@
+"""label maps, case by case -> means of surface scores over the cases: torchmetrics.Metric subclasses.
+
+The state is a few int64 numbers per class: how many cases had a score, and the exact sum of their scores in fixed
+point, as in `streaming`: neither the order of the cases nor their split over ranks changes a bit of the result.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from softdice import validation
+from softdice.metrics import counting, distances, surfaces
+from softdice.metrics.streaming import fixed_point_sum, from_fixed_point
+from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
+
+Average = Literal["macro", "none"]
+
+
+class SurfaceMetric(Metric):
+    """input, target, case by case -> the mean of a surface score over the cases; the common part of the metrics below.
+
+    Args:
+        num_classes: C. With C = 1 label maps are masks and their one class is 1.
+        spacing: size of a voxel along each axis, one number for all, or None for 1; `update` may be given another one.
+        definition: "voxels" or "surface", see `hausdorff_distance`.
+        average: over the classes. "macro": the mean of the class means, nan skipped; "none": one score per class.
+        classes: the classes that count, None for all; `range(1, C)` leaves the background out.
+        ignore_index: voxels where target has this label are in no class; that class is not scored.
+        penalty: the distance of a class that only one of the two maps of a case has. inf: then the mean is inf, too; a
+            number, such as the diagonal of the image; nan leaves such cases out. The surface Dice is 0 there.
+
+    `update(input, target, spacing=None)`: input (B, *S) integer labels, or (B, C, *S) floats, which are decided by
+    their argmax; target (B, *S) or (B, 1, *S) integer labels. `compute()`: 0-d float64, for "none" (C,) or one per
+    entry of `classes`. nan where no case had the class.
+
+    Raises:
+        ValueError: shapes that do not belong together, labels out of range, unknown words. TypeError: wrong types.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better: bool | None = False
+    plot_lower_bound = 0.0
+
+    score_sum: Tensor
+    cases: Tensor
+    infinite: Tensor
+    settings: Tensor
+
+    @validation.public
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        spacing: float | Sequence[float] | None = None,
+        definition: Definition = "voxels",
+        average: Average = "macro",
+        classes: Sequence[int] | None = None,
+        ignore_index: int | None = None,
+        penalty: float = math.inf,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        validation.choice("average", average, ("macro", "none"))
+        validation.choice("definition", definition, surfaces.DEFINITIONS)
+        counting.check_ignore_index(ignore_index)
+        if not (math.isinf(penalty) or math.isnan(penalty)):
+            validation.number("penalty", penalty, 0)
+        self.num_classes, self.width = num_classes, len(distances.scored(num_classes, classes))
+        self.classes = None if classes is None else tuple(classes)
+        self.spacing, self.definition, self.average = spacing, definition, average
+        self.ignore_index, self.penalty = ignore_index, penalty
+        for name, shape in (("score_sum", (2, self.width)), ("cases", self.width), ("infinite", self.width)):
+            self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _tell_apart(self, *own: object) -> None:
+        """A collection shares the state of metrics that agree after one batch; this number differs where they may."""
+        how = (
+            type(self).__qualname__,
+            self.definition,
+            self.classes,
+            self.ignore_index,
+            self.penalty,
+            self.spacing,
+            own,
+        )
+        self.add_state("settings", torch.tensor(zlib.crc32(repr(how).encode())), dist_reduce_fx="max")
+
+    @abstractmethod
+    def score(self, found: SurfaceDistances, k: int) -> float:
+        """Distances of a class, its position among those that are scored -> score; what the metrics differ in."""
+
+    @validation.public
+    def update(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None = None) -> None:
+        """Score one batch, whose images have one spacing."""
+        input, target = self._as_labels(input, target)
+        spacing = self.spacing if spacing is None else spacing
+        options = (self.num_classes, spacing, self.definition, self.classes, self.ignore_index)
+        (score_BK,) = distances.measure(input, target, [self.score], *options)
+        score_BK = torch.where(score_BK.isinf(), self.penalty, score_BK)
+        self.cases += (~score_BK.isnan()).sum(0)
+        self.infinite += score_BK.isinf().sum(0)
+        self.score_sum = fixed_point_sum(self.score_sum, torch.nan_to_num(score_BK, 0.0, posinf=0.0))
+
+    def compute(self) -> Tensor:
+        """The mean of all cases seen since the last reset."""
+        value = from_fixed_point(self.score_sum) / self.cases  # 0 / 0 = nan: no case had the class
+        value = torch.where(self.infinite > 0, math.inf, value)
+        return value if self.average == "none" else value.nanmean()
+
+    def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What the user passes -> label maps of one shape; other shapes are refused by `measure`."""
+        counting.check_tensors(input=input, target=target)
+        if input.is_floating_point() and self.num_classes > 1:
+            if input.dim() < 2 or input.shape[1] != self.num_classes:
+                advice = "Set num_classes to the number of channels."
+                validation.fail(f"input of shape (B, {self.num_classes}, *S)", tuple(input.shape), advice)
+            input = input.argmax(1)
+        if target.dim() == input.dim() + 1 and target.shape[1] == 1:
+            target = target.squeeze(1)
+        elif input.dim() == target.dim() + 1 and input.shape[1] == 1:
+            input = input.squeeze(1)
+        return input, target
+
+
+class HausdorffDistance(SurfaceMetric):
+    """input, target, case by case -> the mean Hausdorff distance, or a percentile of it, in the unit of spacing.
+
+    Args:
+        percentile: None for the maximum, 95 for HD95. direction: see `hausdorff_distance`. The others: `SurfaceMetric`.
+
+    Example:
+        >>> metric = HausdorffDistance(num_classes=1, spacing=2.0)
+        >>> metric.update(torch.tensor([[[1, 1, 1, 0], [0, 0, 0, 0]]]), torch.tensor([[[1, 0, 0, 0], [0, 0, 0, 0]]]))
+        >>> metric.update(torch.tensor([[[1, 1, 1, 0], [0, 0, 0, 0]]]), torch.tensor([[[1, 1, 0, 0], [0, 0, 0, 0]]]))
+        >>> metric.compute()
+        tensor(3., dtype=torch.float64)
+
+    Source: D. P. Huttenlocher et al., IEEE TPAMI 15, 1993.
+    """
+
+    @validation.public
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        percentile: float | None = None,
+        direction: Direction = "symmetric",
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, **options)
+        distances.check_percentile(percentile)
+        validation.choice("direction", direction, surfaces.DIRECTIONS)
+        self.percentile, self.direction = percentile, direction
+        self._tell_apart(percentile, direction)
+
+    def score(self, found: SurfaceDistances, k: int) -> float:
+        """See `SurfaceMetric.score`."""
+        return surfaces.hausdorff(found, self.percentile, self.direction)
+
+
+class AverageSurfaceDistance(SurfaceMetric):
+    """input, target, case by case -> the mean of the average surface distance, in the unit of spacing.
+
+    Args:
+        direction: see `average_surface_distance`. The others: `SurfaceMetric`.
+
+    Example:
+        >>> metric = AverageSurfaceDistance(num_classes=1)
+        >>> metric(torch.tensor([[[1, 1, 1, 0], [0, 0, 0, 0]]]), torch.tensor([[[1, 0, 0, 0], [0, 0, 0, 0]]]))
+        tensor(0.7500, dtype=torch.float64)
+
+    Source: T. Heimann et al., IEEE Transactions on Medical Imaging 28, 2009.
+    """
+
+    @validation.public
+    def __init__(self, num_classes: int, *, direction: Direction = "symmetric", **options: Any) -> None:
+        super().__init__(num_classes, **options)
+        validation.choice("direction", direction, surfaces.DIRECTIONS)
+        self.direction = direction
+        self._tell_apart(direction)
+
+    def score(self, found: SurfaceDistances, k: int) -> float:
+        """See `SurfaceMetric.score`."""
+        return surfaces.average(found, self.direction)
+
+
+class SurfaceDice(SurfaceMetric):
+    """input, target, case by case -> the mean surface Dice at a tolerance (NSD), in [0, 1].
+
+    Args:
+        tolerance: >= 0, in the unit of spacing; one number, or one for each class that counts. The others:
+            `SurfaceMetric`.
+
+    Example:
+        >>> metric = SurfaceDice(num_classes=1, tolerance=1.0)
+        >>> metric(torch.tensor([[[1, 1, 1, 0], [0, 0, 0, 0]]]), torch.tensor([[[1, 0, 0, 0], [0, 0, 0, 0]]]))
+        tensor(0.7500, dtype=torch.float64)
+
+    Source: S. Nikolov et al., J. Medical Internet Research 23, 2021.
+    """
+
+    higher_is_better = True
+    plot_upper_bound = 1.0
+
+    @validation.public
+    def __init__(self, num_classes: int, *, tolerance: float | Sequence[float], **options: Any) -> None:
+        super().__init__(num_classes, **options)
+        self.tolerance = distances.each_class("tolerance", tolerance, self.width)
+        self._tell_apart(self.tolerance)
+
+    def score(self, found: SurfaceDistances, k: int) -> float:
+        """See `SurfaceMetric.score`."""
+        return surfaces.surface_overlap(found, self.tolerance[k])
