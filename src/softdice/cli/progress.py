@@ -58,5 +58,5 @@ class Bar:
         if fraction >= 1 or now - self.written >= LOG_S or since == now:
             self.written = now
             left_s = (now - since) * (1 - fraction) / (fraction - done) if fraction > done else None
-            left = "" if left_s is None else f"  {int(left_s) // 60}:{int(left_s) % 60:02d} left"
+            left = "" if left_s is None else f"  {round(left_s) // 60}:{round(left_s) % 60:02d} left"
             self.line(f"{text}  {100 * fraction:3.0f} %{left}")

@@ -135,11 +135,12 @@ def _show(console: Console, summary: dict[str, Any], out: Path) -> None:
     table.add_section()
     table.add_row("mean Dice", _figure(summary["mean_dice"]), "")
     console.print(table)
-    low, high = (_figure(bound) for bound in summary["mean_dice_95"])
+    low, high = summary["mean_dice_95"]
+    interval = "" if low is None else f" (95 % interval {_figure(low)} to {_figure(high)})"
     model, masks = (shlex.quote(str(path)) for path in (out / "model.ckpt", out / "masks"))
     files = "model.ckpt, metrics.csv, curves.png, overlays.png, summary.json"
     for line in (
-        f"Held-out Dice {_figure(summary['mean_dice'])} (95 % interval {low} to {high}) after "
+        f"Held-out Dice {_figure(summary['mean_dice'])}{interval} after "
         f"{summary['steps_done']} steps in {summary['epochs_done']} epochs",
         f"Written to {out}: {files}",
         f"Look: {out / 'overlays.png'}",

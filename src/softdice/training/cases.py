@@ -44,6 +44,7 @@ class Cases:
         spatial_ndim: 2 or 3. channels: of every image. shapes: (*S) per case.
         read: case number -> case.
         split: a split that the data prescribe, (training, held out), or None.
+        present: label values of each case, where they are known beforehand.
         ignored: the label value of voxels that are left out, or None.
         keep_bytes: memory for cases that have been read.
     """
@@ -56,6 +57,7 @@ class Cases:
     shapes: list[tuple[int, ...]]
     read: Callable[[int], Case]
     split: tuple[list[int], list[int]] | None = None
+    present: list[set[int]] = field(default_factory=list)
     ignored: int | None = None
     keep_bytes: int = 0
     _kept: dict[int, Case] = field(default_factory=dict)
@@ -143,6 +145,7 @@ def read_folder(
     shapes: list[tuple[int, ...]] = []
     channels: list[int] = []
     seen: dict[int, tuple[str, str]] = {}
+    present: list[set[int]] = []
     advice = "Round them, or check the folder."
     for name in names:
         image, label = read_image(images[name]), read_image(label_paths[name])
@@ -164,6 +167,7 @@ def read_folder(
         shapes.append(shape)
         channels.append(image_channels(image).shape[0])
         found = set(map(int, np.unique(classes)))
+        present.append(found)
         values |= found - {ignore}
         if len(values) > most:
             raise TrainingError(
@@ -210,6 +214,7 @@ def read_folder(
         channels=count,
         shapes=shapes,
         read=read,
+        present=present,
         ignored=ignore,
         keep_bytes=memory_bytes() // 2,
     )

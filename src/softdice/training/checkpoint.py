@@ -103,7 +103,7 @@ def load_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]
     if missing := [key for key in KEYS if key not in content]:
         raise _not_ours(path, f"a file without {', '.join(missing)}")
     try:
-        _try(content, resume)
+        _verify(content, resume)
     except Exception as error:  # content of any kind, put to its use: it fails in any way
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise _not_ours(path, f"one whose content does not fit together ({text[:200]})") from error
@@ -117,7 +117,7 @@ def load_network(content: dict[str, Any]) -> nn.Module:
     return network
 
 
-def _try(content: dict[str, Any], resume: bool) -> None:
+def _verify(content: dict[str, Any], resume: bool) -> None:
     """Do with the content what a prediction or a resumed run will do: whatever does not fit raises."""
     data, plan, network = content["data"], NetworkPlan(**content["network"]), load_network(content)
     _require("finite weights", all(bool(weight.isfinite().all()) for weight in network.state_dict().values()))
@@ -139,16 +139,12 @@ def _try(content: dict[str, Any], resume: bool) -> None:
         for moment in (optimizer.state[weight][name] for name in ("exp_avg", "exp_avg_sq")):
             fits = moment.shape == weight.shape and bool(moment.isfinite().all())
             _require("the optimizer's moments of every weight", fits)
-    columns = (
-        "epoch",
-        "step",
-        "elapsed_s",
-        "loss",
-        "val_dice",
-        *(f"val_dice_{name}" for name in data["class_names"][1:]),
-    )
-    rows = [[float(row[name]) for name in columns] for row in content["history"]]
-    _require("a history of every epoch", len(rows) == content["epoch"] and float(content["elapsed_s"]) >= 0 <= float(content.get("reserve_s", 0)))
+    scores = ["val_dice", *(f"val_dice_{name}" for name in data["class_names"][1:])]
+    rows = [
+        [float(row[name]) for name in ("epoch", "step", "elapsed_s", "loss", *scores)] for row in content["history"]
+    ]
+    seconds = min(float(content["elapsed_s"]), float(content.get("reserve_s", 0)))
+    _require("a history of every epoch", len(rows) == content["epoch"] and seconds >= 0)
     names = [*data["training"], *data["held_out"]]
     _require("names of the cases", bool(names) and all(isinstance(name, str) for name in names))
 

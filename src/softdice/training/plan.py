@@ -128,7 +128,8 @@ def fit(
     batch_size: int,
     accelerator: bool,
     left_s: float,
-    step_s: Callable[[int], float],
+    narrow_s: float,
+    wide_s: Callable[[], float],
     *,
     fixed_patch: bool,
     fixed_batch_size: bool,
@@ -141,21 +142,22 @@ def fit(
         patch, batch_size: what suits the data.
         accelerator: whether there is one.
         left_s: seconds for training.
-        step_s: first filters -> seconds that a step with patch and batch takes.
+        narrow_s: seconds that a step with patch and batch takes with the fewest filters.
+        wide_s: measures what it takes with those that suit the data; called only where there may be time for them.
         fixed_patch, fixed_batch_size: it was asked for, and stays.
 
     Returns:
         patch, patches per step, first filters, and the seconds that a step will take.
 
     Example:
-        >>> fit((128, 128), 4, False, 60, lambda first: 0.05 * first, fixed_patch=False, fixed_batch_size=False)
+        >>> fit((128, 128), 4, False, 60, 0.4, lambda: 0.8, fixed_patch=False, fixed_batch_size=False)
         ((128, 128), 2, 8, 0.2)
     """
-    first = FIRST_FILTERS[accelerator]
-    took = step_s(first)
-    if took * ENOUGH_STEPS > left_s and NARROW[accelerator] < first:
-        first = NARROW[accelerator]
-        took = step_s(first)
+    first, took = NARROW[accelerator], narrow_s
+    if 2 * narrow_s * ENOUGH_STEPS < left_s and first < FIRST_FILTERS[accelerator]:  # twice the filters, twice the time
+        measured_s = wide_s()
+        if measured_s * ENOUGH_STEPS <= left_s:
+            first, took = FIRST_FILTERS[accelerator], measured_s
     while took * ENOUGH_STEPS > left_s:
         longest = max(patch)
         if batch_size > 1 and not fixed_batch_size:

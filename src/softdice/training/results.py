@@ -88,7 +88,7 @@ def _summary(module: Segmenter, table: Table, fixed: dict[str, Any]) -> dict[str
         **fixed["settings"],
         "patch": list(module.patch),
         "batch_size": module.batch_size,
-        "plan": fixed["data"]["plan"],
+        "plan": fixed["data"]["plan"] or None,
         "network": {"name": "monai DynUNet", **fixed["network"]},
         "parameters": sum(p.numel() for p in module.network.parameters()),
         "epochs_done": module.epoch,

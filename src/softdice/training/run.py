@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from softdice.training.module import FINISH_S, Budget, Reporter, Segmenter, Sile
 from softdice.training.plan import (
     ENOUGH_STEPS,
     FEW_STEPS,
+    FIRST_FILTERS,
+    NARROW,
     NetworkPlan,
     check_memory,
     choose_batch,
@@ -192,7 +195,7 @@ def _prepare(
     else:
         patch = choose_patch(shapes, settings["patch"], accelerator)
         batch_size = choose_batch(patch, settings["batch_size"], accelerator)
-        first, why = None, "from the data"
+        first, why = None, ""
         if budget.seconds is not None and ranks is None and count == 1:
             patch, batch_size, first, why = _fit_to_time(
                 make, patch, batch_size, settings, budget, cases, held_out, reporter
@@ -224,20 +227,22 @@ def _fit_to_time(
     assert budget.seconds is not None
     accelerator = torch.cuda.is_available()
     device = torch.device("cuda" if accelerator else "cpu")
-    left_s = TRAINING_SHARE * (budget.seconds - budget.elapsed_s())
 
     def step_s(first: int) -> float:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[0] if accelerator else []):
             plan = choose_network(patch, cases.channels, len(cases.values), accelerator, first)
             module = make(plan, patch, batch_size)
-            return step_seconds(module, device, settings["precision"], left_s / ENOUGH_STEPS)
+            return step_seconds(module, device, settings["precision"])
 
     fixed = {f"fixed_{name}": settings[name] is not None for name in ("patch", "batch_size")}
-    chosen, batch, first, took = fit(patch, batch_size, accelerator, left_s, step_s, **fixed)
+    narrow_s = step_s(NARROW[accelerator])
+    left_s = TRAINING_SHARE * (budget.seconds - budget.elapsed_s())  # compiling may have taken some
+    wide_s = partial(step_s, FIRST_FILTERS[accelerator])
+    chosen, batch, first, took = fit(patch, batch_size, accelerator, left_s, narrow_s, wide_s, **fixed)
     end_voxels = sum(math.prod(cases.shapes[number]) for number in held_out)
     budget.step_s = took
     budget.reserve_s = FINISH_S + PREDICTION_SHARE * took * end_voxels / (batch * math.prod(chosen))
-    steps = round(left_s / took)
+    steps = max(0, round(left_s / took))
     why = f"{first} first filters, since a step takes {took:.2g} s and about {steps} fit"
     if steps < FEW_STEPS:
         reporter.line(
@@ -346,6 +351,10 @@ def _tell(reporter: Reporter, module: Segmenter, held_out: Sequence[int], settin
     if cases.mapping is not None:
         shown = [f"{value} -> {number}" for value, number in cases.mapping.items()]
         reporter.line(f"Labels mapped: {', '.join(shown[:12])}{', ...' if len(shown) > 12 else ''}")
+    trained = set().union(*(cases.present[number] for number in module.training_numbers)) if cases.present else None
+    for value, name in zip(cases.values, cases.class_names, strict=True):
+        if trained is not None and value not in trained:
+            reporter.line(f"No training image has a voxel of {name}: it cannot be learnt, and scores 0.")
     length = [f"{budget.epochs} epochs"] if budget.epochs is not None else []
     length += [f"{budget.seconds / 60:g} minutes"] if budget.seconds is not None else []
     length += [f"{budget.steps} steps"] if budget.steps is not None else []
