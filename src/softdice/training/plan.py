@@ -28,8 +28,8 @@ NARROW = {False: 8, True: 32}
 ENOUGH_STEPS = 300
 """Fewer steps learn less than a smaller network, batch or patch would with more of them, at equal time."""
 FEW_STEPS = 100
-LEAST_PATCH = {2: 64, 3: 32}
-"""A patch is not cut below, along any axis, to save time."""
+LEAST_PATCH = {2: 128, 3: 32}
+"""A patch is not cut below, along any axis, to save time: what a step takes beside its voxels then outweighs them."""
 KEPT_TENSORS = 4
 """Of first filters and of 4 bytes a voxel, that a step holds at the very least."""
 
@@ -147,7 +147,7 @@ def fit(
         fixed_patch, fixed_batch_size: it was asked for, and stays.
 
     Returns:
-        patch, patches per step, first filters, and the seconds that a step will take.
+        patch, patches per step, first filters, and the seconds that a step will take, by its voxels.
 
     Example:
         >>> fit((128, 128), 4, False, 60, 0.4, lambda: 0.8, fixed_patch=False, fixed_batch_size=False)

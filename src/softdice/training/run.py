@@ -228,7 +228,7 @@ def _fit_to_time(
     accelerator = torch.cuda.is_available()
     device = torch.device("cuda" if accelerator else "cpu")
 
-    def step_s(first: int) -> float:
+    def step_s(first: int, patch: tuple[int, ...] = patch, batch_size: int = batch_size) -> float:
         with torch.random.fork_rng(devices=[0] if accelerator else []):
             plan = choose_network(patch, cases.channels, len(cases.values), accelerator, first)
             module = make(plan, patch, batch_size)
@@ -239,6 +239,8 @@ def _fit_to_time(
     left_s = TRAINING_SHARE * (budget.seconds - budget.elapsed_s())  # compiling may have taken some
     wide_s = partial(step_s, FIRST_FILTERS[accelerator])
     chosen, batch, first, took = fit(patch, batch_size, accelerator, left_s, narrow_s, wide_s, **fixed)
+    if (chosen, batch) != (patch, batch_size):
+        took = step_s(first, chosen, batch)  # not all that a step takes is by its voxels
     end_voxels = sum(math.prod(cases.shapes[number]) for number in held_out)
     budget.step_s = took
     budget.reserve_s = FINISH_S + PREDICTION_SHARE * took * end_voxels / (batch * math.prod(chosen))
