@@ -404,6 +404,21 @@ def test_minutes_hold_several_validations_and_the_plan_is_told(tmp_path: Path) -
     assert following == f"Next: softdice predict {tmp_path / 'o' / 'model.ckpt'} NEW_IMAGES {tmp_path / 'o' / 'masks'}"
 
 
+@pytest.mark.parametrize("alone_s, expected", [(0.5, 1), (2.0, 2)])
+def test_one_thread_is_taken_where_it_is_faster_and_the_others_come_back(
+    alone_s: float, expected: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "step_seconds", lambda *rest: alone_s if torch.get_num_threads() == 1 else 1.0)
+    torch.set_num_threads(2)
+    try:
+        summary = train(config(data, tmp_path, max_minutes=1, max_steps=1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert summary["device"] == f"CPU, {expected} threads"
+    assert f"{expected} thread" in summary["plan"]
+
+
 def test_too_little_time_is_told_before_the_start(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "step_seconds", lambda *rest: 1.0)
     result = call("train", data, "--out", tmp_path, "--loss", "dice", "--max-minutes", 0.05, "--max-steps", 1)

@@ -91,6 +91,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None, *, started: flo
     with ranks or nullcontext():
         try:
             with ExitStack() as stack:
+                stack.callback(torch.set_num_threads, torch.get_num_threads())  # a plan may change it
                 return _train(config, reporter, ranks, budget, stack)
         except ToldByFirstError:
             return {}
@@ -235,7 +236,12 @@ def _fit_to_time(
             return step_seconds(module, device, settings["precision"])
 
     fixed = {f"fixed_{name}": settings[name] is not None for name in ("patch", "batch_size")}
-    narrow_s = step_s(NARROW[accelerator])
+    narrow_s, threads = step_s(NARROW[accelerator]), torch.get_num_threads()
+    if threads > 1 and not accelerator:  # where other programs want the cores, threads mostly wait for each other
+        torch.set_num_threads(1)
+        if (alone_s := step_s(NARROW[accelerator])) < narrow_s:
+            narrow_s, threads = alone_s, 1
+        torch.set_num_threads(threads)
     left_s = TRAINING_SHARE * (budget.seconds - budget.elapsed_s())  # compiling may have taken some
     wide_s = partial(step_s, FIRST_FILTERS[accelerator])
     chosen, batch, first, took = fit(patch, batch_size, accelerator, left_s, narrow_s, wide_s, **fixed)
@@ -245,7 +251,8 @@ def _fit_to_time(
     budget.step_s = took
     budget.reserve_s = FINISH_S + PREDICTION_SHARE * took * end_voxels / (batch * math.prod(chosen))
     steps = max(0, round(left_s / took))
-    why = f"{first} first filters, since a step takes {took:.2g} s and about {steps} fit"
+    width = f"{first} first filters, {threads} thread{'s' * (threads > 1)}"
+    why = f"{width}, since a step takes {took:.2g} s and about {steps} fit"
     if steps < FEW_STEPS:
         reporter.line(
             f"About {steps} steps fit into {budget.seconds / 60:g} minutes, and fewer than {FEW_STEPS} learn little. "
