@@ -159,11 +159,33 @@ def test_resuming_on_other_data_is_refused(run: tuple[Path, dict[str, Any]], tmp
         train(TrainConfig(data=str(other), out=str(run[0]), resume=True))
 
 
-def test_an_earlier_model_is_kept_aside(run: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path) -> None:
-    content = (run[0] / "model.ckpt").read_bytes()
-    (tmp_path / "model.ckpt").write_bytes(content)
-    train(config(data, tmp_path, epochs=1))
-    assert (tmp_path / "model.previous.ckpt").read_bytes() == content
+def test_files_of_earlier_runs_are_numbered_and_none_is_replaced(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("mine")  # no run wrote it
+    (tmp_path / "model.7.ckpt").write_text("an old one")
+    kept = {}
+    for number in (9, 10):
+        train(config(data, tmp_path, epochs=1, max_steps=1, seed=number))
+        kept |= {f"{name}.{number}": (tmp_path / name).read_bytes() for name in ("model.ckpt", "curves.png")}
+    train(config(data, tmp_path, epochs=1, max_steps=1))
+    assert (tmp_path / "summary.8.json").read_text() == "mine"
+    assert (tmp_path / "model.7.ckpt").read_text() == "an old one"
+    assert load_checkpoint(tmp_path / "model.ckpt")["settings"]["seed"] == 42
+    for name, content in kept.items():
+        stem, suffix, number = name.split(".")
+        assert (tmp_path / f"{stem}.{number}.{suffix}").read_bytes() == content
+    assert len(list(tmp_path.iterdir())) == 17
+
+
+def test_a_start_that_fails_leaves_what_was_there(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model.ckpt").write_text("precious")
+    for out in (tmp_path / "a" / "b", tmp_path / "old"):
+        with pytest.raises(TrainingError, match="expected a folder"):
+            train(config(tmp_path / "nowhere", out))
+    with pytest.raises(TrainingError, match="expected a finite loss"):
+        train(config(data, tmp_path / "a" / "b", lr=1e30))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["model.ckpt", "old"]
+    assert (tmp_path / "old" / "model.ckpt").read_text() == "precious"
 
 
 def test_minutes_end_a_run_within_an_epoch(data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,21 +19,33 @@ def predict(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A model.ckpt that softdice train wrote.")],
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image, or a folder of images.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the masks; not that of the images.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that lie where masks are to be written.")
+    ] = False,
 ) -> None:
-    """Write a mask for every image, in its format and geometry, with the label values of the training data."""
+    """Write a mask for every image, in its format and geometry, with the label values of the training data.
+
+    Exit code 0: all written; 1: some images have no mask, they are listed at the end; 2: wrong usage.
+    """
     console = Console()
     with one_line():
         from softdice.training import predict as run
+        from softdice.training.inference import PredictionError
 
+        errors: list[str] = []
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("predicting", total=None)
-            written = run(
-                checkpoint,
-                images,
-                out,
-                progress=lambda done, total, name: bar.update(
-                    task, completed=done, total=total, description=escape(shown(name))
-                ),
-            )
+
+            def progress(done: int, total: int, name: str) -> None:
+                bar.update(task, completed=done, total=total, description=escape(shown(name)))
+
+            try:
+                written = run(checkpoint, images, out, overwrite=overwrite, progress=progress)
+            except PredictionError as problem:
+                written, errors = problem.written, problem.errors
         masks = f"{len(written)} mask{'' if len(written) == 1 else 's'}"
         console.print(f"{masks} written to {out}", markup=False, highlight=False, soft_wrap=True)
+        if errors:
+            lines = (shown(" ".join(error.split())) for error in errors)
+            print(f"Not predicted: {len(errors)} of {len(written) + len(errors)}", *lines, sep="\n  ", file=sys.stderr)
+            raise typer.Exit(1)

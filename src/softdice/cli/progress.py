@@ -1,14 +1,15 @@
-"""Progress of a run: a bar on a terminal, a line now and then in a log."""
+"""Progress of a run: a bar on a terminal, a line every half minute in a log."""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LOG_LINES = 20
-"""How many lines a whole run writes into a log."""
+LOG_S = 30.0
+"""Seconds between two lines in a log."""
 
 
 class Bar:
@@ -28,7 +29,8 @@ class Bar:
             disable=not console.is_terminal,
         )
         self.task: TaskID | None = None
-        self.written = -1
+        self.first: tuple[float, float] | None = None
+        self.written = 0.0
 
     def __enter__(self) -> Bar:
         self.bar.start()
@@ -50,6 +52,11 @@ class Bar:
             if self.task is None:
                 self.task = self.bar.add_task(text, total=1.0)
             self.bar.update(self.task, completed=fraction, description=text)
-        elif int(fraction * LOG_LINES) > self.written:
-            self.written = int(fraction * LOG_LINES)
-            self.line(f"{text}  {100 * fraction:3.0f} %")
+            return
+        now = time.monotonic()
+        since, done = self.first = self.first or (now, fraction)
+        if fraction >= 1 or now - self.written >= LOG_S or since == now:
+            self.written = now
+            left_s = (now - since) * (1 - fraction) / (fraction - done) if fraction > done else None
+            left = "" if left_s is None else f"  {round(left_s) // 60}:{round(left_s) % 60:02d} left"
+            self.line(f"{text}  {100 * fraction:3.0f} %{left}")

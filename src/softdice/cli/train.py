@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,7 +53,7 @@ def train(
         typer.Option(help=f"Most epochs [default: {DEFAULT_EPOCHS}, none with --max-minutes or --max-steps]"),
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(help="Most minutes for reading and training, over resumptions.")
+        float | None, typer.Option(help="Minutes that the whole run takes, over resumptions.")
     ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Most steps, over resumptions.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Patches per step and device [default: from the data]")] = None,
@@ -83,15 +84,19 @@ def train(
     ignore_geometry: Annotated[
         bool, typer.Option("--ignore-geometry", help="Image and label belong together whatever their affines say.")
     ] = False,
+    ignore: Annotated[
+        int | None, typer.Option(help="Label of voxels to leave out: no class, in neither loss nor score, such as 255.")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help=_default("precision", f"One of {', '.join(PRECISIONS)}."))
     ] = None,
 ) -> None:
     """Train a segmentation network with a loss of this package on DATA, or on a brain.
 
-    Writes model.ckpt, metrics.csv, curves.png, overlays.png and summary.json into --out.
+    Writes model.ckpt, metrics.csv, curves.png, overlays.png and summary.json into --out; earlier ones get a number.
     """
     given = dict(locals())  # the options are the settings, by the same names
+    started = time.monotonic()
     console = Console()
     again = (
         f"softdice train {'' if data is None else shlex.quote(str(data)) + ' '}--out {shlex.quote(str(out))} --resume"
@@ -107,7 +112,7 @@ def train(
 
         try:
             with Bar(console) as bar:
-                summary = run(config, bar)
+                summary = run(config, bar, started=started)
         except KeyboardInterrupt:
             if ranks is None or ranks.rank == 0:
                 raise
@@ -130,8 +135,18 @@ def _show(console: Console, summary: dict[str, Any], out: Path) -> None:
     table.add_section()
     table.add_row("mean Dice", _figure(summary["mean_dice"]), "")
     console.print(table)
+    low, high = summary["mean_dice_95"]
+    interval = "" if low is None else f" (95 % interval {_figure(low)} to {_figure(high)})"
+    model, masks = (shlex.quote(str(path)) for path in (out / "model.ckpt", out / "masks"))
     files = "model.ckpt, metrics.csv, curves.png, overlays.png, summary.json"
-    console.print(f"Written to {out}: {files}", markup=False, highlight=False, soft_wrap=True)
+    for line in (
+        f"Held-out Dice {_figure(summary['mean_dice'])}{interval} after "
+        f"{summary['steps_done']} steps in {summary['epochs_done']} epochs",
+        f"Written to {out}: {files}",
+        f"Look: {out / 'overlays.png'}",
+        f"Next: softdice predict {model} NEW_IMAGES {masks}",
+    ):
+        console.print(shown(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _figure(value: float | None) -> str:

@@ -124,6 +124,11 @@ def read_image(path: str | Path) -> Image:
     return image
 
 
+def mask_suffix(suffix: str) -> str:
+    """suffix of an image -> that of its mask."""
+    return BY_SUFFIX[suffix].masks or suffix
+
+
 def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
     """array -> file of the type and geometry of `like`, written beside and then renamed; returns the path written.
 
@@ -136,7 +141,7 @@ def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
         FileError: other shape, a type that the format cannot hold (floats in PNG), or the disk refused.
     """
     path, array = Path(path), np.asarray(array)
-    suffix = BY_SUFFIX[like.suffix].masks or like.suffix
+    suffix = mask_suffix(like.suffix)
     name = split_name(path)
     if name is None or name[1] != suffix:
         path = path.with_name((path.name if name is None else name[0]) + suffix)

@@ -12,18 +12,18 @@ from softdice import validation
 from softdice.training.config import TrainConfig, TrainingError
 
 if TYPE_CHECKING:
-    from softdice.training.inference import predict
+    from softdice.training.inference import PredictionError, predict
     from softdice.training.run import train
 
-_MODULES = {"predict": "inference", "train": "run"}
+_MODULES = {"PredictionError": "inference", "predict": "inference", "train": "run"}
 _PACKAGES = {"predict": ("monai",), "train": ("lightning", "monai", "matplotlib")}
 
-__all__ = ["TrainConfig", "TrainingError", "predict", "train"]
+__all__ = ["PredictionError", "TrainConfig", "TrainingError", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for package in _PACKAGES[name]:
+    for package in _PACKAGES.get(name, ()):
         validation.package(f"softdice {name}", package, "train")
     return getattr(import_module(f"softdice.training.{_MODULES[name]}"), name)

@@ -18,11 +18,15 @@ from softdice.training.config import TrainingError
 MAX_CLASSES = 256
 PERCENTILES = (0.5, 99.5)
 SAMPLED_VOXELS = 1_000_000
+IGNORED = 255
+"""Class number of voxels that are left out."""
+LABEL_LIKE = 32, 0.5
+"""Of an image with more values than this, so large a share of voxels has the value of the next one, if it is labels."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image with its labels: `image` (channels, *S) float32, scaled; `label` (*S) class numbers."""
+    """One image with its labels: `image` (channels, *S) float32, scaled; `label` (*S) class numbers or `IGNORED`."""
 
     name: str
     image: np.ndarray
@@ -40,6 +44,8 @@ class Cases:
         spatial_ndim: 2 or 3. channels: of every image. shapes: (*S) per case.
         read: case number -> case.
         split: a split that the data prescribe, (training, held out), or None.
+        present: label values of each case, where they are known beforehand.
+        ignored: the label value of voxels that are left out, or None.
         keep_bytes: memory for cases that have been read.
     """
 
@@ -51,6 +57,8 @@ class Cases:
     shapes: list[tuple[int, ...]]
     read: Callable[[int], Case]
     split: tuple[list[int], list[int]] | None = None
+    present: list[set[int]] = field(default_factory=list)
+    ignored: int | None = None
     keep_bytes: int = 0
     _kept: dict[int, Case] = field(default_factory=dict)
 
@@ -66,6 +74,11 @@ class Cases:
             self.keep_bytes -= size
             self._kept[number] = case
         return case
+
+    @property
+    def ignore_index(self) -> int | None:
+        """Class number that losses and scores leave out."""
+        return None if self.ignored is None else IGNORED
 
     @property
     def mapping(self) -> dict[int, int] | None:
@@ -103,13 +116,16 @@ def image_channels(image: Image) -> np.ndarray:
     return image.array[None] if image.array.ndim == image.spatial_ndim else np.moveaxis(image.array, -1, 0)
 
 
-def read_folder(folder: str | Path, *, round: bool = False, ignore_geometry: bool = False) -> Cases:
+def read_folder(
+    folder: str | Path, *, round: bool = False, ignore_geometry: bool = False, ignore: int | None = None
+) -> Cases:
     """folder with `images/` and `labels/` -> cases, every file read once and checked.
 
     Args:
         folder: holds both.
         round: round labels that are nearly whole.
         ignore_geometry: an image and its label belong together by position, whatever their affines say.
+        ignore: label value of voxels to leave out.
 
     Raises:
         TrainingError, FileError: a folder is missing or empty, names have no partner, a file cannot be read, shape or
@@ -125,9 +141,11 @@ def read_folder(folder: str | Path, *, round: bool = False, ignore_geometry: boo
     _check_names(folder, list(images), list(label_paths))
     names = sorted(images)
     values: set[int] = set()
+    most = MAX_CLASSES - (ignore is not None)
     shapes: list[tuple[int, ...]] = []
     channels: list[int] = []
     seen: dict[int, tuple[str, str]] = {}
+    present: list[set[int]] = []
     advice = "Round them, or check the folder."
     for name in names:
         image, label = read_image(images[name]), read_image(label_paths[name])
@@ -148,16 +166,24 @@ def read_folder(folder: str | Path, *, round: bool = False, ignore_geometry: boo
             )
         shapes.append(shape)
         channels.append(image_channels(image).shape[0])
-        values.update(map(int, np.unique(classes)))
-        if len(values) > MAX_CLASSES:
+        found = set(map(int, np.unique(classes)))
+        present.append(found)
+        values |= found - {ignore}
+        if len(values) > most:
             raise TrainingError(
-                f"softdice train: {label_paths[name]}: expected at most {MAX_CLASSES} label values, got {len(values)} "
+                f"softdice train: {label_paths[name]}: expected at most {most} label values, got {len(values)} "
                 "so far. Intensities are no labels: check the folder."
             )
+        if len(found) > LABEL_LIKE[0] and (share := _constant_share(classes)) < LABEL_LIKE[1]:
+            raise TrainingError(
+                f"softdice train: {label_paths[name]}: expected a label map, got {len(found)} values, and neighbours "
+                f"that differ in {1 - share:.0%} of the voxels. Intensities are no labels: check the folder."
+            )
     if len(values) < 2:
+        beside = "" if ignore is None else f" beside {ignore}, which is left out"
         raise TrainingError(
             f"softdice train: expected at least two label values in {folder / 'labels'}, got only "
-            f"{next(iter(values))}. There is nothing to tell apart."
+            f"{', '.join(map(str, values)) or 'none'}{beside}. There is nothing to tell apart."
         )
     count = max(channels)
     for name, own in zip(names, channels, strict=True):
@@ -167,7 +193,9 @@ def read_folder(folder: str | Path, *, round: bool = False, ignore_geometry: boo
                 "Convert it."
             )
     ordered = sorted(values)
-    known = np.array(ordered, np.int64 if ordered[-1] < 2**63 else np.uint64 if ordered[0] >= 0 else object)
+    every = sorted({*ordered, *(() if ignore is None else (ignore,))})
+    known = np.array(every, np.int64 if every[-1] < 2**63 else np.uint64 if every[0] >= 0 else object)
+    numbers = np.array([IGNORED if value == ignore else ordered.index(value) for value in every], np.uint8)
 
     def read(number: int) -> Case:
         name = names[number]
@@ -175,7 +203,7 @@ def read_folder(folder: str | Path, *, round: bool = False, ignore_geometry: boo
         if array.shape[0] < count:
             array = np.repeat(array, count, axis=0)
         found = labels(label_paths[name], read_image(label_paths[name]), rounded=round)
-        classes = np.searchsorted(known, found.astype(known.dtype, copy=False)).astype(np.uint8)
+        classes = numbers[np.searchsorted(known, found.astype(known.dtype, copy=False))]
         return Case(name, normalise(array), classes.reshape(shapes[number]))
 
     return Cases(
@@ -186,7 +214,9 @@ def read_folder(folder: str | Path, *, round: bool = False, ignore_geometry: boo
         channels=count,
         shapes=shapes,
         read=read,
-        keep_bytes=_memory_bytes() // 2,
+        present=present,
+        ignored=ignore,
+        keep_bytes=memory_bytes() // 2,
     )
 
 
@@ -222,5 +252,11 @@ def _size(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _memory_bytes() -> int:
+def _constant_share(classes: np.ndarray) -> float:
+    """label map -> share of its voxels whose next one along the longest axis has the same value."""
+    return float((np.diff(classes, axis=int(np.argmax(classes.shape))) == 0).mean())
+
+
+def memory_bytes() -> int:
+    """Memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
-import pickle
+import math
+import tempfile
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from softdice.images.files import written_beside
-from softdice.training.config import TrainingError
+from softdice.training.config import TrainConfig, TrainingError
+from softdice.training.plan import NetworkPlan
 
 FORMAT = "softdice-model"
 VERSION = 1
@@ -34,37 +40,118 @@ def write_bytes(path: Path, content: bytes) -> None:
         ) from error
 
 
+@contextmanager
+def made_folder(out: Path, caller: str, option: str) -> Iterator[None]:
+    """A folder that can be written, made where there is none; what was made goes again if nothing was put into it.
+
+    Raises:
+        TrainingError: it cannot be made or written.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out) as file:
+                file.write(b"softdice")
+        except OSError as error:
+            raise TrainingError(
+                f"{caller}: expected to write to {out}, got: {error.strerror or error}. Choose another {option}."
+            ) from error
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+
+
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """content with the keys `KEYS` -> file."""
+    """content with the keys `KEYS`, and what else a run wants back -> file."""
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "version": VERSION, **{key: content[key] for key in KEYS}}, buffer)
+    torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
     write_bytes(path, buffer.getvalue())
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """file -> content, on the CPU, read with `weights_only=True`.
+def load_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]:
+    """file -> content, on the CPU, read with `weights_only=True` and verified.
+
+    Args:
+        path: a file that `softdice train` wrote.
+        resume: verify, too, what a run needs to go on and a prediction does not.
 
     Raises:
-        TrainingError: no such file, or not one that `softdice train` wrote.
+        TrainingError: no such file, one that `softdice train` did not write, or one that was damaged since.
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about files that are refused here
+            damaged = archive.testzip()
+            file.seek(0)
+            content = None if damaged else torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise TrainingError(
             f"softdice: expected a model at {path}, got: {error.strerror or error}. Give the path of a model.ckpt."
         ) from error
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError, KeyError, TypeError,
-            AttributeError, IndexError, UnicodeDecodeError, OverflowError) as error:  # fmt: skip
+    except Exception as error:  # a damaged zip or pickle surfaces as any of the errors there are
         raise _not_ours(path, "a file that torch does not read as plain weights") from error
+    if damaged:
+        raise _not_ours(path, f"a damaged file: the checksum of {damaged} is wrong")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise _not_ours(path, "a file without the mark of one")
     if content.get("version") != VERSION:
         raise _not_ours(path, f"version {content.get('version')} where this softdice reads {VERSION}")
     if missing := [key for key in KEYS if key not in content]:
         raise _not_ours(path, f"a file without {', '.join(missing)}")
+    try:
+        _verify(content, resume)
+    except Exception as error:  # content of any kind, put to its use: it fails in any way
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise _not_ours(path, f"one whose content does not fit together ({text[:200]})") from error
     return content
+
+
+def load_network(content: dict[str, Any]) -> nn.Module:
+    """content of a checkpoint -> its trained network."""
+    network = NetworkPlan(**content["network"]).build()
+    network.load_state_dict(content["weights"])
+    return network
+
+
+def _verify(content: dict[str, Any], resume: bool) -> None:
+    """Do with the content what a prediction or a resumed run will do: whatever does not fit raises."""
+    data, plan, network = content["data"], NetworkPlan(**content["network"]), load_network(content)
+    _require("finite weights", all(bool(weight.isfinite().all()) for weight in network.state_dict().values()))
+    said = len(data["class_names"]), data["channels"], data["spatial_ndim"], len(data["patch"])
+    expected = plan.num_classes, plan.channels, plan.spatial_ndim, plan.spatial_ndim
+    _require(f"classes, channels and axes {expected}", (len(data["values"]), *said[1:]) == said == expected)
+    _require("label values in order", data["values"] == sorted(map(int, data["values"])))
+    steps = [math.prod(step) for step in zip(*plan.strides, strict=True)]
+    divided = all(n > 0 and n % step == 0 for n, step in zip(data["patch"], steps, strict=True))
+    _require("a patch that the network can halve", divided)
+    if not resume:
+        return
+    settings = content["settings"]
+    TrainConfig(**{**settings, "patch": tuple(settings["patch"])})
+    _require("its settings", all(settings.get(name) is not None for name in ("loss", "lr", "seed", "val_fraction")))
+    optimizer = torch.optim.AdamW(network.parameters())
+    optimizer.load_state_dict(content["optimizer"])
+    for weight in network.parameters() if content["step"] > 0 else ():
+        for moment in (optimizer.state[weight][name] for name in ("exp_avg", "exp_avg_sq")):
+            fits = moment.shape == weight.shape and bool(moment.isfinite().all())
+            _require("the optimizer's moments of every weight", fits)
+    scores = ["val_dice", *(f"val_dice_{name}" for name in data["class_names"][1:])]
+    rows = [
+        [float(row[name]) for name in ("epoch", "step", "elapsed_s", "loss", *scores)] for row in content["history"]
+    ]
+    seconds = min(float(content["elapsed_s"]), float(content.get("reserve_s", 0)))
+    _require("a history of every epoch", len(rows) == content["epoch"] and seconds >= 0)
+    names = [*data["training"], *data["held_out"]]
+    _require("names of the cases", bool(names) and all(isinstance(name, str) for name in names))
+
+
+def _require(what: str, given: bool) -> None:
+    if not given:
+        raise ValueError(f"without {what}")
 
 
 def _not_ours(path: Path, got: str) -> TrainingError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,6 +31,14 @@ class TrainingError(ValueError):
     """Something that the person who asked for a training or a prediction can put right, in one line."""
 
 
+def no_memory(error: BaseException) -> bool:
+    """Whether an error of numpy or torch says that there is not enough memory."""
+    said = f"{type(error).__name__}: {error}"
+    return isinstance(error, MemoryError) or any(
+        text in said for text in ("OutOfMemoryError", "can't allocate memory", "not enough memory")
+    )
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run; None means the default, or on resuming what the run was started with.
@@ -54,6 +63,7 @@ class TrainConfig:
             loss then does not depend on the number of classes.
         round: round labels that are stored as nearly whole numbers.
         ignore_geometry: image and label belong together by position, whatever their affines say.
+        ignore: label value of voxels that are left out: they enter neither the loss nor any score, and it is no class.
 
     Raises:
         TrainingError: a value out of its range.
@@ -76,11 +86,12 @@ class TrainConfig:
     fused_head: bool | None = None
     round: bool | None = None
     ignore_geometry: bool | None = None
+    ignore: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "max_minutes", "max_steps", "batch_size", "lr", "devices"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise _wrong(name, "a number above 0", value)
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
             raise _wrong("val_fraction", "a share in (0, 1)", self.val_fraction)
@@ -113,6 +124,7 @@ RUN_SETTINGS = (
     "fused_head",
     "round",
     "ignore_geometry",
+    "ignore",
 )
 """Settings that decide the weights: they stay what they were when a run is resumed. The data may have moved."""
 

@@ -32,10 +32,13 @@ def label_image(network: nn.Module, image: Tensor, patch: Sequence[int]) -> Tens
     return logits[0].argmax(0)
 
 
-def count(network: nn.Module, case: Case, patch: Sequence[int], num_classes: int, device: torch.device) -> Tensor:
-    """network, case -> (3, C) int64: voxels in both, predicted, true."""
+def count(
+    network: nn.Module, case: Case, patch: Sequence[int], cases: Cases, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """network, case -> (3, C) int64: voxels in both, predicted, true; and the class numbers that were predicted."""
     prediction = label_image(network, torch.from_numpy(case.image).to(device), patch)
-    return class_counts(prediction, torch.from_numpy(case.label).to(device), num_classes)
+    truth = torch.from_numpy(case.label).to(device)
+    return class_counts(prediction, truth, len(cases.values), ignore_index=cases.ignore_index), prediction
 
 
 def tabulated(cases: Cases, numbers: Sequence[int], counts: Tensor) -> Table:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from softdice.images.files import image_name, list_images, read_image, write_image
+from softdice.images.files import FileError, Image, image_name, list_images, mask_suffix, read_image, write_image
 from softdice.training.cases import image_channels, normalise
-from softdice.training.checkpoint import load_checkpoint
-from softdice.training.config import TrainingError
+from softdice.training.checkpoint import load_checkpoint, load_network, made_folder
+from softdice.training.config import TrainingError, no_memory
 from softdice.training.evaluate import label_image
-from softdice.training.plan import NetworkPlan
+
+
+class PredictionError(TrainingError):
+    """Some images have no mask. `written`: paths of the masks of the others; `errors`: a line for each that failed."""
+
+    def __init__(self, written: list[Path], errors: list[str]) -> None:
+        super().__init__("\n".join(errors))
+        self.written, self.errors = written, errors
 
 
 def predict(
@@ -21,6 +31,7 @@ def predict(
     images: str | Path,
     out: str | Path,
     *,
+    overwrite: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> list[Path]:
     """model.ckpt, image or folder of images -> paths of the masks written.
@@ -32,14 +43,15 @@ def predict(
         checkpoint: what `softdice.training.train` wrote.
         images: an image, or a folder of them.
         out: folder for the masks, made where there is none; not the folder of the images.
+        overwrite: replace files that lie where masks are to be written, whoever wrote them.
         progress: called with the number of images done, their total and the name of the image just done.
 
     Raises:
-        TrainingError, FileError: not a model of ours; no images; an image of another dimension or number of channels
-            than the model was trained on; a file that cannot be read or written.
+        TrainingError, FileError: not a model of ours; no images; a file in the place of a mask.
+        PredictionError: some images have no mask: of another dimension or number of channels than the model was trained
+            on, too large for the memory, or files that cannot be read or written. All others have one.
     """
     content = load_checkpoint(checkpoint)
-    data = content["data"]
     images, out = Path(images), Path(out)
     paths = list(list_images(images).values()) if images.is_dir() else [images]
     if not paths or not images.exists():
@@ -49,35 +61,46 @@ def predict(
             f"softdice predict: expected OUT to be another folder than that of the images, got {out} for both. "
             "The masks would replace the images."
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    names = [image_name(path) or (path.name, "") for path in paths]
+    places = [out / (stem + (suffix and mask_suffix(suffix))) for stem, suffix in names]
+    taken = [place for place in places if os.path.lexists(place)]
+    if taken and not overwrite:
         raise TrainingError(
-            f"softdice predict: expected to write to {out}, got: {error.strerror or error}. Choose another OUT."
-        ) from error
+            f"softdice predict: expected no file in the place of a mask, got {len(taken)}, the first {taken[0]}. "
+            "Choose another OUT, or pass --overwrite to replace them."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = NetworkPlan(**content["network"]).build()
-    network.load_state_dict(content["weights"])
-    network.to(device).eval()
-    values = np.array(data["values"], object)  # as they are, above 2^63 too
-    values = values.astype(_mask_type(values))
-    written = []
-    for number, path in enumerate(paths):
-        image = read_image(path)
-        channels = image_channels(image)
-        if image.spatial_ndim != data["spatial_ndim"] or channels.shape[0] not in (1, data["channels"]):
-            raise TrainingError(
-                f"softdice predict: {path}: expected a {data['spatial_ndim']}-D image with {data['channels']} "
-                f"channel(s), as in training, got a {image.spatial_ndim}-D one with {channels.shape[0]}. Convert it, "
-                "or take another model."
-            )
-        scaled = normalise(np.broadcast_to(channels, (data["channels"], *image.shape)))
-        labels = label_image(network, torch.from_numpy(scaled).to(device), data["patch"]).cpu().numpy()
-        name = image_name(path)
-        assert name is not None  # read_image has refused every other
-        written.append(write_image(out / (name[0] + image.suffix), values[labels], image))
-        progress(number + 1, len(paths), path.name)
+    network = load_network(content).to(device).eval()
+    written: list[Path] = []
+    errors: list[str] = []
+    with made_folder(out, "softdice predict", "OUT"):
+        for number, (path, place) in enumerate(zip(paths, places, strict=True)):
+            try:
+                image = read_image(path)
+                written.append(write_image(place, _mask(network, path, image, content["data"], device), image))
+            except Exception as error:
+                if not (isinstance(error, (TrainingError, FileError, ModuleNotFoundError)) or no_memory(error)):
+                    raise
+                errors.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            progress(number + 1, len(paths), path.name)
+    if errors:
+        raise PredictionError(written, errors)
     return written
+
+
+def _mask(network: nn.Module, path: Path, image: Image, data: dict[str, Any], device: torch.device) -> np.ndarray:
+    """image from a file -> label values (*S)."""
+    channels = image_channels(image)
+    if image.spatial_ndim != data["spatial_ndim"] or channels.shape[0] not in (1, data["channels"]):
+        raise TrainingError(
+            f"softdice predict: {path}: expected a {data['spatial_ndim']}-D image with {data['channels']} "
+            f"channel(s), as in training, got a {image.spatial_ndim}-D one with {channels.shape[0]}. Convert it, "
+            "or take another model."
+        )
+    scaled = normalise(np.broadcast_to(channels, (data["channels"], *image.shape)))
+    labels = label_image(network, torch.from_numpy(scaled).to(device), data["patch"]).cpu().numpy()
+    values = np.array(data["values"], object)  # as they are, above 2^63 too
+    return values.astype(_mask_type(values))[labels]
 
 
 def _mask_type(values: np.ndarray) -> type[np.generic]:

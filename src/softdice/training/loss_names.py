@@ -11,6 +11,9 @@ from softdice.training.config import TrainingError
 
 SHORT = {"soft_dice": "dice", "cross_entropy": "ce"}
 """Names that are shorter than the class's."""
+MOST_TERMS = 16
+FACTORS = 1e-6, 1e6
+"""What float32 still tells apart from 0 and infinity once it is multiplied by a loss."""
 
 
 def loss_names() -> dict[str, type[Loss]]:
@@ -31,11 +34,12 @@ def loss_names() -> dict[str, type[Loss]]:
     return dict(sorted(names.items()))
 
 
-def parse_loss(text: str, num_classes: int, group: str | None = None) -> Loss:
+def parse_loss(text: str, num_classes: int, group: str | None = None, ignore_index: int | None = None) -> Loss:
     """name or weighted sum of names, number of classes -> loss of logits and a label map.
 
     A class of which a batch of patches has no voxel is left out of the mean (`absent="skip"`): with the logarithm it
-    would cost up to 28 and outweigh all others. With group="world" the statistics are those of all ranks.
+    would cost up to 28 and outweigh all others. With group="world" the statistics are those of all ranks. Voxels whose
+    label is `ignore_index` enter none.
 
     Raises:
         TrainingError: no such loss; the message lists all.
@@ -47,21 +51,33 @@ def parse_loss(text: str, num_classes: int, group: str | None = None) -> Loss:
     names = loss_names()
     full = {long: names[short] for long, short in SHORT.items() if short in names} | names
     total: Loss | None = None
-    for part in text.replace(" ", "").split("+"):
+    parts = text.replace(" ", "").split("+")
+    if len(parts) > MOST_TERMS:
+        raise TrainingError(
+            f"softdice train: expected a sum of at most {MOST_TERMS} losses, got {len(parts)}. Change --loss."
+        )
+    for part in parts:
         weight, _, name = part.rpartition("*")
         key = name.lower().replace("-", "_")
         if key not in full:
             raise TrainingError(
                 f"softdice train: expected a loss among {', '.join(names)}, or a sum of them as dice+0.5*ce, got "
-                f"{name!r}. Change --loss."
+                f"{name[:40]!r}. Change --loss."
             )
         try:
             factor = float(weight or 1)
         except ValueError:
             raise TrainingError(
-                f"softdice train: expected a number before '*', got {weight!r}. Change --loss."
+                f"softdice train: expected a number before '*', got {weight[:40]!r}. Change --loss."
             ) from None
-        term: Loss = full[key](num_classes, activation="softmax", absent="skip", group=group, validate=False)
+        if not FACTORS[0] <= factor <= FACTORS[1]:  # nan neither
+            raise TrainingError(
+                f"softdice train: expected a number from {FACTORS[0]:g} to {FACTORS[1]:g} before '*', got "
+                f"{weight[:40]}. Change --loss."
+            )
+        term: Loss = full[key](
+            num_classes, activation="softmax", absent="skip", group=group, validate=False, ignore_index=ignore_index
+        )
         term = term if factor == 1 else factor * term
         total = term if total is None else total + term
     assert total is not None  # split never gives an empty list

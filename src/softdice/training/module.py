@@ -27,6 +27,10 @@ NO_CASE = -1
 """In the place of a case where the ranks cannot share them evenly: every rank must take part in the sum."""
 WARM_UP = 0.02
 """Share of the run in which the learning rate rises."""
+ROUNDS = 12
+"""Epochs that a budget of time holds at least; where a pass over the data takes longer, an epoch is a part of one."""
+FINISH_S = 6.0
+"""What curves, pictures and summary take at the end, beside the predictions."""
 
 
 class Reporter(Protocol):
@@ -58,6 +62,10 @@ class Budget:
     steps_per_epoch: int
     steps: int | None = None
     elapsed_before_s: float = 0.0
+    reserve_s: float = 0.0
+    """What is kept back from `seconds` for the last validation, the scores of the held-out cases and the pictures."""
+    step_s: float | None = None
+    """What a step takes, as far as it is known."""
     started: float = field(default_factory=time.monotonic)
 
     def elapsed_s(self) -> float:
@@ -66,10 +74,20 @@ class Budget:
 
     def fraction(self, step: int) -> float:
         """Steps done so far -> share of the run that is done, in [0, 1]; without `seconds` a function of the step."""
-        by_time = 0.0 if self.seconds is None else self.elapsed_s() / self.seconds
+        by_time = 0.0 if self.seconds is None else self.elapsed_s() / self._training_s(self.seconds)
         by_epochs = 0.0 if self.epochs is None else step / (self.epochs * self.steps_per_epoch)
         by_steps = 0.0 if self.steps is None else step / self.steps
         return min(1.0, max(by_time, by_epochs, by_steps))
+
+    def epoch_steps(self) -> int:
+        """Steps of the next epoch: a pass over the data, or less where only time ends the run and a pass is long."""
+        if self.seconds is None or self.epochs is not None or self.step_s is None:
+            return self.steps_per_epoch
+        return max(1, min(self.steps_per_epoch, int(self._training_s(self.seconds) / ROUNDS / self.step_s)))
+
+    def _training_s(self, seconds: float) -> float:
+        """At least half of the time is for training, however long the end will take."""
+        return max(seconds - self.reserve_s, seconds / 2)
 
 
 def learning_rate(highest: float, fraction: float) -> float:
@@ -108,17 +126,18 @@ class Segmenter(pl.LightningModule):
         budget: Budget,
         reporter: Reporter,
         fused_head: bool = False,
+        held_out: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.network, self.loss, self.cases = network, loss, cases
         self.training_numbers, self.validation_numbers = list(training), list(validation)
         self.patch, self.batch_size, self.lr, self.seed = tuple(patch), batch_size, lr, seed
         self.budget, self.reporter = budget, reporter
+        self.end_voxels = sum(math.prod(cases.shapes[number]) for number in [*validation, *held_out])
         self.head = FusedHead(last_convolution(network), loss) if fused_head else None
         self.epoch = self.step = 0
         self.history: list[dict[str, float]] = []
         self.stored_optimizer: dict[str, Any] | None = None
-        self.sampler: EpochSampler | None = None
         self.last_dice: float | None = None
 
     # --- what a checkpoint keeps
@@ -132,6 +151,7 @@ class Segmenter(pl.LightningModule):
             "epoch": self.epoch,
             "step": self.step,
             "elapsed_s": self.budget.elapsed_s(),
+            "reserve_s": self.budget.reserve_s,
             "history": self.history,
         }
 
@@ -141,6 +161,8 @@ class Segmenter(pl.LightningModule):
         self.stored_optimizer = content["optimizer"]
         self.epoch, self.step, self.history = content["epoch"], content["step"], list(content["history"])
         self.budget.elapsed_before_s = content["elapsed_s"]
+        self.budget.reserve_s = content.get("reserve_s", 0.0)
+        self.budget.step_s = content["elapsed_s"] / max(1, self.step)
         self.last_dice = self.history[-1]["val_dice"] if self.history else None
 
     # --- what Lightning calls
@@ -156,11 +178,12 @@ class Segmenter(pl.LightningModule):
         """Batches of patches, this rank's share."""
         patches = Patches(self.cases, self.training_numbers, self.patch, self.seed)
         ranks = self.trainer.world_size
-        count = self.budget.steps_per_epoch * self.batch_size * ranks
-        self.sampler = EpochSampler(count, self.trainer.global_rank, ranks)
+        count = self.trainer.strategy.broadcast(self.budget.epoch_steps()) * self.batch_size * ranks
+        sampler = EpochSampler(count, self.trainer.global_rank, ranks)
+        sampler.epoch = self.epoch  # same epoch, same patches, whenever it is run
         # On a CPU the network needs every core; beside a GPU the patches are made in processes of their own.
         workers = 0 if self.trainer.strategy.root_device.type == "cpu" else 4
-        return DataLoader(patches, self.batch_size, sampler=self.sampler, num_workers=workers)
+        return DataLoader(patches, self.batch_size, sampler=sampler, num_workers=workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Numbers of the cases for the validation after each epoch, this rank's share."""
@@ -170,11 +193,10 @@ class Segmenter(pl.LightningModule):
         return DataLoader(numbers, batch_size=1)
 
     def on_train_epoch_start(self) -> None:
-        """Same epoch, same patches, whenever it is run."""
-        assert self.sampler is not None  # made with the DataLoader
-        self.sampler.epoch = self.epoch
+        """Empty sums."""
         torch.manual_seed(self.seed + self.epoch)
         self.loss_sum, self.loss_count = 0.0, 0
+        self.since = time.monotonic()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the rate, the same on every rank."""
@@ -212,6 +234,8 @@ class Segmenter(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Empty sums."""
+        self.budget.step_s = (time.monotonic() - self.since) / max(1, self.loss_count)
+        self.since, self.predicted_voxels = time.monotonic(), 0
         self.sums = torch.zeros(3, len(self.cases.values), dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -219,12 +243,15 @@ class Segmenter(pl.LightningModule):
         if int(batch) == NO_CASE:
             return
         case = self.cases[int(batch)]
-        self.sums += count(self.network, case, self.patch, self.sums.shape[1], self.device)
+        self.predicted_voxels += case.label.size
+        self.sums += count(self.network, case, self.patch, self.cases, self.device)[0]
 
     def on_validation_epoch_end(self) -> None:
         """Sums of all ranks -> one row of the history."""
         dice = formulas.dice(self.trainer.strategy.reduce(self.sums, reduce_op="sum").cpu())
         self.last_dice = mean_dice(dice.numpy())
+        voxel_s = (time.monotonic() - self.since) / max(1, self.predicted_voxels)
+        self.budget.reserve_s = FINISH_S + voxel_s * self.end_voxels
         self.epoch += 1
         row = {
             "epoch": self.epoch,
@@ -239,3 +266,5 @@ class Segmenter(pl.LightningModule):
             for name, value in zip(self.cases.class_names[1:], dice[1:].tolist(), strict=True)
         }
         self.history.append(row)
+        if self._fraction() >= 1:
+            self.trainer.should_stop = True

@@ -61,7 +61,9 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     def _positions(self, which: int, case: Case) -> list[np.ndarray]:
         if which not in self.positions:
             found = []
-            for number in np.unique(case.label[case.label > 0]):
+            for number in np.unique(case.label):
+                if number in (0, self.cases.ignore_index):
+                    continue
                 flat = np.flatnonzero(case.label == number)
                 flat = flat[:: max(1, len(flat) // KEPT_VOXELS)]
                 found.append(np.stack(np.unravel_index(flat, case.label.shape), axis=1))

@@ -47,7 +47,9 @@ def curves(history: Sequence[dict[str, float]], class_names: Sequence[str]) -> b
     right.set(xlabel="epoch", ylabel="Dice", title="Dice on a part of the held-out cases, pooled")
     right.set_ylim(0, 1)
     right.legend(loc="lower right")
+    left.set_ylim(bottom=min(0, left.get_ylim()[0]))
     for axes in (left, right):
+        axes.set_xlim(0, max(epochs, default=0) + 1)  # of one epoch, matplotlib would choose 0.945 to 1.055
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _png(figure)

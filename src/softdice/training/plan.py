@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +23,15 @@ MAX_LEVELS = 5
 MAX_FILTERS = {False: 128, True: 320}
 FIRST_FILTERS = {False: 16, True: 32}
 """By whether there is an accelerator."""
+NARROW = {False: 8, True: 32}
+"""The fewest, where time is short."""
+ENOUGH_STEPS = 300
+"""Fewer steps learn less than a smaller network, batch or patch would with more of them, at equal time."""
+FEW_STEPS = 100
+LEAST_PATCH = {2: 128, 3: 32}
+"""A patch is not cut below, along any axis, to save time: what a step takes beside its voxels then outweighs them."""
+KEPT_TENSORS = 4
+"""Of first filters and of 4 bytes a voxel, that a step holds at the very least."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def choose_patch(shapes: Sequence[tuple[int, ...]], asked: Sequence[int] | None,
         return tuple(asked) * ndim if len(asked) == 1 else tuple(asked)
     limit = PATCH_VOXELS[ndim] * (ACCELERATOR_FACTOR if accelerator else 1)
     patch = [_round_up(float(n)) for n in np.median(np.array(shapes), axis=0)]
-    while np.prod(patch) > limit:
+    while math.prod(patch) > limit:
         longest = int(np.argmax(patch))
         patch[longest] = _round_up(patch[longest] - 16 if patch[longest] > 64 else patch[longest] - 8)
     return tuple(patch)
@@ -86,10 +96,12 @@ def choose_batch(patch: Sequence[int], asked: int | None, accelerator: bool) -> 
     if asked is not None:
         return asked
     voxels = BATCH_VOXELS * (ACCELERATOR_FACTOR if accelerator else 1)
-    return int(min(max(2, round(voxels / np.prod(patch))), MAX_BATCH))
+    return int(min(max(2, round(voxels / math.prod(patch))), MAX_BATCH))
 
 
-def choose_network(patch: Sequence[int], channels: int, num_classes: int, accelerator: bool) -> NetworkPlan:
+def choose_network(
+    patch: Sequence[int], channels: int, num_classes: int, accelerator: bool, first: int | None = None
+) -> NetworkPlan:
     """patch -> network: an axis is halved while it is even and at least 4 voxels remain.
 
     Example:
@@ -106,8 +118,72 @@ def choose_network(patch: Sequence[int], channels: int, num_classes: int, accele
         size = [n // s for n, s in zip(size, step, strict=True)]
     while len(strides) < 3:  # the fewest levels that the network has
         strides.append([1] * len(size))
-    filters = [min(FIRST_FILTERS[accelerator] * 2**level, MAX_FILTERS[accelerator]) for level in range(len(strides))]
+    first = first or FIRST_FILTERS[accelerator]
+    filters = [min(first * 2**level, MAX_FILTERS[accelerator]) for level in range(len(strides))]
     return NetworkPlan(len(size), channels, num_classes, strides, filters)
+
+
+def fit(
+    patch: tuple[int, ...],
+    batch_size: int,
+    accelerator: bool,
+    left_s: float,
+    narrow_s: float,
+    wide_s: Callable[[], float],
+    *,
+    fixed_patch: bool,
+    fixed_batch_size: bool,
+) -> tuple[tuple[int, ...], int, int, float]:
+    """what suits the data, seconds for training -> patch, batch, first filters, of which enough steps fit, and seconds.
+
+    Width is given first, then the batch, then the patch.
+
+    Args:
+        patch, batch_size: what suits the data.
+        accelerator: whether there is one.
+        left_s: seconds for training.
+        narrow_s: seconds that a step with patch and batch takes with the fewest filters.
+        wide_s: measures what it takes with those that suit the data; called only where there may be time for them.
+        fixed_patch, fixed_batch_size: it was asked for, and stays.
+
+    Returns:
+        patch, patches per step, first filters, and the seconds that a step will take, by its voxels.
+
+    Example:
+        >>> fit((128, 128), 4, False, 60, 0.4, lambda: 0.8, fixed_patch=False, fixed_batch_size=False)
+        ((128, 128), 2, 8, 0.2)
+    """
+    first, took = NARROW[accelerator], narrow_s
+    if 2 * narrow_s * ENOUGH_STEPS < left_s and first < FIRST_FILTERS[accelerator]:  # twice the filters, twice the time
+        measured_s = wide_s()
+        if measured_s * ENOUGH_STEPS <= left_s:
+            first, took = FIRST_FILTERS[accelerator], measured_s
+    while took * ENOUGH_STEPS > left_s:
+        longest = max(patch)
+        if batch_size > 1 and not fixed_batch_size:
+            took, batch_size = took * (batch_size // 2) / batch_size, batch_size // 2
+        elif longest > LEAST_PATCH[len(patch)] and not fixed_patch:
+            less = max(LEAST_PATCH[len(patch)], _round_up(longest / 2))
+            at = patch.index(longest)
+            took, patch = took * less / longest, (*patch[:at], less, *patch[at + 1 :])
+        else:
+            break
+    return patch, batch_size, first, took
+
+
+def check_memory(patch: Sequence[int], batch_size: int, plan: NetworkPlan, memory_bytes: int) -> None:
+    """Refuses what cannot be held for certain, before the first step.
+
+    Raises:
+        TrainingError: a step would take more memory than there is.
+    """
+    needed = KEPT_TENSORS * 4 * plan.filters[0] * batch_size * math.prod(patch)
+    if needed > memory_bytes:
+        raise TrainingError(
+            f"softdice train: expected a step to fit into {memory_bytes / 2**30:.0f} GiB of memory, got {batch_size} "
+            f"patches of {'x'.join(map(str, patch))}, which take more than {needed / 2**30:.0f}. Lower --batch-size or "
+            "--patch."
+        )
 
 
 def _round_up(size: float) -> int:

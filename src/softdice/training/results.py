@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from softdice.metrics import formulas
 from softdice.scoring.output import number
-from softdice.scoring.summary import Table, mean, score
+from softdice.scoring.summary import Table, intervals, mean, score
 from softdice.training import pictures
+from softdice.training.cases import IGNORED
 from softdice.training.checkpoint import write_bytes
-from softdice.training.evaluate import count, label_image, mean_dice, tabulated
+from softdice.training.evaluate import count, mean_dice, tabulated
 from softdice.training.module import Segmenter
 from softdice.version import __version__
 
@@ -33,17 +35,24 @@ def write_results(out: Path, module: Segmenter, held_out: Sequence[int], fixed: 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = module.network.to(device).eval()
 
-    sums = [count(network, cases[number], module.patch, len(cases.values), device) for number in held_out]
+    sums: list[Tensor] = []
+    of_case: list[float] = []
+    drawn: dict[int, np.ndarray] = {}  # predictions of the worst and the best cases so far, by position
+    for position, which in enumerate(held_out):
+        counts, labels = count(network, cases[which], module.patch, cases, device)
+        sums.append(counts)
+        drawn[position] = labels.to(torch.uint8).cpu().numpy()
+        of_case.append(mean_dice(tabulated(cases, [which], counts[None]).dice[0]))
+        order = [int(n) for n in np.argsort(of_case, kind="stable") if not np.isnan(of_case[n])]
+        drawn = {n: drawn[n] for n in {*order[:SHOWN], *order[-SHOWN:]}}
     table = tabulated(cases, held_out, torch.stack(sums))
-    of_case = np.array([mean_dice(row) for row in table.dice])
-    order = [int(n) for n in np.argsort(of_case, kind="stable") if not np.isnan(of_case[n])]
     number_shown = min(SHOWN, (len(order) + 1) // 2)
     worst, best = order[:number_shown], order[max(number_shown, len(order) - number_shown) :][::-1]
 
     def shown(position: int) -> pictures.Shown:
         case = cases[held_out[position]]
-        labels = label_image(network, torch.from_numpy(case.image).to(device), module.patch).cpu().numpy()
-        return pictures.Shown(case.name, of_case[position], case.image, case.label, labels)
+        truth = case.label if cases.ignored is None else np.where(case.label == IGNORED, 0, case.label)
+        return pictures.Shown(case.name, of_case[position], case.image, truth, drawn[position])
 
     if order:
         picture = pictures.overlays([shown(n) for n in worst], [shown(n) for n in best], cases.class_names)
@@ -60,6 +69,7 @@ def _summary(module: Segmenter, table: Table, fixed: dict[str, Any]) -> dict[str
     pooled = score(formulas.dice, table.counts.sum(0))
     return {
         "mean_dice": number(mean_dice(dice)),
+        "mean_dice_95": number(intervals(table.dice[:, 1:])[1]),
         "mean_dice_is": "mean over held-out cases of each class's Dice (cases without the class left out), then over "
         "the classes but the first",
         "classes": [
@@ -78,6 +88,7 @@ def _summary(module: Segmenter, table: Table, fixed: dict[str, Any]) -> dict[str
         **fixed["settings"],
         "patch": list(module.patch),
         "batch_size": module.batch_size,
+        "plan": fixed["data"]["plan"] or None,
         "network": {"name": "monai DynUNet", **fixed["network"]},
         "parameters": sum(p.numel() for p in module.network.parameters()),
         "epochs_done": module.epoch,

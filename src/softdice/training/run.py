@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import tempfile
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,33 @@ import torch
 from softdice.distributed import LostRankError, Ranks
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.training.brain import brain_cases
-from softdice.training.cases import Cases, read_folder, split
-from softdice.training.checkpoint import load_checkpoint, save_checkpoint, write_bytes
-from softdice.training.config import DEFAULT_EPOCHS, DEFAULTS, RUN_SETTINGS, TrainConfig, TrainingError, merge
+from softdice.training.cases import Cases, memory_bytes, read_folder, split
+from softdice.training.checkpoint import load_checkpoint, made_folder, save_checkpoint, write_bytes
+from softdice.training.config import (
+    DEFAULT_EPOCHS,
+    DEFAULTS,
+    RUN_SETTINGS,
+    TrainConfig,
+    TrainingError,
+    merge,
+    no_memory,
+)
 from softdice.training.loss_names import parse_loss
-from softdice.training.module import Budget, Reporter, Segmenter, Silent
-from softdice.training.plan import NetworkPlan, choose_batch, choose_network, choose_patch
+from softdice.training.module import FINISH_S, Budget, Reporter, Segmenter, Silent
+from softdice.training.plan import (
+    ENOUGH_STEPS,
+    FEW_STEPS,
+    FIRST_FILTERS,
+    NARROW,
+    NetworkPlan,
+    check_memory,
+    choose_batch,
+    choose_network,
+    choose_patch,
+    fit,
+)
 from softdice.training.results import history_csv, write_results
+from softdice.training.timing import step_seconds
 from softdice.training.together import LeftToTorchrun, ToldByFirstError, alike, devices, is_first, lost, together
 
 LEAST_STEPS = 24
@@ -33,15 +55,25 @@ LEAST_STEPS = 24
 VALIDATION_CASES = 8
 VALIDATION_SHARE = 0.25
 """Most voxels that are predicted after an epoch, as a share of those trained on in it."""
+TRAINING_SHARE = 0.8
+"""Of the minutes left, so much is for steps; the rest for validation, the scores of the held-out cases and pictures."""
+PREDICTION_SHARE = 0.5
+"""Seconds per voxel of a prediction, in those of a step, before they are measured."""
 GRADIENT_NORM = 5.0
 WRITTEN = ("model.ckpt", "metrics.csv", "curves.png", "overlays.png", "summary.json")
 
 
-def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, Any]:
+def train(config: TrainConfig, reporter: Reporter | None = None, *, started: float | None = None) -> dict[str, Any]:
     """configuration -> summary; writes model.ckpt, metrics.csv, curves.png, overlays.png and summary.json.
 
     A run that was killed goes on from its last complete epoch with `resume=True`. A run whose length is given in
-    epochs then ends with the same bits as one that was never interrupted.
+    epochs then ends with the same bits as one that was never interrupted. Files of an earlier run in the folder are
+    kept, with a number in their names.
+
+    Args:
+        config: what is asked for; what is None there follows from the data.
+        reporter: told how far the run is.
+        started: `time.monotonic()` from which the minutes of the budget count. None: now.
 
     Returns:
         What stands in summary.json; {} on all ranks but the first.
@@ -53,17 +85,30 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     Edge cases: the classes' Dice is nan (null in summary.json) where no held-out case has or predicts the class.
     """
     budget = Budget(None, None, 1)  # the clock starts here
+    budget.started = budget.started if started is None else started
     ranks = Ranks.here()
+    reporter = reporter if reporter is not None and is_first(ranks) else Silent()
     with ranks or nullcontext():
         try:
-            return _train(config, reporter if reporter is not None and is_first(ranks) else Silent(), ranks, budget)
+            with ExitStack() as stack:
+                stack.callback(torch.set_num_threads, torch.get_num_threads())  # a plan may change it
+                return _train(config, reporter, ranks, budget, stack)
         except ToldByFirstError:
             return {}
         except LostRankError as problem:
             raise lost(0 if ranks is None else ranks.count, problem) or problem from problem
+        except (RuntimeError, MemoryError) as problem:
+            if not no_memory(problem):
+                raise
+            got = str(problem).splitlines()[0] if str(problem) else "too little"
+            raise TrainingError(
+                f"softdice train: expected enough memory for a step, got: {got}. Lower --batch-size or --patch."
+            ) from problem
 
 
-def _train(config: TrainConfig, reporter: Reporter, ranks: Ranks | None, budget: Budget) -> dict[str, Any]:
+def _train(
+    config: TrainConfig, reporter: Reporter, ranks: Ranks | None, budget: Budget, stack: ExitStack
+) -> dict[str, Any]:
     """One rank's part of it; `ranks` is None where torchrun has no part in it."""
     out = Path(config.out)
     first = is_first(ranks)
@@ -71,7 +116,8 @@ def _train(config: TrainConfig, reporter: Reporter, ranks: Ranks | None, budget:
     def open_folder() -> dict[str, Any] | None:
         if not first:
             return None if ranks is not None else _stored(config)
-        _make_folder(out)
+        stack.enter_context(made_folder(out, "softdice train", "--out"))
+        _remove_halves(out)
         return _stored(config)
 
     stored = together(ranks, open_folder)
@@ -83,9 +129,9 @@ def _train(config: TrainConfig, reporter: Reporter, ranks: Ranks | None, budget:
     settings, epochs = fixed["settings"], budget.epochs
     if stored is not None:
         module.restore(stored)
-    elif first and (out / "model.ckpt").exists():
-        _keep_earlier(out / "model.ckpt", reporter)
-    _tell(reporter, module, held_out, settings)
+    elif first:
+        _keep_earlier(out, reporter)
+    _tell(reporter, module, held_out, settings, fixed["data"]["plan"])
     unfinished = budget.fraction(module.step) < 1 and (epochs is None or module.epoch < epochs)
     if unfinished if ranks is None else ranks.from_first(unfinished):  # clocks differ
         _fit(module, _Saver(out, fixed), epochs, settings, ranks)
@@ -98,7 +144,7 @@ def _train(config: TrainConfig, reporter: Reporter, ranks: Ranks | None, budget:
 def _stored(config: TrainConfig) -> dict[str, Any] | None:
     """The checkpoint to resume from."""
     path = Path(config.out) / "model.ckpt"
-    return load_checkpoint(path) if config.resume and path.exists() else None
+    return load_checkpoint(path, resume=True) if config.resume and path.exists() else None
 
 
 def _prepare(
@@ -123,35 +169,96 @@ def _prepare(
     if config.data is None:
         cases = brain_cases(settings["val_fraction"])
     else:
-        cases = read_folder(config.data, round=settings["round"], ignore_geometry=settings["ignore_geometry"])
+        options = {name: settings[name] for name in ("round", "ignore_geometry", "ignore")}
+        cases = read_folder(config.data, **options)
     training, held_out = split(cases, settings["val_fraction"], settings["seed"])
     shapes = [cases.shapes[number] for number in training]
-    patch = choose_patch(shapes, settings["patch"], accelerator)
-    batch_size = choose_batch(patch, settings["batch_size"], accelerator)
-    plan = choose_network(patch, cases.channels, len(cases.values), accelerator)
+    count = settings["devices"]
+    budget.epochs = config.epochs or (None if config.max_minutes or config.max_steps else DEFAULT_EPOCHS)
+    budget.seconds = None if config.max_minutes is None else config.max_minutes * 60
+    budget.steps = config.max_steps
+
+    def make(plan: NetworkPlan, patch: tuple[int, ...], batch_size: int) -> Segmenter:
+        memory = torch.cuda.get_device_properties(0).total_memory if accelerator else memory_bytes()
+        check_memory(patch, batch_size, plan, memory)
+        loss = parse_loss(settings["loss"], len(cases.values), "world" if count > 1 else None, cases.ignore_index)
+        budget.steps_per_epoch = max(LEAST_STEPS, math.ceil(len(training) / (batch_size * count)))
+        return Segmenter(
+            plan.build(), loss, cases, training,
+            _validation_cases(cases, held_out, budget.steps_per_epoch * batch_size * math.prod(patch)),
+            patch=patch, batch_size=batch_size, lr=settings["lr"], seed=settings["seed"], budget=budget,
+            reporter=reporter, fused_head=settings["fused_head"], held_out=held_out,
+        )  # fmt: skip
+
     if stored is not None:
         patch, batch_size = tuple(stored["data"]["patch"]), stored["data"]["batch_size"]
-        plan = NetworkPlan(**stored["network"])
-    data = _describe(cases, training, held_out, patch, batch_size)
-    if stored is not None and stored["data"] != data:
+        plan, why = NetworkPlan(**stored["network"]), stored["data"].get("plan", "")
+    else:
+        patch = choose_patch(shapes, settings["patch"], accelerator)
+        batch_size = choose_batch(patch, settings["batch_size"], accelerator)
+        first, why = None, ""
+        if budget.seconds is not None and ranks is None and count == 1:
+            patch, batch_size, first, why = _fit_to_time(
+                make, patch, batch_size, settings, budget, cases, held_out, reporter
+            )
+        plan = choose_network(patch, cases.channels, len(cases.values), accelerator, first)
+    data = _describe(cases, training, held_out, patch, batch_size) | {"plan": why}
+    if stored is not None and {"plan": "", **stored["data"]} != data:
         raise TrainingError(
             f"softdice train: expected the data with which the run in {config.out} was started, got other names, "
             "labels or channels. Take another --out, or leave --resume out."
         )
-    budget.epochs = config.epochs or (None if config.max_minutes or config.max_steps else DEFAULT_EPOCHS)
-    budget.seconds = None if config.max_minutes is None else config.max_minutes * 60
-    budget.steps = config.max_steps
-    count = settings["devices"]
-    budget.steps_per_epoch = max(LEAST_STEPS, math.ceil(len(training) / (batch_size * count)))
-    module = Segmenter(
-        plan.build(), parse_loss(settings["loss"], len(cases.values), "world" if count > 1 else None), cases, training,
-        _validation_cases(cases, held_out, budget.steps_per_epoch * batch_size * math.prod(patch)),
-        patch=patch, batch_size=batch_size, lr=settings["lr"], seed=settings["seed"], budget=budget, reporter=reporter,
-        fused_head=settings["fused_head"],
-    )  # fmt: skip
+    module = make(plan, patch, batch_size)
     kept = {"patch": list(patch), "batch_size": batch_size}
     kept |= {name: getattr(config, name) for name in ("epochs", "max_minutes", "max_steps")}
     return module, held_out, {"network": plan.plain(), "data": data, "settings": {**settings, **kept}}
+
+
+def _fit_to_time(
+    make: Callable[[NetworkPlan, tuple[int, ...], int], Segmenter],
+    patch: tuple[int, ...],
+    batch_size: int,
+    settings: dict[str, Any],
+    budget: Budget,
+    cases: Cases,
+    held_out: Sequence[int],
+    reporter: Reporter,
+) -> tuple[tuple[int, ...], int, int, str]:
+    """What suits the data -> patch, batch and first filters of which enough steps fit into the minutes, and why."""
+    assert budget.seconds is not None
+    accelerator = torch.cuda.is_available()
+    device = torch.device("cuda" if accelerator else "cpu")
+
+    def step_s(first: int, patch: tuple[int, ...] = patch, batch_size: int = batch_size) -> float:
+        with torch.random.fork_rng(devices=[0] if accelerator else []):
+            plan = choose_network(patch, cases.channels, len(cases.values), accelerator, first)
+            module = make(plan, patch, batch_size)
+            return step_seconds(module, device, settings["precision"])
+
+    fixed = {f"fixed_{name}": settings[name] is not None for name in ("patch", "batch_size")}
+    narrow_s, threads = step_s(NARROW[accelerator]), torch.get_num_threads()
+    if threads > 1 and not accelerator:  # where other programs want the cores, threads mostly wait for each other
+        torch.set_num_threads(1)
+        if (alone_s := step_s(NARROW[accelerator])) < narrow_s:
+            narrow_s, threads = alone_s, 1
+        torch.set_num_threads(threads)
+    left_s = TRAINING_SHARE * (budget.seconds - budget.elapsed_s())  # compiling may have taken some
+    wide_s = partial(step_s, FIRST_FILTERS[accelerator])
+    chosen, batch, first, took = fit(patch, batch_size, accelerator, left_s, narrow_s, wide_s, **fixed)
+    if (chosen, batch) != (patch, batch_size):
+        took = step_s(first, chosen, batch)  # not all that a step takes is by its voxels
+    end_voxels = sum(math.prod(cases.shapes[number]) for number in held_out)
+    budget.step_s = took
+    budget.reserve_s = FINISH_S + PREDICTION_SHARE * took * end_voxels / (batch * math.prod(chosen))
+    steps = max(0, round(left_s / took))
+    width = f"{first} first filters, {threads} thread{'s' * (threads > 1)}"
+    why = f"{width}, since a step takes {took:.2g} s and about {steps} fit"
+    if steps < FEW_STEPS:
+        reporter.line(
+            f"About {steps} steps fit into {budget.seconds / 60:g} minutes, and fewer than {FEW_STEPS} learn little. "
+            f"Give --max-minutes {math.ceil(budget.seconds / 60 * ENOUGH_STEPS / max(1, steps))}, or a smaller --patch."
+        )
+    return chosen, batch, first, why
 
 
 class _Saver(pl.Callback):
@@ -177,6 +284,7 @@ def _fit(module: Segmenter, saver: _Saver, epochs: int | None, settings: dict[st
         trainer = pl.Trainer(
             accelerator="auto", devices=settings["devices"] if ranks is None else ranks.per_node,
             num_nodes=1 if ranks is None else ranks.count // ranks.per_node, precision=settings["precision"],
+            reload_dataloaders_every_n_epochs=1,  # the next epoch may have fewer steps
             max_epochs=-1 if epochs is None else epochs - module.epoch, min_epochs=0, num_sanity_val_steps=0,
             gradient_clip_val=GRADIENT_NORM, use_distributed_sampler=False, default_root_dir=scratch, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
@@ -191,29 +299,25 @@ def _fit(module: Segmenter, saver: _Saver, epochs: int | None, settings: dict[st
             raise
 
 
-def _make_folder(out: Path) -> None:
-    """Make the folder and see that a file can be written there, before an hour has been spent.
-
-    What a run that was killed was writing beside its place is removed.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in WRITTEN:
-            for half in out.glob(f".{name}.*"):
-                half.unlink()
-        with tempfile.TemporaryFile(dir=out) as file:
-            file.write(b"softdice")
-    except OSError as error:
-        raise TrainingError(
-            f"softdice train: expected to write to {out}, got: {error.strerror or error}. Choose another --out."
-        ) from error
+def _remove_halves(out: Path) -> None:
+    """What a run that was killed was writing beside its place is removed."""
+    for name in WRITTEN:
+        for half in out.glob(f".{name}.*"):
+            half.unlink()
 
 
-def _keep_earlier(path: Path, reporter: Reporter) -> None:
-    """An earlier model in the folder is renamed, not lost."""
-    earlier = path.with_name("model.previous.ckpt")
-    os.replace(path, earlier)
-    reporter.line(f"The model that was in {path.parent} is now {earlier.name}.")
+def _keep_earlier(out: Path, reporter: Reporter) -> None:
+    """Whatever lies where a new run will write gets a number, the next above all that are there."""
+    earlier = [out / name for name in WRITTEN if os.path.lexists(out / name)]
+    if not earlier:
+        return
+    stems = "|".join(Path(name).stem for name in WRITTEN)
+    found = (re.fullmatch(rf"(?:{stems})\.(\d+)\.\w+", path.name) for path in out.iterdir())
+    number = max((int(match[1]) for match in found if match), default=0) + 1
+    kept = [path.with_name(f"{path.stem}.{number}{path.suffix}") for path in earlier]
+    for path, place in zip(earlier, kept, strict=True):
+        os.replace(path, place)
+    reporter.line(f"Kept of an earlier run in {out}: {', '.join(place.name for place in kept)}")
 
 
 def _describe(
@@ -245,8 +349,8 @@ def _validation_cases(cases: Cases, held_out: Sequence[int], epoch_voxels: int) 
     return chosen
 
 
-def _tell(reporter: Reporter, module: Segmenter, held_out: Sequence[int], settings: dict[str, Any]) -> None:
-    """What is about to be trained on what, in three lines."""
+def _tell(reporter: Reporter, module: Segmenter, held_out: Sequence[int], settings: dict[str, Any], plan: str) -> None:
+    """What is about to be trained on what, in four lines."""
     cases, budget = module.cases, module.budget
     what = "the ICBM152 brain of nilearn, axial slices" if settings["data"] is None else settings["data"]
     reporter.line(
@@ -256,13 +360,19 @@ def _tell(reporter: Reporter, module: Segmenter, held_out: Sequence[int], settin
     if cases.mapping is not None:
         shown = [f"{value} -> {number}" for value, number in cases.mapping.items()]
         reporter.line(f"Labels mapped: {', '.join(shown[:12])}{', ...' if len(shown) > 12 else ''}")
+    trained = set().union(*(cases.present[number] for number in module.training_numbers)) if cases.present else None
+    for value, name in zip(cases.values, cases.class_names, strict=True):
+        if trained is not None and value not in trained:
+            reporter.line(f"No training image has a voxel of {name}: it cannot be learnt, and scores 0.")
     length = [f"{budget.epochs} epochs"] if budget.epochs is not None else []
     length += [f"{budget.seconds / 60:g} minutes"] if budget.seconds is not None else []
     length += [f"{budget.steps} steps"] if budget.steps is not None else []
     reporter.line(
         f"Run: loss {settings['loss']}, patch {'x'.join(map(str, module.patch))}, batch {module.batch_size}"
         f"{'' if settings['devices'] == 1 else ' on each of ' + str(settings['devices']) + ' devices'}, "
-        f"{budget.steps_per_epoch} steps an epoch, at most {' or '.join(length)}, seed {settings['seed']}"
+        f"{budget.epoch_steps()} steps an epoch, at most {' or '.join(length)}, seed {settings['seed']}"
     )
+    if plan:
+        reporter.line(f"Plan: {plan}")
     if module.epoch:
         reporter.line(f"Resumed after epoch {module.epoch}, {budget.elapsed_before_s:.0f} s into the run")

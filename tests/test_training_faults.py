@@ -1,0 +1,460 @@
+"""What a run or a prediction must not do to a user's files, and what it says about wrong input."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+pytest.importorskip("monai")
+pytest.importorskip("typer")
+
+from rich.console import Console
+from typer.testing import CliRunner
+
+from softdice.cli.app import app
+from softdice.cli.progress import Bar
+from softdice.images.files import read_image
+from softdice.training import PredictionError, TrainConfig, TrainingError, pictures, predict, run, train
+from softdice.training.cases import Case, Cases, read_folder
+from softdice.training.checkpoint import load_checkpoint, save_checkpoint
+from softdice.training.loss_names import loss_names, parse_loss
+from softdice.training.module import Budget
+from softdice.training.patches import Patches
+from softdice.training.plan import fit
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """As in test_training_run.py."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(result: Any, *parts: str) -> None:
+    """Exit code 2 and one line on standard error that holds the parts."""
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    for part in parts:
+        assert part in line
+
+
+def make_data(folder: Path, void: int | None = None) -> Path:
+    """Five noisy squares; with void, rows 16 to 19 are of no class, and bright like the square."""
+    for number in range(5):
+        rng = np.random.default_rng(number)
+        label = np.zeros((24, 24), np.int16)
+        row, column = rng.integers(2, 5, 2)
+        label[row : row + 10, column : column + 10] = 1
+        bright = label.copy()
+        if void is not None:
+            label[16:20], bright[16:20] = void, 1
+        for part, array in (("images", rng.normal(size=(24, 24)) + 4 * bright), ("labels", label)):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            np.save(folder / part / f"{number}.npy", array)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def config(data: Path, out: Path, **change: Any) -> TrainConfig:
+    return replace(TrainConfig(data=str(data), out=str(out), loss="dice", epochs=1, batch_size=2), **change)
+
+
+@pytest.fixture(scope="module")
+def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    train(config(data, out))
+    return out / "model.ckpt"
+
+
+# --- files of the user
+
+
+def test_a_prediction_replaces_nothing_unasked(model: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.jpeg", "c.png"):
+        Image.new("L", (24, 24), 9).save(tmp_path / "in" / name)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    (masks / "b.png").write_text("drawn by hand")  # where the mask of a JPEG goes
+    (masks / "c.png").symlink_to(tmp_path / "nowhere")
+    result = call("predict", model, tmp_path / "in", masks)
+    refused(result, f"expected no file in the place of a mask, got 2, the first {masks / 'b.png'}", "--overwrite")
+    assert sorted(path.name for path in masks.iterdir()) == ["b.png", "c.png"]
+    assert (masks / "b.png").read_text() == "drawn by hand"
+    assert call("predict", model, tmp_path / "in", masks, "--overwrite").exit_code == 0
+    assert all(read_image(masks / f"{name}.png").shape == (24, 24) for name in "abc")
+    refused(call("predict", model, tmp_path / "in", masks), "got 3, the first")
+
+
+def test_one_broken_image_does_not_stop_the_others(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, shape in (("a", (24, 24)), ("c", (9, 9, 9)), ("d", (30, 20))):
+        np.save(tmp_path / "in" / f"{name}.npy", np.zeros(shape))
+    (tmp_path / "in" / "b.npy").write_bytes(b"broken")
+    (tmp_path / "in" / "e.nii").write_bytes(b"")
+    result = call("predict", model, tmp_path / "in", tmp_path / "out")
+    assert result.exit_code == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npy", "d.npy"]
+    assert result.stdout == f"2 masks written to {tmp_path / 'out'}\n"
+    first, *lines = result.stderr.splitlines()
+    assert first == "Not predicted: 3 of 5"
+    for name, line in zip(("b.npy", "c.npy", "e.nii"), lines, strict=True):
+        assert str(tmp_path / "in" / name) in line
+    with pytest.raises(PredictionError) as error:
+        predict(model, tmp_path / "in" / "c.npy", tmp_path / "o" / "p")
+    assert error.value.written == []
+    assert not (tmp_path / "o").exists()
+
+
+def test_memory_that_is_short_fails_one_image(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from softdice.training import inference
+
+    right = inference.label_image
+
+    def short(network: torch.nn.Module, image: torch.Tensor, patch: Any) -> torch.Tensor:
+        if image.shape[-1] == 40:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+        return right(network, image, patch)
+
+    monkeypatch.setattr(inference, "label_image", short)
+    (tmp_path / "in").mkdir()
+    for name, width in (("a", 40), ("b", 24)):
+        np.save(tmp_path / "in" / f"{name}.npy", np.zeros((24, width)))
+    with pytest.raises(PredictionError, match=r"a\.npy: .*can't allocate memory") as error:
+        predict(model, tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in error.value.written] == ["b.npy"]
+
+
+# --- checkpoints
+
+
+def test_a_flipped_bit_and_weights_that_are_no_numbers_are_refused(model: Path, data: Path, tmp_path: Path) -> None:
+    content = model.read_bytes()
+    path = tmp_path / "model.ckpt"
+    first = next(iter(load_checkpoint(model)["weights"].values())).numpy().tobytes()
+    for at in (content.index(first) + 2, content.index(first) + len(first) - 1):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        refused(call("predict", path, data / "images", tmp_path / "m"), "got a damaged file: the checksum of")
+    for value in (math.nan, math.inf):
+        stored = load_checkpoint(model)
+        last = list(stored["weights"])[-1]
+        stored["weights"][last] = torch.full_like(stored["weights"][last], value)
+        save_checkpoint(path, stored)
+        refused(call("predict", path, data / "images", tmp_path / "m"), "without finite weights")
+    assert not (tmp_path / "m").exists()
+
+
+def _without(part: str, key: str) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content[part].pop(key)
+
+
+def _with(part: str, **change: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content[part].update(change)
+
+
+def _first_moment(content: dict[str, Any]) -> None:
+    state = content["optimizer"]["state"][0]
+    state["exp_avg"] = state["exp_avg"][:1]
+
+
+BOTH: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no weights": lambda content: content["weights"].clear(),
+    "weights that are a number": lambda content: content.update(weights=3),
+    "a further key in network": _with("network", depth=3),
+    "other filters": _with("network", filters=[4, 8, 16]),
+    "filters that are words": _with("network", filters=["a"] * 3),
+    "empty data": lambda content: content["data"].clear(),
+    "another number of classes": _with("data", values=[0, 1, 2]),
+    "values that are words": _with("data", values=["a", "b"]),
+    "a patch of one axis": _with("data", patch=[24]),
+    "a patch of zeros": _with("data", patch=[0, 0]),
+    "channels of another network": _with("data", channels=3),
+}
+RESUMED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no settings": lambda content: content["settings"].clear(),
+    "no loss": _without("settings", "loss"),
+    "a rate that is a word": _with("settings", lr="fast"),
+    "a setting of nothing": _with("settings", colour=3),
+    "no optimizer": lambda content: content["optimizer"].clear(),
+    "no moments": lambda content: content["optimizer"]["state"].clear(),
+    "a moment of another shape": _first_moment,
+    "no history": lambda content: content["history"].clear(),
+    "history of other columns": lambda content: content["history"][0].pop("val_dice_label 1"),
+    "steps that are a word": lambda content: content.update(step="many"),
+    "no names": _with("data", training=[], held_out=[]),
+}
+
+
+@pytest.mark.parametrize("name", [*BOTH, *RESUMED])
+def test_content_that_does_not_fit_is_refused_in_a_line(name: str, model: Path, data: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(model)
+    (BOTH | RESUMED)[name](content)
+    save_checkpoint(tmp_path / "model.ckpt", content)
+    said = f"{tmp_path / 'model.ckpt'}: expected a model that softdice train wrote, got one whose content does not fit"
+    refused(call("train", "--out", tmp_path, "--resume", "--epochs", 2), said)
+    if name in BOTH:
+        refused(call("predict", tmp_path / "model.ckpt", data / "images", tmp_path / "m"), said)
+
+
+def test_nothing_of_torch_precedes_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save({"format": "softdice-model"}, path, pickle_protocol=4)  # about which torch would warn
+    with warnings.catch_warnings(), pytest.raises(TrainingError, match="expected a model that softdice train wrote"):
+        warnings.simplefilter("error")
+        load_checkpoint(path)
+    torch.save([1], path, _use_new_zipfile_serialization=False)
+    with pytest.raises(TrainingError, match="does not read as plain weights"):
+        load_checkpoint(path)
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--loss", "ce+inf*dice"), "expected a number from 1e-06 to 1e+06 before '*', got inf. Change --loss."),
+        (("--loss", "nan*ce"), "before '*', got nan"),
+        (("--loss", "-0.5*ce"), "before '*', got -0.5"),
+        (("--loss", "dice+0*ce"), "before '*', got 0"),
+        (("--loss", "1e-300*dice"), "before '*', got 1e-300"),
+        (("--loss", "+".join(["ce"] * 17)), "expected a sum of at most 16 losses, got 17"),
+        (("--loss", "x" * 5000), f"got '{'x' * 40}'"),
+        (("--patch", 2**21), "patches of 2097152x2097152, which take more than"),
+        (("--batch-size", 10**12), "got 1000000000000 patches of 24x24, which take more than"),
+        (("--max-minutes", "inf"), "expected max_minutes to be a number above 0, got inf"),
+    ],
+)
+def test_options_beyond_reason_are_told_before_the_first_step(
+    options: tuple[object, ...], said: str, data: Path, tmp_path: Path
+) -> None:
+    refused(call("train", data, "--out", tmp_path / "o", *options), said)
+    assert not (tmp_path / "o").exists()
+
+
+def test_memory_that_is_short_ends_a_run_in_a_line(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(self: Any, key: tuple[int, int]) -> None:
+        raise MemoryError("Unable to allocate 3. TiB")
+
+    monkeypatch.setattr(Patches, "__getitem__", short)
+    result = call("train", data, "--out", tmp_path / "o", "--loss", "dice", "--max-steps", 1)
+    refused(result, "expected enough memory for a step, got: Unable to allocate 3. TiB. Lower --batch-size or --patch.")
+
+
+# --- labels
+
+
+def test_intensities_of_8_bits_are_no_labels(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    stripes = np.repeat(np.arange(60), 4)[:, None].repeat(30, 1)  # 60 classes, four voxels thick
+    for name in "ab":
+        np.save(tmp_path / "images" / f"{name}.npy", rng.random((240, 30)))
+        np.save(tmp_path / "labels" / f"{name}.npy", stripes)
+    assert len(read_folder(tmp_path).values) == 60
+    np.save(tmp_path / "labels" / "b.npy", rng.integers(100, 200, (240, 30)).astype(np.float32))
+    with pytest.raises(
+        TrainingError, match=r"b\.npy: expected a label map, got 100 values, and neighbours that differ"
+    ):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("void", [-1, 255, 1000])
+def test_voxels_of_the_ignored_label_enter_neither_loss_nor_scores(void: int, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", void)
+    result = call("train", data, "--out", tmp_path / "o", "--loss", "dice+ce", "--epochs", 2, "--ignore", void)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "o" / "summary.json").read_text())
+    assert [row["name"] for row in summary["classes"]] == ["label 0", "label 1"]
+    assert summary["ignore"] == void
+    assert summary["mean_dice"] > 0.9  # the bright rows, which the network takes for label 1, would halve it
+    predict(tmp_path / "o" / "model.ckpt", data / "images", tmp_path / "masks")
+    (name,) = summary["held_out"]
+    truth, mask = (np.load(folder / f"{name}.npy") for folder in (data / "labels", tmp_path / "masks"))
+    counted = truth != void
+    ours, theirs = ((labels == 1) & counted for labels in (mask, truth))
+    assert summary["held_out"][name][1] == pytest.approx(2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()))
+    refused(call("train", "--out", tmp_path / "o", "--resume", "--ignore", 7), f"expected ignore {void}, with which")
+
+
+def test_the_lowest_label_may_be_ignored_and_two_must_remain(tmp_path: Path) -> None:
+    data = make_data(tmp_path, 5)
+    cases = read_folder(data, ignore=0)
+    assert cases.values == [1, 5]
+    assert set(np.unique(cases[0].label)) == {0, 1, 255}
+    assert cases.ignore_index == 255
+    np.save(data / "labels" / "0.npy", np.full((24, 24), 3))
+    assert read_folder(data, ignore=3).values == [0, 1, 5]
+    for number in range(5):
+        np.save(data / "labels" / f"{number}.npy", np.full((24, 24), 3))
+    with pytest.raises(TrainingError, match="got only none beside 3, which is left out"):
+        read_folder(data, ignore=3)
+
+
+@pytest.mark.parametrize("name", sorted(loss_names()))
+def test_a_batch_of_which_no_voxel_counts_moves_nothing(name: str) -> None:
+    logits = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = parse_loss(name, 3, ignore_index=255)(logits, torch.full((2, 6, 6), 255, dtype=torch.uint8))
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_no_patch_is_laid_around_a_voxel_that_does_not_count() -> None:
+    label = np.zeros((64, 64), np.uint8)
+    label[0, 0], label[32:, 32:] = 1, 255
+    case = Case("a", np.zeros((1, 64, 64), np.float32), label)
+    cases = Cases(["a"], [0, 1], ["a", "b"], 2, 1, [(64, 64)], lambda number: case, ignored=9)
+    assert [found.tolist() for found in Patches(cases, [0], (8, 8), 0)._positions(0, case)] == [[[0, 0]]]
+
+
+def test_a_class_that_no_training_image_has_is_named(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    (held_out,) = train(config(data, tmp_path / "a", max_steps=1))["held_out"]
+    label = np.load(data / "labels" / f"{held_out}.npy")
+    label[0, 0] = 7
+    np.save(data / "labels" / f"{held_out}.npy", label)
+    result = call("train", data, "--out", tmp_path / "b", "--loss", "dice", "--max-steps", 1)
+    assert "No training image has a voxel of label 7: it cannot be learnt" in result.output
+    assert result.output.count("No training image") == 1
+
+
+# --- time
+
+
+def test_width_is_given_before_batch_and_batch_before_patch() -> None:
+    def chosen(left_s: float, patch: tuple[int, ...] = (256, 256), **fixed: bool) -> tuple[Any, ...]:
+        fixed = {"fixed_patch": False, "fixed_batch_size": False, **fixed}
+        return fit(patch, 2, False, left_s, 0.8, lambda: 1.6, **fixed)[:3]
+
+    assert chosen(1000) == ((256, 256), 2, 16)
+    assert chosen(300) == ((256, 256), 2, 8)
+    assert chosen(130) == ((256, 256), 1, 8)
+    assert chosen(65) == ((128, 256), 1, 8)
+    assert chosen(1) == ((128, 128), 1, 8)
+    assert chosen(1, (40, 56, 16)) == ((32, 32, 16), 1, 8)
+    assert chosen(1, fixed_patch=True) == ((256, 256), 1, 8)
+    assert chosen(1, fixed_batch_size=True) == ((128, 128), 2, 8)
+
+
+def test_an_epoch_is_a_part_of_a_pass_where_a_pass_is_too_long() -> None:
+    budget = Budget(None, 120.0, 5000)
+    assert budget.epoch_steps() == 5000  # nothing is known of the machine
+    budget.step_s = 0.5
+    assert budget.epoch_steps() == 20
+    budget.reserve_s = 60
+    assert budget.epoch_steps() == 10
+    budget.step_s = 100
+    assert budget.epoch_steps() == 1
+    assert Budget(3, 120.0, 5000, step_s=0.5).epoch_steps() == 5000  # epochs that were asked for are whole
+    assert Budget(None, 120.0, 7, step_s=0.5).epoch_steps() == 7
+
+
+def test_the_end_of_a_run_is_kept_back_from_its_minutes_but_not_more_than_half() -> None:
+    budget = Budget(None, 100.0, 10, elapsed_before_s=40.0)
+    assert budget.fraction(0) == pytest.approx(0.4, abs=0.01)
+    budget.reserve_s = 20
+    assert budget.fraction(0) == pytest.approx(0.5, abs=0.01)
+    budget.reserve_s = 1e6
+    assert budget.fraction(0) == pytest.approx(0.8, abs=0.01)
+
+
+def test_minutes_hold_several_validations_and_the_plan_is_told(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    result = call("train", data, "--out", tmp_path / "o", "--loss", "dice", "--max-minutes", 0.2, "--val-fraction", 0.4)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "o" / "summary.json").read_text())
+    assert summary["epochs_done"] >= 4
+    assert summary["plan"].split(",")[0] in ("8 first filters", "16 first filters")
+    assert f"Plan: {summary['plan']}\n" in result.output
+    assert summary["elapsed_s"] < 12
+    low, high = summary["mean_dice_95"]
+    assert low <= summary["mean_dice"] <= high
+    *_, held_out, written, look, following = result.stdout.splitlines()
+    assert held_out.startswith(
+        f"Held-out Dice {summary['mean_dice']:.4f} (95 % interval {low:.4f} to {high:.4f}) after"
+    )
+    assert held_out.endswith(f"{summary['steps_done']} steps in {summary['epochs_done']} epochs")
+    assert written.startswith(f"Written to {tmp_path / 'o'}: model.ckpt")
+    assert look == f"Look: {tmp_path / 'o' / 'overlays.png'}"
+    assert following == f"Next: softdice predict {tmp_path / 'o' / 'model.ckpt'} NEW_IMAGES {tmp_path / 'o' / 'masks'}"
+
+
+@pytest.mark.parametrize("alone_s, expected", [(0.5, 1), (2.0, 2)])
+def test_one_thread_is_taken_where_it_is_faster_and_the_others_come_back(
+    alone_s: float, expected: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "step_seconds", lambda *rest: alone_s if torch.get_num_threads() == 1 else 1.0)
+    torch.set_num_threads(2)
+    try:
+        summary = train(config(data, tmp_path, max_minutes=1, max_steps=1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert summary["device"] == f"CPU, {expected} threads"
+    assert f"{expected} thread" in summary["plan"]
+
+
+def test_too_little_time_is_told_before_the_start(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "step_seconds", lambda *rest: 1.0)
+    result = call("train", data, "--out", tmp_path, "--loss", "dice", "--max-minutes", 0.05, "--max-steps", 1)
+    assert "steps fit into 0.05 minutes, and fewer than 100 learn little. Give --max-minutes" in result.output
+
+
+def test_a_log_gets_a_line_every_half_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("softdice.cli.progress.time.monotonic", lambda: now)
+    with Bar(Console(force_terminal=False)) as bar:
+        for step in range(101):
+            now = 1000.0 + step
+            bar.progress(step / 100, 1, 0.5, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("%")[0].split()[-1] for line in lines] == ["0", "30", "60", "90", "100"]
+    assert [line.split("%  ")[-1] for line in lines[1:]] == ["1:10 left", "0:40 left", "0:10 left", "0:00 left"]
+
+
+def test_a_case_that_is_shown_is_predicted_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from softdice.training import evaluate
+
+    right, seen = evaluate.label_image, []
+    monkeypatch.setattr(evaluate, "label_image", lambda *given: seen.append(1) or right(*given))
+    summary = train(config(data, tmp_path, val_fraction=0.6, max_steps=1))
+    assert len(summary["held_out"]) == 3
+    assert len(seen) - 3 <= 3  # each once, and the cases of the only validation
+
+
+def test_curves_of_one_epoch_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(pictures, "_png", lambda figure: figures.append(figure) or b"")
+    pictures.curves([{"epoch": 1, "loss": 0.9, "val_dice": 0.5, "val_dice_b": 0.5}], ["a", "b"])
+    for axes in figures[0].axes:
+        assert axes.get_xlim() == (0, 2)
+        low, high = axes.get_ylim()
+        assert low == 0
+        assert high >= 0.9
