@@ -88,7 +88,9 @@ def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor |
         ignore = ignore if ignore < 2**63 else ignore - 2**64
     kind = kind_of(input, target, has_ignore or weight is not None, regions is not None, s)
     columns = C + 1 if regions is not None else C
-    block = min(FEW_VOXELS if C >= MANY else BLOCK_VOXELS, max(64, BLOCK_BYTES // np.dtype(wide).itemsize // columns // 64 * 64))
+    block = min(
+        FEW_VOXELS if C >= MANY else BLOCK_VOXELS, max(64, BLOCK_BYTES // np.dtype(wide).itemsize // columns // 64 * 64)
+    )
     chunk = -(-max(CHUNK_VOXELS, -(-V // CHUNKS)) // block) * block
     slack = probability_slack(input.dtype)
     share = s.label_smoothing / outcomes(C, s.activation)
