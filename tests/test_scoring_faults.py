@@ -439,7 +439,7 @@ def test_names_are_shown_as_they_are_and_harmless(name: str, tmp_path: Path) -> 
     page = report.read_text(encoding="utf-8")
     assert f"<td>{escape(shown)}</td>" in page
     table = score(*sides, "--labels", labels).stdout
-    assert f"/p {STRANGE[name]}" in table.replace("\n", "")
+    assert "".join(f"/p {STRANGE[name]}".split()) in "".join(table.split())  # a long title is folded
     if labels != "1":
         assert f"1 {STRANGE[name]} " in table
         assert row["name"] == quote + STRANGE[name]

@@ -177,9 +177,12 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "deep/run 7", tmp_path / "labels"
 
 
-def test_the_page_says_how_it_was_made(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_page_says_how_it_was_made(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folders[0] / "case 2.nii.gz").unlink()
     options = ("--labels", "a=1,b=2", "--empty", "1", "--format", "json")
+    monkeypatch.setattr("sys.argv", ["softdice", "score", "a b", *options])
     score(*folders, *options, "--report", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "<h1>run 7 against labels</h1>" in page
@@ -187,7 +190,7 @@ def test_the_page_says_how_it_was_made(folders: tuple[Path, Path], tmp_path: Pat
     facts = {k: unescape(v) for k, v in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)}
     assert facts["predictions"] == str(folders[0])
     assert facts["reference"] == str(folders[1])
-    assert facts["command"].startswith("softdice ")
+    assert facts["command"].startswith("softdice score 'a b' --labels")
     assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d[+-]\d\d:\d\d", facts["date"])
     assert facts["labels"] == "(1, 2)"
     assert facts["policies"] == "class in neither map: 1; missing prediction: skip"
