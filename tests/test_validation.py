@@ -33,7 +33,8 @@ def changed(tensor: Tensor, *values: float) -> Tensor:
 PASS = "overlap_statistics: "
 LOSS = "SoftDiceLoss: "
 FIELD_NAMES = (
-    "intersection, prediction, target, prediction_squared, target_squared, difference, cross_entropy, focal, voxels, "
+    "intersection, prediction, target, prediction_squared, target_squared, difference, cross_entropy, focal, "
+    "positive_cross_entropy, negative_cross_entropy, positive_focal, negative_focal, voxels, "
     "labelled"
 )
 TARGET_SHAPES = PASS + "expected target of shape (2, 4, 4), (2, 1, 4, 4) or (2, 3, 4, 4) for input (2, 3, 4, 4), got "
