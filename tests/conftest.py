@@ -69,6 +69,15 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     assert set(ran) <= {request.param}, f"asked for {request.param}, ran {ran}"
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors of a few hundred numbers: a second thread only waits, and beside another process it waits long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _process_as_found() -> Iterator[None]:
     """`setup_system` sets what the whole process shares: put it back."""

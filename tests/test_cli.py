@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("typer")
 pytest.importorskip("monai")
 
-from typer.testing import CliRunner
+from commands import call, refused
 
 import softdice
-from softdice.cli.app import app
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """As in test_training_run.py."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def call(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def save(folder: Path, part: str, name: str, array: object) -> Path:
@@ -46,15 +31,6 @@ def data(tmp_path: Path) -> Path:
         save(tmp_path / "data", "images", name, np.random.default_rng(0).normal(size=(16, 16)))
         save(tmp_path / "data", "labels", name, np.eye(16, dtype=np.uint8))
     return tmp_path / "data"
-
-
-def refused(result: Any, *parts: str) -> None:
-    """Exit code 2, one line on standard error that holds the parts, no traceback."""
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.splitlines()
-    for part in parts:
-        assert part in line
-    assert "Traceback" not in result.output
 
 
 def test_version_and_help() -> None:

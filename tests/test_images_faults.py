@@ -23,9 +23,8 @@ sitk = pytest.importorskip("SimpleITK")
 tifffile = pytest.importorskip("tifffile")
 PIL_Image = pytest.importorskip("PIL.Image")
 
-from typer.testing import CliRunner, Result  # noqa: E402
+from commands import score  # noqa: E402
 
-from softdice.cli.app import app  # noqa: E402
 from softdice.images.files import FileError, list_images, read_image, write_image  # noqa: E402
 
 RNG = np.random.default_rng(5)
@@ -50,10 +49,6 @@ def dice(p: np.ndarray, t: np.ndarray) -> float:
 
 def both(p: np.ndarray, t: np.ndarray) -> dict[int, float]:
     return {int(label): dice(p == label, t == label) for label in np.unique([p, t]) if label}
-
-
-def score(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["score", *map(str, arguments)], catch_exceptions=False)
 
 
 def save(path: Path, array: np.ndarray, **others: object) -> Path:

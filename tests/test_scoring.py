@@ -21,9 +21,8 @@ pytest.importorskip("typer")
 nib = pytest.importorskip("nibabel")
 PIL_Image = pytest.importorskip("PIL.Image")
 
-from typer.testing import CliRunner, Result  # noqa: E402
+from commands import score  # noqa: E402
 
-from softdice.cli.app import app  # noqa: E402
 from softdice.scoring import Options, ScoreError, compare, pair_files, run, summarise, tabulate  # noqa: E402
 from softdice.scoring.classes import parse_labels, parse_regions  # noqa: E402
 from softdice.scoring.report import to_html  # noqa: E402
@@ -37,10 +36,6 @@ def real(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"real data not found: set SOFTDICE_DATA to a folder that holds {Path(*parts)}")
     return path
-
-
-def score(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["score", *map(str, arguments)], catch_exceptions=False)
 
 
 def json_of(*arguments: object) -> dict:

@@ -23,13 +23,10 @@ pytest.importorskip("typer")
 nib = pytest.importorskip("nibabel")
 PIL_Image = pytest.importorskip("PIL.Image")
 
-from typer.testing import CliRunner, Result  # noqa: E402
+from commands import refused, score  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
 from softdice.cli.app import app  # noqa: E402
-
-
-def score(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["score", *map(str, arguments)], catch_exceptions=False)
 
 
 def rows(*arguments: object) -> dict[object, dict]:
@@ -38,14 +35,6 @@ def rows(*arguments: object) -> dict[object, dict]:
     assert result.exit_code == 0, result.output
     (case,) = json.loads(result.stdout)["results"][0]["cases"]
     return {row["label"]: row for row in case["classes"]}
-
-
-def refused(result: Result, *parts: str, code: int = 2) -> None:
-    assert result.exit_code == code, result.output
-    said = " ".join(result.stderr.split())
-    for part in parts:
-        assert part in said
-    assert "Traceback" not in result.output
 
 
 def save(path: Path, array: np.ndarray) -> Path:

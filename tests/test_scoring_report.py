@@ -15,16 +15,11 @@ pytest.importorskip("typer")
 nib = pytest.importorskip("nibabel")
 PIL_Image = pytest.importorskip("PIL.Image")
 
-from typer.testing import CliRunner, Result  # noqa: E402
+from commands import score  # noqa: E402
 
-from softdice.cli.app import app  # noqa: E402
 from softdice.scoring import Options  # noqa: E402
 from softdice.scoring.pictures import EXTRA, MISSED, PIXELS, RIGHT, Picture, picture  # noqa: E402
 from softdice.scoring.plots import box_plots  # noqa: E402
-
-
-def score(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["score", *map(str, arguments)], catch_exceptions=False)
 
 
 def pixels(drawn: Picture) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ pytest.importorskip("lightning")
 pytest.importorskip("monai")
 pytest.importorskip("typer")
 
+from commands import call, refused
 from rich.console import Console
-from typer.testing import CliRunner
 
-from softdice.cli.app import app
 from softdice.cli.progress import Bar
 from softdice.images.files import read_image
 from softdice.training import PredictionError, TrainConfig, TrainingError, pictures, predict, run, train
@@ -32,26 +31,7 @@ from softdice.training.module import Budget
 from softdice.training.patches import Patches
 from softdice.training.plan import fit
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """As in test_training_run.py."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def call(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refused(result: Any, *parts: str) -> None:
-    """Exit code 2 and one line on standard error that holds the parts."""
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.splitlines()
-    for part in parts:
-        assert part in line
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_data(folder: Path, void: int | None = None) -> Path:
