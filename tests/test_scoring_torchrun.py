@@ -18,15 +18,9 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("nibabel")
 
-from typer.testing import CliRunner
-
-from softdice.cli.app import app
+from commands import score
 
 CASES = 7
-
-
-def alone(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["score", *map(str, arguments)], catch_exceptions=False)
 
 
 def command(*arguments: object, program: tuple[object, ...] = ("-m", "softdice", "score")) -> list[str]:
@@ -64,7 +58,7 @@ def test_the_result_has_the_bytes_of_one_process_and_lists_the_same_errors(
 ) -> None:
     damage(folders)
     one, two = tmp_path / f"one.{suffix}", tmp_path / f"two.{suffix}"
-    expected = alone(*folders, "--out", one)
+    expected = score(*folders, "--out", one)
     jobs = ("--jobs", 2) if suffix == "json" else ()
     done = torchrun(*folders, "--out", two, *jobs)
     assert two.read_bytes() == one.read_bytes()
@@ -83,7 +77,7 @@ def test_two_sides_to_standard_output(folders: tuple[Path, Path], tmp_path: Path
     arguments = (*folders, "--versus", other, "--format", "json")
     done = torchrun(*arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == alone(*arguments).stdout
+    assert done.stdout == score(*arguments).stdout
 
 
 def test_wrong_usage_is_told_once(folders: tuple[Path, Path]) -> None:
@@ -114,7 +108,7 @@ def test_interrupted_and_resumed(folders: tuple[Path, Path], tmp_path: Path) -> 
     done = torchrun(*folders, "--out", out, "--resume")
     assert done.returncode == 0, done.stderr
     assert not partial.exists()
-    assert out.read_text() == alone(*folders, "--format", "csv").stdout
+    assert out.read_text() == score(*folders, "--format", "csv").stdout
 
 
 DYING = """

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from softdice.kernels.cpu.compiled import jit, kernel
-from softdice.kernels.cpu.loops import Kind, loops
+from softdice.kernels.cpu.loops import Kind, Rows, loops
 from softdice.kernels.cpu.regions import unions
 from softdice.kernels.cpu.rows import beyond, clean_weights, load, load_labels, prefetch, store
 
@@ -131,6 +131,7 @@ def forward(kind: Kind) -> Any:
         rows = np.zeros((5, block), R)
         m, r, ls, y, nought = rows[0], rows[1], rows[2], rows[3], rows[4]
         t, w = np.zeros(block, np.int32), np.ones(block, R)
+        known, of_union = Rows(w, t, m, r, ls, nought), Rows(w, t, nought, r, ls, nought)
         e = np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R)
         xs = np.empty(zero if job.input.direct else C * block, R)
         z = np.empty(block, R)
@@ -150,20 +151,20 @@ def forward(kind: Kind) -> Any:
                     for c in range(C):
                         bad[task, 1] += beyond(x, xo + c * ld, n, job.low, job.high, w)
                 if SOFTMAX:
-                    softmax(x, xo, ld, C, w, n, m, r, ls, e, block, unread, nought)
+                    softmax(x, xo, ld, C, n, known, e, block, unread)
                 for k in range(K):
                     if UNION:
                         wrong = region_truth(job.target, job.member, C, b, v0, k, n, t, w, z, y)
-                        region_row(job.member, x, xo, ld, C, k, n, m, w, e, block, C * block, z, zero)
-                        class_sums(z, zero, e, C * block, nought, r, ls, w, t, k, y, zero, n, s, out)
+                        region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, zero)
+                        class_sums(z, zero, e, C * block, of_union, k, y, zero, n, s, out)
                         bad[task, 3] += wrong if validate else np.int32(0)
                     else:
                         yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
                         if VALUES and validate:
                             bad[task, 3] += beyond(ys, yo, n, R(0), R(1), w)
-                        class_sums(x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, n, s, out)
+                        class_sums(x, xo + k * ld, e, k * block, known, k, ys, yo, n, s, out)
                 if OWN:
-                    own_sums(x, xo, ld, e, block, m, r, ls, w, t, n, s, out)
+                    own_sums(x, xo, ld, e, block, known, n, s, out)
 
     return sums
 
@@ -186,6 +187,7 @@ def backward(kind: Kind) -> Any:
         rows = np.zeros((7, block), R)
         m, r, ls, y, nought, dot, own = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6]
         t, w = np.zeros(block, np.int32), np.ones(block, R)
+        known, of_union = Rows(w, t, m, r, ls, dot), Rows(w, t, nought, r, ls, dot)
         e = np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R)
         h = np.empty(K * block if KEPT else zero, R)
         z = np.empty(K * block if UNION else zero, R)
@@ -210,28 +212,27 @@ def backward(kind: Kind) -> Any:
                 if SOFTMAX:
                     for v in range(n):
                         dot[v] = R(0)
-                    softmax(x, xo, ld, C, w, n, m, r, ls, e, block, coef, dot)
+                    softmax(x, xo, ld, C, n, known, e, block, coef)
                 if (SOFTMAX and not FUSED) or UNION:
                     for k in range(K):
                         ho = k * block if KEPT else zero
                         if UNION:
                             region_truth(job.target, job.member, C, b, v0, k, n, t, w, own, y)
-                            region_row(job.member, x, xo, ld, C, k, n, m, w, e, block, C * block, z, ho)
-                            class_slope(z, ho, e, C * block, nought, r, ls, w, t, k, y, zero, n, s, coef, dot, h, ho)
+                            region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, ho)
+                            class_slope(z, ho, e, C * block, of_union, k, y, zero, n, s, coef, h, ho)
                         else:
                             yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
-                            class_slope(x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, n, s, coef, dot, h, ho)
+                            class_slope(x, xo + k * ld, e, k * block, known, k, ys, yo, n, s, coef, h, ho)
                 if OWN:
-                    own_slope(x, xo, ld, e, block, m, r, ls, w, t, n, s, coef, dot, own)
+                    own_slope(x, xo, ld, e, block, known, n, s, coef, own)
                 if UNION:
-                    region_gradient(job.member, x, xo, ld, C, K, n, m, r, w, e, block, z, h, g, go, gld)
+                    region_gradient(job.member, x, xo, ld, C, K, n, known, e, block, z, h, g, go, gld)
                 else:
                     for k in range(C):
                         yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
                         prefetch(g, go + k * gld + n, n)
                         class_gradient(
-                            x, xo + k * ld, e, k * block, m, r, ls, w, t, k, ys, yo, n, s, coef, dot,
-                            h, k * block, g, go + k * gld,
+                            x, xo + k * ld, e, k * block, known, k, ys, yo, n, s, coef, h, k * block, g, go + k * gld
                         )  # fmt: skip
                 if OWN:
                     for v in range(n):

@@ -4,9 +4,8 @@
 works out the symbols of `softdice.terms`, and keeps its sums in registers or writes the gradient. A softmax needs each
 voxel's maximum and sum of exponentials first, and before any gradient the sum of its slopes over the classes.
 
-Rows (n voxels): w weight, t class number (-1: none), m maximum, r = 1 / sum of exponentials, ls = ln of that sum,
-dot = sum over the classes of the slopes. Arrays come with an offset, since a slice costs a reference count: x, the
-logits; e, exp(x - m); y, the target of a class; h, its slope; g, its gradient.
+`Rows` holds what is known of the n voxels of a block. Arrays come with an offset, since a slice costs a reference
+count: x, the logits; e, exp(x - m); y, the target of a class; h, its slope; g, its gradient.
 """
 
 # mypy: allow-untyped-defs
@@ -23,7 +22,7 @@ from softdice.kernels.cpu.compiled import each, jit, read_apart, write_apart
 from softdice.kernels.cpu.rows import prefetch
 from softdice.terms import STATISTICS, SYMBOLS, Statistic, function
 
-MANY = 12  # classes from which on a voxel's own class is done by itself: a comparison per class costs more
+MANY = 12  # of more classes a voxel's own class is done by itself: a comparison per class costs more
 
 
 class Kind(NamedTuple):
@@ -68,6 +67,17 @@ class Kind(NamedTuple):
     @property
     def labels(self) -> bool:
         return self.target != "values"
+
+
+class Rows(NamedTuple):
+    """What is known of each voxel of a block."""
+
+    w: np.ndarray  # weight
+    t: np.ndarray  # class number; -1: none
+    m: np.ndarray  # maximum of the logits
+    r: np.ndarray  # 1 / sum of the exponentials
+    ls: np.ndarray  # ln of that sum
+    dot: np.ndarray  # sum over the classes of the slopes
 
 
 def _generated(kind: Kind, chosen: list[Statistic], R: Any) -> tuple[Any, Any, Any]:
@@ -183,7 +193,8 @@ def _softmax(kind: Kind, R: Any) -> Any:
         return jit(function("largest(x, xo, ld, w, n, m)", "\n    ".join([*lines, "    m[v] = most"]), names))
 
     def exponentials(size):
-        lines = [f"x{i}, e{i} = xo + np.uint64({i}) * ld, eo + np.uint64({i}) * eld" for i in range(size)]
+        lines = ["w, m, r, dot = rows.w, rows.m, rows.r, rows.dot"]
+        lines += [f"x{i}, e{i} = xo + np.uint64({i}) * ld, eo + np.uint64({i}) * eld" for i in range(size)]
         lines += [f"prefetch(x, x{i} + n, n)" for i in range(size)]  # the next block's rows, for later
         lines += [f"k{i} = R(coef[{P}, c + np.uint64({i})])" for i in range(size if FUSED else 0)]
         lines += ["for v in range(n):", "    most, total = read_apart(m, v), r[v]"]
@@ -196,38 +207,37 @@ def _softmax(kind: Kind, R: Any) -> Any:
         names = {"np": np, "R": R, "exp": exp, "minus": minus, "value": value, "prefetch": prefetch}
         names |= {"read_apart": read_apart, "write_apart": write_apart}
         text = "\n    ".join(lines)
-        return jit(function("exponentials(x, xo, ld, w, n, m, r, e, eo, eld, coef, c, dot)", text, names))
+        return jit(function("exponentials(x, xo, ld, n, rows, e, eo, eld, coef, c)", text, names))
 
     largest1, largest2, largest3, largest4 = (largest(size) for size in range(1, 5))
     exponentials1, exponentials2, exponentials3, exponentials4 = (exponentials(size) for size in range(1, 5))
 
     @jit
-    def softmax(x, xo, ld, C, w, n, m, r, ls, e, eld, coef, dot):
+    def softmax(x, xo, ld, C, n, rows, e, eld, coef):
         """logits -> e, m, r and (where read) ls; where it is fused, dot over the other classes' slopes, too."""
-        four = np.uint64(4)
+        w, m, r, ls, dot = rows.w, rows.m, rows.r, rows.ls, rows.dot
+        one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+        left = C % four
+        first = C - left
         for v in range(n):
             m[v] = LOWEST
             r[v] = ZERO
-        c = np.uint64(0)
-        while c + four <= C:
+        for c in range(np.uint64(0), first, four):
             largest4(x, xo + c * ld, ld, w, n, m)
-            c += four
-        if c + np.uint64(1) == C:
-            largest1(x, xo + c * ld, ld, w, n, m)
-        elif c + np.uint64(2) == C:
-            largest2(x, xo + c * ld, ld, w, n, m)
-        elif c + np.uint64(3) == C:
-            largest3(x, xo + c * ld, ld, w, n, m)
-        c = np.uint64(0)
-        while c + four <= C:
-            exponentials4(x, xo + c * ld, ld, w, n, m, r, e, c * eld, eld, coef, c, dot)
-            c += four
-        if c + np.uint64(1) == C:
-            exponentials1(x, xo + c * ld, ld, w, n, m, r, e, c * eld, eld, coef, c, dot)
-        elif c + np.uint64(2) == C:
-            exponentials2(x, xo + c * ld, ld, w, n, m, r, e, c * eld, eld, coef, c, dot)
-        elif c + np.uint64(3) == C:
-            exponentials3(x, xo + c * ld, ld, w, n, m, r, e, c * eld, eld, coef, c, dot)
+        if left == one:
+            largest1(x, xo + first * ld, ld, w, n, m)
+        elif left == two:
+            largest2(x, xo + first * ld, ld, w, n, m)
+        elif left == three:
+            largest3(x, xo + first * ld, ld, w, n, m)
+        for c in range(np.uint64(0), first, four):
+            exponentials4(x, xo + c * ld, ld, n, rows, e, c * eld, eld, coef, c)
+        if left == one:
+            exponentials1(x, xo + first * ld, ld, n, rows, e, first * eld, eld, coef, first)
+        elif left == two:
+            exponentials2(x, xo + first * ld, ld, n, rows, e, first * eld, eld, coef, first)
+        elif left == three:
+            exponentials3(x, xo + first * ld, ld, n, rows, e, first * eld, eld, coef, first)
         if LOGS:
             for v in range(n):
                 ls[v] = log(r[v])
@@ -264,104 +274,81 @@ def loops(kind: Kind) -> Loops:
     symbols = _symbols(kind, R)
     STORED = kind.kept
 
+    OWN = kind.target == "own"  # what a class has as if no voxel were of it; `own_sums` and `own_slope` add the rest
+    class_nothing, class_plus, class_put = (nothing0, plus0, put0) if OWN else (nothing, plus, put)
+    class_take, class_total = (take0, slope0) if OWN else (take, slope)
+
     @each
-    def at(x, xo, e, eo, m, r, ls, w, true, v, s):
+    def at(x, xo, e, eo, rows, true, v, s):
         """Weight and symbols of one voxel and class."""
         weight, value = ONE, read_apart(x, xo + v)
         if MASKED:
-            weight = read_apart(w, v)
+            weight = read_apart(rows.w, v)
             live = weight > ZERO
             value, true = value if live else ZERO, true if live else ZERO
         if SOFTMAX:
-            ex, most, part, log_sum = read_apart(e, eo + v), read_apart(m, v), read_apart(r, v), read_apart(ls, v)
-            return weight, symbols(value, ex, most, part, log_sum, true, s)
+            ex, most = read_apart(e, eo + v), read_apart(rows.m, v)
+            return weight, symbols(value, ex, most, read_apart(rows.r, v), read_apart(rows.ls, v), true, s)
         return weight, symbols(value, ZERO, ZERO, ZERO, ZERO, true, s)
 
     @each
-    def truth(t, c, y, yo, v):
-        return (ONE if read_apart(t, v) == c else ZERO) if LABELS else read_apart(y, yo + v)
-
-    @each
-    def nowhere(t, c, y, yo, v):
-        return ZERO
-
-    def sums_with(truth, nothing, plus, put):
-        @jit
-        def class_sums(x, xo, e, eo, m, r, ls, w, t, c, y, yo, n, s, out):
-            """The sums of one class, added to out (fields, K)."""
-            sums = nothing()
-            for v in range(n):
-                weight, k = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), v, s)
-                sums = plus(sums, weight, *k)
-            put(out, c, 1.0, sums)
-
-        return class_sums
+    def truth(rows, c, y, yo, v):
+        if OWN:
+            return ZERO
+        return (ONE if read_apart(rows.t, v) == c else ZERO) if LABELS else read_apart(y, yo + v)
 
     @jit
-    def own_sums(x, xo, ld, e, eld, m, r, ls, w, t, n, s, out):
-        """What `other_sums` of all classes lack."""
+    def class_sums(x, xo, e, eo, rows, c, y, yo, n, s, out):
+        """The sums of one class, added to out (fields, K)."""
+        sums = class_nothing()
         for v in range(n):
-            if t[v] >= 0:
-                c = np.uint64(t[v])
-                weight, k = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ONE, v, s)
-                _, k0 = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ZERO, v, s)
+            weight, k = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), v, s)
+            sums = class_plus(sums, weight, *k)
+        class_put(out, c, 1.0, sums)
+
+    @jit
+    def own_sums(x, xo, ld, e, eld, rows, n, s, out):
+        """What `class_sums` of all classes lack."""
+        for v in range(n):
+            if rows.t[v] >= 0:
+                c = np.uint64(rows.t[v])
+                weight, k = at(x, xo + c * ld, e, c * eld, rows, ONE, v, s)
+                _, k0 = at(x, xo + c * ld, e, c * eld, rows, ZERO, v, s)
                 put(out, c, 1.0, plus(nothing(), weight, *k))
                 put0(out, c, -1.0, plus0(nothing0(), weight, *k0))
 
-    def slope_with(truth, take, slope):
-        @jit
-        def class_slope(x, xo, e, eo, m, r, ls, w, t, c, y, yo, n, s, coef, dot, h, ho):
-            """dot += slope; the slope itself into h where it would be dear to compute it again."""
-            k = take(coef, c)
-            for v in range(n):
-                _, z = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), v, s)
-                step = slope(k, *z)
-                write_apart(dot, v, dot[v] + step)
-                if STORED:
-                    write_apart(h, ho + v, step)
-
-        return class_slope
+    @jit
+    def class_slope(x, xo, e, eo, rows, c, y, yo, n, s, coef, h, ho):
+        """dot += slope; the slope itself into h where it would be dear to compute it again."""
+        k, dot = class_take(coef, c), rows.dot
+        for v in range(n):
+            _, z = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), v, s)
+            step = class_total(k, *z)
+            write_apart(dot, v, dot[v] + step)
+            if STORED:
+                write_apart(h, ho + v, step)
 
     @jit
-    def own_slope(x, xo, ld, e, eld, m, r, ls, w, t, n, s, coef, dot, h):
-        """What the own class's slope has beyond `other_slope`, times w: into h, and without w onto dot."""
+    def own_slope(x, xo, ld, e, eld, rows, n, s, coef, h):
+        """What the own class's slope has beyond that of `class_slope`, times w: into h, and without w onto dot."""
         for v in range(n):
-            if t[v] >= 0:
-                c = np.uint64(t[v])
-                weight, z = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ONE, v, s)
-                _, z0 = at(x, xo + c * ld, e, c * eld, m, r, ls, w, ZERO, v, s)
+            if rows.t[v] >= 0:
+                c = np.uint64(rows.t[v])
+                weight, z = at(x, xo + c * ld, e, c * eld, rows, ONE, v, s)
+                _, z0 = at(x, xo + c * ld, e, c * eld, rows, ZERO, v, s)
                 step = slope(take(coef, c), *z) - slope0(take0(coef, c), *z0)
-                dot[v] += step
+                rows.dot[v] += step
                 h[v] = weight * step
 
-    def gradient_with(truth, take, slope):
-        @jit
-        def class_gradient(x, xo, e, eo, m, r, ls, w, t, c, y, yo, n, s, coef, dot, h, ho, g, go):
-            """w (slope - p dot) of a softmax, w slope elsewhere."""
-            k = take(coef, c)
-            for v in range(n):
-                weight, z = at(x, xo, e, eo, m, r, ls, w, truth(t, np.int32(c), y, yo, v), v, s)
-                step = read_apart(h, ho + v) if STORED else slope(k, *z)
-                if SOFTMAX:
-                    step -= z[0] * read_apart(dot, v)
-                write_apart(g, go + v, weight * step)
+    @jit
+    def class_gradient(x, xo, e, eo, rows, c, y, yo, n, s, coef, h, ho, g, go):
+        """w (slope - p dot) of a softmax, w slope elsewhere."""
+        k = class_take(coef, c)
+        for v in range(n):
+            weight, z = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), v, s)
+            step = read_apart(h, ho + v) if STORED else class_total(k, *z)
+            if SOFTMAX:
+                step -= z[0] * read_apart(rows.dot, v)
+            write_apart(g, go + v, weight * step)
 
-        return class_gradient
-
-    if kind.target == "own":
-        return Loops(
-            sums_with(nowhere, nothing0, plus0, put0),
-            _softmax(kind, R),
-            slope_with(nowhere, take0, slope0),
-            gradient_with(nowhere, take0, slope0),
-            own_sums,
-            own_slope,
-        )
-    return Loops(
-        sums_with(truth, nothing, plus, put),
-        _softmax(kind, R),
-        slope_with(truth, take, slope),
-        gradient_with(truth, take, slope),
-        own_sums,
-        own_slope,
-    )
+    return Loops(class_sums, _softmax(kind, R), class_slope, class_gradient, own_sums, own_slope)

@@ -34,23 +34,9 @@ def unions(kind: Any) -> Unions:
     SOFTMAX, LABELS = kind.activation == "softmax", kind.labels
 
     @jit
-    def row(
-        member: Any,
-        x: Any,
-        xo: Any,
-        ld: Any,
-        C: Any,
-        k: Any,
-        n: Any,
-        m: Any,
-        w: Any,
-        e: Any,
-        eld: Any,
-        to: Any,
-        z: Any,
-        zo: Any,
-    ) -> None:
-        """Region k: the sum of its exponentials into e at `to`, z into z; without a softmax p into z."""
+    def row(member, x, xo, ld, C, k, n, rows, e, eld, z, zo):
+        """Region k: the sum of its exponentials into e behind those of the C classes, z into z; else p into z."""
+        w, m, to = rows.w, rows.m, C * eld
         for v in range(n):
             z[zo + v] = LOWEST if SOFTMAX else ZERO
         for c in range(C):
@@ -108,26 +94,9 @@ def unions(kind: Any) -> Unions:
         return bad
 
     @jit
-    def gradient(
-        member,
-        x,
-        xo,
-        ld,
-        C,
-        K,
-        n,
-        m,
-        r,
-        w,
-        e,
-        eld,
-        z,
-        h,
-        g,
-        go,
-        gld,
-    ):
+    def gradient(member, x, xo, ld, C, K, n, rows, e, eld, z, h, g, go, gld):
         """Slopes h of the regions -> gradient of every class."""
+        w, m, r = rows.w, rows.m, rows.r
         for c in range(C):
             to = go + c * gld
             for v in range(n):
