@@ -14,6 +14,7 @@ Example:
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import Any
@@ -156,9 +157,9 @@ class _OverlapLoss(_MonaiLoss):
             return cost.view(*cost.shape, *[1] * (ndim - 2)) if self.broadcast else cost
         return common.mean(cost) if self.reduction == "mean" else cost.sum()
 
+    @abstractmethod
     def cost(self, stats: OverlapStatistics) -> Tensor:
         """statistics of the classes that count, (B, C) or (C,) -> cost, of the same shape or with a last one of 1."""
-        raise NotImplementedError
 
     @property
     def reads(self) -> tuple[str, ...]:

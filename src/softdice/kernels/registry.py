@@ -5,10 +5,13 @@ A backend asked for by name never falls back: it serves, or it raises and says w
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +76,12 @@ _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 OLDEST_CAPABILITY = (8, 0)
 """Compute capability from which on the Triton kernels are compiled and checked."""
+
+
+@cache
+def compiled_loops(module: str) -> Any:
+    """A module of Numba loops by its full name, imported when they are first wanted; None where there is no Numba."""
+    return importlib.import_module(module) if _HAS_NUMBA else None
 
 
 _forks: list[int] = []

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from softdice.kernels.cpu.threads import for_each
+from softdice.kernels.registry import compiled_loops
 from softdice.reference import equals
 from softdice.validation import fail, message
 
@@ -35,14 +34,8 @@ _SIDE = 512
 """Voxels along the two fast axes of a block, where two arrays lie unlike in memory."""
 
 
-@lru_cache(maxsize=1)
 def _kernels() -> Any:
-    """The Numba loops, None where Numba is not installed."""
-    if find_spec("numba") is None:
-        return None
-    from softdice.metrics import counting_kernel as counts
-
-    return counts
+    return compiled_loops("softdice.metrics.counting_kernel")
 
 
 def class_counts(

@@ -20,13 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from importlib.util import find_spec
 from itertools import permutations, product
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from softdice import validation
+from softdice.kernels.registry import compiled_loops
 
 Definition = Literal["voxels", "surface"]
 Direction = Literal["symmetric", "from_input", "from_target"]
@@ -234,14 +234,9 @@ def _turned(code: int, turn: tuple[int, ...], mirror: tuple[int, ...]) -> int:
     return turned
 
 
-@lru_cache(maxsize=1)
 def kernels() -> Any:
     """The compiled loops, None where Numba is not installed."""
-    if find_spec("numba") is None:
-        return None
-    from softdice.metrics import surfaces_kernel
-
-    return surfaces_kernel
+    return compiled_loops("softdice.metrics.surfaces_kernel")
 
 
 def compiled_distances(

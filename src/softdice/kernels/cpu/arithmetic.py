@@ -21,9 +21,21 @@ def minus(a, b):
     return a - b
 
 
+def _by_type(function: Any, single: Any, double: Any) -> None:
+    """Compiled code that calls the function takes one of the two others."""
+
+    def of_single(x):
+        return single(x)
+
+    def of_double(x):
+        return double(x)
+
+    overload(function)(lambda x: of_single if x == types.float32 else of_double)
+
+
 def exp(x: Any) -> Any:
     """x -> e^x for x <= 88 (float32) or 709 (float64); 0 far below, NaN for NaN."""
-    return math.exp(x)  # compiled code takes the overload below
+    return math.exp(x)  # compiled code takes one of the two below
 
 
 @exact_each
@@ -69,20 +81,12 @@ def _exp64(x: float) -> float:
     return scaled if x >= low else (0.0 if x < low else x)
 
 
-@overload(exp)
-def _exp_by_type(x: Any) -> Any:
-    def single(x: Any) -> Any:
-        return _exp32(x)
-
-    def double(x: Any) -> Any:
-        return _exp64(x)
-
-    return single if x == types.float32 else double
+_by_type(exp, _exp32, _exp64)
 
 
 def log(x: Any) -> Any:
     """x -> ln x for normal x > 0; NaN for NaN."""
-    return math.log(x)  # compiled code takes the overload below
+    return math.log(x)  # compiled code takes one of the two below
 
 
 @exact_each
@@ -124,20 +128,12 @@ def _log64(x: float) -> float:
     return value if x == x else x
 
 
-@overload(log)
-def _log_by_type(x: Any) -> Any:
-    def single(x: Any) -> Any:
-        return _log32(x)
-
-    def double(x: Any) -> Any:
-        return _log64(x)
-
-    return single if x == types.float32 else double
+_by_type(log, _log32, _log64)
 
 
-def log1p(z: Any) -> Any:
-    """z -> ln(1 + z) for z in [0, 1], with all its digits where z is small."""
-    return math.log1p(z)  # compiled code takes the overload below
+def log1p(x: Any) -> Any:
+    """x -> ln(1 + x) for x in [0, 1], with all its digits where x is small."""
+    return math.log1p(x)  # compiled code takes one of the two below
 
 
 @exact_each
@@ -165,12 +161,4 @@ def _log1p64(z: float) -> float:
     return s * (p * w) + (s + s)
 
 
-@overload(log1p)
-def _log1p_by_type(z: Any) -> Any:
-    def single(z: Any) -> Any:
-        return _log1p32(z)
-
-    def double(z: Any) -> Any:
-        return _log1p64(z)
-
-    return single if z == types.float32 else double
+_by_type(log1p, _log1p32, _log1p64)
