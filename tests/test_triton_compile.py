@@ -100,7 +100,9 @@ def binaries(
     rest = {"programs": 2112, "steps": 17}
     found = {}
 
-    given = cuda.arguments(x, target, weight, member, settings) | declared.terms(tuple(rows))
+    given = cuda.arguments(x, target, weight, member, settings) | declared.terms(
+        tuple(rows), cuda.constants(x, settings)
+    )
     tile = launch.tile(launch.FORWARD, C, regions, x.element_size(), len(rows))
     two_steps = activation == "softmax" and C > launch.WIDEST and not regions
     given |= {**rest, **tile.constants, "VALIDATE": True, "LOW": -1e-3, "HIGH": 1.001}
@@ -110,7 +112,9 @@ def binaries(
     if two_steps:
         found["rows"] = compiled(rows_kernel, given, tile, capability)
 
-    given = cuda.arguments(x, target, weight, member, settings) | declared.slopes(tuple(fields))
+    given = cuda.arguments(x, target, weight, member, settings) | declared.slopes(
+        tuple(fields), cuda.constants(x, settings)
+    )
     tile = launch.tile(launch.BACKWARD, C, regions, x.element_size(), given["SLOPED"])
     given |= {**rest, **tile.constants, "grad": wide, "gF": 2 * C, "gB": C, "gK": 1, "out": x}
     given |= dict(zip(("oB", "oC", "oV"), x.stride(), strict=True))

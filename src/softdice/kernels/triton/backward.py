@@ -31,7 +31,7 @@ from softdice.kernels.triton.math import (
     softmax_given,
     softmax_rows,
     softmax_tile,
-    symbols,
+    truth_tile,
     voxels,
 )
 
@@ -47,37 +47,23 @@ def _store(out, c, v, inside, dx, w, oC, oV, C: tl.constexpr, MASKED: tl.constex
 
 @triton.jit
 def _slopes(
-    coefficients, value, p, d, log_sum, y, k, K: tl.constexpr, KT: tl.constexpr, KEEP: tl.constexpr,
-    SHARE: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr, ACT: tl.constexpr, LOGS: tl.constexpr,
-    POWERS: tl.constexpr, APART: tl.constexpr, STEEP: tl.constexpr, STRAIGHT: tl.constexpr,
+    coefficients, value, p, d, log_sum, y, k, K: tl.constexpr, KT: tl.constexpr, ACT: tl.constexpr,
+    SLOPES: tl.constexpr,
 ):  # fmt: skip
     """Some classes or regions -> p, 1 - p, their steep and straight slopes. d, log_sum: -ln p = (log_sum - d) ln 2."""
     a, other = p, p
     if ACT == SIGMOID:
-        p, q, a, other = of_sigmoid(value, LOGS)
+        p, q, a, other = of_sigmoid(value)
     else:
         q = complement(p)
         a = (log_sum[None, :] - d) * LN2 if ACT == SOFTMAX else -tl.log2(not_zero(p)) * LN2
     if K % KT != 0:  # no infinite logarithm beyond the last class
         a = tl.where((k < K)[:, None], a, 0.0)
-    known = symbols(p, q, a, other, y, KEEP, SHARE, GAMMA, POWER, ACT, LOGS, POWERS, APART)
-    steep = STEEP(coefficients, known)
-    straight = STRAIGHT(coefficients, known)
+    steep, straight = SLOPES(coefficients, p, q, a, other, y)
     if K % KT != 0:
         steep = tl.where((k < K)[:, None], steep, 0.0)
         straight = tl.where((k < K)[:, None], straight, 0.0)
     return p, q, steep, straight
-
-
-@triton.jit
-def _truth(target, t, w, k, v, inside, tC, tV, C: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
-           KT: tl.constexpr, W: tl.constexpr):  # fmt: skip
-    """y of some classes, before smoothing."""
-    if HARD:
-        y = tl.where(t[None, :] == k[:, None], 1.0, 0.0).to(W)
-    else:
-        y = class_tile(target, k, v, inside, w, tC, tV, C, KT, MASKED, 0.0, W)
-    return y
 
 
 @triton.jit(do_not_specialize=["programs", "steps", "ignore"])
@@ -85,11 +71,10 @@ def backward_kernel(
     grad, x, target, weight, member, out, V, programs, steps, gF, gB, gK, xB, xC, xV, tB, tC, tV, wB,
     wV, oB, oC, oV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
-    LOGS: tl.constexpr, POWERS: tl.constexpr, APART: tl.constexpr, TAKE: tl.constexpr, STEEP: tl.constexpr,
-    STRAIGHT: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr, KEEP: tl.constexpr, SHARE: tl.constexpr,
+    TAKE: tl.constexpr, SLOPES: tl.constexpr,
     CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """TAKE, STEEP and STRAIGHT are the statistics' slopes (`softdice.kernels.triton.declared`)."""
+    """TAKE and SLOPES are the statistics' slopes (`softdice.kernels.triton.declared`)."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
     task = tl.program_id(0).to(tl.int64)
     b = task // programs
@@ -115,10 +100,7 @@ def backward_kernel(
                 xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, tC, tV,
                 C, K, CT, KT, BV, ACT, HARD, MASKED, W,
             )  # fmt: skip
-            p, _q, steep, straight = _slopes(
-                given, p, p, part, log_sum, y, k, K, KT, KEEP, SHARE, GAMMA, POWER, ACT, LOGS, POWERS, APART,
-                STEEP, STRAIGHT,
-            )  # fmt: skip
+            p, _q, steep, straight = _slopes(given, p, p, part, log_sum, y, k, K, KT, ACT, SLOPES)
             slope = p * steep + straight if ACT == SOFTMAX else steep + straight
             for c0 in range(0, C, CT):
                 c = (c0 + tl.arange(0, CT)).to(tl.int64)
@@ -147,8 +129,7 @@ def backward_kernel(
                     p, d = softmax_given(value, m, log_sum)
                     p, _q, steep, straight = _slopes(
                         TAKE(gb, c, gF, gK, c < K, W), value, p, d, log_sum,
-                        _truth(tb, t, w, c, v, inside, tC, tV, C, HARD, MASKED, KT, W), c, K, KT, KEEP, SHARE, GAMMA,
-                        POWER, ACT, LOGS, POWERS, APART, STEEP, STRAIGHT,
+                        truth_tile(tb, t, w, c, v, inside, tC, tV, C, HARD, MASKED, KT, W), c, K, KT, ACT, SLOPES,
                     )  # fmt: skip
                     if turn == 0:
                         dot += tl.sum(p * steep + straight, 0)
@@ -161,11 +142,8 @@ def backward_kernel(
             p, d, log_sum = value, value, w
             if ACT == SOFTMAX:
                 p, d, log_sum = softmax_tile(value)
-            y = _truth(tb, t, w, k, v, inside, tC, tV, C, HARD, MASKED, KT, W)
-            p, q, steep, straight = _slopes(
-                given, value, p, d, log_sum, y, k, K, KT, KEEP, SHARE, GAMMA, POWER, ACT, LOGS, POWERS, APART,
-                STEEP, STRAIGHT,
-            )  # fmt: skip
+            y = truth_tile(tb, t, w, k, v, inside, tC, tV, C, HARD, MASKED, KT, W)
+            p, q, steep, straight = _slopes(given, value, p, d, log_sum, y, k, K, KT, ACT, SLOPES)
             if ACT == SOFTMAX:
                 if HARD:  # that of the true class is taken off first: less cancellation where the network is sure
                     steep -= tl.sum(steep * y, 0)[None, :]

@@ -65,14 +65,17 @@ def arguments(input: Tensor, target: Tensor, weight: Tensor | None, regions: Ten
         "WEIGHTED": weight is not None,
         "IGNORE": s.ignore_index is not None,
         "REGIONS": regions is not None,
-        "GAMMA": float(s.gamma),
-        "POWER": float(s.power),
-        "KEEP": 1.0 - s.label_smoothing,
-        "SHARE": s.label_smoothing / outcomes(C, s.activation),
         "CT": class_rows,
         "KT": class_rows if regions is None else triton.next_power_of_2(columns),
         "W": tl.float64 if input.dtype == torch.float64 else tl.float32,
     }
+
+
+def constants(input: Tensor, s: Pass) -> declared.Constants:
+    """Tensor and settings -> what a statistic's term depends on beside the voxel."""
+    share = s.label_smoothing / outcomes(input.shape[1], s.activation)
+    activation = ACTIVATIONS.index(s.activation)
+    return declared.Constants(1.0 - s.label_smoothing, share, float(s.gamma), float(s.power), activation)
 
 
 def _start(kernel: Any, given: dict[str, Any], grid: tuple[int, int], warps: int) -> None:
@@ -146,7 +149,9 @@ def statistics(
         return torch.cat([sums for sums, _ in parts], dim=2), parts[0][1]
     same = [_same_sum(name, target.ndim == 2, settings.label_smoothing > 0) for name in settings.fields]
     rows = list(dict.fromkeys(same))
-    given = arguments(input, target, weight, regions, settings) | declared.terms(tuple(rows))
+    given = arguments(input, target, weight, regions, settings) | declared.terms(
+        tuple(rows), constants(input, settings)
+    )
     entry = launch.tile(launch.FORWARD, input.shape[1], _regions(regions), input.element_size(), len(rows))
     tile = launch.tuned(
         ("forward", *_key(given)), entry, lambda tile: _partial(given, len(rows), settings.validate, tile), input.device
@@ -194,7 +199,9 @@ def gradient(
         groups = zip(grad.split(REGIONS, dim=2), regions.split(REGIONS), strict=True)
         parts = [gradient(part, input, target, weight, group, settings) for part, group in groups]
         return torch.stack(parts).sum(0, dtype=result_dtype(input.dtype)).to(input.dtype)
-    given = arguments(input, target, weight, regions, settings) | declared.slopes(settings.fields)
+    given = arguments(input, target, weight, regions, settings) | declared.slopes(
+        settings.fields, constants(input, settings)
+    )
     given |= {"grad": grad} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))
     entry = launch.tile(launch.BACKWARD, C, _regions(regions), input.element_size(), given.pop("SLOPED"))
     tile = launch.tuned(("backward", *_key(given)), entry, lambda tile: _slope(given, out, tile), input.device)

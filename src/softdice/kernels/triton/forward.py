@@ -27,7 +27,7 @@ from softdice.kernels.triton.math import (
     softmax_given,
     softmax_rows,
     softmax_tile,
-    symbols,
+    truth_tile,
     voxels,
 )
 
@@ -55,10 +55,9 @@ def forward_kernel(
     x, target, weight, member, maxima, logs, partial, bad, V, programs, steps, xB, xC, xV, tB, tC, tV,
     wB, wV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
-    VALIDATE: tl.constexpr, ROWS: tl.constexpr, LOGS: tl.constexpr, POWERS: tl.constexpr, APART: tl.constexpr,
-    NOTHING: tl.constexpr, PLUS: tl.constexpr, PUT: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr,
-    KEEP: tl.constexpr, SHARE: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, CT: tl.constexpr,
-    KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+    VALIDATE: tl.constexpr, ROWS: tl.constexpr, NOTHING: tl.constexpr, PLUS: tl.constexpr, PUT: tl.constexpr,
+    LOW: tl.constexpr, HIGH: tl.constexpr, CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr,
+    VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """NOTHING, PLUS and PUT are the ROWS statistics' terms (`softdice.kernels.triton.declared`)."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
@@ -93,7 +92,7 @@ def forward_kernel(
             FILL: tl.constexpr = float("-inf") if ACT == SOFTMAX else 0.0
             value = class_tile(x + b * xB, k, v, inside, w, xC, xV, C, KT, MASKED, FILL, W)
             if ACT == SIGMOID:
-                p, q, a, other = of_sigmoid(value, LOGS)
+                p, q, a, other = of_sigmoid(value)
             elif ACT == SOFTMAX:
                 if C <= KT:
                     p, d, log_sum = softmax_tile(value)
@@ -104,10 +103,7 @@ def forward_kernel(
                 q, a, other = complement(p), (log_sum[None, :] - d) * LN2, p
             else:
                 p, q, a, other = value, complement(value), value, value
-            if HARD:
-                y = tl.where(t[None, :] == k[:, None], 1.0, 0.0).to(W)
-            else:
-                y = class_tile(target + b * tB, k, v, inside, w, tC, tV, C, KT, MASKED, 0.0, W)
+            y = truth_tile(target + b * tB, t, w, k, v, inside, tC, tV, C, HARD, MASKED, KT, W)
         if ACT == NONE:
             a = -tl.log2(not_zero(p)) * LN2
         if VALIDATE:
@@ -130,8 +126,7 @@ def forward_kernel(
                         bad_value += outside(value, LOW, HIGH)
         if K % KT != 0:  # no infinite logarithm beyond the last class
             a = tl.where((k < K)[:, None], a, 0.0)
-        known = symbols(p, q, a, other, y, KEEP, SHARE, GAMMA, POWER, ACT, LOGS, POWERS, APART)
-        sums = PLUS(sums, w[None, :], known)
+        sums = PLUS(sums, w[None, :], p, q, a, other, y)
     PUT(sums, partial, task * ROWS, k, K)
     if VALIDATE:
         place = bad + (task * tl.num_programs(1) + tl.program_id(1)) * 4

@@ -64,6 +64,19 @@ def class_tile(
 
 
 @triton.jit
+def truth_tile(
+    target, t, w, c, v, inside, tC, tV, C: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr, CT: tl.constexpr,
+    W: tl.constexpr,
+):  # fmt: skip
+    """Class and voxel numbers -> targets, before smoothing."""
+    if HARD:
+        y = tl.where(t[None, :] == c[:, None], 1.0, 0.0).to(W)
+    else:
+        y = class_tile(target, c, v, inside, w, tC, tV, C, CT, MASKED, 0.0, W)
+    return y
+
+
+@triton.jit
 def softmax_rows(
     x, v, inside, w, xC, xV, C: tl.constexpr, CT: tl.constexpr, BV: tl.constexpr, MASKED: tl.constexpr,
     W: tl.constexpr,
@@ -98,20 +111,17 @@ def softmax_given(value, m, log_sum):
 
 
 @triton.jit
-def of_sigmoid(x, LOGS: tl.constexpr):
+def of_sigmoid(x):
     """x -> p, 1 - p, -ln p, -ln(1 - p), without overflow and without cancellation."""
     z = tl.exp2(-tl.abs(x) * LOG2E)
     large = 1.0 / (1.0 + z)
     small = z * large
     p = tl.where(x >= 0, large, small)
     q = tl.where(x >= 0, small, large)
-    a = p
-    b = p
-    if LOGS:
-        u = 1.0 + z  # log1p(z) = log(u) z / (u - 1), exact where u rounds
-        both = tl.where(u > 1.0, tl.log2(u) * LN2 * z / tl.where(u > 1.0, u - 1.0, 1.0), z)
-        a = both - tl.minimum(x, 0.0)
-        b = both + tl.maximum(x, 0.0)
+    u = 1.0 + z  # log1p(z) = log(u) z / (u - 1), exact where u rounds
+    both = tl.where(u > 1.0, tl.log2(u) * LN2 * z / tl.where(u > 1.0, u - 1.0, 1.0), z)
+    a = both - tl.minimum(x, 0.0)
+    b = both + tl.maximum(x, 0.0)
     return p, q, a, b
 
 
