@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -60,12 +62,35 @@ def test_a_gradient_that_is_alive_is_left_alone(case: tuple[Tensor, Tensor]) -> 
     assert not torch.equal(other, kept)
 
 
-def test_one_piece_is_kept_the_largest(case: tuple[Tensor, Tensor]) -> None:
-    large, small = gradient(*case), gradient(case[0][:, :, :900], case[1][:, :900])
-    place = large.data_ptr()
-    del large, small
-    assert len(memory._idle) == 1
-    assert gradient(case[0][:, :, :900], case[1][:, :900]).data_ptr() == place
+def test_the_two_largest_pieces_are_kept(case: tuple[Tensor, Tensor]) -> None:
+    parts = [(case[0][:, :, :size], case[1][:, :size]) for size in (900, 1024, 600)]
+    alive = [gradient(*part) for part in parts]
+    places = [found.data_ptr() for found in alive]
+    del alive
+    assert sorted(map(len, memory._idle)) == [part[0].numel() * 4 for part in parts[:2]]
+    smaller, larger = gradient(*parts[2]), gradient(*parts[1])
+    assert [smaller.data_ptr(), larger.data_ptr()] == places[:2]
+
+
+def test_gradients_freed_by_many_threads_share_no_memory() -> None:
+    leaf = torch.empty(1, 1, (memory.SMALLEST >> 2) + 1)
+    torn = []
+
+    def work(number: int) -> None:
+        for _ in range(200):
+            found = memory.gradient_like(leaf)
+            found[..., ::4096] = number
+            time.sleep(0)
+            torn.append(bool((found[..., ::4096] != number).any()))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(torn) == 800
+    assert not any(torn)
+    assert len(memory._idle) <= memory.PIECES
 
 
 def test_layout_of_the_logits(case: tuple[Tensor, Tensor]) -> None:

@@ -34,6 +34,8 @@ def reduce(
         >>> reduce(torch.tensor([1.0, 3.0]), present=torch.tensor([True, False]))
         tensor(1.)
     """
+    if class_weight is None and present is None:
+        return cost if reduction == "none" else (cost.sum() if reduction == "sum" else cost.mean())
     weight = torch.ones_like(cost) if class_weight is None else class_weight.to(cost).expand_as(cost)
     if present is not None:
         if reduction == "none":

@@ -212,6 +212,8 @@ def tensors(
 
 def _without_metadata(tensor: Tensor) -> Tensor:
     """A subclass that only carries metadata (MONAI's MetaTensor) -> the Tensor in it; others as they are."""
+    if type(tensor) is Tensor:
+        return tensor
     metadata_only = type(tensor).__torch_function__ is not Tensor.__torch_function__ and (
         type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
     )

@@ -180,35 +180,43 @@ def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
 # --- its terms
 
 
-def confusion_fields(squared: bool = False, soft: bool = False) -> tuple[str, ...]:
-    """The statistics that `confusion` reads."""
+def extent_fields(squared: bool = False, soft: bool = False) -> tuple[str, ...]:
+    """The statistics that `extents` reads."""
     if squared:
         return ("intersection", "prediction_squared", "target_squared")
     return ("difference" if soft else "intersection", "prediction", "target")
 
 
-def confusion(stats: OverlapStatistics, squared: bool = False, soft: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """statistics -> tp, fp, fn: from products, from squares, or from norms, which are right for soft labels."""
+def extents(stats: OverlapStatistics, squared: bool = False, soft: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """statistics -> tp, tp + fp, tp + fn: from products, squares, or norms, which are right for soft labels."""
     predicted = stats.prediction_squared if squared else stats.prediction
     truth = stats.target_squared if squared else stats.target
     tp = (predicted + truth - stats.difference) / 2 if soft else stats.intersection
-    return tp, predicted - tp, truth - tp
+    return tp, predicted, truth
 
 
 def tversky(
-    tp: Tensor, fp: Tensor, fn: Tensor, alpha: float, beta: float, smooth: float, smooth_dr: float, least: float = 0.0
+    tp: Tensor,
+    predicted: Tensor,
+    truth: Tensor,
+    alpha: float,
+    beta: float,
+    smooth: float,
+    smooth_dr: float,
+    least: float = 0.0,
 ) -> Tensor:
-    """tp, fp, fn -> (tp + smooth) / (tp + alpha fp + beta fn + smooth_dr), the denominator at least `least` if not 0.
+    """`extents` -> (tp + smooth) / (tp + alpha fp + beta fn + smooth_dr), the denominator at least `least` if not 0.
 
     Dice is alpha = beta = 1/2 (with half of its smoothing), Jaccard alpha = beta = 1.
     """
-    extent = tp + alpha * fp + beta * fn + smooth_dr
+    extent = alpha * (predicted + truth) if alpha == beta else alpha * predicted + beta * truth
+    extent = (extent if alpha + beta == 1 else extent + (1 - alpha - beta) * tp) + smooth_dr
     return (tp + smooth) / (extent.clamp_min(least) if least else extent)
 
 
 def mean(values: Tensor) -> Tensor:
     """values -> their mean; 0 for none, where torch says nan (an empty batch)."""
-    return values.sum() / max(values.numel(), 1)
+    return values.mean() if values.numel() else values.sum()
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):

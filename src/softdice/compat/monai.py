@@ -164,7 +164,7 @@ class _OverlapLoss(_MonaiLoss):
     @property
     def reads(self) -> tuple[str, ...]:
         """The statistics that `cost` reads."""
-        return common.confusion_fields(**self.kind())
+        return common.extent_fields(**self.kind())
 
     def kind(self) -> dict[str, bool]:
         """Which tp, fp and fn the loss has: squared, soft (right for soft labels), or neither."""
@@ -212,7 +212,7 @@ class DiceLoss(_DiceOptions):
     def cost(self, stats: OverlapStatistics) -> Tensor:
         """statistics -> cost per class."""
         price = 1.0 if self.jaccard else 0.5
-        parts = common.confusion(stats, **self.kind())
+        parts = common.extents(stats, **self.kind())
         cost = 1 - common.tversky(*parts, price, price, self.smooth_nr / 2, self.smooth_dr / 2)
         return cost if cost.shape[-1] == 1 else self.weighted(cost)
 
@@ -289,8 +289,8 @@ class GeneralizedDiceLoss(_GeneralizedDiceOptions):
         weight = stats.target.detach() ** -{"square": 2.0, "simple": 1.0, "uniform": 0.0}[self.w_type]
         finite = torch.where(weight.isinf(), 0.0, weight)
         weight = torch.where(weight.isinf(), finite.amax(-1, keepdim=True), finite)
-        tp, fp, fn = ((part * weight).sum(-1, keepdim=True) for part in common.confusion(stats, **self.kind()))
-        return 1 - common.tversky(tp, fp, fn, 0.5, 0.5, self.smooth_nr / 2, self.smooth_dr / 2)
+        tp, predicted, truth = ((part * weight).sum(-1, keepdim=True) for part in common.extents(stats, **self.kind()))
+        return 1 - common.tversky(tp, predicted, truth, 0.5, 0.5, self.smooth_nr / 2, self.smooth_dr / 2)
 
 
 @common.declared
@@ -318,7 +318,7 @@ class TverskyLoss(_OverlapLoss):
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
         """statistics -> cost per class."""
-        parts = common.confusion(stats, **self.kind())
+        parts = common.extents(stats, **self.kind())
         return 1 - common.tversky(*parts, self.alpha, self.beta, self.smooth_nr, self.smooth_dr)
 
 

@@ -77,7 +77,7 @@ class SoftDiceLoss(common.DropIn):
     ddp: bool = True
     clip_tp: float | None = None
 
-    reads = common.confusion_fields()
+    reads = common.extent_fields()
 
     def forward(self, x: Tensor, y: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         """x, y -> minus the mean Dice coefficient."""
@@ -92,10 +92,11 @@ class SoftDiceLoss(common.DropIn):
         if self.batch_dice:
             stats = stats.pool()
             stats = common.add_over_ranks(stats) if self.ddp else stats
-        tp, fp, fn = common.confusion(stats)
+        tp, predicted, truth = common.extents(stats)
         if self.clip_tp is not None:
-            tp = tp.clamp_min(self.clip_tp)
-        dice = common.tversky(tp, fp, fn, 0.5, 0.5, self.smooth / 2, self.smooth / 2, least=0.5e-8)
+            more = (self.clip_tp - tp).clamp_min(0)
+            tp, predicted, truth = tp + more, predicted + more, truth + more
+        dice = common.tversky(tp, predicted, truth, 0.5, 0.5, self.smooth / 2, self.smooth / 2, least=0.5e-8)
         return -common.mean(dice if self.do_bg else dice[..., 1:])
 
 

@@ -114,9 +114,9 @@ class _OverlapModeLoss(_ModeLoss):
         input, target = flat(self.mode, y_pred, y_true)
         soft = not self.from_logits or target.is_floating_point()  # then tp is from the norms, else the product
         activation = "none" if not self.from_logits else "softmax" if self.mode == MULTICLASS_MODE else "sigmoid"
-        fields = common.confusion_fields(soft=soft)
+        fields = common.extent_fields(soft=soft)
         stats = self.statistics(input, *self.valid(input, target), fields=fields, activation=activation)
-        parts = common.confusion(stats, soft=soft)
+        parts = common.extents(stats, soft=soft)
         score = common.tversky(*parts, self.alpha, self.beta, self.smooth, self.smooth, least=self.eps)
         loss = -score.clamp_min(self.eps).log() if self.log_loss else 1 - score
         return self.mean_over_classes(loss * (stats.target > 0), self.classes)
@@ -194,10 +194,10 @@ class MCCLoss(common.DropIn):
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """y_pred, y_true -> loss."""
-        fields = (*common.confusion_fields(), "voxels")
+        fields = (*common.extent_fields(), "voxels")
         stats = common.sums(*flat(BINARY_MODE, y_pred, y_true), fields=fields).pool()
-        tp, fp, fn = (part.double() for part in common.confusion(stats))  # products of four of them leave float32
-        tn = stats.voxels - tp - fp - fn
+        tp, predicted, truth = (part.double() for part in common.extents(stats))  # products of four leave float32
+        fp, fn, tn = predicted - tp, truth - tp, stats.voxels - predicted - truth + tp
         tp, fp, fn, tn = (part.sum() + self.eps for part in (tp, fp, fn, tn))
         mcc = (tp * tn - fp * fn) / ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)).sqrt()
         return (1 - mcc).to(stats.prediction)

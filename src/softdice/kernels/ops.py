@@ -3,8 +3,8 @@
     softdice::statistics           input, target -> sums (fields, B, K)
     softdice::statistics_backward  dL/dsums, input, target -> dL/dinput
 
-On CUDA tensors the Triton kernels serve. On CPU tensors it is the Numba kernel, or, with backend = "triton", Triton's
-interpreter; the backward pass stays with the backend of the forward pass.
+backend = "cpu" is the Numba kernel, "triton" the Triton kernels (on CPU tensors, their interpreter); the backward pass
+stays with the backend of the forward pass. Where no compiler, mode or profiler looks, the kernels are called directly.
 
 Saved for the backward pass: the inputs, nothing else. A second derivative comes from the reference.
 """
@@ -29,7 +29,11 @@ def statistics(
     input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass, backend: str
 ) -> Tensor:
     """One fused pass -> sums (fields, B, K)."""
-    return torch.ops.softdice.statistics(input, target, weight, regions, settings.text, backend)
+    if not _eager(input, target):
+        return torch.ops.softdice.statistics(input, target, weight, regions, settings.text, backend)
+    if input.requires_grad and torch.is_grad_enabled():
+        return _Statistics.apply(input, target, weight, regions, settings, backend)
+    return _sums(input, target, weight, regions, settings, backend)
 
 
 def gradient(
@@ -42,19 +46,38 @@ def gradient(
     backend: str,
 ) -> Tensor:
     """dL/dsums, and what `statistics` was called with -> dL/dinput."""
-    return torch.ops.softdice.statistics_backward(grad, input, target, weight, regions, settings.text, backend)
+    if not _eager(input, target):
+        return torch.ops.softdice.statistics_backward(grad, input, target, weight, regions, settings.text, backend)
+    if torch.is_grad_enabled() and (grad.requires_grad or input.requires_grad):
+        return _Gradient.apply(grad, input, target, weight, regions, settings, backend)
+    return _slopes(grad, input, target, weight, regions, settings, backend)
 
 
-@torch.library.impl(LIBRARY, "statistics", "CPU")
-def _statistics_cpu(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, text: str, backend: str
+def _eager(input: Tensor, target: Tensor) -> bool:
+    """Whether nobody looks: no compiler, mode, profiler or subclass. The operator would cost 50 microseconds more."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(input) in _PLAIN
+        and type(target) in _PLAIN
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._autograd._profiler_enabled()
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _sums(
+    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass, backend: str
 ) -> Tensor:
-    settings = decode(text)
+    """`statistics` of tensors that are there, without a graph."""
     if backend == "triton":
         from softdice.kernels.triton import driver as cuda
 
         sums, bad = cuda.statistics(input, target, weight, regions, settings)
-        in_range = bad is None or not bool(bad.any())
+        if bad is not None and input.is_cuda:
+            cuda.assert_in_range(bad, input, target, weight, settings)
+        in_range = bad is None or input.is_cuda or not bool(bad.any())
     else:
         from softdice.kernels.cpu import driver as cpu
 
@@ -64,49 +87,85 @@ def _statistics_cpu(
     return sums.to(reference.result_dtype(input.dtype))
 
 
-@torch.library.impl(LIBRARY, "statistics", "CUDA")
-def _statistics_cuda(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, text: str, backend: str
-) -> Tensor:
-    from softdice.kernels.triton import driver as cuda
-
-    settings = decode(text)
-    sums, bad = cuda.statistics(input, target, weight, regions, settings)
-    if bad is not None:
-        cuda.assert_in_range(bad, input, target, weight, settings)
-    return sums
-
-
-@torch.library.impl(LIBRARY, "statistics_backward", "CPU")
-def _statistics_backward_cpu(
+def _slopes(
     grad: Tensor,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
-    text: str,
+    settings: Pass,
     backend: str,
 ) -> Tensor:
+    """`gradient` of tensors that are there, without a graph."""
     if backend == "triton":
-        return _statistics_backward_cuda(grad, input, target, weight, regions, text, backend)
+        from softdice.kernels.triton import driver as cuda
+
+        return cuda.gradient(grad, input, target, weight, regions, settings)
     from softdice.kernels.cpu import driver as cpu
 
-    return cpu.gradient(grad, input, target, weight, regions, decode(text))
+    return cpu.gradient(grad, input, target, weight, regions, settings)
 
 
-@torch.library.impl(LIBRARY, "statistics_backward", "CUDA")
-def _statistics_backward_cuda(
-    grad: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    text: str,
-    backend: str,
-) -> Tensor:
-    from softdice.kernels.triton import driver as cuda
+class _Statistics(torch.autograd.Function):
+    """The pass and its gradient. One Function under the operator costs a fifth of `register_autograd` per call."""
 
-    return cuda.gradient(grad, input, target, weight, regions, decode(text))
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Any, regions: Any, settings: Pass, backend: str
+    ) -> Tensor:
+        ctx.save_for_backward(input, target, weight, regions)
+        ctx.chosen = settings, backend
+        if _eager(input, target):
+            return _sums(input, target, weight, regions, settings, backend)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.softdice.statistics(input, target, weight, regions, settings.text, backend)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        dinput = gradient(*grads, *ctx.saved_tensors, *ctx.chosen)
+        return dinput, *[None] * (len(ctx.needs_input_grad) - 1)
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient and its own, which comes from the reference: that is differentiable as often as one likes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, input: Tensor, target: Tensor, weight: Any, regions: Any, settings: Pass, backend: str
+    ) -> Tensor:
+        ctx.save_for_backward(grad, input, target, weight, regions)
+        ctx.settings = settings
+        if _eager(input, target):
+            return _slopes(grad, input, target, weight, regions, settings, backend)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.softdice.statistics_backward(grad, input, target, weight, regions, settings.text, backend)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        grad, input, target, weight, regions = ctx.saved_tensors
+        with torch.enable_grad():
+            grad, input = grad.detach().requires_grad_(), input.detach().requires_grad_()
+            sums = reference.statistics(input, target, weight, regions, ctx.settings)
+            (dinput,) = torch.autograd.grad(sums, input, grad, create_graph=True)
+            dgrad, dsecond = torch.autograd.grad(dinput, (grad, input), cotangents, allow_unused=True)
+        return dgrad, dsecond, *[None] * (len(ctx.needs_input_grad) - 2)
+
+
+def _with_settings(function: Any) -> Any:
+    """A function of settings -> the operator's implementation, which is given them as text."""
+
+    def implementation(*arguments: Any) -> Tensor:
+        *tensors, text, backend = arguments
+        return function(*tensors, decode(text), backend)
+
+    return implementation
+
+
+for device in ("CPU", "CUDA"):
+    LIBRARY.impl("statistics", _with_settings(_sums), device)
+    LIBRARY.impl("statistics_backward", _with_settings(_slopes), device)
+LIBRARY.impl("statistics", _with_settings(_Statistics.apply), "Autograd")
+LIBRARY.impl("statistics_backward", _with_settings(_Gradient.apply), "Autograd")
 
 
 @torch.library.register_fake("softdice::statistics", lib=LIBRARY)
@@ -121,52 +180,3 @@ def _statistics_fake(
 @torch.library.register_fake("softdice::statistics_backward", lib=LIBRARY)
 def _statistics_backward_fake(grad: Tensor, input: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(input)
-
-
-class _Statistics(torch.autograd.Function):
-    """The pass and its gradient. One Function under the operator costs a fifth of `register_autograd` per call."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, weight: Any, regions: Any, text: str, backend: str) -> Tensor:
-        ctx.save_for_backward(input, target, weight, regions)
-        ctx.chosen = text, backend
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.softdice.statistics(input, target, weight, regions, text, backend)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        dinput = torch.ops.softdice.statistics_backward(*grads, *ctx.saved_tensors, *ctx.chosen)
-        return dinput, *[None] * (len(ctx.needs_input_grad) - 1)
-
-
-class _Gradient(torch.autograd.Function):
-    """The gradient and its own, which comes from the reference: that is differentiable as often as one likes."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, grad: Tensor, input: Tensor, target: Tensor, weight: Any, regions: Any, text: str, backend: str
-    ) -> Tensor:
-        ctx.save_for_backward(grad, input, target, weight, regions)
-        ctx.text = text
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.softdice.statistics_backward(grad, input, target, weight, regions, text, backend)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        grad, input, target, weight, regions = ctx.saved_tensors
-        with torch.enable_grad():
-            grad, input = grad.detach().requires_grad_(), input.detach().requires_grad_()
-            sums = reference.statistics(input, target, weight, regions, decode(ctx.text))
-            (dinput,) = torch.autograd.grad(sums, input, grad, create_graph=True)
-            dgrad, dsecond = torch.autograd.grad(dinput, (grad, input), cotangents, allow_unused=True)
-        return dgrad, dsecond, *[None] * (len(ctx.needs_input_grad) - 2)
-
-
-@torch.library.impl(LIBRARY, "statistics", "Autograd")
-def _statistics_autograd(*arguments: Any) -> Tensor:
-    return _Statistics.apply(*arguments)
-
-
-@torch.library.impl(LIBRARY, "statistics_backward", "Autograd")
-def _statistics_backward_autograd(*arguments: Any) -> Tensor:
-    return _Gradient.apply(*arguments)

@@ -20,9 +20,9 @@ from softdice.validation import choice, public, public_as
 
 NAMES = ("auto", "reference", "cpu", "triton")
 
-SMALL_NUMEL = 32768
-"""Inputs of fewer elements go to the reference under "auto", so that they do not pay for the operator. Forward and
-backward together cross between 2^15 and 2^16 elements, whatever the classes (`python -m benchmarks.small`)."""
+SMALL_NUMEL = 4096
+"""Inputs of fewer elements go to the reference under "auto": they would save some 50 microseconds a step
+(`python -m benchmarks.small`), which the compiling of a kernel is not worth."""
 
 _chosen: list[str] = []
 

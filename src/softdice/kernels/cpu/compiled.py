@@ -15,6 +15,7 @@ from numba import njit, types
 from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from softdice import terms
 
@@ -35,6 +36,7 @@ def _digest() -> str:
 FunctionIdentity._unique_ids = count(secrets.randbits(60))
 
 SOURCES = _digest()
+ENDLESS = 1 << 62  # bytes: more than any tensor has
 OPTIONS = {"error_model": "numpy", "nogil": True}
 INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **OPTIONS}  # called by compiled code only
 jit = njit(fastmath=FAST, **INNER)
@@ -96,6 +98,60 @@ def bits(typing_context: Any, x: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(signature.return_type))
 
     return twin(x), generate
+
+
+@intrinsic
+def memory(typing_context: Any, address: Any, dtype: Any) -> Any:
+    """Address of a tensor's first element, and a dtype -> a flat array without an end, and without an owner."""
+    kind = types.Array(dtype.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(kind)(context, builder)
+        word = context.get_value_type(types.intp)
+        size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+        populate_array(
+            array,
+            data=builder.inttoptr(args[0], array.data.type),
+            shape=[word(ENDLESS // size)],
+            strides=[word(size)],
+            itemsize=word(size),
+            meminfo=None,
+        )
+        return array._getvalue()
+
+    return kind(address, dtype), generate
+
+
+@intrinsic
+def borrowed(typing_context: Any, value: Any) -> Any:
+    """Arrays, or tuples of arrays and numbers -> the same without a reference count.
+
+    Every function counts the arrays that it is handed, and back, in memory that the threads share: some hundred
+    nanoseconds a block. Whoever borrows keeps the owner: an argument of a kernel, or what `alive` is called with.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _unowned(context, builder, value, args[0])
+
+    return value(value), generate
+
+
+def _unowned(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo = array.meminfo.type(None)
+        array.parent = array.parent.type(None)
+        return array._getvalue()
+    for place, item in enumerate(kind.types if isinstance(kind, types.BaseTuple) else ()):
+        made = _unowned(context, builder, item, builder.extract_value(value, place))
+        value = builder.insert_value(value, made, place)
+    return value
+
+
+@intrinsic
+def alive(typing_context: Any, value: Any) -> Any:
+    """What was borrowed from is needed up to here."""
+    return types.void(value), lambda context, builder, signature, args: context.get_dummy_value()
 
 
 @intrinsic

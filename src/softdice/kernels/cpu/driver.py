@@ -8,6 +8,7 @@ thread, and in the backward pass the gradient.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,26 +26,23 @@ from softdice.terms import READERS
 from softdice.validation import probability_slack
 
 BLOCK_BYTES = 1 << 19  # what the exponentials of a block may take: they stay in L2
-BLOCK_VOXELS, FEW_VOXELS = 512, 256  # so that the rows of few classes, or of MANY, stay in L1
+BLOCK_VOXELS = 2048  # where nothing but rows of a class is kept
+FEW_VOXELS, MANY_VOXELS = 512, 256  # so that a softmax's rows of few classes, or of MANY, stay in L1
 CHUNKS = 64  # at most, per sample
 CHUNK_VOXELS = 8192  # at least
 
 u = np.uint64
-_NOTHING = {dtype: np.empty(0, dtype) for dtype in (np.float32, np.float64, np.uint8)}
+_NOTHING = Plane(u(0), 0, False, u(0), u(0), u(0))
 _NO_MEMBERS = np.empty((0, 0), np.uint8)
 
 
 def _plane(tensor: Tensor | None, wide: Any) -> Plane:
     """A tensor (B, C, V), (B, V) or none -> how the kernels see it: its own memory, of any strides; no copy."""
-    if tensor is None or tensor.numel() == 0:
-        return Plane(_NOTHING[np.uint8], _NOTHING[wide], 0, False, u(0), u(0), u(0))
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    memory = tensor.detach().as_strided((span,), (1,)).view(torch.uint8).numpy()
-    name = DTYPES[tensor.dtype]
-    strides = [u(stride) for stride in tensor.stride()]
-    direct = name == np.dtype(wide).name and (tensor.stride(-1) == 1 or tensor.shape[-1] == 1)
-    sB, sC, sV = strides if len(strides) == 3 else (strides[0], u(0), strides[1])
-    return Plane(memory, memory.view(wide) if direct else _NOTHING[wide], CODES[name], direct, sB, sC, sV)
+    if tensor is None:
+        return _NOTHING
+    name, (sB, *sC, sV) = DTYPES[tensor.dtype], tensor.stride()
+    direct = name == wide.__name__ and (sV == 1 or tensor.shape[-1] == 1)
+    return Plane(u(tensor.data_ptr()), CODES[name], direct, u(sB), u(sC[0] if sC else 0), u(sV))
 
 
 def _readable(tensor: Tensor | None) -> Tensor | None:
@@ -57,12 +55,11 @@ def _settled(exponent: float, known: float, read: bool) -> float | None:
     return known if exponent == known or not read else None
 
 
-def kind_of(input: Tensor, target: Tensor, masked: bool, union: bool, settings: Pass) -> Kind:
-    """Tensors and settings -> what the kernels are compiled for."""
-    hard = target.ndim == 2
+def kind_of(dtype: torch.dtype, C: int, hard: bool, masked: bool, union: bool, settings: Pass) -> Kind:
+    """What the tensors are like, and settings -> what the kernels are compiled for."""
     fields = settings.fields
     kind = Kind(
-        double=input.dtype == torch.float64,
+        double=dtype == torch.float64,
         fields=fields,
         activation=settings.activation,
         target="labels" if hard else "values",
@@ -71,50 +68,61 @@ def kind_of(input: Tensor, target: Tensor, masked: bool, union: bool, settings: 
         gamma=_settled(settings.gamma, 2.0, bool(READERS["gamma"] & {*fields})),
         power=_settled(settings.power, 1.0, bool(READERS["power"] & {*fields})),
     )
-    apart = hard and settings.activation == "softmax" and input.shape[1] > MANY
+    apart = hard and settings.activation == "softmax" and C > MANY
     if apart and not (union or settings.label_smoothing):
         return kind._replace(target="own")
     return kind
 
 
-def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Pass) -> tuple[Kind, Job]:
-    """Tensors and settings -> which kernels, and the work to do."""
-    _, C, V = input.shape
-    wide = np.float64 if input.dtype == torch.float64 else np.float32
+@lru_cache(maxsize=256)
+def _plan(
+    dtype: torch.dtype, C: int, V: int, of_target: torch.dtype, hard: bool, weighted: bool, unions: int | None, s: Pass
+) -> tuple[Kind, Job]:
+    """What the work is like (unions: of how many regions) -> which kernels do it, and the job but for its tensors."""
+    wide = np.float64 if dtype == torch.float64 else np.float32
+    union = unions is not None
     ignore, has_ignore = s.ignore_index or 0, False
-    if s.ignore_index is not None and target.ndim == 2:  # a number that the dtype cannot hold equals no label
-        limits = torch.iinfo(torch.uint8 if target.dtype == torch.bool else target.dtype)
+    if s.ignore_index is not None and hard:  # a number that the dtype cannot hold equals no label
+        limits = torch.iinfo(torch.uint8 if of_target == torch.bool else of_target)
         has_ignore = limits.min <= ignore <= limits.max
         ignore = ignore if ignore < 2**63 else ignore - 2**64
-    kind = kind_of(input, target, has_ignore or weight is not None, regions is not None, s)
-    columns = C + 1 if regions is not None else C
-    block = min(
-        FEW_VOXELS if C >= MANY else BLOCK_VOXELS, max(64, BLOCK_BYTES // np.dtype(wide).itemsize // columns // 64 * 64)
-    )
+    kind = kind_of(dtype, C, hard, has_ignore or weighted, union, s)
+    columns = C + 1 if union else C
+    most = BLOCK_VOXELS if s.activation != "softmax" else (FEW_VOXELS if C < MANY else MANY_VOXELS)
+    block = min(most, max(64, BLOCK_BYTES // np.dtype(wide).itemsize // columns // 64 * 64))
     chunk = -(-max(CHUNK_VOXELS, -(-V // CHUNKS)) // block) * block
-    slack = probability_slack(input.dtype)
+    slack = probability_slack(dtype)
     share = s.label_smoothing / outcomes(C, s.activation)
     job = Job(
-        input=_plane(input, wide),
-        target=_plane(target, wide),
-        weight=_plane(_readable(weight), wide),
-        member=_NO_MEMBERS if regions is None else regions.contiguous().view(torch.uint8).numpy(),
-        scalars=Scalars(wide(s.gamma), wide(s.power), wide(1 - s.label_smoothing), wide(share)),
+        input=_NOTHING,
+        target=_NOTHING,
+        weight=_NOTHING,
+        member=_NO_MEMBERS,
+        scalars=Scalars(*(wide(x) for x in (s.gamma, s.power, 1 - s.label_smoothing, share, -slack, 1 + slack))),
         C=u(C),
-        K=u(C if regions is None else regions.shape[0]),
+        K=u(C if unions is None else unions),
         V=u(V),
-        weighted=weight is not None,
+        weighted=weighted,
         first=np.int32(1 if C == 1 else 0),
         top=np.int64(max(C, 2)),
         has_ignore=has_ignore,
         ignore=np.int64(ignore if has_ignore else 0),
-        low=wide(-slack),
-        high=wide(1 + slack),
         chunk=u(chunk),
         chunks=u(max(1, -(-V // chunk))),
         block=u(block),
     )
     return kind, job
+
+
+def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Pass) -> tuple[Kind, Job]:
+    """Tensors and settings -> which kernels, and the work to do."""
+    _, C, V = input.shape
+    unions = None if regions is None else regions.shape[0]
+    kind, job = _plan(input.dtype, C, V, target.dtype, target.ndim == 2, weight is not None, unions, s)
+    wide = np.float64 if kind.double else np.float32
+    planes = _plane(input, wide), _plane(target, wide), _plane(weight, wide)
+    member = _NO_MEMBERS if regions is None else regions.contiguous().view(torch.uint8).numpy()
+    return kind, job._replace(input=planes[0], target=planes[1], weight=planes[2], member=member)
 
 
 def statistics(
@@ -125,15 +133,15 @@ def statistics(
     settings: Pass,
 ) -> tuple[Tensor, bool]:
     """input (B, C, V), target, weight -> sums (fields, B, K) in float64, and whether all values were in range."""
+    weight = _readable(weight)
     kind, job = _job(input, target, weight, regions, settings)
-    tasks = len(input) * int(job.chunks)
-    slots = np.zeros((tasks, len(kind.fields), int(job.K)))
-    bad = np.zeros((tasks, 4), np.int64)
+    B, chunks, K = input.shape[0], int(job.chunks), int(job.K)
+    slots = np.zeros((len(kind.fields), B * chunks, K))
+    bad = np.zeros(B * chunks, np.int64)
     if input.numel():
-        share_out(forward(kind), (job, settings.validate, slots, bad), tasks, input.numel())
-    sums = slots.reshape(len(input), int(job.chunks), len(kind.fields), int(job.K)).sum(1)
-    in_range = not (settings.validate and bad.any())
-    return torch.from_numpy(np.ascontiguousarray(sums.transpose(1, 0, 2))), in_range
+        share_out(forward(kind), (job, slots, bad), B * chunks, input.numel())
+    sums = slots if chunks == 1 else slots.reshape(len(kind.fields), B, chunks, K).sum(2)
+    return torch.from_numpy(sums), not (settings.validate and any(bad.tolist()))
 
 
 def gradient(
@@ -145,12 +153,13 @@ def gradient(
     settings: Pass,
 ) -> Tensor:
     """dL/dstatistics (fields, B, K), and what made them -> dL/dinput, laid out as it is read where that is dense."""
+    weight = _readable(weight)
     kind, job = _job(input, target, weight, regions, settings)
     kind = kind._replace(backward=True)
     wide = np.float64 if kind.double else np.float32
     result = gradient_like(input)
-    coef = np.ascontiguousarray(grad.detach().transpose(0, 1).numpy(), wide)
+    coef = np.ascontiguousarray(grad.detach().numpy(), wide)
     if input.numel():
-        tasks = len(input) * int(job.chunks)
+        tasks = input.shape[0] * int(job.chunks)
         share_out(backward(kind), (job, coef, _plane(result, wide)), tasks, input.numel())
     return result

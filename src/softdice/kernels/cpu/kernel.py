@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softdice.kernels.cpu.compiled import jit, kernel
+from softdice.kernels.cpu.compiled import alive, borrowed, jit, kernel, memory
 from softdice.kernels.cpu.loops import Kind, Rows, loops
 from softdice.kernels.cpu.regions import unions
-from softdice.kernels.cpu.rows import beyond, clean_weights, load, load_labels, prefetch, store
+from softdice.kernels.cpu.rows import clean_weights, load, load_labels, prefetch, store
 
 PAGE = np.uint64(512)  # elements, no more than a page of memory holds
 AHEAD = np.uint64(2048)  # voxels whose gradient's pages are touched together
@@ -25,22 +25,23 @@ AHEAD = np.uint64(2048)  # voxels whose gradient's pages are touched together
 class Plane(NamedTuple):
     """A tensor (B, C, V) as the kernels see it."""
 
-    raw: np.ndarray  # its bytes, from its first element on
-    wide: np.ndarray  # the same as numbers of the arithmetic's type, where a row can be read in place
-    code: int  # how to read the bytes
-    direct: bool
+    address: np.uint64  # of its first element
+    code: int  # how to read its bytes
+    direct: bool  # whether a row can be read in place, as numbers of the arithmetic's type
     per_sample: np.uint64
     per_class: np.uint64
     per_voxel: np.uint64
 
 
 class Scalars(NamedTuple):
-    """Exponents, and y' = keep y + share."""
+    """Exponents, y' = keep y + share, and the range of probabilities."""
 
     gamma: Any
     power: Any
     keep: Any
     share: Any
+    low: Any
+    high: Any
 
 
 class Job(NamedTuple):
@@ -59,31 +60,46 @@ class Job(NamedTuple):
     top: np.int64  # labels are below it
     has_ignore: bool
     ignore: np.int64
-    low: Any  # range of probabilities
-    high: Any
     chunk: np.uint64  # voxels of a task
     chunks: np.uint64  # tasks of a sample
     block: np.uint64  # voxels of a block
 
 
 @jit
-def _voxels(job, labels, b, v0, n, t, w, bad):
-    """Weights and class numbers of a block."""
-    source = job.weight
+def _voxels(job, labels, b, v0, n, t, w):
+    """Weights and class numbers of a block; returns how many of both are out of range."""
+    source, bad = job.weight, np.int32(0)
     if job.weighted:
         load(
-            source.raw, source.code, b * source.per_sample + v0 * source.per_voxel, source.per_voxel, n, w, np.uint64(0)
+            memory(source.address, np.uint8),
+            source.code,
+            b * source.per_sample + v0 * source.per_voxel,
+            source.per_voxel,
+            n,
+            w,
+            np.uint64(0),
         )
-        bad[2] += clean_weights(w, n)
+        bad += clean_weights(w, n)
     elif job.has_ignore:
         for v in range(n):
             w[v] = w.dtype.type(1)
     if labels:
         source = job.target
         off = b * source.per_sample + v0 * source.per_voxel
-        bad[0] += load_labels(
-            source.raw, source.code, off, source.per_voxel, n, job.first, job.top, job.has_ignore, job.ignore, t, w
+        bad += load_labels(
+            memory(source.address, np.uint8),
+            source.code,
+            off,
+            source.per_voxel,
+            n,
+            job.first,
+            job.top,
+            job.has_ignore,
+            job.ignore,
+            t,
+            w,
         )
+    return bad
 
 
 @jit
@@ -92,7 +108,7 @@ def _row(plane, b, c, v0, n, scratch):
     off = b * plane.per_sample + c * plane.per_class + v0 * plane.per_voxel
     if plane.direct:
         return off
-    load(plane.raw, plane.code, off, plane.per_voxel, n, scratch, np.uint64(0))
+    load(memory(plane.address, np.uint8), plane.code, off, plane.per_voxel, n, scratch, np.uint64(0))
     return np.uint64(0)
 
 
@@ -103,7 +119,15 @@ def _logits(plane, b, C, v0, n, scratch, block):
     if plane.direct:
         return off, plane.per_class
     for c in range(C):
-        load(plane.raw, plane.code, off + c * plane.per_class, plane.per_voxel, n, scratch, c * block)
+        load(
+            memory(plane.address, np.uint8),
+            plane.code,
+            off + c * plane.per_class,
+            plane.per_voxel,
+            n,
+            scratch,
+            c * block,
+        )
     return np.uint64(0), block
 
 
@@ -119,52 +143,52 @@ def _touch(g, off, ld, C, n):
 def forward(kind: Kind) -> Any:
     """What a call needs -> the kernel of the sums."""
     R = np.float64 if kind.double else np.float32
-    do, region = loops(kind), unions(kind)
+    do, region = loops(kind), unions(kind.activation == "softmax", kind.labels, R)
     class_sums, softmax, own_sums, region_row, region_truth = do.sums, do.softmax, do.own_sums, region.row, region.truth
     SOFTMAX, LABELS, OWN, UNION = kind.activation == "softmax", kind.labels, kind.target == "own", kind.union
-    VALUES, RANGE = not kind.labels and not kind.union, kind.activation == "none"
+    VALUES = not kind.labels and not kind.union
 
     @kernel(("forward", kind))
-    def sums(job, validate, slots, bad, begin, end):
-        """Tasks [begin, end) of the grid (sample, chunk): their sums into slots (tasks, fields, K)."""
+    def sums(job, slots, bad, begin, end):
+        """Tasks [begin, end) of the grid (sample, chunk): sums into slots (fields, tasks, K), values out of range."""
+        job, slots, bad = borrowed(job), borrowed(slots), borrowed(bad)
         C, K, block, s, zero = job.C, job.K, job.block, job.scalars, np.uint64(0)
-        rows = np.zeros((5, block), R)
-        m, r, ls, y, nought = rows[0], rows[1], rows[2], rows[3], rows[4]
-        t, w = np.zeros(block, np.int32), np.ones(block, R)
+        scratch = (
+            np.zeros((6, block), R),
+            np.zeros(block, np.int32),
+            np.ones(block, R),
+            np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R),
+            np.empty(zero if job.input.direct else C * block, R),
+        )
+        rows, t, w, e, xs = borrowed(scratch)
+        m, r, ls, y, nought, z = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
         known, of_union = Rows(w, t, m, r, ls, nought), Rows(w, t, nought, r, ls, nought)
-        e = np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R)
-        xs = np.empty(zero if job.input.direct else C * block, R)
-        z = np.empty(block, R)
-        x = job.input.wide if job.input.direct else xs
-        ys = job.target.wide if VALUES and job.target.direct else y
-        unread = np.zeros((1, 1), R)
+        x = memory(job.input.address, R) if job.input.direct else xs
+        ys = memory(job.target.address, R) if VALUES and job.target.direct else y
+        unread = rows[:1]
         for task in range(begin, end):
             b = task // job.chunks
             start = (task - b * job.chunks) * job.chunk
             stop = min(start + job.chunk, job.V)
-            out = slots[task]
+            out = slots[:, task]
             for v0 in range(start, stop, block):
                 n = min(block, stop - v0)
-                _voxels(job, LABELS, b, v0, n, t, w, bad[task])
+                wrong = np.int64(_voxels(job, LABELS, b, v0, n, t, w))
                 xo, ld = _logits(job.input, b, C, v0, n, xs, block)
-                if RANGE and validate:
-                    for c in range(C):
-                        bad[task, 1] += beyond(x, xo + c * ld, n, job.low, job.high, w)
                 if SOFTMAX:
                     softmax(x, xo, ld, C, n, known, e, block, unread)
                 for k in range(K):
                     if UNION:
-                        wrong = region_truth(job.target, job.member, C, b, v0, k, n, t, w, z, y)
-                        region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, zero)
+                        wrong += region_truth(job.target, job.member, C, b, v0, k, n, t, w, z, y)
+                        wrong += region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, zero, s)
                         class_sums(z, zero, e, C * block, of_union, k, y, zero, n, s, out)
-                        bad[task, 3] += wrong if validate else np.int32(0)
                     else:
                         yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
-                        if VALUES and validate:
-                            bad[task, 3] += beyond(ys, yo, n, R(0), R(1), w)
-                        class_sums(x, xo + k * ld, e, k * block, known, k, ys, yo, n, s, out)
+                        wrong += class_sums(x, xo + k * ld, e, k * block, known, k, ys, yo, n, s, out)
+                bad[task] += wrong
                 if OWN:
                     own_sums(x, xo, ld, e, block, known, n, s, out)
+        alive(scratch)
 
     return sums
 
@@ -173,7 +197,7 @@ def forward(kind: Kind) -> Any:
 def backward(kind: Kind) -> Any:
     """What a call needs -> the kernel of the gradient."""
     R = np.float64 if kind.double else np.float32
-    do, region = loops(kind), unions(kind)
+    do, region = loops(kind), unions(kind.activation == "softmax", kind.labels, R)
     softmax, class_slope, class_gradient, own_slope = do.softmax, do.slope, do.gradient, do.own_slope
     region_row, region_truth, region_gradient = region.row, region.truth, region.gradient
     SOFTMAX, LABELS, OWN, UNION = kind.activation == "softmax", kind.labels, kind.target == "own", kind.union
@@ -182,29 +206,33 @@ def backward(kind: Kind) -> Any:
 
     @kernel(("backward", kind))
     def gradient(job, coefs, result, begin, end):
-        """Tasks [begin, end) of the grid: dL/dx into result, from coefs = dL/dstatistics (B, fields, K)."""
+        """Tasks [begin, end) of the grid: dL/dx into result, from coefs = dL/dstatistics (fields, B, K)."""
+        job, coefs = borrowed(job), borrowed(coefs)
         C, K, block, s, zero = job.C, job.K, job.block, job.scalars, np.uint64(0)
-        rows = np.zeros((7, block), R)
+        scratch = (
+            np.zeros((7, block), R),
+            np.zeros(block, np.int32),
+            np.ones(block, R),
+            np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R),
+            np.empty(K * block if KEPT else zero, R),
+            np.empty(K * block if UNION else zero, R),
+            np.empty(zero if job.input.direct else C * block, R),
+            np.empty(zero if result.direct else C * block, R),
+        )
+        rows, t, w, e, h, z, xs, gs = borrowed(scratch)
         m, r, ls, y, nought, dot, own = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6]
-        t, w = np.zeros(block, np.int32), np.ones(block, R)
         known, of_union = Rows(w, t, m, r, ls, dot), Rows(w, t, nought, r, ls, dot)
-        e = np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R)
-        h = np.empty(K * block if KEPT else zero, R)
-        z = np.empty(K * block if UNION else zero, R)
-        xs = np.empty(zero if job.input.direct else C * block, R)
-        gs = np.empty(zero if result.direct else C * block, R)
-        x = job.input.wide if job.input.direct else xs
-        g = result.wide if result.direct else gs
-        ys = job.target.wide if VALUES and job.target.direct else y
-        unread = np.zeros(4, np.int64)
+        x = memory(job.input.address, R) if job.input.direct else xs
+        g = memory(result.address, R) if result.direct else gs
+        ys = memory(job.target.address, R) if VALUES and job.target.direct else y
         for task in range(begin, end):
             b = task // job.chunks
             start = (task - b * job.chunks) * job.chunk
             stop = min(start + job.chunk, job.V)
-            coef = coefs[b]
+            coef = coefs[:, b]
             for v0 in range(start, stop, block):
                 n = min(block, stop - v0)
-                _voxels(job, LABELS, b, v0, n, t, w, unread)
+                _voxels(job, LABELS, b, v0, n, t, w)
                 xo, ld = _logits(job.input, b, C, v0, n, xs, block)
                 go, gld = (b * result.per_sample + v0, result.per_class) if result.direct else (zero, block)
                 if result.direct and (v0 - start) % AHEAD == 0:
@@ -218,7 +246,7 @@ def backward(kind: Kind) -> Any:
                         ho = k * block if KEPT else zero
                         if UNION:
                             region_truth(job.target, job.member, C, b, v0, k, n, t, w, own, y)
-                            region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, ho)
+                            region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, ho, s)
                             class_slope(z, ho, e, C * block, of_union, k, y, zero, n, s, coef, h, ho)
                         else:
                             yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
@@ -244,10 +272,11 @@ def backward(kind: Kind) -> Any:
                             gs,
                             c * block,
                             n,
-                            result.raw,
+                            memory(result.address, np.uint8),
                             result.code,
                             b * result.per_sample + c * result.per_class + v0 * result.per_voxel,
                             result.per_voxel,
                         )
+        alive(scratch)
 
     return gradient

@@ -13,6 +13,7 @@ count: x, the logits; e, exp(x - m); y, the target of a class; h, its slope; g, 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,10 +38,6 @@ class Kind(NamedTuple):
     gamma: float | None  # 2, or None for any other exponent
     power: float | None  # 1, or None
     backward: bool = False
-
-    @property
-    def prediction(self) -> int:
-        return self.fields.index("prediction") if "prediction" in self.fields else -1
 
     def sloped(self, elsewhere: bool) -> set[str]:
         """Statistics with a slope; or with one of a class that a voxel does not belong to."""
@@ -102,10 +99,10 @@ def _weighted(kind: Kind, chosen: list[Statistic], R: Any) -> tuple[Any, Any]:
     )
 
 
-def _symbols(kind: Kind, R: Any) -> Any:
+@cache
+def _symbols(activation: str, GAMMA: float | None, POWER: float | None, R: Any) -> Any:
     """-> a function of one voxel and class: logit x, ex = exp(x - m), target t -> the symbols."""
     ZERO, ONE, SMALL = R(0), R(1), R(np.finfo(R).tiny)
-    GAMMA, POWER = kind.gamma, kind.power
 
     @each
     def power_of(base, exponent):
@@ -168,13 +165,16 @@ def _symbols(kind: Kind, R: Any) -> Any:
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
         return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, ONE, slope, ZERO, f, ZERO, s.gamma
 
-    return {"softmax": of_softmax, "sigmoid": of_sigmoid, "none": of_probability}[kind.activation]
+    return {"softmax": of_softmax, "sigmoid": of_sigmoid, "none": of_probability}[activation]
 
 
-def _softmax(kind: Kind, R: Any) -> Any:
-    """-> the loops that a softmax needs before anything else, four classes at a time: passes over m and r cost, too."""
-    ZERO, ONE, LOWEST = R(0), R(1), R(-np.inf)
-    MASKED, FUSED, LOGS, P = kind.masked, kind.fused, kind.logs, kind.prediction
+@cache
+def _softmax(MASKED: bool, LOGS: bool, P: int | None, R: Any) -> Any:
+    """-> the loops that a softmax needs before anything else, four classes at a time: passes over m and r cost, too.
+
+    P: where the slope of every class but the own is dL/dstatistics number P times p, that number.
+    """
+    ZERO, ONE, LOWEST, FUSED = R(0), R(1), R(-np.inf), P is not None
 
     @each
     def value(x, place, w, v):
@@ -271,8 +271,11 @@ def loops(kind: Kind) -> Loops:
     nothing0, plus0, put0 = _generated(kind, [s for s in wanted if s.elsewhere[0]], R)
     take, slope = _weighted(kind, [s for s in wanted if s.slope != "0"], R)
     take0, slope0 = _weighted(kind, [s for s in wanted if s.elsewhere[1]], R)
-    symbols = _symbols(kind, R)
+    symbols = _symbols(kind.activation, kind.gamma, kind.power, R)
+    softmax = _softmax(MASKED, kind.logs, kind.fields.index("prediction") if kind.fused else None, R)
     STORED = kind.kept
+    CHECKED, RANGE = kind.target == "values" and not kind.union, kind.activation == "none" and not kind.union
+    P, T = SYMBOLS.index("p"), SYMBOLS.index("t")
 
     OWN = kind.target == "own"  # what a class has as if no voxel were of it; `own_sums` and `own_slope` add the rest
     class_nothing, class_plus, class_put = (nothing0, plus0, put0) if OWN else (nothing, plus, put)
@@ -297,14 +300,22 @@ def loops(kind: Kind) -> Loops:
             return ZERO
         return (ONE if read_apart(rows.t, v) == c else ZERO) if LABELS else read_apart(y, yo + v)
 
+    @each
+    def outside(k, s):
+        """1 where the probability or the target is out of range."""
+        wrong = CHECKED and ((k[T] < ZERO) | (k[T] > ONE))
+        return ONE if wrong or (RANGE and ((k[P] < s.low) | (k[P] > s.high))) else ZERO
+
     @jit
     def class_sums(x, xo, e, eo, rows, c, y, yo, n, s, out):
-        """The sums of one class, added to out (fields, K)."""
-        sums = class_nothing()
+        """The sums of one class, added to out (fields, K); returns how many values are out of range."""
+        sums, bad = class_nothing(), ZERO
         for v in range(n):
             weight, k = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), v, s)
             sums = class_plus(sums, weight, *k)
+            bad += outside(k, s)
         class_put(out, c, 1.0, sums)
+        return np.int64(bad)
 
     @jit
     def own_sums(x, xo, ld, e, eld, rows, n, s, out):
@@ -351,4 +362,4 @@ def loops(kind: Kind) -> Loops:
                 step -= z[0] * read_apart(rows.dot, v)
             write_apart(g, go + v, weight * step)
 
-    return Loops(class_sums, _softmax(kind, R), class_slope, class_gradient, own_sums, own_slope)
+    return Loops(class_sums, softmax, class_slope, class_gradient, own_sums, own_slope)

@@ -2,9 +2,10 @@
 
 The system hands out fresh memory page by page, at the first write, and for a large gradient that takes longer than the
 arithmetic. So when a gradient is freed, its memory is offered back to the system (MADV_FREE: the system takes the pages
-when it runs short, and not before) and kept for the next gradient. One piece at most is kept, the largest; between a
-step's end and the next gradient it counts as resident, though the system may have it. `forget()` lets it go;
-SOFTDICE_REUSE_GRADIENT=0 in the environment keeps nothing.
+when it runs short, and not before) and kept for the next gradient. Pages are large where the system has them, which
+makes the offer a matter of microseconds. Two pieces at most are kept (a loss of two passes has two gradients at once),
+the largest; between a step's end and the next gradient they count as resident, though the system may have them.
+`forget()` lets them go; SOFTDICE_REUSE_GRADIENT=0 in the environment keeps nothing.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-SMALLEST = 1 << 25
-"""Bytes. From this size on glibc maps fresh memory every time; below it, its heap reuses memory by itself."""
+SMALLEST = 1 << 23
+"""Bytes. From 32 MiB on glibc maps fresh memory every time; from here on it may, after what other code has freed."""
 
 _ABLE = all(hasattr(mmap, name) for name in ("MADV_FREE", "MAP_PRIVATE", "MAP_ANONYMOUS"))
-_idle: list[mmap.mmap] = []  # one at most; list.pop and slice assignment are atomic, so no lock is held in a finalizer
+PIECES = 2
+_idle: list[mmap.mmap] = []  # append, remove and clear are atomic, so no lock is held in a finalizer
 
 
 def gradient_like(input: Tensor) -> Tensor:
@@ -44,17 +47,26 @@ def forget() -> None:
 
 
 def _take(size: int) -> mmap.mmap:
-    try:
-        piece = _idle.pop()
-    except IndexError:
-        piece = None
-    if piece is not None and len(piece) >= size:
-        return piece
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for piece in sorted(_idle, key=len):
+        if len(piece) >= size and _removed(piece):
+            return piece
+    fresh = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # where there are no large pages
+        fresh.madvise(mmap.MADV_HUGEPAGE)
+    return fresh
 
 
 def _give_back(piece: Any) -> None:
-    if _idle and len(_idle[0]) >= len(piece):
-        return
     piece.madvise(mmap.MADV_FREE)
-    _idle[:] = [piece]
+    _idle.append(piece)
+    for smallest in sorted(_idle, key=len)[:-PIECES]:
+        _removed(smallest)
+
+
+def _removed(piece: Any) -> bool:
+    """Whether this thread has taken the piece out, and no other was faster."""
+    try:
+        _idle.remove(piece)
+    except ValueError:
+        return False
+    return True

@@ -10,12 +10,13 @@ exp(x_c - m - z) of the slope of each region that it belongs to.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from softdice.kernels.cpu.arithmetic import exp, log, minus
-from softdice.kernels.cpu.compiled import jit
+from softdice.kernels.cpu.compiled import jit, memory
 from softdice.kernels.cpu.rows import beyond, load
 
 
@@ -27,20 +28,23 @@ class Unions(NamedTuple):
     gradient: Any
 
 
-def unions(kind: Any) -> Unions:
+@cache
+def unions(SOFTMAX: bool, LABELS: bool, R: Any) -> Unions:
     """What a call needs -> its loops over regions."""
-    R = np.float64 if kind.double else np.float32
     ZERO, ONE, LOWEST = R(0), R(1), R(-np.inf)
-    SOFTMAX, LABELS = kind.activation == "softmax", kind.labels
 
     @jit
-    def row(member, x, xo, ld, C, k, n, rows, e, eld, z, zo):
-        """Region k: the sum of its exponentials into e behind those of the C classes, z into z; else p into z."""
-        w, m, to = rows.w, rows.m, C * eld
+    def row(member, x, xo, ld, C, k, n, rows, e, eld, z, zo, s):
+        """Region k: the sum of its exponentials into e behind those of the C classes, z into z; else p into z.
+
+        Returns how many probabilities are out of range, of its own classes.
+        """
+        w, m, to, bad = rows.w, rows.m, C * eld, np.int32(0)
         for v in range(n):
             z[zo + v] = LOWEST if SOFTMAX else ZERO
         for c in range(C):
             if member[k, c]:
+                bad += np.int32(0) if SOFTMAX else beyond(x, xo + c * ld, n, s.low, s.high, w)
                 for v in range(n):
                     value = x[xo + c * ld + v] if w[v] > ZERO else ZERO
                     if SOFTMAX:
@@ -64,6 +68,7 @@ def unions(kind: Any) -> Unions:
                 if member[k, c]:
                     for v in range(n):
                         e[to + v] += e[c * eld + v]
+        return bad
 
     @jit
     def truth(target, member, C, b, v0, k, n, t, w, spare, y):
@@ -80,7 +85,7 @@ def unions(kind: Any) -> Unions:
         for c in range(C):
             if member[k, c]:
                 load(
-                    target.raw,
+                    memory(target.address, np.uint8),
                     target.code,
                     b * target.per_sample + c * target.per_class + v0 * target.per_voxel,
                     target.per_voxel,

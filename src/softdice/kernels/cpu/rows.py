@@ -136,7 +136,7 @@ def load_labels(
             w[v] = w.dtype.type(0) if out[v] == IGNORED else w[v]
     bad = np.int32(0)
     for v in range(n):
-        bad += np.int32(out[v] == OUTSIDE)
+        bad = np.int32(bad + np.int32(out[v] == OUTSIDE))
     return bad
 
 
@@ -167,7 +167,7 @@ def beyond(row, o, n, low, high, w):
     count = np.int32(0)
     for v in range(n):
         x = row[o + v]
-        count += np.int32(((x < low) | (x > high)) & (w[v] > 0))
+        count = np.int32(count + np.int32(((x < low) | (x > high)) & (w[v] > 0)))
     return count
 
 
@@ -177,6 +177,6 @@ def clean_weights(w, n):
     bad = np.int32(0)
     for v in range(n):
         right = w[v] >= 0
-        bad += np.int32(1) - np.int32(right)
+        bad = np.int32(bad + np.int32(1) - np.int32(right))
         w[v] = w[v] if right else w.dtype.type(0)
     return bad
