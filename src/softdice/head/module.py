@@ -1,6 +1,6 @@
 """features, target -> loss: the last 1x1 convolution and the loss together, chunk by chunk. The logits never exist.
 
-What happens to a chunk is in `softdice.head.chunked`. Shapes: B sample, K feature, C class, *S space.
+What happens to a chunk is in `softdice.head.chunked` and `softdice.head.product`. Shapes: B sample, K feature, C class, *S space.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.head.chunked import ChunkedSums, Grid, Parts, product_dtype, separate_sums
+from softdice.head.chunked import CHUNK_MIB, Grid, Parts, statistics
+from softdice.head.product import Product, product_dtype
 from softdice.losses.base import Loss
-from softdice.statistics import OverlapStatistics, prepare
-
-CHUNK_MIB = 32.0
-"""Budget for the logits of a chunk and their gradient together."""
+from softdice.statistics import prepare
 
 _CONVOLUTIONS = {nn.Conv1d: nn.functional.conv1d, nn.Conv2d: nn.functional.conv2d, nn.Conv3d: nn.functional.conv3d}
 
@@ -108,14 +106,9 @@ class FusedHead(nn.Module):
         shape = features.new_zeros((), dtype=dtype).expand(features.shape[0], C, *features.shape[2:])
         _, target, voxel_weight, regions = prepare(shape, target, voxel_weight, settings, C)
         inputs = (features.flatten(2), self.weight.reshape(C, -1), self.bias)
-        grid = Grid.of(len(features), C, inputs[0].shape[2], dtype, features.device, self.chunk_mib)
-        parts = Parts(target, voxel_weight, regions)
-        if target.requires_grad or (voxel_weight is not None and voxel_weight.requires_grad):
-            sums = separate_sums(*inputs, parts, settings, dtype)
-        else:
-            run = torch.compiler.disable(ChunkedSums.apply) if torch.compiler.is_compiling() else ChunkedSums.apply
-            sums = run(*inputs, *parts, (settings, dtype, grid))
-        stats = OverlapStatistics.unstack(settings.fields, sums)
+        B, V = len(features), inputs[0].shape[2]
+        made = Product((B, C, V), dtype, Grid.of(B, C, V, dtype, features.device, self.chunk_mib))
+        stats = statistics(made, Parts(target, voxel_weight, regions), settings, *inputs)
         if self.loss.group is not None:
             stats = stats.pool().all_reduce(self.loss.group)
         return self.loss.from_statistics(stats, counted)
