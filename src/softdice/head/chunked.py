@@ -76,8 +76,8 @@ class Grid(NamedTuple):
 class Adjoint(Protocol):
     """dL/dlogits, chunk by chunk -> gradients. What several lanes would write to is kept for each of them."""
 
-    def lane(self, chunks: list[Chunk], after: Chunk | None) -> Any:
-        """The chunks of a lane, and the one that follows them in the next -> what it keeps for itself."""
+    def lane(self, chunks: list[Chunk]) -> Any:
+        """The chunks of a lane -> what it keeps for itself."""
 
     def add(self, kept: Any, chunk: Chunk, grad_mCn: Tensor) -> None:
         """dL/dlogits of the next chunk of a lane, added."""
@@ -143,7 +143,7 @@ def _separate(made: LinearMap, parts: Parts, settings: Pass, inputs: Sequence[An
         return sum_voxels(made.whole(*inputs), *parts, settings)
 
 
-def _in_lanes(lane: Callable[[list[Chunk], Chunk | None], Any], made: LinearMap, device: torch.device) -> list[Any]:
+def _in_lanes(lane: Callable[[list[Chunk]], Any], made: LinearMap, device: torch.device) -> list[Any]:
     """-> what `lane` returns for each of at most LANES consecutive shares of the chunks, in order.
 
     On a CPU the lanes run side by side on as many threads as torch may use, each with single-threaded arithmetic: the
@@ -153,12 +153,11 @@ def _in_lanes(lane: Callable[[list[Chunk], Chunk | None], Any], made: LinearMap,
     B, _, V = made.shape
     chunks = made.grid.chunks(B, V)
     count = min(LANES, len(chunks)) if device.type == "cpu" else 1
-    bounds = [len(chunks) * i // count for i in range(count + 1)]
-    shares = [(chunks[low:high], chunks[high] if high < len(chunks) else None) for low, high in zip(bounds, bounds[1:])]
+    shares = [chunks[len(chunks) * i // count : len(chunks) * (i + 1) // count] for i in range(count)]
 
-    def run(share: tuple[list[Chunk], Chunk | None]) -> Any:
+    def run(share: list[Chunk]) -> Any:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return lane(*share)
+            return lane(share)
 
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
@@ -209,7 +208,7 @@ class _ChunkedSums(torch.autograd.Function):
         ctx.backend = registry.choose(first, target, voxel_weight)  # one for all chunks
         columns = C if regions is None else regions.shape[0]
 
-        def lane(chunks: list[Chunk], after: Chunk | None) -> Tensor:
+        def lane(chunks: list[Chunk]) -> Tensor:
             memory = _memory(chunks, made, device)
             sums = torch.zeros((len(settings.fields), B, columns), dtype=torch.float64, device=device)
             for chunk in chunks:
@@ -237,8 +236,8 @@ class _ChunkedSums(torch.autograd.Function):
             return *[None] * 5, *(next(found) if needs else None for needs in needed)
         adjoint = made.adjoint(inputs, needed)
 
-        def lane(chunks: list[Chunk], after: Chunk | None) -> Any:
-            memory, kept = _memory(chunks, made, target.device), adjoint.lane(chunks, after)
+        def lane(chunks: list[Chunk]) -> Any:
+            memory, kept = _memory(chunks, made, target.device), adjoint.lane(chunks)
             for chunk in chunks:
                 logits = made.logits(inputs, chunk, memory)
                 g = gradient(grad[:, chunk[0]], logits, *parts.at(chunk), settings, ctx.backend)

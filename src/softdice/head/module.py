@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from softdice import validation
 from softdice.head.chunked import CHUNK_MIB, Grid, Parts, statistics
 from softdice.head.product import Product, product_dtype
+from softdice.head.upsampled import Upsampled
 from softdice.losses.base import Loss
 from softdice.statistics import prepare
 
@@ -33,7 +34,9 @@ class FusedHead(nn.Module):
         conv: nn.Conv1d, nn.Conv2d or nn.Conv3d with kernel 1, stride 1, no padding and one group; or nn.Linear. Its
             parameters become the head's own, under the same names: `state_dict` has the keys `weight` and `bias`, and
             an optimizer or a network that holds the convolution goes on sharing them.
-        loss: any loss of this package, or a sum of them, with num_classes equal to the channels that conv makes.
+        loss: any loss of this package, or a sum of them, with num_classes equal to the channels that conv makes; or
+            `softdice.Upsampled` around one: target is then of a higher resolution than features, and the logits of
+            the features' resolution exist, none of the target's.
         chunk_mib: MiB for the logits of one chunk of voxels and their gradient together. The loss and the gradients do
             not depend on it beyond rounding.
 
@@ -69,10 +72,10 @@ class FusedHead(nn.Module):
     bias: Tensor | None
 
     @validation.public
-    def __init__(self, conv: nn.Module, loss: Loss, *, chunk_mib: float = CHUNK_MIB) -> None:
+    def __init__(self, conv: nn.Module, loss: Loss | Upsampled, *, chunk_mib: float = CHUNK_MIB) -> None:
         super().__init__()
         _check_module(conv)
-        if not isinstance(loss, Loss):
+        if not isinstance(loss, (Loss, Upsampled)):
             advice = "Use softdice.OverlapLoss for an index of your own."
             validation.fail("loss to be a loss of softdice", type(loss).__name__, advice, TypeError)
         validation.number("chunk_mib", chunk_mib, 0.001)
@@ -98,7 +101,10 @@ class FusedHead(nn.Module):
         merge: Mapping[int, Sequence[int]] | None = None,
     ) -> Tensor:
         """features, target -> loss. voxel_weight and merge as when the loss itself is called."""
-        features = self._checked(features)
+        checked = self._checked(features)
+        if isinstance(self.loss, Upsampled):
+            return self.loss(self.logits(features), target, voxel_weight, merge=merge)
+        features = checked
         settings, counted = self.loss.merged(merge, features)
         C = self.weight.shape[0]
         dtype = product_dtype(features)

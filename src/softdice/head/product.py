@@ -47,7 +47,7 @@ class _Adjoint:
         self.needed, self.dtype = needed, dtype
         self.d_features = torch.empty_like(self.features) if needed[0] else None
 
-    def lane(self, chunks: list[Chunk], after: Chunk | None) -> tuple[Tensor, Tensor]:
+    def lane(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor]:
         """dW and db of a lane."""
         shape = self.weight.shape
         return tuple(self.weight.new_zeros(size, dtype=torch.float64) for size in (shape, shape[:1]))
