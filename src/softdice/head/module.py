@@ -168,9 +168,10 @@ class FusedHead(nn.Module):
         if features.device != self.weight.device:
             advice = "Move one of them with .to(device)."
             validation.fail(f"features on {self.weight.device} like the weight", features.device, advice)
-        if features.dtype not in validation.INPUT_DTYPES or (
-            features.dtype != self.weight.dtype and product_dtype(features) == features.dtype
-        ):
+        converted = torch.is_autocast_enabled(features.device.type) and torch.float64 not in (
+            features.dtype, self.weight.dtype,
+        )  # fmt: skip
+        if features.dtype not in validation.INPUT_DTYPES or not (converted or features.dtype == self.weight.dtype):
             advice = "Convert one of them, or use torch.autocast."
             validation.fail(f"features of dtype {self.weight.dtype} like the weight", features.dtype, advice, TypeError)
         return features.movedim(-1, 1) if linear else features
