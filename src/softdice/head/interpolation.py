@@ -70,9 +70,12 @@ class Interpolation:
 
     @cached_property
     def compiled(self) -> Any:
-        """The loops, and the tables as they take them; None where there are none."""
+        """The loops, and the tables as they take them: planes, rows, columns and, for the adjoint, columns transposed."""
         loops = compiled_loops("softdice.head.interpolation_kernel") if self.device.type == "cpu" else None
-        return loops and (loops, *((index.int().numpy(), share.numpy()) for index, share in self.tables))
+        if loops is None:
+            return None
+        tables = *self.tables, _transposed(self.tables[2], self.low[-1])
+        return loops, [(index.numpy().astype("uint32"), share.numpy()) for index, share in tables]
 
     def rows(self, chunk: Chunk) -> tuple[int, int]:
         """A chunk -> its first output row, and how many it has."""
@@ -95,10 +98,10 @@ class Interpolation:
             low_BCdhw = low_BCdhw[:, :, start:end].to(self.dtype)
         if self.compiled is None:
             return self._gathered(low_BCdhw, start, first, count)
-        out_mCrW = memory[: m * C * count * W].view(m, C, count, W)
-        loops, *tables = self.compiled
-        loops.interpolate(low_BCdhw.detach().numpy(), start, 0, *tables, first, out_mCrW.numpy())
-        return out_mCrW.view(m, C, count * W)
+        out_mCn = memory[: m * C * count * W]
+        loops, (planes, rows, columns, _) = self.compiled
+        loops.interpolate(low_BCdhw.detach().numpy(), start, planes, rows, columns, first, out_mCn.numpy())
+        return out_mCn.view(m, C, count * W)
 
     def _gathered(self, low_mCdhw: Tensor, start: int, first: int, count: int) -> Tensor:
         """The same by torch operators."""
@@ -126,11 +129,13 @@ class Interpolation:
     def added(self, grad_mCn: Tensor, chunk: Chunk, sums_mCdhw: Tensor, start: int) -> None:
         """dL/dlogits of one chunk -> added to that of the low planes from `start` on."""
         first, count = self.rows(chunk)
-        grad_mCrW = grad_mCn.unflatten(2, (count, self.size[-1])).contiguous()
+        W = self.size[-1]
         if self.compiled is not None:
-            loops, *tables = self.compiled
-            loops.add_adjoint(grad_mCrW.numpy(), *tables, first, sums_mCdhw.numpy(), start, 0)
+            loops, (planes, rows, _, back) = self.compiled
+            grad = grad_mCn.contiguous().view(-1).numpy()
+            loops.add_adjoint(grad, planes, rows, back, W, first, sums_mCdhw.numpy(), start)
             return
+        grad_mCrW = grad_mCn.unflatten(2, (count, W))
         narrow = grad_mCrW.new_zeros((*grad_mCrW.shape[:3], sums_mCdhw.shape[4]))
         for index, share in zip(*self.tables[2], strict=True):
             narrow.index_add_(3, index, grad_mCrW * share)
@@ -221,3 +226,14 @@ def _table(
         index = torch.stack([below, (below + 1).clamp(max=low - 1)]).long()
         share = position - below
         return index, torch.stack([1 - share, share]).to(dtype)
+
+
+def _transposed(table: Table, low: int) -> Table:
+    """Which outputs a low place gives to, and how much: consecutive ones, as many for each place, some of them 0."""
+    index, share = table
+    outputs = torch.arange(index.shape[1]).expand(len(index), -1)
+    first = torch.full((low,), index.shape[1]).scatter_reduce_(0, index.flatten(), outputs.flatten(), "amin")
+    most = int((outputs - first[index]).max()) + 1
+    first.clamp_(max=index.shape[1] - most)
+    back = share.new_zeros(most, low).index_put_((outputs - first[index], index), share, accumulate=True)
+    return first + torch.arange(most).unsqueeze(1), back
