@@ -1,4 +1,4 @@
-"""features or logits of low resolution, target -> loss: the last layer and the loss together; no logits at full size."""
+"""features or logits of low resolution, target -> loss: the last layer and the loss together, without full logits."""
 
 from softdice.head.module import FusedHead
 from softdice.head.upsampled import Upsampled

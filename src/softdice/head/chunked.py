@@ -1,7 +1,7 @@
 """small tensors, target -> the sums of the pass over the logits made of them, chunk by chunk, with their gradients.
 
-Forward: the logits of each chunk of voxels are made and its statistics are added up. Backward: they are made again, then
-g = dL/dlogits goes through the adjoint of what made them. An overlap loss needs complete sums before any gradient, so
+Forward: the logits of each chunk of voxels are made and its statistics are added up. Backward: they are made again,
+then g = dL/dlogits goes through the adjoint of what made them. An overlap loss needs complete sums before any gradient, so
 the logits are needed twice; making them twice is cheaper than keeping them.
 
 What makes them is a `LinearMap`: the last convolution (`softdice.head.product`) or an interpolation
@@ -26,8 +26,6 @@ from softdice.kernels import registry
 from softdice.settings import Pass
 from softdice.statistics import OverlapStatistics, gradient, sum_voxels
 
-CHUNK_MIB = 32.0
-"""Budget for the logits of a chunk and their gradient together."""
 LANES = 8
 """Shares of the chunks that may be computed side by side on a CPU; the budget is divided among them."""
 ELEMENTS = 1 << 16
@@ -240,8 +238,8 @@ class _ChunkedSums(torch.autograd.Function):
             memory, kept = _memory(chunks, made, target.device), adjoint.lane(chunks)
             for chunk in chunks:
                 logits = made.logits(inputs, chunk, memory)
-                g = gradient(grad[:, chunk[0]], logits, *parts.at(chunk), settings, ctx.backend)
-                adjoint.add(kept, chunk, g)
+                of_chunk = grad[:, chunk[0]], logits, *parts.at(chunk), settings, ctx.backend
+                adjoint.add(kept, chunk, gradient(*of_chunk))  # unnamed: it is gone before the next one is made
             return kept
 
         return *[None] * 5, *adjoint.result(_in_lanes(lane, made, target.device))

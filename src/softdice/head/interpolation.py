@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from softdice.head.chunked import Chunk, Grid
 from softdice.kernels.registry import compiled_loops
 
-CHUNK_ELEMENTS = 1 << 18
-"""Logits of a chunk on a CPU: they and their gradient, in float32, stay in the second-level cache."""
+CHUNK_ELEMENTS = 3 << 17
+"""Logits of a chunk on a CPU: the calls weigh little beside them, and they stay in the second-level cache."""
 
 Table = tuple[Tensor, Tensor]
 """index (2 or 1, outputs) int64 and share (2 or 1, outputs): between which low places an output lies."""
@@ -70,7 +70,7 @@ class Interpolation:
 
     @cached_property
     def compiled(self) -> Any:
-        """The loops, and the tables as they take them: planes, rows, columns and, for the adjoint, columns transposed."""
+        """The loops, and the tables as they take them: planes, rows, columns; columns transposed, for the adjoint."""
         loops = compiled_loops("softdice.head.interpolation_kernel") if self.device.type == "cpu" else None
         if loops is None:
             return None
@@ -106,12 +106,11 @@ class Interpolation:
     def _gathered(self, low_mCdhw: Tensor, start: int, first: int, count: int) -> Tensor:
         """The same by torch operators."""
         rows_mCRw = low_mCdhw.flatten(2, 3)
-        narrow = sum(
-            rows_mCRw.index_select(2, index) * share.unsqueeze(1)
-            for index, share in self._beside(start, first, count, low_mCdhw.shape[3])
-        )
-        wide = sum(narrow.index_select(3, i) * share for i, share in zip(*self.tables[2], strict=True))
-        return wide.flatten(2)
+        beside = self._beside(start, first, count, low_mCdhw.shape[3])
+        part, *parts = (rows_mCRw.index_select(2, index) * share.unsqueeze(1) for index, share in beside)
+        narrow = sum(parts, part)
+        part, *parts = (narrow.index_select(3, index) * share for index, share in zip(*self.tables[2], strict=True))
+        return sum(parts, part).flatten(2)
 
     def _beside(self, start: int, first: int, count: int, h: int) -> Iterator[Table]:
         """Output rows -> numbers of the low rows, counted from plane `start` on, and the shares of each."""
@@ -215,7 +214,10 @@ def _interpolated(low: Tensor, size: Sequence[int], mode: str, align_corners: bo
 def _table(
     low: int, out: int, rank: int, mode: str, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Table:
-    """Low places and outputs along an axis -> the table. Torch itself says where an output lies: it interpolates 0, 1..."""
+    """Low places and outputs along an axis -> the table. Torch itself says where an output lies: it interpolates 0, 1, 2...
+
+    It does so when first asked; the tables of the last sizes are kept.
+    """
     exact = dtype if mode == "nearest" else torch.float64  # the nearest is a matter of rounding, in the logits' dtype
     with torch.inference_mode(False), torch.no_grad():
         places = torch.arange(low, dtype=exact, device=device).view(1, 1, low, *[1] * (rank - 1))
@@ -231,9 +233,10 @@ def _table(
 def _transposed(table: Table, low: int) -> Table:
     """Which outputs a low place gives to, and how much: consecutive ones, as many for each place, some of them 0."""
     index, share = table
-    outputs = torch.arange(index.shape[1]).expand(len(index), -1)
-    first = torch.full((low,), index.shape[1]).scatter_reduce_(0, index.flatten(), outputs.flatten(), "amin")
-    most = int((outputs - first[index]).max()) + 1
+    gives = share > 0
+    place, output = index[gives], torch.arange(index.shape[1]).expand(len(index), -1)[gives]
+    first = torch.full((low,), index.shape[1]).scatter_reduce_(0, place, output, "amin")
+    most = int((output - first[place]).max()) + 1
     first.clamp_(max=index.shape[1] - most)
-    back = share.new_zeros(most, low).index_put_((outputs - first[index], index), share, accumulate=True)
+    back = share.new_zeros(most, low).index_put_((output - first[place], place), share[gives], accumulate=True)
     return first + torch.arange(most).unsqueeze(1), back

@@ -1,6 +1,8 @@
 """features, target -> loss: the last 1x1 convolution and the loss together, chunk by chunk. The logits never exist.
 
-What happens to a chunk is in `softdice.head.chunked` and `softdice.head.product`. Shapes: B sample, K feature, C class, *S space.
+What happens to a chunk is in `softdice.head.chunked` and `softdice.head.product`.
+
+Shapes: B sample, K feature, C class, *S space.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.head.chunked import CHUNK_MIB, Grid, Parts, statistics
+from softdice.head.chunked import Grid, Parts, statistics
 from softdice.head.product import Product, product_dtype
 from softdice.head.upsampled import Upsampled
 from softdice.losses.base import Loss
 from softdice.statistics import prepare
+
+CHUNK_MIB = 32.0
+"""Budget for the logits of a chunk and their gradient together."""
 
 _CONVOLUTIONS = {nn.Conv1d: nn.functional.conv1d, nn.Conv2d: nn.functional.conv2d, nn.Conv3d: nn.functional.conv3d}
 

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from softdice import distributed, validation
-from softdice.head.chunked import CHUNK_MIB, Parts, statistics
+from softdice.head.chunked import Parts, statistics
 from softdice.head.interpolation import Interpolation
 from softdice.losses.base import Loss
 from softdice.statistics import prepare
+
+CHUNK_MIB = 48.0
+"""Budget for the upsampled logits of the chunks under way and their gradient together: for each of eight threads eight
+rows of 512 voxels and 150 classes."""
 
 RANKS = {"bilinear": (2,), "trilinear": (3,), "nearest": (2, 3)}
 """Modes, and the spatial dimensions that each is for."""
@@ -112,7 +116,10 @@ class Upsampled(nn.Module):
         for name, value in (("logits", logits), ("target", target)):
             if not isinstance(value, Tensor):
                 validation.fail(
-                    f"{name} to be a Tensor", type(value).__name__, "Pass the logits first, the target second.", TypeError
+                    f"{name} to be a Tensor",
+                    type(value).__name__,
+                    "Pass the logits first, the target second.",
+                    TypeError,
                 )
             if distributed.is_dtensor(value):
                 advice = "Pass the local parts, to a loss with group."
@@ -123,7 +130,9 @@ class Upsampled(nn.Module):
         rank, C = logits.ndim - 2, self.num_classes
         if rank not in RANKS[self.mode] or logits.shape[1] != C or 0 in logits.shape[2:]:
             shapes = [f"(B, {C}, {'d, ' if n == 3 else ''}h, w)" for n in RANKS[self.mode]]
-            advice = "Choose the mode for the number of dimensions, and num_classes for the channels, which stand second."
+            advice = (
+                "Choose the mode for the number of dimensions, and num_classes for the channels, which stand second."
+            )
             expected = f"logits of shape {' or '.join(shapes)} for mode={self.mode!r}"
             validation.fail(expected, tuple(logits.shape), advice)
         if target.ndim not in (rank + 1, rank + 2) or 0 in target.shape[target.ndim - rank :]:
