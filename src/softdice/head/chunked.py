@@ -1,8 +1,8 @@
 """small tensors, target -> the sums of the pass over the logits made of them, chunk by chunk, with their gradients.
 
 Forward: the logits of each chunk of voxels are made and its statistics are added up. Backward: they are made again,
-then g = dL/dlogits goes through the adjoint of what made them. An overlap loss needs complete sums before any gradient, so
-the logits are needed twice; making them twice is cheaper than keeping them.
+then g = dL/dlogits goes through the adjoint of what made them. An overlap loss needs complete sums before any gradient,
+so the logits are needed twice; making them twice is cheaper than keeping them.
 
 What makes them is a `LinearMap`: the last convolution (`softdice.head.product`) or an interpolation
 (`softdice.head.interpolation`).

@@ -214,9 +214,9 @@ def _interpolated(low: Tensor, size: Sequence[int], mode: str, align_corners: bo
 def _table(
     low: int, out: int, rank: int, mode: str, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Table:
-    """Low places and outputs along an axis -> the table. Torch itself says where an output lies: it interpolates 0, 1, 2...
+    """Low places and outputs along an axis -> the table; those of the last sizes are kept.
 
-    It does so when first asked; the tables of the last sizes are kept.
+    Torch itself says where an output lies: it interpolates 0, 1, 2...
     """
     exact = dtype if mode == "nearest" else torch.float64  # the nearest is a matter of rounding, in the logits' dtype
     with torch.inference_mode(False), torch.no_grad():
