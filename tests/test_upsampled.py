@@ -277,6 +277,20 @@ def test_ignored_voxels_have_no_gradient_even_of_a_nan() -> None:
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_values_that_are_not_finite_spoil_what_they_spoil_in_interpolate(align_corners: bool, loops: str) -> None:
+    """Whether inf or nan comes of them is a matter of rounding: of a share that is 0 or hardly above."""
+    low = logits((1, 2, 4, 5), torch.float32).detach()
+    low[0, 0, 1, 1], low[0, 1, 2, 3], low[0, 1, 0, 0] = torch.inf, -torch.inf, torch.nan
+    options = (13, 15), "bilinear", align_corners
+    made = interpolation.Interpolation(low.shape, *options, low.dtype, low.device, 1.0)
+    found = made.logits([low], (slice(0, 1), slice(0, 13 * 15)), torch.empty(2 * 13 * 15))
+    expected = interpolate(low, options[0], mode="bilinear", align_corners=align_corners).flatten(2)
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    assert not expected.isfinite().all()
+    torch.testing.assert_close(found[found.isfinite()], expected[expected.isfinite()])
+
+
 @pytest.mark.parametrize("rank", [2, 3])
 def test_bits_do_not_depend_on_threads_or_runs(rank: int, small_chunks: None) -> None:
     low_size, size, mode = ((9, 8), (70, 64), "bilinear") if rank == 2 else ((3, 4, 5), (13, 16, 20), "trilinear")

@@ -60,13 +60,21 @@ class Interpolation:
 
     @cached_property
     def tables(self) -> tuple[Table, Table, Table]:
-        """Those of planes, rows and columns."""
-        options = self.mode, self.align_corners, self.dtype, self.device
-        tables = [_table(low, out, len(self.size), *options) for low, out in zip(self.low[2:], self.size, strict=True)]
-        if len(tables) == 2:
-            whole = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
-            tables.insert(1, (whole, torch.ones(1, 1, dtype=self.dtype, device=self.device)))
-        return tables[0], tables[1], tables[2]
+        """Those of planes, rows and columns, in the memory of the CPU."""
+        rank = len(self.size)
+        made = [
+            _table(low, out, rank, self.mode, self.align_corners, self.dtype)
+            for low, out in zip(self.low[2:], self.size, strict=True)
+        ]
+        if rank == 2:
+            made.insert(1, (torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=self.dtype)))
+        return made[0], made[1], made[2]
+
+    @cached_property
+    def moved(self) -> tuple[Table, Table, Table]:
+        """The tables, on the device."""
+        planes, rows, columns = ((index.to(self.device), share.to(self.device)) for index, share in self.tables)
+        return planes, rows, columns
 
     @cached_property
     def compiled(self) -> Any:
@@ -109,12 +117,12 @@ class Interpolation:
         beside = self._beside(start, first, count, low_mCdhw.shape[3])
         part, *parts = (rows_mCRw.index_select(2, index) * share.unsqueeze(1) for index, share in beside)
         narrow = sum(parts, part)
-        part, *parts = (narrow.index_select(3, index) * share for index, share in zip(*self.tables[2], strict=True))
+        part, *parts = (narrow.index_select(3, index) * share for index, share in zip(*self.moved[2], strict=True))
         return sum(parts, part).flatten(2)
 
     def _beside(self, start: int, first: int, count: int, h: int) -> Iterator[Table]:
         """Output rows -> numbers of the low rows, counted from plane `start` on, and the shares of each."""
-        planes, rows, _ = self.tables
+        planes, rows, _ = self.moved
         r, H = torch.arange(first, first + count, device=self.device), rows[0].shape[1]
         z, y = r.div(H, rounding_mode="floor"), r % H
         for plane, part in zip(*planes, strict=True):
@@ -136,7 +144,7 @@ class Interpolation:
             return
         grad_mCrW = grad_mCn.unflatten(2, (count, W))
         narrow = grad_mCrW.new_zeros((*grad_mCrW.shape[:3], sums_mCdhw.shape[4]))
-        for index, share in zip(*self.tables[2], strict=True):
+        for index, share in zip(*self.moved[2], strict=True):
             narrow.index_add_(3, index, grad_mCrW * share)
         rows_mCRw = sums_mCdhw.flatten(2, 3)  # a view
         for index, share in self._beside(start, first, count, sums_mCdhw.shape[3]):
@@ -211,20 +219,18 @@ def _interpolated(low: Tensor, size: Sequence[int], mode: str, align_corners: bo
 
 
 @lru_cache(maxsize=64)
-def _table(
-    low: int, out: int, rank: int, mode: str, align_corners: bool, dtype: torch.dtype, device: torch.device
-) -> Table:
+def _table(low: int, out: int, rank: int, mode: str, align_corners: bool, dtype: torch.dtype) -> Table:
     """Low places and outputs along an axis -> the table; those of the last sizes are kept.
 
     Torch itself says where an output lies: it interpolates 0, 1, 2...
     """
     exact = dtype if mode == "nearest" else torch.float64  # the nearest is a matter of rounding, in the logits' dtype
     with torch.inference_mode(False), torch.no_grad():
-        places = torch.arange(low, dtype=exact, device=device).view(1, 1, low, *[1] * (rank - 1))
+        places = torch.arange(low, dtype=exact, device="cpu").view(1, 1, low, *[1] * (rank - 1))
         position = _interpolated(places, (out, *[1] * (rank - 1)), mode, align_corners).view(-1)
         below = position.floor()
         if mode == "nearest":
-            return below.long().unsqueeze(0), torch.ones(1, out, dtype=dtype, device=device)
+            return below.long().unsqueeze(0), torch.ones(1, out, dtype=dtype, device="cpu")
         index = torch.stack([below, (below + 1).clamp(max=low - 1)]).long()
         share = position - below
         return index, torch.stack([1 - share, share]).to(dtype)

@@ -13,15 +13,19 @@ place in a flat array, and offsets are unsigned, as in `softdice.kernels.cpu.row
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit
+import hashlib
+from pathlib import Path
 
-from softdice.kernels.cpu.compiled import FAST, INNER, OPTIONS, read_apart, write_apart
+import numpy as np
+
+from softdice.kernels.cpu.compiled import jit, kernel, read_apart, write_apart
 
 u = np.uint64
+SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+"""What is kept on disk is that of this text, too."""
 
 
-@njit(fastmath=FAST, **INNER)
+@jit
 def stretch(row, i, index, share, out, o):
     """out[o + j] = sum over k of share[k, j] row[i + index[k, j]]."""
     W = u(index.shape[1])
@@ -32,7 +36,7 @@ def stretch(row, i, index, share, out, o):
             write_apart(out, o + j, out[o + j] + read_apart(row, i + index[k, j]) * share[k, j])
 
 
-@njit(fastmath=FAST, **INNER)
+@jit
 def reach(z, y, first, count):
     """Output rows -> the low planes and rows that they lie beside: z0, z1, y0, y1."""
     index_z, index_y = z[0], y[0]
@@ -41,7 +45,7 @@ def reach(z, y, first, count):
     return index_z[0, first // H], index_z[-1, last // H] + 1, index_y[0, a], index_y[-1, b] + 1
 
 
-@njit(fastmath=FAST, **INNER)
+@jit
 def beside(z, y, r, box, W, rows, shares):
     """An output row -> the stretched rows that it lies beside, into rows, and its shares of them; how many."""
     (index_z, share_z), (index_y, share_y) = z, y
@@ -55,7 +59,7 @@ def beside(z, y, r, box, W, rows, shares):
     return count
 
 
-@njit(cache=True, fastmath=FAST, **OPTIONS)
+@kernel(("interpolate", SOURCE))
 def interpolate(low, z0, z, y, x, first, out):
     """Output rows first, first + 1, ... of every sample and class, into out."""
     B, C, _, _, w = low.shape
@@ -87,7 +91,7 @@ def interpolate(low, z0, z, y, x, first, out):
                     out[o + j] = of_p * wide[p + j] + of_q * wide[q + j] + of_s * wide[s + j] + of_t * wide[t + j]
 
 
-@njit(cache=True, fastmath=FAST, **OPTIONS)
+@kernel(("add_adjoint", SOURCE))
 def add_adjoint(grad, z, y, back, width, first, sums, z0):
     """dL/d(output rows first, first + 1, ...) -> added to dL/d(low rows). back: the transposed table of the columns."""
     B, C, _, _, w = sums.shape
