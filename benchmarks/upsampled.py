@@ -1,6 +1,6 @@
 """Upsampling and the loss: error, peak memory and time, fused and one after the other, and with MONAI's loss.
 
-    python -m benchmarks.upsampled           all of it, into benchmarks/results/upsampled.csv
+    python -m benchmarks.upsampled           all of it, into benchmarks/results/upsampled.csv and upsampled.png
     python -m benchmarks.upsampled --quick   fewer repetitions
 
 Dice and cross-entropy, float32, forward and backward, from logits of low resolution to labels of full resolution. Needs
@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,6 +105,26 @@ def memory_mib(case: str) -> dict[str, float]:
     return json.loads(run.stdout)
 
 
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Rows -> peak memory and time of a step, of each path and case."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for axis, column, unit in zip(axes, ("peak_mib", "time_ms"), ("MiB", "ms"), strict=True):
+        for place, (name, title) in enumerate(NAMES.items()):
+            heights = [row[column] for row in rows if row["path"] == name]
+            bars = axis.bar([i + 0.27 * (place - 1) for i in range(len(heights))], heights, 0.25, label=title)
+            axis.bar_label(bars, fmt="%.0f")
+        axis.set_xticks(range(len(CASES)), [name.replace(", ", "\n") for name in CASES])
+        axis.set(ylabel=f"{'peak memory' if column == 'peak_mib' else 'time'} of a step, {unit}", yscale="log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle("Upsampling, Dice and cross-entropy, float32, CPU")
+    figure.savefig(file, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
@@ -117,7 +138,7 @@ def main() -> None:
             gc.collect()
         print(json.dumps(peaks))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for name, case in CASES.items():
         shape, size, _ = case
@@ -144,6 +165,7 @@ def main() -> None:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    plot(rows, RESULTS / "upsampled.png")
 
 
 if __name__ == "__main__":
