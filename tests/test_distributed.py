@@ -73,6 +73,16 @@ def train_step(name: str, model: nn.Module, image: Tensor, target: Tensor) -> di
     return result(value, model)
 
 
+def upsampled_step(model: nn.Module, image: Tensor, target: Tensor) -> dict[str, Any]:
+    """Labels of twice the logits' size."""
+    group = "world" if isinstance(model, nn.parallel.DistributedDataParallel) else None
+    model.zero_grad()
+    larger = target.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    value = softdice.Upsampled(LOSSES["sum"](group))(model(image), larger)
+    value.backward()
+    return result(value, model)
+
+
 def backward_in_parts(model: nn.Module, image: Tensor, target: Tensor) -> dict[str, Any]:
     """Accumulation with exact gradients, as in docs/distributed.md: one sample at a time, in two passes."""
     loss = LOSSES["sum"]("world" if isinstance(model, nn.parallel.DistributedDataParallel) else None)
@@ -131,6 +141,11 @@ def on_ranks(rank: int, world: int, folder: str) -> None:
     value.backward()
     found["fused"] = result(value, model)
     found["collectives", "fused"] = list(reduced)
+
+    model = nn.parallel.DistributedDataParallel(network())
+    reduced.clear()
+    found["upsampled"] = upsampled_step(model, image[mine], target[mine])
+    found["collectives", "upsampled"] = list(reduced)
 
     even = slice(rank, rank + 1) if world == 3 else slice(2 * rank, 2 * rank + 2)  # as many calls of DDP on each rank
     model = nn.parallel.DistributedDataParallel(network())
@@ -206,6 +221,12 @@ def test_fused_head_equals_one_process(ranks: list[dict[Any, Any]]) -> None:
         same(found["fused"], alone)
 
 
+def test_upsampled_equals_one_process(ranks: list[dict[Any, Any]]) -> None:
+    alone = upsampled_step(network(), *whole_batch())
+    for found in ranks:
+        same(found["upsampled"], alone)
+
+
 def test_fully_sharded_equals_one_process(ranks: list[dict[Any, Any]]) -> None:
     alone = train_step("sum", network(), *whole_batch())
     for found in ranks:
@@ -230,9 +251,9 @@ def test_two_runs_give_the_same_bits(ranks: list[dict[Any, Any]], name: str) -> 
         assert all(torch.equal(a, b) for a, b in zip(first["gradients"], second["gradients"], strict=True))
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "fused"])
+@pytest.mark.parametrize("name", [*LOSSES, "fused", "upsampled"])
 def test_one_collective_forward_and_one_backward(ranks: list[dict[Any, Any]], name: str) -> None:
-    fields = len(LOSSES["sum" if name == "fused" else name](None).settings.fields)
+    fields = len(LOSSES[name if name in LOSSES else "sum"](None).settings.fields)
     for found in ranks:
         assert found["collectives", name] == [fields * C] * 2
 

@@ -117,6 +117,7 @@ def on_ranks(rank: int, folder: str) -> None:
         (loss, rows, split(target[:4], (2,), mesh)),
         (LOSSES["sum"](group="world"), rows, labels),
         (FusedHead(torch.nn.Conv2d(C, C, 1), loss), rows, labels),
+        (softdice.Upsampled(loss), rows, labels),
     ):
         with pytest.raises((TypeError, ValueError)) as error:
             arguments[0](*arguments[1:])
@@ -191,6 +192,7 @@ def test_what_cannot_be_is_refused_on_every_rank(ranks: list[dict[Any, Any]]) ->
         "ValueError: SumLoss: expected target of shape (5, 6, 9), (5, 1, 6, 9) or (5, 3, 6, 9) for input (5, 3, 6, 9),",
         "ValueError: SumLoss: expected a group without the other ranks of input's mesh, got group='world'. Leave",
         "TypeError: FusedHead: expected plain tensors, got a DTensor. Compute the logits",
+        "TypeError: Upsampled: expected plain tensors, got a DTensor. Pass the local parts, to a loss with group",
     )
     for found in ranks:
         for message, got in zip(messages, found["errors"], strict=True):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import softdice
-from softdice.head import FusedHead, chunked
+from softdice.head import FusedHead, chunked, product
 from softdice.losses.base import Loss
 
 K, C, SHAPE = 6, 5, (9, 10, 11)
@@ -126,13 +126,13 @@ def test_result_does_not_depend_on_the_chunks(chunk_mib: float, monkeypatch: pyt
 @pytest.mark.parametrize("chunk_mib", [0.05, 0.5, 5.0])
 def test_chunks_stay_within_the_budget(chunk_mib: float, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    product = chunked._product
+    multiply = product._product
 
     def record(*arguments: Any) -> Tensor:
         made.append(arguments[-1].untyped_storage().nbytes())
-        return product(*arguments)
+        return multiply(*arguments)
 
-    monkeypatch.setattr(chunked, "_product", record)
+    monkeypatch.setattr(product, "_product", record)
     loss = softdice.SoftDiceLoss(100, activation="softmax")
     head = FusedHead(nn.Conv2d(3, 100, 1), loss, chunk_mib=chunk_mib)
     head(torch.randn(3, 3, 64, 64), torch.randint(0, 100, (3, 64, 64))).backward()

@@ -139,6 +139,23 @@ def test_dtype_moves_with_the_network() -> None:
     assert value.item() == pytest.approx(softmax_dice()(model(image.double()), target).item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_that_autocast_made_half(dtype: torch.dtype) -> None:
+    """What a network hands on under autocast has autocast's dtype, the weight its own."""
+    image, target = batch()
+    model = network()
+    head = FusedHead(model[2], softmax_dice())
+    with torch.autocast("cpu", dtype):
+        features = head.features(model, image)
+        value, expected = head(features, target), softmax_dice()(model(image), target)
+    assert features.dtype == dtype
+    assert value.item() == pytest.approx(expected.item(), rel=1e-3)
+    value.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(TypeError, match=r"expected features of dtype torch.float32 like the weight, got torch"):
+        head(features, target)
+
+
 @pytest.mark.parametrize(
     ("layer", "error", "message"),
     [

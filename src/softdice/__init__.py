@@ -7,7 +7,7 @@ from typing import Any
 
 import softdice.interrupt as _interrupt  # noqa: F401 - first: the imports below take seconds
 from softdice import costs, functional, indices, losses, reductions
-from softdice.head import FusedHead
+from softdice.head import FusedHead, Upsampled
 from softdice.kernels.registry import use_backend
 from softdice.losses import DeepSupervision, OverlapLoss
 from softdice.losses.named import *  # noqa: F403
@@ -25,6 +25,7 @@ __all__ = [
     "OverlapLoss",
     "OverlapStatistics",
     "SystemConfig",
+    "Upsampled",
     "__version__",
     "costs",
     "dice_score",

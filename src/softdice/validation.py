@@ -189,7 +189,7 @@ def tensors(
         if value is not None and value.device != input.device:
             fail(f"{name} on {input.device} like input", value.device, f"Move it: {name}.to(input.device).")
 
-    input, target = _without_metadata(input), signed(_without_metadata(target))
+    input, target = without_metadata(input), signed(without_metadata(target))
     B, C, S = input.shape[0], input.shape[1], tuple(input.shape[2:])
     dense = C > 1 and tuple(target.shape) == (B, C, *S)
     if not dense and tuple(target.shape) not in ((B, *S), (B, 1, *S)):
@@ -210,7 +210,7 @@ def tensors(
     return input.flatten(2), target, _weight(voxel_weight, B, S)
 
 
-def _without_metadata(tensor: Tensor) -> Tensor:
+def without_metadata(tensor: Tensor) -> Tensor:
     """A subclass that only carries metadata (MONAI's MetaTensor) -> the Tensor in it; others as they are."""
     if type(tensor) is Tensor:
         return tensor
@@ -228,7 +228,7 @@ def _weight(voxel_weight: Tensor | None, B: int, S: tuple[int, ...]) -> Tensor |
         fail(f"voxel_weight of shape {(B, *S)} or {(B, 1, *S)}", tuple(voxel_weight.shape), advice)
     if voxel_weight.dtype.is_complex:
         fail("voxel_weight of a real dtype", voxel_weight.dtype, "Convert it.", TypeError)
-    return _without_metadata(voxel_weight).flatten(1)
+    return without_metadata(voxel_weight).flatten(1)
 
 
 def _whole(target: Tensor, validate: bool) -> Tensor:

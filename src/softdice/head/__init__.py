@@ -1,5 +1,6 @@
-"""features, target -> loss: the last 1x1 convolution and the loss together; the logits never exist."""
+"""features or logits of low resolution, target -> loss: the last layer and the loss together, without full logits."""
 
 from softdice.head.module import FusedHead
+from softdice.head.upsampled import Upsampled
 
-__all__ = ["FusedHead"]
+__all__ = ["FusedHead", "Upsampled"]

@@ -1,6 +1,8 @@
 """features, target -> loss: the last 1x1 convolution and the loss together, chunk by chunk. The logits never exist.
 
-What happens to a chunk is in `softdice.head.chunked`. Shapes: B sample, K feature, C class, *S space.
+What happens to a chunk is in `softdice.head.chunked` and `softdice.head.product`.
+
+Shapes: B sample, K feature, C class, *S space.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.head.chunked import ChunkedSums, Grid, Parts, product_dtype, separate_sums
+from softdice.head.chunked import Grid, Parts, statistics
+from softdice.head.product import Product, product_dtype
+from softdice.head.upsampled import Upsampled
 from softdice.losses.base import Loss
-from softdice.statistics import OverlapStatistics, prepare
+from softdice.statistics import prepare
 
 CHUNK_MIB = 32.0
 """Budget for the logits of a chunk and their gradient together."""
@@ -35,7 +39,9 @@ class FusedHead(nn.Module):
         conv: nn.Conv1d, nn.Conv2d or nn.Conv3d with kernel 1, stride 1, no padding and one group; or nn.Linear. Its
             parameters become the head's own, under the same names: `state_dict` has the keys `weight` and `bias`, and
             an optimizer or a network that holds the convolution goes on sharing them.
-        loss: any loss of this package, or a sum of them, with num_classes equal to the channels that conv makes.
+        loss: any loss of this package, or a sum of them, with num_classes equal to the channels that conv makes; or
+            `softdice.Upsampled` around one: target is then of a higher resolution than features, and the logits of
+            the features' resolution exist, none of the target's.
         chunk_mib: MiB for the logits of one chunk of voxels and their gradient together. The loss and the gradients do
             not depend on it beyond rounding.
 
@@ -71,10 +77,10 @@ class FusedHead(nn.Module):
     bias: Tensor | None
 
     @validation.public
-    def __init__(self, conv: nn.Module, loss: Loss, *, chunk_mib: float = CHUNK_MIB) -> None:
+    def __init__(self, conv: nn.Module, loss: Loss | Upsampled, *, chunk_mib: float = CHUNK_MIB) -> None:
         super().__init__()
         _check_module(conv)
-        if not isinstance(loss, Loss):
+        if not isinstance(loss, (Loss, Upsampled)):
             advice = "Use softdice.OverlapLoss for an index of your own."
             validation.fail("loss to be a loss of softdice", type(loss).__name__, advice, TypeError)
         validation.number("chunk_mib", chunk_mib, 0.001)
@@ -100,7 +106,10 @@ class FusedHead(nn.Module):
         merge: Mapping[int, Sequence[int]] | None = None,
     ) -> Tensor:
         """features, target -> loss. voxel_weight and merge as when the loss itself is called."""
-        features = self._checked(features)
+        checked = self._checked(features)
+        if isinstance(self.loss, Upsampled):
+            return self.loss(self.logits(features), target, voxel_weight, merge=merge)
+        features = checked
         settings, counted = self.loss.merged(merge, features)
         C = self.weight.shape[0]
         dtype = product_dtype(features)
@@ -108,14 +117,9 @@ class FusedHead(nn.Module):
         shape = features.new_zeros((), dtype=dtype).expand(features.shape[0], C, *features.shape[2:])
         _, target, voxel_weight, regions = prepare(shape, target, voxel_weight, settings, C)
         inputs = (features.flatten(2), self.weight.reshape(C, -1), self.bias)
-        grid = Grid.of(len(features), C, inputs[0].shape[2], dtype, features.device, self.chunk_mib)
-        parts = Parts(target, voxel_weight, regions)
-        if target.requires_grad or (voxel_weight is not None and voxel_weight.requires_grad):
-            sums = separate_sums(*inputs, parts, settings, dtype)
-        else:
-            run = torch.compiler.disable(ChunkedSums.apply) if torch.compiler.is_compiling() else ChunkedSums.apply
-            sums = run(*inputs, *parts, (settings, dtype, grid))
-        stats = OverlapStatistics.unstack(settings.fields, sums)
+        B, V = len(features), inputs[0].shape[2]
+        made = Product((B, C, V), dtype, Grid.of(B, C, V, dtype, features.device, self.chunk_mib))
+        stats = statistics(made, Parts(target, voxel_weight, regions), settings, *inputs)
         if self.loss.group is not None:
             stats = stats.pool().all_reduce(self.loss.group)
         return self.loss.from_statistics(stats, counted)
@@ -169,9 +173,10 @@ class FusedHead(nn.Module):
         if features.device != self.weight.device:
             advice = "Move one of them with .to(device)."
             validation.fail(f"features on {self.weight.device} like the weight", features.device, advice)
-        if features.dtype not in validation.INPUT_DTYPES or (
-            features.dtype != self.weight.dtype and product_dtype(features) == features.dtype
-        ):
+        converted = torch.is_autocast_enabled(features.device.type) and torch.float64 not in (
+            features.dtype, self.weight.dtype,
+        )  # fmt: skip
+        if features.dtype not in validation.INPUT_DTYPES or not (converted or features.dtype == self.weight.dtype):
             advice = "Convert one of them, or use torch.autocast."
             validation.fail(f"features of dtype {self.weight.dtype} like the weight", features.dtype, advice, TypeError)
         return features.movedim(-1, 1) if linear else features

@@ -1,0 +1,116 @@
+"""features, weight, bias -> logits: the product over channels, and its adjoint.
+
+    x = W f + b,    df = W^T g,  dW = sum g f^T,  db = sum g
+
+Shape suffixes: B sample, K feature, C class, V voxel; m samples and n voxels of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from softdice.head.chunked import Chunk, Grid
+
+
+class Product(NamedTuple):
+    """The map of features (B, K, V), weight (C, K) and bias (C,) or None; a `LinearMap`."""
+
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    grid: Grid
+
+    def logits(self, inputs: Sequence[Any], chunk: Chunk, memory: Tensor) -> Tensor:
+        """W f + b of one chunk."""
+        features, weight, bias = inputs
+        bias_C1 = None if bias is None else bias.to(self.dtype).unsqueeze(1)
+        return _product(weight.to(self.dtype), bias_C1, _features(features, chunk, self.dtype), memory)
+
+    def adjoint(self, inputs: Sequence[Any], needed: Sequence[bool]) -> _Adjoint:
+        """For one backward pass."""
+        return _Adjoint(inputs, needed, self.dtype)
+
+    def whole(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """All logits."""
+        logits = torch.einsum("ck,bkv->bcv", weight.to(self.dtype), features.to(self.dtype))
+        return logits if bias is None else logits + bias.to(self.dtype).view(1, -1, 1)
+
+
+class _Adjoint:
+    """A chunk's part of df is its own; dW and db are added up in each lane."""
+
+    def __init__(self, inputs: Sequence[Any], needed: Sequence[bool], dtype: torch.dtype) -> None:
+        self.features, self.weight, self.bias = inputs
+        self.needed, self.dtype = needed, dtype
+        self.d_features = torch.empty_like(self.features) if needed[0] else None
+
+    def lane(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor]:
+        """dW and db of a lane."""
+        shape = self.weight.shape
+        return tuple(self.weight.new_zeros(size, dtype=torch.float64) for size in (shape, shape[:1]))
+
+    def add(self, kept: tuple[Tensor, Tensor], chunk: Chunk, grad_mCn: Tensor) -> None:
+        """df of a chunk, and its part of dW and db."""
+        d_weight, d_bias = kept
+        samples, voxels = chunk
+        if self.d_features is not None:
+            _to_features(self.weight.to(self.dtype), grad_mCn, self.d_features[samples, :, voxels])
+        if self.needed[1]:
+            f = _features(self.features, chunk, self.dtype)
+            d_weight += grad_mCn[0] @ f[0].T if len(f) == 1 else (grad_mCn @ f.transpose(1, 2)).sum(0)
+        if self.needed[2]:
+            d_bias += grad_mCn.sum((0, 2))
+
+    def result(self, lanes: list[tuple[Tensor, Tensor]]) -> tuple[Tensor | None, ...]:
+        """df, dW, db."""
+        d_weight, d_bias = (sum(parts) for parts in zip(*lanes, strict=True))
+        return (
+            self.d_features,
+            d_weight.to(self.weight.dtype) if self.needed[1] else None,
+            d_bias.to(self.bias.dtype) if self.needed[2] else None,
+        )
+
+
+def product_dtype(features: Tensor) -> torch.dtype:
+    """The dtype that a convolution would compute in: autocast's where it is on."""
+    device = features.device.type
+    if features.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return features.dtype
+
+
+def _features(features: Tensor, chunk: Chunk, dtype: torch.dtype) -> Tensor:
+    samples, voxels = chunk
+    return features[samples, :, voxels].to(dtype)
+
+
+def _product(weight_CK: Tensor, bias_C1: Tensor | None, chunk_mKn: Tensor, memory: Tensor) -> Tensor:
+    """W f + b of one chunk, contiguous (m, C, n) in the memory given."""
+    m, _, n = chunk_mKn.shape
+    C = weight_CK.shape[0]
+    logits_mCn = memory[: m * C * n].view(m, C, n)
+    weight_mCK = weight_CK.expand(m, -1, -1)
+    if bias_C1 is None:
+        if m == 1:
+            torch.mm(weight_CK, chunk_mKn[0], out=logits_mCn[0])
+        else:
+            torch.bmm(weight_mCK, chunk_mKn, out=logits_mCn)
+    elif m == 1:
+        torch.addmm(bias_C1, weight_CK, chunk_mKn[0], out=logits_mCn[0])
+    else:
+        torch.baddbmm(bias_C1.unsqueeze(0), weight_mCK, chunk_mKn, out=logits_mCn)
+    return logits_mCn
+
+
+def _to_features(weight_CK: Tensor, grad_mCn: Tensor, out_mKn: Tensor) -> None:
+    """df = W^T g of one chunk, into its place."""
+    m = len(grad_mCn)
+    if out_mKn.dtype != grad_mCn.dtype:  # autocast
+        out_mKn.copy_(weight_CK.T @ grad_mCn)
+    elif m == 1:
+        torch.mm(weight_CK.T, grad_mCn[0], out=out_mKn[0])
+    else:
+        torch.bmm(weight_CK.T.expand(m, -1, -1), grad_mCn, out=out_mKn)
