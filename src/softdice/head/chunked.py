@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def _in_lanes(lane: Callable[[list[Chunk]], Any], chunks: list[Chunk], device: t
     shares = [chunks[len(chunks) * i // count : len(chunks) * (i + 1) // count] for i in range(count)]
 
     def run(share: list[Chunk]) -> Any:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), _without_autocast(device):
             return lane(share)
 
     threads = torch.get_num_threads()
@@ -86,6 +87,12 @@ def _in_lanes(lane: Callable[[list[Chunk]], Any], chunks: list[Chunk], device: t
     finally:
         torch.set_num_threads(threads)
     return [future.result() for future in futures]
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Products as they are written; a device such as meta has no autocast to switch off."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 @lru_cache(maxsize=1)
@@ -116,7 +123,11 @@ class Parts(NamedTuple):
 def product_dtype(features: Tensor) -> torch.dtype:
     """The dtype that a convolution would compute in: autocast's where it is on."""
     device = features.device.type
-    if features.dtype != torch.float64 and torch.is_autocast_enabled(device):
+    if (
+        features.dtype != torch.float64
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    ):
         return torch.get_autocast_dtype(device)
     return features.dtype
 
@@ -143,7 +154,7 @@ def separate_sums(
     features: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, settings: Pass, dtype: torch.dtype
 ) -> Tensor:
     """features -> sums with the logits kept: differentiable as often as one likes."""
-    with torch.autocast(features.device.type, enabled=False):
+    with _without_autocast(features.device):
         logits = torch.einsum("ck,bkv->bcv", weight.to(dtype), features.to(dtype))
         if bias is not None:
             logits = logits + bias.to(dtype).view(1, -1, 1)
