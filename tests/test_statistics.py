@@ -137,7 +137,9 @@ def test_many_voxels_lose_no_accuracy(backend: str) -> None:
     target = torch.ones(1, voxels, dtype=torch.uint8)
     stats = softdice.overlap_statistics(input, target, fields=("intersection", "prediction", "target"), validate=False)
     exact = voxels * torch.tensor(0.1).double().item()
-    slack = 1e-6 if backend == "reference" else 2.4e-7  # the reference adds pairwise in float32, as the seed does
+    # A block of 512 voxels is added up in float32, in as many lanes as the vector unit has: four round more often than
+    # sixteen. The reference adds pairwise in float32, as the seed does.
+    slack = 1e-6
     assert abs(stats.target.double().item() / voxels - 1) <= 1.2e-7
     assert abs(stats.prediction.double().item() / exact - 1) <= slack
     assert abs(stats.intersection.double().item() / exact - 1) <= slack
