@@ -1,4 +1,4 @@
-"""README and one address -> what a package index shows: links that lead somewhere from there, and the project's pages."""
+"""README, one address -> what a package index shows: links that lead somewhere from there, the project's pages."""
 
 import re
 from pathlib import Path

@@ -77,7 +77,15 @@ assert read_image("a.nrrd").array.size == 60
     "cli": COMMAND.format("check"),
     "score": PAIRS + COMMAND.format("score masks labels --report report.html"),
     "train": PAIRS + COMMAND.format("train . --out run --max-steps 2 --patch 16"),
-    "all": COMMAND.format("train --out run --max-steps 2"),
+    "all": """
+import importlib, pkgutil, softdice
+from softdice import *
+from softdice.training.brain import brain_cases
+for module in pkgutil.walk_packages(softdice.__path__, "softdice."):
+    if "triton" not in module.name and not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+assert DiceScore is softdice.DiceScore and brain_cases(0.2)
+""",
 }
 """Extra -> a program that needs all of it."""
 
@@ -99,7 +107,9 @@ def run(*command: object, cwd: Path = ROOT, show: bool = False, **environment: s
     return done.stdout
 
 
-def environment(name: str, *packages: object, over: str | None = None) -> Path:
+def environment(
+    name: str, *packages: object, over: str | None = None, constraints: Path = ROOT / "constraints.txt"
+) -> Path:
     """name, packages -> Python of a new environment with them; over: that sees the packages of another, too."""
     folder = WORK / name
     venv.create(folder, with_pip=True, clear=True, symlinks=os.name != "nt")
@@ -109,12 +119,14 @@ def environment(name: str, *packages: object, over: str | None = None) -> Path:
         (mine,) = site_packages(name)
         (mine / "below.pth").write_text(f"{site}\n")
     # -qq: errors, and no warnings of pip about itself
-    run(python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", ROOT / "constraints.txt", *packages)
+    run(python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", constraints, *packages)
     return python
 
 
 def site_packages(name: str) -> list[Path]:
-    return [path for path in (WORK / name).rglob("site-packages") if path.parent.name.lower().startswith(("python", "lib"))]
+    return [
+        path for path in (WORK / name).rglob("site-packages") if path.parent.name.lower().startswith(("python", "lib"))
+    ]
 
 
 def built() -> tuple[Path, Path]:
@@ -128,16 +140,20 @@ def built() -> tuple[Path, Path]:
 
 
 def check_contents(sdist: Path) -> None:
-    """What git keeps is in the sdist, so that `make test` runs there; and the version has its entry in the changelog."""
+    """What git keeps is in the sdist, so that `make test` runs there; the version has its entry in the changelog."""
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     if (ROOT / ".git").exists():
         kept = run("git", "ls-files").splitlines()
         lost = [name for name in kept if name not in held and not name.startswith(NOT_IN_THE_SDIST)]
         if lost:
-            sys.exit(f"dist: expected all that git keeps in the sdist, got none of {', '.join(lost)}. See pyproject.toml.")
+            sys.exit(
+                f"dist: expected all that git keeps in the sdist, got none of {', '.join(lost)}. See pyproject.toml."
+            )
     version = sdist.name.removeprefix("softdice-").removesuffix(".tar.gz")
-    if not re.search(rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE):
+    if not re.search(
+        rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    ):
         sys.exit(f"dist: expected '## {version} (date)' in CHANGELOG.md, got none. Write what is new.")
 
 

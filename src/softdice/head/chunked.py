@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.kernels import registry
+from softdice.kernels import trial
 from softdice.settings import Pass
 from softdice.statistics import gradient, sum_voxels
 
@@ -183,7 +183,7 @@ class ChunkedSums(torch.autograd.Function):
         weight_CK, bias_C1 = _converted(weight, bias, dtype)
         samples, voxels = grid.chunks(B, V)[0]
         first = features.new_empty((), dtype=dtype).expand(samples.stop, C, voxels.stop)
-        ctx.backend = registry.choose(first, target, voxel_weight)  # one for all chunks
+        ctx.backend = trial.choose(first, target, voxel_weight, regions, settings)  # one for all chunks
         columns = C if regions is None else regions.shape[0]
 
         def lane(chunks: list[Chunk]) -> Tensor:
