@@ -20,7 +20,7 @@ import softdice
 from softdice.kernels import registry, trial
 from softdice.kernels.triton import declared, launch
 from softdice.kernels.triton import driver as cuda
-from softdice.settings import FIELDS, Pass
+from softdice.settings import FIELDS
 
 
 @pytest.fixture(autouse=True)
@@ -349,6 +349,7 @@ class TestTrial:
     def chosen(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(registry, "choose", lambda *_: "triton")
         monkeypatch.setattr(trial, "_found", {})
+        monkeypatch.setattr(trial, "_failed", [])
         monkeypatch.setattr(trial, "VOXELS", (1, 150))  # the interpreter is slow
         with softdice.use_backend("auto"):
             yield
@@ -419,13 +420,17 @@ class TestTrial:
         softdice.overlap_statistics(input, target, activation="softmax")
         assert list(trial._found.values()) == [None]
 
-    def test_compiled_code_knows_what_failed_before(self, monkeypatch: pytest.MonkeyPatch, launches: list[str]) -> None:
+    def test_compiled_code_knows_what_failed_before(self, launches: list[str]) -> None:
         input, target = case(3, "softmax", False, dtype=torch.float32)
-        settings = Pass(activation="softmax")
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.compiler, "is_compiling", lambda: True)
-            assert trial.choose(input.flatten(2), target.flatten(1), None, None, settings) == "triton"
-            patch.setattr(trial, "_found", {"before": "off by 1"})
-            assert trial.choose(input.flatten(2), target.flatten(1), None, None, settings) == "reference"
-        softdice.overlap_statistics(input, target, activation="softmax")  # what every test here does: a launch
-        assert launches
+
+        def intersection(x: Tensor) -> Tensor:
+            return softdice.overlap_statistics(x, target, activation="softmax", fields=("intersection",)).intersection
+
+        right = intersection(input)
+        launches.clear()
+        compiled = torch.compile(intersection, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(input), right)
+        assert launches == ["forward_kernel"]
+        trial._failed.append("statistics that are off by 1")
+        torch.testing.assert_close(compiled(input), right)
+        assert launches == ["forward_kernel"]

@@ -26,6 +26,7 @@ TOLERANCE = 1e-4
 TOLERANCE_DOUBLE = 1e-9
 
 _found: dict[Hashable, str | None] = {}
+_failed: list[str] = []
 _lock = threading.Lock()
 
 
@@ -35,7 +36,7 @@ def choose(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor
     if name != "triton" or registry.asked() != "auto":
         return name
     if torch.compiler.is_compiling():  # nothing can be tried now; what failed in eager code is known
-        return "reference" if any(_found.values()) else name
+        return "reference" if _failed else name
     return name if problem(input, target, weight, regions, settings) is None else "reference"
 
 
@@ -52,9 +53,10 @@ def problem(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tenso
         if key not in _found:
             if _capturing(input.device):
                 return None
-            _found[key] = _outcome(*_case(input, target, weight, settings), regions, settings)
-            if _found[key] is not None:
-                warnings.warn(_advice(input.device, settings, _found[key]), RuntimeWarning, stacklevel=2)
+            found = _found[key] = _outcome(*_case(input, target, weight, settings), regions, settings)
+            if found is not None:
+                _failed.append(found)
+                warnings.warn(_advice(input.device, settings, found), RuntimeWarning, stacklevel=2)
         return _found[key]
 
 
@@ -62,7 +64,7 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _advice(device: torch.device, settings: Pass, found: str | None) -> str:
+def _advice(device: torch.device, settings: Pass, found: str) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return (
         f"softdice: expected Triton's kernels to agree with the reference on {name}, got {found} "
