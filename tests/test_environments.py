@@ -70,7 +70,7 @@ def test_numba_that_may_not_compile() -> None:
 
 def test_info_promises_what_there_is() -> None:
     shown = said(python(WITHOUT + "sys.argv[1:2] = ['info']\nfrom softdice.cli import main; main()", "numba"))
-    assert "  auto: all others go to 'reference'\n" in shown or torch.cuda.is_available()
+    assert "  auto: all inputs go to 'reference'\n" in shown or torch.cuda.is_available()
     assert "'cpu'" not in shown
     assert "cpu: not on this machine: numba is not installed" in shown
 

@@ -136,12 +136,10 @@ def automatic() -> list[str]:
     """() -> what "auto" does on this machine, in words."""
     triton = torch.cuda.is_available() and triton_missing() is None
     unchecked = [name for name, there in (("ROCm", torch.version.hip), ("XPU", torch.xpu.is_available())) if there]
-    return [
-        *(["CUDA inputs go to 'triton'"] if triton else []),
-        *([f"CPU inputs of at least {SMALL_NUMEL} elements go to 'cpu'"] if cpu_missing() is None else []),
-        *(f"{name} inputs go to 'reference', since no kernel is checked there" for name in unchecked),
-        "all others go to 'reference'",
-    ]
+    rules = ["CUDA inputs go to 'triton'"] if triton else []
+    rules += [f"CPU inputs of at least {SMALL_NUMEL} elements go to 'cpu'"] if cpu_missing() is None else []
+    rules += [f"{name} inputs go to 'reference', since no kernel is checked there" for name in unchecked]
+    return [*rules, f"all {'others' if rules else 'inputs'} go to 'reference'"]
 
 
 def choose(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
