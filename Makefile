@@ -3,9 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEV := .venv/.dev
 PEERS := .venv/.peers
+# Twice quiet: errors are shown, what pip warns of (its sources, its age) is not.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test quick test-gpu test-browser check format notebook docs bench bench-gpu clean
+.PHONY: help demo test quick test-gpu test-browser test-lowest dist check format notebook docs bench bench-gpu clean
 
 help:
 	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
@@ -13,6 +15,8 @@ help:
 	@echo "make quick   what a change of the core should pass first: no peers, no files, no processes"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make test-browser  the report in Chromium; fails where there is none (apt-get install chromium)"
+	@echo "make test-lowest  tests with the oldest releases that pyproject.toml allows, in build/ (TORCH=floor: torch's, too)"
+	@echo "make dist    wheel and sdist, and whether they install and run alone, with every extra"
 	@echo "make check   format, lint, types, documentation"
 	@echo "make notebook  run examples/soft_dice_loss.md and keep what it prints and draws in the notebook beside it"
 	@echo "make bench   time and memory against the peers"
@@ -20,14 +24,16 @@ help:
 	@echo "make docs    the documentation, into site/"
 
 $(DEV): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing what is needed into .venv; the first time takes some minutes"
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
 
 # Peers that would bring torchvision, which has no CPU build for the pinned torch: their losses need none of it.
 $(PEERS): $(DEV) constraints-peers.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-peers.txt
-	touch $@
+	@echo "Installing the peers into .venv"
+	@$(PIP) --no-deps -r constraints-peers.txt
+	@touch $@
 
 demo: $(DEV)
 	$(BIN)/softdice check
@@ -44,6 +50,12 @@ test-gpu: $(DEV)
 
 test-browser: $(DEV)
 	SOFTDICE_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/test_scoring_browser.py
+
+test-lowest:
+	@$(PYTHON) tests/lowest.py
+
+dist:
+	@$(PYTHON) tests/distribution.py
 
 check: $(DEV)
 	$(BIN)/ruff format --check .

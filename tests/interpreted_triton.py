@@ -17,9 +17,9 @@ from test_kernels import case, operator_arguments, sums_and_gradient
 from torch import Tensor
 
 import softdice
-from softdice.kernels import registry
+from softdice.kernels import registry, trial
+from softdice.kernels.triton import declared, launch
 from softdice.kernels.triton import driver as cuda
-from softdice.kernels.triton import launch
 from softdice.settings import FIELDS
 
 
@@ -340,3 +340,97 @@ class TestChoice:
         with softdice.use_backend("auto"):  # the interpreter is for checking, never chosen for a CPU tensor
             assert registry.choose(torch.zeros(1, 2, registry.SMALL_NUMEL), target[:1, 0].flatten(1), None) == "cpu"
         softdice.overlap_statistics(input, target, activation="softmax")
+
+
+class TestTrial:
+    """Under "auto" the first pass of a kind on a device is tried; here CPU tensors play those of a GPU."""
+
+    @pytest.fixture(autouse=True)
+    def chosen(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(registry, "choose", lambda *_: "triton")
+        monkeypatch.setattr(trial, "_found", {})
+        monkeypatch.setattr(trial, "_failed", [])
+        monkeypatch.setattr(trial, "VOXELS", (1, 150))  # the interpreter is slow
+        with softdice.use_backend("auto"):
+            yield
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("activation, dense", [("softmax", False), ("sigmoid", True), ("none", False)])
+    def test_the_right_kernels_pass_once(
+        self, dtype: torch.dtype, activation: str, dense: bool, launches: list[str]
+    ) -> None:
+        input, target = case(3, activation, dense, dtype=dtype)
+        options: dict[str, Any] = {} if dense else {"ignore_index": 255}
+        weight = torch.ones(target.shape[0], *input.shape[2:])
+        for _ in range(2):
+            softdice.overlap_statistics(input, target, activation=activation, voxel_weight=weight, **options)
+        assert launches == ["forward_kernel", "backward_kernel"] + 2 * ["forward_kernel"]  # all statistics, both ways
+        assert list(trial._found.values()) == [None]
+
+    def test_channels_last_regions_and_a_head(self) -> None:
+        input, target = case(5, "softmax", False, dtype=torch.float32)
+        softdice.overlap_statistics(
+            input.contiguous(memory_format=torch.channels_last), target, activation="softmax", regions=((0, 1), (3,))
+        )
+        loss = softdice.SoftDiceLoss(3, activation="softmax")
+        softdice.FusedHead(torch.nn.Conv1d(4, 3, 1), loss)(torch.randn(2, 4, 9), torch.zeros(2, 9, dtype=torch.long))
+        assert list(trial._found.values()) == [None, None]
+
+    @pytest.mark.parametrize("fault", ["sums", "slopes", "does not compile", "nan"])
+    def test_wrong_kernels_are_left_for_the_reference(self, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        input, target = case(3, "softmax", False, dtype=torch.float32)
+        right = sums_and_gradient(input, target, activation="softmax")
+        real_terms, real_slopes = declared.terms, declared.slopes
+        plus = "plus(sums, w, p, q, a, b, t)"
+        of_slopes = "slopes(coefficients, p, q, a, b, t)"
+        broken = {
+            "sums": (real_terms, {"PLUS": declared._jit(plus, "return sums")}),
+            "does not compile": (real_terms, {"PLUS": declared._jit(plus, "return tl.no_such_thing(p)")}),
+            "slopes": (real_slopes, {"SLOPES": declared._jit(of_slopes, "return p, q")}),
+            "nan": (real_slopes, {"SLOPES": declared._jit(of_slopes, "return p * float('nan'), p")}),
+        }
+        real, change = broken[fault]
+        monkeypatch.setattr(declared, real.__name__, lambda *given: real(*given) | change)
+        monkeypatch.setattr(trial, "_found", {})
+        with pytest.warns(
+            RuntimeWarning, match="softdice: expected Triton's kernels to agree with the reference on cpu"
+        ):
+            ours = sums_and_gradient(input, target, activation="softmax")
+        (found,) = trial._found.values()
+        assert found is not None
+        assert ("an error of Triton" in found and "no_such_thing" in found) == (fault == "does not compile")
+        again = sums_and_gradient(
+            input, target, activation="softmax"
+        )  # without a second warning, which would be an error
+        for a, b, c in zip(right, ours, again, strict=True):
+            assert torch.equal(b, c)
+            assert (a - b).abs().max() <= 1e-5 * a.abs().max()
+
+    def test_a_backend_by_name_is_not_tried(self) -> None:
+        with softdice.use_backend("triton"):
+            softdice.overlap_statistics(*case(3, "softmax", False), activation="softmax")
+        assert trial._found == {}
+
+    def test_nothing_is_tried_while_a_graph_is_captured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        input, target = case(3, "softmax", False, dtype=torch.float32)
+        monkeypatch.setattr(trial, "_capturing", lambda device: True)
+        softdice.overlap_statistics(input, target, activation="softmax")
+        assert trial._found == {}
+        monkeypatch.setattr(trial, "_capturing", lambda device: False)
+        softdice.overlap_statistics(input, target, activation="softmax")
+        assert list(trial._found.values()) == [None]
+
+    def test_compiled_code_knows_what_failed_before(self, launches: list[str]) -> None:
+        input, target = case(3, "softmax", False, dtype=torch.float32)
+
+        def intersection(x: Tensor) -> Tensor:
+            return softdice.overlap_statistics(x, target, activation="softmax", fields=("intersection",)).intersection
+
+        right = intersection(input)
+        launches.clear()
+        compiled = torch.compile(intersection, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(input), right)
+        assert launches == ["forward_kernel"]
+        trial._failed.append("statistics that are off by 1")
+        torch.testing.assert_close(compiled(input), right)
+        assert launches == ["forward_kernel"]

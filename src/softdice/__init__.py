@@ -6,7 +6,8 @@ logits, target --(fused pass)--> statistics --pool--> --index--> score --cost-->
 from typing import Any
 
 import softdice.interrupt as _interrupt  # noqa: F401 - first: the imports below take seconds
-from softdice import costs, functional, indices, losses, reductions
+import softdice.validation as _validation
+from softdice import costs, functional, indices, losses, metrics, reductions
 from softdice.head import FusedHead, Upsampled
 from softdice.kernels.registry import use_backend
 from softdice.losses import DeepSupervision, OverlapLoss
@@ -17,6 +18,7 @@ from softdice.reproducibility import SystemConfig, setup_system
 from softdice.statistics import OverlapStatistics, overlap_statistics
 from softdice.version import __version__
 
+# What needs torchmetrics; `import *` brings it where that is installed.
 _METRICS = ("DiceScore", "JaccardScore", "PrecisionScore", "RecallScore", "VolumeDifference")
 
 __all__ = [
@@ -36,7 +38,7 @@ __all__ = [
     "setup_system",
     "use_backend",
 ]
-__all__ += _METRICS
+__all__ += _METRICS if metrics.HAS_TORCHMETRICS else ()
 __all__ += losses.named.__all__  # the losses, each listed where it is defined
 __all__ += losses.voxelwise.__all__
 __all__.sort()
@@ -46,10 +48,5 @@ def __getattr__(name: str) -> Any:
     """The metrics are imported when first asked for: they need torchmetrics, which takes a second to import."""
     if name not in _METRICS:
         raise AttributeError(f"module 'softdice' has no attribute {name!r}")
-    try:
-        from softdice import metrics
-    except ImportError as problem:
-        raise ImportError(
-            f"softdice.{name}: expected torchmetrics, got {problem}. pip install 'softdice[metrics]'."
-        ) from problem
+    _validation.attribute_needs(f"softdice.{name}", "torchmetrics", "metrics")
     return getattr(metrics, name)

@@ -141,7 +141,8 @@ def sharding(input: Tensor, target: Tensor, voxel_weight: Tensor | None) -> Shar
         ValueError: split over the classes, partial, or not split alike.
     """
     given = {"input": input, "target": target}
-    given |= {} if voxel_weight is None else {"voxel_weight": voxel_weight}
+    if voxel_weight is not None:
+        given["voxel_weight"] = voxel_weight
     if not any(is_dtensor(value) for value in given.values()):
         return None
     from torch.distributed.tensor import Partial, Replicate, Shard

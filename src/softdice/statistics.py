@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from softdice import distributed, reference, validation
-from softdice.kernels import registry
+from softdice.kernels import trial
 from softdice.settings import FIELDS, Pass
 
 
@@ -187,7 +187,7 @@ def sum_voxels(
     backend: str | None = None,
 ) -> Tensor:
     """What `prepare` returned -> sums (len(fields), B, C), by the backend named, else by the one in force."""
-    backend = backend or registry.choose(input, target, weight)
+    backend = backend or trial.choose(input, target, weight, regions, settings)
     if backend == "reference":
         if settings.validate:
             validation.values(input, target, weight, settings.activation, settings.ignore_index)

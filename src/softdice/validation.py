@@ -7,6 +7,7 @@ range errors during the pass itself and comes here for the message; CUDA and com
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial, wraps
@@ -246,8 +247,8 @@ def _whole(target: Tensor, validate: bool) -> Tensor:
 
 
 def _deferred(tensor: Tensor) -> bool:
-    """Whether a look at the values would stop the device or the compiler: then the check is an assertion."""
-    return tensor.is_cuda or torch.compiler.is_compiling()
+    """Whether there are no values, or a look at them would stop the device or the compiler: an assertion is left."""
+    return tensor.is_cuda or tensor.is_meta or torch.compiler.is_compiling()
 
 
 def values(input: Tensor, target: Tensor, weight: Tensor | None, activation: str, ignore_index: int | None) -> None:
@@ -322,12 +323,40 @@ def weights_error(value: object = UNSEEN, count: object = SOME) -> str:
 
 def package(caller: str, name: str, extra: str) -> ModuleType:
     """name of a package -> the package, imported; the error for a missing one names the extra that brings it."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        missing = (error.name or name).split(".")[0]  # the package itself, or one that it needs
-        missing = {"PIL": "pillow"}.get(missing, missing)
+    packages(caller, (name,), extra)
+    return import_module(name)
+
+
+def packages(caller: str, names: Iterable[str], extra: str) -> None:
+    """names of packages -> all of them can be imported; or one error that names all that are missing, and the extra."""
+    absent = list(dict.fromkeys(filter(None, map(_missing, names))))
+    if absent:
+        got = "no such package" if len(absent) == 1 else "no such packages"
         advice = f"Run: pip install 'softdice[{extra}]'"
         raise ModuleNotFoundError(
-            f"{caller}: expected {missing} to be installed, got no such package. {advice}", name=missing
-        ) from error
+            f"{caller}: expected {', '.join(absent)} to be installed, got {got}. {advice}", name=absent[0]
+        )
+
+
+def _missing(name: str) -> str | None:
+    """name of a package -> of what cannot be found when it is imported, itself or one that it needs; None: nothing."""
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or name).split(".")[0]
+        return {"PIL": "pillow"}.get(missing, missing)
+    return None
+
+
+def attribute_needs(attribute: str, name: str, extra: str) -> None:
+    """For a module's `__getattr__`: "module.attribute", name of the package that it needs -> the package is there.
+
+    Else the module has no such attribute, and hasattr is False. `from module import attribute` would not show why, so
+    what looks the name up for it gets the error itself.
+    """
+    try:
+        package(attribute, name, extra)
+    except ModuleNotFoundError as error:
+        if sys._getframe(2).f_code.co_name == "_handle_fromlist":
+            raise
+        raise AttributeError(str(error)) from error

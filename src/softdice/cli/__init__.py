@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from softdice import interrupt
+from softdice import interrupt, validation
+
+EXTRAS = {"train": "train", "predict": "train", "score": "score"}
+"""Command -> the extra that brings all of it; "cli" for the others."""
 
 
 def main() -> None:
@@ -12,9 +15,8 @@ def main() -> None:
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401
-    except ModuleNotFoundError as error:
-        print(f"softdice: expected {error.name} to be installed, got no such package. Run: pip install 'softdice[cli]'",
-              file=sys.stderr)  # fmt: skip
+    except ModuleNotFoundError:
+        print(_missing(sys.argv[1] if len(sys.argv) > 1 else ""), file=sys.stderr)
         sys.exit(2)
     from softdice.cli.app import app
 
@@ -24,3 +26,15 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         sys.exit(130)
+
+
+def _missing(command: str) -> str:
+    """What the command needs beside the command line is named in the same breath."""
+    from softdice.training import PACKAGES
+
+    caller = f"softdice {command}" if command in EXTRAS else "softdice"
+    try:
+        validation.packages(caller, ("typer", "rich", *PACKAGES.get(command, ())), EXTRAS.get(command, "cli"))
+    except ModuleNotFoundError as error:
+        return str(error)
+    return ""

@@ -7,7 +7,8 @@ import typer
 from torch import Tensor
 
 from softdice import SoftDiceLoss, SystemConfig, setup_system, use_backend
-from softdice.kernels import registry
+from softdice.kernels import registry, trial
+from softdice.settings import Pass
 
 SEED_LOSS = 1.8738912343978882
 """What the seed document prints, a float32."""
@@ -32,8 +33,20 @@ def loss_on(backend: str, prediction: Tensor, ground_truth: Tensor) -> float:
         return SoftDiceLoss(num_classes=3)(prediction.to(device), ground_truth.to(device)).item()
 
 
+def trials(device: torch.device) -> list[tuple[str, str | None]]:
+    """device -> the kinds of pass that losses have, and how Triton's kernels fail each of them there, or None."""
+    input, found = torch.zeros(1, 3, 8, device=device), []
+    labels, values = torch.zeros(1, 8, dtype=torch.long, device=device), torch.zeros_like(input)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for activation, target in (("softmax", labels), ("sigmoid", values), ("none", labels)):
+            settings = Pass(activation=activation)
+            kind = f"{str(dtype).removeprefix('torch.')} {activation}"
+            found.append((kind, trial.problem(input.to(dtype), target, None, None, settings)))
+    return found
+
+
 def check() -> None:
-    """Repeat the seed's check, then compare every backend with float64. Exits 1 when one is off."""
+    """Repeat the seed's check, compare every backend with float64, try Triton's kernels. Exits 1 when one is off."""
     prediction, ground_truth = seed_case()
     loss = loss_on("reference", prediction, ground_truth)
     exact = loss_on("reference", prediction.double(), ground_truth)
@@ -52,6 +65,10 @@ def check() -> None:
         right = distance <= TOLERANCE
         failed |= not right
         print(f"{name:18} {shown:20} distance to float64 {distance:.2e}  {'ok' if right else 'OFF'}")
+    if registry.triton_missing() is None:
+        for kind, problem in trials(torch.device("cpu" if registry.interpreting() else "cuda")):
+            failed |= problem is not None
+            print(f"triton trial of {kind:17} {'ok' if problem is None else 'OFF: ' + problem}")
     if failed:
         print(f"check: expected every backend within {TOLERANCE} of float64, got one that is off. Please report it.")
         raise typer.Exit(1)

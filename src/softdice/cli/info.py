@@ -25,8 +25,7 @@ def info() -> None:
     for device in range(torch.cuda.device_count()):
         print(f"CUDA {device}: {torch.cuda.get_device_name(device)}")
     print(f"Backend asked for: {registry.asked()}")
-    print("  auto: CUDA inputs go to 'triton',")
-    print(f"        CPU inputs of at least {registry.SMALL_NUMEL} elements to 'cpu', all others to 'reference'")
+    print(f"  auto: {'; '.join(registry.automatic())}")
     print("  reference: any device")
     for backend, missing in registry.kernel_backends().items():
         print(f"  {backend}: {'ready' if missing is None else 'not on this machine: ' + missing}")

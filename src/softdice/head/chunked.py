@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.kernels import registry
+from softdice.kernels import trial
 from softdice.settings import Pass
 from softdice.statistics import OverlapStatistics, gradient, sum_voxels
 
@@ -137,7 +138,7 @@ def statistics(made: LinearMap, parts: Parts, settings: Pass, *inputs: Tensor | 
 
 
 def _separate(made: LinearMap, parts: Parts, settings: Pass, inputs: Sequence[Any]) -> Tensor:
-    with torch.autocast(parts.target.device.type, enabled=False):
+    with _without_autocast(parts.target.device):
         return sum_voxels(made.whole(*inputs), *parts, settings)
 
 
@@ -154,7 +155,7 @@ def _in_lanes(lane: Callable[[list[Chunk]], Any], made: LinearMap, device: torch
     shares = [chunks[len(chunks) * i // count : len(chunks) * (i + 1) // count] for i in range(count)]
 
     def run(share: list[Chunk]) -> Any:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), _without_autocast(device):
             return lane(share)
 
     threads = torch.get_num_threads()
@@ -169,6 +170,12 @@ def _in_lanes(lane: Callable[[list[Chunk]], Any], made: LinearMap, device: torch
     finally:
         torch.set_num_threads(threads)
     return [future.result() for future in futures]
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Products as they are written; a device such as meta has no autocast to switch off."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 @lru_cache(maxsize=1)
@@ -203,7 +210,7 @@ class _ChunkedSums(torch.autograd.Function):
         samples, voxels = made.grid.chunks(B, V)[0]
         nothing = torch.zeros((), dtype=made.dtype, device=device)
         first = nothing.expand(samples.stop, C, voxels.stop)
-        ctx.backend = registry.choose(first, target, voxel_weight)  # one for all chunks
+        ctx.backend = trial.choose(first, target, voxel_weight, regions, settings)  # one for all chunks
         columns = C if regions is None else regions.shape[0]
 
         def lane(chunks: list[Chunk]) -> Tensor:

@@ -77,7 +77,8 @@ class _Adjoint:
 def product_dtype(features: Tensor) -> torch.dtype:
     """The dtype that a convolution would compute in: autocast's where it is on."""
     device = features.device.type
-    if features.dtype != torch.float64 and torch.is_autocast_enabled(device):
+    known = torch.amp.is_autocast_available(device)
+    if features.dtype != torch.float64 and known and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return features.dtype
 

@@ -72,7 +72,17 @@ def asked() -> str:
     return name
 
 
-_HAS_NUMBA = importlib.util.find_spec("numba") is not None
+def _numba_missing() -> str | None:
+    """Why Numba compiles nothing in this process, or None."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed: pip install 'softdice[cpu]'"
+    asked = os.environ.get("NUMBA_DISABLE_JIT", "")
+    if asked.lstrip("+-").isdecimal() and int(asked) != 0:  # as Numba reads it
+        return f"NUMBA_DISABLE_JIT={asked} keeps numba from compiling: unset it before Python starts"
+    return None
+
+
+_NUMBA_MISSING = _numba_missing()
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 OLDEST_CAPABILITY = (8, 0)
 """Compute capability from which on the Triton kernels are compiled and checked."""
@@ -80,8 +90,8 @@ OLDEST_CAPABILITY = (8, 0)
 
 @cache
 def compiled_loops(module: str) -> Any:
-    """A module of Numba loops by its full name, imported when they are first wanted; None where there is no Numba."""
-    return importlib.import_module(module) if _HAS_NUMBA else None
+    """A module of Numba loops by its full name, imported when first wanted; None where Numba cannot compile."""
+    return None if _NUMBA_MISSING else importlib.import_module(module)
 
 
 _forks: list[int] = []
@@ -96,7 +106,7 @@ def forked() -> bool:
 
 def cpu_missing() -> str | None:
     """Why the CPU kernel cannot run on this machine, or None."""
-    return None if _HAS_NUMBA else "numba is not installed: pip install 'softdice[cpu]'"
+    return _NUMBA_MISSING
 
 
 def interpreting() -> bool:
@@ -108,7 +118,11 @@ def triton_missing() -> str | None:
     """Why the Triton kernels cannot run on this machine, or None."""
     if not _HAS_TRITON:
         return "triton is not installed: pip install triton (Linux)"
-    if interpreting() or torch.cuda.is_available():
+    if interpreting():
+        return None
+    if torch.version.hip is not None:
+        return "the kernels are not checked on ROCm"
+    if torch.cuda.is_available():
         return None
     return "there is no CUDA device (TRITON_INTERPRET=1 runs the kernels on CPU tensors)"
 
@@ -116,6 +130,16 @@ def triton_missing() -> str | None:
 def kernel_backends() -> dict[str, str | None]:
     """() -> every kernel backend by name, with the reason why it cannot run on this machine, or None."""
     return {"cpu": cpu_missing(), "triton": triton_missing()}
+
+
+def automatic() -> list[str]:
+    """() -> what "auto" does on this machine, in words."""
+    triton = torch.cuda.is_available() and triton_missing() is None
+    unchecked = [name for name, there in (("ROCm", torch.version.hip), ("XPU", torch.xpu.is_available())) if there]
+    rules = ["CUDA inputs go to 'triton'"] if triton else []
+    rules += [f"CPU inputs of at least {SMALL_NUMEL} elements go to 'cpu'"] if cpu_missing() is None else []
+    rules += [f"{name} inputs go to 'reference', since no kernel is checked there" for name in unchecked]
+    return [*rules, f"all {'others' if rules else 'inputs'} go to 'reference'"]
 
 
 def choose(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
@@ -164,8 +188,6 @@ def _triton_unfit(input: Tensor) -> str | None:
     missing = triton_missing()
     if missing is not None or input.device.type == "cpu" or torch.compiler.is_compiling():
         return missing
-    if torch.version.hip is not None:
-        return "the kernels are not checked on ROCm"
     if torch.cuda.get_device_capability(input.device) < OLDEST_CAPABILITY:
         return f"the device is older than compute capability {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
     return None

@@ -1,6 +1,7 @@
 """label maps -> scores: formulas over counts, the counting, distances between surfaces, and the classes that stream."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from softdice import validation
@@ -9,8 +10,10 @@ from softdice.metrics.formulas import dice_score
 STREAMING = ("DiceScore", "JaccardScore", "OverlapMetric", "PrecisionScore", "RecallScore", "VolumeDifference")
 SURFACES = ("AverageSurfaceDistance", "HausdorffDistance", "SurfaceDice", "SurfaceMetric")
 DISTANCES = ("average_surface_distance", "hausdorff_distance", "surface_dice")
+HAS_TORCHMETRICS = find_spec("torchmetrics") is not None
 
-__all__ = ["dice_score", *STREAMING, *SURFACES, *DISTANCES]
+__all__ = ["dice_score", *DISTANCES]
+__all__ += [*STREAMING, *SURFACES] if HAS_TORCHMETRICS else ()
 
 
 def __getattr__(name: str) -> Any:
@@ -20,5 +23,5 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'softdice.metrics' has no attribute {name!r}")
     if home != "distances":
-        validation.package("softdice.metrics", "torchmetrics", "metrics")
+        validation.attribute_needs(f"softdice.metrics.{name}", "torchmetrics", "metrics")
     return getattr(import_module(f"softdice.metrics.{home}"), name)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from softdice.training.run import train
 
 _MODULES = {"PredictionError": "inference", "predict": "inference", "train": "run"}
-_PACKAGES = {"predict": ("monai",), "train": ("lightning", "monai", "matplotlib")}
+PACKAGES = {"predict": ("monai",), "train": ("lightning", "monai", "matplotlib")}
 
 __all__ = ["PredictionError", "TrainConfig", "TrainingError", "predict", "train"]
 
@@ -24,6 +24,5 @@ __all__ = ["PredictionError", "TrainConfig", "TrainingError", "predict", "train"
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for package in _PACKAGES.get(name, ()):
-        validation.package(f"softdice {name}", package, "train")
+    validation.packages(f"softdice {name}", PACKAGES.get(name, ()), "train")
     return getattr(import_module(f"softdice.training.{_MODULES[name]}"), name)

@@ -45,7 +45,9 @@ def _stack(path: Path, tifffile: Any) -> Image:
         try:
             arrays = [series.asarray() for series in several]
         except (ValueError, RuntimeError, ImportError) as error:
-            if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
+            if not isinstance(error, ImportError) and not any(
+                word in str(error) for word in ("imagecodecs", "COMPRESSION")
+            ):
                 raise
             arrays = list(_through_pillow(path, page, several[0].dtype).reshape(len(several), *several[0].shape))
         stack = len(arrays) > 1 and arrays[0].ndim - colour == 2

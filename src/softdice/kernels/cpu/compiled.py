@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import secrets
+import sys
 import warnings
 from collections.abc import Callable, Hashable
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -60,6 +64,20 @@ class _Kept(FunctionCache):
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         return sig, codegen.magic_tuple(), self.variant
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        kept = super().load_overload(sig, target_context)
+        if kept is None:
+            _notice()
+        return kept
+
+
+@cache
+def _notice() -> None:
+    """Say once what takes long; not in the other processes of the same work."""
+    if multiprocessing.parent_process() is None and os.environ.get("LOCAL_RANK", "0") == "0":
+        text = "softdice: compiling the CPU kernel for this machine (once; it is kept for the next process)"
+        print(text, file=sys.stderr, flush=True)
 
 
 def kernel(variant: Hashable) -> Callable[[Callable[..., Any]], Any]:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,7 @@ _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def share_out(kernel: Any, arguments: tuple[Any, ...], tasks: int, numel: int) -> None:
     """Call kernel(*arguments, begin, end) for consecutive shares of range(tasks)."""
     if kernel not in _compiled:
-        with _notice():
-            kernel(*arguments, np.uint64(0), np.uint64(0))  # once, not in every thread
+        kernel(*arguments, np.uint64(0), np.uint64(0))  # it compiles once, not in every thread
         _compiled.add(kernel)
     threads = 1 if numel < ALONE_NUMEL else min(torch.get_num_threads(), tasks)
     if threads == 1:
@@ -105,16 +102,3 @@ def _openmp() -> Any:
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Workers beside the calling thread; a forked process makes its own."""
     return ThreadPoolExecutor(max_workers=threads, thread_name_prefix="softdice")
-
-
-@contextmanager
-def _notice() -> Iterator[None]:
-    """Say what is going on when a kernel compiles for longer than two seconds."""
-    text = "softdice: compiling the CPU kernel for this machine (once; it is kept for the next process)"
-    notice = threading.Timer(2.0, lambda: print(text, file=sys.stderr, flush=True))
-    notice.daemon = True
-    notice.start()
-    try:
-        yield
-    finally:
-        notice.cancel()

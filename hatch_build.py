@@ -1,0 +1,27 @@
+"""README, one address -> what a package index shows: links that lead somewhere from there, the project's pages."""
+
+import re
+from pathlib import Path
+
+from hatchling.metadata.plugin.interface import MetadataHookInterface
+
+
+class CustomMetadataHook(MetadataHookInterface):
+    """`home` of `[tool.hatch.metadata.hooks.custom]` in pyproject.toml is the only place that names the repository."""
+
+    def update(self, metadata: dict) -> None:
+        home, tag = self.config["home"].rstrip("/"), f"v{metadata['version']}"
+
+        def lead(match: re.Match) -> str:
+            mark, text, target = match.groups()
+            return f"{mark}[{text}]({home}/{'raw' if mark else 'blob'}/{tag}/{target})"
+
+        readme = Path(self.root, "README.md").read_text(encoding="utf-8")
+        relative = r"(!?)\[([^\]\n]+)\]\((?!\w+:|#)([^)\s]+)\)"
+        metadata["readme"] = {"content-type": "text/markdown", "text": re.sub(relative, lead, readme)}
+        metadata["urls"] = {
+            "Homepage": home,
+            "Documentation": f"{home}/blob/{tag}/docs/index.md",
+            "Changelog": f"{home}/blob/{tag}/CHANGELOG.md",
+            "Issues": f"{home}/issues",
+        }

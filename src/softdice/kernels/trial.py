@@ -1,0 +1,127 @@
+"""A pass that "auto" would give to Triton -> whether its kernels agree with the reference on the device at hand.
+
+They are compiled on the user's machine, by the user's versions, for the user's card. So the first pass of a kind on a
+device is preceded by a small case of that kind, its statistics and its gradient by kernel and reference. Where they
+differ, or nothing compiles, the reference serves, and a warning says so once. A backend that was asked for by name is
+not tried: it never falls back.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from softdice import reference
+from softdice.kernels import registry
+from softdice.settings import Pass
+
+VOXELS = (2, 1500)
+"""Samples, and voxels of each: several tiles, the last one partly empty."""
+TOLERANCE = 1e-4
+"""Of float32 and half precision, relative to the largest value: rounding stays far below, a wrong kernel far above."""
+TOLERANCE_DOUBLE = 1e-9
+
+_found: dict[Hashable, str | None] = {}
+_failed: list[str] = []
+_lock = threading.Lock()
+
+
+def choose(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass) -> str:
+    """What a pass works on -> "reference", "cpu" or "triton": what `registry.choose` says, but for a failed trial."""
+    name = registry.choose(input, target, weight)
+    if name != "triton" or registry.asked() != "auto":
+        return name
+    if torch.compiler.is_compiling():  # nothing can be tried now; what failed in eager code is known
+        return "reference" if _failed else name
+    return name if problem(input, target, weight, regions, settings) is None else "reference"
+
+
+def problem(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass) -> str | None:
+    """What a pass works on -> how Triton's kernels fail a small case of its kind on that device, or None.
+
+    The answer is kept. While a CUDA graph is captured nothing new is tried.
+    """
+    key = (
+        input.device, input.dtype, input.shape[1], input.stride(1) == 1, target.dtype, target.ndim,
+        None if weight is None else weight.dtype, None if regions is None else regions.shape[0], settings,
+    )  # fmt: skip
+    with _lock:
+        if key not in _found:
+            if _capturing(input.device):
+                return None
+            found = _found[key] = _outcome(*_case(input, target, weight, settings), regions, settings)
+            if found is not None:
+                _failed.append(found)
+                warnings.warn(_advice(input.device, settings, found), RuntimeWarning, stacklevel=2)
+        return _found[key]
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _advice(device: torch.device, settings: Pass, found: str) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return (
+        f"softdice: expected Triton's kernels to agree with the reference on {name}, got {found} "
+        f"({settings.activation}). The reference serves in their place. Please report what `softdice check` prints."
+    )
+
+
+def _case(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tensors of a pass -> small ones of the same dtypes, on the same device; no generator of others is touched."""
+    generator = torch.Generator().manual_seed(0)
+    (B, V), C = VOXELS, input.shape[1]
+    value = torch.rand(B, C, V, generator=generator, dtype=torch.float64) * 0.9 + 0.05  # 1 / p stays in half precision
+    if settings.activation != "none":
+        value = value * 10 - 5
+    elif settings.regions is not None:  # a union's probability is a sum
+        value = (value + 1) / (2 * C)
+    if target.ndim == 2:
+        truth = torch.randint(0, max(C, 2), (B, V), generator=generator)
+        if settings.ignore_index is not None:
+            truth[:, ::7] = settings.ignore_index if settings.ignore_index < 2**63 else 0
+    else:
+        truth = torch.rand(B, C, V, generator=generator, dtype=torch.float64)
+        truth = truth if target.is_floating_point() else truth.round()
+    if input.stride(1) == 1:  # channels last
+        value = value.transpose(1, 2).contiguous().transpose(1, 2)
+    some = None if weight is None else torch.randint(0, 3, (B, V), generator=generator).to(weight)
+    return value.to(input), truth.to(target), some
+
+
+def _outcome(
+    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
+) -> str | None:
+    """A case -> in what way kernel and reference differ, or None."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
+        wide = input.detach().double().requires_grad_()
+        exact = reference.statistics(wide, target, weight, regions, settings)
+        mix = torch.linspace(0.5, 1, exact.numel(), dtype=exact.dtype, device=exact.device).view(exact.shape)
+        (slope,) = torch.autograd.grad(exact, wide, mix)
+        try:
+            from softdice.kernels.triton import driver
+
+            sums, _ = driver.statistics(input, target, weight, regions, settings)
+            gradient = driver.gradient(mix.to(sums.dtype), input, target, weight, regions, settings)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever Triton's versions and compilers raise
+            import triton
+
+            first = (str(error).splitlines() or [""])[0]
+            return f"an error of Triton {triton.__version__}: {type(error).__name__}: {first}"
+    off = max(_distance(sums.flatten(1), exact.flatten(1)), _distance(gradient.flatten(), slope.flatten()))
+    rounding = 0.0 if input.dtype == torch.float64 else max(TOLERANCE, 2 * torch.finfo(input.dtype).eps)
+    return None if off <= max(TOLERANCE_DOUBLE, rounding) else f"statistics or a gradient that are off by {off:.1e}"
+
+
+def _distance(ours: Tensor, exact: Tensor) -> float:
+    """The largest distance, relative to the largest value of its row; infinite where a number is none."""
+    scale = exact.detach().abs().amax(-1).clamp_min(1e-3)
+    off = ((ours.double() - exact.detach()).abs().amax(-1) / scale).amax().item()
+    return off if off == off else float("inf")
