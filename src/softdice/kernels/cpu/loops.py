@@ -23,6 +23,7 @@ from softdice.kernels.cpu.compiled import each, jit, read_apart, write_apart
 from softdice.kernels.cpu.rows import prefetch
 from softdice.terms import STATISTICS, SYMBOLS, Statistic, function
 
+RUN = np.uint64(512)  # voxels whose sums stay in registers, in the arithmetic's type, before they are added in float64
 MANY = 12  # of more classes a voxel's own class is done by itself: a comparison per class costs more
 
 
@@ -309,12 +310,14 @@ def loops(kind: Kind) -> Loops:
     @jit
     def class_sums(x, xo, e, eo, rows, c, y, yo, n, s, out):
         """The sums of one class, added to out (fields, K); returns how many values are out of range."""
-        sums, bad = class_nothing(), ZERO
-        for v in range(n):
-            weight, k = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), v, s)
-            sums = class_plus(sums, weight, *k)
-            bad += outside(k, s)
-        class_put(out, c, 1.0, sums)
+        bad = ZERO
+        for begin in range(np.uint64(0), n, RUN):
+            sums = class_nothing()
+            for v in range(begin, min(begin + RUN, n)):
+                weight, k = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), v, s)
+                sums = class_plus(sums, weight, *k)
+                bad += outside(k, s)
+            class_put(out, c, 1.0, sums)
         return np.int64(bad)
 
     @jit
