@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from softdice.kernels.cpu.compiled import jit, kernel, read_apart, write_apart
+from softdice.kernels.cpu.compiled import alive, borrowed, jit, kernel, read_apart, write_apart
 
 u = np.uint64
 SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
@@ -62,6 +62,7 @@ def beside(z, y, r, box, W, rows, shares):
 @kernel(("interpolate", SOURCE))
 def interpolate(low, z0, z, y, x, first, out):
     """Output rows first, first + 1, ... of every sample and class, into out."""
+    low, z, y, x, out = borrowed((low, z, y, x, out))
     B, C, _, _, w = low.shape
     index, share = x
     W = u(index.shape[1])
@@ -69,8 +70,11 @@ def interpolate(low, z0, z, y, x, first, out):
     box = reach(z, y, first, R)
     height = box[3] - box[2]
     count = (box[1] - box[0]) * height
-    line, wide = np.empty(w, out.dtype), np.empty(count * index.shape[1], out.dtype)
-    rows, shares = np.zeros(4, np.uint64), np.zeros(4, out.dtype)
+    scratch = (
+        np.empty(w, out.dtype), np.empty(count * index.shape[1], out.dtype), np.zeros(4, np.uint64),
+        np.zeros(4, out.dtype),
+    )  # fmt: skip
+    line, wide, rows, shares = borrowed(scratch)
     for bc in range(B * C):
         for i in range(count):
             for j in range(w):
@@ -89,11 +93,13 @@ def interpolate(low, z0, z, y, x, first, out):
             else:
                 for j in range(W):
                     out[o + j] = of_p * wide[p + j] + of_q * wide[q + j] + of_s * wide[s + j] + of_t * wide[t + j]
+    alive(scratch)
 
 
 @kernel(("add_adjoint", SOURCE))
 def add_adjoint(grad, z, y, back, width, first, sums, z0):
     """dL/d(output rows first, first + 1, ...) -> added to dL/d(low rows). back: the transposed table of the columns."""
+    grad, z, y, back, sums = borrowed((grad, z, y, back, sums))
     B, C, _, _, w = sums.shape
     index, share = back
     R = grad.size // max(B * C * width, 1)
@@ -101,8 +107,10 @@ def add_adjoint(grad, z, y, back, width, first, sums, z0):
     box = reach(z, y, first, R)
     height = box[3] - box[2]
     count = (box[1] - box[0]) * height
-    line, wide = np.empty(w, grad.dtype), np.empty(count * width, grad.dtype)
-    rows, shares = np.zeros(4, np.uint64), np.zeros(4, grad.dtype)
+    scratch = (
+        np.empty(w, grad.dtype), np.empty(count * width, grad.dtype), np.zeros(4, np.uint64), np.zeros(4, grad.dtype),
+    )  # fmt: skip
+    line, wide, rows, shares = borrowed(scratch)
     for bc in range(B * C):
         for j in range(u(wide.size)):
             wide[j] = 0
@@ -122,3 +130,4 @@ def add_adjoint(grad, z, y, back, width, first, sums, z0):
             stretch(wide, u(i) * W, index, share, line, u(0))
             for j in range(w):
                 sums[bc // C, bc % C, box[0] + i // height - z0, box[2] + i % height, j] += line[j]
+    alive(scratch)

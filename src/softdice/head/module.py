@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from softdice import validation
 from softdice.head.chunked import Grid, Parts, statistics
-from softdice.head.product import Product, product_dtype
+from softdice.head.product import Product, autocasts, product_dtype
 from softdice.head.upsampled import Upsampled
 from softdice.losses.base import Loss
 from softdice.statistics import prepare
@@ -173,7 +173,7 @@ class FusedHead(nn.Module):
         if features.device != self.weight.device:
             advice = "Move one of them with .to(device)."
             validation.fail(f"features on {self.weight.device} like the weight", features.device, advice)
-        converted = torch.is_autocast_enabled(features.device.type) and torch.float64 not in (
+        converted = autocasts(features.device.type) and torch.float64 not in (
             features.dtype, self.weight.dtype,
         )  # fmt: skip
         if features.dtype not in validation.INPUT_DTYPES or not (converted or features.dtype == self.weight.dtype):

@@ -74,11 +74,15 @@ class _Adjoint:
         )
 
 
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a kind of device; some, such as meta, have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def product_dtype(features: Tensor) -> torch.dtype:
     """The dtype that a convolution would compute in: autocast's where it is on."""
     device = features.device.type
-    known = torch.amp.is_autocast_available(device)
-    if features.dtype != torch.float64 and known and torch.is_autocast_enabled(device):
+    if features.dtype != torch.float64 and autocasts(device):
         return torch.get_autocast_dtype(device)
     return features.dtype
 

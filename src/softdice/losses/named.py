@@ -59,7 +59,7 @@ class SoftDiceLoss(OverlapLoss):
         >>> ground_truth = torch.zeros(1, 4, 4)
         >>> ground_truth[:, :2], ground_truth[:, 2] = 1, 2
         >>> loss(prediction, ground_truth)
-        tensor(1.1406, grad_fn=<DivBackward0>)
+        tensor(1.1406, grad_fn=<MeanBackward0>)
 
     Source: L. R. Dice, Ecology 26 (3), 1945; F. Milletari et al., "V-Net", 3DV 2016; the logarithm, K. C. L. Wong et
     al., MICCAI 2018, eq. 2.
