@@ -79,6 +79,7 @@ bench: $(DEV) $(PEERS)
 	$(BIN)/python -m benchmarks.dropins
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.head
+	$(BIN)/python -m benchmarks.upsampled
 	$(BIN)/python -m benchmarks.scores
 	$(BIN)/python -m benchmarks.distances
 
