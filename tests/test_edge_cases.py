@@ -193,3 +193,15 @@ def test_function_transforms() -> None:
     labels3[1, 0, 0] = 9
     with pytest.raises(ValueError, match=r"labels in \[0, 3\), got values outside \(some voxels\)"):
         torch.func.vmap(score)(inputs3, labels3)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("pooling", ["batch", "sample"])
+def test_an_empty_batch_is_a_loss_of_0(pooling: str, reduction: str) -> None:
+    logits = torch.zeros(0, 3, 8, requires_grad=True)
+    loss = softdice.JaccardLoss(3, activation="softmax", pooling=pooling, reduction=reduction)
+    value = loss(logits, torch.zeros(0, 8, dtype=torch.int64))
+    value.backward()
+    assert value == 0
+    assert logits.grad is not None
+    assert logits.grad.shape == (0, 3, 8)

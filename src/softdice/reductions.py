@@ -10,6 +10,16 @@ ABSENT = ("count", "skip")
 REDUCTIONS = ("mean", "sum", "none")
 
 
+def mean(values: Tensor) -> Tensor:
+    """values -> their mean; 0 for none, where torch says nan (an empty batch).
+
+    Example:
+        >>> mean(torch.tensor([1.0, 3.0])), mean(torch.zeros(0, 3))
+        (tensor(2.), tensor(0.))
+    """
+    return values.mean() if values.numel() else values.sum()
+
+
 def reduce(
     cost: Tensor, *, class_weight: Tensor | None = None, present: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
@@ -35,7 +45,7 @@ def reduce(
         tensor(1.)
     """
     if class_weight is None and present is None:
-        return cost if reduction == "none" else (cost.sum() if reduction == "sum" else cost.mean())
+        return cost if reduction == "none" else (cost.sum() if reduction == "sum" else mean(cost))
     weight = torch.ones_like(cost) if class_weight is None else class_weight.to(cost).expand_as(cost)
     if present is not None:
         if reduction == "none":

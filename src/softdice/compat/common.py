@@ -214,11 +214,6 @@ def tversky(
     return (tp + smooth) / (extent.clamp_min(least) if least else extent)
 
 
-def mean(values: Tensor) -> Tensor:
-    """values -> their mean; 0 for none, where torch says nan (an empty batch)."""
-    return values.mean() if values.numel() else values.sum()
-
-
 class CrossEntropyLoss(nn.CrossEntropyLoss):
     """torch's cross-entropy from a pass; labels (B, 1, *S) and floats, too. A map (reduction "none") is torch's own."""
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softdice import validation
+from softdice import reductions, validation
 from softdice.compat import common
 from softdice.losses.supervision import at_resolution
 from softdice.statistics import OverlapStatistics
@@ -155,7 +155,7 @@ class _OverlapLoss(_MonaiLoss):
         cost = self.cost(stats.pool() if self.batch else stats)
         if self.reduction == "none":
             return cost.view(*cost.shape, *[1] * (ndim - 2)) if self.broadcast else cost
-        return common.mean(cost) if self.reduction == "mean" else cost.sum()
+        return reductions.mean(cost) if self.reduction == "mean" else cost.sum()
 
     @abstractmethod
     def cost(self, stats: OverlapStatistics) -> Tensor:

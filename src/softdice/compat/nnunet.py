@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softdice import validation
+from softdice import reductions, validation
 from softdice.compat import common
 from softdice.statistics import OverlapStatistics
 
@@ -97,7 +97,7 @@ class SoftDiceLoss(common.DropIn):
             more = (self.clip_tp - tp).clamp_min(0)
             tp, predicted, truth = tp + more, predicted + more, truth + more
         dice = common.tversky(tp, predicted, truth, 0.5, 0.5, self.smooth / 2, self.smooth / 2, least=0.5e-8)
-        return -common.mean(dice if self.do_bg else dice[..., 1:])
+        return -reductions.mean(dice if self.do_bg else dice[..., 1:])
 
 
 @common.declared

@@ -54,7 +54,7 @@ def gradient(
 
 
 def _eager(input: Tensor, target: Tensor) -> bool:
-    """Whether nobody looks: no compiler, mode, profiler or subclass. The operator would cost 50 microseconds more."""
+    """Whether nobody looks: no compiler, mode, profiler or subclass. The operator costs what small inputs feel."""
     return (
         not torch.compiler.is_compiling()
         and type(input) in _PLAIN

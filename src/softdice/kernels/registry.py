@@ -21,8 +21,8 @@ from softdice.validation import choice, public, public_as
 NAMES = ("auto", "reference", "cpu", "triton")
 
 SMALL_NUMEL = 4096
-"""Inputs of fewer elements go to the reference under "auto": they would save some 50 microseconds a step
-(`python -m benchmarks.small`), which the compiling of a kernel is not worth."""
+"""Inputs of fewer elements go to the reference under "auto": what a step would save (`python -m benchmarks.small`) the
+compiling of a kernel is not worth."""
 
 _chosen: list[str] = []
 

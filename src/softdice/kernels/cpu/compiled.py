@@ -144,8 +144,8 @@ def memory(typing_context: Any, address: Any, dtype: Any) -> Any:
 def borrowed(typing_context: Any, value: Any) -> Any:
     """Arrays, or tuples of arrays and numbers -> the same without a reference count.
 
-    Every function counts the arrays that it is handed, and back, in memory that the threads share: some hundred
-    nanoseconds a block. Whoever borrows keeps the owner: an argument of a kernel, or what `alive` is called with.
+    Every function counts the arrays that it is handed, and back, in memory that the threads share, for every block.
+    Whoever borrows keeps the owner: an argument of a kernel, or what `alive` is called with.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
