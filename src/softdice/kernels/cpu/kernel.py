@@ -16,7 +16,7 @@ import numpy as np
 from softdice.kernels.cpu.compiled import alive, borrowed, jit, kernel, memory
 from softdice.kernels.cpu.loops import Kind, Rows, loops
 from softdice.kernels.cpu.regions import unions
-from softdice.kernels.cpu.rows import clean_weights, load, load_labels, prefetch, store
+from softdice.kernels.cpu.rows import beyond, clean_weights, load, load_labels, prefetch, store
 
 PAGE = np.uint64(512)  # elements, no more than a page of memory holds
 AHEAD = np.uint64(2048)  # voxels whose gradient's pages are touched together
@@ -177,10 +177,13 @@ def forward(kind: Kind) -> Any:
                 xo, ld = _logits(job.input, b, C, v0, n, xs, block)
                 if SOFTMAX:
                     softmax(x, xo, ld, C, n, known, e, block, unread)
+                if UNION and not SOFTMAX:
+                    for c in range(C):  # of all classes, in a region or not
+                        wrong += beyond(x, xo + c * ld, n, s.low, s.high, w)
                 for k in range(K):
                     if UNION:
                         wrong += region_truth(job.target, job.member, C, b, v0, k, n, t, w, z, y)
-                        wrong += region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, zero, s)
+                        region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, zero)
                         class_sums(z, zero, e, C * block, of_union, k, y, zero, n, s, out)
                     else:
                         yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
@@ -246,7 +249,7 @@ def backward(kind: Kind) -> Any:
                         ho = k * block if KEPT else zero
                         if UNION:
                             region_truth(job.target, job.member, C, b, v0, k, n, t, w, own, y)
-                            region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, ho, s)
+                            region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, ho)
                             class_slope(z, ho, e, C * block, of_union, k, y, zero, n, s, coef, h, ho)
                         else:
                             yo = _row(job.target, b, k, v0, n, y) if VALUES else zero

@@ -34,17 +34,13 @@ def unions(SOFTMAX: bool, LABELS: bool, R: Any) -> Unions:
     ZERO, ONE, LOWEST = R(0), R(1), R(-np.inf)
 
     @jit
-    def row(member, x, xo, ld, C, k, n, rows, e, eld, z, zo, s):
-        """Region k: the sum of its exponentials into e behind those of the C classes, z into z; else p into z.
-
-        Returns how many probabilities are out of range, of its own classes.
-        """
-        w, m, to, bad = rows.w, rows.m, C * eld, np.int32(0)
+    def row(member, x, xo, ld, C, k, n, rows, e, eld, z, zo):
+        """Region k: the sum of its exponentials into e behind those of the C classes, z into z; else p into z."""
+        w, m, to = rows.w, rows.m, C * eld
         for v in range(n):
             z[zo + v] = LOWEST if SOFTMAX else ZERO
         for c in range(C):
             if member[k, c]:
-                bad += np.int32(0) if SOFTMAX else beyond(x, xo + c * ld, n, s.low, s.high, w)
                 for v in range(n):
                     value = x[xo + c * ld + v] if w[v] > ZERO else ZERO
                     if SOFTMAX:
@@ -68,7 +64,6 @@ def unions(SOFTMAX: bool, LABELS: bool, R: Any) -> Unions:
                 if member[k, c]:
                     for v in range(n):
                         e[to + v] += e[c * eld + v]
-        return bad
 
     @jit
     def truth(target, member, C, b, v0, k, n, t, w, spare, y):
