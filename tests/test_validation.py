@@ -324,7 +324,7 @@ def test_an_input_that_is_no_tensor() -> None:
         SoftDiceLoss(3)([1.0], Y)
 
 
-def test_a_probability_is_checked_whether_its_class_is_in_a_region_or_not(backend: str) -> None:
+def test_a_value_is_checked_whether_its_class_is_in_a_region_or_not(backend: str) -> None:
     input = torch.full((1, 3, 9000), 0.3)
     labels = torch.zeros(1, 9000, dtype=torch.int64)
     for channel in range(3):
@@ -332,4 +332,7 @@ def test_a_probability_is_checked_whether_its_class_is_in_a_region_or_not(backen
         wrong[0, channel, 8999] = 1.5
         with pytest.raises(ValueError, match=r"got 1\.5 "):
             softdice.overlap_statistics(wrong, labels, regions=((0, 1),))
+        for activation in ("none", "softmax"):
+            with pytest.raises(ValueError, match=r"got 1\.5 "):
+                softdice.overlap_statistics(input, wrong, regions=((0, 1),), activation=activation)
     softdice.overlap_statistics(input, labels, regions=((0, 1),))

@@ -164,7 +164,7 @@ def forward(kind: Kind) -> Any:
         m, r, ls, y, nought, z = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
         known, of_union = Rows(w, t, m, r, ls, nought), Rows(w, t, nought, r, ls, nought)
         x = memory(job.input.address, R) if job.input.direct else xs
-        ys = memory(job.target.address, R) if VALUES and job.target.direct else y
+        ys = memory(job.target.address, R) if not LABELS and job.target.direct else y
         unread = rows[:1]
         for task in range(begin, end):
             b = task // job.chunks
@@ -177,12 +177,15 @@ def forward(kind: Kind) -> Any:
                 xo, ld = _logits(job.input, b, C, v0, n, xs, block)
                 if SOFTMAX:
                     softmax(x, xo, ld, C, n, known, e, block, unread)
-                if UNION and not SOFTMAX:
-                    for c in range(C):  # of all classes, in a region or not
+                for c in range(C if UNION else zero):  # the values of all classes, in a region or not
+                    if not SOFTMAX:
                         wrong += beyond(x, xo + c * ld, n, s.low, s.high, w)
+                    if not LABELS:
+                        yo = _row(job.target, b, c, v0, n, y)
+                        wrong += beyond(ys, yo, n, R(0), R(1), w)
                 for k in range(K):
                     if UNION:
-                        wrong += region_truth(job.target, job.member, C, b, v0, k, n, t, w, z, y)
+                        region_truth(job.target, job.member, C, b, v0, k, n, t, z, y)
                         region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, zero)
                         class_sums(z, zero, e, C * block, of_union, k, y, zero, n, s, out)
                     else:
@@ -248,7 +251,7 @@ def backward(kind: Kind) -> Any:
                     for k in range(K):
                         ho = k * block if KEPT else zero
                         if UNION:
-                            region_truth(job.target, job.member, C, b, v0, k, n, t, w, own, y)
+                            region_truth(job.target, job.member, C, b, v0, k, n, t, own, y)
                             region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, ho)
                             class_slope(z, ho, e, C * block, of_union, k, y, zero, n, s, coef, h, ho)
                         else:

@@ -17,7 +17,7 @@ import numpy as np
 
 from softdice.kernels.cpu.arithmetic import exp, log, minus
 from softdice.kernels.cpu.compiled import jit, memory
-from softdice.kernels.cpu.rows import beyond, load
+from softdice.kernels.cpu.rows import load
 
 
 class Unions(NamedTuple):
@@ -66,17 +66,16 @@ def unions(SOFTMAX: bool, LABELS: bool, R: Any) -> Unions:
                         e[to + v] += e[c * eld + v]
 
     @jit
-    def truth(target, member, C, b, v0, k, n, t, w, spare, y):
-        """y of region k: the largest of its classes'; returns how many of them are out of range."""
+    def truth(target, member, C, b, v0, k, n, t, spare, y):
+        """y of region k: the largest of its classes'."""
         zero = np.uint64(0)
-        bad = np.int32(0)
         for v in range(n):
             y[v] = ZERO
         if LABELS:
             for v in range(n):
                 if t[v] >= 0:
                     y[v] = ONE if member[k, np.uint64(t[v])] else ZERO
-            return bad
+            return
         for c in range(C):
             if member[k, c]:
                 load(
@@ -88,10 +87,8 @@ def unions(SOFTMAX: bool, LABELS: bool, R: Any) -> Unions:
                     spare,
                     zero,
                 )
-                bad += beyond(spare, zero, n, ZERO, ONE, w)
                 for v in range(n):
                     y[v] = spare[v] if spare[v] > y[v] or spare[v] != spare[v] else y[v]
-        return bad
 
     @jit
     def gradient(member, x, xo, ld, C, K, n, rows, e, eld, z, h, g, go, gld):
