@@ -23,13 +23,19 @@ def statistics(
     regions: Sequence[Sequence[int]] | None = None,
     gamma: float = 2.0,
     power: float = 1.0,
+    voxel_map: Tensor | None = None,
 ) -> dict[str, np.ndarray]:
-    """input (B, C, V), target (B, V) or (B, C, V), weight (B, V) -> every field, (B, R), voxel by voxel in float64."""
+    """input (B, C, V), target (B, V) or (B, C, V), weight (B, V), map (B, 1 or R, V) -> every field, (B, R).
+
+    Voxel by voxel, in float64; the fields that read a map only where there is one.
+    """
     x = input.detach().double().numpy()
     t = target.detach().double().numpy()
     samples, channels, voxels = x.shape
     groups = [list(region) for region in regions] if regions is not None else [[c] for c in range(channels)]
-    sums: dict[str, np.ndarray] = {name: np.zeros((samples, len(groups))) for name in _terms(0.5, 0.5, 1, 1)}
+    sums: dict[str, np.ndarray] = {
+        name: np.zeros((samples, len(groups))) for name in _terms(0.5, 0.5, 1, 1, m=voxel_map)
+    }
     for b in range(samples):
         for v in range(voxels):
             w = 1.0 if voxel_weight is None else float(voxel_weight[b, v])
@@ -44,7 +50,8 @@ def statistics(
                 hard = max(y_all[c] for c in members)
                 parts = 2 if activation == "sigmoid" or channels == 1 else channels
                 y = (1 - label_smoothing) * hard + label_smoothing / parts
-                for name, value in _terms(p, 1 - p, y, hard, activation == "sigmoid", gamma, power).items():
+                m = None if voxel_map is None else float(voxel_map[b, g % voxel_map.shape[1], v])
+                for name, value in _terms(p, 1 - p, y, hard, activation == "sigmoid", gamma, power, m=m).items():
                     sums[name][b, g] += w * value
     return sums
 
@@ -58,8 +65,11 @@ def _terms(
     gamma: float = 2.0,
     power: float = 1.0,
     log: Any = math.log,
+    m: Any = None,
 ) -> dict[str, Any]:
     """One voxel of one class -> its term of every statistic: p, q = 1 - p, y after and `hard` before label smoothing.
+
+    m: the map, of which some are sums.
 
     The one place beside the package that knows a statistic: a new one has its line here, and is compared from then on.
     """
@@ -81,6 +91,14 @@ def _terms(
         "negative_focal": other_focal,
         "voxels": 1.0,
         "labelled": hard,
+        **({} if m is None else _mapped(p, y, m)),
+    }
+
+
+def _mapped(p: Any, y: float, m: Any) -> dict[str, Any]:
+    return {
+        "mapped_prediction": m * p,
+        "mapped_intersection": m * p * y,
     }
 
 

@@ -264,7 +264,7 @@ def test_auto_takes_the_kernel_for_all_but_small_inputs() -> None:
 def test_a_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     input, target = case(3, "softmax", True, dtype=torch.float32)
     with pytest.raises(
-        RuntimeError, match=r"use_backend: expected tensors .*target or voxel_weight requires a gradient"
+        RuntimeError, match=r"use_backend: expected tensors .*target, voxel_weight or voxel_map requires a gradient"
     ):
         softdice.overlap_statistics(input, target.requires_grad_(), activation="softmax")
     with pytest.raises(RuntimeError, match=r"torch\.func transform"):

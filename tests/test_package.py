@@ -17,13 +17,13 @@ import softdice
 from softdice.kernels import registry
 
 PACKAGE = Path(softdice.__file__).parent
-OWN_MODULES, FOREIGN_MODULES = 35, 5
+OWN_MODULES, FOREIGN_MODULES = 37, 5
 """Bounds on the modules of this package, and on those of others than torch, that `import softdice` loads."""
 
 ORDER = (
     "version", "interrupt", "terms", "settings", "reference", "validation", "kernels", "distributed", "statistics",
-    "indices", "costs", "reductions", "losses", "functional", "head", "metrics", "reproducibility", "images", "compat",
-    "scoring", "training", "cli", "__main__", "__init__",
+    "indices", "costs", "reductions", "losses", "functional", "head", "maps", "metrics", "reproducibility", "images",
+    "compat", "scoring", "training", "cli", "__main__", "__init__",
 )  # fmt: skip
 """A module or subpackage imports only from what stands before it; within a subpackage the order is free."""
 
@@ -31,7 +31,7 @@ PUBLIC = (
     "SoftDiceLoss", "OverlapLoss", "OverlapStatistics", "overlap_statistics", "SystemConfig", "setup_system",
     "use_backend", "indices", "costs", "reductions", "functional", "JaccardLoss", "TverskyLoss", "FocalTverskyLoss",
     "GeneralizedDiceLoss", "MCCLoss", "SquaredDiceLoss", "DiceSemimetricLoss", "JaccardMetricLoss", "CrossEntropyLoss",
-    "FocalLoss",
+    "FocalLoss", "BoundaryLoss", "distance_map",
 )  # fmt: skip
 
 EXTRAS = (

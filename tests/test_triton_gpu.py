@@ -64,7 +64,7 @@ def test_the_trial_of_a_kind_passes_and_is_short(monkeypatch: pytest.MonkeyPatch
             monkeypatch.setattr(trial, "_found", {})
             torch.cuda.synchronize()
             start = time.perf_counter()
-            found = trial.problem(input.flatten(2), target.flatten(1), None, None, Pass(activation="softmax"))
+            found = trial.problem(input.flatten(2), target.flatten(1), None, None, None, Pass(activation="softmax"))
             seconds.append(time.perf_counter() - start)
             assert found is None
     assert seconds[1] < 0.05

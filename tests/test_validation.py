@@ -13,6 +13,7 @@ from torch import Tensor
 import softdice
 from softdice import OverlapLoss, SoftDiceLoss, costs, overlap_statistics, validation
 from softdice.kernels import registry
+from softdice.terms import NAMES
 
 X = torch.full((2, 3, 4, 4), 1 / 3)
 Y = torch.zeros(2, 4, 4, dtype=torch.int64)
@@ -32,11 +33,7 @@ def changed(tensor: Tensor, *values: float) -> Tensor:
 
 PASS = "overlap_statistics: "
 LOSS = "SoftDiceLoss: "
-FIELD_NAMES = (
-    "intersection, prediction, target, prediction_squared, target_squared, difference, cross_entropy, focal, "
-    "positive_cross_entropy, negative_cross_entropy, positive_focal, negative_focal, voxels, "
-    "labelled"
-)
+FIELD_NAMES = ", ".join(NAMES)
 TARGET_SHAPES = PASS + "expected target of shape (2, 4, 4), (2, 1, 4, 4) or (2, 3, 4, 4) for input (2, 3, 4, 4), got "
 TARGET_ADVICE = "Labels have no channel dimension, per-class values have one channel per class."
 IN_RANGE = "Raise num_classes, remap the labels, or set ignore_index."
@@ -239,7 +236,7 @@ def test_a_named_backend_never_falls_back() -> None:
         overlap_statistics(torch.rand(1, 2, 8), target)
     assert str(error.value) == (
         "use_backend: expected tensors that the 'cpu' backend serves, got a case that it does not: "
-        "target or voxel_weight requires a gradient. Use 'auto' or 'reference'."
+        "target, voxel_weight or voxel_map requires a gradient. Use 'auto' or 'reference'."
     )
     with softdice.use_backend("auto"):
         assert registry.choose(torch.zeros(1, 2, 2**14), target, None) == "reference"

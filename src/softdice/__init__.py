@@ -11,8 +11,10 @@ from softdice import costs, functional, indices, losses, metrics, reductions
 from softdice.head import FusedHead, Upsampled
 from softdice.kernels.registry import use_backend
 from softdice.losses import DeepSupervision, OverlapLoss
+from softdice.losses.mapped import *  # noqa: F403
 from softdice.losses.named import *  # noqa: F403
 from softdice.losses.voxelwise import *  # noqa: F403
+from softdice.maps import distance_map
 from softdice.metrics.formulas import dice_score
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.statistics import OverlapStatistics, overlap_statistics
@@ -31,6 +33,7 @@ __all__ = [
     "__version__",
     "costs",
     "dice_score",
+    "distance_map",
     "functional",
     "indices",
     "overlap_statistics",
@@ -41,6 +44,7 @@ __all__ = [
 __all__ += _METRICS if metrics.HAS_TORCHMETRICS else ()
 __all__ += losses.named.__all__  # the losses, each listed where it is defined
 __all__ += losses.voxelwise.__all__
+__all__ += losses.mapped.__all__
 __all__.sort()
 
 

@@ -21,13 +21,13 @@ from softdice.losses.base import words
 
 DOCSTRING = """input, target -> what `softdice.{loss}` returns.
 
-    Args: those of the class by keyword, but for num_classes; voxel_weight as when it is called.
+    Args: those of the class by keyword, but for num_classes; voxel_weight{and_map} as when it is called.
 
     Example:
         >>> import torch, softdice
         >>> logits, labels = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[0, 1]])
-        >>> value = softdice.functional.{name}(logits, labels, activation="softmax")
-        >>> torch.equal(value, softdice.{loss}(2, activation="softmax")(logits, labels))
+        >>> value = softdice.functional.{name}(logits, labels, {map}activation="softmax")
+        >>> torch.equal(value, softdice.{loss}(2, activation="softmax")(logits, labels{also}))
         True
     """
 
@@ -41,14 +41,19 @@ def _function_of(loss: type[Loss]) -> Callable[..., Tensor]:
     """
 
     def function(input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None, **keywords: Any) -> Tensor:
-        return _module(loss, _channels(input), keywords)(input, target, voxel_weight)
+        of_call = {name: keywords.pop(name) for name in maps if name in keywords}
+        return _module(loss, _channels(input), keywords)(input, target, voxel_weight, **of_call)
 
+    maps = ("voxel_map",) if loss.__name__ in losses.mapped.__all__ else ()
     name = words(loss) + "_loss"
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = DOCSTRING.format(loss=loss.__name__, name=name)
+    shown = {"and_map": " and voxel_map", "map": "voxel_map=labels, ", "also": ", voxel_map=labels"}
+    shown = {key: text if maps else "" for key, text in shown.items()}
+    function.__doc__ = DOCSTRING.format(loss=loss.__name__, name=name, **shown)
     *first, _ = inspect.signature(function).parameters.values()
     _, *own = inspect.signature(loss).parameters.values()  # the first is num_classes
     own = [p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY) for p in own]
+    first += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation="Tensor") for name in maps]
     function.__signature__ = inspect.Signature([*first, *own], return_annotation="Tensor")
     return validation.public(function)
 

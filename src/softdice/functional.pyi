@@ -84,3 +84,9 @@ def focal_loss(
     gamma: float = 2.0, **settings: Unpack[LossSettings],
 ) -> Tensor:
     """input, target -> what `softdice.FocalLoss` returns."""
+
+def boundary_loss(
+    input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
+    voxel_map: Tensor, **settings: Unpack[LossSettings],
+) -> Tensor:
+    """input, target -> what `softdice.BoundaryLoss` returns."""

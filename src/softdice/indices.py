@@ -370,6 +370,28 @@ def focal_entropy(stats: OverlapStatistics, *, class_weight: Tensor | None = Non
     return _mean_over_voxels(stats.focal, stats.voxels if binary else stats.labelled, class_weight)
 
 
+def boundary(stats: OverlapStatistics) -> Tensor:
+    """statistics -> mean of distance times probability per class, a cost.
+
+        boundary = sum m p / N
+
+    Args:
+        stats: statistics with `mapped_prediction` and `voxels`, (B, C) or (C,).
+
+    Returns:
+        The cost in the unit of the map, same shape as the statistics; no voxel that counts: 0.
+
+    Example:
+        >>> import torch, softdice
+        >>> probabilities, far = torch.tensor([[[1.0, 0.5]]]), torch.tensor([[-1.0, 2.0]])
+        >>> boundary(softdice.overlap_statistics(probabilities, torch.tensor([[1, 0]]), voxel_map=far).pool())
+        tensor([0.])
+
+    Source: H. Kervadec et al., "Boundary loss for highly unbalanced segmentation", MIDL 2019, eq. 5.
+    """
+    return stats.mapped_prediction / torch.where(stats.voxels > 0, stats.voxels, 1.0)
+
+
 def _mean_over_voxels(cost: Tensor, count: Tensor, class_weight: Tensor | None) -> Tensor:
     if class_weight is not None:
         cost, count = class_weight * cost, class_weight * count

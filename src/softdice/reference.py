@@ -50,6 +50,7 @@ def statistics(
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
+    voxel_map: Tensor | None,
     settings: Pass,
 ) -> Tensor:
     """input, target -> the sums over the voxels of each sample and class, (len(fields), B, C).
@@ -61,6 +62,7 @@ def statistics(
         target: (B, V) integer labels (for C = 1: 1 is in the class), or (B, C, V) values in [0, 1].
         weight: (B, V), >= 0, or None for 1.
         regions: (R, C) bool, the classes of which each region is the union, or None. With it, C above reads R.
+        voxel_map: (B, C, V) or, the same for every class, (B, 1, V); None where no statistic reads it.
         settings: the statistics wanted, the activation, and the exponents; `settings.regions` is in `regions`.
     """
     wanted = [statistic for statistic in STATISTICS if statistic.name in settings.fields]
@@ -78,6 +80,9 @@ def statistics(
     y = (1 - settings.label_smoothing) * true_BCV + share if settings.label_smoothing else true_BCV
     p, n = prob_BCV, 1 - y
     symbols = {"p": p, "y": y, "n": n, "t": true_BCV, "a": 0.0, "b": 0.0}
+    if voxel_map is not None:
+        given_BCV = voxel_map.to(p.dtype)
+        symbols["m"] = given_BCV if valid_BV is None else torch.where(valid_BV.unsqueeze(1), given_BCV, 0.0)
     if minus_log_p_BCV is not None:
         symbols["a"] = torch.where(y == 0, 0.0, minus_log_p_BCV)
     if minus_log_q_BCV is not None:

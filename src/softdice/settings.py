@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from softdice.terms import FIELDS
+from softdice.terms import FIELDS, MAPPED
 
 ACTIVATIONS = ("none", "softmax", "sigmoid")
 
@@ -22,6 +22,11 @@ class Pass:
     gamma: float = 2.0
     power: float = 1.0
     fields: tuple[str, ...] = FIELDS
+
+    @property
+    def mapped(self) -> bool:
+        """Whether a map is read beside the target."""
+        return not set(MAPPED).isdisjoint(self.fields)
 
     @property
     def text(self) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from softdice import distributed, reference, validation
 from softdice.kernels import trial
-from softdice.settings import FIELDS, Pass
+from softdice.settings import Pass
+from softdice.terms import FIELDS, NAMES
 
 
 class OverlapStatistics:
@@ -36,6 +37,8 @@ class OverlapStatistics:
         negative_focal         sum w (1 - y) p^gamma (-ln(1 - p)) for a sigmoid, else 0: the parts of F
         voxels                 sum w, the same for every class
         labelled               sum w y before label smoothing: 0 where a class is absent
+        mapped_prediction      sum w m p, with the map m that is given as voxel_map
+        mapped_intersection    sum w m p y
         ====================== ======================================================================
 
     each of shape (B, C), or (C,) once pooled. A field that the pass was not asked for raises AttributeError.
@@ -70,7 +73,7 @@ class OverlapStatistics:
         return self._apart
 
     def __getattr__(self, name: str) -> Tensor:
-        if name in FIELDS:
+        if name in NAMES:
             if name in self._sums:
                 return self._sums[name]
             raise AttributeError(
@@ -80,7 +83,7 @@ class OverlapStatistics:
         if name.startswith("_"):
             raise AttributeError(name)
         raise AttributeError(
-            f"OverlapStatistics: expected a field among {', '.join(FIELDS)}, got {name!r}. Correct the spelling."
+            f"OverlapStatistics: expected a field among {', '.join(NAMES)}, got {name!r}. Correct the spelling."
         )
 
     @property
@@ -142,30 +145,45 @@ class OverlapStatistics:
 
 
 def measure(
-    input: Tensor, target: Tensor, voxel_weight: Tensor | None, settings: Pass, num_classes: int | None = None
+    input: Tensor,
+    target: Tensor,
+    voxel_weight: Tensor | None,
+    settings: Pass,
+    num_classes: int | None = None,
+    voxel_map: Tensor | None = None,
 ) -> OverlapStatistics:
     """What a user has, and the settings of the pass -> statistics (B, C). Of a DTensor, those of the whole."""
     sharded = distributed.sharding(input, target, voxel_weight)
     if sharded is not None:
+        if voxel_map is not None:
+            advice = "Gather the tensors, or pass the local parts to a loss with group."
+            validation.fail("plain tensors with voxel_map", "a DTensor", advice, TypeError)
         x, y, w = distributed.outlines(input, target, voxel_weight)
         validation.tensors(x, y, w, num_classes, settings.ignore_index, False)  # the whole's shapes, on every rank
         input, target, voxel_weight = distributed.local_parts(input, target, voxel_weight)
-    sums = sum_voxels(*prepare(input, target, voxel_weight, settings, num_classes), settings)
+    sums = sum_voxels(*prepare(input, target, voxel_weight, settings, num_classes, voxel_map), settings)
     return OverlapStatistics.unstack(settings.fields, sums if sharded is None else sharded.whole(sums))
 
 
 def prepare(
-    input: Tensor, target: Tensor, voxel_weight: Tensor | None, settings: Pass, num_classes: int | None = None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """What a user has -> input (B, C, V), target, weight (B, V) or None, regions (R, C) or None; checked."""
+    input: Tensor,
+    target: Tensor,
+    voxel_weight: Tensor | None,
+    settings: Pass,
+    num_classes: int | None = None,
+    voxel_map: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """What a user has -> input (B, C, V), target, and each or None: weight (B, V), regions (R, C), map; checked."""
     if distributed.is_dtensor(input) or distributed.is_dtensor(target):
         advice = "Compute the logits and call the loss with them, or pass the local parts to a loss with group."
         validation.fail("plain tensors", "a DTensor", advice, TypeError)
+    given = input
     input, target, weight = validation.tensors(
         input, target, voxel_weight, num_classes, settings.ignore_index, settings.validate
     )
     regions = None if settings.regions is None else _membership(settings.regions, input.shape[1], input.device)
-    return input, target, weight, regions
+    columns = input.shape[1] if regions is None else regions.shape[0]
+    return input, target, weight, regions, validation.voxel_map(voxel_map, given, columns, settings.mapped)
 
 
 def _membership(regions: tuple[tuple[int, ...], ...], num_classes: int, device: torch.device) -> Tensor:
@@ -183,18 +201,19 @@ def sum_voxels(
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
+    voxel_map: Tensor | None,
     settings: Pass,
     backend: str | None = None,
 ) -> Tensor:
     """What `prepare` returned -> sums (len(fields), B, C), by the backend named, else by the one in force."""
-    backend = backend or trial.choose(input, target, weight, regions, settings)
+    backend = backend or trial.choose(input, target, weight, regions, voxel_map, settings)
     if backend == "reference":
         if settings.validate:
             validation.values(input, target, weight, settings.activation, settings.ignore_index)
-        return reference.statistics(input, target, weight, regions, settings)
+        return reference.statistics(input, target, weight, regions, voxel_map, settings)
     from softdice.kernels import ops
 
-    return ops.statistics(input, target, weight, regions, settings, backend)
+    return ops.statistics(input, target, weight, regions, voxel_map, settings, backend)
 
 
 def gradient(
@@ -203,6 +222,7 @@ def gradient(
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
+    voxel_map: Tensor | None,
     settings: Pass,
     backend: str,
 ) -> Tensor:
@@ -210,11 +230,11 @@ def gradient(
     if backend == "reference":
         with torch.enable_grad():
             input = input.detach().requires_grad_()
-            sums = reference.statistics(input, target, weight, regions, settings)
+            sums = reference.statistics(input, target, weight, regions, voxel_map, settings)
             return torch.autograd.grad(sums, input, grad)[0]
     from softdice.kernels import ops
 
-    return ops.gradient(grad, input, target, weight, regions, settings, backend)
+    return ops.gradient(grad, input, target, weight, regions, voxel_map, settings, backend)
 
 
 @validation.public
@@ -227,10 +247,11 @@ def overlap_statistics(
     voxel_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     regions: Sequence[Sequence[int]] | None = None,
-    fields: Sequence[str] = FIELDS,
+    fields: Sequence[str] | None = None,
     gamma: float = 2.0,
     power: float = 1.0,
     validate: bool = True,
+    voxel_map: Tensor | None = None,
 ) -> OverlapStatistics:
     """input, target -> statistics, (B, C): one fused, differentiable pass over the voxels.
 
@@ -245,10 +266,13 @@ def overlap_statistics(
         label_smoothing: e in [0, 1): y' = (1 - e) y + e / K with K = C, or K = 2 for a sigmoid or a single class.
         regions: unions of classes, for example ((1, 2, 3), (1, 3), (3,)); the statistics are then per region, with the
             sum of the classes' probabilities and the union of their labels.
-        fields: the statistics wanted (names of `OverlapStatistics`); the pass does no more than these need.
+        fields: the statistics wanted (names of `OverlapStatistics`); the pass does no more than these need. None: all,
+            those of a map where there is one.
         gamma: exponent of the focal statistic, >= 0.
         power: exponent of the difference statistic, >= 1.
         validate: check the ranges of labels, probabilities and weights (shapes and dtypes are always checked).
+        voxel_map: m of the mapped statistics, any real numbers: (B, *S) or (B, 1, *S), the same for every class, or
+            (B, C, *S); for regions (B, R, *S). It is read in place, in the same pass. No gradient.
 
     Returns:
         OverlapStatistics of shape (B, C) ((B, R) with regions), float64 for float64 input, else float32. Gradients
@@ -275,5 +299,6 @@ def overlap_statistics(
     Source: the sums behind F. Milletari, N. Navab, S.-A. Ahmadi, "V-Net", 3DV 2016, and the losses that followed it.
     """
     frozen = validation.frozen_regions(regions)
-    settings = Pass(activation, ignore_index, label_smoothing, frozen, validate, gamma, power, tuple(fields))
-    return measure(input, target, voxel_weight, validation.pass_settings(settings))
+    wanted = (FIELDS if voxel_map is None else NAMES) if fields is None else tuple(fields)
+    settings = Pass(activation, ignore_index, label_smoothing, frozen, validate, gamma, power, wanted)
+    return measure(input, target, voxel_weight, validation.pass_settings(settings), voxel_map=voxel_map)

@@ -15,6 +15,7 @@ the documentation. A new statistic is a line of STATISTICS.
     j       dp/dx: p for a softmax (the rest of its Jacobian couples the classes), p q for a sigmoid, else 1
     s, r    -da/dx and db/dx: 1 and 0 for a softmax, q and p for a sigmoid, 1 / p and 0 else
     f, g    p a s / q and q b r / p, finite where q or p is 0
+    m       the map: a number given for each voxel, or for each voxel and class
     ======  ================================================================================================
 """
 
@@ -27,7 +28,7 @@ from itertools import count
 from linecache import cache as sources
 from typing import Any
 
-SYMBOLS = ("p", "q", "y", "n", "t", "a", "b", "u", "v", "d", "e", "j", "s", "r", "f", "g", "gamma")
+SYMBOLS = ("p", "q", "y", "n", "t", "a", "b", "u", "v", "d", "e", "j", "s", "r", "f", "g", "gamma", "m")
 """What an expression may name, in the order in which compiled code passes it on."""
 
 
@@ -95,10 +96,16 @@ STATISTICS = (
     ),
     Statistic("voxels", "sum w", "1", "0"),
     Statistic("labelled", "sum w y, before label smoothing: 0 where a class is absent", "t", "0"),
+    Statistic("mapped_prediction", "sum w m p", "m * p", "m * j"),
+    Statistic("mapped_intersection", "sum w m p y", "m * p * y", "m * j * y"),
 )
 """Every statistic, in the order in which a pass returns those that it is asked for."""
 
-FIELDS = tuple(statistic.name for statistic in STATISTICS)
+NAMES = tuple(statistic.name for statistic in STATISTICS)
+MAPPED = tuple(statistic.name for statistic in STATISTICS if statistic.names("m"))
+"""Those that read a map beside the target, and"""
+FIELDS = tuple(name for name in NAMES if name not in MAPPED)
+"""those that do not."""
 
 READERS = {
     "gamma": frozenset(statistic.name for statistic in STATISTICS if statistic.names("u", "v")),

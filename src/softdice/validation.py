@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from softdice.reference import equals, signed
-from softdice.settings import ACTIVATIONS, FIELDS, Pass
+from softdice.settings import ACTIVATIONS, Pass
+from softdice.terms import NAMES
 
 LABEL_DTYPES = (
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool, torch.uint16,
@@ -117,16 +118,16 @@ def pass_settings(settings: Pass) -> Pass:
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
         fail("ignore_index to be an int or None", repr(ignore_index), "Pass the label to leave out.", TypeError)
     for field in settings.fields:
-        choice("fields", field, FIELDS)
+        choice("fields", field, NAMES)
     if not settings.fields:
-        fail("at least one name in fields", "none", f"The names are {', '.join(FIELDS)}.")
+        fail("at least one name in fields", "none", f"The names are {', '.join(NAMES)}.")
     if regions is not None:
         if settings.activation == "sigmoid":
             advice = "With a sigmoid each channel is a region already: pass per-class targets."
             fail("activation 'softmax' or 'none' with regions", "'sigmoid'", advice)
         if not regions or any(len(region) == 0 for region in regions):
             fail("every region to name a class", repr(regions), "Pass tuples of class numbers.")
-    return replace(settings, fields=tuple(name for name in FIELDS if name in settings.fields))
+    return replace(settings, fields=tuple(name for name in NAMES if name in settings.fields))
 
 
 def frozen_regions(regions: Any) -> tuple[tuple[int, ...], ...] | None:
@@ -230,6 +231,29 @@ def _weight(voxel_weight: Tensor | None, B: int, S: tuple[int, ...]) -> Tensor |
     if voxel_weight.dtype.is_complex:
         fail("voxel_weight of a real dtype", voxel_weight.dtype, "Convert it.", TypeError)
     return without_metadata(voxel_weight).flatten(1)
+
+
+def voxel_map(values: Tensor | None, input: Tensor, columns: int, read: bool) -> Tensor | None:
+    """What a user has, input (B, C, *S), classes or regions -> the map (B, 1 or columns, V), where one is read."""
+    if not read:
+        if values is not None:
+            advice = "Leave it out, or ask for a statistic that reads it, as BoundaryLoss does."
+            fail("no voxel_map, since no statistic of this pass reads one", tuple(values.shape), advice)
+        return None
+    if not isinstance(values, Tensor):
+        advice = "Pass the numbers that the loss multiplies with, for example softdice.distance_map(target, C)."
+        fail("voxel_map to be a Tensor", type(values).__name__, advice, TypeError)
+    B, S = input.shape[0], tuple(input.shape[2:])
+    shapes = ((B, *S), (B, 1, *S), (B, columns, *S))
+    if tuple(values.shape) not in shapes:
+        expected = f"voxel_map of shape {shapes[0]}, {shapes[1]} or {shapes[2]}"
+        fail(expected, tuple(values.shape), "Give a number per voxel, or per voxel and class.")
+    if values.dtype.is_complex:
+        fail("voxel_map of a real dtype", values.dtype, "Convert it.", TypeError)
+    if values.device != input.device:
+        fail(f"voxel_map on {input.device} like input", values.device, f"Move it: voxel_map.to({input.device!s}).")
+    values = signed(without_metadata(values))
+    return values.flatten(2) if tuple(values.shape) != shapes[0] else values.flatten(1).unsqueeze(1)
 
 
 def _whole(target: Tensor, validate: bool) -> Tensor:

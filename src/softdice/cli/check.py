@@ -41,7 +41,7 @@ def trials(device: torch.device) -> list[tuple[str, str | None]]:
         for activation, target in (("softmax", labels), ("sigmoid", values), ("none", labels)):
             settings = Pass(activation=activation)
             kind = f"{str(dtype).removeprefix('torch.')} {activation}"
-            found.append((kind, trial.problem(input.to(dtype), target, None, None, settings)))
+            found.append((kind, trial.problem(input.to(dtype), target, None, None, None, settings)))
     return found
 
 

@@ -116,20 +116,22 @@ class Parts(NamedTuple):
     target: Tensor
     weight: Tensor | None
     regions: Tensor | None
+    voxel_map: Tensor | None
 
-    def at(self, chunk: Chunk) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def at(self, chunk: Chunk) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Those of one chunk."""
         samples, voxels = chunk
         weight = None if self.weight is None else self.weight[samples, voxels]
-        return self.target[samples, ..., voxels], weight, self.regions
+        voxel_map = None if self.voxel_map is None else self.voxel_map[samples, :, voxels]
+        return self.target[samples, ..., voxels], weight, self.regions, voxel_map
 
 
 def statistics(made: LinearMap, parts: Parts, settings: Pass, *inputs: Tensor | None) -> OverlapStatistics:
     """inputs -> statistics (B, C or R) of the logits that the map makes of them.
 
-    The gradient of a target or of a weight takes the path on which all logits exist.
+    The gradient of a target, of a weight or of a map takes the path on which all logits exist.
     """
-    if parts.target.requires_grad or (parts.weight is not None and parts.weight.requires_grad):
+    if any(part is not None and part.requires_grad for part in parts):
         sums = _separate(made, parts, settings, inputs)
     else:
         run = torch.compiler.disable(_ChunkedSums.apply) if torch.compiler.is_compiling() else _ChunkedSums.apply
@@ -201,16 +203,17 @@ class _ChunkedSums(torch.autograd.Function):
         target: Tensor,
         voxel_weight: Tensor | None,
         regions: Tensor | None,
+        voxel_map: Tensor | None,
         *inputs: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(target, voxel_weight, regions, *inputs)
+        parts, device = Parts(target, voxel_weight, regions, voxel_map), target.device
+        ctx.save_for_backward(*parts, *inputs)
         ctx.fixed = made, settings
-        parts, device = Parts(target, voxel_weight, regions), target.device
         B, C, V = made.shape
         samples, voxels = made.grid.chunks(B, V)[0]
         nothing = torch.zeros((), dtype=made.dtype, device=device)
         first = nothing.expand(samples.stop, C, voxels.stop)
-        ctx.backend = trial.choose(first, target, voxel_weight, regions, settings)  # one for all chunks
+        ctx.backend = trial.choose(first, *parts, settings)  # one for all chunks
         columns = C if regions is None else regions.shape[0]
 
         def lane(chunks: list[Chunk]) -> Tensor:
@@ -231,22 +234,22 @@ class _ChunkedSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        target, voxel_weight, regions, *inputs = ctx.saved_tensors
-        made, settings = ctx.fixed
-        parts, needed = Parts(target, voxel_weight, regions), ctx.needs_input_grad[5:]
+        (made, settings), count = ctx.fixed, len(Parts._fields)
+        parts, inputs = Parts(*ctx.saved_tensors[:count]), ctx.saved_tensors[count:]
+        needed = ctx.needs_input_grad[2 + count :]
         if torch.is_grad_enabled():  # create_graph
             wanted = [value for value, needs in zip(inputs, needed, strict=True) if needs]
             sums = _separate(made, parts, settings, inputs)
             found = iter(torch.autograd.grad(sums, wanted, grad, create_graph=True))
-            return *[None] * 5, *(next(found) if needs else None for needs in needed)
+            return *[None] * (2 + count), *(next(found) if needs else None for needs in needed)
         adjoint = made.adjoint(inputs, needed)
 
         def lane(chunks: list[Chunk]) -> Any:
-            memory, kept = _memory(chunks, made, target.device), adjoint.lane(chunks)
+            memory, kept = _memory(chunks, made, parts.target.device), adjoint.lane(chunks)
             for chunk in chunks:
                 logits = made.logits(inputs, chunk, memory)
                 of_chunk = grad[:, chunk[0]], logits, *parts.at(chunk), settings, ctx.backend
                 adjoint.add(kept, chunk, gradient(*of_chunk))  # unnamed: it is gone before the next one is made
             return kept
 
-        return *[None] * 5, *adjoint.result(_in_lanes(lane, made, target.device))
+        return *[None] * (2 + count), *adjoint.result(_in_lanes(lane, made, parts.target.device))

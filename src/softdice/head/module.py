@@ -104,23 +104,24 @@ class FusedHead(nn.Module):
         target: Tensor,
         voxel_weight: Tensor | None = None,
         *,
+        voxel_map: Tensor | None = None,
         merge: Mapping[int, Sequence[int]] | None = None,
     ) -> Tensor:
-        """features, target -> loss. voxel_weight and merge as when the loss itself is called."""
+        """features, target -> loss. voxel_weight, voxel_map and merge as when the loss itself is called."""
         checked = self._checked(features)
         if isinstance(self.loss, Upsampled):
-            return self.loss(self.logits(features), target, voxel_weight, merge=merge)
+            return self.loss(self.logits(features), target, voxel_weight, voxel_map=voxel_map, merge=merge)
         features = checked
         settings, counted = self.loss.merged(merge, features)
         C = self.weight.shape[0]
         dtype = product_dtype(features)
         # has the logits' shape, dtype and device, and one element of memory
         shape = features.new_zeros((), dtype=dtype).expand(features.shape[0], C, *features.shape[2:])
-        _, target, voxel_weight, regions = prepare(shape, target, voxel_weight, settings, C)
+        parts = Parts(*prepare(shape, target, voxel_weight, settings, C, voxel_map)[1:])
         inputs = (features.flatten(2), self.weight.reshape(C, -1), self.bias)
         B, V = len(features), inputs[0].shape[2]
         made = Product((B, C, V), dtype, Grid.of(B, C, V, dtype, features.device, self.chunk_mib))
-        stats = statistics(made, Parts(target, voxel_weight, regions), settings, *inputs)
+        stats = statistics(made, parts, settings, *inputs)
         if self.loss.group is not None:
             stats = stats.pool().all_reduce(self.loss.group)
         return self.loss.from_statistics(stats, counted)

@@ -96,9 +96,10 @@ class Upsampled(nn.Module):
         target: Tensor,
         voxel_weight: Tensor | None = None,
         *,
+        voxel_map: Tensor | None = None,
         merge: Mapping[int, Sequence[int]] | None = None,
     ) -> Tensor:
-        """logits, target -> loss. voxel_weight and merge as when the loss itself is called."""
+        """logits, target -> loss. voxel_weight, voxel_map and merge as when the loss itself is called."""
         logits, size = self._checked(logits, target)
         settings, counted = self.loss.merged(merge, logits)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -107,7 +108,7 @@ class Upsampled(nn.Module):
         )  # fmt: skip
         # has the upsampled logits' shape, dtype and device, and one element of memory
         outline = logits.new_zeros((), dtype=dtype).expand(*logits.shape[:2], *size)
-        parts = Parts(*prepare(outline, target, voxel_weight, settings, self.num_classes)[1:])
+        parts = Parts(*prepare(outline, target, voxel_weight, settings, self.num_classes, voxel_map)[1:])
         stats = statistics(made, parts, settings, logits)
         if self.loss.group is not None:
             stats = stats.pool().all_reduce(self.loss.group)

@@ -19,21 +19,27 @@ from torch import Tensor
 from softdice import reference, validation
 from softdice.settings import Pass, decode
 
-_INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? regions, str settings, str backend"
+_INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? regions, Tensor? voxel_map, str settings, str backend"
 LIBRARY = torch.library.Library("softdice", "DEF")
 LIBRARY.define(f"statistics({_INPUTS}) -> Tensor")
 LIBRARY.define(f"statistics_backward(Tensor grad, {_INPUTS}) -> Tensor")
 
 
 def statistics(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass, backend: str
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    voxel_map: Tensor | None,
+    settings: Pass,
+    backend: str,
 ) -> Tensor:
     """One fused pass -> sums (fields, B, K)."""
     if not _eager(input, target):
-        return torch.ops.softdice.statistics(input, target, weight, regions, settings.text, backend)
+        return torch.ops.softdice.statistics(input, target, weight, regions, voxel_map, settings.text, backend)
     if input.requires_grad and torch.is_grad_enabled():
-        return _Statistics.apply(input, target, weight, regions, settings, backend)
-    return _sums(input, target, weight, regions, settings, backend)
+        return _Statistics.apply(input, target, weight, regions, voxel_map, settings, backend)
+    return _sums(input, target, weight, regions, voxel_map, settings, backend)
 
 
 def gradient(
@@ -42,15 +48,18 @@ def gradient(
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
+    voxel_map: Tensor | None,
     settings: Pass,
     backend: str,
 ) -> Tensor:
     """dL/dsums, and what `statistics` was called with -> dL/dinput."""
     if not _eager(input, target):
-        return torch.ops.softdice.statistics_backward(grad, input, target, weight, regions, settings.text, backend)
+        return torch.ops.softdice.statistics_backward(
+            grad, input, target, weight, regions, voxel_map, settings.text, backend
+        )
     if torch.is_grad_enabled() and (grad.requires_grad or input.requires_grad):
-        return _Gradient.apply(grad, input, target, weight, regions, settings, backend)
-    return _slopes(grad, input, target, weight, regions, settings, backend)
+        return _Gradient.apply(grad, input, target, weight, regions, voxel_map, settings, backend)
+    return _slopes(grad, input, target, weight, regions, voxel_map, settings, backend)
 
 
 def _eager(input: Tensor, target: Tensor) -> bool:
@@ -68,20 +77,26 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _sums(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass, backend: str
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    voxel_map: Tensor | None,
+    settings: Pass,
+    backend: str,
 ) -> Tensor:
     """`statistics` of tensors that are there, without a graph."""
     if backend == "triton":
         from softdice.kernels.triton import driver as cuda
 
-        sums, bad = cuda.statistics(input, target, weight, regions, settings)
+        sums, bad = cuda.statistics(input, target, weight, regions, voxel_map, settings)
         if bad is not None and input.is_cuda:
             cuda.assert_in_range(bad, input, target, weight, settings)
         in_range = bad is None or input.is_cuda or not bool(bad.any())
     else:
         from softdice.kernels.cpu import driver as cpu
 
-        sums, in_range = cpu.statistics(input, target, weight, regions, settings)
+        sums, in_range = cpu.statistics(input, target, weight, regions, voxel_map, settings)
     if not in_range:
         validation.values(input, target, weight, settings.activation, settings.ignore_index)
     return sums.to(reference.result_dtype(input.dtype))
@@ -93,6 +108,7 @@ def _slopes(
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
+    voxel_map: Tensor | None,
     settings: Pass,
     backend: str,
 ) -> Tensor:
@@ -100,10 +116,10 @@ def _slopes(
     if backend == "triton":
         from softdice.kernels.triton import driver as cuda
 
-        return cuda.gradient(grad, input, target, weight, regions, settings)
+        return cuda.gradient(grad, input, target, weight, regions, voxel_map, settings)
     from softdice.kernels.cpu import driver as cpu
 
-    return cpu.gradient(grad, input, target, weight, regions, settings)
+    return cpu.gradient(grad, input, target, weight, regions, voxel_map, settings)
 
 
 class _Statistics(torch.autograd.Function):
@@ -111,14 +127,21 @@ class _Statistics(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, target: Tensor, weight: Any, regions: Any, settings: Pass, backend: str
+        ctx: Any,
+        input: Tensor,
+        target: Tensor,
+        weight: Any,
+        regions: Any,
+        voxel_map: Any,
+        settings: Pass,
+        backend: str,
     ) -> Tensor:
-        ctx.save_for_backward(input, target, weight, regions)
+        ctx.save_for_backward(input, target, weight, regions, voxel_map)
         ctx.chosen = settings, backend
         if _eager(input, target):
-            return _sums(input, target, weight, regions, settings, backend)
+            return _sums(input, target, weight, regions, voxel_map, settings, backend)
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.softdice.statistics(input, target, weight, regions, settings.text, backend)
+            return torch.ops.softdice.statistics(input, target, weight, regions, voxel_map, settings.text, backend)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -131,21 +154,31 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad: Tensor, input: Tensor, target: Tensor, weight: Any, regions: Any, settings: Pass, backend: str
+        ctx: Any,
+        grad: Tensor,
+        input: Tensor,
+        target: Tensor,
+        weight: Any,
+        regions: Any,
+        voxel_map: Any,
+        settings: Pass,
+        backend: str,
     ) -> Tensor:
-        ctx.save_for_backward(grad, input, target, weight, regions)
+        ctx.save_for_backward(grad, input, target, weight, regions, voxel_map)
         ctx.settings = settings
         if _eager(input, target):
-            return _slopes(grad, input, target, weight, regions, settings, backend)
+            return _slopes(grad, input, target, weight, regions, voxel_map, settings, backend)
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.softdice.statistics_backward(grad, input, target, weight, regions, settings.text, backend)
+            return torch.ops.softdice.statistics_backward(
+                grad, input, target, weight, regions, voxel_map, settings.text, backend
+            )
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        grad, input, target, weight, regions = ctx.saved_tensors
+        grad, input, target, weight, regions, voxel_map = ctx.saved_tensors
         with torch.enable_grad():
             grad, input = grad.detach().requires_grad_(), input.detach().requires_grad_()
-            sums = reference.statistics(input, target, weight, regions, ctx.settings)
+            sums = reference.statistics(input, target, weight, regions, voxel_map, ctx.settings)
             (dinput,) = torch.autograd.grad(sums, input, grad, create_graph=True)
             dgrad, dsecond = torch.autograd.grad(dinput, (grad, input), cotangents, allow_unused=True)
         return dgrad, dsecond, *[None] * (len(ctx.needs_input_grad) - 2)
@@ -170,7 +203,13 @@ LIBRARY.impl("statistics_backward", _with_settings(_Gradient.apply), "Autograd")
 
 @torch.library.register_fake("softdice::statistics", lib=LIBRARY)
 def _statistics_fake(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, text: str, backend: str
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    voxel_map: Tensor | None,
+    text: str,
+    backend: str,
 ) -> Tensor:
     columns = input.shape[1] if regions is None else regions.shape[0]
     shape = (len(decode(text).fields), input.shape[0], columns)

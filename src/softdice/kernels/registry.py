@@ -142,14 +142,14 @@ def automatic() -> list[str]:
     return [*rules, f"all {'others' if rules else 'inputs'} go to 'reference'"]
 
 
-def choose(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
-    """tensors of one pass -> "reference", "cpu" or "triton"."""
+def choose(input: Tensor, *others: Tensor | None) -> str:
+    """input, and what belongs to its voxels (target, weight, map) -> "reference", "cpu" or "triton"."""
     name = asked()
     if name == "reference":
         return name
     if name == "auto":
-        return _automatic(input, target, weight)
-    unfit = _unfit(name, input, target, weight)
+        return _automatic(input, *others)
+    unfit = _unfit(name, input, *others)
     if unfit is not None:
         raise RuntimeError(
             f"use_backend: expected tensors that the {name!r} backend serves, got a case that it does not: {unfit}. "
@@ -158,21 +158,21 @@ def choose(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
     return name
 
 
-def _automatic(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
+def _automatic(input: Tensor, *others: Tensor | None) -> str:
     """The kernel of the device where it can serve; on a CPU only for inputs that are not small."""
     name = "triton" if input.device.type == "cuda" else "cpu"
-    if (name == "cpu" and input.numel() < SMALL_NUMEL) or _unfit(name, input, target, weight) is not None:
+    if (name == "cpu" and input.numel() < SMALL_NUMEL) or _unfit(name, input, *others) is not None:
         return "reference"
     return name
 
 
-def _unfit(name: str, input: Tensor, target: Tensor, weight: Tensor | None) -> str | None:
+def _unfit(name: str, input: Tensor, *others: Tensor | None) -> str | None:
     """Why a kernel cannot serve these tensors, or None."""
     device = input.device.type
     if device != ("cuda" if name == "triton" else "cpu") and not (name == "triton" and device == "cpu"):
         return f"input is on {input.device}"
-    if target.requires_grad or (weight is not None and weight.requires_grad):
-        return "target or voxel_weight requires a gradient"
+    if any(other is not None and other.requires_grad for other in others):
+        return "target, voxel_weight or voxel_map requires a gradient"
     if not torch.compiler.is_compiling():  # the compiler has a stack of transforms of its own, and no forward mode
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return "a torch.func transform is active"

@@ -30,30 +30,47 @@ _failed: list[str] = []
 _lock = threading.Lock()
 
 
-def choose(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass) -> str:
+def choose(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    voxel_map: Tensor | None,
+    settings: Pass,
+) -> str:
     """What a pass works on -> "reference", "cpu" or "triton": what `registry.choose` says, but for a failed trial."""
-    name = registry.choose(input, target, weight)
+    name = registry.choose(input, target, weight, voxel_map)
     if name != "triton" or registry.asked() != "auto":
         return name
     if torch.compiler.is_compiling():  # nothing can be tried now; what failed in eager code is known
         return "reference" if _failed else name
-    return name if problem(input, target, weight, regions, settings) is None else "reference"
+    return name if problem(input, target, weight, regions, voxel_map, settings) is None else "reference"
 
 
-def problem(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass) -> str | None:
+def problem(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    voxel_map: Tensor | None,
+    settings: Pass,
+) -> str | None:
     """What a pass works on -> how Triton's kernels fail a small case of its kind on that device, or None.
 
     The answer is kept. While a CUDA graph is captured nothing new is tried.
     """
     key = (
         input.device, input.dtype, input.shape[1], input.stride(1) == 1, target.dtype, target.ndim,
-        None if weight is None else weight.dtype, None if regions is None else regions.shape[0], settings,
+        None if weight is None else weight.dtype, None if regions is None else regions.shape[0],
+        None if voxel_map is None else (voxel_map.dtype, voxel_map.shape[1]), settings,
     )  # fmt: skip
     with _lock:
         if key not in _found:
             if _capturing(input.device):
                 return None
-            found = _found[key] = _outcome(*_case(input, target, weight, settings), regions, settings)
+            found = _found[key] = _outcome(
+                *_case(input, target, weight, settings), regions, _map(input, voxel_map), settings
+            )
             if found is not None:
                 _failed.append(found)
                 warnings.warn(_advice(input.device, settings, found), RuntimeWarning, stacklevel=2)
@@ -94,20 +111,33 @@ def _case(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) 
     return value.to(input), truth.to(target), some
 
 
+def _map(input: Tensor, voxel_map: Tensor | None) -> Tensor | None:
+    """A map -> a small one of its dtype and columns."""
+    if voxel_map is None:
+        return None
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 3, (VOXELS[0], voxel_map.shape[1], VOXELS[1]), generator=generator).to(voxel_map)
+
+
 def _outcome(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    voxel_map: Tensor | None,
+    settings: Pass,
 ) -> str | None:
     """A case -> in what way kernel and reference differ, or None."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
         wide = input.detach().double().requires_grad_()
-        exact = reference.statistics(wide, target, weight, regions, settings)
+        exact = reference.statistics(wide, target, weight, regions, voxel_map, settings)
         mix = torch.linspace(0.5, 1, exact.numel(), dtype=exact.dtype, device=exact.device).view(exact.shape)
         (slope,) = torch.autograd.grad(exact, wide, mix)
         try:
             from softdice.kernels.triton import driver
 
-            sums, _ = driver.statistics(input, target, weight, regions, settings)
-            gradient = driver.gradient(mix.to(sums.dtype), input, target, weight, regions, settings)
+            sums, _ = driver.statistics(input, target, weight, regions, voxel_map, settings)
+            gradient = driver.gradient(mix.to(sums.dtype), input, target, weight, regions, voxel_map, settings)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever Triton's versions and compilers raise

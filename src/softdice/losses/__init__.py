@@ -1,14 +1,15 @@
 """input, target -> loss: the losses, each an index and a cost over the statistics of one pass."""
 
-from softdice.losses import named, voxelwise
+from softdice.losses import mapped, named, voxelwise
 from softdice.losses.base import Loss, MixedSumLoss, StatisticsLoss, SumLoss
+from softdice.losses.mapped import *  # noqa: F403
 from softdice.losses.named import *  # noqa: F403
 from softdice.losses.overlap import LossSettings, OverlapLoss
 from softdice.losses.supervision import DeepSupervision
 from softdice.losses.voxelwise import *  # noqa: F403
 
 FAMILY: tuple[type[OverlapLoss], ...] = tuple(
-    getattr(room, name) for room in (named, voxelwise) for name in room.__all__
+    getattr(room, name) for room in (named, voxelwise, mapped) for name in room.__all__
 )
 """The losses with an index of their own: each is public in `softdice` too, and a function in `softdice.functional`."""
 
@@ -28,3 +29,4 @@ __all__ = [
 ]
 __all__ += named.__all__
 __all__ += voxelwise.__all__
+__all__ += mapped.__all__

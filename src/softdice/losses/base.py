@@ -77,19 +77,21 @@ class StatisticsLoss(Loss):
         target: Tensor,
         voxel_weight: Tensor | None = None,
         *,
+        voxel_map: Tensor | None = None,
         merge: Mapping[int, Sequence[int]] | None = None,
     ) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph.
 
         Args:
             input, target, voxel_weight: as for `softdice.overlap_statistics`.
+            voxel_map: likewise, for losses that read one: `BoundaryLoss`, `SkeletonRecallLoss`, sums with them.
             merge: for this call, classes that count as part of another: `{0: (2, 3)}` adds the probabilities of
                 classes 2 and 3 to that of class 0, takes their labels for label 0, and leaves classes 2 and 3 out of
                 the mean (nan for reduction="none"). For images on which someone did not annotate classes 2 and 3.
         """
         distributed.check_mesh(input, self.group)
         settings, counted = self.merged(merge, input)
-        stats = measure(input, target, voxel_weight, settings, self.num_classes)
+        stats = measure(input, target, voxel_weight, settings, self.num_classes, voxel_map)
         if self.group is not None:
             stats = stats.pool().all_reduce(self.group)
         return self.from_statistics(stats, counted)

@@ -16,8 +16,9 @@ from torch import Tensor
 from softdice import costs, distributed, reductions, validation
 from softdice.costs import Cost
 from softdice.losses.base import StatisticsLoss
-from softdice.settings import FIELDS, Pass
+from softdice.settings import Pass
 from softdice.statistics import OverlapStatistics
+from softdice.terms import NAMES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -207,12 +208,12 @@ class _Probe(OverlapStatistics):
     """Statistics of ones that remember which of their fields were read."""
 
     def __init__(self, num_classes: int, seen: dict[str, None] | None = None) -> None:
-        self._fields = FIELDS
+        self._fields = NAMES
         self.seen: dict[str, None] = {} if seen is None else seen
         self.num_classes = num_classes
 
     def __getattr__(self, name: str) -> Tensor:
-        if name not in FIELDS:
+        if name not in NAMES:
             return super().__getattr__(name)
         self.seen[name] = None
         return torch.ones(self.num_classes)

@@ -69,7 +69,7 @@ def kind_of(dtype: torch.dtype, C: int, hard: bool, masked: bool, union: bool, s
         power=_settled(settings.power, 1.0, bool(READERS["power"] & {*fields})),
     )
     apart = hard and settings.activation == "softmax" and C > MANY
-    if apart and not (union or settings.label_smoothing):
+    if apart and not (union or settings.label_smoothing or settings.mapped):
         return kind._replace(target="own")
     return kind
 
@@ -97,6 +97,7 @@ def _plan(
         input=_NOTHING,
         target=_NOTHING,
         weight=_NOTHING,
+        map=_NOTHING,
         member=_NO_MEMBERS,
         scalars=Scalars(*(wide(x) for x in (s.gamma, s.power, 1 - s.label_smoothing, share, -slack, 1 + slack))),
         C=u(C),
@@ -114,15 +115,19 @@ def _plan(
     return kind, job
 
 
-def _job(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Pass) -> tuple[Kind, Job]:
+def _job(
+    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, voxel_map: Tensor | None, s: Pass
+) -> tuple[Kind, Job]:
     """Tensors and settings -> which kernels, and the work to do."""
     _, C, V = input.shape
     unions = None if regions is None else regions.shape[0]
     kind, job = _plan(input.dtype, C, V, target.dtype, target.ndim == 2, weight is not None, unions, s)
     wide = np.float64 if kind.double else np.float32
-    planes = _plane(input, wide), _plane(target, wide), _plane(weight, wide)
+    if voxel_map is not None:
+        voxel_map = voxel_map.expand(-1, int(job.K), -1)
+    planes = _plane(input, wide), _plane(target, wide), _plane(weight, wide), _plane(voxel_map, wide)
     member = _NO_MEMBERS if regions is None else regions.contiguous().view(torch.uint8).numpy()
-    return kind, job._replace(input=planes[0], target=planes[1], weight=planes[2], member=member)
+    return kind, job._replace(input=planes[0], target=planes[1], weight=planes[2], map=planes[3], member=member)
 
 
 def statistics(
@@ -130,11 +135,12 @@ def statistics(
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
+    voxel_map: Tensor | None,
     settings: Pass,
 ) -> tuple[Tensor, bool]:
     """input (B, C, V), target, weight -> sums (fields, B, K) in float64, and whether all values were in range."""
-    weight = _readable(weight)
-    kind, job = _job(input, target, weight, regions, settings)
+    weight, voxel_map = _readable(weight), _readable(voxel_map)
+    kind, job = _job(input, target, weight, regions, voxel_map, settings)
     B, chunks, K = input.shape[0], int(job.chunks), int(job.K)
     slots = np.zeros((len(kind.fields), B * chunks, K))
     bad = np.zeros(B * chunks, np.int64)
@@ -150,11 +156,12 @@ def gradient(
     target: Tensor,
     weight: Tensor | None,
     regions: Tensor | None,
+    voxel_map: Tensor | None,
     settings: Pass,
 ) -> Tensor:
     """dL/dstatistics (fields, B, K), and what made them -> dL/dinput, laid out as it is read where that is dense."""
-    weight = _readable(weight)
-    kind, job = _job(input, target, weight, regions, settings)
+    weight, voxel_map = _readable(weight), _readable(voxel_map)
+    kind, job = _job(input, target, weight, regions, voxel_map, settings)
     kind = kind._replace(backward=True)
     wide = np.float64 if kind.double else np.float32
     result = gradient_like(input)

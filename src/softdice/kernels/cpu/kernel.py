@@ -50,6 +50,7 @@ class Job(NamedTuple):
     input: Plane
     target: Plane
     weight: Plane
+    map: Plane
     member: np.ndarray  # (K, C), which class belongs to which region
     scalars: Scalars
     C: np.uint64
@@ -146,7 +147,7 @@ def forward(kind: Kind) -> Any:
     do, region = loops(kind), unions(kind.activation == "softmax", kind.labels, R)
     class_sums, softmax, own_sums, region_row, region_truth = do.sums, do.softmax, do.own_sums, region.row, region.truth
     SOFTMAX, LABELS, OWN, UNION = kind.activation == "softmax", kind.labels, kind.target == "own", kind.union
-    VALUES = not kind.labels and not kind.union
+    VALUES, MAPPED = not kind.labels and not kind.union, kind.mapped
 
     @kernel(("forward", kind))
     def sums(job, slots, bad, begin, end):
@@ -154,17 +155,18 @@ def forward(kind: Kind) -> Any:
         job, slots, bad = borrowed(job), borrowed(slots), borrowed(bad)
         C, K, block, s, zero = job.C, job.K, job.block, job.scalars, np.uint64(0)
         scratch = (
-            np.zeros((6, block), R),
+            np.zeros((7, block), R),
             np.zeros(block, np.int32),
             np.ones(block, R),
             np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R),
             np.empty(zero if job.input.direct else C * block, R),
         )
         rows, t, w, e, xs = borrowed(scratch)
-        m, r, ls, y, nought, z = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
+        m, r, ls, y, nought, z, u = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6]
         known, of_union = Rows(w, t, m, r, ls, nought), Rows(w, t, nought, r, ls, nought)
         x = memory(job.input.address, R) if job.input.direct else xs
         ys = memory(job.target.address, R) if not LABELS and job.target.direct else y
+        us = memory(job.map.address, R) if MAPPED and job.map.direct else u
         unread = rows[:1]
         for task in range(begin, end):
             b = task // job.chunks
@@ -184,13 +186,14 @@ def forward(kind: Kind) -> Any:
                         yo = _row(job.target, b, c, v0, n, y)
                         wrong += beyond(ys, yo, n, R(0), R(1), w)
                 for k in range(K):
+                    uo = _row(job.map, b, k, v0, n, u) if MAPPED else zero
                     if UNION:
                         region_truth(job.target, job.member, C, b, v0, k, n, t, z, y)
                         region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, zero)
-                        class_sums(z, zero, e, C * block, of_union, k, y, zero, n, s, out)
+                        class_sums(z, zero, e, C * block, of_union, k, y, zero, us, uo, n, s, out)
                     else:
                         yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
-                        wrong += class_sums(x, xo + k * ld, e, k * block, known, k, ys, yo, n, s, out)
+                        wrong += class_sums(x, xo + k * ld, e, k * block, known, k, ys, yo, us, uo, n, s, out)
                 bad[task] += wrong
                 if OWN:
                     own_sums(x, xo, ld, e, block, known, n, s, out)
@@ -207,7 +210,7 @@ def backward(kind: Kind) -> Any:
     softmax, class_slope, class_gradient, own_slope = do.softmax, do.slope, do.gradient, do.own_slope
     region_row, region_truth, region_gradient = region.row, region.truth, region.gradient
     SOFTMAX, LABELS, OWN, UNION = kind.activation == "softmax", kind.labels, kind.target == "own", kind.union
-    VALUES = not kind.labels and not kind.union
+    VALUES, MAPPED = not kind.labels and not kind.union, kind.mapped
     FUSED, KEPT = kind.fused, kind.kept
 
     @kernel(("backward", kind))
@@ -216,7 +219,7 @@ def backward(kind: Kind) -> Any:
         job, coefs = borrowed(job), borrowed(coefs)
         C, K, block, s, zero = job.C, job.K, job.block, job.scalars, np.uint64(0)
         scratch = (
-            np.zeros((7, block), R),
+            np.zeros((8, block), R),
             np.zeros(block, np.int32),
             np.ones(block, R),
             np.empty((C + np.uint64(UNION)) * block if SOFTMAX else zero, R),
@@ -226,11 +229,12 @@ def backward(kind: Kind) -> Any:
             np.empty(zero if result.direct else C * block, R),
         )
         rows, t, w, e, h, z, xs, gs = borrowed(scratch)
-        m, r, ls, y, nought, dot, own = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6]
+        m, r, ls, y, nought, dot, own, u = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
         known, of_union = Rows(w, t, m, r, ls, dot), Rows(w, t, nought, r, ls, dot)
         x = memory(job.input.address, R) if job.input.direct else xs
         g = memory(result.address, R) if result.direct else gs
         ys = memory(job.target.address, R) if VALUES and job.target.direct else y
+        us = memory(job.map.address, R) if MAPPED and job.map.direct else u
         for task in range(begin, end):
             b = task // job.chunks
             start = (task - b * job.chunks) * job.chunk
@@ -250,13 +254,14 @@ def backward(kind: Kind) -> Any:
                 if (SOFTMAX and not FUSED) or UNION:
                     for k in range(K):
                         ho = k * block if KEPT else zero
+                        uo = _row(job.map, b, k, v0, n, u) if MAPPED else zero
                         if UNION:
                             region_truth(job.target, job.member, C, b, v0, k, n, t, own, y)
                             region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, ho)
-                            class_slope(z, ho, e, C * block, of_union, k, y, zero, n, s, coef, h, ho)
+                            class_slope(z, ho, e, C * block, of_union, k, y, zero, us, uo, n, s, coef, h, ho)
                         else:
                             yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
-                            class_slope(x, xo + k * ld, e, k * block, known, k, ys, yo, n, s, coef, h, ho)
+                            class_slope(x, xo + k * ld, e, k * block, known, k, ys, yo, us, uo, n, s, coef, h, ho)
                 if OWN:
                     own_slope(x, xo, ld, e, block, known, n, s, coef, own)
                 if UNION:
@@ -264,9 +269,11 @@ def backward(kind: Kind) -> Any:
                 else:
                     for k in range(C):
                         yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
+                        uo = _row(job.map, b, k, v0, n, u) if MAPPED else zero
                         prefetch(g, go + k * gld + n, n)
                         class_gradient(
-                            x, xo + k * ld, e, k * block, known, k, ys, yo, n, s, coef, h, k * block, g, go + k * gld
+                            x, xo + k * ld, e, k * block, known, k, ys, yo, us, uo, n, s, coef, h, k * block,
+                            g, go + k * gld,
                         )  # fmt: skip
                 if OWN:
                     for v in range(n):

@@ -5,7 +5,7 @@ works out the symbols of `softdice.terms`, and keeps its sums in registers or wr
 voxel's maximum and sum of exponentials first, and before any gradient the sum of its slopes over the classes.
 
 `Rows` holds what is known of the n voxels of a block. Arrays come with an offset, since a slice costs a reference
-count: x, the logits; e, exp(x - m); y, the target of a class; h, its slope; g, its gradient.
+count: x, the logits; e, exp(x - m); y, the target of a class; u, its map; h, its slope; g, its gradient.
 """
 
 # mypy: allow-untyped-defs
@@ -21,7 +21,7 @@ import numpy as np
 from softdice.kernels.cpu.arithmetic import exp, log, log1p, minus
 from softdice.kernels.cpu.compiled import each, jit, read_apart, write_apart
 from softdice.kernels.cpu.rows import prefetch
-from softdice.terms import STATISTICS, SYMBOLS, Statistic, function
+from softdice.terms import MAPPED, STATISTICS, SYMBOLS, Statistic, function
 
 RUN = np.uint64(512)  # voxels whose sums stay in registers, in the arithmetic's type, before they are added in float64
 MANY = 12  # of more classes a voxel's own class is done by itself: a comparison per class costs more
@@ -61,6 +61,11 @@ class Kind(NamedTuple):
         dear = any(s.names("f", slope=True) for s in STATISTICS if s.name in self.fields)
         dear = dear or (self.power is None and "difference" in self.fields)
         return self.union or (self.activation == "softmax" and dear and self.target != "own")
+
+    @property
+    def mapped(self) -> bool:
+        """Whether a map is read."""
+        return not set(MAPPED).isdisjoint(self.fields)
 
     @property
     def labels(self) -> bool:
@@ -138,15 +143,15 @@ def _symbols(activation: str, GAMMA: float | None, POWER: float | None, R: Any) 
         return a / q if q > R(0.01) else ONE + q * (R(0.5) + q * (R(1 / 3) + q * R(0.25)))
 
     @each
-    def of_softmax(x, ex, m, r, ls, t, s):
+    def of_softmax(x, ex, m, r, ls, t, given, s):
         p = ex * r
         q, y = complement(p), s.keep * t + s.share
         a = ZERO if y == ZERO else minus(ls, minus(x, m))
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
-        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, p, ONE, ZERO, p * ratio(a, q), ZERO, s.gamma
+        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, p, ONE, ZERO, p * ratio(a, q), ZERO, s.gamma, given
 
     @each
-    def of_sigmoid(x, ex, m, r, ls, t, s):
+    def of_sigmoid(x, ex, m, r, ls, t, given, s):
         z = exp(-abs(x))
         large = ONE / (ONE + z)
         small = z * large
@@ -156,15 +161,15 @@ def _symbols(activation: str, GAMMA: float | None, POWER: float | None, R: Any) 
         a = ZERO if y == ZERO else both + (-x if x < ZERO else ZERO)
         b = ZERO if y == ONE else both + (x if x > ZERO else ZERO)
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
-        return p, q, y, ONE - y, t, a, b, u, v, d, e, p * q, q, p, p * a, q * b, s.gamma
+        return p, q, y, ONE - y, t, a, b, u, v, d, e, p * q, q, p, p * a, q * b, s.gamma, given
 
     @each
-    def of_probability(p, ex, m, r, ls, t, s):
+    def of_probability(p, ex, m, r, ls, t, given, s):
         q, y = complement(p), s.keep * t + s.share
         a = ZERO if y == ZERO else -log(SMALL if p < SMALL else p)
         slope, f = (ZERO, ZERO) if p < SMALL else (ONE / p, ratio(a, q))
         u, v, d, e = exponents(p, q, y, s.gamma, s.power)
-        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, ONE, slope, ZERO, f, ZERO, s.gamma
+        return p, q, y, ONE - y, t, a, ZERO, u, v, d, e, ONE, slope, ZERO, f, ZERO, s.gamma, given
 
     return {"softmax": of_softmax, "sigmoid": of_sigmoid, "none": of_probability}[activation]
 
@@ -267,6 +272,7 @@ def loops(kind: Kind) -> Loops:
     R = np.float64 if kind.double else np.float32
     ZERO, ONE = R(0), R(1)
     SOFTMAX, MASKED, LABELS = kind.activation == "softmax", kind.masked, kind.labels and not kind.union
+    WITH_MAP = kind.mapped
     wanted = [statistic for statistic in STATISTICS if statistic.name in kind.fields]
     nothing, plus, put = _generated(kind, wanted, R)
     nothing0, plus0, put0 = _generated(kind, [s for s in wanted if s.elsewhere[0]], R)
@@ -283,17 +289,18 @@ def loops(kind: Kind) -> Loops:
     class_take, class_total = (take0, slope0) if OWN else (take, slope)
 
     @each
-    def at(x, xo, e, eo, rows, true, v, s):
+    def at(x, xo, e, eo, rows, true, u, uo, v, s):
         """Weight and symbols of one voxel and class."""
         weight, value = ONE, read_apart(x, xo + v)
+        given = read_apart(u, uo + v) if WITH_MAP else ZERO
         if MASKED:
             weight = read_apart(rows.w, v)
             live = weight > ZERO
-            value, true = value if live else ZERO, true if live else ZERO
+            value, true, given = value if live else ZERO, true if live else ZERO, given if live else ZERO
         if SOFTMAX:
             ex, most = read_apart(e, eo + v), read_apart(rows.m, v)
-            return weight, symbols(value, ex, most, read_apart(rows.r, v), read_apart(rows.ls, v), true, s)
-        return weight, symbols(value, ZERO, ZERO, ZERO, ZERO, true, s)
+            return weight, symbols(value, ex, most, read_apart(rows.r, v), read_apart(rows.ls, v), true, given, s)
+        return weight, symbols(value, ZERO, ZERO, ZERO, ZERO, true, given, s)
 
     @each
     def truth(rows, c, y, yo, v):
@@ -308,13 +315,13 @@ def loops(kind: Kind) -> Loops:
         return ONE if wrong or (RANGE and ((k[P] < s.low) | (k[P] > s.high))) else ZERO
 
     @jit
-    def class_sums(x, xo, e, eo, rows, c, y, yo, n, s, out):
+    def class_sums(x, xo, e, eo, rows, c, y, yo, u, uo, n, s, out):
         """The sums of one class, added to out (fields, K); returns how many values are out of range."""
         bad = ZERO
         for begin in range(np.uint64(0), n, RUN):
             sums = class_nothing()
             for v in range(begin, min(begin + RUN, n)):
-                weight, k = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), v, s)
+                weight, k = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), u, uo, v, s)
                 sums = class_plus(sums, weight, *k)
                 bad += outside(k, s)
             class_put(out, c, 1.0, sums)
@@ -326,17 +333,17 @@ def loops(kind: Kind) -> Loops:
         for v in range(n):
             if rows.t[v] >= 0:
                 c = np.uint64(rows.t[v])
-                weight, k = at(x, xo + c * ld, e, c * eld, rows, ONE, v, s)
-                _, k0 = at(x, xo + c * ld, e, c * eld, rows, ZERO, v, s)
+                weight, k = at(x, xo + c * ld, e, c * eld, rows, ONE, x, xo, v, s)
+                _, k0 = at(x, xo + c * ld, e, c * eld, rows, ZERO, x, xo, v, s)
                 put(out, c, 1.0, plus(nothing(), weight, *k))
                 put0(out, c, -1.0, plus0(nothing0(), weight, *k0))
 
     @jit
-    def class_slope(x, xo, e, eo, rows, c, y, yo, n, s, coef, h, ho):
+    def class_slope(x, xo, e, eo, rows, c, y, yo, u, uo, n, s, coef, h, ho):
         """dot += slope; the slope itself into h where it would be dear to compute it again."""
         k, dot = class_take(coef, c), rows.dot
         for v in range(n):
-            _, z = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), v, s)
+            _, z = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), u, uo, v, s)
             step = class_total(k, *z)
             write_apart(dot, v, dot[v] + step)
             if STORED:
@@ -348,18 +355,18 @@ def loops(kind: Kind) -> Loops:
         for v in range(n):
             if rows.t[v] >= 0:
                 c = np.uint64(rows.t[v])
-                weight, z = at(x, xo + c * ld, e, c * eld, rows, ONE, v, s)
-                _, z0 = at(x, xo + c * ld, e, c * eld, rows, ZERO, v, s)
+                weight, z = at(x, xo + c * ld, e, c * eld, rows, ONE, x, xo, v, s)
+                _, z0 = at(x, xo + c * ld, e, c * eld, rows, ZERO, x, xo, v, s)
                 step = slope(take(coef, c), *z) - slope0(take0(coef, c), *z0)
                 rows.dot[v] += step
                 h[v] = weight * step
 
     @jit
-    def class_gradient(x, xo, e, eo, rows, c, y, yo, n, s, coef, h, ho, g, go):
+    def class_gradient(x, xo, e, eo, rows, c, y, yo, u, uo, n, s, coef, h, ho, g, go):
         """w (slope - p dot) of a softmax, w slope elsewhere."""
         k = class_take(coef, c)
         for v in range(n):
-            weight, z = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), v, s)
+            weight, z = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), u, uo, v, s)
             step = read_apart(h, ho + v) if STORED else class_total(k, *z)
             if SOFTMAX:
                 step -= z[0] * read_apart(rows.dot, v)

@@ -47,7 +47,7 @@ def _store(out, c, v, inside, dx, w, oC, oV, C: tl.constexpr, MASKED: tl.constex
 
 @triton.jit
 def _slopes(
-    coefficients, value, p, d, log_sum, y, k, K: tl.constexpr, KT: tl.constexpr, ACT: tl.constexpr,
+    coefficients, value, p, d, log_sum, y, u, k, K: tl.constexpr, KT: tl.constexpr, ACT: tl.constexpr,
     SLOPES: tl.constexpr,
 ):  # fmt: skip
     """Some classes or regions -> p, 1 - p, their steep and straight slopes. d, log_sum: -ln p = (log_sum - d) ln 2."""
@@ -59,7 +59,7 @@ def _slopes(
         a = (log_sum[None, :] - d) * LN2 if ACT == SOFTMAX else -tl.log2(not_zero(p)) * LN2
     if K % KT != 0:  # no infinite logarithm beyond the last class
         a = tl.where((k < K)[:, None], a, 0.0)
-    steep, straight = SLOPES(coefficients, p, q, a, other, y)
+    steep, straight = SLOPES(coefficients, p, q, a, other, y, u)
     if K % KT != 0:
         steep = tl.where((k < K)[:, None], steep, 0.0)
         straight = tl.where((k < K)[:, None], straight, 0.0)
@@ -68,10 +68,10 @@ def _slopes(
 
 @triton.jit(do_not_specialize=["programs", "steps", "ignore"])
 def backward_kernel(
-    grad, x, target, weight, member, out, V, programs, steps, gF, gB, gK, xB, xC, xV, tB, tC, tV, wB,
-    wV, oB, oC, oV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
+    grad, x, target, weight, voxel_map, member, out, V, programs, steps, gF, gB, gK, xB, xC, xV, tB, tC, tV, wB,
+    wV, uB, uC, uV, oB, oC, oV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
-    TAKE: tl.constexpr, SLOPES: tl.constexpr,
+    MAPPED: tl.constexpr, TAKE: tl.constexpr, SLOPES: tl.constexpr,
     CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """TAKE and SLOPES are the statistics' slopes (`softdice.kernels.triton.declared`)."""
@@ -80,6 +80,9 @@ def backward_kernel(
     b = task // programs
     xb = x + b * xB
     tb = target + b * tB
+    ub = voxel_map
+    if MAPPED:
+        ub = voxel_map + b * uB
     ob = out + b * oB
     gb = grad + b * gB
     k = (tl.program_id(1) * KT + tl.arange(0, KT)).to(tl.int64)
@@ -100,7 +103,10 @@ def backward_kernel(
                 xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, tC, tV,
                 C, K, CT, KT, BV, ACT, HARD, MASKED, W,
             )  # fmt: skip
-            p, _q, steep, straight = _slopes(given, p, p, part, log_sum, y, k, K, KT, ACT, SLOPES)
+            u = p
+            if MAPPED:
+                u = class_tile(ub, k, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
+            p, _q, steep, straight = _slopes(given, p, p, part, log_sum, y, u, k, K, KT, ACT, SLOPES)
             slope = p * steep + straight if ACT == SOFTMAX else steep + straight
             for c0 in range(0, C, CT):
                 c = (c0 + tl.arange(0, CT)).to(tl.int64)
@@ -127,9 +133,12 @@ def backward_kernel(
                     c = (c0 + tl.arange(0, KT)).to(tl.int64)
                     value = class_tile(xb, c, v, inside, w, xC, xV, C, KT, MASKED, float("-inf"), W)
                     p, d = softmax_given(value, m, log_sum)
+                    u = p
+                    if MAPPED:
+                        u = class_tile(ub, c, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
                     p, _q, steep, straight = _slopes(
                         TAKE(gb, c, gF, gK, c < K, W), value, p, d, log_sum,
-                        truth_tile(tb, t, w, c, v, inside, tC, tV, C, HARD, MASKED, KT, W), c, K, KT, ACT, SLOPES,
+                        truth_tile(tb, t, w, c, v, inside, tC, tV, C, HARD, MASKED, KT, W), u, c, K, KT, ACT, SLOPES,
                     )  # fmt: skip
                     if turn == 0:
                         dot += tl.sum(p * steep + straight, 0)
@@ -143,7 +152,10 @@ def backward_kernel(
             if ACT == SOFTMAX:
                 p, d, log_sum = softmax_tile(value)
             y = truth_tile(tb, t, w, k, v, inside, tC, tV, C, HARD, MASKED, KT, W)
-            p, q, steep, straight = _slopes(given, value, p, d, log_sum, y, k, K, KT, ACT, SLOPES)
+            u = p
+            if MAPPED:
+                u = class_tile(ub, k, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
+            p, q, steep, straight = _slopes(given, value, p, d, log_sum, y, u, k, K, KT, ACT, SLOPES)
             if ACT == SOFTMAX:
                 if HARD:  # that of the true class is taken off first: less cancellation where the network is sure
                     steep -= tl.sum(steep * y, 0)[None, :]

@@ -35,7 +35,7 @@ def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
     put = [f"tl.store(partial + (row + {i}) * K + k, {_sum(i, same)}, mask=k < K)" for i, same in enumerate(shared)]
     return {
         "NOTHING": _jit("nothing(row, lane)", f"return ({zeros},)"),
-        "PLUS": _jit("plus(sums, w, p, q, a, b, t)", _known(chosen, constants, slope=False), f"return ({plus},)"),
+        "PLUS": _jit("plus(sums, w, p, q, a, b, t, m)", _known(chosen, constants, slope=False), f"return ({plus},)"),
         "PUT": _jit("put(sums, partial, row, k, K)", *put),
     }
 
@@ -59,7 +59,7 @@ def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
     known = _known(chosen, constants, slope=True)
     return {
         "TAKE": _jit("take(grad, k, gF, gK, inside, W: tl.constexpr)", f"return ({take}{',' if take else ''})"),
-        "SLOPES": _jit("slopes(coefficients, p, q, a, b, t)", known, f"return {steep}, {straight}"),
+        "SLOPES": _jit("slopes(coefficients, p, q, a, b, t, m)", known, f"return {steep}, {straight}"),
         "SLOPED": len(chosen),
     }
 
@@ -73,7 +73,7 @@ def _known(chosen: list[Statistic], constants: Constants, slope: bool) -> str:
     """The line that works the symbols out, and of those that cost something only the ones that are named."""
     groups = (("a", "b", "s", "r", "f", "g"), ("u", "v"), ("d", "e"))
     needed = [any(s.names(*group, slope=slope) for s in chosen) for group in groups]
-    return f"{', '.join(SYMBOLS)} = symbols(p, q, a, b, t, {', '.join(map(repr, (*constants, *needed)))})"
+    return f"{', '.join(SYMBOLS)} = symbols(p, q, a, b, t, m, {', '.join(map(repr, (*constants, *needed)))})"
 
 
 def _sum(i: int, shared: bool) -> str:

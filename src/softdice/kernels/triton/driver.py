@@ -9,6 +9,7 @@ before Triton was imported.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,7 +40,9 @@ def _same_sum(name: str, hard: bool, smooth: bool) -> str:
     return "target"
 
 
-def arguments(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, s: Pass) -> dict[str, Any]:
+def arguments(
+    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, voxel_map: Tensor | None, s: Pass
+) -> dict[str, Any]:
     """Tensors and settings -> what both kernels are called with, by name."""
     C = input.shape[1]
     columns = C if regions is None else regions.shape[0]
@@ -47,11 +50,14 @@ def arguments(input: Tensor, target: Tensor, weight: Tensor | None, regions: Ten
     strides = dict(zip(("xB", "xC", "xV"), input.stride(), strict=True))
     strides |= dict(zip(("tB", "tV") if hard else ("tB", "tC", "tV"), target.stride(), strict=True))
     strides |= dict(zip(("wB", "wV"), (0, 0) if weight is None else weight.stride(), strict=True))
+    given = None if voxel_map is None else voxel_map.expand(-1, columns, -1)
+    strides |= dict(zip(("uB", "uC", "uV"), (0, 0, 0) if given is None else given.stride(), strict=True))
     class_rows = launch.bucket(C)
     return {
         "x": input,
         "target": launch.readable(target),
         "weight": None if weight is None else launch.readable(weight),
+        "voxel_map": None if given is None else launch.readable(given),
         "member": None if regions is None else launch.readable(regions.contiguous()),
         "V": input.shape[2],
         "tC": 0,
@@ -65,6 +71,7 @@ def arguments(input: Tensor, target: Tensor, weight: Tensor | None, regions: Ten
         "WEIGHTED": weight is not None,
         "IGNORE": s.ignore_index is not None,
         "REGIONS": regions is not None,
+        "MAPPED": voxel_map is not None,
         "CT": class_rows,
         "KT": class_rows if regions is None else triton.next_power_of_2(columns),
         "W": tl.float64 if input.dtype == torch.float64 else tl.float32,
@@ -98,6 +105,13 @@ def _start(kernel: Any, given: dict[str, Any], grid: tuple[int, int], warps: int
 
 def _regions(regions: Tensor | None) -> int:
     return 0 if regions is None else regions.shape[0]
+
+
+def _split(voxel_map: Tensor | None, columns: int) -> Sequence[Tensor | None]:
+    """A map -> its part of each group of regions."""
+    if voxel_map is None:
+        return [None] * -(-columns // REGIONS)
+    return voxel_map.expand(-1, columns, -1).split(REGIONS, dim=1)
 
 
 def _columns(given: dict[str, Any], forward: bool) -> int:
@@ -134,7 +148,12 @@ def _partial(given: dict[str, Any], rows: int, validate: bool, tile: Tile) -> tu
 
 
 def statistics(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    voxel_map: Tensor | None,
+    settings: Pass,
 ) -> tuple[Tensor, Tensor | None]:
     """input (B, C, V), target, weight -> sums (fields, B, K), and counts (n, 4) of what is out of range, per program.
 
@@ -145,11 +164,12 @@ def statistics(
     if input.numel() == 0:
         return input.new_zeros((len(settings.fields), input.shape[0], columns), dtype=dtype), None
     if regions is not None and columns > REGIONS:
-        parts = [statistics(input, target, weight, part, settings) for part in regions.split(REGIONS)]
+        groups = zip(regions.split(REGIONS), _split(voxel_map, columns), strict=True)
+        parts = [statistics(input, target, weight, group, given, settings) for group, given in groups]
         return torch.cat([sums for sums, _ in parts], dim=2), parts[0][1]
     same = [_same_sum(name, target.ndim == 2, settings.label_smoothing > 0) for name in settings.fields]
     rows = list(dict.fromkeys(same))
-    given = arguments(input, target, weight, regions, settings) | declared.terms(
+    given = arguments(input, target, weight, regions, voxel_map, settings) | declared.terms(
         tuple(rows), constants(input, settings)
     )
     entry = launch.tile(launch.FORWARD, input.shape[1], _regions(regions), input.element_size(), len(rows))
@@ -188,7 +208,13 @@ def _slope(given: dict[str, Any], out: Tensor, tile: Tile) -> None:
 
 
 def gradient(
-    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    voxel_map: Tensor | None,
+    settings: Pass,
 ) -> Tensor:
     """dL/dstatistics (fields, B, K) of any strides, and what made them -> dL/dinput, dense and laid out as input."""
     C = input.shape[1]
@@ -196,10 +222,11 @@ def gradient(
     if input.numel() == 0:
         return out
     if regions is not None and regions.shape[0] > REGIONS:
-        groups = zip(grad.split(REGIONS, dim=2), regions.split(REGIONS), strict=True)
-        parts = [gradient(part, input, target, weight, group, settings) for part, group in groups]
+        maps = _split(voxel_map, regions.shape[0])
+        groups = zip(grad.split(REGIONS, dim=2), regions.split(REGIONS), maps, strict=True)
+        parts = [gradient(part, input, target, weight, group, given, settings) for part, group, given in groups]
         return torch.stack(parts).sum(0, dtype=result_dtype(input.dtype)).to(input.dtype)
-    given = arguments(input, target, weight, regions, settings) | declared.slopes(
+    given = arguments(input, target, weight, regions, voxel_map, settings) | declared.slopes(
         settings.fields, constants(input, settings)
     )
     given |= {"grad": grad} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))

@@ -52,12 +52,12 @@ def rows_kernel(
 
 @triton.jit(do_not_specialize=["programs", "steps", "ignore"])
 def forward_kernel(
-    x, target, weight, member, maxima, logs, partial, bad, V, programs, steps, xB, xC, xV, tB, tC, tV,
-    wB, wV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
+    x, target, weight, voxel_map, member, maxima, logs, partial, bad, V, programs, steps, xB, xC, xV, tB, tC, tV,
+    wB, wV, uB, uC, uV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
-    VALIDATE: tl.constexpr, ROWS: tl.constexpr, NOTHING: tl.constexpr, PLUS: tl.constexpr, PUT: tl.constexpr,
-    LOW: tl.constexpr, HIGH: tl.constexpr, CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr,
-    VECTOR: tl.constexpr, STAGES: tl.constexpr,
+    MAPPED: tl.constexpr, VALIDATE: tl.constexpr, ROWS: tl.constexpr, NOTHING: tl.constexpr, PLUS: tl.constexpr,
+    PUT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr,
+    W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """NOTHING, PLUS and PUT are the ROWS statistics' terms (`softdice.kernels.triton.declared`)."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
@@ -126,7 +126,10 @@ def forward_kernel(
                         bad_value += outside(value, LOW, HIGH)
         if K % KT != 0:  # no infinite logarithm beyond the last class
             a = tl.where((k < K)[:, None], a, 0.0)
-        sums = PLUS(sums, w[None, :], p, q, a, other, y)
+        u = p
+        if MAPPED:
+            u = class_tile(voxel_map + b * uB, k, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
+        sums = PLUS(sums, w[None, :], p, q, a, other, y, u)
     PUT(sums, partial, task * ROWS, k, K)
     if VALIDATE:
         place = bad + (task * tl.num_programs(1) + tl.program_id(1)) * 4

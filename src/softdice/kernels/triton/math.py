@@ -153,7 +153,7 @@ def power(base, EXPONENT: tl.constexpr):
 
 @triton.jit
 def symbols(
-    p, q, a, b, t, KEEP: tl.constexpr, SHARE: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr,
+    p, q, a, b, t, m, KEEP: tl.constexpr, SHARE: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr,
     ACT: tl.constexpr, LOGS: tl.constexpr, POWERS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """Probabilities, logarithms and targets -> the symbols of `softdice.terms`, in its order.
@@ -194,7 +194,7 @@ def symbols(
         else:
             sign = tl.where(apart > 0, 1.0, 0.0) - tl.where(apart < 0, 1.0, 0.0)
             e = POWER * power(tl.abs(apart), POWER - 1) * sign
-    return p, q, y, n, t, a, b, u, v, d, e, zero + 1.0, s, r, f, g, zero + GAMMA
+    return p, q, y, n, t, a, b, u, v, d, e, zero + 1.0, s, r, f, g, zero + GAMMA, m
 
 
 @triton.jit
