@@ -99,6 +99,7 @@ def _mapped(p: Any, y: float, m: Any) -> dict[str, Any]:
     return {
         "mapped_prediction": m * p,
         "mapped_intersection": m * p * y,
+        "mapped_target": m * y,
     }
 
 

@@ -39,6 +39,7 @@ class OverlapStatistics:
         labelled               sum w y before label smoothing: 0 where a class is absent
         mapped_prediction      sum w m p, with the map m that is given as voxel_map
         mapped_intersection    sum w m p y
+        mapped_target          sum w m y
         ====================== ======================================================================
 
     each of shape (B, C), or (C,) once pooled. A field that the pass was not asked for raises AttributeError.

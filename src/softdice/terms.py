@@ -98,6 +98,7 @@ STATISTICS = (
     Statistic("labelled", "sum w y, before label smoothing: 0 where a class is absent", "t", "0"),
     Statistic("mapped_prediction", "sum w m p", "m * p", "m * j"),
     Statistic("mapped_intersection", "sum w m p y", "m * p * y", "m * j * y"),
+    Statistic("mapped_target", "sum w m y", "m * y", "0"),
 )
 """Every statistic, in the order in which a pass returns those that it is asked for."""
 
