@@ -90,3 +90,9 @@ def boundary_loss(
     voxel_map: Tensor, **settings: Unpack[LossSettings],
 ) -> Tensor:
     """input, target -> what `softdice.BoundaryLoss` returns."""
+
+def skeleton_recall_loss(
+    input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
+    voxel_map: Tensor, eps: float = 1e-05, **settings: Unpack[LossSettings],
+) -> Tensor:
+    """input, target -> what `softdice.SkeletonRecallLoss` returns."""

@@ -392,6 +392,31 @@ def boundary(stats: OverlapStatistics) -> Tensor:
     return stats.mapped_prediction / torch.where(stats.voxels > 0, stats.voxels, 1.0)
 
 
+def skeleton_recall(stats: OverlapStatistics, *, eps: float = 1e-5) -> Tensor:
+    """statistics -> recall on the map, the skeleton of the target, per class.
+
+        skeleton_recall = (sum m p y + eps) / (sum m y + eps)
+
+    Args:
+        stats: statistics with `mapped_intersection` and `mapped_target`, (B, C) or (C,).
+        eps: smoothing, >= 0, in voxels.
+
+    Returns:
+        The score in [0, 1] for a map >= 0, same shape as the statistics; no voxel on the skeleton: 1 (nan for eps = 0).
+
+    Example:
+        >>> import torch, softdice
+        >>> probabilities, skeleton = torch.tensor([[[0.75, 0.5]]]), torch.tensor([[True, False]])
+        >>> stats = softdice.overlap_statistics(probabilities, torch.tensor([[1, 1]]), voxel_map=skeleton)
+        >>> skeleton_recall(stats.pool(), eps=0)
+        tensor([0.7500])
+
+    Source: Y. Kirchhoff et al., "Skeleton recall loss for connectivity conserving and resource efficient segmentation
+    of thin tubular structures", ECCV 2024, eq. 2.
+    """
+    return (stats.mapped_intersection + eps) / (stats.mapped_target + eps)
+
+
 def _mean_over_voxels(cost: Tensor, count: Tensor, class_weight: Tensor | None) -> Tensor:
     if class_weight is not None:
         cost, count = class_weight * cost, class_weight * count
