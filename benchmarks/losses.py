@@ -45,6 +45,7 @@ class Row:
     low_ms: float
     high_ms: float
     times_floor: float
+    fresh_ms: float  # the floor where the gradient goes into fresh memory
     loss_error: float
     gradient_error: float
     forward_logits: float  # memory beyond the inputs, in multiples of the logits
@@ -103,19 +104,19 @@ def run(shapes: list[tuple[int, ...]], budget_s: float, compile: bool) -> list[R
             losses[name, "eager"] = (make(shape[1]), by_dtype[dtype])
             if compile and not (name == "seed's loop" and shape[1] > UNROLLED):
                 losses[name, "compiled"] = (torch.compile(make(shape[1])), by_dtype[dtype])
-        turns: dict[str, Callable[[], object]] = {"floor": partial(measure.floor, logits)}
+        turns: dict[str, Callable[[], object]] = {"floor": measure.floor(logits), "fresh": measure.fresh(logits)}
         for (name, mode), (loss, target) in losses.items():
             turns[f"{name}|{mode}"] = partial(measure.step, loss, logits, target)
         times = measure.interleaved(turns, logits, budget_s)
-        floor = times["floor"].median_ms
-        print(f"\n{shape}: floor {floor:.1f} ms", flush=True)
+        floor, fresh = times["floor"].median_ms, times["fresh"].median_ms
+        print(f"\n{shape}: floor {floor:.1f} ms, {fresh:.1f} into fresh memory", flush=True)
         for (name, mode), (loss, target) in losses.items():
             time = times[f"{name}|{mode}"]
             off = measure.error(loss, exact(name, known[name][0])(shape[1]), logits, target)
             size = logits.numel() * logits.element_size()
             used = memory_of(name, shape) if mode == "eager" else measure.Memory(0, 0, 0)
             beyond = [value / size if mode == "eager" else float("nan") for value in used]
-            row = Row(str(shape), name, mode, *time, time.median_ms / floor, *off, *beyond)
+            row = Row(str(shape), name, mode, *time, time.median_ms / floor, fresh, *off, *beyond)
             rows.append(row)
             print(
                 f"  {name:16} {mode:9} {row.median_ms:8.1f} ms ({row.low_ms:.1f} to {row.high_ms:.1f})  "
@@ -153,11 +154,9 @@ def table(rows: list[Row], lack: dict[str, str]) -> str:
                 cells.append(f"{row.times_floor:.2f}")
         label = f"**{name}**" if name.startswith("softdice") else name
         lines.append(f"| {label}{' compiled' if mode == 'compiled' else ''} | " + " | ".join(cells) + " |")
-    floors = []
-    for shape in shapes:
-        row = next(row for row in rows if row.shape == shape)
-        floors.append(f"{row.median_ms / row.times_floor:.1f} ms")
-    lines.append("| floor | " + " | ".join(floors) + " |")
+    firsts = [next(row for row in rows if row.shape == shape) for shape in shapes]
+    lines.append("| floor | " + " | ".join(f"{row.median_ms / row.times_floor:.1f} ms" for row in firsts) + " |")
+    lines.append("| floor into fresh memory | " + " | ".join(f"{row.fresh_ms:.1f} ms" for row in firsts) + " |")
     if lack:
         lines += ["", "Missing on that machine: " + ", ".join(f"{name} ({why})" for name, why in lack.items()) + "."]
     return "\n".join(lines)
@@ -172,13 +171,13 @@ def plot(rows: list[Row], path: Path) -> None:
 
     shapes = list(dict.fromkeys(row.shape for row in rows))
     names = list(dict.fromkeys(row.contender for row in rows))
-    colours = ["#0072B2", "#56B4E9", "#000000", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]
+    colours = ["#0072B2", "#56B4E9", "#000000", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#999999"]
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6))
     for axis, field, title in (
         (axes[0], "times_floor", "time of a step / floor (log scale)"),
         (axes[1], "backward_logits", "peak memory / logits"),
     ):
-        for name, colour in zip(names, colours, strict=False):
+        for name, colour in zip(names, colours[: len(names)], strict=True):
             values = [
                 next(getattr(r, field) for r in rows if (r.shape, r.contender, r.mode) == (shape, name, "eager"))
                 for shape in shapes

@@ -3,7 +3,8 @@
 Time: medians over rounds in which all contenders take turns, in one process, after a warm-up, in an order that is
 shuffled anew each round, since what ran before leaves its caches and spinning threads behind. What a step or the floor
 returns is freed before the next one starts, outside the timed part. The floor is what no loss can go below: read the
-logits once, read them again and write a fresh tensor of their size (`logits.sum()` and `logits.clone()`).
+logits once, read them again and write a gradient of their size, into memory that is there already (`logits.sum()` and a
+copy). Where a gradient goes into fresh memory, the system has to hand out its pages first: `fresh` is that floor.
 
 Memory: the growth of the resident set of a process of its own, its high-water mark reset before each phase, with an
 allocator that gives freed memory back at once. Input, labels and all that the warm-up leaves do not count.
@@ -46,10 +47,17 @@ def step(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
     return value.detach()
 
 
-def floor(logits: Tensor) -> tuple[Tensor, Tensor]:
+def floor(logits: Tensor) -> Callable[[], object]:
     """Read, then read and write: the least that a training step of any loss must do."""
     data = logits.detach()
-    return data.sum(), data.clone()
+    kept = data.clone()
+    return lambda: (data.sum(), kept.copy_(data))
+
+
+def fresh(logits: Tensor) -> Callable[[], object]:
+    """The floor, but for a gradient in memory that the system has to hand out first."""
+    data = logits.detach()
+    return lambda: (data.sum(), data.clone())
 
 
 def interleaved(contenders: dict[str, Callable[[], object]], logits: Tensor, budget_s: float) -> dict[str, Time]:
@@ -147,10 +155,11 @@ def error(loss: Loss, exact: Loss, logits: Tensor, labels: Tensor) -> Error:
 
 
 def machine() -> str:
-    """() -> processor, threads, versions: one line for the head of a table."""
+    """() -> processor, its vectors, threads, versions: one line for the head of a table."""
     name = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             name = line.split(":", 1)[1].strip()
             break
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{name} ({vectors}), {torch.get_num_threads()} threads, torch {torch.__version__}"

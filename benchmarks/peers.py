@@ -71,6 +71,14 @@ def kornia(C: int) -> Loss:
     return lambda logits, labels: dice_loss(logits.flatten(2).unsqueeze(2), labels.flatten(1).unsqueeze(1), "micro")
 
 
+def exacta(C: int) -> Loss:
+    """exacta DiceLoss."""
+    from exacta.losses import DiceLoss
+
+    dice = DiceLoss(activation="softmax", batch_dice=True)
+    return lambda logits, labels: dice(logits, labels.long())
+
+
 def ours(C: int) -> Loss:
     """softdice.SoftDiceLoss."""
     return softdice.SoftDiceLoss(C, activation="softmax")
@@ -82,6 +90,7 @@ PEERS: dict[str, Callable[[int], Loss]] = {
     "nnU-Net": nnunet,
     "smp": smp,
     "kornia micro": kornia,
+    "exacta": exacta,
 }
 
 
