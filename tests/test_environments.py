@@ -52,6 +52,19 @@ def test_a_processor_without_any_extension(tmp_path: Any) -> None:
         assert [float(number) for number in generic] == pytest.approx([float(number) for number in reference], rel=3e-3)
 
 
+def test_a_long_sum_keeps_its_digits_with_few_lanes(tmp_path: Any) -> None:
+    """The bound of `test_many_voxels_lose_no_accuracy`: fewer lanes must not mean longer sums in each."""
+    code = """
+import torch, softdice
+voxels = 2**22 + 1
+input = torch.full((1, 1, voxels), 0.1)
+stats = softdice.overlap_statistics(input, torch.ones(1, voxels, dtype=torch.uint8), fields=("intersection",))
+print(stats.intersection.double().item() / (voxels * torch.tensor(0.1).double().item()) - 1)
+"""
+    off = said(python(code, NUMBA_CPU_NAME="generic", NUMBA_CACHE_DIR=str(tmp_path), SOFTDICE_BACKEND="cpu"))
+    assert abs(float(off)) <= 2.4e-7
+
+
 def test_numba_that_may_not_compile() -> None:
     off = {"NUMBA_DISABLE_JIT": "1"}
     assert said(python(LOSS, **off)) == said(python(LOSS, SOFTDICE_BACKEND="reference"))

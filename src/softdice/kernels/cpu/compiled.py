@@ -16,8 +16,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
+from numba.core import config
 from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
@@ -40,6 +42,9 @@ def _digest() -> str:
 FunctionIdentity._unique_ids = count(secrets.randbits(60))
 
 SOURCES = _digest()
+FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+LANES = 8 if "+avx" in FEATURES else 4
+"""Numbers of float32 in a vector, at least: the more lanes, the fewer numbers each of them adds up."""
 ENDLESS = 1 << 62  # bytes: more than any tensor has
 OPTIONS = {"error_model": "numpy", "nogil": True}
 INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **OPTIONS}  # called by compiled code only

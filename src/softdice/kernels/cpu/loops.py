@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from softdice.kernels.cpu.arithmetic import exp, log, log1p, minus
-from softdice.kernels.cpu.compiled import each, jit, read_apart, write_apart
+from softdice.kernels.cpu.compiled import LANES, each, jit, read_apart, write_apart
 from softdice.kernels.cpu.rows import prefetch
 from softdice.terms import MAPPED, STATISTICS, SYMBOLS, Statistic, function
 
-RUN = np.uint64(512)  # voxels whose sums stay in registers, in the arithmetic's type, before they are added in float64
+RUN = np.uint64(32 * LANES)  # voxels whose sums stay in registers, in the arithmetic's type, before float64 takes them
 MANY = 12  # of more classes a voxel's own class is done by itself: a comparison per class costs more
 
 
