@@ -15,7 +15,7 @@ from softdice.losses.named import *  # noqa: F403
 from softdice.losses.voxelwise import *  # noqa: F403
 from softdice.metrics.formulas import dice_score
 from softdice.reproducibility import SystemConfig, setup_system
-from softdice.statistics import OverlapStatistics, overlap_statistics
+from softdice.statistics import OverlapStatistics, overlap_statistics, soft_confusion
 from softdice.version import __version__
 
 # What needs torchmetrics; `import *` brings it where that is installed.
@@ -36,6 +36,7 @@ __all__ = [
     "overlap_statistics",
     "reductions",
     "setup_system",
+    "soft_confusion",
     "use_backend",
 ]
 __all__ += _METRICS if metrics.HAS_TORCHMETRICS else ()

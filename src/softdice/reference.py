@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softdice.settings import Pass
+from softdice.settings import CONFUSION, Pass
 from softdice.terms import STATISTICS
 
 
@@ -54,6 +54,8 @@ def statistics(
 ) -> Tensor:
     """input, target -> the sums over the voxels of each sample and class, (len(fields), B, C).
 
+    For the fields CONFUSION, (C, B, C): row l is sum_v w y_l p_c, the probabilities of the voxels of label l.
+
     The statistics are declared in `softdice.terms`; here each symbol of their terms is worked out.
 
     Args:
@@ -77,6 +79,9 @@ def statistics(
     share = settings.label_smoothing / outcomes(input.shape[1], settings.activation)
     y = (1 - settings.label_smoothing) * true_BCV + share if settings.label_smoothing else true_BCV
     p, n = prob_BCV, 1 - y
+    if settings.fields == CONFUSION:
+        rows = (y * weight_B1V).split(1, 1)
+        return torch.stack([(row_B1V * p).sum(-1) for row_B1V in rows])
     symbols = {"p": p, "y": y, "n": n, "t": true_BCV, "a": 0.0, "b": 0.0}
     if minus_log_p_BCV is not None:
         symbols["a"] = torch.where(y == 0, 0.0, minus_log_p_BCV)

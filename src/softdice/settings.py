@@ -9,6 +9,9 @@ from softdice.terms import FIELDS
 
 ACTIVATIONS = ("none", "softmax", "sigmoid")
 
+CONFUSION = ("confusion",)
+"""The fields of a pass whose sums are not one row for each: a row for each label, the probabilities of its voxels."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -22,6 +25,10 @@ class Pass:
     gamma: float = 2.0
     power: float = 1.0
     fields: tuple[str, ...] = FIELDS
+
+    def rows(self, num_classes: int) -> int:
+        """classes -> how many sums the pass has for each sample and class."""
+        return num_classes if self.fields == CONFUSION else len(self.fields)
 
     @property
     def text(self) -> str:

@@ -1,10 +1,10 @@
 """The fused pass as torch.library operators: schema, shapes, autograd, and the kernel of each device.
 
-    softdice::statistics           input, target -> sums (fields, B, K)
+    softdice::statistics           input, target -> sums (rows, B, K), a row for each field or as `Pass.rows` says
     softdice::statistics_backward  dL/dsums, input, target -> dL/dinput
 
-backend = "cpu" is the Numba kernel, "triton" the Triton kernels (on CPU tensors, their interpreter); the backward pass
-stays with the backend of the forward pass. Where no compiler, mode or profiler looks, the kernels are called directly.
+backend = "cpu" is the Numba kernel, "triton" the Triton kernels (on CPU tensors, their interpreter), "chunks" the
+definition piece by piece; the backward pass stays with the backend of the forward pass. Where no compiler, mode or profiler looks, the kernels are called directly.
 
 Saved for the backward pass: the inputs, nothing else. A second derivative comes from the reference.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from softdice import reference, validation
+from softdice.kernels import chunks
 from softdice.settings import Pass, decode
 
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? regions, str settings, str backend"
@@ -78,6 +79,8 @@ def _sums(
         if bad is not None and input.is_cuda:
             cuda.assert_in_range(bad, input, target, weight, settings)
         in_range = bad is None or input.is_cuda or not bool(bad.any())
+    elif backend == "chunks":
+        sums, in_range = chunks.statistics(input, target, weight, regions, settings), True
     else:
         from softdice.kernels.cpu import driver as cpu
 
@@ -101,6 +104,8 @@ def _slopes(
         from softdice.kernels.triton import driver as cuda
 
         return cuda.gradient(grad, input, target, weight, regions, settings)
+    if backend == "chunks":
+        return chunks.gradient(grad, input, target, weight, regions, settings)
     from softdice.kernels.cpu import driver as cpu
 
     return cpu.gradient(grad, input, target, weight, regions, settings)
@@ -173,7 +178,7 @@ def _statistics_fake(
     input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, text: str, backend: str
 ) -> Tensor:
     columns = input.shape[1] if regions is None else regions.shape[0]
-    shape = (len(decode(text).fields), input.shape[0], columns)
+    shape = (decode(text).rows(input.shape[1]), input.shape[0], columns)
     return input.new_empty(shape, dtype=reference.result_dtype(input.dtype))
 
 
