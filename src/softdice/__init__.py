@@ -11,6 +11,8 @@ from softdice import costs, functional, indices, losses, metrics, reductions
 from softdice.head import FusedHead, Upsampled
 from softdice.kernels.registry import use_backend
 from softdice.losses import DeepSupervision, OverlapLoss
+from softdice.losses.centreline import *  # noqa: F403
+from softdice.losses.confusion import *  # noqa: F403
 from softdice.losses.named import *  # noqa: F403
 from softdice.losses.voxelwise import *  # noqa: F403
 from softdice.metrics.formulas import dice_score
@@ -40,6 +42,8 @@ __all__ = [
     "use_backend",
 ]
 __all__ += _METRICS if metrics.HAS_TORCHMETRICS else ()
+__all__ += losses.centreline.__all__
+__all__ += losses.confusion.__all__
 __all__ += losses.named.__all__  # the losses, each listed where it is defined
 __all__ += losses.voxelwise.__all__
 __all__.sort()

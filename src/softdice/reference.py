@@ -8,10 +8,12 @@ Shape suffixes: B sample, C class (or region), V voxel.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
-from softdice.settings import CONFUSION, Pass
+from softdice.settings import CENTRELINE, CONFUSION, Pass
 from softdice.terms import STATISTICS
 
 
@@ -67,7 +69,7 @@ def statistics(
     """
     wanted = [statistic for statistic in STATISTICS if statistic.name in settings.fields]
     value_BCV = input.to(result_dtype(input.dtype))
-    valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
+    valid_BV, weight_B1V = weights(value_BCV, target, weight, settings.ignore_index)
     true_BCV = _true_values(target, input.shape[1], value_BCV.dtype)
     if valid_BV is not None:  # a NaN at a voxel that does not count must not reach a sum
         value_BCV, true_BCV = (torch.where(valid_BV.unsqueeze(1), values, 0.0) for values in (value_BCV, true_BCV))
@@ -79,6 +81,8 @@ def statistics(
     share = settings.label_smoothing / outcomes(input.shape[1], settings.activation)
     y = (1 - settings.label_smoothing) * true_BCV + share if settings.label_smoothing else true_BCV
     p, n = prob_BCV, 1 - y
+    if settings.fields == CENTRELINE:
+        return centreline(p * (weight_B1V > 0), y, weight_B1V, settings)
     if settings.fields == CONFUSION:
         rows = (y * weight_B1V).split(1, 1)
         return torch.stack([(row_B1V * p).sum(-1) for row_B1V in rows])
@@ -96,7 +100,35 @@ def statistics(
     return torch.stack([(terms[name] * weight_B1V).expand_as(y).sum(-1) for name in settings.fields])
 
 
-def _weights(
+def centreline(prob_BCV: Tensor, true_BCV: Tensor, weight_B1V: Tensor, settings: Pass) -> Tensor:
+    """p and y, 0 where a voxel does not count -> the sums CENTRELINE, (4, B, C).
+
+    Source: S. Shit et al., "clDice - a novel topology-preserving loss function for tubular structure segmentation",
+    CVPR 2021, algorithm 2.
+    """
+    assert settings.shape is not None
+    shape = (*prob_BCV.shape[:2], *settings.shape)
+    of_prob, of_true = (soft_skeleton(x.reshape(shape), settings.iterations).flatten(2) for x in (prob_BCV, true_BCV))
+    terms = of_prob * true_BCV, of_prob, of_true * prob_BCV, of_true
+    return torch.stack([(weight_B1V * term).sum(-1) for term in terms])
+
+
+def soft_skeleton(x: Tensor, iterations: int) -> Tensor:
+    """values in [0, 1], (B, C, H, W) or (B, C, D, H, W) -> their soft skeleton: what each opening takes away."""
+    rank = x.ndim - 2
+    pool = torch.nn.functional.max_pool2d if rank == 2 else torch.nn.functional.max_pool3d
+    windows = [tuple(3 if i == axis else 1 for i in range(rank)) for axis in range(rank)]
+    skeleton = torch.zeros_like(x)
+    for level in range(iterations + 1):
+        least = [-pool(-x, window, 1, tuple(size // 2 for size in window)) for window in windows]
+        eroded = reduce(torch.minimum, least)
+        rest = (x - pool(eroded, 3, 1, 1)).relu()
+        skeleton = rest if level == 0 else skeleton + (rest - skeleton * rest).relu()
+        x = eroded
+    return skeleton
+
+
+def weights(
     value_BCV: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int | None
 ) -> tuple[Tensor | None, Tensor]:
     """-> which voxels count (None: all of them), and the weight of each."""

@@ -1,6 +1,7 @@
 """input, target -> sums and their gradient in plain torch, piece by piece: the definition, in bounded memory.
 
-It serves the passes that a device has no kernel for. Beside the gradient it holds a few times `ELEMENTS` numbers.
+It serves the passes that a device has no kernel for. A pass over single voxels holds a few times `ELEMENTS` numbers
+beside the gradient; one over soft skeletons what autograd needs for one class of one sample.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import torch
 from torch import Tensor
 
 from softdice import reference, validation
-from softdice.settings import Pass
+from softdice.settings import CENTRELINE, Pass
 
 ELEMENTS = 1 << 20
 """Of the input, in one piece."""
 
 
 def statistics(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass) -> Tensor:
-    """What `reference.statistics` takes -> what it returns, without a graph; ranges are checked as settings say."""
+    """What `reference.statistics` takes -> what it returns, without a graph."""
     sums = input.new_zeros((settings.rows(input.shape[1]), *input.shape[:2]), dtype=reference.result_dtype(input.dtype))
-    for voxels in _pieces(input):
+    if settings.fields == CENTRELINE:
+        for b, c, prob, true, weight_V in _classes(input, target, weight, settings):
+            sums[:, b, c] = reference.centreline(prob, true, weight_V, settings)[:, 0, 0]
+        return sums
+    for voxels in pieces(input):
         piece = input[..., voxels], target[..., voxels], None if weight is None else weight[..., voxels]
-        if settings.validate:
-            validation.values(*piece, settings.activation, settings.ignore_index)
         sums += reference.statistics(*piece, regions, settings)
     return sums
 
@@ -32,8 +35,17 @@ def gradient(
     grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
 ) -> Tensor:
     """dL/dsums, and what `statistics` took -> dL/dinput."""
+    if settings.fields == CENTRELINE:
+        result = torch.empty_like(input, dtype=reference.result_dtype(input.dtype))
+        for b, c, prob, true, weight_V in _classes(input, target, weight, settings):
+            with torch.enable_grad():
+                prob = prob.requires_grad_()
+                sums = reference.centreline(prob * (weight_V > 0), true, weight_V, settings)
+            result[b, c] = torch.autograd.grad(sums, prob, grad[:, b, c].view(4, 1, 1))[0].flatten()
+        through_activation(result, input, settings.activation)
+        return result.to(input.dtype)
     result = torch.empty_like(input)
-    for voxels in _pieces(input):
+    for voxels in pieces(input):
         with torch.enable_grad():
             piece = input[..., voxels].detach().requires_grad_()
             part = None if weight is None else weight[..., voxels]
@@ -42,7 +54,55 @@ def gradient(
     return result
 
 
-def _pieces(input: Tensor) -> Iterator[slice]:
+def check(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> None:
+    """`validation.values` of a piece after the other, where the settings ask for it."""
+    for voxels in pieces(input) if settings.validate else ():
+        piece = input[..., voxels], target[..., voxels], None if weight is None else weight[..., voxels]
+        validation.values(*piece, settings.activation, settings.ignore_index)
+
+
+def log_sum(input: Tensor) -> Tensor:
+    """logits (B, C, V) -> ln sum_c exp x_c, (B, V)."""
+    result = torch.empty_like(input[:, 0], dtype=reference.result_dtype(input.dtype))
+    for voxels in pieces(input):
+        result[:, voxels] = input[..., voxels].to(result.dtype).logsumexp(1)
+    return result
+
+
+def through_activation(grad: Tensor, input: Tensor, activation: str) -> None:
+    """dL/dp (B, C, V), 0 where a voxel does not count -> dL/dx, in its place."""
+    for voxels in pieces(input) if activation != "none" else ():
+        value, slope = input[..., voxels].to(grad.dtype), grad[..., voxels]
+        p = (value.softmax(1) if activation == "softmax" else value.sigmoid()).nan_to_num_(0.0)
+        if activation == "softmax":
+            slope.sub_((p * slope).sum(1, keepdim=True)).mul_(p)
+        else:
+            slope.mul_(p * (1 - p))
+
+
+def _classes(
+    input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass
+) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
+    """-> sample, class, p, y and w, (1, 1, V), 0 where a voxel does not count."""
+    B, C, _ = input.shape
+    first = 1 if C == 1 else 0
+    sums = log_sum(input) if settings.activation == "softmax" else None
+    for b in range(B):
+        of_sample = target[b : b + 1], None if weight is None else weight[b : b + 1]
+        for c in range(C):
+            value = input[b, c].to(reference.result_dtype(input.dtype)).view(1, 1, -1)
+            valid, weight_V = reference.weights(value, *of_sample, settings.ignore_index)
+            if settings.activation != "none":
+                value = value.sigmoid() if sums is None else (value - sums[b]).exp()
+            labels = reference.signed(target[b])
+            true = (labels[c] if target.ndim == 3 else labels == c + first).to(value.dtype).view(1, 1, -1)
+            if valid is not None:
+                value, true = (torch.where(valid, x, 0.0) for x in (value, true))
+            yield b, c, value.detach(), true, weight_V
+
+
+def pieces(input: Tensor) -> Iterator[slice]:
+    """input (B, C, V) -> ranges of voxels."""
     B, C, V = input.shape
     size = max(1, ELEMENTS // max(1, B * C))
     return (slice(begin, begin + size) for begin in range(0, V, size))

@@ -4,7 +4,8 @@
     softdice::statistics_backward  dL/dsums, input, target -> dL/dinput
 
 backend = "cpu" is the Numba kernel, "triton" the Triton kernels (on CPU tensors, their interpreter), "chunks" the
-definition piece by piece; the backward pass stays with the backend of the forward pass. Where no compiler, mode or profiler looks, the kernels are called directly.
+definition piece by piece; the backward pass stays with the backend of the forward pass.
+Where no compiler, mode or profiler looks, the kernels are called directly.
 
 Saved for the backward pass: the inputs, nothing else. A second derivative comes from the reference.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from softdice import reference, validation
 from softdice.kernels import chunks
-from softdice.settings import Pass, decode
+from softdice.settings import CENTRELINE, Pass, decode
 
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? regions, str settings, str backend"
 LIBRARY = torch.library.Library("softdice", "DEF")
@@ -79,8 +80,10 @@ def _sums(
         if bad is not None and input.is_cuda:
             cuda.assert_in_range(bad, input, target, weight, settings)
         in_range = bad is None or input.is_cuda or not bool(bad.any())
-    elif backend == "chunks":
-        sums, in_range = chunks.statistics(input, target, weight, regions, settings), True
+    elif backend == "chunks" or settings.fields == CENTRELINE:
+        chunks.check(input, target, weight, settings)
+        driver = chunks if backend == "chunks" else _centreline()
+        sums, in_range = driver.statistics(input, target, weight, regions, settings), True
     else:
         from softdice.kernels.cpu import driver as cpu
 
@@ -104,11 +107,18 @@ def _slopes(
         from softdice.kernels.triton import driver as cuda
 
         return cuda.gradient(grad, input, target, weight, regions, settings)
-    if backend == "chunks":
-        return chunks.gradient(grad, input, target, weight, regions, settings)
+    if backend == "chunks" or settings.fields == CENTRELINE:
+        driver = chunks if backend == "chunks" else _centreline()
+        return driver.gradient(grad, input, target, weight, regions, settings)
     from softdice.kernels.cpu import driver as cpu
 
     return cpu.gradient(grad, input, target, weight, regions, settings)
+
+
+def _centreline() -> Any:
+    from softdice.kernels.cpu import centreline
+
+    return centreline
 
 
 class _Statistics(torch.autograd.Function):

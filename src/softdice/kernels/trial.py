@@ -17,7 +17,7 @@ from torch import Tensor
 
 from softdice import reference
 from softdice.kernels import registry
-from softdice.settings import CONFUSION, Pass
+from softdice.settings import CENTRELINE, CONFUSION, Pass
 
 VOXELS = (2, 1500)
 """Samples, and voxels of each: several tiles, the last one partly empty."""
@@ -33,8 +33,8 @@ _lock = threading.Lock()
 def choose(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass) -> str:
     """What a pass works on -> its backend: what `registry.choose` says, but for a failed trial; see `_in_pieces`."""
     name = registry.choose(input, target, weight)
-    if settings.fields == CONFUSION:
-        return _in_pieces(name, input, target, weight)
+    if settings.fields in (CONFUSION, CENTRELINE):
+        return _in_pieces(name, input, target, weight, settings)
     if name != "triton" or registry.asked() != "auto":
         return name
     if torch.compiler.is_compiling():  # nothing can be tried now; what failed in eager code is known
@@ -42,7 +42,7 @@ def choose(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor
     return name if problem(input, target, weight, regions, settings) is None else "reference"
 
 
-def _in_pieces(name: str, input: Tensor, target: Tensor, weight: Tensor | None) -> str:
+def _in_pieces(name: str, input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> str:
     """The registry's choice -> that for a pass that Triton has no kernel for: "reference", "cpu" or "chunks".
 
     In the place of a kernel, and of the definition where that would hold much, the definition serves piece by piece.
@@ -50,7 +50,8 @@ def _in_pieces(name: str, input: Tensor, target: Tensor, weight: Tensor | None) 
     if name == "reference":
         small = input.numel() < registry.SMALL_NUMEL
         return name if registry.asked() == name or small or registry.watched(target, weight) else "chunks"
-    return "cpu" if name == "cpu" else "chunks"
+    labels_alone = settings.fields == CENTRELINE
+    return "cpu" if name == "cpu" and not (labels_alone and target.ndim == 3) else "chunks"
 
 
 def problem(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass) -> str | None:

@@ -1,7 +1,9 @@
 """input, target -> loss: the losses, each an index and a cost over the statistics of one pass."""
 
-from softdice.losses import named, voxelwise
+from softdice.losses import centreline, confusion, named, voxelwise
 from softdice.losses.base import Loss, MixedSumLoss, StatisticsLoss, SumLoss
+from softdice.losses.centreline import *  # noqa: F403
+from softdice.losses.confusion import *  # noqa: F403
 from softdice.losses.named import *  # noqa: F403
 from softdice.losses.overlap import LossSettings, OverlapLoss
 from softdice.losses.supervision import DeepSupervision
@@ -12,7 +14,7 @@ FAMILY: tuple[type[OverlapLoss], ...] = tuple(
 )
 """The losses with an index of their own: each is public in `softdice` too, and a function in `softdice.functional`."""
 
-BEYOND: tuple[type[Loss], ...] = ()
+BEYOND: tuple[type[Loss], ...] = tuple(getattr(room, name) for room in (centreline, confusion) for name in room.__all__)
 """The losses that are no functions of the statistics: public in the same way."""
 
 __all__ = [
@@ -26,5 +28,7 @@ __all__ = [
     "StatisticsLoss",
     "SumLoss",
 ]
+__all__ += centreline.__all__
+__all__ += confusion.__all__
 __all__ += named.__all__
 __all__ += voxelwise.__all__
