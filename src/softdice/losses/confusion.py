@@ -97,7 +97,7 @@ class WassersteinDiceLoss(_ConfusionLoss):
         tensor(0.3333)
 
     Source: L. Fidon et al., "Generalised Wasserstein Dice score for imbalanced multi-class segmentation using holistic
-    convolutional networks", BrainLes 2017, eqs. 6 to 9; "volume": S. Tilborghs et al., arXiv:2007.15546, 2020, appendix.
+    convolutional networks", BrainLes 2017, eqs. 6 to 9; "volume": S. Tilborghs et al., arXiv:2007.15546, 2020.
     """
 
     def __init__(

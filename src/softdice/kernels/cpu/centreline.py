@@ -38,13 +38,14 @@ from softdice.kernels.cpu.arithmetic import exp
 from softdice.kernels.cpu.compiled import alive, borrowed, each, jit, kernel, memory
 from softdice.kernels.cpu.memory import gradient_like
 from softdice.kernels.cpu.threads import share_out
-from softdice.settings import Pass
+from softdice.settings import ACTIVATIONS, Pass
 
 TILE = (16, 16, 64)
 """Voxels of a tile, at least; twice the halo where that is more."""
 U = np.uint64
 _0, _1, _2 = U(0), U(1), U(2)
 NONE, IGNORED = -1, -2
+SOFTMAX, SIGMOID = ACTIVATIONS.index("softmax"), ACTIVATIONS.index("sigmoid")
 
 
 class Work(NamedTuple):
@@ -62,6 +63,9 @@ class Work(NamedTuple):
     tile: tuple[np.uint64, ...]
     C: np.uint64
     levels: np.uint64  # n + 1
+    activation: int  # its place in ACTIVATIONS
+    weighted: bool
+    flat: bool  # of two dimensions
 
 
 class Box(NamedTuple):
@@ -106,8 +110,8 @@ def _within(box, outer):
 
 
 @cache
-def _stencils(double: bool, flat: bool) -> tuple[Any, ...]:
-    """-> the loops over a tile. flat: of two dimensions."""
+def _stencils(double: bool) -> tuple[Any, ...]:
+    """-> the loops over a tile."""
     R = np.float64 if double else np.float32
     ZERO, HALF, ONE = R(0), R(0.5), R(1)
 
@@ -219,8 +223,8 @@ def _stencils(double: bool, flat: bool) -> tuple[Any, ...]:
                         g_next[found - here] += g_rows[row + x]
 
     @jit
-    def unerode(E, here, box, ny, nx, nz, g_next, g):
-        """g_next in the box, the gradient of the erosion -> added to g, that of E."""
+    def unerode(E, here, box, ny, nx, nz, flat, g_next, g):
+        """g_next in the box, the gradient of the erosion -> added to g, that of E. flat: there is no axis z."""
         for z in range(box.z, box.Z):
             for y in range(box.y, box.Y):
                 row = (z * ny + y) * nx
@@ -249,12 +253,11 @@ def _stencils(double: bool, flat: bool) -> tuple[Any, ...]:
 
 
 @cache
-def _tiles(double: bool, flat: bool, activation: str, weighted: bool) -> tuple[Any, Any]:
-    """-> the kernels of the sums and of the gradient."""
+def _tiles(double: bool) -> tuple[Any, Any]:
+    """-> the kernels of the sums and of the gradient: one for all settings, since compiling them takes long."""
     R = np.float64 if double else np.float32
     ZERO, ONE = R(0), R(1)
-    SOFTMAX, SIGMOID = activation == "softmax", activation == "sigmoid"
-    erode, dilate, level, undilate, unerode = _stencils(double, flat)
+    erode, dilate, level, undilate, unerode = _stencils(double)
 
     @jit
     def place(work, colour, task):
@@ -282,9 +285,9 @@ def _tiles(double: bool, flat: bool, activation: str, weighted: bool) -> tuple[A
                 for x in range(outer.x, outer.X):
                     v = row + x
                     value = data[b * work.per_sample + c * work.per_class + v * work.per_voxel]
-                    if SOFTMAX:
+                    if work.activation == SOFTMAX:
                         value = exp(value - work.log_sum[b, v])
-                    elif SIGMOID:
+                    elif work.activation == SIGMOID:
                         value = ONE / (ONE + exp(-value)) if value >= -R(80) else exp(value)
                     E[i] = value if work.own[b, v] != IGNORED else ZERO
                     i += _1
@@ -328,7 +331,7 @@ def _tiles(double: bool, flat: bool, activation: str, weighted: bool) -> tuple[A
             np.empty(less, R),
         )
 
-    @kernel(("centreline forward", double, flat, activation, weighted))
+    @kernel(("centreline forward", double))
     def sums(work, colour, slots, begin, end):
         """Tasks [begin, end) of a colour -> their four sums into slots (tasks, 4)."""
         work, slots = borrowed(work), borrowed(slots)
@@ -348,7 +351,7 @@ def _tiles(double: bool, flat: bool, activation: str, weighted: bool) -> tuple[A
                     inner = ((z - outer.z) * ny + y - outer.y) * nx - outer.x
                     for x in range(core.x, core.X):
                         v, p = row + x, np.float64(E[inner + x])
-                        w = np.float64(work.weight[b, v]) if weighted else 1.0
+                        w = np.float64(work.weight[b, v]) if work.weighted else 1.0
                         own = np.int64(work.own[b, v])
                         slots[task, 1] += p - p  # a NaN must be seen
                         if own != IGNORED:
@@ -362,7 +365,7 @@ def _tiles(double: bool, flat: bool, activation: str, weighted: bool) -> tuple[A
                         i += _1
         alive(kept)
 
-    @kernel(("centreline backward", double, flat, activation, weighted))
+    @kernel(("centreline backward", double))
     def gradient(work, colour, coefs, result, begin, end):
         """Tasks [begin, end) of a colour: dL/dp added to result, an address with the strides of the input."""
         work, coefs = borrowed(work), borrowed(coefs)
@@ -390,7 +393,7 @@ def _tiles(double: bool, flat: bool, activation: str, weighted: bool) -> tuple[A
                     for x in range(core.x, core.X):
                         v = (z * H + y) * W + x
                         own = np.int64(work.own[b, v])
-                        w = R(work.weight[b, v]) if weighted else ONE
+                        w = R(work.weight[b, v]) if work.weighted else ONE
                         step = a1 + a0 if own == np.int64(c) else a1
                         gs[i] = ZERO if own == IGNORED else w * step
                         i += _1
@@ -413,7 +416,7 @@ def _tiles(double: bool, flat: bool, activation: str, weighted: bool) -> tuple[A
                 for i in range(size):
                     g[i] = ZERO
                 box = _within(_around(core, work.levels - k, work.shape), outer)
-                unerode(E, here, box, ny, nx, nz, g_next, g)
+                unerode(E, here, box, ny, nx, nz, work.flat, g_next, g)
                 i = _0
                 for z in range(inner.z, inner.Z):
                     for y in range(inner.y, inner.Y):
@@ -429,7 +432,7 @@ def _tiles(double: bool, flat: bool, activation: str, weighted: bool) -> tuple[A
                         step, own = g_next[i], np.int64(work.own[b, v])
                         inside = core.z <= z < core.Z and core.y <= y < core.Y and core.x <= x < core.X
                         if inside and own == np.int64(c) and work.skeleton[b, v]:
-                            step += a2 * (R(work.weight[b, v]) if weighted else ONE)
+                            step += a2 * (R(work.weight[b, v]) if work.weighted else ONE)
                         if own != IGNORED:
                             out[b * work.per_sample + c * work.per_class + v * work.per_voxel] += step
                         i += _1
@@ -507,13 +510,11 @@ def _work(input: Tensor, target: Tensor, weight: Tensor | None, s: Pass) -> tupl
         tile=tuple(U(max(size, 2 * halo)) for size in TILE),
         C=U(C),
         levels=U(s.iterations + 1),
+        activation=ACTIVATIONS.index(s.activation),
+        weighted=weight is not None,
+        flat=len(s.shape) == 2,
     )
     return work, [input, log_sum, own, skeleton, weights]
-
-
-def _kernels(input: Tensor, weight: Tensor | None, s: Pass) -> tuple[Any, Any]:
-    assert s.shape is not None
-    return _tiles(input.dtype == torch.float64, len(s.shape) == 2, s.activation, weight is not None)
 
 
 def _colours(work: Work, images: int) -> list[tuple[tuple[np.uint64, ...], int]]:
@@ -536,7 +537,7 @@ def statistics(input: Tensor, target: Tensor, weight: Tensor | None, regions: Te
         work, alive_ = _work(input, target, weight, settings)
         for colour, tasks in _colours(work, B * C):
             slots = np.zeros((tasks, 4))
-            share_out(_kernels(input, weight, settings)[0], (work, colour, slots), tasks, input.numel())
+            share_out(_tiles(input.dtype == torch.float64)[0], (work, colour, slots), tasks, input.numel())
             sums += torch.from_numpy(slots).view(B, C, -1, 4).sum(2).movedim(-1, 0)
         del alive_
     return sums
@@ -557,7 +558,7 @@ def gradient(
         coefs = np.ascontiguousarray(grad.detach().to(input.dtype).numpy())
         for colour, tasks in _colours(work, B * C):
             arguments = work, colour, coefs, U(result.data_ptr())
-            share_out(_kernels(input, weight, settings)[1], arguments, tasks, input.numel())
+            share_out(_tiles(input.dtype == torch.float64)[1], arguments, tasks, input.numel())
         chunks.through_activation(result, input, settings.activation)
         del alive_
     return result.to(dtype)
