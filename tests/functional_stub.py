@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from textwrap import fill
 
 from softdice import functional
 
@@ -32,8 +33,8 @@ def declarations() -> str:
             else f"{p.name}: {p.annotation} = {p.default!r}, ".replace(f" = {p.empty!r}", "")
             for p in inspect.signature(function).parameters.values()
         ]
-        rest = "".join(own).replace("'", '"').strip()
-        text += f"def {name}(\n    input: Tensor, target: Tensor, *, {weight.strip()}\n    {rest}\n) -> Tensor:\n"
+        rest = fill("".join(own).replace("'", '"').strip(), 120, initial_indent="    ", subsequent_indent="    ")
+        text += f"def {name}(\n    input: Tensor, target: Tensor, *, {weight.strip()}\n{rest}\n) -> Tensor:\n"
         text += f'    """{str(function.__doc__).splitlines()[0]}"""\n\n'
     return text.rstrip() + "\n"
 

@@ -87,14 +87,28 @@ def focal_loss(
 ) -> Tensor:
     """input, target -> what `softdice.FocalLoss` returns."""
 
+def cl_dice_loss(
+    input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
+    iterations: int = 3, eps: float = 1.0, floor: float = 0.0001, activation: Literal["none", "softmax", "sigmoid"] =
+    "none", cost: str | Cost = "one_minus", pooling: Literal["batch", "sample"] = "batch", classes: Sequence[int] | None
+    = None, ignore_index: int | None = None, reduction: Literal["mean", "sum", "none"] = "mean", group: Any = None,
+    validate: bool = True,
+) -> Tensor:
+    """input, target -> what `softdice.ClDiceLoss` returns."""
+
 def multi_class_mcc_loss(
     input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
-    eps: float = 1e-05, activation: Literal["none", "softmax"] = "none", cost: str | Cost = "one_minus", pooling: Literal["batch", "sample"] = "batch", ignore_index: int | None = None, reduction: Literal["mean", "sum", "none"] = "mean", group: Any = None, validate: bool = True,
+    eps: float = 1e-05, activation: Literal["none", "softmax"] = "none", cost: str | Cost = "one_minus", pooling:
+    Literal["batch", "sample"] = "batch", ignore_index: int | None = None, reduction: Literal["mean", "sum", "none"] =
+    "mean", group: Any = None, validate: bool = True,
 ) -> Tensor:
     """input, target -> what `softdice.MultiClassMCCLoss` returns."""
 
 def wasserstein_dice_loss(
     input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
-    distance: Tensor | Sequence[Sequence[float]] | None = None, weighting: Literal["foreground", "volume"] = "foreground", eps: float = 1e-05, activation: Literal["none", "softmax"] = "none", cost: str | Cost = "one_minus", pooling: Literal["batch", "sample"] = "batch", ignore_index: int | None = None, reduction: Literal["mean", "sum", "none"] = "mean", group: Any = None, validate: bool = True,
+    distance: Tensor | Sequence[Sequence[float]] | None = None, weighting: Literal["foreground", "volume"] =
+    "foreground", eps: float = 1e-05, activation: Literal["none", "softmax"] = "none", cost: str | Cost = "one_minus",
+    pooling: Literal["batch", "sample"] = "batch", ignore_index: int | None = None, reduction: Literal["mean", "sum",
+    "none"] = "mean", group: Any = None, validate: bool = True,
 ) -> Tensor:
     """input, target -> what `softdice.WassersteinDiceLoss` returns."""

@@ -366,8 +366,8 @@ def _tiles(double: bool) -> tuple[Any, Any]:
         alive(kept)
 
     @kernel(("centreline backward", double))
-    def gradient(work, colour, coefs, result, begin, end):
-        """Tasks [begin, end) of a colour: dL/dp added to result, an address with the strides of the input."""
+    def gradient(work, colour, coefs, result, strides, begin, end):
+        """Tasks [begin, end) of a colour: dL/dp added to result, an address with strides."""
         work, coefs = borrowed(work), borrowed(coefs)
         kept = memory_of(work, True)
         scratch = borrowed(kept)
@@ -434,7 +434,7 @@ def _tiles(double: bool) -> tuple[Any, Any]:
                         if inside and own == np.int64(c) and work.skeleton[b, v]:
                             step += a2 * (R(work.weight[b, v]) if work.weighted else ONE)
                         if own != IGNORED:
-                            out[b * work.per_sample + c * work.per_class + v * work.per_voxel] += step
+                            out[b * strides[0] + c * strides[1] + v * strides[2]] += step
                         i += _1
         alive(kept)
 
@@ -553,11 +553,9 @@ def gradient(
     if input.numel():
         result.zero_()
         work, alive_ = _work(input, target, weight, settings)
-        if result.stride() != input.stride():
-            result = result.as_strided(input.shape, result.stride())
         coefs = np.ascontiguousarray(grad.detach().to(input.dtype).numpy())
         for colour, tasks in _colours(work, B * C):
-            arguments = work, colour, coefs, U(result.data_ptr())
+            arguments = work, colour, coefs, U(result.data_ptr()), tuple(U(step) for step in result.stride())
             share_out(_tiles(input.dtype == torch.float64)[1], arguments, tasks, input.numel())
         chunks.through_activation(result, input, settings.activation)
         del alive_
