@@ -557,6 +557,6 @@ def gradient(
         for colour, tasks in _colours(work, B * C):
             arguments = work, colour, coefs, U(result.data_ptr()), tuple(U(step) for step in result.stride())
             share_out(_tiles(input.dtype == torch.float64)[1], arguments, tasks, input.numel())
+        del work, arguments, alive_
         chunks.through_activation(result, input, settings.activation)
-        del alive_
     return result.to(dtype)
