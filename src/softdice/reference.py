@@ -67,9 +67,11 @@ def statistics(
         regions: (R, C) bool, the classes of which each region is the union, or None. With it, C above reads R.
         settings: the statistics wanted, the activation, and the exponents; `settings.regions` is in `regions`.
     """
+    if settings.fields in (CONFUSION, CENTRELINE):
+        return _mixed(input, target, weight, settings)
     wanted = [statistic for statistic in STATISTICS if statistic.name in settings.fields]
     value_BCV = input.to(result_dtype(input.dtype))
-    valid_BV, weight_B1V = weights(value_BCV, target, weight, settings.ignore_index)
+    valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
     true_BCV = _true_values(target, input.shape[1], value_BCV.dtype)
     if valid_BV is not None:  # a NaN at a voxel that does not count must not reach a sum
         value_BCV, true_BCV = (torch.where(valid_BV.unsqueeze(1), values, 0.0) for values in (value_BCV, true_BCV))
@@ -81,11 +83,6 @@ def statistics(
     share = settings.label_smoothing / outcomes(input.shape[1], settings.activation)
     y = (1 - settings.label_smoothing) * true_BCV + share if settings.label_smoothing else true_BCV
     p, n = prob_BCV, 1 - y
-    if settings.fields == CENTRELINE:
-        return centreline(p * (weight_B1V > 0), y, weight_B1V, settings)
-    if settings.fields == CONFUSION:
-        rows = (y * weight_B1V).split(1, 1)
-        return torch.stack([(row_B1V * p).sum(-1) for row_B1V in rows])
     symbols = {"p": p, "y": y, "n": n, "t": true_BCV, "a": 0.0, "b": 0.0}
     if minus_log_p_BCV is not None:
         symbols["a"] = torch.where(y == 0, 0.0, minus_log_p_BCV)
@@ -98,6 +95,21 @@ def statistics(
         symbols["d"] = (p - y) ** 2 if settings.power == 2 else _power((p - y).abs(), settings.power)
     terms = {statistic.name: statistic.value(**symbols) for statistic in wanted}
     return torch.stack([(terms[name] * weight_B1V).expand_as(y).sum(-1) for name in settings.fields])
+
+
+def _mixed(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> Tensor:
+    """`statistics` of the passes in which classes, or voxels, meet others."""
+    value_BCV = input.to(result_dtype(input.dtype))
+    valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
+    true_BCV = _true_values(target, input.shape[1], value_BCV.dtype)
+    if valid_BV is not None:
+        value_BCV = torch.where(valid_BV.unsqueeze(1), value_BCV, 0.0)
+    prob_BCV, _, _ = _probabilities(value_BCV, None, settings.activation, False)
+    if settings.fields == CONFUSION:
+        return torch.stack([(row_B1V * prob_BCV).sum(-1) for row_B1V in (true_BCV * weight_B1V).split(1, 1)])
+    if valid_BV is not None:
+        prob_BCV, true_BCV = (torch.where(valid_BV.unsqueeze(1), x, 0.0) for x in (prob_BCV, true_BCV))
+    return centreline(prob_BCV, true_BCV, weight_B1V, settings)
 
 
 def centreline(prob_BCV: Tensor, true_BCV: Tensor, weight_B1V: Tensor, settings: Pass) -> Tensor:
@@ -128,7 +140,7 @@ def soft_skeleton(x: Tensor, iterations: int) -> Tensor:
     return skeleton
 
 
-def weights(
+def _weights(
     value_BCV: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int | None
 ) -> tuple[Tensor | None, Tensor]:
     """-> which voxels count (None: all of them), and the weight of each."""

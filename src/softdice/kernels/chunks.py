@@ -84,20 +84,22 @@ def _classes(
     input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass
 ) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
     """-> sample, class, p, y and w, (1, 1, V), 0 where a voxel does not count."""
-    B, C, _ = input.shape
+    B, C, V = input.shape
     first = 1 if C == 1 else 0
     sums = log_sum(input) if settings.activation == "softmax" else None
     for b in range(B):
-        of_sample = target[b : b + 1], None if weight is None else weight[b : b + 1]
+        labels = reference.signed(target[b])
+        weight_V = input.new_ones((1, 1, V), dtype=reference.result_dtype(input.dtype))
+        if settings.ignore_index is not None:
+            weight_V = weight_V.masked_fill(reference.equals(target[b], settings.ignore_index), 0)
+        if weight is not None:
+            weight_V = weight_V * torch.where(weight[b] > 0, weight[b], 0).to(weight_V.dtype)
         for c in range(C):
-            value = input[b, c].to(reference.result_dtype(input.dtype)).view(1, 1, -1)
-            valid, weight_V = reference.weights(value, *of_sample, settings.ignore_index)
+            value = input[b, c].to(weight_V.dtype).view(1, 1, -1)
             if settings.activation != "none":
                 value = value.sigmoid() if sums is None else (value - sums[b]).exp()
-            labels = reference.signed(target[b])
             true = (labels[c] if target.ndim == 3 else labels == c + first).to(value.dtype).view(1, 1, -1)
-            if valid is not None:
-                value, true = (torch.where(valid, x, 0.0) for x in (value, true))
+            value, true = (torch.where(weight_V > 0, x, 0.0) for x in (value, true))
             yield b, c, value.detach(), true, weight_V
 
 
