@@ -397,24 +397,24 @@ def _tiles(double: bool) -> tuple[Any, Any]:
                         step = a1 + a0 if own == np.int64(c) else a1
                         gs[i] = ZERO if own == IGNORED else w * step
                         i += _1
-            for i in range(size):
-                g_next[i] = ZERO
+            for j in range(size):
+                g_next[j] = ZERO
             for level_down in range(_0, work.levels):
                 k = work.levels - _1 - level_down
                 here, there, at = k * size, (k + _1) * size, k * voxels
-                for i in range(voxels):  # of the skeleton so far, and of what this level adds
+                for j in range(voxels):  # of the skeleton so far, and of what this level adds
                     if k == _0:
-                        gd[i] = gs[i] if d[i] > ZERO else ZERO
+                        gd[j] = gs[j] if d[j] > ZERO else ZERO
                     else:
-                        rest, old = d[at + i], s[at - voxels + i]
+                        rest, old = d[at + j], s[at - voxels + j]
                         added = rest - old * rest > ZERO
-                        gd[i] = gs[i] * (ONE - old) if added else ZERO
-                        gs[i] = gs[i] * (ONE - rest) if added else gs[i]
+                        gd[j] = gs[j] * (ONE - old) if added else ZERO
+                        gs[j] = gs[j] * (ONE - rest) if added else gs[j]
                 if level_down > _0:  # else planes are those of the last level
                     dilate(E, there, inner, ny, nx, nz, rows, planes)
                 undilate(E, there, inner, ny, nx, nz, rows, planes, gd, g_rows, g_planes, g_next)
-                for i in range(size):
-                    g[i] = ZERO
+                for j in range(size):
+                    g[j] = ZERO
                 box = _within(_around(core, work.levels - k, work.shape), outer)
                 unerode(E, here, box, ny, nx, nz, work.flat, g_next, g)
                 i = _0
@@ -499,9 +499,12 @@ def _work(input: Tensor, target: Tensor, weight: Tensor | None, s: Pass) -> tupl
     log_sum = chunks.log_sum(input) if s.activation == "softmax" else torch.empty(0, 0, dtype=wide)
     weights = torch.empty(0, 0, dtype=wide) if weight is None else weight.to(wide).contiguous()
     halo = s.iterations + 2
+    per_sample, per_class, per_voxel = map(U, input.stride())
     work = Work(
-        U(input.data_ptr()),
-        *(U(stride) for stride in input.stride()),
+        input=U(input.data_ptr()),
+        per_sample=per_sample,
+        per_class=per_class,
+        per_voxel=per_voxel,
         log_sum=log_sum.numpy(),
         own=own.numpy(),
         skeleton=skeleton.numpy(),
