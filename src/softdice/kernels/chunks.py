@@ -23,7 +23,9 @@ def statistics(input: Tensor, target: Tensor, weight: Tensor | None, regions: Te
     """What `reference.statistics` takes -> what it returns, without a graph."""
     sums = input.new_zeros((settings.rows(input.shape[1]), *input.shape[:2]), dtype=reference.result_dtype(input.dtype))
     if settings.fields == CENTRELINE:
-        for b, c, prob, true, weight_V in _classes(input, target, weight, settings):
+        for b, c, prob, true, weight_V in _classes(
+            input, target, weight, log_sum(input, settings.activation), settings
+        ):
             sums[:, b, c] = reference.centreline(prob, true, weight_V, settings)[:, 0, 0]
         return sums
     for voxels in pieces(input):
@@ -38,12 +40,13 @@ def gradient(
     """dL/dsums, and what `statistics` took -> dL/dinput."""
     if settings.fields == CENTRELINE:
         result = torch.empty_like(input, dtype=reference.result_dtype(input.dtype))
-        for b, c, prob, true, weight_V in _classes(input, target, weight, settings):
+        of_voxels = log_sum(input, settings.activation)
+        for b, c, prob, true, weight_V in _classes(input, target, weight, of_voxels, settings):
             with torch.enable_grad():
                 prob = prob.requires_grad_()
                 sums = reference.centreline(prob * (weight_V > 0), true, weight_V, settings)
             result[b, c] = torch.autograd.grad(sums, prob, grad[:, b, c].view(4, 1, 1))[0].flatten()
-        through_activation(result, input, settings.activation)
+        through_activation(result, input, of_voxels, settings.activation)
         return result.to(input.dtype)
     result = torch.empty_like(input)
     for voxels in pieces(input):
@@ -62,32 +65,34 @@ def check(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) 
         validation.values(*piece, settings.activation, settings.ignore_index)
 
 
-def log_sum(input: Tensor) -> Tensor:
-    """logits (B, C, V) -> ln sum_c exp x_c, (B, V)."""
+def log_sum(input: Tensor, activation: str) -> Tensor:
+    """logits (B, C, V) -> ln sum_c exp x_c of a softmax, (B, V); else nothing, (0, 0)."""
+    if activation != "softmax":
+        return input.new_empty((0, 0), dtype=reference.result_dtype(input.dtype))
     result = torch.empty_like(input[:, 0], dtype=reference.result_dtype(input.dtype))
     for voxels in pieces(input):
         result[:, voxels] = input[..., voxels].to(result.dtype).logsumexp(1)
     return result
 
 
-def through_activation(grad: Tensor, input: Tensor, activation: str) -> None:
-    """dL/dp (B, C, V), 0 where a voxel does not count -> dL/dx, in its place."""
+def through_activation(grad: Tensor, input: Tensor, sums: Tensor, activation: str) -> None:
+    """dL/dp (B, C, V), 0 where a voxel does not count, input and its `log_sum` -> dL/dx, in the place of dL/dp."""
     for voxels in pieces(input) if activation != "none" else ():
         value, slope = input[..., voxels].to(grad.dtype), grad[..., voxels]
-        p = (value.softmax(1) if activation == "softmax" else value.sigmoid()).nan_to_num_(0.0)
         if activation == "softmax":
+            p = (value - sums[:, None, voxels]).exp_().nan_to_num_(0.0)  # torch's softmax is shared among threads
             slope.sub_((p * slope).sum(1, keepdim=True)).mul_(p)
         else:
+            p = value.sigmoid().nan_to_num_(0.0)
             slope.mul_(p * (1 - p))
 
 
 def _classes(
-    input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass
+    input: Tensor, target: Tensor, weight: Tensor | None, sums: Tensor, settings: Pass
 ) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
     """-> sample, class, p, y and w, (1, 1, V), 0 where a voxel does not count."""
     B, C, V = input.shape
     first = 1 if C == 1 else 0
-    sums = log_sum(input) if settings.activation == "softmax" else None
     for b in range(B):
         labels = reference.signed(target[b])
         weight_V = input.new_ones((1, 1, V), dtype=reference.result_dtype(input.dtype))
@@ -97,8 +102,10 @@ def _classes(
             weight_V = weight_V * torch.where(weight[b] > 0, weight[b], 0).to(weight_V.dtype)
         for c in range(C):
             value = input[b, c].to(weight_V.dtype).view(1, 1, -1)
-            if settings.activation != "none":
-                value = value.sigmoid() if sums is None else (value - sums[b]).exp()
+            if settings.activation == "softmax":
+                value = (value - sums[b]).exp()
+            elif settings.activation == "sigmoid":
+                value = value.sigmoid()
             true = (labels[c] if target.ndim == 3 else labels == c + first).to(value.dtype).view(1, 1, -1)
             value, true = (torch.where(weight_V > 0, x, 0.0) for x in (value, true))
             yield b, c, value.detach(), true, weight_V

@@ -496,7 +496,7 @@ def _work(input: Tensor, target: Tensor, weight: Tensor | None, s: Pass) -> tupl
             share_out(_shrink, (larger, smaller, skeleton.numpy(), shape, mark), planes, numel)
         larger, smaller, spare = smaller, spare, smaller
     del larger, smaller, spare
-    log_sum = chunks.log_sum(input) if s.activation == "softmax" else torch.empty(0, 0, dtype=wide)
+    log_sum = chunks.log_sum(input, s.activation)
     weights = torch.empty(0, 0, dtype=wide) if weight is None else weight.to(wide).contiguous()
     halo = s.iterations + 2
     per_sample, per_class, per_voxel = map(U, input.stride())
@@ -517,7 +517,7 @@ def _work(input: Tensor, target: Tensor, weight: Tensor | None, s: Pass) -> tupl
         weighted=weight is not None,
         flat=len(s.shape) == 2,
     )
-    return work, [input, log_sum, own, skeleton, weights]
+    return work, [log_sum, input, own, skeleton, weights]
 
 
 def _colours(work: Work, images: int) -> list[tuple[tuple[np.uint64, ...], int]]:
@@ -560,6 +560,7 @@ def gradient(
         for colour, tasks in _colours(work, B * C):
             arguments = work, colour, coefs, U(result.data_ptr()), tuple(U(step) for step in result.stride())
             share_out(_tiles(input.dtype == torch.float64)[1], arguments, tasks, input.numel())
+        log_sum = alive_[0]
         del work, arguments, alive_
-        chunks.through_activation(result, input, settings.activation)
+        chunks.through_activation(result, input, log_sum, settings.activation)
     return result.to(dtype)
