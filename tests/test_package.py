@@ -31,7 +31,7 @@ PUBLIC = (
     "SoftDiceLoss", "OverlapLoss", "OverlapStatistics", "overlap_statistics", "SystemConfig", "setup_system",
     "use_backend", "indices", "costs", "reductions", "functional", "JaccardLoss", "TverskyLoss", "FocalTverskyLoss",
     "GeneralizedDiceLoss", "MCCLoss", "SquaredDiceLoss", "DiceSemimetricLoss", "JaccardMetricLoss", "CrossEntropyLoss",
-    "FocalLoss",
+    "FocalLoss", "soft_confusion", "WassersteinDiceLoss", "MultiClassMCCLoss", "ClDiceLoss",
 )  # fmt: skip
 
 EXTRAS = (
