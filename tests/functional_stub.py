@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from textwrap import fill
 
 from softdice import functional
 
 STUB = Path(functional.__file__).with_suffix(".pyi")
 HEAD = """# Written by tests/functional_stub.py from the classes of the losses.
 # fmt: off
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 from typing_extensions import Unpack
 
+from softdice.costs import Cost
 from softdice.losses import LossSettings
 
 """
@@ -30,8 +33,8 @@ def declarations() -> str:
             else f"{p.name}: {p.annotation} = {p.default!r}, ".replace(f" = {p.empty!r}", "")
             for p in inspect.signature(function).parameters.values()
         ]
-        rest = "".join(own).replace("'", '"').strip()
-        text += f"def {name}(\n    input: Tensor, target: Tensor, *, {weight.strip()}\n    {rest}\n) -> Tensor:\n"
+        rest = fill("".join(own).replace("'", '"').strip(), 120, initial_indent="    ", subsequent_indent="    ")
+        text += f"def {name}(\n    input: Tensor, target: Tensor, *, {weight.strip()}\n{rest}\n) -> Tensor:\n"
         text += f'    """{str(function.__doc__).splitlines()[0]}"""\n\n'
     return text.rstrip() + "\n"
 

@@ -17,7 +17,7 @@ import softdice
 from softdice.kernels import registry
 
 PACKAGE = Path(softdice.__file__).parent
-OWN_MODULES, FOREIGN_MODULES = 37, 5
+OWN_MODULES, FOREIGN_MODULES = 40, 5
 """Bounds on the modules of this package, and on those of others than torch, that `import softdice` loads."""
 
 ORDER = (
@@ -31,7 +31,8 @@ PUBLIC = (
     "SoftDiceLoss", "OverlapLoss", "OverlapStatistics", "overlap_statistics", "SystemConfig", "setup_system",
     "use_backend", "indices", "costs", "reductions", "functional", "JaccardLoss", "TverskyLoss", "FocalTverskyLoss",
     "GeneralizedDiceLoss", "MCCLoss", "SquaredDiceLoss", "DiceSemimetricLoss", "JaccardMetricLoss", "CrossEntropyLoss",
-    "FocalLoss", "BoundaryLoss", "SkeletonRecallLoss", "distance_map",
+    "FocalLoss", "BoundaryLoss", "SkeletonRecallLoss", "distance_map", "soft_confusion", "WassersteinDiceLoss",
+    "MultiClassMCCLoss", "ClDiceLoss",
 )  # fmt: skip
 
 EXTRAS = (

@@ -11,13 +11,15 @@ from softdice import costs, functional, indices, losses, metrics, reductions
 from softdice.head import FusedHead, Upsampled
 from softdice.kernels.registry import use_backend
 from softdice.losses import DeepSupervision, OverlapLoss
+from softdice.losses.centreline import *  # noqa: F403
+from softdice.losses.confusion import *  # noqa: F403
 from softdice.losses.mapped import *  # noqa: F403
 from softdice.losses.named import *  # noqa: F403
 from softdice.losses.voxelwise import *  # noqa: F403
 from softdice.maps import distance_map
 from softdice.metrics.formulas import dice_score
 from softdice.reproducibility import SystemConfig, setup_system
-from softdice.statistics import OverlapStatistics, overlap_statistics
+from softdice.statistics import OverlapStatistics, overlap_statistics, soft_confusion
 from softdice.version import __version__
 
 # What needs torchmetrics; `import *` brings it where that is installed.
@@ -39,9 +41,12 @@ __all__ = [
     "overlap_statistics",
     "reductions",
     "setup_system",
+    "soft_confusion",
     "use_backend",
 ]
 __all__ += _METRICS if metrics.HAS_TORCHMETRICS else ()
+__all__ += losses.centreline.__all__
+__all__ += losses.confusion.__all__
 __all__ += losses.named.__all__  # the losses, each listed where it is defined
 __all__ += losses.voxelwise.__all__
 __all__ += losses.mapped.__all__

@@ -113,3 +113,9 @@ def resolve(cost: str | Cost) -> Cost:
         return cost
     validation.choice("cost", cost, NAMED)
     return NAMED[cost]
+
+
+def refuse_logarithm(cost: str | Cost) -> None:
+    """Of a score that may be negative there is no logarithm."""
+    if cost in ("neg_log", neg_log):
+        validation.fail("a cost of a score that may be negative", "'neg_log'", "Use 'one_minus'.")

@@ -25,7 +25,7 @@ DOCSTRING = """input, target -> what `softdice.{loss}` returns.
 
     Example:
         >>> import torch, softdice
-        >>> logits, labels = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[0, 1]])
+        >>> logits, labels = torch.tensor([[[[2.0, 0.0]], [[0.0, 2.0]]]]), torch.tensor([[[0, 1]]])
         >>> value = softdice.functional.{name}(logits, labels, {map}activation="softmax")
         >>> torch.equal(value, softdice.{loss}(2, activation="softmax")(logits, labels{also}))
         True

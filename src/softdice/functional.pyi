@@ -1,10 +1,12 @@
 # Written by tests/functional_stub.py from the classes of the losses.
 # fmt: off
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 from typing_extensions import Unpack
 
+from softdice.costs import Cost
 from softdice.losses import LossSettings
 
 def dice_semimetric_loss(
@@ -96,3 +98,29 @@ def skeleton_recall_loss(
     voxel_map: Tensor, eps: float = 1e-05, **settings: Unpack[LossSettings],
 ) -> Tensor:
     """input, target -> what `softdice.SkeletonRecallLoss` returns."""
+
+def cl_dice_loss(
+    input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
+    iterations: int = 3, eps: float = 1.0, floor: float = 0.0001, activation: Literal["none", "softmax", "sigmoid"] =
+    "none", cost: str | Cost = "one_minus", pooling: Literal["batch", "sample"] = "batch", classes: Sequence[int] | None
+    = None, ignore_index: int | None = None, reduction: Literal["mean", "sum", "none"] = "mean", group: Any = None,
+    validate: bool = True,
+) -> Tensor:
+    """input, target -> what `softdice.ClDiceLoss` returns."""
+
+def multi_class_mcc_loss(
+    input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
+    eps: float = 1e-05, activation: Literal["none", "softmax"] = "none", cost: str | Cost = "one_minus", pooling:
+    Literal["batch", "sample"] = "batch", ignore_index: int | None = None, reduction: Literal["mean", "sum", "none"] =
+    "mean", group: Any = None, validate: bool = True,
+) -> Tensor:
+    """input, target -> what `softdice.MultiClassMCCLoss` returns."""
+
+def wasserstein_dice_loss(
+    input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
+    distance: Tensor | Sequence[Sequence[float]] | None = None, weighting: Literal["foreground", "volume"] =
+    "foreground", eps: float = 1e-05, activation: Literal["none", "softmax"] = "none", cost: str | Cost = "one_minus",
+    pooling: Literal["batch", "sample"] = "batch", ignore_index: int | None = None, reduction: Literal["mean", "sum",
+    "none"] = "mean", group: Any = None, validate: bool = True,
+) -> Tensor:
+    """input, target -> what `softdice.WassersteinDiceLoss` returns."""

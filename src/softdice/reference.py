@@ -8,10 +8,12 @@ Shape suffixes: B sample, C class (or region), V voxel.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
-from softdice.settings import Pass
+from softdice.settings import CENTRELINE, CONFUSION, Pass
 from softdice.terms import STATISTICS
 
 
@@ -55,6 +57,8 @@ def statistics(
 ) -> Tensor:
     """input, target -> the sums over the voxels of each sample and class, (len(fields), B, C).
 
+    For the fields CONFUSION, (C, B, C): row l is sum_v w y_l p_c, the probabilities of the voxels of label l.
+
     The statistics are declared in `softdice.terms`; here each symbol of their terms is worked out.
 
     Args:
@@ -65,6 +69,8 @@ def statistics(
         voxel_map: (B, C, V) or, the same for every class, (B, 1, V); None where no statistic reads it.
         settings: the statistics wanted, the activation, and the exponents; `settings.regions` is in `regions`.
     """
+    if settings.fields in (CONFUSION, CENTRELINE):
+        return _mixed(input, target, weight, settings)
     wanted = [statistic for statistic in STATISTICS if statistic.name in settings.fields]
     value_BCV = input.to(result_dtype(input.dtype))
     valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
@@ -94,6 +100,49 @@ def statistics(
         symbols["d"] = (p - y) ** 2 if settings.power == 2 else _power((p - y).abs(), settings.power)
     terms = {statistic.name: statistic.value(**symbols) for statistic in wanted}
     return torch.stack([(terms[name] * weight_B1V).expand_as(y).sum(-1) for name in settings.fields])
+
+
+def _mixed(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> Tensor:
+    """`statistics` of the passes in which classes, or voxels, meet others."""
+    value_BCV = input.to(result_dtype(input.dtype))
+    valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
+    true_BCV = _true_values(target, input.shape[1], value_BCV.dtype)
+    if valid_BV is not None:
+        value_BCV = torch.where(valid_BV.unsqueeze(1), value_BCV, 0.0)
+    prob_BCV, _, _ = _probabilities(value_BCV, None, settings.activation, False)
+    if settings.fields == CONFUSION:
+        return torch.stack([(row_B1V * prob_BCV).sum(-1) for row_B1V in (true_BCV * weight_B1V).split(1, 1)])
+    if valid_BV is not None:
+        prob_BCV, true_BCV = (torch.where(valid_BV.unsqueeze(1), x, 0.0) for x in (prob_BCV, true_BCV))
+    return centreline(prob_BCV, true_BCV, weight_B1V, settings)
+
+
+def centreline(prob_BCV: Tensor, true_BCV: Tensor, weight_B1V: Tensor, settings: Pass) -> Tensor:
+    """p and y, 0 where a voxel does not count -> the sums CENTRELINE, (4, B, C).
+
+    Source: S. Shit et al., "clDice - a novel topology-preserving loss function for tubular structure segmentation",
+    CVPR 2021, algorithm 2.
+    """
+    assert settings.shape is not None
+    shape = (*prob_BCV.shape[:2], *settings.shape)
+    of_prob, of_true = (soft_skeleton(x.reshape(shape), settings.iterations).flatten(2) for x in (prob_BCV, true_BCV))
+    terms = of_prob * true_BCV, of_prob, of_true * prob_BCV, of_true
+    return torch.stack([(weight_B1V * term).sum(-1) for term in terms])
+
+
+def soft_skeleton(x: Tensor, iterations: int) -> Tensor:
+    """values in [0, 1], (B, C, H, W) or (B, C, D, H, W) -> their soft skeleton: what each opening takes away."""
+    rank = x.ndim - 2
+    pool = torch.nn.functional.max_pool2d if rank == 2 else torch.nn.functional.max_pool3d
+    windows = [tuple(3 if i == axis else 1 for i in range(rank)) for axis in range(rank)]
+    skeleton = torch.zeros_like(x)
+    for level in range(iterations + 1):
+        least = [-pool(-x, window, 1, tuple(size // 2 for size in window)) for window in windows]
+        eroded = reduce(torch.minimum, least)
+        rest = (x - pool(eroded, 3, 1, 1)).relu()
+        skeleton = rest if level == 0 else skeleton + (rest - skeleton * rest).relu()
+        x = eroded
+    return skeleton
 
 
 def _weights(

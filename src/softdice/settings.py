@@ -9,6 +9,12 @@ from softdice.terms import FIELDS, MAPPED
 
 ACTIVATIONS = ("none", "softmax", "sigmoid")
 
+CONFUSION = ("confusion",)
+"""The fields of a pass whose sums are not one row for each: a row for each label, the probabilities of its voxels."""
+
+CENTRELINE = ("skeleton_intersection", "skeleton_prediction", "skeleton_covered", "skeleton_target")
+"""The fields of a pass over soft skeletons, S of p and of y: sum w S(p) y, sum w S(p), sum w S(y) p, sum w S(y)."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -22,6 +28,12 @@ class Pass:
     gamma: float = 2.0
     power: float = 1.0
     fields: tuple[str, ...] = FIELDS
+    shape: tuple[int, ...] | None = None  # of the volume, where neighbours are read
+    iterations: int = 0  # of a skeleton
+
+    def rows(self, num_classes: int) -> int:
+        """classes -> how many sums the pass has for each sample and class."""
+        return num_classes if self.fields == CONFUSION else len(self.fields)
 
     @property
     def mapped(self) -> bool:
@@ -35,7 +47,9 @@ class Pass:
         Numbers by hex: it is exact, and torch.compile has it, unlike str, of a number that varies between calls.
         """
         smoothing, gamma, power = float(self.label_smoothing).hex(), float(self.gamma).hex(), float(self.power).hex()
+        sizes = "None" if self.shape is None else "x".join(str(size) for size in self.shape)
         words = f"{self.activation} {self.ignore_index} {self.validate} {smoothing} {gamma} {power}"
+        words = f"{words} {sizes} {self.iterations}"
         return f"{words} {' '.join(self.fields)}"
 
 
@@ -47,7 +61,7 @@ def decode(text: str) -> Pass:
         >>> decode(Pass(activation="softmax", ignore_index=255).text) == Pass(activation="softmax", ignore_index=255)
         True
     """
-    activation, ignore_index, validate, label_smoothing, gamma, power, *fields = text.split()
+    activation, ignore_index, validate, label_smoothing, gamma, power, sizes, iterations, *fields = text.split()
     return Pass(
         activation=activation,
         ignore_index=None if ignore_index == "None" else int(ignore_index),
@@ -56,4 +70,6 @@ def decode(text: str) -> Pass:
         gamma=float.fromhex(gamma),
         power=float.fromhex(power),
         fields=tuple(fields),
+        shape=None if sizes == "None" else tuple(int(size) for size in sizes.split("x")),
+        iterations=int(iterations),
     )

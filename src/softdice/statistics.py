@@ -6,6 +6,7 @@ Everything after this module is ordinary PyTorch on tensors of a few hundred num
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from softdice import distributed, reference, validation
 from softdice.kernels import trial
-from softdice.settings import Pass
+from softdice.settings import CONFUSION, Pass
 from softdice.terms import FIELDS, NAMES
 
 
@@ -154,6 +155,19 @@ def measure(
     voxel_map: Tensor | None = None,
 ) -> OverlapStatistics:
     """What a user has, and the settings of the pass -> statistics (B, C). Of a DTensor, those of the whole."""
+    sums = sums_of(input, target, voxel_weight, settings, num_classes, voxel_map)
+    return OverlapStatistics.unstack(settings.fields, sums)
+
+
+def sums_of(
+    input: Tensor,
+    target: Tensor,
+    voxel_weight: Tensor | None,
+    settings: Pass,
+    num_classes: int | None = None,
+    voxel_map: Tensor | None = None,
+) -> Tensor:
+    """What a user has, and the settings of the pass -> its sums (rows, B, C). Of a DTensor, those of the whole."""
     sharded = distributed.sharding(input, target, voxel_weight)
     if sharded is not None:
         if voxel_map is not None:
@@ -163,7 +177,7 @@ def measure(
         validation.tensors(x, y, w, num_classes, settings.ignore_index, False)  # the whole's shapes, on every rank
         input, target, voxel_weight = distributed.local_parts(input, target, voxel_weight)
     sums = sum_voxels(*prepare(input, target, voxel_weight, settings, num_classes, voxel_map), settings)
-    return OverlapStatistics.unstack(settings.fields, sums if sharded is None else sharded.whole(sums))
+    return sums if sharded is None else sharded.whole(sums)
 
 
 def prepare(
@@ -206,7 +220,7 @@ def sum_voxels(
     settings: Pass,
     backend: str | None = None,
 ) -> Tensor:
-    """What `prepare` returned -> sums (len(fields), B, C), by the backend named, else by the one in force."""
+    """What `prepare` returned -> sums (rows, B, C), by the backend named, else by the one in force."""
     backend = backend or trial.choose(input, target, weight, regions, voxel_map, settings)
     if backend == "reference":
         if settings.validate:
@@ -303,3 +317,62 @@ def overlap_statistics(
     wanted = (FIELDS if voxel_map is None else NAMES) if fields is None else tuple(fields)
     settings = Pass(activation, ignore_index, label_smoothing, frozen, validate, gamma, power, wanted)
     return measure(input, target, voxel_weight, validation.pass_settings(settings), voxel_map=voxel_map)
+
+
+@validation.public
+def soft_confusion(
+    input: Tensor,
+    target: Tensor,
+    *,
+    activation: str = "none",
+    ignore_index: int | None = None,
+    voxel_weight: Tensor | None = None,
+    validate: bool = True,
+) -> Tensor:
+    """input, target -> soft confusion matrix, (B, C, C): one differentiable pass over the voxels.
+
+        K[b, l, c] = sum of w p_c over the voxels of sample b whose label is l
+
+    Of probabilities that are 0 or 1 it is the matrix of counts: rows are true classes, columns predicted ones.
+
+    Args:
+        input, ignore_index, voxel_weight, validate: as for `overlap_statistics`; at least two classes.
+        target: labels (B, *S) or (B, 1, *S); no per-class values.
+        activation: "none" or "softmax", since a voxel has one label.
+
+    Returns:
+        (B, C, C), float64 for float64 input, else float32. Gradients reach `input`; the backward pass is one more
+        pass, which writes the gradient and holds nothing else. On the CPU both are a kernel, elsewhere plain torch,
+        piece by piece.
+
+    Raises:
+        TypeError, ValueError: as `overlap_statistics`.
+
+    Edge cases: an absent class has a row of 0; no voxel that counts gives zeros; an empty batch (0, C, C).
+
+    Example:
+        >>> import torch, softdice
+        >>> probabilities, labels = torch.tensor([[[0.75, 0.5, 0.0], [0.25, 0.5, 1.0]]]), torch.tensor([[0, 0, 1]])
+        >>> softdice.soft_confusion(probabilities, labels)
+        tensor([[[1.2500, 0.7500],
+                 [0.0000, 1.0000]]])
+
+    Source: the matrix of counts, of J. Gorodkin, "Comparing two K-category assignments by a K-category correlation
+    coefficient", Computational Biology and Chemistry 28, 2004, with probabilities in the place of assignments.
+    """
+    settings = Pass(activation, ignore_index, validate=validate)
+    return confusion(input, target, voxel_weight, confusion_pass(settings))
+
+
+def confusion_pass(settings: Pass) -> Pass:
+    """Settings -> those of the pass of a confusion matrix, checked."""
+    validation.choice("activation", settings.activation, ("none", "softmax"))
+    return replace(validation.pass_settings(settings), fields=CONFUSION)
+
+
+def confusion(
+    input: Tensor, target: Tensor, voxel_weight: Tensor | None, settings: Pass, num_classes: int | None = None
+) -> Tensor:
+    """What a user has, and `confusion_pass` -> (B, C, C)."""
+    validation.labels_alone(input, target)
+    return sums_of(input, target, voxel_weight, settings, num_classes).transpose(0, 1)

@@ -212,6 +212,15 @@ def tensors(
     return input.flatten(2), target, _weight(voxel_weight, B, S)
 
 
+def labels_alone(input: Tensor, target: Tensor) -> None:
+    """A label map of several classes, where each voxel has to have one label."""
+    if isinstance(input, Tensor) and input.ndim > 1 and input.shape[1] == 1:
+        advice = "With a single channel there is nothing to confuse: pass both classes."
+        fail("input of at least two classes", tuple(input.shape), advice)
+    if isinstance(target, Tensor) and isinstance(input, Tensor) and target.shape == input.shape:
+        fail("a label map, (B, *S) or (B, 1, *S)", f"target of shape {tuple(target.shape)}", "Pass target.argmax(1).")
+
+
 def without_metadata(tensor: Tensor) -> Tensor:
     """A subclass that only carries metadata (MONAI's MetaTensor) -> the Tensor in it; others as they are."""
     if type(tensor) is Tensor:

@@ -1,10 +1,11 @@
 """The fused pass as torch.library operators: schema, shapes, autograd, and the kernel of each device.
 
-    softdice::statistics           input, target -> sums (fields, B, K)
+    softdice::statistics           input, target -> sums (rows, B, K), a row for each field or as `Pass.rows` says
     softdice::statistics_backward  dL/dsums, input, target -> dL/dinput
 
-backend = "cpu" is the Numba kernel, "triton" the Triton kernels (on CPU tensors, their interpreter); the backward pass
-stays with the backend of the forward pass. Where no compiler, mode or profiler looks, the kernels are called directly.
+backend = "cpu" is the Numba kernel, "triton" the Triton kernels (on CPU tensors, their interpreter), "chunks" the
+definition piece by piece; the backward pass stays with the backend of the forward pass.
+Where no compiler, mode or profiler looks, the kernels are called directly.
 
 Saved for the backward pass: the inputs, nothing else. A second derivative comes from the reference.
 """
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from softdice import reference, validation
-from softdice.settings import Pass, decode
+from softdice.kernels import chunks
+from softdice.settings import CENTRELINE, Pass, decode
 
 _INPUTS = "Tensor input, Tensor target, Tensor? weight, Tensor? regions, Tensor? voxel_map, str settings, str backend"
 LIBRARY = torch.library.Library("softdice", "DEF")
@@ -93,6 +95,10 @@ def _sums(
         if bad is not None and input.is_cuda:
             cuda.assert_in_range(bad, input, target, weight, settings)
         in_range = bad is None or input.is_cuda or not bool(bad.any())
+    elif backend == "chunks" or settings.fields == CENTRELINE:
+        chunks.check(input, target, weight, settings)
+        driver = chunks if backend == "chunks" else _centreline()
+        sums, in_range = driver.statistics(input, target, weight, regions, settings), True
     else:
         from softdice.kernels.cpu import driver as cpu
 
@@ -117,9 +123,18 @@ def _slopes(
         from softdice.kernels.triton import driver as cuda
 
         return cuda.gradient(grad, input, target, weight, regions, voxel_map, settings)
+    if backend == "chunks" or settings.fields == CENTRELINE:
+        driver = chunks if backend == "chunks" else _centreline()
+        return driver.gradient(grad, input, target, weight, regions, settings)
     from softdice.kernels.cpu import driver as cpu
 
     return cpu.gradient(grad, input, target, weight, regions, voxel_map, settings)
+
+
+def _centreline() -> Any:
+    from softdice.kernels.cpu import centreline
+
+    return centreline
 
 
 class _Statistics(torch.autograd.Function):
@@ -212,7 +227,7 @@ def _statistics_fake(
     backend: str,
 ) -> Tensor:
     columns = input.shape[1] if regions is None else regions.shape[0]
-    shape = (len(decode(text).fields), input.shape[0], columns)
+    shape = (decode(text).rows(input.shape[1]), input.shape[0], columns)
     return input.new_empty(shape, dtype=reference.result_dtype(input.dtype))
 
 

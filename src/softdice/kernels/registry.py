@@ -171,6 +171,11 @@ def _unfit(name: str, input: Tensor, *others: Tensor | None) -> str | None:
     device = input.device.type
     if device != ("cuda" if name == "triton" else "cpu") and not (name == "triton" and device == "cpu"):
         return f"input is on {input.device}"
+    return watched(*others) or (cpu_missing() if name == "cpu" else _triton_unfit(input))
+
+
+def watched(*others: Tensor | None) -> str | None:
+    """Why nothing but the definition can serve, whatever the device; or None. Given: what belongs to the voxels."""
     if any(other is not None and other.requires_grad for other in others):
         return "target, voxel_weight or voxel_map requires a gradient"
     if not torch.compiler.is_compiling():  # the compiler has a stack of transforms of its own, and no forward mode
@@ -178,7 +183,7 @@ def _unfit(name: str, input: Tensor, *others: Tensor | None) -> str | None:
             return "a torch.func transform is active"
         if torch.autograd.forward_ad._current_level >= 0:
             return "forward-mode differentiation is active"
-    return cpu_missing() if name == "cpu" else _triton_unfit(input)
+    return None
 
 
 def _triton_unfit(input: Tensor) -> str | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from softdice import reference
 from softdice.kernels import registry
-from softdice.settings import Pass
+from softdice.settings import CENTRELINE, CONFUSION, Pass
 
 VOXELS = (2, 1500)
 """Samples, and voxels of each: several tiles, the last one partly empty."""
@@ -38,13 +38,27 @@ def choose(
     voxel_map: Tensor | None,
     settings: Pass,
 ) -> str:
-    """What a pass works on -> "reference", "cpu" or "triton": what `registry.choose` says, but for a failed trial."""
+    """What a pass works on -> its backend: what `registry.choose` says, but for a failed trial; see `_in_pieces`."""
     name = registry.choose(input, target, weight, voxel_map)
+    if settings.fields in (CONFUSION, CENTRELINE):
+        return _in_pieces(name, input, target, weight, settings)
     if name != "triton" or registry.asked() != "auto":
         return name
     if torch.compiler.is_compiling():  # nothing can be tried now; what failed in eager code is known
         return "reference" if _failed else name
     return name if problem(input, target, weight, regions, voxel_map, settings) is None else "reference"
+
+
+def _in_pieces(name: str, input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> str:
+    """The registry's choice -> that for a pass that Triton has no kernel for: "reference", "cpu" or "chunks".
+
+    In the place of a kernel, and of the definition where that would hold much, the definition serves piece by piece.
+    """
+    if name == "reference":
+        small = input.numel() < registry.SMALL_NUMEL
+        return name if registry.asked() == name or small or registry.watched(target, weight) else "chunks"
+    labels_alone = settings.fields == CENTRELINE
+    return "cpu" if name == "cpu" and not (labels_alone and target.ndim == 3) else "chunks"
 
 
 def problem(

@@ -1,7 +1,9 @@
 """input, target -> loss: the losses, each an index and a cost over the statistics of one pass."""
 
-from softdice.losses import mapped, named, voxelwise
+from softdice.losses import centreline, confusion, mapped, named, voxelwise
 from softdice.losses.base import Loss, MixedSumLoss, StatisticsLoss, SumLoss
+from softdice.losses.centreline import *  # noqa: F403
+from softdice.losses.confusion import *  # noqa: F403
 from softdice.losses.mapped import *  # noqa: F403
 from softdice.losses.named import *  # noqa: F403
 from softdice.losses.overlap import LossSettings, OverlapLoss
@@ -13,7 +15,7 @@ FAMILY: tuple[type[OverlapLoss], ...] = tuple(
 )
 """The losses with an index of their own: each is public in `softdice` too, and a function in `softdice.functional`."""
 
-BEYOND: tuple[type[Loss], ...] = ()
+BEYOND: tuple[type[Loss], ...] = tuple(getattr(room, name) for room in (centreline, confusion) for name in room.__all__)
 """The losses that are no functions of the statistics: public in the same way."""
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "StatisticsLoss",
     "SumLoss",
 ]
+__all__ += centreline.__all__
+__all__ += confusion.__all__
 __all__ += named.__all__
 __all__ += voxelwise.__all__
 __all__ += mapped.__all__

@@ -386,5 +386,4 @@ def _above_zero(name: str, value: float) -> None:
 
 
 def _no_logarithm(settings: LossSettings) -> None:
-    if settings.get("cost") in ("neg_log", costs.neg_log):
-        validation.fail("a cost of a score that may be negative", "'neg_log'", "Use 'one_minus'.")
+    costs.refuse_logarithm(settings.get("cost", "one_minus"))

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softdice.kernels.cpu.kernel import Job, Kind, Plane, Scalars, backward, forward
+from softdice.kernels.cpu import confusion, kernel
+from softdice.kernels.cpu.kernel import Job, Kind, Plane, Scalars
 from softdice.kernels.cpu.loops import MANY
 from softdice.kernels.cpu.memory import gradient_like
 from softdice.kernels.cpu.rows import CODES, DTYPES
 from softdice.kernels.cpu.threads import share_out
 from softdice.reference import outcomes
-from softdice.settings import Pass
+from softdice.settings import CONFUSION, Pass
 from softdice.terms import READERS
 from softdice.validation import probability_slack
 
@@ -69,7 +70,7 @@ def kind_of(dtype: torch.dtype, C: int, hard: bool, masked: bool, union: bool, s
         power=_settled(settings.power, 1.0, bool(READERS["power"] & {*fields})),
     )
     apart = hard and settings.activation == "softmax" and C > MANY
-    if apart and not (union or settings.label_smoothing or settings.mapped):
+    if apart and not (union or settings.label_smoothing or settings.mapped or fields == CONFUSION):
         return kind._replace(target="own")
     return kind
 
@@ -130,6 +131,11 @@ def _job(
     return kind, job._replace(input=planes[0], target=planes[1], weight=planes[2], map=planes[3], member=member)
 
 
+def _loops(settings: Pass) -> Any:
+    """Settings -> the module whose kernels, `forward` and `backward` of a kind, do the pass."""
+    return confusion if settings.fields == CONFUSION else kernel
+
+
 def statistics(
     input: Tensor,
     target: Tensor,
@@ -138,15 +144,16 @@ def statistics(
     voxel_map: Tensor | None,
     settings: Pass,
 ) -> tuple[Tensor, bool]:
-    """input (B, C, V), target, weight -> sums (fields, B, K) in float64, and whether all values were in range."""
+    """input (B, C, V), target, weight -> sums (rows, B, K) in float64, and whether all values were in range."""
     weight, voxel_map = _readable(weight), _readable(voxel_map)
     kind, job = _job(input, target, weight, regions, voxel_map, settings)
     B, chunks, K = input.shape[0], int(job.chunks), int(job.K)
-    slots = np.zeros((len(kind.fields), B * chunks, K))
+    rows = settings.rows(input.shape[1])
+    slots = np.zeros((rows, B * chunks, K))
     bad = np.zeros(B * chunks, np.int64)
     if input.numel():
-        share_out(forward(kind), (job, slots, bad), B * chunks, input.numel())
-    sums = slots if chunks == 1 else slots.reshape(len(kind.fields), B, chunks, K).sum(2)
+        share_out(_loops(settings).forward(kind), (job, slots, bad), B * chunks, input.numel())
+    sums = slots if chunks == 1 else slots.reshape(rows, B, chunks, K).sum(2)
     return torch.from_numpy(sums), not (settings.validate and any(bad.tolist()))
 
 
@@ -159,7 +166,7 @@ def gradient(
     voxel_map: Tensor | None,
     settings: Pass,
 ) -> Tensor:
-    """dL/dstatistics (fields, B, K), and what made them -> dL/dinput, laid out as it is read where that is dense."""
+    """dL/dstatistics (rows, B, K), and what made them -> dL/dinput, laid out as it is read where that is dense."""
     weight, voxel_map = _readable(weight), _readable(voxel_map)
     kind, job = _job(input, target, weight, regions, voxel_map, settings)
     kind = kind._replace(backward=True)
@@ -168,5 +175,5 @@ def gradient(
     coef = np.ascontiguousarray(grad.detach().numpy(), wide)
     if input.numel():
         tasks = input.shape[0] * int(job.chunks)
-        share_out(backward(kind), (job, coef, _plane(result, wide)), tasks, input.numel())
+        share_out(_loops(settings).backward(kind), (job, coef, _plane(result, wide)), tasks, input.numel())
     return result

@@ -67,7 +67,7 @@ class Job(NamedTuple):
 
 
 @jit
-def _voxels(job, labels, b, v0, n, t, w):
+def voxels_of(job, labels, b, v0, n, t, w):
     """Weights and class numbers of a block; returns how many of both are out of range."""
     source, bad = job.weight, np.int32(0)
     if job.weighted:
@@ -114,7 +114,7 @@ def _row(plane, b, c, v0, n, scratch):
 
 
 @jit
-def _logits(plane, b, C, v0, n, scratch, block):
+def logits_of(plane, b, C, v0, n, scratch, block):
     """The rows of all classes, where they cannot be read in place, into scratch -> offset, and distance of the rows."""
     off = b * plane.per_sample + v0 * plane.per_voxel
     if plane.direct:
@@ -133,7 +133,7 @@ def _logits(plane, b, C, v0, n, scratch, block):
 
 
 @jit
-def _touch(g, off, ld, C, n):
+def touch(g, off, ld, C, n):
     """Write to every page of the gradient of n voxels: fresh memory is cheaper in its own order than row by row."""
     for c in range(C):
         for v in range(np.uint64(0), n, PAGE):
@@ -175,8 +175,8 @@ def forward(kind: Kind) -> Any:
             out = slots[:, task]
             for v0 in range(start, stop, block):
                 n = min(block, stop - v0)
-                wrong = np.int64(_voxels(job, LABELS, b, v0, n, t, w))
-                xo, ld = _logits(job.input, b, C, v0, n, xs, block)
+                wrong = np.int64(voxels_of(job, LABELS, b, v0, n, t, w))
+                xo, ld = logits_of(job.input, b, C, v0, n, xs, block)
                 if SOFTMAX:
                     softmax(x, xo, ld, C, n, known, e, block, unread)
                 for c in range(C if UNION else zero):  # the values of all classes, in a region or not
@@ -242,11 +242,11 @@ def backward(kind: Kind) -> Any:
             coef = coefs[:, b]
             for v0 in range(start, stop, block):
                 n = min(block, stop - v0)
-                _voxels(job, LABELS, b, v0, n, t, w)
-                xo, ld = _logits(job.input, b, C, v0, n, xs, block)
+                voxels_of(job, LABELS, b, v0, n, t, w)
+                xo, ld = logits_of(job.input, b, C, v0, n, xs, block)
                 go, gld = (b * result.per_sample + v0, result.per_class) if result.direct else (zero, block)
                 if result.direct and (v0 - start) % AHEAD == 0:
-                    _touch(g, go, gld, C, min(AHEAD, stop - v0))
+                    touch(g, go, gld, C, min(AHEAD, stop - v0))
                 if SOFTMAX:
                     for v in range(n):
                         dot[v] = R(0)

@@ -175,7 +175,7 @@ def _symbols(activation: str, GAMMA: float | None, POWER: float | None, R: Any) 
 
 
 @cache
-def _softmax(MASKED: bool, LOGS: bool, P: int | None, R: Any) -> Any:
+def softmax_loops(MASKED: bool, LOGS: bool, P: int | None, R: Any) -> Any:
     """-> the loops that a softmax needs before anything else, four classes at a time: passes over m and r cost, too.
 
     P: where the slope of every class but the own is dL/dstatistics number P times p, that number.
@@ -279,7 +279,7 @@ def loops(kind: Kind) -> Loops:
     take, slope = _weighted(kind, [s for s in wanted if s.slope != "0"], R)
     take0, slope0 = _weighted(kind, [s for s in wanted if s.elsewhere[1]], R)
     symbols = _symbols(kind.activation, kind.gamma, kind.power, R)
-    softmax = _softmax(MASKED, kind.logs, kind.fields.index("prediction") if kind.fused else None, R)
+    softmax = softmax_loops(MASKED, kind.logs, kind.fields.index("prediction") if kind.fused else None, R)
     STORED = kind.kept
     CHECKED, RANGE = kind.target == "values" and not kind.union, kind.activation == "none" and not kind.union
     P, T = SYMBOLS.index("p"), SYMBOLS.index("t")

@@ -1,0 +1,140 @@
+"""Losses of confusion and of centre lines beside their originals: `python -m benchmarks.structures [shape]`.
+
+One forward and backward step of each, interleaved in one process (`benchmarks.measure`), on random float32 logits and
+labels in blobs; the peak of memory beyond the inputs of each in a process of its own, the gradient included. Writes
+results/structures.csv and the table between the marks in docs/losses.md; with a shape, such as 2,3,16,16,16, that one
+is measured in the place of the usual, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import softdice
+from benchmarks import measure
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "losses.md"
+BEGIN, END = "<!-- benchmark: structures -->", "<!-- end of benchmark: structures -->"
+SHAPE = (2, 14, 96, 96, 96)
+ROWS = ("Wasserstein Dice", "Wasserstein Dice (volume)", "clDice")
+
+
+def losses(row: str, classes: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Name of a row, classes -> MONAI's loss and ours."""
+    import monai.losses as monai
+
+    ours: Any = {"activation": "softmax", "pooling": "sample"}
+    if row == "clDice":
+        original = monai.SoftclDiceLoss(softmax=True, to_onehot_y=True)
+        return {"original": original, "ours": softdice.ClDiceLoss(classes, **ours)}
+    volume = row.endswith("(volume)")
+    distance = (torch.arange(classes)[:, None] - torch.arange(classes)).abs().float()
+    original = monai.GeneralizedWassersteinDiceLoss(distance, "GDL" if volume else "default")
+    weighting: Any = "volume" if volume else "foreground"
+    return {"original": original, "ours": softdice.WassersteinDiceLoss(classes, distance, weighting=weighting, **ours)}
+
+
+def inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """-> logits with a gradient, labels (B, 1, *S)."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator).requires_grad_()
+    coarse = torch.randint(0, shape[1], (shape[0], 1, *(max(1, size // 8) for size in shape[2:])), generator=generator)
+    return logits, torch.nn.functional.interpolate(coarse.float(), shape[2:]).long()
+
+
+def peak(row: str, name: str, shape: tuple[int, ...]) -> int:
+    """-> bytes beyond the inputs, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.structures", "--memory", row, name, *map(str, shape)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    forward, backward = json.loads(done.stdout.splitlines()[-1])
+    return max(forward, backward)
+
+
+def run(row: str, shape: tuple[int, ...], budget_s: float) -> dict[str, Any]:
+    """Name of a row -> its figures."""
+    logits, labels = inputs(shape)
+    contenders = losses(row, shape[1])
+    found = {}
+    for name, loss in contenders.items():
+        logits.grad = None
+        found[name] = float(measure.step(loss, logits, labels)), logits.grad
+    (value, gradient), (own_value, own_gradient) = found["original"], found["ours"]
+    assert isinstance(gradient, Tensor)
+    assert isinstance(own_gradient, Tensor)
+    gradient_difference = float((own_gradient - gradient).abs().max() / gradient.abs().max())
+    del found, gradient, own_gradient
+    turns = {name: partial(measure.step, loss, logits, labels) for name, loss in contenders.items()}
+    times = measure.interleaved(turns, logits, budget_s)
+    one = 4 * labels.numel()
+    return {
+        "loss": row,
+        "shape": str(shape),
+        "original_ms": times["original"].median_ms,
+        "ours_ms": times["ours"].median_ms,
+        "ratio": times["original"].median_ms / times["ours"].median_ms,
+        "loss_difference": abs(own_value - value) / abs(value),
+        "gradient_difference": gradient_difference,
+        "original_maps": peak(row, "original", shape) / one - shape[1],
+        "ours_maps": peak(row, "ours", shape) / one - shape[1],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """rows -> Markdown."""
+    lines = [
+        f"`python -m benchmarks.structures` on {measure.machine()}; forward + backward of logits {rows[0]['shape']}, "
+        "medians. Memory is the peak beyond the inputs and the gradient, in maps of one class (B x voxels float32).",
+        "",
+        "| | MONAI | ours | MONAI / ours | memory: MONAI | ours | difference of loss, gradient |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['loss']} | {r['original_ms']:.0f} ms | {r['ours_ms']:.0f} ms | **{r['ratio']:.1f}** "
+        f"| {r['original_maps']:.1f} | {r['ours_maps']:.1f} "
+        f"| {r['loss_difference']:.0e}, {r['gradient_difference']:.0e} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    warnings.filterwarnings("ignore")  # the peer's
+    if sys.argv[1:2] == ["--memory"]:
+        row, name, *sizes = sys.argv[2:]
+        shape = tuple(map(int, sizes))
+        measure.prepare_memory()
+        used = measure.memory(losses(row, shape[1])[name], *inputs(shape))
+        print(json.dumps([used.forward, used.backward]))
+        return
+    shape = tuple(map(int, sys.argv[1].split(","))) if sys.argv[1:] else SHAPE
+    print(measure.machine())
+    rows = []
+    for row in ROWS:
+        rows.append(run(row, shape, 6.0))
+        print(rows[-1], flush=True)
+    if sys.argv[1:]:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / "structures.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
+    head, rest = PAGE.read_text().split(BEGIN, 1)
+    PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END, 1)[1]}")
+
+
+if __name__ == "__main__":
+    main()

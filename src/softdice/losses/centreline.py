@@ -1,0 +1,122 @@
+"""input, target -> clDice: whether the centre lines of tubes agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from softdice import costs, distributed, reductions, validation
+from softdice.costs import Cost
+from softdice.losses.base import Loss
+from softdice.settings import CENTRELINE, Pass
+from softdice.statistics import sums_of
+
+__all__ = ["ClDiceLoss"]
+
+
+class ClDiceLoss(Loss):
+    """input, target -> 1 - soft clDice: do prediction and truth cover each other's skeletons; for tubes and networks.
+
+        precision = (sum S(p) y + eps) / (sum S(p) + eps)       sensitivity = (sum S(y) p + eps) / (sum S(y) + eps)
+        score     = 2 precision sensitivity / (precision + sensitivity + floor)
+
+    with S(x) the soft skeleton of x and the sums over all voxels and all `classes` together. With E_0 = x, E_(k+1) the
+    erosion of E_k (least of 3 in a row along each axis), D the dilation (largest of 3 x 3 x 3) and
+    d_k = relu(E_k - D(E_(k+1))): S_0 = d_0, S_k = S_(k-1) + relu(d_k - S_(k-1) d_k), S = S_iterations.
+
+    Args:
+        num_classes: channels of `input`; input is (B, C, H, W) or (B, C, D, H, W).
+        iterations: erosions, >= 0: as many as half the largest diameter of a tube, in voxels.
+        eps: smoothing in voxels, >= 0. floor: added to the last denominator, >= 0 (the paper's is 0, MONAI's 1e-4).
+        activation, cost, pooling, ignore_index, reduction, validate, group: as for every loss, see `LossSettings`;
+            reduction="none" gives (1,) or, with pooling="sample", (B, 1). MONAI's has pooling="sample".
+        classes: those that enter the sums; None for all. Without the background: `range(1, C)`.
+
+    When called: a voxel of label `ignore_index` or of weight 0 enters no sum and has a gradient of 0; the skeletons see
+    it as a voxel of no class with p = 0. Other weights multiply the voxel's terms of the sums.
+
+    Memory, of a label map on the CPU: two maps of one class, and a tile for each thread. Of per-class values, and on
+    other devices, plain torch serves, one class of one sample at a time.
+
+    Edge cases: nothing predicted and nothing there: about 0 (nan for eps = 0). An empty batch costs 0. A DTensor must
+    not be split over space, for skeletons do not add.
+
+    Example:
+        >>> import torch, softdice
+        >>> line = torch.zeros(1, 1, 5, 5, dtype=torch.long)
+        >>> line[..., 2, :] = 1
+        >>> loss = softdice.ClDiceLoss(1)
+        >>> float(loss(line.float(), line)) < 1e-4, loss(line.float().roll(2, 2), line) > 0.8
+        (True, tensor(True))
+
+    Source: S. Shit, J. C. Paetzold et al., "clDice - a novel topology-preserving loss function for tubular structure
+    segmentation", CVPR 2021, eqs. 1 and 2 and algorithm 2.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        iterations: int = 3,
+        *,
+        eps: float = 1.0,
+        floor: float = 1e-4,
+        activation: Literal["none", "softmax", "sigmoid"] = "none",
+        cost: str | Cost = "one_minus",
+        pooling: Literal["batch", "sample"] = "batch",
+        classes: Sequence[int] | None = None,
+        ignore_index: int | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        group: Any = None,
+        validate: bool = True,
+    ) -> None:
+        super().__init__()
+        validation.number("eps", eps, 0)
+        validation.number("floor", floor, 0)
+        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+            validation.fail("iterations to be an int >= 0", repr(iterations), "Pass how often to erode.")
+        validation.choice("pooling", pooling, reductions.POOLINGS)
+        validation.choice("reduction", reduction, reductions.REDUCTIONS)
+        distributed.check_group(group, pooling)
+        self.num_classes = validation.num_classes(num_classes)
+        settings = validation.pass_settings(Pass(activation, ignore_index, validate=bool(validate)))
+        self.settings = replace(settings, fields=CENTRELINE, iterations=iterations)
+        self.classes = None if classes is None else validation.class_numbers("classes", classes, num_classes)
+        self.eps, self.floor, self.cost, self.ignore_index = eps, floor, costs.resolve(cost), ignore_index
+        self.pooling, self.reduction, self.group = pooling, reduction, group
+
+    def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
+        """input, target -> loss, a tensor on the autograd graph."""
+        if isinstance(input, Tensor) and input.ndim not in (4, 5):
+            expected = "input of shape (B, C, H, W) or (B, C, D, H, W)"
+            validation.fail(expected, tuple(input.shape), "A skeleton needs two or three dimensions.")
+        if distributed.is_dtensor(input) and any(p.is_shard() and p.dim > 1 for p in _placements(input)):
+            validation.fail("input that is not split over space", _placements(input), "Split it over the batch.")
+        distributed.check_mesh(input, self.group)
+        settings = replace(self.settings, shape=tuple(input.shape[2:]))
+        sums_4BC = sums_of(input, target, voxel_weight, settings, self.num_classes)
+        if self.classes is not None:
+            sums_4BC = sums_4BC[:, :, list(self.classes)]
+        sums_4B1 = sums_4BC.sum(2, keepdim=True)
+        if self.pooling == "batch":
+            sums_4B1 = sums_4B1.sum(1)
+        if self.group is not None:
+            sums_4B1 = distributed.all_reduce(sums_4B1, self.group)
+        score = cl_dice(sums_4B1, eps=self.eps, floor=self.floor)
+        return reductions.reduce(self.cost(score), reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, iterations={self.settings.iterations}, pooling={self.pooling!r}"
+
+
+def cl_dice(sums: Tensor, *, eps: float, floor: float) -> Tensor:
+    """The sums CENTRELINE, (4, ...) -> soft clDice, (...)."""
+    on_true, of_prediction, on_prediction, of_true = sums
+    precision, sensitivity = (on_true + eps) / (of_prediction + eps), (on_prediction + eps) / (of_true + eps)
+    return 2 * precision * sensitivity / (precision + sensitivity + floor)
+
+
+def _placements(input: Any) -> Any:
+    return input.placements

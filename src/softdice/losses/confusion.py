@@ -1,0 +1,217 @@
+"""input, target -> loss: the losses that are functions of the soft confusion matrix, in which the classes mix.
+
+They need what no sum of a class by itself holds: how much of one class was taken for which other. The pass is that of
+`softdice.soft_confusion`. Shape suffixes: B sample (or 1, pooled), L label, C class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from softdice import costs, distributed, reductions, validation
+from softdice.costs import Cost
+from softdice.losses.base import Loss
+from softdice.settings import Pass
+from softdice.statistics import confusion, confusion_pass
+
+__all__ = ["MultiClassMCCLoss", "WassersteinDiceLoss"]
+
+
+class _ConfusionLoss(Loss):
+    """input, target -> loss: confusion matrix, pool, score of the matrix, cost, reduce."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        eps: float,
+        activation: str,
+        cost: str | Cost,
+        pooling: str,
+        ignore_index: int | None,
+        reduction: str,
+        group: Any,
+        validate: bool,
+    ) -> None:
+        super().__init__()
+        validation.number("eps", eps, 0)
+        validation.choice("pooling", pooling, reductions.POOLINGS)
+        validation.choice("reduction", reduction, reductions.REDUCTIONS)
+        distributed.check_group(group, pooling)
+        self.num_classes = validation.num_classes(num_classes)
+        if num_classes < 2:
+            validation.fail("num_classes >= 2", num_classes, "With one class there is nothing to confuse.")
+        self.settings = confusion_pass(Pass(activation, ignore_index, validate=bool(validate)))
+        self.eps, self.cost, self.ignore_index = eps, costs.resolve(cost), ignore_index
+        self.pooling, self.reduction, self.group = pooling, reduction, group
+
+    def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
+        """input, target -> loss, a tensor on the autograd graph."""
+        distributed.check_mesh(input, self.group)
+        matrix_BLC = confusion(input, target, voxel_weight, self.settings, self.num_classes)
+        if self.pooling == "batch":
+            matrix_BLC = matrix_BLC.sum(0, keepdim=True)
+        if self.group is not None:
+            matrix_BLC = distributed.all_reduce(matrix_BLC, self.group)
+        cost_B = self.cost(self.score(matrix_BLC))
+        return reductions.reduce(cost_B if self.pooling == "batch" else cost_B.unsqueeze(1), reduction=self.reduction)
+
+    def score(self, matrix_BLC: Tensor) -> Tensor:
+        """confusion matrices -> the score of each, (B,)."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, pooling={self.pooling!r}, reduction={self.reduction!r}"
+
+
+class WassersteinDiceLoss(_ConfusionLoss):
+    """input, target -> 1 - generalised Wasserstein Dice: mistakes cost by how far apart the two classes are.
+
+        score = (2 A + eps) / (denominator + eps),    A = sum_l a_l (N_l - W_l),    W_l = sum_c M[l, c] K[l, c]
+        weighting "foreground":  a = 0 for class 0, else 1;    denominator = 2 A + sum_l W_l
+        weighting "volume":      a_l = 1 / (N_l + 1);          denominator = sum_l a_l (2 N_l - W_l)
+
+    with K the soft confusion matrix, N_l its row sums (the voxels of label l) and M the distances over their largest:
+    sum_c M[l, c] p_c is the Wasserstein distance of a voxel's probabilities p from its label l.
+
+    Args:
+        num_classes: channels of `input`, >= 2.
+        distance: (C, C), distance[l, c] of class c from the true class l, >= 0, 0 on the diagonal, not all 0; None
+            for 1 between any two classes.
+        weighting: "foreground" (the paper's) or "volume" (rare classes weigh more, class 0 counts).
+        eps: smoothing in voxels, >= 0.
+        activation: "none" (probabilities that sum to 1) or "softmax" (logits).
+        cost, pooling, ignore_index, reduction, group, validate: as for every loss, see `LossSettings`; reduction="none"
+            gives (1,) or, with pooling="sample", (B, 1). MONAI's has pooling="sample".
+
+    Edge cases: no voxel that counts, or nothing but background, all of it right: 0 (nan for eps = 0).
+
+    Example:
+        >>> import torch, softdice
+        >>> near = [[0, 1, 1], [1, 0, 0.5], [1, 0.5, 0]]  # classes 1 and 2 are alike
+        >>> loss = softdice.WassersteinDiceLoss(3, near)
+        >>> loss(torch.tensor([[[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]]]), torch.tensor([[1, 0]]))
+        tensor(0.3333)
+
+    Source: L. Fidon et al., "Generalised Wasserstein Dice score for imbalanced multi-class segmentation using holistic
+    convolutional networks", BrainLes 2017, eqs. 6 to 9; "volume": S. Tilborghs et al., arXiv:2007.15546, 2020.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        distance: Tensor | Sequence[Sequence[float]] | None = None,
+        *,
+        weighting: Literal["foreground", "volume"] = "foreground",
+        eps: float = 1e-5,
+        activation: Literal["none", "softmax"] = "none",
+        cost: str | Cost = "one_minus",
+        pooling: Literal["batch", "sample"] = "batch",
+        ignore_index: int | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        group: Any = None,
+        validate: bool = True,
+    ) -> None:
+        validation.choice("weighting", weighting, ("foreground", "volume"))
+        super().__init__(num_classes, eps, activation, cost, pooling, ignore_index, reduction, group, validate)
+        self.weighting = weighting
+        self.distance: Tensor
+        self.register_buffer("distance", _distances(distance, num_classes), persistent=False)
+
+    def score(self, matrix_BLC: Tensor) -> Tensor:
+        """confusion matrices -> generalised Wasserstein Dice of each, (B,)."""
+        return wasserstein_dice(matrix_BLC, self.distance, weighting=self.weighting, eps=self.eps)
+
+
+class MultiClassMCCLoss(_ConfusionLoss):
+    """input, target -> 1 - R_K, the correlation of prediction and truth over all classes at once; in [0, 2].
+
+        R_K = (k - sum_c t_c p_c + e) / sqrt((1 - sum_c p_c^2 + e) (1 - sum_c t_c^2 + e)),    e = eps / N
+
+    with N the sum of the soft confusion matrix and, over N, k its trace, t its row sums and p its column sums. For two
+    classes it is the MCC of either; `MCCLoss` is the mean of each class against the rest.
+
+    Args:
+        num_classes: channels of `input`, >= 2.
+        eps: smoothing in voxels, >= 0.
+        activation, cost, pooling, ignore_index, reduction, group, validate: as for `WassersteinDiceLoss`;
+            cost="neg_log" is refused, since the score may be negative.
+
+    Edge cases: all voxels of one class, and predicted so, and no voxel that counts: 0 (nan for eps = 0).
+
+    Example:
+        >>> import torch, softdice
+        >>> probabilities = torch.tensor([[[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]]])
+        >>> softdice.MultiClassMCCLoss(2, eps=0.0)(probabilities, torch.tensor([[1, 0, 0, 1]]))
+        tensor(0.4226)
+
+    Source: J. Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", Computational
+    Biology and Chemistry 28, 2004, eq. 8, with probabilities in the place of assignments.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        eps: float = 1e-5,
+        activation: Literal["none", "softmax"] = "none",
+        cost: str | Cost = "one_minus",
+        pooling: Literal["batch", "sample"] = "batch",
+        ignore_index: int | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        group: Any = None,
+        validate: bool = True,
+    ) -> None:
+        costs.refuse_logarithm(cost)
+        super().__init__(num_classes, eps, activation, cost, pooling, ignore_index, reduction, group, validate)
+
+    def score(self, matrix_BLC: Tensor) -> Tensor:
+        """confusion matrices -> R_K of each, (B,)."""
+        return multiclass_mcc(matrix_BLC, eps=self.eps)
+
+
+def wasserstein_dice(matrix_BLC: Tensor, distance_LC: Tensor, *, weighting: str, eps: float) -> Tensor:
+    """confusion matrices, distances in [0, 1] (C, C) -> generalised Wasserstein Dice of each, (B,)."""
+    error_BL = (distance_LC.to(matrix_BLC) * matrix_BLC).sum(-1)
+    voxels_BL = matrix_BLC.detach().sum(-1)  # probabilities sum to 1, whatever they are
+    if weighting == "volume":
+        weight_BL = 1 / (voxels_BL + 1)
+        right_B = (weight_BL * (voxels_BL - error_BL)).sum(-1)
+        both_B = (weight_BL * (2 * voxels_BL - error_BL)).sum(-1)
+    else:
+        right_B = (voxels_BL - error_BL)[:, 1:].sum(-1)
+        both_B = 2 * right_B + error_BL.sum(-1)
+    return (2 * right_B + eps) / (both_B + eps)
+
+
+def multiclass_mcc(matrix_BLC: Tensor, *, eps: float) -> Tensor:
+    """confusion matrices -> R_K of each, (B,); in float64, since 1 - sum p^2 is small beside a large background."""
+    wide_BLC = matrix_BLC if matrix_BLC.device.type == "mps" else matrix_BLC.double()
+    total_B11 = wide_BLC.sum((1, 2), keepdim=True)
+    safe_B11 = torch.where(total_B11 > 0, total_B11, 1.0)
+    share_BLC, e_B = wide_BLC / safe_B11, eps / safe_B11[:, 0, 0]
+    true_BL, predicted_BC, one_B = share_BLC.sum(2), share_BLC.sum(1), share_BLC.sum((1, 2))
+    right_B = share_BLC.diagonal(dim1=1, dim2=2).sum(-1)
+    covariance_B = one_B * right_B - (true_BL * predicted_BC).sum(-1)
+    spread_B = [(one_B**2 - (x**2).sum(-1)).clamp_min(0) + e_B for x in (predicted_BC, true_BL)]
+    return ((covariance_B + e_B) / (spread_B[0] * spread_B[1]).sqrt()).to(matrix_BLC.dtype)
+
+
+def _distances(values: Any, count: int) -> Tensor:
+    """What a user has -> distances between classes in [0, 1], (C, C)."""
+    if values is None:
+        return 1 - torch.eye(count)
+    try:
+        distance = torch.as_tensor(values, dtype=torch.float64).detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        validation.fail("distance to be numbers", repr(values), "Pass a row for each class.", TypeError)
+    if distance.shape != (count, count):
+        got = tuple(distance.shape)
+        validation.fail(f"distance of shape ({count}, {count})", got, "Pass one distance for each pair of classes.")
+    if not bool(((distance >= 0) & distance.isfinite()).all()) or bool(distance.diagonal().any()) or not distance.any():
+        expected = "distance finite, >= 0, 0 on the diagonal and not all 0"
+        validation.fail(expected, distance.tolist(), "A class is at distance 0 from itself alone.")
+    return (distance / distance.max()).float()
