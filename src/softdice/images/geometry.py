@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -38,6 +39,23 @@ def overlap(a: Image, b: Image) -> bool:
         if any(high < -0.5 or low > n - 0.5 for low, high, n in zip(within.min(1), within.max(1), size, strict=True)):
             return False
     return True
+
+
+def extended(image: Image, other: Image) -> Image:
+    """A segmentation without the slices that hold nothing, an image -> with zeros, as far as the other reaches."""
+    if not image.partial or image.affine is None or other.affine is None or other.spatial_ndim != 3:
+        return image
+    size = np.array(image.shape)
+    within = (inverse(image.affine) @ other.affine @ _corners(other.shape).T)[:3]
+    beside = (within.max(1) < -0.5) | (within.min(1) > size - 0.5)
+    if beside[:2].any() or (beside[2] and not other.partial):
+        return image  # another place: not what was left out
+    before = np.maximum(0, -np.rint(within.min(1)).astype(int))
+    after = np.maximum(0, np.rint(within.max(1)).astype(int) + 1 - size)
+    widths = [*zip(before, after, strict=True), *[(0, 0)] * (image.array.ndim - 3)]
+    moved = np.eye(4)
+    moved[:3, 3] = -before
+    return replace(image, array=np.pad(image.array, widths), affine=image.affine @ moved)
 
 
 def check_same_place(

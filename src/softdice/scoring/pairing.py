@@ -55,10 +55,11 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
     for name, path in (("PREDICTIONS", predictions), ("LABELS", truth)):
         if not path.exists():
             raise ScoreError(f"{name}: expected a file or a folder, got {str(path)!r}, which does not exist.")
-    if predictions.is_dir() != truth.is_dir():
+    folders = [path for path in (predictions, truth) if path.is_dir()]
+    if len(folders) == 1 and image_name(folders[0]) is None:
         raise ScoreError("PREDICTIONS and LABELS: expected two files or two folders, got one of each.")
-    if not predictions.is_dir():
-        split = split_name(truth)
+    if len(folders) < 2:
+        split = image_name(truth)
         return [Pair(split[0] if split else truth.name, predictions, truth)]
     if layout == "classes":
         return _pair_folders(predictions, truth)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import image_name, read_image
-from softdice.images.geometry import voxel_axes
+from softdice.images.geometry import one_shape, overlap, same_place, voxel_axes
 from softdice.images.image import Image
-from softdice.scoring.cases import load_class, load_pair, region_mask
+from softdice.scoring.cases import load_class, load_pair, region_mask, resampled
 from softdice.scoring.classes import Options, ScoreError
 
 PIXELS = 360
@@ -62,7 +62,7 @@ def picture(
         p, t, _, grid = load_pair(prediction, truth, options)
         in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
         in_t, any_t = region_mask(t, key, options), t != 0
-    stack = [in_p, in_t, any_t, *([] if under is None else [_grey(under, grid)])]
+    stack = [in_p, in_t, any_t, *([] if under is None else [_grey(under, grid, options)])]
     if grid.placed and grid.spatial_ndim == 3:
         planes, place, sides, spacing = _anatomical(stack, grid, view)
     else:
@@ -71,14 +71,20 @@ def picture(
     return Picture(_png(planes, spacing), place, sides, _bar(planes[0].shape[1] * spacing[1]) if grid.placed else None)
 
 
-def _grey(path: Path, grid: Image) -> np.ndarray:
-    """An image of the shape of the masks -> 0 to 255, from its 1st to its 99th percentile."""
-    array = read_image(path).array
-    if array.ndim == len(grid.shape) + 1:
-        array = array.astype(np.float32).mean(-1)  # colours
-    if array.shape != grid.shape:
+def _grey(path: Path, grid: Image, options: Options) -> np.ndarray:
+    """An image, brought to the grid of the masks -> 0 to 255, from its 1st to its 99th percentile."""
+    image = read_image(path)
+    array = np.nan_to_num(image.array.astype(np.float32))
+    if array.ndim == image.spatial_ndim + 1:
+        array = array.mean(-1)  # colours
+    placed = image.placed and grid.placed and array.ndim == len(grid.shape) == 3
+    if placed and not options.ignore_geometry and not same_place(image, grid) and overlap(image, grid):
+        assert image.affine is not None
+        assert grid.affine is not None
+        array = resampled(array, image.affine, grid.affine, grid.shape)
+    if not one_shape(array.shape, grid.shape):
         raise ScoreError(f"{path}: expected an image of shape {grid.shape} as the masks, got {array.shape}.")
-    array = np.nan_to_num(array.astype(np.float32))
+    array = array.reshape(grid.shape)
     low, high = np.percentile(array, (1, 99))
     return np.clip((array - low) * (255 / max(high - low, 1e-9)), 0, 255)
 
