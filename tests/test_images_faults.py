@@ -78,8 +78,8 @@ def pillow(path: Path, array: np.ndarray, **others: object) -> Path:
 
 
 def palette(path: Path, array: np.ndarray, colours: str, **others: object) -> Path:
-    """Index 0 is black; r, g, b, w are red, green, blue and white."""
-    values = {"r": (255, 0, 0), "g": (0, 255, 0), "b": (0, 0, 255), "w": (255, 255, 255)}
+    """Index 0 is black; r, g, b, w, k are red, green, blue, white and black."""
+    values = {"r": (255, 0, 0), "g": (0, 255, 0), "b": (0, 0, 255), "w": (255, 255, 255), "k": (0, 0, 0)}
     picture = PIL_Image.fromarray(array).convert("P")
     picture.putpalette([0, 0, 0, *(value for letter in colours for value in values[letter])])
     picture.putdata(array.reshape(-1).tolist())
@@ -214,6 +214,13 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
         lambda d: palette(d / "p.png", P, "rgw"), lambda d: palette(d / "t.png", T, "rg"), (), both(P, T)),
     "G8 unused colours differ": (
         lambda d: palette(d / "p.png", P, "rgw"), lambda d: palette(d / "t.png", T, "rgb"), (), both(P, T)),
+    "G8 palettes that differ in alpha alone": (
+        lambda d: palette(d / "p.png", P % 2, "k", transparency=b"\0\xff"),
+        lambda d: palette(d / "t.png", 1 - T % 2, "k", transparency=b"\xff\0"), (),
+        ("expected #000000ff for label 0 as in", "got #00000000")),
+    "G9 a palette with a background that is transparent": (
+        lambda d: palette(d / "p.png", P, "rg", transparency=0), lambda d: palette(d / "t.png", T, "rg"), (),
+        both(P, T)),
     "G8 palette against grey": (
         lambda d: palette(d / "p.png", P, "wb"), lambda d: save(d / "t.png", T), (), both(P, T)),
     "G8 palettes of TIFF": (

@@ -81,6 +81,9 @@ def test_labels_above_63_bits_keep_their_number(tmp_path: Path) -> None:
     files = save(tmp_path / "p.npy", np.roll(t, 1)), save(tmp_path / "t.npy", t)
     assert {label: row["dice"] for label, row in rows(*files).items()} == {7: 0.0, 2**63 + 9: 0.5}
     assert list(rows(*files, "--labels", str(2**63 + 9), "--ignore", "7")) == [2**63 + 9]
+    with_low = np.where(t == 0, np.uint64(2**63), t)  # no small number among them
+    files = save(tmp_path / "p.npy", np.roll(with_low[:3], 1)), save(tmp_path / "t.npy", with_low[:3])
+    assert {label: row["dice"] for label, row in rows(*files).items()} == {2**63: 0.0, 2**63 + 9: 0.5}
 
 
 # --- what a dataset.json says
