@@ -94,6 +94,13 @@ def scaled(path: Path, array: np.ndarray, dtype: type) -> Path:
     return path
 
 
+def flat(path: Path) -> None:
+    """A NIfTI file with a row of its affine set to 0."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<4f", data, 312, 0, 0, 0, 0)
+    path.write_bytes(data)
+
+
 def turned(path: Path, array: np.ndarray, quaternion: tuple[float, float, float]) -> Path:
     image = nib.Nifti1Image(array, np.eye(4))
     image.set_sform(None, 0)
@@ -408,6 +415,16 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
     "S28 no gzip": (
         lambda d: (d / "p.nii.gz").write_bytes(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes()),
         lambda d: save(d / "t.nii", VOLUME), (), ("p.nii.gz: not compressed by gzip: name it .nii",)),
+    "S28 more than the gzip": (
+        lambda d: (d / "p.nii.gz").write_bytes(
+            gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes()) + b"from another"),
+        lambda d: save(d / "t.nii", VOLUME), (), ("p.nii.gz: damaged: something follows the compressed data",)),
+    "S28 an affine that puts all slices into one place": (
+        lambda d: flat(save(d / "p.nii", VOLUME)), lambda d: save(d / "t.nii", VOLUME), ("--resample",),
+        ("p.nii: expected an affine that can be inverted, got a singular one. --ignore-geometry compares",)),
+    "S28 such an affine in the reference": (
+        lambda d: save(d / "p.nii", VOLUME), lambda d: flat(save(d / "t.nii", VOLUME)), (),
+        ("t.nii: expected an affine that can be inverted",)),
     "S28 a picture": (
         lambda d: save(d / "x.png", P).rename(d / "p.tif"), lambda d: save(d / "t.npy", T), (),
         ("Its content is that of a .png file",)),

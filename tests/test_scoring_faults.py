@@ -199,6 +199,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         (("--report", "t"), "--report: expected a file, got the folder 't'"),
         (("--report", "none/r.html"), "--report: expected a file in an existing folder"),
         (("--out", "dangling.csv"), "--out: expected a file in an existing folder"),
+        (("--out", "loop.csv"), "--out: expected a file, got a link that leads to itself, 'loop.csv'"),
         (("--out", "o.xlsx"), "ending in .csv, .json or .txt, got 'o.xlsx'. Or name the --format."),
         (("--out", "o.html"), "got 'o.html'. For a page in HTML pass --report."),
         (("--out", "o.ods", "--format", "csv"), "--out: expected a file ending in .csv for --format csv, got 'o.ods'"),
@@ -214,6 +215,8 @@ def test_places_that_are_taken_or_cannot_be_written(
     Path("link.csv").symlink_to("t/case_1.npy")
     os.link("t/case_3.npy", "hard.html")
     Path("dangling.csv").symlink_to("nowhere/x.csv")
+    Path("loop.csv").symlink_to("pool.csv")
+    Path("pool.csv").symlink_to("loop.csv")
     Path("labels.json").write_text('{"a": 1}')
     before = snapshot(Path())
     refused(score("p", "t", *options), said)

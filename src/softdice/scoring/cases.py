@@ -11,7 +11,7 @@ import numpy as np
 
 from softdice.images.files import Image, list_images, read_image, split_name
 from softdice.images.formats import BY_SUFFIX
-from softdice.images.geometry import apart, check_same_place, extended, inverse, one_shape, overlap, same_place
+from softdice.images.geometry import apart, check_inverse, check_same_place, extended, one_shape, overlap, same_place
 from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import Options, ScoreError
@@ -209,6 +209,7 @@ def _on_grid(
     if options.resample and placed and a is not None and b is not None and p.ndim == len(shape) == 3:
         if same_place(prediction_image, truth_image):
             return p.reshape(shape)
+        check_inverse(prediction, prediction_image, truth, truth_image)
         if not overlap(prediction_image, truth_image):
             raise ScoreError(f"{prediction}: --resample: expected {apart(truth, p.shape == shape)}")
         return resampled(p, a, b, shape)
@@ -230,7 +231,7 @@ def resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, sha
     """Nearest voxel for labels, linear for probabilities; 0 outside the prediction, which its outermost voxels fill."""
     from scipy.ndimage import affine_transform
 
-    matrix = np.round(inverse(from_affine) @ to_affine, 9)  # an exact flip stays exact
+    matrix = np.round(np.linalg.inv(from_affine) @ to_affine, 9)  # an exact flip stays exact
     source = p.astype(np.uint8) if p.dtype.kind == "b" else p
     if p.dtype.kind != "f":
         return np.asarray(affine_transform(source, matrix, output_shape=shape, order=0, mode="grid-constant"))

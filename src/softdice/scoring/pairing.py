@@ -66,7 +66,8 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
     found = [_by_stem(folder, deep=layout == "subfolders") for folder in (predictions, truth)]
     for path, files in zip((predictions, truth), found, strict=True):
         if not any(_format(file) for stem in files.values() for file in stem):
-            raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them.")
+            advice = "Are they in folders of it? See --layout."
+            raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them. {advice}")
     predicted, truths = found
     for stem in [stem for stem in predicted if stem not in truths]:
         other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"
