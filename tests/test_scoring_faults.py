@@ -280,9 +280,12 @@ def test_a_damaged_line_of_a_stopped_run_is_lost_alone(
 
 
 def test_a_file_of_another_kind_in_the_place_of_the_journal(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "o.csv.partial").write_text("a download\n")
-    refused(score(*folders, "--out", tmp_path / "o.csv"), "o.csv.partial to be free, got a file of another kind")
-    assert (tmp_path / "o.csv.partial").read_text() == "a download\n"
+    for text in ("a download\n", "a download", '\0\0oftdice score": [1]}\n'):
+        (tmp_path / "o.csv.partial").write_text(text)
+        for resume in ((), ("--resume",)):
+            done = score(*folders, "--out", tmp_path / "o.csv", *resume)
+            refused(done, "o.csv.partial to be free, got a file of another kind, or a run whose first line is damaged")
+        assert (tmp_path / "o.csv.partial").read_text() == text
 
 
 KILLING = """
