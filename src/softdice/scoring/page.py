@@ -68,6 +68,7 @@ dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font
 dt {{ color: var(--faint); }} dd {{ margin: 0; overflow-wrap: anywhere; }}
 .errors li, footer {{ color: var(--faint); overflow-wrap: anywhere; }}
 footer {{ margin-top: 40px; font-size: 13px; }}
+@media screen {{ :is(th, td):not(:first-child) wbr {{ display: none; }} }}
 @media (max-width: 560px) {{
   body {{ padding: 12px; }}
   th, td {{ padding: 4px 8px; }}
@@ -81,6 +82,8 @@ footer {{ margin-top: 40px; font-size: 13px; }}
   input, .screen {{ display: none; }}
   .scroll {{ overflow: visible; background: none; }}
   table {{ font-size: 7.5pt; }} th, td {{ padding: 1.5pt 4pt; white-space: normal; }}
+  th {{ overflow-wrap: anywhere; min-width: 30pt; }}
+  table:has(th:nth-child(13)) th {{ overflow-wrap: normal; min-width: 0; }}
   table:has(th:nth-child(13)) {{ font-size: 6pt; letter-spacing: -.1pt; }}
   table:has(th:nth-child(13)) :is(th, td) {{ padding: 1.5pt 2pt; }}
   th:first-child, td:first-child {{ min-width: 55pt; position: static; }}

@@ -121,8 +121,7 @@ def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, on_scr
         parts = []
         for i, cell in enumerate(cells):
             words = ["zero"] * (tag == "td" and i > 0 and cell == "0.0000") + ["screen"] * (i >= on_screen_from)
-            inner = escape(cell).replace(" .. ", "&nbsp;.. ")
-            inner = inner if i else inner.replace("_", "_<wbr>")
+            inner = escape(cell).replace(" .. ", "&nbsp;.. ").replace("_", "_<wbr>")
             inner = f"<button>{inner}</button>" if tag == "th" else inner
             about = " scope='col'" if tag == "th" else ""
             parts.append(f"<{tag}{about}{' class=' + repr(' '.join(words)) if words else ''}>{inner}</{tag}>")
