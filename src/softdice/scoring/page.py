@@ -82,7 +82,7 @@ footer {{ margin-top: 40px; font-size: 13px; }}
   input, .screen {{ display: none; }}
   .scroll {{ overflow: visible; background: none; }}
   table {{ font-size: 7.5pt; }} th, td {{ padding: 1.5pt 4pt; white-space: normal; }}
-  th {{ overflow-wrap: anywhere; min-width: 30pt; }}
+  th {{ overflow-wrap: anywhere; min-width: 34pt; }}
   table:has(th:nth-child(13)) th {{ overflow-wrap: normal; min-width: 0; }}
   table:has(th:nth-child(13)) {{ font-size: 6pt; letter-spacing: -.1pt; }}
   table:has(th:nth-child(13)) :is(th, td) {{ padding: 1.5pt 2pt; }}
