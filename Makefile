@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEV := .venv/.dev
 PEERS := .venv/.peers
+BROWSER := .venv/.browser
 # Twice quiet: errors are shown, what pip warns of (its sources, its age) is not.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 export NO_MKDOCS_2_WARNING := 1
@@ -14,7 +15,7 @@ help:
 	@echo "make test    the test suite"
 	@echo "make quick   what a change of the core should pass first: no peers, no files, no processes"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
-	@echo "make test-browser  the report in Chromium; fails where there is none (apt-get install chromium)"
+	@echo "make test-browser  the report in Chromium, which apt-get brings where there is none; fails without"
 	@echo "make test-lowest  tests with the oldest releases that pyproject.toml allows, in build/ (TORCH=floor: torch's, too)"
 	@echo "make dist    wheel and sdist, and whether they install and run alone, with every extra"
 	@echo "make check   format, lint, types, documentation"
@@ -40,7 +41,7 @@ demo: $(DEV)
 	$(BIN)/softdice train --out demo --max-minutes 3
 
 test: $(DEV) $(PEERS)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --ignore tests/test_scoring_browser.py
 
 quick: $(DEV)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -48,7 +49,13 @@ quick: $(DEV)
 test-gpu: $(DEV)
 	SOFTDICE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/test_triton_gpu.py
 
-test-browser: $(DEV)
+# A driver only: Chromium is the machine's. Where there is none, apt-get is asked for Debian's.
+$(BROWSER): $(DEV)
+	@$(PIP) -c constraints.txt playwright
+	@touch $@
+
+test-browser: $(BROWSER)
+	@tests/chromium.sh
 	SOFTDICE_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/test_scoring_browser.py
 
 test-lowest:

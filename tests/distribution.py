@@ -73,6 +73,9 @@ import numpy as np, SimpleITK
 from softdice.images.files import read_image
 SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.ones((3, 4, 5), np.uint8)), "a.nrrd")
 assert read_image("a.nrrd").array.size == 60
+import highdicom.seg, pydicom.data
+liver = pydicom.data.get_testdata_file("liver_1frame.dcm", download=False)
+assert read_image(liver).array.sum() == 36233
 """,
     "cli": COMMAND.format("check"),
     "score": PAIRS + COMMAND.format("score masks labels --report report.html"),

@@ -6,6 +6,7 @@ the reason why it refuses.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import locale
@@ -19,6 +20,8 @@ import pytest
 
 pytest.importorskip("typer")
 nib = pytest.importorskip("nibabel")
+highdicom = pytest.importorskip("highdicom")
+pydicom = pytest.importorskip("pydicom")
 sitk = pytest.importorskip("SimpleITK")
 tifffile = pytest.importorskip("tifffile")
 PIL_Image = pytest.importorskip("PIL.Image")
@@ -31,6 +34,10 @@ RNG = np.random.default_rng(5)
 T = RNG.integers(0, 3, (10, 14), np.uint8)
 P = np.where(RNG.random(T.shape) < 0.3, RNG.integers(0, 3, T.shape), T).astype(np.uint8)
 VOLUME = RNG.integers(0, 3, (5, 6, 7), np.uint8)
+INNER = np.where(np.arange(7) % 6 == 0, 0, VOLUME).astype(np.uint8)
+"""Its first and last slices are empty: a DICOM SEG leaves them out."""
+
+SHARES = RNG.random((5, 6, 7, 2), np.float32) / 2
 MASK = T > 0
 OTHER = P > 0
 
@@ -71,8 +78,8 @@ def pillow(path: Path, array: np.ndarray, **others: object) -> Path:
 
 
 def palette(path: Path, array: np.ndarray, colours: str, **others: object) -> Path:
-    """Index 0 is black; r, g, b, w are red, green, blue and white."""
-    values = {"r": (255, 0, 0), "g": (0, 255, 0), "b": (0, 0, 255), "w": (255, 255, 255)}
+    """Index 0 is black; r, g, b, w, k are red, green, blue, white and black."""
+    values = {"r": (255, 0, 0), "g": (0, 255, 0), "b": (0, 0, 255), "w": (255, 255, 255), "k": (0, 0, 0)}
     picture = PIL_Image.fromarray(array).convert("P")
     picture.putpalette([0, 0, 0, *(value for letter in colours for value in values[letter])])
     picture.putdata(array.reshape(-1).tolist())
@@ -85,6 +92,13 @@ def scaled(path: Path, array: np.ndarray, dtype: type) -> Path:
     image.set_data_dtype(dtype)
     nib.save(image, path)
     return path
+
+
+def flat(path: Path) -> None:
+    """A NIfTI file with a row of its affine set to 0."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<4f", data, 312, 0, 0, 0, 0)
+    path.write_bytes(data)
 
 
 def turned(path: Path, array: np.ndarray, quaternion: tuple[float, float, float]) -> Path:
@@ -134,6 +148,34 @@ def series(
     return folder
 
 
+def segmentation(path: Path, array: np.ndarray, kind: str = "BINARY", **others: object) -> Path:
+    """(x, y, z) labels or (x, y, z, segments) as a DICOM SEG of highdicom, lying as `itk` lays them."""
+    slices = [pydicom.Dataset() for _ in range(array.shape[2])]
+    for z, each in enumerate(slices):
+        each.Modality = "CT"
+        each.StudyID = each.StudyDate = each.StudyTime = each.AccessionNumber = each.ReferringPhysicianName = ""
+        each.PatientID = each.PatientName = each.PatientBirthDate = each.PatientSex = ""
+        each.StudyInstanceUID, each.SeriesInstanceUID, each.FrameOfReferenceUID = "1.2.3", "1.2.4", "1.2.5"
+        each.SOPClassUID, each.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.6.{z + 1}"
+        each.Rows, each.Columns, each.PixelSpacing, each.SliceThickness = *array.shape[1::-1], [0.75, 1.5], 3
+        each.ImagePositionPatient, each.ImageOrientationPatient = (
+            [-20.5, 4, 0.333333 - 3 * z],
+            [0.8, -0.6, 0, 0.6, 0.8, 0],
+        )
+    tissue, number = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue"), array.shape[3] if array.ndim > 3 else 2
+    told = [highdicom.seg.SegmentDescription(k + 1, f"organ {k + 1}", tissue, tissue, "MANUAL") for k in range(number)]
+    frames = np.moveaxis(array, (2, 1), (0, 1))
+    made = highdicom.seg.Segmentation(slices, frames, kind, told, "1.2.3.7", 1, "1.2.3.8", 1, *"mm1s", **others)
+    made.save_as(path)
+    return path
+
+
+def altered(path: Path, change: Callable[[object], object]) -> None:
+    dataset = pydicom.dcmread(path)
+    change(dataset)
+    dataset.save_as(path)
+
+
 def lzw(path: Path, array: np.ndarray) -> None:
     writer = sitk.ImageFileWriter()
     writer.SetFileName(str(path))
@@ -179,6 +221,13 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
         lambda d: palette(d / "p.png", P, "rgw"), lambda d: palette(d / "t.png", T, "rg"), (), both(P, T)),
     "G8 unused colours differ": (
         lambda d: palette(d / "p.png", P, "rgw"), lambda d: palette(d / "t.png", T, "rgb"), (), both(P, T)),
+    "G8 palettes that differ in alpha alone": (
+        lambda d: palette(d / "p.png", P % 2, "k", transparency=b"\0\xff"),
+        lambda d: palette(d / "t.png", 1 - T % 2, "k", transparency=b"\xff\0"), (),
+        ("expected #000000ff for label 0 as in", "got #00000000")),
+    "G9 a palette with a background that is transparent": (
+        lambda d: palette(d / "p.png", P, "rg", transparency=0), lambda d: palette(d / "t.png", T, "rg"), (),
+        both(P, T)),
     "G8 palette against grey": (
         lambda d: palette(d / "p.png", P, "wb"), lambda d: save(d / "t.png", T), (), both(P, T)),
     "G8 palettes of TIFF": (
@@ -312,6 +361,50 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
     "S27 lossy": (
         lambda d: pillow(d / "p.tif", P, compression="jpeg"), lambda d: save(d / "t.npy", T), (),
         ("a TIFF compressed by JPEG",)),
+    "G28 SEG without its empty slices": (
+        lambda d: segmentation(d / "p.dcm", INNER), lambda d: itk(d / "t.nrrd", VOLUME), ("--resample",),
+        both(INNER, VOLUME)),
+    "G28 SEG of labels, as the reference": (
+        lambda d: itk(d / "p.mha", VOLUME), lambda d: segmentation(d / "t.dcm", INNER, "LABELMAP"), ("--resample",),
+        both(VOLUME, INNER)),
+    "G28 SEG as the reference, resampled": (
+        lambda d: sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(itk(d / "x.nrrd", VOLUME))), [True, False, True]),
+                                  str(d / "p.nrrd")),
+        lambda d: segmentation(d / "t.dcm", INNER), ("--resample",), both(VOLUME, INNER)),
+    "G28 SEG beside SEG": (
+        lambda d: segmentation(d / "p.dcm", VOLUME * (np.arange(7) < 2)),
+        lambda d: segmentation(d / "t.dcm", VOLUME * (np.arange(7) > 4)), (), {1: 0.0, 2: 0.0}),
+    "G28 SEG of occupancies": (
+        lambda d: segmentation(d / "p.dcm", SHARES[..., :1], "FRACTIONAL", fractional_type="OCCUPANCY"),
+        lambda d: itk(d / "t.nrrd", VOLUME), ("--threshold", "0.25", "--labels", "2", "--resample"),
+        {2: dice(np.rint(SHARES[..., 0] * 255) >= 64, VOLUME == 2)}),
+    "G28 SEG of probabilities taken for labels": (
+        lambda d: segmentation(d / "p.dcm", SHARES[..., :1], "FRACTIONAL", fractional_type="PROBABILITY"),
+        lambda d: itk(d / "t.nrrd", VOLUME), (), ("p.dcm: expected labels, got values that are not whole",)),
+    "G28 SEG of several probabilities": (
+        lambda d: segmentation(d / "p.dcm", SHARES, "FRACTIONAL", fractional_type="PROBABILITY"),
+        lambda d: itk(d / "t.nrrd", VOLUME), ("--soft", "--resample"),
+        ("expected one label per voxel, got 2 channels",)),
+    "G28 SEG that overlaps itself": (
+        lambda d: segmentation(d / "p.dcm", np.stack([VOLUME > 0, VOLUME > 1], -1)),
+        lambda d: itk(d / "t.nrrd", VOLUME), (), ("segments overlap. Export one file per segment",)),
+    "G28 SEG in another place": (
+        lambda d: segmentation(d / "p.dcm", VOLUME), lambda d: save(d / "t.nii", VOLUME), (),
+        ("expected a grid that overlaps that of t.nii in space",)),
+    "G28 SEG of a segment that is not described": (
+        lambda d: altered(segmentation(d / "p.dcm", VOLUME), lambda seg: seg.SegmentSequence.pop()),
+        lambda d: itk(d / "t.nrrd", VOLUME), (), ("p.dcm: ",)),
+    "G28 SEG with a frame of no place": (
+        lambda d: altered(segmentation(d / "p.dcm", VOLUME),
+                          lambda seg: seg.PerFrameFunctionalGroupsSequence[3].pop("PlanePositionSequence")),
+        lambda d: itk(d / "t.nrrd", VOLUME), (), ("p.dcm: ",)),
+    "G28 SEG with a frame beside the others": (
+        lambda d: altered(segmentation(d / "p.dcm", VOLUME), lambda seg: setattr(
+            seg.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence[0], "ImagePositionPatient", [0, 1, 2])),
+        lambda d: itk(d / "t.nrrd", VOLUME), (), ("p.dcm: ",)),
+    "G28 SEG, cut off": (
+        lambda d: segmentation(d / "p.dcm", VOLUME).write_bytes((d / "p.dcm").read_bytes()[:-20]),
+        lambda d: itk(d / "t.nrrd", VOLUME), (), ("p.dcm: ",)),
     "S28 gzip": (
         lambda d: (d / "p.nii").write_bytes(gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes())),
         lambda d: save(d / "t.nii", VOLUME), (), ("p.nii: compressed by gzip: name it .nii.gz",)),
@@ -322,6 +415,16 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
     "S28 no gzip": (
         lambda d: (d / "p.nii.gz").write_bytes(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes()),
         lambda d: save(d / "t.nii", VOLUME), (), ("p.nii.gz: not compressed by gzip: name it .nii",)),
+    "S28 more than the gzip": (
+        lambda d: (d / "p.nii.gz").write_bytes(
+            gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes()) + b"from another"),
+        lambda d: save(d / "t.nii", VOLUME), (), ("p.nii.gz: damaged: something follows the compressed data",)),
+    "S28 an affine that puts all slices into one place": (
+        lambda d: flat(save(d / "p.nii", VOLUME)), lambda d: save(d / "t.nii", VOLUME), ("--resample",),
+        ("p.nii: expected an affine that can be inverted, got a singular one. --ignore-geometry compares",)),
+    "S28 such an affine in the reference": (
+        lambda d: save(d / "p.nii", VOLUME), lambda d: flat(save(d / "t.nii", VOLUME)), (),
+        ("t.nii: expected an affine that can be inverted",)),
     "S28 a picture": (
         lambda d: save(d / "x.png", P).rename(d / "p.tif"), lambda d: save(d / "t.npy", T), (),
         ("Its content is that of a .png file",)),
@@ -601,6 +704,49 @@ def test_a_series_of_dicom_is_one_image(tmp_path: Path) -> None:
     assert cases.shapes == [VOLUME.shape] * 2
 
 
+def test_segmentations_of_dicom_on_the_grid_of_their_series(tmp_path: Path) -> None:
+    """A series runs along the normal of its slices, and so does a SEG: no resampling."""
+    from softdice.training.cases import read_folder
+
+    upwards = VOLUME[..., ::-1]
+    for name in "ab":
+        series(tmp_path / "images" / name, VOLUME)
+        (tmp_path / "labels" / name).mkdir(parents=True)
+        segmentation(tmp_path / "labels" / name / "any.dcm", INNER)  # a folder with one SEG is one image
+    one = score(tmp_path / "labels" / "a" / "any.dcm", tmp_path / "images" / "a", "--format", "json")  # file and folder
+    both_folders = score(tmp_path / "labels", tmp_path / "images", "--format", "json")
+    (case,) = json.loads(one.stdout)["results"][0]["cases"]
+    assert json.loads(both_folders.stdout)["results"][0]["cases"][1]["classes"] == case["classes"]
+    assert {row["label"]: row["dice"] for row in case["classes"]} == both(INNER, VOLUME)
+    assert [row["name"] for row in case["classes"]] == ["organ 1", "organ 2"]
+    cases = read_folder(tmp_path)
+    assert cases.shapes == [VOLUME.shape] * 2
+    assert (cases[1].label == INNER[..., ::-1]).all()
+    assert (cases[1].image.argmax() == upwards.argmax()).all()
+    mask = write_image(tmp_path / "mask", INNER[..., 5:0:-1], read_image(tmp_path / "labels" / "a"))
+    assert mask.suffix == ".nrrd"
+    assert read_image(mask).affine == pytest.approx(read_image(tmp_path / "labels" / "a").affine)
+    segmentation(tmp_path / "images" / "a" / "seg.dcm", INNER)
+    with pytest.raises(FileError, match=r"a DICOM segmentation in a folder of its own, got seg\.dcm among 8 files"):
+        read_image(tmp_path / "images" / "a")
+
+
+def test_a_damaged_segmentation_is_a_file_error(tmp_path: Path) -> None:
+    data = segmentation(tmp_path / "a.dcm", VOLUME).read_bytes()
+    good = read_image(tmp_path / "a.dcm").array
+    for length in (0, 200, 900, *range(1000, len(data) - 1, 641), len(data) - 4):
+        (tmp_path / "a.dcm").write_bytes(data[:length])
+        with pytest.raises(FileError):
+            read_image(tmp_path / "a.dcm")
+    rng = np.random.default_rng(1)
+    for place in rng.integers(132, len(data), 60):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / "a.dcm").write_bytes(damaged)
+        with contextlib.suppress(FileError):
+            assert read_image(tmp_path / "a.dcm").array.dtype == good.dtype
+
+
 def test_series_of_dicom_that_are_refused(tmp_path: Path) -> None:
     series(tmp_path / "gap", VOLUME, without=(3,))
     with pytest.raises(FileError, match=r"expected slices at equal distances, got distances of 3 to 6 mm. Is one miss"):
@@ -621,7 +767,6 @@ def test_series_of_dicom_that_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "kind, said",
     [
-        ("SEG", "a DICOM segmentation, whose frames lie where"),
         ("DX", "expected DICOM that says where it"),
         ("MR", "expected a slice of DICOM, got several frames in a file"),
     ],

@@ -1,61 +1,69 @@
-"""The report in a real browser: sorting, filtering, dark, a phone, paper. `make test-browser` fails without one."""
+"""The report in a real browser, driven by Playwright: sorting, filtering, dark, a phone, paper, pictures, no network.
+
+`make test-browser` brings both, and fails where one is missing.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import subprocess
-from html import escape, unescape
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 
-from softdice.scoring import Options, compare, summarise
+from softdice.scoring import Options, compare, pair_files, run, summarise, tabulate
 from softdice.scoring.report import to_html
 from softdice.scoring.summary import Table
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LACKING = [name for name, found in (("Chromium", BROWSER), ("Playwright", find_spec("playwright"))) if not found]
 
 pytestmark = pytest.mark.skipif(
-    BROWSER is None and "SOFTDICE_REQUIRE_BROWSER" not in os.environ, reason="no Chromium: apt-get install chromium"
+    bool(LACKING) and "SOFTDICE_REQUIRE_BROWSER" not in os.environ,
+    reason=f"no {' and no '.join(LACKING)}: make test-browser",
 )
 
-WRAPPER = """<!DOCTYPE html><iframe style="border: 0; width: {width}px; height: 900px" srcdoc="{page}"></iframe>
-<pre></pre>
-<script>document.querySelector("iframe").onload = event => {{
-  const view = event.target.contentWindow, page = view.document;
-  const say = () => {{ {script} }};
-  document.querySelector("pre").textContent = JSON.stringify(say());
-}};</script>"""
-"""A frame has the width that it is given; a window may not be as narrow as a phone."""
+QUIET = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-sync")
 
 
-def chromium(*arguments: str) -> str:
-    assert BROWSER is not None
-    command = [
-        BROWSER,
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        *arguments,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=[f"--{word}" for word in QUIET])
+        yield browser
+        browser.close()
 
 
-def browsed(page: str, script: str, folder: Path, *, width: int = 1200, dark: bool = False) -> Any:
-    """What the script returns; `view` and `page` are the window and the document."""
-    file = folder / "wrapper.html"
-    file.write_text(WRAPPER.format(width=width, page=escape(page), script=script), encoding="utf-8")
-    colours = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    dumped = chromium(colours, "--virtual-time-budget=5000", "--dump-dom", file.as_uri())
-    found = re.search(r"<pre>(.+)</pre>", dumped, re.DOTALL)
-    assert found is not None, dumped[-2000:]
-    return json.loads(unescape(found[1]))
+@pytest.fixture
+def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens a page; in the end it has asked for nothing but itself, and no script of it has failed."""
+    asked: list[str] = []
+    contexts = []
+
+    def open_(content: str, *, width: int = 1200, dark: bool = False) -> Any:
+        file = tmp_path / "report.html"
+        file.write_text(content, encoding="utf-8")
+        size = {"width": width, "height": 900}
+        contexts.append(chromium.new_context(viewport=size, color_scheme="dark" if dark else "light"))
+        page = contexts[-1].new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: asked.append(f"error: {error}"))
+        page.goto(file.as_uri())
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert asked
+    assert [url for url in asked if not url.startswith(("data:", (tmp_path / "report.html").as_uri()))] == []
 
 
 def table(cases: int, classes: int, seed: int = 0) -> Table:
@@ -75,61 +83,92 @@ def report(cases: int, classes: int) -> str:
     return to_html(sides, {name: summarise(each) for name, each in sides.items()}, [comparison], Options(), "labels")
 
 
-ROWS = """const rows = () => [...last.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].textContent);
-const tables = [...page.querySelectorAll("table")], last = tables[tables.length - 1];"""
+ROWS = "rows => rows.filter(row => !row.hidden).map(row => row.cells[0].textContent)"
 
 
-def test_sort_and_filter(tmp_path: Path) -> None:
-    script = (
-        ROWS
-        + """const heads = last.querySelectorAll("th button"), found = {};
-        heads[1].click(); found.up = rows(); heads[1].click(); found.down = rows();
-        heads[0].click(); found.name = rows();
-        const field = page.querySelector("input"); field.value = "CASE 1"; field.dispatchEvent(new view.Event("input"));
-        found.filtered = rows(); return found;"""
-    )
-    found = browsed(report(13, 3), script, tmp_path)
+def test_sort_and_filter(opened: Callable[..., Any]) -> None:
+    page = opened(report(13, 3))
+    cases = page.locator("table").last
+
+    def shown(*clicked: int) -> list[str]:
+        for column in clicked:
+            cases.locator("th button").nth(column).click()
+        return cases.locator("tbody tr").evaluate_all(ROWS)
+
     mean = table(13, 3).dice.mean(1)
     order = [f"case {i}" for i in np.argsort(mean, kind="stable")]
-    assert found["up"] == order
-    assert found["down"] == order[::-1]
-    assert found["name"] == [f"case {i}" for i in range(13)]
-    assert found["filtered"] == ["case 1", "case 10", "case 11", "case 12"]
+    assert shown(1) == order
+    assert cases.locator("th").nth(1).get_attribute("aria-sort") == "ascending"
+    assert shown(1) == order[::-1]
+    assert shown(0) == [f"case {i}" for i in range(13)]
+    page.locator("input").fill("CASE 1")
+    assert shown() == ["case 1", "case 10", "case 11", "case 12"]
+    page.locator("input").fill("")
+    assert len(shown()) == 13
 
 
 @pytest.mark.parametrize("classes", [3, 41])
 @pytest.mark.parametrize("width", [400, 1200])
-def test_nothing_is_out_of_sight(classes: int, width: int, tmp_path: Path) -> None:
-    """The page itself never scrolls sideways, boxes lie in their plots, and nothing was fetched."""
-    script = """const plots = [...page.querySelectorAll(".plot rect")].map(box => {
+def test_nothing_is_out_of_sight(classes: int, width: int, opened: Callable[..., Any]) -> None:
+    """The page itself never scrolls sideways, and boxes lie in their plots."""
+    page = opened(report(6, classes), width=width)
+    boxes = page.locator(".plot rect").evaluate_all(
+        """boxes => boxes.map(box => {
         const inner = box.getBoundingClientRect(), outer = box.closest("svg").getBoundingClientRect();
-        return inner.left >= outer.left - 1 && inner.right <= outer.right + 1 && outer.width > 150; });
-      const fetched = view.performance.getEntriesByType("resource").filter(each => !each.name.startsWith("data:"));
-      return { wide: page.documentElement.scrollWidth, boxes: plots.length, inside: plots.every(Boolean),
-        fetched: fetched.length, size: view.getComputedStyle(page.querySelector(".plot span")).fontSize };"""
-    found = browsed(report(6, classes), script, tmp_path, width=width)
-    assert found == {"wide": width, "boxes": 3 * classes, "inside": True, "fetched": 0, "size": "13px"}
+        return inner.left >= outer.left - 1 && inner.right <= outer.right + 1 && outer.width > 150; })"""
+    )
+    assert boxes == [True] * 3 * classes
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator(".plot span").first.evaluate("one => getComputedStyle(one).fontSize") == "13px"
 
 
-def test_dark_and_light(tmp_path: Path) -> None:
-    script = "const style = view.getComputedStyle(page.body); return [style.backgroundColor, style.color];"
+def test_dark_and_light(opened: Callable[..., Any]) -> None:
     for dark, (back, ink) in ((False, ((255, 255, 255), (26, 31, 38))), (True, ((20, 24, 29), (230, 234, 240)))):
-        assert browsed(report(2, 2), script, tmp_path, dark=dark) == [f"rgb{back}", f"rgb{ink}"]
+        body = opened(report(2, 2), dark=dark).locator("body")
+        said = body.evaluate("body => [getComputedStyle(body).backgroundColor, getComputedStyle(body).color]")
+        assert said == [f"rgb{back}", f"rgb{ink}"]
 
 
 @pytest.mark.parametrize("classes", [3, 41])
-def test_paper(classes: int, tmp_path: Path) -> None:
+def test_paper(classes: int, opened: Callable[..., Any]) -> None:
     """The style of print, 186 mm wide: no table is wider, nothing scrolls, what only a screen needs is gone."""
-    page = report(5, classes).replace("@media print", "@media all").replace("@media (max-width", "@media (max-height")
-    script = """const seen = element => view.getComputedStyle(element).display !== "none";
-      return { wide: page.documentElement.scrollWidth, tables: [...page.querySelectorAll("table")].every(
-        table => table.getBoundingClientRect().right <= view.innerWidth), field: seen(page.querySelector("input")),
-        scroll: view.getComputedStyle(page.querySelector(".scroll")).overflowX };"""
-    found = browsed(page, script, tmp_path, width=703)
-    assert found == {"wide": 703, "tables": True, "field": False, "scroll": "visible"}
-    (tmp_path / "r.html").write_text(report(5, classes), encoding="utf-8")
-    chromium(f"--print-to-pdf={tmp_path / 'r.pdf'}", (tmp_path / "r.html").as_uri())
-    pdf = (tmp_path / "r.pdf").read_bytes()
+    page = opened(report(5, classes), width=703)
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") == 703
+    edges = page.locator("table").evaluate_all("tables => tables.map(one => one.getBoundingClientRect().right)")
+    assert max(edges) <= 703
+    assert not page.locator("input").is_visible()
+    assert page.locator(".scroll").first.evaluate("one => getComputedStyle(one).overflowX") == "visible"
+    assert page.locator("body").evaluate("body => getComputedStyle(body).color") == "rgb(26, 31, 38)"  # dark on white
+    pdf = page.pdf(prefer_css_page_size=True)
     assert pdf.startswith(b"%PDF")
     sheets = {tuple(map(float, box.split())) for box in re.findall(rb"/MediaBox \[([^]]+)\]", pdf)}
+    assert sheets
     assert all(box[2:] == pytest.approx((595, 842), abs=1) for box in sheets)
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_pictures(width: int, opened: Callable[..., Any], tmp_path: Path) -> None:
+    """They are drawn, with their true aspect ratio, and sides and bar lie inside."""
+    for part, shift in (("p", 1), ("t", 0)):
+        (tmp_path / part).mkdir()
+        array = np.zeros((40, 40, 8), np.uint8)
+        array[10:30, 12:20, 2:6] = 1
+        array[10 - 8 * shift : 10, 12:20, 3] = 1  # 128 mm² of the axial plane, 80 of a sagittal one
+        nibabel.Nifti1Image(array, np.diag([1.0, 2, 5, 1])).to_filename(tmp_path / part / "a.nii.gz")
+    side = tabulate(run(pair_files(tmp_path / "p", tmp_path / "t"), Options()))
+    page = opened(to_html({"p": side}, {"p": summarise(side)}, [], Options(), "t"), width=width)
+    (picture,) = page.locator("figure img").all()
+    assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
+    box, frame = picture.bounding_box(), page.locator(".view").bounding_box()
+    assert frame["x"] <= box["x"]
+    assert box["x"] + box["width"] <= frame["x"] + frame["width"] <= width
+    assert box["width"] / box["height"] == pytest.approx(40 * 1 / (40 * 2), rel=0.02)  # axial: 40 mm by 80 mm
+    marks = [mark.bounding_box() for mark in page.locator(".frame b, .frame i").all()]
+    assert page.locator(".frame b").all_text_contents() == ["R", "L"]
+    assert len(marks) == 3
+    for mark in marks:
+        assert box["x"] <= mark["x"]
+        assert mark["x"] + mark["width"] <= box["x"] + box["width"] + 1
+        assert box["y"] <= mark["y"] <= box["y"] + box["height"]
+    assert page.locator(".plot").count() == 0  # one case

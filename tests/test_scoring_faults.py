@@ -81,6 +81,9 @@ def test_labels_above_63_bits_keep_their_number(tmp_path: Path) -> None:
     files = save(tmp_path / "p.npy", np.roll(t, 1)), save(tmp_path / "t.npy", t)
     assert {label: row["dice"] for label, row in rows(*files).items()} == {7: 0.0, 2**63 + 9: 0.5}
     assert list(rows(*files, "--labels", str(2**63 + 9), "--ignore", "7")) == [2**63 + 9]
+    with_low = np.where(t == 0, np.uint64(2**63), t)  # no small number among them
+    files = save(tmp_path / "p.npy", np.roll(with_low[:3], 1)), save(tmp_path / "t.npy", with_low[:3])
+    assert {label: row["dice"] for label, row in rows(*files).items()} == {2**63: 0.0, 2**63 + 9: 0.5}
 
 
 # --- what a dataset.json says
@@ -157,6 +160,10 @@ def test_files_that_say_two_things(content: object, said: str, pair: tuple[Path,
         (("--labels", "cyst=1, cyst=3"), "--labels: expected names that differ, got 'cyst' twice"),
         (("--labels", "a=2,b=2"), "--labels: expected one name for each number, got '2' twice"),
         (("--regions", "x=1,2; y=3; x=4"), "--regions: expected names that differ, got 'x' twice"),
+        (("--labels", "a=1;b=2"), "--labels: expected numbers, name=number or a .json file, got 'a=1;b=2'"),
+        (("--labels", "a=1 b=2"), "got 'a=1 b=2'. Example: 1,2,5"),
+        (("--regions", "a=1,b=2"), "--regions: expected name=labels or a .json file, got 'a=1,b=2'"),
+        (("--regions", "a=1,2 b = 3"), "got 'a=1,2 b = 3'. Example: whole=1,2,4; core=1,4"),
         (("--labels", ""), "--labels: expected numbers, name=number or a .json file, got ''"),
         (("--regions", " "), "--regions: expected name=labels or a .json file, got ' '"),
         (("--ignore", ""), "--ignore: expected whole numbers, got ''"),
@@ -196,6 +203,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         (("--report", "t"), "--report: expected a file, got the folder 't'"),
         (("--report", "none/r.html"), "--report: expected a file in an existing folder"),
         (("--out", "dangling.csv"), "--out: expected a file in an existing folder"),
+        (("--out", "loop.csv"), "--out: expected a file, got a link that leads to itself, 'loop.csv'"),
         (("--out", "o.xlsx"), "ending in .csv, .json or .txt, got 'o.xlsx'. Or name the --format."),
         (("--out", "o.html"), "got 'o.html'. For a page in HTML pass --report."),
         (("--out", "o.ods", "--format", "csv"), "--out: expected a file ending in .csv for --format csv, got 'o.ods'"),
@@ -211,6 +219,8 @@ def test_places_that_are_taken_or_cannot_be_written(
     Path("link.csv").symlink_to("t/case_1.npy")
     os.link("t/case_3.npy", "hard.html")
     Path("dangling.csv").symlink_to("nowhere/x.csv")
+    Path("loop.csv").symlink_to("pool.csv")
+    Path("pool.csv").symlink_to("loop.csv")
     Path("labels.json").write_text('{"a": 1}')
     before = snapshot(Path())
     refused(score("p", "t", *options), said)
@@ -270,9 +280,12 @@ def test_a_damaged_line_of_a_stopped_run_is_lost_alone(
 
 
 def test_a_file_of_another_kind_in_the_place_of_the_journal(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "o.csv.partial").write_text("a download\n")
-    refused(score(*folders, "--out", tmp_path / "o.csv"), "o.csv.partial to be free, got a file of another kind")
-    assert (tmp_path / "o.csv.partial").read_text() == "a download\n"
+    for text in ("a download\n", "a download", '\0\0oftdice score": [1]}\n'):
+        (tmp_path / "o.csv.partial").write_text(text)
+        for resume in ((), ("--resume",)):
+            done = score(*folders, "--out", tmp_path / "o.csv", *resume)
+            refused(done, "o.csv.partial to be free, got a file of another kind, or a run whose first line is damaged")
+        assert (tmp_path / "o.csv.partial").read_text() == text
 
 
 KILLING = """

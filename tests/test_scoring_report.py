@@ -136,9 +136,9 @@ def test_an_image_under_the_masks(tmp_path: Path) -> None:
     assert len(places(drawn, EXTRA)) == 0  # they shine through
     background = (pixels(plain) == 16).all(-1)
     assert len(np.unique(pixels(drawn)[background])) > 10
-    other = volume(tmp_path, "o.nii", ramp[1:], SPACING)
+    np.save(tmp_path / "o.npy", ramp[1:])  # it does not say where it lies
     with pytest.raises(ValueError, match="expected an image of shape"):
-        picture(*files, 1, Options(), under=other)
+        picture(*files, 1, Options(), under=tmp_path / "o.npy")
 
 
 def test_box_plots_fit_their_values() -> None:
@@ -187,7 +187,7 @@ def test_the_page_says_how_it_was_made(
     assert facts["reference"] == str(folders[1])
     assert facts["command"].startswith("softdice score 'a b' --labels")
     assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d[+-]\d\d:\d\d", facts["date"])
-    assert facts["labels"] == "(1, 2)"
+    assert facts["labels"] == "1, 2"
     assert facts["policies"] == "class in neither map: 1; missing prediction: skip"
     assert "softdice" in facts["versions"]
     assert "is in neither map of a case scores 1 there" in page
@@ -207,7 +207,7 @@ def test_two_runs_of_one_name_and_a_single_case(folders: tuple[Path, Path], tmp_
     images = tmp_path / "images"
     for case in range(3):
         volume(images, f"case {case}_0000.nii.gz", np.ones((10, 12, 6), np.float32), SPACING)
-    volume(images, "case 3.nii.gz", np.ones((3, 3, 3), np.float32), SPACING)
+    np.save(images / "case 3.npy", np.ones((3, 3, 3)))
     page = tmp_path / "r.html"
     done = score(*folders, "--versus", other, "--images", images, "--view", "neurological", "--report", page)
     assert done.exit_code == 0
@@ -242,3 +242,32 @@ def test_options_of_the_report(
     done = score(*folders, *options)
     assert done.exit_code == 2
     assert said in done.stderr
+
+
+def test_two_predictions_are_shown_in_one_place_and_specks_enlarged(tmp_path: Path) -> None:
+    t = np.zeros((40, 40, 12), np.uint8)
+    t[4, 30, 9] = 1
+    near, far = np.roll(t, 1, 0), np.roll(t, -1, 1)
+    far[30:36, 30, 2] = 1
+    truth = volume(tmp_path, "t.nii", t, SPACING)
+    a, b = (volume(tmp_path, f"{name}.nii", array, SPACING) for name, array in (("a", near), ("b", far)))
+    alone = picture(a, truth, 1, Options())
+    assert alone.place == ", coronal slice 30, enlarged"
+    missed = places(alone, MISSED)
+    assert len(missed) == pytest.approx(pixels(alone)[..., 0].size / (14 * 4), rel=0.1)  # of 14 by 4 voxels, one
+    first, second = picture(a, truth, 1, Options(), beside=[b]), picture(b, truth, 1, Options(), beside=[a])
+    assert first.place == second.place != alone.place
+    assert picture(b, truth, 1, Options(), beside=[None]).place == second.place
+
+
+def test_an_image_lies_where_it_says(tmp_path: Path) -> None:
+    """Another orientation and another number of slices: what is drawn under the masks is what lies there."""
+    t = np.zeros((24, 30, 10), np.uint8)
+    t[5:12, 6:20, 3:7] = 1
+    ramp = np.arange(t.size, dtype=np.float32).reshape(t.shape)
+    files = [volume(tmp_path, f"{s}.nii", a, SPACING) for s, a in (("p", t // 2), ("t", t))]
+    expected = picture(*files, 1, Options(), under=volume(tmp_path, "i.nii", ramp, SPACING))
+    whole = nib.load(tmp_path / "i.nii")
+    turned = whole.as_reoriented(nib.orientations.axcodes2ornt("PSL"))
+    turned.to_filename(tmp_path / "turned.nii")
+    assert picture(*files, 1, Options(), under=tmp_path / "turned.nii").png == expected.png

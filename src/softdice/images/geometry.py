@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -33,11 +34,28 @@ def overlap(a: Image, b: Image) -> bool:
     assert a.affine is not None
     assert b.affine is not None
     for one, other, shape, others in ((a.affine, b.affine, a.shape, b.shape), (b.affine, a.affine, b.shape, a.shape)):
-        within = (inverse(one) @ other @ _corners(others, 0.5).T)[:3]
+        within = (np.linalg.inv(one) @ other @ _corners(others, 0.5).T)[:3]
         size = [*shape[:3], *[1] * (3 - len(shape))]
         if any(high < -0.5 or low > n - 0.5 for low, high, n in zip(within.min(1), within.max(1), size, strict=True)):
             return False
     return True
+
+
+def extended(image: Image, other: Image) -> Image:
+    """A segmentation without the slices that hold nothing, an image -> with zeros, as far as the other reaches."""
+    if not image.partial or image.affine is None or other.affine is None or other.spatial_ndim != 3:
+        return image
+    size = np.array(image.shape)
+    within = (np.linalg.inv(image.affine) @ other.affine @ _corners(other.shape).T)[:3]
+    beside = (within.max(1) < -0.5) | (within.min(1) > size - 0.5)
+    if beside[:2].any() or (beside[2] and not other.partial):
+        return image  # another place: not what was left out
+    before = np.maximum(0, -np.rint(within.min(1)).astype(int))
+    after = np.maximum(0, np.rint(within.max(1)).astype(int) + 1 - size)
+    widths = [*zip(before, after, strict=True), *[(0, 0)] * (image.array.ndim - 3)]
+    moved = np.eye(4)
+    moved[:3, 3] = -before
+    return replace(image, array=np.pad(image.array, widths), affine=image.affine @ moved)
 
 
 def check_same_place(
@@ -59,6 +77,7 @@ def check_same_place(
         known = path if image.placed else other_path
         advice = f"Pass --ignore-geometry if their axes agree{or_else}."
         raise FileError(f"{path}: only {known.name} says how its voxels lie in space. {advice}")
+    check_inverse(path, image, other_path, other)
     if not overlap(image, other):
         raise FileError(f"{path}: expected {apart(other_path, True)}")
     got = f"{_axes(image.affine)} voxels elsewhere than the {_axes(other.affine)} voxels of {other_path.name}"
@@ -71,12 +90,12 @@ def apart(path: Path, same_shape: bool) -> str:
     return f"a grid that overlaps that of {path.name} in space, got one beside it. {advice}"
 
 
-def inverse(affine: np.ndarray) -> np.ndarray:
-    """affine -> from places to voxels."""
-    try:
-        return np.linalg.inv(affine)
-    except np.linalg.LinAlgError:
-        raise FileError("--resample: expected an affine that can be inverted, got a singular one.") from None
+def check_inverse(path: Path, image: Image, other_path: Path, other: Image) -> None:
+    """Raises FileError where an affine puts different voxels into one place."""
+    for name, each in ((path, image), (other_path, other)):
+        if each.affine is not None and np.linalg.matrix_rank(each.affine) < 4:
+            advice = "--ignore-geometry compares as is."
+            raise FileError(f"{name}: expected an affine that can be inverted, got a singular one. {advice}")
 
 
 def _corners(shape: Sequence[int], margin: float = 0.0) -> np.ndarray:

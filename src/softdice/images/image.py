@@ -29,11 +29,12 @@ class Image:
         spacing: in the file's own unit (mm in medical formats), 1.0 where the file does not say.
         header: what the writer of the format needs beside.
         suffix: lower case, `.nii.gz` in one piece.
-        palette: (n, 3) uint8, the colours of the indices.
+        palette: (n, 3) uint8, the colours of the indices; (n, 4) with alpha.
         scale: slope and intercept by which the voxels were stored.
         placed: whether the file itself says how its voxels lie in space; never without an affine.
         names: of labels, from a table in the file.
         no_labels: why the file cannot hold labels, where its reader knows that.
+        partial: the file leaves out what holds nothing: beyond its slices all is 0.
     """
 
     array: np.ndarray
@@ -47,6 +48,7 @@ class Image:
     names: dict[int, str] = field(default_factory=dict)
     placed: bool = True
     no_labels: str = ""
+    partial: bool = False
 
     def __post_init__(self) -> None:
         if not self.spacing:

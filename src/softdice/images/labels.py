@@ -78,11 +78,16 @@ def probabilities(path: Path, image: Image, *, scale: float = 1.0, option: str =
 
 
 def colours(image: Image) -> dict[int, str]:
-    """image -> {index: colour} of the indices that occur; {} where it has no palette."""
+    """image -> {index: colour} of the indices that occur; {} where it has no palette.
+
+    Alpha is part of a colour where nothing else tells two of them apart.
+    """
     if image.palette is None:
         return {}
     present = np.flatnonzero(np.bincount(image.array.reshape(-1), minlength=len(image.palette)))
-    return {int(i): f"#{bytes(image.palette[i]).hex()}" for i in present if i < len(image.palette)}
+    used = image.palette[present[present < len(image.palette)]]
+    parts = 3 if len(np.unique(used[:, :3], axis=0)) == len(used) else used.shape[1]
+    return {int(i): f"#{bytes(colour[:parts]).hex()}" for i, colour in zip(present, used, strict=False)}
 
 
 def one_palette(path: str | Path, found: dict[int, str], seen: dict[int, tuple[str, str]]) -> None:

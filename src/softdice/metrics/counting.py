@@ -309,7 +309,7 @@ def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndar
     low, high = int(array.min()), int(array.max())
     if low >= 0 and high < 256:
         return np.arange(256), lambda piece: piece.astype(np.uint8)
-    if high - low < 1 << 20:
+    if high - low < 1 << 20 and high < 2**63:
         seen = np.zeros(high - low + 1, bool)
         for piece in _pieces(array, array):
             for block, _ in _blocks(*piece):

@@ -11,7 +11,7 @@ import numpy as np
 
 from softdice.images.files import Image, list_images, read_image, split_name
 from softdice.images.formats import BY_SUFFIX
-from softdice.images.geometry import apart, check_same_place, inverse, one_shape, overlap, same_place
+from softdice.images.geometry import apart, check_inverse, check_same_place, extended, one_shape, overlap, same_place
 from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import Options, ScoreError
@@ -139,14 +139,17 @@ class Loaded(NamedTuple):
 def load_pair(prediction: Path | None, truth: Path, options: Options) -> Loaded:
     """two files -> labels (or, for soft scores, probabilities) and labels on one grid."""
     truth_image = read_image(truth)
+    prediction_image = None if prediction is None else read_image(prediction)
+    if prediction_image is not None:
+        truth_image = extended(truth_image, prediction_image)
+        prediction_image = extended(prediction_image, truth_image)
     t = labels(truth, truth_image, rounded=options.round, advice="Give LABELS as label maps.")
     probable = options.soft or options.threshold is not None
-    if prediction is None:
+    if prediction is None or prediction_image is None:
         if probable:
             _one_class(truth, t, options)
         p = np.zeros_like(t, np.float32 if options.soft else np.uint8)
         return Loaded(p, t, ({}, truth_image.names), truth_image)
-    prediction_image = read_image(prediction)
     if probable:
         option = "--soft" if options.soft else "--threshold"
         p = probabilities(prediction, prediction_image, scale=options.scale, option=option)
@@ -206,9 +209,10 @@ def _on_grid(
     if options.resample and placed and a is not None and b is not None and p.ndim == len(shape) == 3:
         if same_place(prediction_image, truth_image):
             return p.reshape(shape)
+        check_inverse(prediction, prediction_image, truth, truth_image)
         if not overlap(prediction_image, truth_image):
             raise ScoreError(f"{prediction}: --resample: expected {apart(truth, p.shape == shape)}")
-        return _resampled(p, a, b, shape)
+        return resampled(p, a, b, shape)
     if not one_shape(p.shape, shape):
         hint = " --resample brings it to the grid of the label." if placed and p.ndim == 3 else ""
         if flat.ndim == 2 and one_shape(flat.T.shape, shape):
@@ -223,11 +227,11 @@ def _on_grid(
     return p.reshape(shape)
 
 
-def _resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Nearest voxel for labels, linear for probabilities; 0 outside the prediction, which its outermost voxels fill."""
     from scipy.ndimage import affine_transform
 
-    matrix = np.round(inverse(from_affine) @ to_affine, 9)  # an exact flip stays exact
+    matrix = np.round(np.linalg.inv(from_affine) @ to_affine, 9)  # an exact flip stays exact
     source = p.astype(np.uint8) if p.dtype.kind == "b" else p
     if p.dtype.kind != "f":
         return np.asarray(affine_transform(source, matrix, output_shape=shape, order=0, mode="grid-constant"))

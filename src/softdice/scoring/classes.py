@@ -224,7 +224,7 @@ def _named(
     entries = []
     for part in filter(None, (part.strip() for part in text.split(separator))):
         match = re.fullmatch(pattern, part)
-        if match is None:
+        if match is None or re.search(r"=\s*-?\d+\s*[\s,;]", match[1] or ""):  # two, with another sign between them
             raise ScoreError(f"{option}: expected {wanted}, got {part!r}. Example: {example}")
         entries.append((match[1] or "", tuple(int(number) for number in match[2].split(","))))
     if not entries:

@@ -32,13 +32,14 @@ h3 {{ font-size: 15px; margin: 24px 0 8px; }}
 table {{ border-collapse: collapse; min-width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 4px 12px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
 th {{ vertical-align: bottom; }}
-th:first-child, td:first-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 110px; }}
+th:first-child, td:first-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: clamp(110px, 20vw, 200px); position: sticky; left: 0; background: var(--back); }}
 th button {{ all: unset; cursor: pointer; font-weight: 600; }}
 th button:focus-visible {{ outline: 2px solid var(--mark); }}
 th[aria-sort=ascending] button::after {{ content: " \\2191"; }}
 th[aria-sort=descending] button::after {{ content: " \\2193"; }}
 td.zero, .plot em {{ color: var(--bad); font-style: normal; font-weight: 600; }}
-tbody tr:hover {{ background: var(--soft); }}
+tbody tr:hover, tbody tr:hover td:first-child {{ background: var(--soft); }}
 input {{ font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--line); border-radius: 6px;
   padding: 4px 10px; margin-bottom: 8px; width: 260px; max-width: 100%; box-sizing: border-box; }}
 .plot div {{ display: grid; grid-template-columns: 280px 1fr; gap: 12px; align-items: center; }}
@@ -67,6 +68,7 @@ dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font
 dt {{ color: var(--faint); }} dd {{ margin: 0; overflow-wrap: anywhere; }}
 .errors li, footer {{ color: var(--faint); overflow-wrap: anywhere; }}
 footer {{ margin-top: 40px; font-size: 13px; }}
+@media screen {{ :is(th, td):not(:first-child) wbr {{ display: none; }} }}
 @media (max-width: 560px) {{
   body {{ padding: 12px; }}
   th, td {{ padding: 4px 8px; }}
@@ -80,7 +82,12 @@ footer {{ margin-top: 40px; font-size: 13px; }}
   input, .screen {{ display: none; }}
   .scroll {{ overflow: visible; background: none; }}
   table {{ font-size: 7.5pt; }} th, td {{ padding: 1.5pt 4pt; white-space: normal; }}
-  th {{ overflow-wrap: anywhere; }}
+  th {{ overflow-wrap: anywhere; min-width: 34pt; }}
+  table:has(th:nth-child(13)) th {{ overflow-wrap: normal; min-width: 0; }}
+  table:has(th:nth-child(13)) {{ font-size: 6pt; letter-spacing: -.1pt; }}
+  table:has(th:nth-child(13)) :is(th, td) {{ padding: 1.5pt 2pt; }}
+  th:first-child, td:first-child {{ min-width: 55pt; position: static; }}
+  .numbers {{ grid-template-columns: repeat(4, 1fr); }}
   thead {{ display: table-header-group; }} tr, .plot div, .numbers {{ break-inside: avoid; }}
   h2, h3, .legend {{ break-after: avoid; }}
   .plot div {{ grid-template-columns: 150px 1fr; }} .plot span {{ text-align: right; font-size: 8pt; }}

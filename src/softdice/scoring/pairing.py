@@ -55,17 +55,19 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
     for name, path in (("PREDICTIONS", predictions), ("LABELS", truth)):
         if not path.exists():
             raise ScoreError(f"{name}: expected a file or a folder, got {str(path)!r}, which does not exist.")
-    if predictions.is_dir() != truth.is_dir():
+    folders = [path for path in (predictions, truth) if path.is_dir()]
+    if len(folders) == 1 and image_name(folders[0]) is None:
         raise ScoreError("PREDICTIONS and LABELS: expected two files or two folders, got one of each.")
-    if not predictions.is_dir():
-        split = split_name(truth)
+    if len(folders) < 2:
+        split = image_name(truth)
         return [Pair(split[0] if split else truth.name, predictions, truth)]
     if layout == "classes":
         return _pair_folders(predictions, truth)
     found = [_by_stem(folder, deep=layout == "subfolders") for folder in (predictions, truth)]
     for path, files in zip((predictions, truth), found, strict=True):
         if not any(_format(file) for stem in files.values() for file in stem):
-            raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them.")
+            advice = "Are they in folders of it? See --layout."
+            raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them. {advice}")
     predicted, truths = found
     for stem in [stem for stem in predicted if stem not in truths]:
         other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"

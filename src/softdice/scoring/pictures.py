@@ -9,15 +9,16 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from softdice.images.files import image_name, read_image
-from softdice.images.geometry import voxel_axes
+from softdice.images.geometry import one_shape, overlap, same_place, voxel_axes
 from softdice.images.image import Image
-from softdice.scoring.cases import load_class, load_pair, region_mask
+from softdice.scoring.cases import load_class, load_pair, region_mask, resampled
 from softdice.scoring.classes import Options, ScoreError
 
 PIXELS = 360
@@ -26,6 +27,9 @@ RIGHT, EXTRA, MISSED, OTHER = (201, 208, 216), (230, 159, 0), (64, 156, 255), (5
 
 VIEWS = ("radiological", "neurological")
 """Which side of an axial or coronal picture is the patient's left: the right one, or the left one."""
+
+NEARER = 8
+"""A class that is less than this part of the plane in both directions is drawn larger."""
 
 _PLANES = ("sagittal", "coronal", "axial")
 """By the axis of the patient that is left out: right, front, head."""
@@ -49,36 +53,69 @@ def picture(
     *,
     under: Path | None = None,
     view: str = "radiological",
+    beside: Sequence[Path | None] = (),
 ) -> Picture:
     """A pair and a class -> the slice with the largest error, on the image `under` it where one is given.
+
+    The errors of predictions `beside` this one count too, so that pictures of both show one place.
 
     Raises:
         FileError: a file cannot be read. ScoreError: the two cannot be compared, or the image has another shape.
     """
-    if truth.is_dir() and image_name(truth) is None:
-        p, in_t, _, grid = load_class(prediction, truth, str(key), options)
-        in_p, any_t = p > 0.5 if p.dtype.kind == "f" else p, in_t
-    else:
-        p, t, _, grid = load_pair(prediction, truth, options)
-        in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
-        in_t, any_t = region_mask(t, key, options), t != 0
-    stack = [in_p, in_t, any_t, *([] if under is None else [_grey(under, grid)])]
+    in_p, in_t, any_t, grid = _masks(prediction, truth, key, options)
+    wrong, either = in_p != in_t, in_p | in_t
+    for other in beside:
+        also = _masks(other, truth, key, options)[0]
+        if also.shape == in_t.shape:
+            wrong, either = wrong | (also != in_t), either | also
+    stack = [wrong, either, in_p, in_t, any_t, *([] if under is None else [_grey(under, grid, options)])]
     if grid.placed and grid.spatial_ndim == 3:
         planes, place, sides, spacing = _anatomical(stack, grid, view)
     else:
         planes, place = _as_stored(stack)
         sides, spacing = ("", ""), (1.0, 1.0)
+    planes, nearer = _nearer(planes)
+    place += nearer
     return Picture(_png(planes, spacing), place, sides, _bar(planes[0].shape[1] * spacing[1]) if grid.placed else None)
 
 
-def _grey(path: Path, grid: Image) -> np.ndarray:
-    """An image of the shape of the masks -> 0 to 255, from its 1st to its 99th percentile."""
-    array = read_image(path).array
-    if array.ndim == len(grid.shape) + 1:
-        array = array.astype(np.float32).mean(-1)  # colours
-    if array.shape != grid.shape:
+def _masks(
+    prediction: Path | None, truth: Path, key: int | str, options: Options
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Image]:
+    """A pair and a class -> the class in both, any class of the reference, the grid."""
+    if truth.is_dir() and image_name(truth) is None:
+        p, in_t, _, grid = load_class(prediction, truth, str(key), options)
+        return p > 0.5 if p.dtype.kind == "f" else p, in_t, in_t, grid
+    p, t, _, grid = load_pair(prediction, truth, options)
+    in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
+    return in_p, region_mask(t, key, options), t != 0, grid
+
+
+def _nearer(planes: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
+    """wrong, either, others -> the others; a third of each side where what is to be seen would be specks otherwise."""
+    either, shape = np.argwhere(planes[1]), np.array(planes[1].shape)
+    if len(either) == 0 or ((np.ptp(either, axis=0) + 1) * NEARER > shape).any():
+        return planes[2:], ""
+    size = np.ceil(shape / 3).astype(int)
+    start = np.clip((either.min(0) + either.max(0) - size) // 2, 0, shape - size)
+    window = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
+    return [plane[window] for plane in planes[2:]], ", enlarged"
+
+
+def _grey(path: Path, grid: Image, options: Options) -> np.ndarray:
+    """An image, brought to the grid of the masks -> 0 to 255, from its 1st to its 99th percentile."""
+    image = read_image(path)
+    array = np.nan_to_num(image.array.astype(np.float32))
+    if array.ndim == image.spatial_ndim + 1:
+        array = array.mean(-1)  # colours
+    placed = image.placed and grid.placed and array.ndim == len(grid.shape) == 3
+    if placed and not options.ignore_geometry and not same_place(image, grid) and overlap(image, grid):
+        assert image.affine is not None
+        assert grid.affine is not None
+        array = resampled(array, image.affine, grid.affine, grid.shape)
+    if not one_shape(array.shape, grid.shape):
         raise ScoreError(f"{path}: expected an image of shape {grid.shape} as the masks, got {array.shape}.")
-    array = np.nan_to_num(array.astype(np.float32))
+    array = array.reshape(grid.shape)
     low, high = np.percentile(array, (1, 99))
     return np.clip((array - low) * (255 / max(high - low, 1e-9)), 0, 255)
 
@@ -93,7 +130,7 @@ def _anatomical(
     lengths = np.linalg.norm(grid.affine[:3, :3], axis=0)[order]
     stored = [int(axes[i][1]) for i in order]
     turned = [array.transpose(order)[tuple(slice(None, None, step) for step in stored)] for array in stack]
-    wrong, shape = turned[0] != turned[1], turned[0].shape
+    wrong, shape = turned[0], turned[0].shape
     best = []
     for axis in range(3):
         area = float(np.prod(np.delete(lengths, axis)))
@@ -117,7 +154,7 @@ def _as_stored(stack: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
     """Arrays -> the plane of the leading axes with the most errors."""
     place = ""
     while stack[0].ndim > 2:
-        wrong = (stack[0] != stack[1]).sum(tuple(range(1, stack[0].ndim)))
+        wrong = stack[0].sum(tuple(range(1, stack[0].ndim)))
         index = int(np.argmax(wrong)) if wrong.any() else len(wrong) // 2
         stack = [array[index] for array in stack]
         place += f", slice {index}"

@@ -39,7 +39,7 @@ def box_plots(labels: Sequence[str], values_NK: np.ndarray, what: str, *, signed
     grid = "".join(f"<line class='grid' x1='{x(tick)}' x2='{x(tick)}' y1='0' y2='100%'/>" for tick, _ in ticks)
     rows = []
     for k in order:
-        column, box, label = columns[k], boxes[k], escape(labels[k])
+        column, box, label = columns[k], boxes[k], escape(labels[k]).replace("_", "_<wbr>")
         zeros = int((column == 0).sum())
         if zeros and not signed:
             label += f" <em>{zeros} × 0</em>"

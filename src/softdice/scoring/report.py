@@ -67,7 +67,8 @@ def to_html(
     parts.append(f"<h2>Worst cases of {escape(names[first])}</h2>" + _legend() + drawn.worst(table, order))
     parts.append(f"<h2>Cases of {escape(names[first])}</h2>" + _case_table(table, order))
     parts.append("<h2>How this was made</h2>" + _about(tables, options, truth, command))
-    title = f"{' and '.join(names[name] for name in tables)} against {names[truth]}"
+    *some, last = (names[name] for name in tables)
+    title = f"{', '.join(some) + ' and ' * bool(some)}{last} against {names[truth]}"
     empty = "is not scored there" if math.isnan(options.empty) else f"scores {options.empty:g} there"
     return PAGE.format(title=escape(title), version=__version__, empty=empty, body="\n".join(parts))
 
@@ -120,7 +121,8 @@ def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, on_scr
         parts = []
         for i, cell in enumerate(cells):
             words = ["zero"] * (tag == "td" and i > 0 and cell == "0.0000") + ["screen"] * (i >= on_screen_from)
-            inner = f"<button>{escape(cell)}</button>" if tag == "th" else escape(cell)
+            inner = escape(cell).replace(" .. ", "&nbsp;.. ").replace("_", "_<wbr>")
+            inner = f"<button>{inner}</button>" if tag == "th" else inner
             about = " scope='col'" if tag == "th" else ""
             parts.append(f"<{tag}{about}{' class=' + repr(' '.join(words)) if words else ''}>{inner}</{tag}>")
         return f"<tr>{''.join(parts)}</tr>"
@@ -144,8 +146,10 @@ def _comparison(comparison: Comparison, tables: dict[str, Table], names: list[st
         row = difference_row(comparison, i, table)
         label = table.label(row["label"])
         rows.append([row["case"], text(row["difference"], "+.4f"), text(row["class_difference"], "+.4f"), label])
-        for name, side in zip(names, tables.values(), strict=True) if len(figures) < WORST else ():
-            figures.append(drawn.figure(side, side.cases.index(row["case"]), row["label"], name))
+        sides = [(side, side.cases.index(row["case"])) for side in tables.values()]
+        files = [Path(side.predictions[k]) if side.predictions[k] else None for side, k in sides]
+        for name, (side, k) in zip(names, sides, strict=True) if len(figures) < WORST else ():
+            figures.append(drawn.figure(side, k, row["label"], name, beside=files))
     listed = _html_table(["case", "difference", "largest", "in class"], rows)
     most = f"<h3>Cases that differ most</h3>{listed}{_legend()}<div class='pictures'>{''.join(figures)}</div>"
     alone = f"<p>{alone_line(comparison)}</p>"
@@ -183,12 +187,19 @@ def _about(tables: dict[str, Table], options: Options, truth: str, command: str)
     rows = [("predictions", str(Path(name).absolute())) for name in tables]
     rows += [("reference", str(Path(truth).absolute()))]
     rows += [("command", command)] if command else []
-    rows += [(name.replace("_", " "), str(value)) for name, value in said.items()]
+    rows += [(name.replace("_", " "), _plain(value)) for name, value in said.items()]
     policies = f"class in neither map: {options.empty:g}; missing prediction: {options.missing}"
     versions = f"softdice {__version__}, torch {torch.__version__}, NumPy {np.__version__}, Python "
     rows += [("policies", policies), ("versions", versions + platform.python_version())]
     rows += [("date", datetime.datetime.now().astimezone().isoformat(" ", "minutes"))]
     return "<dl>" + "".join(f"<dt>{escape(what)}</dt><dd>{escape(value)}</dd>" for what, value in rows) + "</dl>"
+
+
+def _plain(value: object) -> str:
+    """The value of an option as people write it."""
+    if isinstance(value, dict):
+        return "; ".join(f"{f'{key}: ' if key != '' else ''}{_plain(each)}" for key, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _legend() -> str:
@@ -216,13 +227,15 @@ class _Pictures:
         figures = [self.figure(table, i, table.keys[k]) for i, k in chosen]
         return f"<div class='pictures'>{''.join(figures)}</div>"
 
-    def figure(self, table: Table, i: int, key: int | str, side: str = "") -> str:
+    def figure(self, table: Table, i: int, key: int | str, side: str = "", beside: Sequence[Path | None] = ()) -> str:
         """A case and a class -> picture and caption; without a picture, why there is none."""
         case, one = table.cases[i], table.case(i).dice[0]
         prediction = Path(table.predictions[i]) if table.predictions[i] else None
-        under = self.images.get(case)
+        under, others = self.images.get(case), [other for other in beside if other != prediction]
         try:
-            drawn = picture(prediction, Path(table.truths[i]), key, self.options, under=under, view=self.view)
+            drawn = picture(
+                prediction, Path(table.truths[i]), key, self.options, under=under, view=self.view, beside=others
+            )
         except (FileError, ScoreError) as error:  # a file was changed or taken away since it was scored
             return f"<figure><figcaption>{escape(str(error))}</figcaption></figure>"
         left, right = drawn.sides

@@ -139,8 +139,9 @@ class Journal:
         self._head = json.dumps({"softdice score": [*about, asdict(options)]}, sort_keys=True)
         self.done: dict[tuple[str, str], Case] = {}
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        if not resume and text and not text.startswith('{"softdice score"'):
-            raise ScoreError(f"--out: expected the place of {path} to be free, got a file of another kind. Rename it.")
+        if text and not text.startswith('{"softdice score"'):
+            got = "a file of another kind, or a run whose first line is damaged"
+            raise ScoreError(f"--out: expected the place of {path} to be free, got {got}. Rename it.")
         lines = text.split("\n")[:-1] if resume else []  # whole ones: a run that was killed may have left half of one
         if lines and lines[0] != self._head:
             advice = "Repeat the options of that run, or leave --resume out to start anew."

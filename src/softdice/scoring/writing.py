@@ -74,6 +74,8 @@ def check_places(out: Path | None, report: Path | None, inputs: Iterable[Path]) 
         if path.is_dir():
             raise ScoreError(f"{option}: expected a file, got the folder {str(path)!r}. Name a file in it.")
         folder = path.parent if is_stream(path) else _real(path).parent
+        if _real(path).is_symlink():
+            raise ScoreError(f"{option}: expected a file, got a link that leads to itself, {str(path)!r}. Remove it.")
         if not path.parent.is_dir() or not folder.is_dir():
             raise ScoreError(
                 f"{option}: expected a file in an existing folder, got {str(path)!r}. Make the folder first."

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import list_images, read_image
-from softdice.images.geometry import check_same_place, one_shape
+from softdice.images.geometry import check_same_place, extended, one_shape
 from softdice.images.image import Image
 from softdice.images.labels import colours, labels, one_palette
 from softdice.training.config import TrainingError
@@ -148,7 +148,8 @@ def read_folder(
     present: list[set[int]] = []
     advice = "Round them, or check the folder."
     for name in names:
-        image, label = read_image(images[name]), read_image(label_paths[name])
+        image = read_image(images[name])
+        label = extended(read_image(label_paths[name]), image)
         shape, classes = image.shape, labels(label_paths[name], label, rounded=round, advice=advice)
         one_palette(label_paths[name], colours(label), seen)
         if not one_shape(shape, classes.shape):
@@ -199,10 +200,11 @@ def read_folder(
 
     def read(number: int) -> Case:
         name = names[number]
-        array = image_channels(read_image(images[name]))
+        image = read_image(images[name])
+        array = image_channels(image)
         if array.shape[0] < count:
             array = np.repeat(array, count, axis=0)
-        found = labels(label_paths[name], read_image(label_paths[name]), rounded=round)
+        found = labels(label_paths[name], extended(read_image(label_paths[name]), image), rounded=round)
         classes = numbers[np.searchsorted(known, found.astype(known.dtype, copy=False))]
         return Case(name, normalise(array), classes.reshape(shapes[number]))
 

@@ -35,7 +35,12 @@ def _read(path: Path, nibabel: Any) -> Image:
         plain = any(data[position:].startswith(word) for position, word in MAGIC)
         raise FileError("not compressed by gzip" + (": name it .nii" if plain else ""))
     if compressed:
-        data = gzip.decompress(data)  # to the end, so that its checksum is verified
+        try:
+            data = gzip.decompress(data)  # to the end, so that its checksum is verified
+        except gzip.BadGzipFile as error:
+            if "Not a gzipped file" in str(error):
+                raise FileError("damaged: something follows the compressed data") from None
+            raise
     sizes = {struct.unpack(order + "i", data[:4])[0] for order in "<>"} if len(data) >= 4 else set()
     header_class = nibabel.Nifti2Header if 540 in sizes else nibabel.Nifti1Header if 348 in sizes else None
     if header_class is None:

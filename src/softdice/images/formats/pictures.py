@@ -52,7 +52,9 @@ def _read_png(path: Path, pil: Any) -> Image:
     if colour == 0 and bits in (2, 4):
         array = array // np.uint8(255 // (2**bits - 1))  # the reader stretches them to 0..255; these are labels
     if colour == 3:
-        return Image(array, 2, palette=np.frombuffer(chunks[b"PLTE"], np.uint8).reshape(-1, 3))
+        palette = np.frombuffer(chunks[b"PLTE"], np.uint8).reshape(-1, 3)
+        alpha = np.frombuffer(chunks.get(b"tRNS", b"")[: len(palette)].ljust(len(palette), b"\xff"), np.uint8)
+        return Image(array, 2, palette=np.column_stack([palette, alpha]))
     if colour in (4, 6):
         array, no_labels = without_alpha(array)
         return Image(array, 2, no_labels=no_labels)
