@@ -119,6 +119,17 @@ def test_a_map_shares_the_pass_with_a_sum_a_head_and_a_function() -> None:
     torch.testing.assert_close(small, both(grown, y, w, voxel_map=far))
 
 
+def test_a_map_in_a_sum_with_a_loss_of_another_pass() -> None:
+    x, y, _, _ = case(3, 64, dense=False, per_class=False)
+    x, y = x.view(2, 3, 8, 8), y.view(2, 8, 8)
+    far = softdice.distance_map(y, 3)
+    boundary, mcc = (made(3, activation="softmax") for made in (softdice.BoundaryLoss, softdice.MultiClassMCCLoss))
+    both = boundary + 0.5 * mcc
+    torch.testing.assert_close(both(x, y, voxel_map=far), boundary(x, y, voxel_map=far) + 0.5 * mcc(x, y))
+    with pytest.raises(ValueError, match=r"MixedSumLoss: expected no voxel_map"):
+        (2.0 * mcc)(x, y, voxel_map=far)
+
+
 @pytest.mark.parametrize("loss", [softdice.BoundaryLoss, softdice.SkeletonRecallLoss])
 def test_derivatives(loss: Any) -> None:
     x, y, w, far = case(3, 12, dense=False, per_class=True, dtype=torch.float64)
