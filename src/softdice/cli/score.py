@@ -79,6 +79,16 @@ def score(
         str | None,
         typer.Option(help="HD95, mean distance and surface Dice at this tolerance: 2mm, 2mm,liver=1mm or 3px."),
     ] = None,
+    lesions: Annotated[
+        bool, typer.Option("--lesions", help="Lesion Dice, panoptic quality and its factors, of connected parts.")
+    ] = False,
+    matching: Annotated[
+        str | None,
+        typer.Option(help="With --lesions: overlap (IoU) of lesions that match, or BraTS-GLI, -SSA, -PED, -MEN, -MET."),
+    ] = None,
+    centreline: Annotated[
+        bool, typer.Option("--centreline", help="Dice of the centre lines of vessels (clDice).")
+    ] = False,
     empty: Annotated[
         str, typer.Option(help="Score of a class in neither map of a case: nan (in no mean) or 1.")
     ] = "nan",
@@ -127,7 +137,8 @@ def score(
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
-                empty=empty, missing=missing, metrics=metrics, surface=surface,
+                empty=empty, missing=missing, metrics=metrics, surface=surface, lesions=lesions, matching=matching,
+                centreline=centreline,
             )  # fmt: skip
             pairs = _pairs(task, (labels, regions, ignore))
             failed = _score(task, pairs, options, _journal(task, options, resume=resume), run)

@@ -213,7 +213,10 @@ def _class(table: Table, key: int | str) -> dict[str, Any]:
 
 
 def to_nnunet(table: Table, options: Options) -> Iterator[str]:
-    """Table -> the summary.json of nnU-Net: metric_per_case, mean, foreground_mean; NaN as nnU-Net writes it."""
+    """Table -> the summary.json of nnU-Net: metric_per_case, mean, foreground_mean; NaN as nnU-Net writes it.
+
+    Behind its own metrics stand those that were asked for.
+    """
     keys = [_nnunet_key(key, options) for key in table.keys]
     both, predicted, true = np.moveaxis(table.counts, 1, 0)
     union = predicted + true - both
@@ -226,6 +229,7 @@ def to_nnunet(table: Table, options: Options) -> Iterator[str]:
         "TP": both,
         "n_pred": predicted,
         "n_ref": true,
+        **table.asked,
     }
     means = {name: mean(values.astype(np.float64)) for name, values in metrics_NK.items()}
     foreground = [k for k, key in enumerate(keys) if key != "0"]

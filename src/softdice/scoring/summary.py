@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,8 +13,11 @@ from softdice.images.files import FileError
 from softdice.images.labels import one_palette
 from softdice.metrics import formulas as scores
 from softdice.scoring.cases import Case
-from softdice.scoring.classes import METRICS
+from softdice.scoring.classes import MEASURED, METRICS
 from softdice.scoring.writing import shown
+
+DISTANCES = ("hd95", "mean_distance")
+"""Columns whose best value is 0, and that have no upper bound."""
 
 RESAMPLES = 2000
 """Resamples of a bootstrap."""
@@ -44,7 +48,7 @@ class Table:
     voxel_ml: list[float] = field(default_factory=list)
     empty: float = np.nan
     metrics: tuple[str, ...] = ()
-    surfaces: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 0)))
+    measured: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
 
     @property
     def dice(self) -> np.ndarray:
@@ -67,17 +71,22 @@ class Table:
             "ml_pred": lambda: self.counts[:, 1] * ml_N1,
             "ml_ref": lambda: self.counts[:, 2] * ml_N1,
             "volume_difference": lambda: score(scores.volume_difference, self.counts),
-            "hd95": lambda: self._filled(self.surfaces[:, 0], 1 - self.empty),
-            "mean_distance": lambda: self._filled(self.surfaces[:, 1], 1 - self.empty),
-            "surface_dice": lambda: self._filled(self.surfaces[:, 2]),
         }
+        for i, name in enumerate(self.shapes):
+            empty = 1 - self.empty if name in DISTANCES else self.empty
+            columns[name] = partial(self._filled, self.measured[:, i], empty)
         return {name: columns[name]() for metric in self.metrics for name in METRICS[metric]}
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """The columns of `measured`."""
+        return tuple(name for metric in self.metrics if metric in MEASURED for name in METRICS[metric])
 
     def case(self, i: int) -> Table:
         """The same of one case only."""
         here = slice(i, i + 1)
         one = replace(self, counts=self.counts[here], voxels=self.voxels[here], voxel_ml=self.voxel_ml[here])
-        one.surfaces = self.surfaces[here]
+        one.measured = self.measured[here]
         return one
 
     def _filled(self, values: np.ndarray, empty: float | None = None) -> np.ndarray:
@@ -135,7 +144,7 @@ def tabulate(
             table.unnamed[label] = before[0] + voxels, before[1] + 1
         seen.update(dict.fromkeys(case.keys))
         rows.append((shared.setdefault(case.keys, case.keys), case.counts))
-        far.append(case.surfaces)
+        far.append(case.measured)
     if keys is not None or any(isinstance(key, str) for key in seen):
         table.keys = tuple(seen)
     else:
@@ -145,8 +154,8 @@ def tabulate(
     column = {key: i for i, key in enumerate(table.keys)}
     for row, (found, counts) in zip(table.counts, rows, strict=True):
         row[:, [column[key] for key in found]] = counts
-    table.surfaces = np.full((len(rows), 3, len(table.keys) if "surface" in metrics else 0), np.nan)
-    for row, (found, _), scored in zip(table.surfaces, rows, far, strict=True):
+    table.measured = np.full((len(rows), len(table.shapes), len(table.keys)), np.nan)
+    for row, (found, _), scored in zip(table.measured, rows, far, strict=True):
         if scored.size:
             row[:, [column[key] for key in found]] = scored
     return table

@@ -20,7 +20,8 @@ CLASSES = {
     "dice_quartiles": "quartiles", "pooled_dice": "pooled Dice", "iou": "IoU", "pooled_iou": "pooled IoU",
     "precision": "precision", "recall": "recall", "specificity": "specificity", "ml_pred": "predicted ml",
     "ml_ref": "reference ml", "volume_difference": "volume difference", "hd95": "HD95",
-    "mean_distance": "mean distance", "surface_dice": "surface Dice", "in_empty": "in empty",
+    "mean_distance": "mean distance", "surface_dice": "surface Dice", "lesion_dice": "lesion Dice", "pq": "PQ", "sq": "SQ",
+    "rq": "RQ (F1)", "centreline_dice": "centre-line Dice", "in_empty": "in empty",
 }  # fmt: skip
 COMPARISON = {
     "cases": "pairs", "cases_alone": "one only", "difference": "difference", "difference_95": "95 % interval",
@@ -128,7 +129,8 @@ def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list
 
 DROPPED = (
     "in empty", "mean distance", "volume difference", "reference ml", "predicted ml", "specificity", "pooled IoU",
-    "quartiles", "SD", "median", "recall", "precision", "IoU", "pooled Dice", "surface Dice", "HD95", "cases", "pairs",
+    "quartiles", "SD", "median", "recall", "precision", "IoU", "pooled Dice", "SQ", "PQ", "RQ (F1)", "centre-line Dice",
+    "lesion Dice", "surface Dice", "HD95", "cases", "pairs",
     "one only", "95 % interval", "Wilcoxon p", "Holm p",
 )  # fmt: skip
 """Columns that a narrow terminal does without, the first rather than the last. A number is never cut."""
