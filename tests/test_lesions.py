@@ -155,6 +155,10 @@ def test_a_centre_line() -> None:
         for each in (input[:, 1:2], target[:, 1:2])
     ]
     assert centreline_dice(*volumes, num_classes=1).item() == pytest.approx(expected, rel=1e-15)
+    # a cube of 2 x 2 x 2 has no centre line, but one against nothing is missed all the same
+    cube = cuboid((4, 4, 4), (slice(1, 3), slice(1, 3), slice(1, 3)))
+    assert math.isnan(centreline_dice(cube, cube, num_classes=1).item())
+    assert centreline_dice(cube, torch.zeros_like(cube), num_classes=1).item() == 0
     # apart
     assert centreline_dice(drawn("11", "..", ".."), drawn("..", "..", "11"), num_classes=1).item() == 0
 

@@ -365,7 +365,15 @@ def _shown(
     tables: dict[str, Table], summaries: dict[str, Summary], comparisons: list[Comparison], *, plain: bool
 ) -> Iterator[str]:
     """Tables as text, with the colours of the terminal where there is one."""
-    from softdice.scoring.tables import alone_line, class_grid, comparison_grid, different_lines, rank_line, terminal
+    from softdice.scoring.tables import (
+        alone_line,
+        class_grid,
+        comparison_grid,
+        different_lines,
+        rank_line,
+        shapes_grid,
+        terminal,
+    )  # fmt: skip
 
     console = Console(file=io.StringIO()) if plain else Console()
     if not console.is_terminal:
@@ -380,6 +388,8 @@ def _shown(
         title = "first minus second" if len(tables) == 2 else f"first minus {name}"
         with console.capture() as captured:
             console.print(terminal(title, comparison_grid(first, comparison), console.width))
+            if comparison.shapes:
+                console.print(terminal(f"{title}: shapes", shapes_grid(first, comparison), console.width))
         yield captured.get()
         different = different_lines(first, comparison)
         lines = [

@@ -154,13 +154,16 @@ def overlaps(one: np.ndarray, n: int, other: np.ndarray, m: int) -> tuple[np.nda
 def skeletons(input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
     """masks -> the share of the input's centre line inside the target, and of the target's inside the input.
 
-    0 where one of the masks is empty.
+    0 where one of the masks is empty; nan for a mask without centre line: scikit-image thins compact bodies of even
+    width, such as 2 x 2 x 2 voxels, to nothing.
     """
+    if not (input.any() and target.any()):
+        return 0.0, 0.0
     morphology = validation.package("centreline_dice", "skimage.morphology", "lesions")
     shares = []
     for own, other in ((input, target), (target, input)):
         line = np.asarray(morphology.skeletonize(own)) != 0
-        shares.append(float((line & other).sum() / max(1, line.sum())))
+        shares.append(float((line & other).sum() / line.sum()) if line.any() else math.nan)
     return shares[0], shares[1]
 
 
@@ -288,8 +291,8 @@ def centreline_dice(
     The other arguments and errors are those of `hausdorff_distance`.
 
     Returns:
-        (B, C), or one column for each entry of `classes`; float64, 1 is best. nan: the class is in neither map, or it
-        is `ignore_index`; 0: it is in one of them only.
+        (B, C), or one column for each entry of `classes`; float64, 1 is best. nan: the class is in neither map, it is
+        `ignore_index`, or a body so compact that nothing is left of it when it is thinned; 0: it is in one map only.
 
     Example:
         >>> import torch

@@ -183,9 +183,16 @@ def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
     classes = _rows(table, comparison.keys, comparison.cases, columns)
     for row, alone in zip(classes, comparison.alone.T.tolist(), strict=True):
         row["cases_alone"] = alone
+    shapes: dict[str, Any] = {}
+    for name, other in comparison.shapes.items():
+        shapes |= {f"macro_{name}_difference": number(other.macro_difference)}
+        for k, row in enumerate(classes):
+            row |= {f"{name}_cases": int(other.cases[k]), f"{name}_difference": number(other.difference[k])}
+            row |= {f"{name}_difference_95": number(other.interval[:, k]), f"{name}_p_holm": number(other.p_holm[k])}
     return {
         "macro_difference": number(comparison.macro_difference),
         "macro_difference_95": number(comparison.macro_interval),
+        **shapes,
         "classes": classes,
         "most_different": [difference_row(comparison, i, table) for i in comparison.most_different(MOST_DIFFERENT)],
     }

@@ -73,14 +73,17 @@ class Table:
             "volume_difference": lambda: score(scores.volume_difference, self.counts),
         }
         for i, name in enumerate(self.shapes):
-            empty = 1 - self.empty if name in DISTANCES else self.empty
-            columns[name] = partial(self._filled, self.measured[:, i], empty)
+            columns[name] = partial(self._filled, self.measured[:, i], self.empty_score(name))
         return {name: columns[name]() for metric in self.metrics for name in METRICS[metric]}
 
     @property
     def shapes(self) -> tuple[str, ...]:
         """The columns of `measured`."""
         return tuple(name for metric in self.metrics if metric in MEASURED for name in METRICS[metric])
+
+    def empty_score(self, name: str) -> float:
+        """What a column of `shapes` has for a class that is in neither map."""
+        return 1 - self.empty if name in DISTANCES else self.empty
 
     def case(self, i: int) -> Table:
         """The same of one case only."""
@@ -286,6 +289,7 @@ class Comparison:
             p_holm: the same, corrected for the number of classes.
         macro_difference, macro_interval: mean over the classes of the differences.
         names: cases that both have, (N,). each: their differences (N, K), nan where a score is undefined.
+        shapes: the same of each column of `Table.shapes` that both have. Cases where a distance is inf are left out.
     """
 
     keys: tuple[int | str, ...]
@@ -299,6 +303,7 @@ class Comparison:
     macro_interval: np.ndarray
     names: list[str]
     each: np.ndarray
+    shapes: dict[str, Comparison] = field(default_factory=dict)
 
     def most_different(self, most: int) -> list[int]:
         """Numbers of the cases by the size of their mean difference, largest first, without those that agree."""
@@ -312,10 +317,17 @@ def compare(first: Table, second: Table) -> Comparison:
     p is 1 where no case differs, nan where no case has the class in both. Sources: F. Wilcoxon, Biometrics 1, 1945;
     S. Holm, Scandinavian Journal of Statistics 6, 1979.
     """
+    shapes = {name: _compare(first, second, name) for name in first.shapes if name in second.shapes}
+    return replace(_compare(first, second, "dice"), shapes=shapes)
+
+
+def _compare(first: Table, second: Table, what: str) -> Comparison:
     from scipy.stats import wilcoxon
 
-    keys, common, sides = _aligned([first, second])
-    difference = sides[0] - sides[1]
+    keys, common, sides = _aligned([first, second], what)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        difference = sides[0] - sides[1]
+    difference[np.isinf(difference)] = np.nan
     p_value = np.full(len(keys), np.nan)
     for k, column in enumerate(difference.T):
         column = column[~np.isnan(column)]
@@ -338,8 +350,8 @@ def compare(first: Table, second: Table) -> Comparison:
     )
 
 
-def _aligned(tables: Sequence[Table]) -> tuple[tuple[int | str, ...], list[str], np.ndarray]:
-    """M tables -> all their classes (K), the cases that each of them has (N), Dice (M, N, K)."""
+def _aligned(tables: Sequence[Table], what: str = "dice") -> tuple[tuple[int | str, ...], list[str], np.ndarray]:
+    """M tables -> all their classes (K), the cases that each of them has (N), one of their columns (M, N, K)."""
     keys = tuple(dict.fromkeys(key for table in tables for key in table.keys))
     if all(isinstance(key, int) for key in keys):
         keys = tuple(sorted(keys, key=int))
@@ -348,8 +360,9 @@ def _aligned(tables: Sequence[Table]) -> tuple[tuple[int | str, ...], list[str],
     sides = []
     for table in tables:
         rows, columns = {case: i for i, case in enumerate(table.cases)}, {key: i for i, key in enumerate(table.keys)}
-        dice = np.column_stack([table.dice, np.full(len(table.cases), table.empty)])  # last: a class that it lacks
-        sides.append(dice[[rows[case] for case in common]][:, [columns.get(key, -1) for key in keys]])
+        values, empty = (table.dice, table.empty) if what == "dice" else (table.asked[what], table.empty_score(what))
+        values = np.column_stack([values, np.full(len(table.cases), empty)])  # last: a class that it lacks
+        sides.append(values[[rows[case] for case in common]][:, [columns.get(key, -1) for key in keys]])
     return keys, common, np.array(sides)
 
 
