@@ -33,6 +33,9 @@ table {{ border-collapse: collapse; min-width: 100%; font-variant-numeric: tabul
 th, td {{ padding: 4px 12px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
 th {{ vertical-align: bottom; }}
 th:first-child, td:first-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 110px; }}
+@media screen and (min-width: 561px) {{
+  th:first-child, td:first-child {{ min-width: 200px; position: sticky; left: 0; background: var(--back); }}
+}}
 th button {{ all: unset; cursor: pointer; font-weight: 600; }}
 th button:focus-visible {{ outline: 2px solid var(--mark); }}
 th[aria-sort=ascending] button::after {{ content: " \\2191"; }}

@@ -40,7 +40,8 @@ def box_plots(
     def x(value: float) -> str:
         return f"{100 * (value - low) / (high - low):.2f}%"
 
-    ticks = [(tick, f"{tick:+.2g}" if signed else f"{tick:.2g}") for tick in np.linspace(low, high, 5)]
+    digits = 2 if longest is not None else 4
+    ticks = [(tick, f"{tick:{'+' if signed else ''}.{digits}g}") for tick in np.linspace(low, high, 5)]
     grid = "".join(f"<line class='grid' x1='{x(tick)}' x2='{x(tick)}' y1='0' y2='100%'/>" for tick, _ in ticks)
     rows = []
     for k in order:
