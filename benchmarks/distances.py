@@ -2,7 +2,7 @@
 
     python -m benchmarks.distances                 organs, where they are, and ellipsoids; writes results/distances.csv
     python -m benchmarks.distances --size 256      another side of the ellipsoids
-    python -m benchmarks.distances --picture       draws docs/distances.png
+    python -m benchmarks.distances --picture       draws docs/distances.png and docs/lesions.png
 
 Two pairs of label maps: 41 organs of a CT (122 x 101 x 30, `SOFTDICE_DATA`/totalsegmentator), 117 ellipsoids shifted
 by two voxels. Peers take part where they are installed; they run on the real pair only. Each result is compared with
@@ -26,12 +26,12 @@ from torch import Tensor
 
 from benchmarks.measure import machine
 from benchmarks.scores import organs, peak_mib
-from softdice.metrics import dice_score, surfaces
+from softdice.metrics import centreline_dice, dice_score, lesion_dice, surfaces
 from softdice.metrics.distances import measure
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("SOFTDICE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-PICTURE = Path(__file__).parents[1] / "docs" / "distances.png"
+DOCS = Path(__file__).parents[1] / "docs"
 CLASSES, SPACING, TOLERANCE = 118, 3.0, 3.0
 
 Pair = tuple[Tensor, Tensor]
@@ -44,7 +44,14 @@ FORMULAS = (
 def ours(input: Tensor, target: Tensor, definition: surfaces.Definition = "voxels") -> Tensor:
     """Dice, HD95 and surface Dice of every label but the background: (3, 117)."""
     found = measure(
-        input[None], target[None], FORMULAS, CLASSES, SPACING, definition, range(1, CLASSES), ignore_index=None
+        input[None],
+        target[None],
+        FORMULAS,
+        CLASSES,
+        SPACING,
+        surfaces.between(definition),
+        range(1, CLASSES),
+        ignore_index=None,
     )
     return torch.cat([dice_score(input, target, CLASSES)[None, 1:], found[:, 0]])
 
@@ -107,6 +114,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.picture:
         picture()
+        lesions_picture()
         return
     warnings.simplefilter("ignore")
     print(machine())
@@ -162,7 +170,50 @@ def picture() -> None:
         title = f'"{definition}": {len(x)} elements\n{lengths}\nsurface Dice at 1 mm'
         axis.set(title=f"{title} {surfaces.surface_overlap(found, 1.0):.3f}", ylim=(32, 6), xlabel="mm")
     figure.colorbar(dots, ax=axes, label="distance to the disc without its spike, mm", shrink=0.7)
-    figure.savefig(PICTURE, dpi=100)
+    figure.savefig(DOCS / "distances.png", dpi=100)
+
+
+def lesions_picture() -> None:
+    """A lesion in two parts, one that was missed, an extra one, and a vessel without its branches; their scores."""
+    from matplotlib import pyplot as plt
+    from scipy import ndimage
+    from skimage.morphology import skeletonize
+
+    target, input = np.zeros((2, 22, 40), bool)
+    target[3:10, 3:12], target[4:8, 14:17], target[17:18, 4:6] = True, True, True
+    input[3:10, 4:12], input[16:18, 14:16] = True, True
+    tube, broken = np.zeros((2, 22, 40), bool)
+    broken[12:19, 1:39] = tube[12:19, 1:39] = True
+    for start in (6, 16, 26):  # branches of one pixel
+        tube[range(2, 12), range(start + 9, start - 1, -1)] = True
+    tensors = [torch.from_numpy(each)[None] for each in (input, target, broken, tube)]
+    options = {"num_classes": 1}
+    by_overlap = lesion_dice(*tensors[:2], **options).item()
+    by_rules = lesion_dice(*tensors[:2], matching="BraTS-MET", **options).item()
+    line = centreline_dice(*tensors[2:], **options).item()
+    dice = [dice_score(*pair, 1).item() for pair in (tensors[:2], tensors[2:])]
+    around = ndimage.binary_dilation(target, ndimage.generate_binary_structure(2, 2))
+    shown = [
+        (target, input, None, f"by overlap: lesion Dice {by_overlap:.2f}\nDice {dice[0]:.2f}"),
+        (target, input, around, f"BraTS-MET: lesion Dice {by_rules:.2f}\nDice {dice[0]:.2f}"),
+        (tube, broken, None, f"centre lines: clDice {line:.3f}\nDice {dice[1]:.3f}"),
+    ]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    for axis, (true, found, reach, title) in zip(axes, shown, strict=True):
+        image = np.ones((*true.shape, 3))
+        if reach is not None:
+            image[reach] = 0.88
+        for where, colour in ((true & found, (0.45, 0.7, 0.5)), (true & ~found, (0.3, 0.5, 0.9)),
+                              (found & ~true, (0.9, 0.5, 0.3))):  # fmt: skip
+            image[where] = colour
+        if true is tube:
+            image[skeletonize(true)] = 0.1
+        axis.imshow(image, interpolation="nearest")
+        axis.set(title=title, xticks=[], yticks=[])
+    axes[0].set_xlabel("green: in both, blue: missed, orange: extra")
+    axes[1].set_xlabel("grey: how far the target reaches, dilated once")
+    axes[2].set_xlabel("black: centre line of the target")
+    figure.savefig(DOCS / "lesions.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -352,10 +354,160 @@ def test_what_is_not_installed_is_named() -> None:
     assert run.stdout.splitlines() == [f"{name}: expected {package} {advice}" for name, package in names.items()]
 
 
+# --- the command
+
+
+def saved(path: Path, labels: np.ndarray, spacing: tuple[float, ...] = (1, 1, 1)) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    path.parent.mkdir(exist_ok=True)
+    nibabel.Nifti1Image(labels.astype(np.uint8), np.diag([*spacing, 1.0])).to_filename(path)
+
+
+def command(*words: object) -> tuple[int, str, str]:
+    testing = pytest.importorskip("typer.testing")
+    from softdice.cli.app import app
+
+    run = testing.CliRunner().invoke(app, ["score", *map(str, words)], catch_exceptions=False)
+    return run.exit_code, run.stdout, run.stderr
+
+
+COLUMNS = ("hd95", "mean_distance", "surface_dice", "lesion_dice", "pq", "sq", "rq", "centreline_dice")
+
+
+def cases(folder: Path) -> list[tuple[Tensor, Tensor]]:
+    """Three cases of two labels, of which the last lacks one; predictions in p and, the labels turned about, in q."""
+    pairs = []
+    for seed in range(3):
+        both = blobs((12, 13, 14), seed, 0.85).astype(np.uint8)
+        p, t = (both + blobs((12, 13, 14), seed + 20 + i, 0.95) for i in range(2))
+        p, t = (np.minimum(each, 2 if seed < 2 else 1) for each in (p, t))
+        saved(folder / "p" / f"{seed}.nii.gz", p, (1, 2, 3))
+        saved(folder / "q" / f"{seed}.nii.gz", p[::-1], (1, 2, 3))
+        saved(folder / "t" / f"{seed}.nii.gz", t, (1, 2, 3))
+        pairs.append((torch.from_numpy(p)[None], torch.from_numpy(t)[None]))
+    return pairs
+
+
+def test_the_command_gives_what_the_functions_give(tmp_path: Path) -> None:
+    pairs = cases(tmp_path)
+    options = ("--lesions", "--centreline", "--surface", "1mm", "--matching", "BraTS-MET")
+    code, out, _ = command(tmp_path / "p", tmp_path / "t", *options, "--format", "json")
+    assert code == 0
+    result = json.loads(out)["results"][0]
+    how: dict[str, Any] = {"num_classes": 3, "classes": [1, 2], "spacing": (1, 2, 3)}
+    for (p, t), case in zip(pairs, result["cases"], strict=True):
+        expected = {
+            "lesion_dice": lesion_dice(p, t, matching="BraTS-MET", **how),
+            "centreline_dice": centreline_dice(p, t, **how),
+            **{each: panoptic_quality(p, t, quality=each, **how) for each in QUALITIES},  # type: ignore[arg-type]
+        }
+        for k, row in enumerate(case["classes"]):
+            for name, values in expected.items():
+                value = values[0, k].item()
+                assert row[name] == (None if math.isnan(value) else value)
+    assert result["classes"][0]["lesion_dice"] == pytest.approx(
+        np.mean([case["classes"][0]["lesion_dice"] for case in result["cases"]])
+    )
+
+
+def test_every_output_has_the_columns(tmp_path: Path) -> None:
+    """Table, CSV, nnU-Net's layout, the comparison, and the report with its plots."""
+    cases(tmp_path)
+    asked = ("--lesions", "--centreline", "--surface", "1mm")
+    sides = (tmp_path / "p", tmp_path / "t")
+    texts = {kind: command(*sides, *asked, "--format", kind)[1] for kind in ("table", "csv", "nnunet")}
+    assert texts["csv"].splitlines()[0].endswith(",n_ref," + ",".join(COLUMNS))
+    summary = json.loads(texts["nnunet"])
+    first = {line.split(",")[1]: line.split(",") for line in texts["csv"].splitlines()[1:3]}
+    for label, row in first.items():
+        mine = summary["metric_per_case"][0]["metrics"][label]
+        assert [mine[name] for name in COLUMNS] == [float(cell) for cell in row[-len(COLUMNS) :]]
+        assert set(COLUMNS) <= {*summary["mean"][label]} & {*summary["foreground_mean"]}
+    report = tmp_path / "page.html"
+    code, out, _ = command(*sides, *asked, "--versus", tmp_path / "q", "--report", report, "--format", "json")
+    assert code == 0
+    row = json.loads(out)["comparison"]["classes"][0]
+    sides_dice = [side["classes"][0]["lesion_dice"] for side in json.loads(out)["results"]]
+    assert row["lesion_dice_difference"] == pytest.approx(sides_dice[0] - sides_dice[1])
+    assert row["lesion_dice_cases"] == 3
+    assert {f"{name}_p_holm" for name in COLUMNS} <= {*row}
+    page = report.read_text()
+    for heading in ("HD95", "mean distance", "surface Dice", "lesion Dice", "PQ", "SQ", "RQ (F1)", "centre-line Dice"):
+        assert heading in texts["table"]
+        assert page.count(f"<summary>{heading} of the cases, by class</summary>") == 2
+        assert page.count(f"<summary>{heading}: differences of the cases, by class</summary>") == 1
+
+
+def test_lengths_in_plots() -> None:
+    """From 0 to the highest whisker, whatever is beyond; the worst first; a class that is inf in all cases."""
+    from softdice.scoring.plots import box_plots
+
+    values = np.array([[1.0, np.inf, np.nan], [2.0, np.inf, np.nan], [3.0, np.inf, np.nan], [np.inf, np.inf, np.nan]])
+    page = box_plots(["a", "b", "c"], values, "mm", longest=None)
+    assert "1 ▸" in page
+    assert "inf in 4" in page
+    assert "in no case" in page
+    assert re.findall(r"text-anchor='\w+'>([\d.]+)</text></svg>", page)[-1] == "4"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--matching", "0.5"], "--matching: expected --lesions with it, got none"),
+        (["--lesions", "--matching", "0"], "--matching: expected a number above 0, at most 1, or one of BraTS-GLI"),
+        (["--lesions", "--matching", "BraTS"], "got 'BraTS'. Example: 0.5"),
+        (["--lesions", "--soft"], "--lesions: expected label maps or --threshold, got --soft"),
+        (["--metrics", "lesions"], "--metrics: expected some of precision, recall, specificity, volume, got 'lesions'"),
+    ],
+)  # fmt: skip
+def test_what_the_command_refuses(tmp_path: Path, options: list[str], message: str) -> None:
+    saved(tmp_path / "p.nii.gz", np.ones((2, 3, 4)))
+    code, _, said = command(tmp_path / "p.nii.gz", tmp_path / "p.nii.gz", *options)
+    assert code == 2
+    assert message in " ".join(said.split())
+
+
+def test_pictures_have_no_volume_for_the_rules_of_brats(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for side in ("p", "t"):
+        (tmp_path / side).mkdir()
+        image.fromarray(np.eye(9, dtype=np.uint8)).save(tmp_path / side / "a.png")
+    code, out, _ = command(tmp_path / "p", tmp_path / "t", "--lesions", "--centreline", "--format", "csv")
+    assert code == 0
+    assert out.splitlines()[1].endswith(",1.0,1.0,1.0,1.0,1.0")
+    code, _, said = command(tmp_path / "p", tmp_path / "t", "--lesions", "--matching", "BraTS-MET")
+    assert code == 1
+    assert "--matching: expected a file that says how large a voxel is, got none. Pass an overlap" in said
+
+
+# --- the table of docs/distances.md
+
+
+def test_the_table_of_empty_masks() -> None:
+    """What each program returns where both masks are empty, and where one is."""
+    page = (Path(__file__).parents[1] / "docs" / "distances.md").read_text()
+    full, none = np.zeros((2, 8, 8, 8), bool)
+    full[2:5, 2:5, 2:5] = True
+    sides = [tuple(torch.from_numpy(each)[None] for each in pair) for pair in ((none, none), (full, none))]
+    ours = [[*scores(*pair), centreline_dice(*tensors, num_classes=1).item()]
+            for pair, tensors in zip(((none, none), (full, none)), sides, strict=True)]  # fmt: skip
+    assert _row("softdice", ours) in page
+    pytest.importorskip("panoptica", reason="panoptica is not installed: run make test")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = [panoptica_scores(*pair, threshold=0.5, centreline=True) for pair in ((none, none), (full, none))]
+    assert _row("panoptica", theirs) in page
+
+
+def _row(program: str, values: list[list[float]]) -> str:
+    cells = [f"{value:g}" for pair in zip(*values, strict=True) for value in pair]
+    return f"| {program} | {' | '.join(cells)} |"
+
+
 # --- against panoptica
 
 
-def panoptica_scores(p: np.ndarray, t: np.ndarray, threshold: float) -> list[float]:
+def panoptica_scores(p: np.ndarray, t: np.ndarray, threshold: float, *, centreline: bool = False) -> list[float]:
     """Mean Dice of pairs times the F1 of the detection, and the three qualities."""
     panoptica: Any = pytest.importorskip("panoptica", reason="panoptica is not installed: run make test")
     evaluator = panoptica.Panoptica_Evaluator(
@@ -363,10 +515,11 @@ def panoptica_scores(p: np.ndarray, t: np.ndarray, threshold: float) -> list[flo
         instance_approximator=panoptica.ConnectedComponentsInstanceApproximator(),
         instance_matcher=panoptica.NaiveThresholdMatching(matching_threshold=threshold),
         instance_metrics=[panoptica.Metric.DSC, panoptica.Metric.IOU],
-        global_metrics=[],
+        global_metrics=[panoptica.Metric.clDSC] if centreline else [],
     )
     result = evaluator.evaluate(p.astype(np.uint8), t.astype(np.uint8), verbose=False)["ungrouped"]
-    return [result.pq_dsc, result.pq, result.sq, result.rq]
+    found = [result.pq_dsc, result.pq, result.sq, result.rq]
+    return [*found, result.global_bin_cldsc] if centreline else found
 
 
 def agrees_with_panoptica(p: np.ndarray, t: np.ndarray, threshold: float) -> list[float]:
