@@ -128,8 +128,8 @@ def test_types_are_shipped() -> None:
     "module",
     [
         "numba", "nibabel", "PIL", "tifffile", "torchmetrics", "lightning", "monai", "matplotlib", "nilearn", "typer",
-        "rich", "scipy", "SimpleITK", "medpy", "nnunetv2.training.loss.dice", "kornia.losses", "cc3d", "skimage.morphology",
-        "panoptica",
+        "rich", "scipy", "SimpleITK", "medpy", "nnunetv2.training.loss.dice", "kornia.losses", "cc3d",
+        "skimage.morphology", "panoptica",
     ],
 )  # fmt: skip
 def test_everything_that_tests_need_is_here(module: str) -> None:
