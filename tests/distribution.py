@@ -41,6 +41,13 @@ assert not hasattr(softdice, "DiceScore")
 """
 
 SMOKE = {
+    "lesions": """
+import torch
+from softdice.metrics import centreline_dice, lesion_dice
+masks = torch.eye(5, dtype=torch.uint8)[None]
+for score in (lesion_dice, centreline_dice):
+    assert score(masks, masks, num_classes=1).item() == 1
+""",
     "cpu": """
 import torch, softdice
 logits, labels = torch.randn(1, 3, 64, 64, 4), torch.randint(0, 3, (1, 64, 64, 4))

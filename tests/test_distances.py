@@ -688,9 +688,9 @@ def test_the_command_gives_the_same_in_csv_after_a_stop_and_from_processes(tmp_p
     assert texts[0] == texts[1]
     assert texts[0].splitlines()[0].endswith(",n_ref,hd95,mean_distance,surface_dice")
     scores = np.array([[1.5, np.inf], [np.nan, 2.0], [0.25, 0.0]])
-    case = Case("c", keys=(1, 2), counts=np.zeros((3, 2), np.int64), surfaces=scores)
+    case = Case("c", keys=(1, 2), counts=np.zeros((3, 2), np.int64), measured=scores)
     record = json.loads(json.dumps(_to_record("side", case)))
-    np.testing.assert_array_equal(_from_record(record).surfaces, scores)
+    np.testing.assert_array_equal(_from_record(record).measured, scores)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ PUBLIC = (
 
 EXTRAS = (
     "numba", "torchmetrics", "monai", "lightning", "pytorch_lightning", "nibabel", "PIL", "tifffile", "typer", "rich",
-    "matplotlib", "nilearn", "scipy", "SimpleITK", "highdicom", "pydicom", "kornia", "nnunetv2", "pandas",
+    "matplotlib", "nilearn", "scipy", "SimpleITK", "highdicom", "pydicom", "kornia", "nnunetv2", "pandas", "cc3d",
+    "skimage",
 )  # fmt: skip
 
 IMPORT_SCRIPT = """
@@ -129,7 +130,8 @@ def test_types_are_shipped() -> None:
     "module",
     [
         "numba", "nibabel", "PIL", "tifffile", "torchmetrics", "lightning", "monai", "matplotlib", "nilearn", "typer",
-        "rich", "scipy", "SimpleITK", "highdicom", "medpy", "nnunetv2.training.loss.dice", "kornia.losses",
+        "rich", "scipy", "SimpleITK", "highdicom", "medpy", "nnunetv2.training.loss.dice", "kornia.losses", "cc3d",
+        "skimage.morphology", "panoptica", "exacta",
     ],
 )  # fmt: skip
 def test_everything_that_tests_need_is_here(module: str) -> None:

@@ -377,7 +377,7 @@ def _missing(name: str) -> str | None:
         import_module(name)
     except ModuleNotFoundError as error:
         missing = (error.name or name).split(".")[0]
-        return {"PIL": "pillow"}.get(missing, missing)
+        return {"PIL": "pillow", "cc3d": "connected-components-3d", "skimage": "scikit-image"}.get(missing, missing)
     return None
 
 

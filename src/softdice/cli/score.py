@@ -79,6 +79,16 @@ def score(
         str | None,
         typer.Option(help="HD95, mean distance and surface Dice at this tolerance: 2mm, 2mm,liver=1mm or 3px."),
     ] = None,
+    lesions: Annotated[
+        bool, typer.Option("--lesions", help="Lesion Dice, panoptic quality and its factors, of connected parts.")
+    ] = False,
+    matching: Annotated[
+        str | None,
+        typer.Option(help="With --lesions: overlap (IoU) of lesions that match, or BraTS-GLI, -SSA, -PED, -MEN, -MET."),
+    ] = None,
+    centreline: Annotated[
+        bool, typer.Option("--centreline", help="Dice of the centre lines of vessels (clDice).")
+    ] = False,
     empty: Annotated[
         str, typer.Option(help="Score of a class in neither map of a case: nan (in no mean) or 1.")
     ] = "nan",
@@ -127,7 +137,8 @@ def score(
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
-                empty=empty, missing=missing, metrics=metrics, surface=surface,
+                empty=empty, missing=missing, metrics=metrics, surface=surface, lesions=lesions, matching=matching,
+                centreline=centreline,
             )  # fmt: skip
             pairs = _pairs(task, (labels, regions, ignore))
             failed = _score(task, pairs, options, _journal(task, options, resume=resume), run)
@@ -354,7 +365,15 @@ def _shown(
     tables: dict[str, Table], summaries: dict[str, Summary], comparisons: list[Comparison], *, plain: bool
 ) -> Iterator[str]:
     """Tables as text, with the colours of the terminal where there is one."""
-    from softdice.scoring.tables import alone_line, class_grid, comparison_grid, different_lines, rank_line, terminal
+    from softdice.scoring.tables import (
+        alone_line,
+        class_grid,
+        comparison_grid,
+        different_lines,
+        rank_line,
+        shapes_grid,
+        terminal,
+    )  # fmt: skip
 
     console = Console(file=io.StringIO()) if plain else Console()
     if not console.is_terminal:
@@ -369,6 +388,8 @@ def _shown(
         title = "first minus second" if len(tables) == 2 else f"first minus {name}"
         with console.capture() as captured:
             console.print(terminal(title, comparison_grid(first, comparison), console.width))
+            if comparison.shapes:
+                console.print(terminal(f"{title}: shapes", shapes_grid(first, comparison), console.width))
         yield captured.get()
         different = different_lines(first, comparison)
         lines = [

@@ -257,7 +257,7 @@ def _pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.nda
         along = min(range(p.ndim), key=lambda axis: (p.shape[axis] == 1, abs(p.strides[axis])))
         if along != p.ndim - 1:
             p, t = np.moveaxis(p, along, -2), np.moveaxis(t, along, -2)
-    # Large: each costs tables of 640 KiB. As many per thread as keeps the threads together.
+    # Large: each costs tables of 576 KiB. As many per thread as keeps the threads together.
     voxels = max(_TASK, -(-p.size // (4 * torch.get_num_threads())))
     yield from _boxes(p, t, min(voxels, 1 << 30), p.size)
 

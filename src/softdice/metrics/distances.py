@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,11 @@ _SLAB = 1 << 20
 _ALONE = 1 << 16
 """Voxels that are not worth a second thread."""
 
-Formula = Callable[[SurfaceDistances, int], float]
-"""Distances of a class, its position among those that are scored -> score."""
+Compare = Callable[[np.ndarray, np.ndarray, tuple[float, ...]], Any]
+"""Masks of one class within a margin of one voxel outside, not both empty, and the spacing -> what is found of them."""
+
+Formula = Callable[[Any, int], float]
+"""What was found of a class, its position among those that are scored -> score."""
 
 
 @validation.public
@@ -88,7 +92,8 @@ def hausdorff_distance(
     def formula(distances: SurfaceDistances, _: int) -> float:
         return surfaces.hausdorff(distances, percentile, direction)
 
-    return measure(input, target, [formula], num_classes, spacing, definition, classes, ignore_index)[0]
+    compare = surfaces.between(definition)
+    return measure(input, target, [formula], num_classes, spacing, compare, classes, ignore_index)[0]
 
 
 @validation.public
@@ -135,7 +140,8 @@ def average_surface_distance(
     def formula(distances: SurfaceDistances, _: int) -> float:
         return surfaces.average(distances, direction)
 
-    return measure(input, target, [formula], num_classes, spacing, definition, classes, ignore_index)[0]
+    compare = surfaces.between(definition)
+    return measure(input, target, [formula], num_classes, spacing, compare, classes, ignore_index)[0]
 
 
 @validation.public
@@ -183,7 +189,8 @@ def surface_dice(
     def formula(distances: SurfaceDistances, k: int) -> float:
         return surfaces.surface_overlap(distances, tolerances[k])
 
-    return measure(input, target, [formula], num_classes, spacing, definition, classes, ignore_index)[0]
+    compare = surfaces.between(definition)
+    return measure(input, target, [formula], num_classes, spacing, compare, classes, ignore_index)[0]
 
 
 # --- settings
@@ -235,7 +242,7 @@ def measure(
     formulas: Sequence[Formula],
     num_classes: int,
     spacing: float | Sequence[float] | None,
-    definition: Definition,
+    compare: Compare,
     classes: Sequence[int] | None,
     ignore_index: int | None,
 ) -> Tensor:
@@ -243,7 +250,6 @@ def measure(
     counting.check_tensors(input=input, target=target)
     counting.check_ignore_index(ignore_index)
     numbers = scored(num_classes, classes)
-    validation.choice("definition", definition, surfaces.DEFINITIONS)
     for name, labels in (("input", input), ("target", target)):
         if labels.is_floating_point() or labels.is_complex():
             advice = "Convert with .long(), or take argmax."
@@ -253,7 +259,7 @@ def measure(
         validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
     maps = counting.label_maps(input.detach().cpu(), target.detach().cpu(), num_classes, ignore_index)
     C = max(num_classes, 2)
-    return measure_maps(*maps, formulas, C, spacing, definition, numbers, ignore_index).to(input.device)
+    return measure_maps(*maps, formulas, C, spacing, compare, numbers, ignore_index).to(input.device)
 
 
 def measure_maps(
@@ -262,7 +268,7 @@ def measure_maps(
     formulas: Sequence[Formula],
     num_classes: int,
     spacing: float | Sequence[float] | None,
-    definition: Definition,
+    compare: Compare,
     numbers: Sequence[int],
     ignore_index: int | None,
 ) -> Tensor:
@@ -274,13 +280,16 @@ def measure_maps(
         advice = "Label maps have 2 or 3 axes beside the batch; for one image add it with unsqueeze(0)."
         validation.fail("input of shape (B, *S) with 2 or 3 axes S", tuple(input.shape), advice)
     shape = [input.shape[0], *(input.shape[axis] for axis in long)]
+    spacing_of_long = tuple(sizes[axis - 1] for axis in long)
     found = np.full((len(formulas), shape[0], len(numbers)), np.nan)
     for b, (one, other) in enumerate(zip(input.reshape(shape), target.reshape(shape), strict=True)):
-        pair = _Pair(one, other, num_classes, tuple(sizes[axis - 1] for axis in long), definition, ignore_index)
+        pair = _Pair(one, other, num_classes, ignore_index)
 
         def score(k: int, b: int = b, pair: _Pair = pair) -> None:
-            distances = pair.distances(numbers[k])
-            found[:, b, k] = [formula(distances, k) for formula in formulas]
+            masks = pair.masks(numbers[k])
+            if masks is not None:
+                seen = compare(*masks, spacing_of_long)
+                found[:, b, k] = [formula(seen, k) for formula in formulas]
 
         effort = {k: int(pair.voxels[label]) for k, label in enumerate(numbers) if label != ignore_index}
         threads = min(torch.get_num_threads(), len(effort)) if sum(effort.values()) > _ALONE else 1
@@ -291,45 +300,32 @@ def measure_maps(
 class _Pair:
     """Two label maps of one sample, and where each label lies in them."""
 
-    def __init__(
-        self,
-        input: Tensor,
-        target: Tensor,
-        num_classes: int,
-        spacing: tuple[float, ...],
-        definition: Definition,
-        ignore_index: int | None,
-    ) -> None:
+    def __init__(self, input: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
         self.labels, self.ignore_index = (input, target), ignore_index
-        self.spacing, self.definition = spacing, definition
-        self.boxes = [_boxes(labels.numpy(), num_classes) for labels in self.labels]
-        for name, labels, boxes in zip(("input", "target"), self.labels, self.boxes, strict=True):
+        found = [_boxes(labels.numpy(), num_classes) for labels in self.labels]
+        for name, labels, boxes in zip(("input", "target"), self.labels, found, strict=True):
             if boxes[num_classes, 3] >= 0:  # labels outside, which are right where they are ignored
                 ignore = ignore_index if name == "target" else None
                 counting.check_labels(name, labels, num_classes, ignore, counting.ignored(target, ignore_index))
 
-        axes = slice(3 - len(spacing), 3)
-        self.low = np.min([boxes[:, axes] for boxes in self.boxes], 0)
-        self.high = np.max([boxes[:, 3:][:, axes] for boxes in self.boxes], 0)
+        axes = slice(3 - input.ndim, 3)
+        self.low = np.min([boxes[:, axes] for boxes in found], 0)
+        self.high = np.max([boxes[:, 3:][:, axes] for boxes in found], 0)
         self.voxels = (self.high + 1 - self.low).clip(0).prod(1)
 
-    def distances(self, label: int) -> SurfaceDistances:
-        """label -> distances between its boundaries."""
-        if any(boxes[label, 3] < 0 for boxes in self.boxes) and self.ignore_index is None:
-            return SurfaceDistances.absent(*(boxes[label, 3] >= 0 for boxes in self.boxes))
-        box = tuple(map(slice, self.low[label].tolist(), (self.high[label] + 1).tolist()))
+    def masks(self, label: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """label -> where it is in either map, in the box around both and a margin; None where it is in neither."""
         if not self.voxels[label]:
-            return SurfaceDistances.absent(False, False)
-        masks = [self._mask(labels[box].numpy(), label) for labels in self.labels]
+            return None
+        box = tuple(map(slice, self.low[label].tolist(), (self.high[label] + 1).tolist()))
+        masks = self._mask(self.labels[0][box].numpy(), label), self._mask(self.labels[1][box].numpy(), label)
         if self.ignore_index is not None:
             inside = tuple(slice(1, -1) for _ in box)
             for mask in masks:
                 mask[inside] &= ~counting.ignored(self.labels[1][box], self.ignore_index).numpy()
-        there = [bool(mask.any()) for mask in masks]
-        if not all(there):
-            return SurfaceDistances.absent(*there)
-        measured = surfaces.surface_distances if surfaces.kernels() is None else surfaces.compiled_distances
-        return measured(masks[0], masks[1], self.spacing, self.definition)
+            if not (masks[0].any() or masks[1].any()):
+                return None
+        return masks
 
     def _mask(self, labels: np.ndarray, label: int) -> np.ndarray:
         """labels of a box -> where the label is, within a margin of one voxel."""

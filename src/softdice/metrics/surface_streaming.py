@@ -1,4 +1,4 @@
-"""label maps, case by case -> means of surface scores over the cases: torchmetrics.Metric subclasses.
+"""label maps, case by case -> means of their scores over the cases: torchmetrics.Metric subclasses.
 
 The state is a few int64 numbers per class: how many cases had a score, and the exact sum of their scores in fixed
 point, as in `streaming`: neither the order of the cases nor their split over ranks changes a bit of the result.
@@ -18,24 +18,23 @@ from torchmetrics import Metric
 
 from softdice import validation
 from softdice.metrics import counting, distances, surfaces
+from softdice.metrics.distances import Compare
 from softdice.metrics.streaming import fixed_point_sum, from_fixed_point
 from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
 
 Average = Literal["macro", "none"]
 
 
-class SurfaceMetric(Metric):
-    """input, target, case by case -> the mean of a surface score over the cases; the common part of the metrics below.
+class CaseMetric(Metric):
+    """input, target, case by case -> the mean of a score of label maps over the cases; the common part of the metrics
+    of surfaces and of lesions.
 
     Args:
         num_classes: C. With C = 1 label maps are masks and their one class is 1.
         spacing: size of a voxel along each axis, one number for all, or None for 1; `update` may be given another one.
-        definition: "voxels" or "surface", see `hausdorff_distance`.
         average: over the classes. "macro": the mean of the class means, nan skipped; "none": one score per class.
         classes: the classes that count, None for all; `range(1, C)` leaves the background out.
         ignore_index: voxels where target has this label are in no class; that class is not scored.
-        penalty: the distance of a class that only one of the two maps of a case has. inf: then the mean is inf, too; a
-            number, such as the diagonal of the image; nan leaves such cases out. The surface Dice is 0 there.
 
     `update(input, target, spacing=None)`: input (B, *S) integer labels, or (B, C, *S) floats, which are decided by
     their argmax; target (B, *S) or (B, 1, *S) integer labels. `compute()`: 0-d float64, for "none" (C,) or one per
@@ -47,13 +46,15 @@ class SurfaceMetric(Metric):
 
     full_state_update = False
     is_differentiable = False
-    higher_is_better: bool | None = False
+    higher_is_better: bool | None = True
     plot_lower_bound = 0.0
+    penalty = math.inf
 
     score_sum: Tensor
     cases: Tensor
     infinite: Tensor
     settings: Tensor
+    compare: Compare
 
     @validation.public
     def __init__(
@@ -61,49 +62,35 @@ class SurfaceMetric(Metric):
         num_classes: int,
         *,
         spacing: float | Sequence[float] | None = None,
-        definition: Definition = "voxels",
         average: Average = "macro",
         classes: Sequence[int] | None = None,
         ignore_index: int | None = None,
-        penalty: float = math.inf,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         validation.choice("average", average, ("macro", "none"))
-        validation.choice("definition", definition, surfaces.DEFINITIONS)
         counting.check_ignore_index(ignore_index)
-        if not (math.isinf(penalty) or math.isnan(penalty)):
-            validation.number("penalty", penalty, 0)
         self.num_classes, self.width = num_classes, len(distances.scored(num_classes, classes))
         self.classes = None if classes is None else tuple(classes)
-        self.spacing, self.definition, self.average = spacing, definition, average
-        self.ignore_index, self.penalty = ignore_index, penalty
+        self.spacing, self.average, self.ignore_index = spacing, average, ignore_index
         for name, shape in (("score_sum", (2, self.width)), ("cases", self.width), ("infinite", self.width)):
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def _tell_apart(self, *own: object) -> None:
         """A collection shares the state of metrics that agree after one batch; this number differs where they may."""
-        how = (
-            type(self).__qualname__,
-            self.definition,
-            self.classes,
-            self.ignore_index,
-            self.penalty,
-            self.spacing,
-            own,
-        )
+        how = (type(self).__qualname__, self.classes, self.ignore_index, self.spacing, own)
         self.add_state("settings", torch.tensor(zlib.crc32(repr(how).encode())), dist_reduce_fx="max")
 
     @abstractmethod
-    def score(self, found: SurfaceDistances, k: int) -> float:
-        """Distances of a class, its position among those that are scored -> score; what the metrics differ in."""
+    def score(self, found: Any, k: int) -> float:
+        """What was found of a class, its position among those that are scored -> score; the metrics differ in it."""
 
     @validation.public
     def update(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None = None) -> None:
         """Score one batch, whose images have one spacing."""
         input, target = self._as_labels(input, target)
         spacing = self.spacing if spacing is None else spacing
-        options = (self.num_classes, spacing, self.definition, self.classes, self.ignore_index)
+        options = (self.num_classes, spacing, self.compare, self.classes, self.ignore_index)
         (score_BK,) = distances.measure(input, target, [self.score], *options)
         score_BK = torch.where(score_BK.isinf(), self.penalty, score_BK)
         self.cases += (~score_BK.isnan()).sum(0)
@@ -129,6 +116,32 @@ class SurfaceMetric(Metric):
         elif input.dim() == target.dim() + 1 and input.shape[1] == 1:
             input = input.squeeze(1)
         return input, target
+
+
+class SurfaceMetric(CaseMetric):
+    """input, target, case by case -> the mean of a surface score over the cases; the common part of those below.
+
+    Args:
+        definition: "voxels" or "surface", see `hausdorff_distance`.
+        penalty: the distance of a class that only one of the two maps of a case has. inf: then the mean is inf, too; a
+            number, such as the diagonal of the image; nan leaves such cases out. The surface Dice is 0 there.
+
+    The others: `CaseMetric`.
+    """
+
+    higher_is_better: bool | None = False
+
+    @validation.public
+    def __init__(
+        self, num_classes: int, *, definition: Definition = "voxels", penalty: float = math.inf, **options: Any
+    ) -> None:
+        super().__init__(num_classes, **options)
+        if not (math.isinf(penalty) or math.isnan(penalty)):
+            validation.number("penalty", penalty, 0)
+        self.definition, self.penalty, self.compare = definition, penalty, surfaces.between(definition)
+
+    def _tell_apart(self, *own: object) -> None:
+        super()._tell_apart(self.definition, self.penalty, *own)
 
 
 class HausdorffDistance(SurfaceMetric):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import permutations, product
 from typing import Any, Literal, NamedTuple
 
@@ -150,6 +150,22 @@ def _quantile(values: np.ndarray, weight: np.ndarray | None, percentile: float |
 
 
 # --- masks -> distances: the definition
+
+
+def measured(
+    input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], definition: Definition
+) -> SurfaceDistances:
+    """mask, mask -> distances, of masks within a margin of one voxel outside; by the compiled loops where they are."""
+    there = bool(input.any()), bool(target.any())
+    if not all(there):
+        return SurfaceDistances.absent(*there)
+    return (surface_distances if kernels() is None else compiled_distances)(input, target, spacing, definition)
+
+
+def between(definition: Definition) -> Callable[[np.ndarray, np.ndarray, tuple[float, ...]], SurfaceDistances]:
+    """definition -> masks, masks, spacing -> distances."""
+    validation.choice("definition", definition, DEFINITIONS)
+    return partial(measured, definition=definition)
 
 
 def surface_distances(

@@ -16,7 +16,7 @@ from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.doubts import check_grey, check_names, check_scales, unnamed, voxels_of
-from softdice.scoring.surfaces import mask_scores, surface_scores
+from softdice.scoring.measured import mask_scores, measured_scores
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Case:
 
     `keys` are labels, or names of regions; `counts` is (3, keys) int64, float64 sums of probabilities for soft
     predictions. `voxel_ml` is the volume of a voxel, nan where the file does not say. `unnamed` are labels of the truth
-    that no option names, with their voxels; `colours` those of its labels where it has a palette. `surfaces` is
-    (3, keys): HD95, mean distance and surface Dice, where asked for. Where there was an error nothing was counted.
+    that no option names, with their voxels; `colours` those of its labels where it has a palette. `measured` is
+    (M, keys): the columns of `Options.measured`. Where there was an error nothing was counted.
     """
 
     case: str
@@ -40,7 +40,7 @@ class Case:
     voxel_ml: float = math.nan
     unnamed: dict[int, int] = field(default_factory=dict)
     colours: dict[int, str] = field(default_factory=dict)
-    surfaces: np.ndarray = field(default_factory=lambda: np.zeros((3, 0)))
+    measured: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 def score_pair(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
@@ -61,10 +61,8 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
         check_grey(prediction, p, *held, options)
     check_grey(truth, t, held[1], held[0], options)
     keys, counts, voxels = _soft_counts(p, t, options) if soft else _label_counts(labels_p, labels_t, n, options)
-    found = np.zeros((3, 0))
-    if options.surface is not None:
-        known = {**names[0], **names[1], **options.names}
-        found = surface_scores(prediction or truth, p, t, grid, keys, known, options)
+    known = {**names[0], **names[1], **options.names}
+    found = measured_scores(prediction or truth, p, t, grid, keys, known, options)
     return Case(
         case or truth.name,
         "" if prediction is None else str(prediction),
@@ -76,7 +74,7 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
         voxel_ml=_voxel_ml(grid),
         unnamed=unnamed(held[1], options),
         colours=colours(grid),
-        surfaces=found,
+        measured=found,
     )
 
 
@@ -88,7 +86,7 @@ def score_classes(prediction: Path | None, truth: Path, options: Options, case: 
     """
     files = class_files(truth)
     counts, voxels, grid = np.zeros((3, len(files)), np.float64 if options.soft else np.int64), 0, None
-    found = np.zeros((3, len(files) if options.surface else 0))
+    found = np.zeros((len(options.measured), len(files)))
     for column, name in enumerate(files):
         p, t, _, grid = load_class(prediction, truth, name, options)
         if options.soft:
@@ -97,11 +95,11 @@ def score_classes(prediction: Path | None, truth: Path, options: Options, case: 
         else:
             counts[:, column] = (p & t).sum(), p.sum(), t.sum()
             voxels = t.size
-        if options.surface is not None:
+        if options.measured:
             found[:, [column]] = mask_scores(files[name], p, t, grid, name, options)
     ml = math.nan if grid is None else _voxel_ml(grid)
     named = "" if prediction is None else str(prediction)
-    return Case(case or truth.name, named, str(truth), tuple(files), counts, voxels, voxel_ml=ml, surfaces=found)
+    return Case(case or truth.name, named, str(truth), tuple(files), counts, voxels, voxel_ml=ml, measured=found)
 
 
 def class_files(folder: Path) -> dict[str, Path]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from softdice.metrics.lesions import CHALLENGES
 from softdice.validation import package
 
 
@@ -23,8 +24,13 @@ METRICS = {
     "specificity": ("specificity",),
     "volume": ("ml_pred", "ml_ref", "volume_difference"),
     "surface": ("hd95", "mean_distance", "surface_dice"),
+    "lesions": ("lesion_dice", "pq", "sq", "rq"),
+    "centreline": ("centreline_dice",),
 }
-"""What may be asked for beside Dice and IoU -> its columns; the last by an option of its own."""
+"""What may be asked for beside Dice and IoU -> its columns."""
+
+MEASURED = ("surface", "lesions", "centreline")
+"""Those that need more than counts, each by an option of its own."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Options:
         round: labels that are nearly whole are rounded.
         surface: class, by number or name -> tolerance of its surface Dice; "" for all others. None: no distances.
         surface_unit: "mm", or "px": every voxel is 1 wide.
+        matching: of lesions, see `lesion_dice`.
     """
 
     labels: tuple[int, ...] | None = None
@@ -68,6 +75,12 @@ class Options:
     round: bool = False
     surface: dict[str, float] | None = None
     surface_unit: str = "mm"
+    matching: float | str = 0.5
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The columns of what is measured of shapes."""
+        return tuple(name for metric in self.metrics if metric in MEASURED for name in METRICS[metric])
 
     @property
     def keys(self) -> tuple[int | str, ...] | None:
@@ -111,17 +124,27 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
         if given not in allowed:
             raise ScoreError(f"{option}: expected {' or '.join(allowed)}, got {given!r}.")
     asked = [name.strip() for name in (others["metrics"] or "").split(",") if name.strip()]
-    by_name = [name for name in METRICS if name != "surface"]
+    by_name = [name for name in METRICS if name not in MEASURED]
     if not {*asked} <= {*by_name}:
         raise ScoreError(f"--metrics: expected some of {', '.join(by_name)}, got {others['metrics']!r}.")
-    surface = others.pop("surface", None)
+    surface, matching = others.pop("surface", None), others.pop("matching", None)
+    flags = {"surface": surface is not None, "lesions": others.pop("lesions", False)}
+    flags |= {"centreline": others.pop("centreline", False)}
+    asked += [name for name in MEASURED if flags[name]]
+    if any(flags.values()) and others["soft"]:
+        option = next(name for name in MEASURED if flags[name])
+        advice = "Probabilities have no surface, and no parts."
+        raise ScoreError(f"--{option}: expected label maps or --threshold, got --soft. {advice}")
+    if flags["lesions"]:
+        package("--lesions", "cc3d", "lesions")
+    if flags["centreline"]:
+        package("--centreline", "skimage", "lesions")
+    if matching is not None:
+        others["matching"] = parse_matching(matching)
+        if not flags["lesions"]:
+            raise ScoreError("--matching: expected --lesions with it, got none. Pass --lesions, too.")
     if surface is not None:
-        if others["soft"]:
-            raise ScoreError(
-                "--surface: expected label maps or --threshold, got --soft. Probabilities have no surface."
-            )
         others["surface"], others["surface_unit"] = parse_surface(surface)
-        asked.append("surface")
         known = {*map(str, table.labels or ()), *table.names.values(), *(unions or ())}
         lost = next((name for name in others["surface"] if name and known and name not in known), None)
         if lost is not None:
@@ -212,6 +235,21 @@ def parse_surface(text: str) -> tuple[dict[str, float], str]:
         wanted = "one tolerance for all classes that are not named, and one unit"
         raise ScoreError(f"--surface: expected {wanted}, got {text!r}. Example: 2mm,liver=1mm")
     return tolerances, units.pop()
+
+
+def parse_matching(text: str) -> float | str:
+    """text -> the overlap that lesions must reach, or the name of a challenge.
+
+    Example:
+        >>> parse_matching("0.5"), parse_matching("BraTS-MET")
+        (0.5, 'BraTS-MET')
+    """
+    if text in CHALLENGES:
+        return text
+    if not re.fullmatch(r"(\d+\.?\d*|\.\d+)", text) or not 0 < float(text) <= 1:
+        wanted = f"a number above 0, at most 1, or one of {', '.join(CHALLENGES)}"
+        raise ScoreError(f"--matching: expected {wanted}, got {text!r}. Example: 0.5")
+    return float(text)
 
 
 BACKGROUND = ("background", (0,))

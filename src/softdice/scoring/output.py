@@ -183,9 +183,16 @@ def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
     classes = _rows(table, comparison.keys, comparison.cases, columns)
     for row, alone in zip(classes, comparison.alone.T.tolist(), strict=True):
         row["cases_alone"] = alone
+    shapes: dict[str, Any] = {}
+    for name, other in comparison.shapes.items():
+        shapes |= {f"macro_{name}_difference": number(other.macro_difference)}
+        for k, row in enumerate(classes):
+            row |= {f"{name}_cases": int(other.cases[k]), f"{name}_difference": number(other.difference[k])}
+            row |= {f"{name}_difference_95": number(other.interval[:, k]), f"{name}_p_holm": number(other.p_holm[k])}
     return {
         "macro_difference": number(comparison.macro_difference),
         "macro_difference_95": number(comparison.macro_interval),
+        **shapes,
         "classes": classes,
         "most_different": [difference_row(comparison, i, table) for i in comparison.most_different(MOST_DIFFERENT)],
     }
@@ -213,7 +220,10 @@ def _class(table: Table, key: int | str) -> dict[str, Any]:
 
 
 def to_nnunet(table: Table, options: Options) -> Iterator[str]:
-    """Table -> the summary.json of nnU-Net: metric_per_case, mean, foreground_mean; NaN as nnU-Net writes it."""
+    """Table -> the summary.json of nnU-Net: metric_per_case, mean, foreground_mean; NaN as nnU-Net writes it.
+
+    Behind its own metrics stand those that were asked for.
+    """
     keys = [_nnunet_key(key, options) for key in table.keys]
     both, predicted, true = np.moveaxis(table.counts, 1, 0)
     union = predicted + true - both
@@ -226,6 +236,7 @@ def to_nnunet(table: Table, options: Options) -> Iterator[str]:
         "TP": both,
         "n_pred": predicted,
         "n_ref": true,
+        **table.asked,
     }
     means = {name: mean(values.astype(np.float64)) for name, values in metrics_NK.items()}
     foreground = [k for k, key in enumerate(keys) if key != "0"]

@@ -66,6 +66,7 @@ figcaption {{ padding: 8px 12px; font-size: 13px; overflow-wrap: anywhere; }}
 .legend i {{ display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: 13px; }}
 dt {{ color: var(--faint); }} dd {{ margin: 0; overflow-wrap: anywhere; }}
+details {{ margin: 12px 0; }} summary {{ cursor: pointer; }}
 .errors li, footer {{ color: var(--faint); overflow-wrap: anywhere; }}
 footer {{ margin-top: 40px; font-size: 13px; }}
 @media screen {{ :is(th, td):not(:first-child) wbr {{ display: none; }} }}

@@ -18,8 +18,17 @@ from softdice.scoring.output import MOST_DIFFERENT, difference_row
 from softdice.scoring.page import PAGE
 from softdice.scoring.pictures import EXTRA, MISSED, OTHER, RIGHT, picture
 from softdice.scoring.plots import box_plots, escape
-from softdice.scoring.summary import Comparison, Summary, Table, mean, unnamed_line
-from softdice.scoring.tables import Grid, alone_line, class_grid, comparison_grid, rank_line, text
+from softdice.scoring.summary import DISTANCES, Comparison, Summary, Table, mean, unnamed_line
+from softdice.scoring.tables import (
+    CLASSES,
+    Grid,
+    alone_line,
+    class_grid,
+    comparison_grid,
+    rank_line,
+    shapes_grid,
+    text,
+)
 from softdice.version import __version__
 
 WORST, LISTED = 12, 1000
@@ -93,7 +102,16 @@ def _side(name: str, table: Table, summary: Summary) -> str:
     if len(table.cases) > 1:
         labels = [table.label(key) for key in table.keys]
         plot = f"<h3>Dice of the cases, by class</h3>{box_plots(labels, table.dice, 'Dice')}"
+        plot += "".join(
+            _folded(f"{CLASSES[name]} of the cases, by class", labels, table.asked[name], name) for name in table.shapes
+        )
     return f"<h2>{escape(name)}</h2>" + _key_numbers(table, grid) + grid_table + plot
+
+
+def _folded(title: str, labels: list[str], values: np.ndarray, name: str, *, signed: bool = False) -> str:
+    """Box plots that are drawn when they are asked for: with 40 classes each takes a screen."""
+    plot = box_plots(labels, values, CLASSES[name], signed=signed, longest=None if name in DISTANCES else 1.0)
+    return f"<details><summary>{escape(title)}</summary>{plot}</details>"
 
 
 def _key_numbers(table: Table, grid: Grid) -> str:
@@ -139,6 +157,14 @@ def _comparison(comparison: Comparison, tables: dict[str, Table], names: list[st
     said = f"Dice of {escape(names[0])} minus Dice of {escape(names[1])}, case by case. Mean of the classes: {macro}."
     labels = [table.label(key) for key in comparison.keys]
     plot = f"<h3>Differences of the cases, by class</h3>{box_plots(labels, comparison.each, 'difference', signed=True)}"
+    if comparison.shapes:
+        shapes = shapes_grid(table, comparison)
+        others = (f"{CLASSES[name]}: differences of the cases, by class" for name in comparison.shapes)
+        plot += "<h3>Differences of shapes, means of the cases</h3>" + _html_table(shapes.columns, shapes.rows)
+        plot += "".join(
+            _folded(title, labels, other.each, name, signed=True)
+            for title, (name, other) in zip(others, comparison.shapes.items(), strict=True)
+        )
     different = comparison.most_different(MOST_DIFFERENT)
     rows: list[list[str]] = []
     figures: list[str] = []

@@ -197,7 +197,7 @@ def _to_record(side: str, case: Case) -> dict[str, Any]:
     record = {name: getattr(case, name) for name in ("case", "prediction", "truth", "keys", "voxels", "voxel_ml")}
     labels = {name: {str(label): value for label, value in getattr(case, name).items()} for name in _BY_LABEL}
     stamp = _stamp(case.prediction, case.truth)
-    arrays = {"counts": case.counts.tolist(), "surfaces": case.surfaces.tolist()}
+    arrays = {"counts": case.counts.tolist(), "measured": case.measured.tolist()}
     return {**record, "side": side, **arrays, **labels, "stamp": stamp}
 
 
@@ -214,5 +214,5 @@ def _from_record(record: dict[str, Any]) -> Case:
         voxel_ml=record["voxel_ml"],
         unnamed=labels["unnamed"],
         colours=labels["colours"],
-        surfaces=np.array(record["surfaces"]).reshape(3, -1),
+        measured=np.array(record["measured"]).reshape(len(record["measured"]), len(record["keys"])),
     )

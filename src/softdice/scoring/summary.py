@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,8 +13,11 @@ from softdice.images.files import FileError
 from softdice.images.labels import one_palette
 from softdice.metrics import formulas as scores
 from softdice.scoring.cases import Case
-from softdice.scoring.classes import METRICS
+from softdice.scoring.classes import MEASURED, METRICS
 from softdice.scoring.writing import shown
+
+DISTANCES = ("hd95", "mean_distance")
+"""Columns whose best value is 0, and that have no upper bound."""
 
 RESAMPLES = 2000
 """Resamples of a bootstrap."""
@@ -44,7 +48,7 @@ class Table:
     voxel_ml: list[float] = field(default_factory=list)
     empty: float = np.nan
     metrics: tuple[str, ...] = ()
-    surfaces: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 0)))
+    measured: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
 
     @property
     def dice(self) -> np.ndarray:
@@ -67,17 +71,25 @@ class Table:
             "ml_pred": lambda: self.counts[:, 1] * ml_N1,
             "ml_ref": lambda: self.counts[:, 2] * ml_N1,
             "volume_difference": lambda: score(scores.volume_difference, self.counts),
-            "hd95": lambda: self._filled(self.surfaces[:, 0], 1 - self.empty),
-            "mean_distance": lambda: self._filled(self.surfaces[:, 1], 1 - self.empty),
-            "surface_dice": lambda: self._filled(self.surfaces[:, 2]),
         }
+        for i, name in enumerate(self.shapes):
+            columns[name] = partial(self._filled, self.measured[:, i], self.empty_score(name))
         return {name: columns[name]() for metric in self.metrics for name in METRICS[metric]}
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """The columns of `measured`."""
+        return tuple(name for metric in self.metrics if metric in MEASURED for name in METRICS[metric])
+
+    def empty_score(self, name: str) -> float:
+        """What a column of `shapes` has for a class that is in neither map."""
+        return 1 - self.empty if name in DISTANCES else self.empty
 
     def case(self, i: int) -> Table:
         """The same of one case only."""
         here = slice(i, i + 1)
         one = replace(self, counts=self.counts[here], voxels=self.voxels[here], voxel_ml=self.voxel_ml[here])
-        one.surfaces = self.surfaces[here]
+        one.measured = self.measured[here]
         return one
 
     def _filled(self, values: np.ndarray, empty: float | None = None) -> np.ndarray:
@@ -135,7 +147,7 @@ def tabulate(
             table.unnamed[label] = before[0] + voxels, before[1] + 1
         seen.update(dict.fromkeys(case.keys))
         rows.append((shared.setdefault(case.keys, case.keys), case.counts))
-        far.append(case.surfaces)
+        far.append(case.measured)
     if keys is not None or any(isinstance(key, str) for key in seen):
         table.keys = tuple(seen)
     else:
@@ -145,8 +157,8 @@ def tabulate(
     column = {key: i for i, key in enumerate(table.keys)}
     for row, (found, counts) in zip(table.counts, rows, strict=True):
         row[:, [column[key] for key in found]] = counts
-    table.surfaces = np.full((len(rows), 3, len(table.keys) if "surface" in metrics else 0), np.nan)
-    for row, (found, _), scored in zip(table.surfaces, rows, far, strict=True):
+    table.measured = np.full((len(rows), len(table.shapes), len(table.keys)), np.nan)
+    for row, (found, _), scored in zip(table.measured, rows, far, strict=True):
         if scored.size:
             row[:, [column[key] for key in found]] = scored
     return table
@@ -277,6 +289,7 @@ class Comparison:
             p_holm: the same, corrected for the number of classes.
         macro_difference, macro_interval: mean over the classes of the differences.
         names: cases that both have, (N,). each: their differences (N, K), nan where a score is undefined.
+        shapes: the same of each column of `Table.shapes` that both have. Cases where a distance is inf are left out.
     """
 
     keys: tuple[int | str, ...]
@@ -290,6 +303,7 @@ class Comparison:
     macro_interval: np.ndarray
     names: list[str]
     each: np.ndarray
+    shapes: dict[str, Comparison] = field(default_factory=dict)
 
     def most_different(self, most: int) -> list[int]:
         """Numbers of the cases by the size of their mean difference, largest first, without those that agree."""
@@ -303,10 +317,17 @@ def compare(first: Table, second: Table) -> Comparison:
     p is 1 where no case differs, nan where no case has the class in both. Sources: F. Wilcoxon, Biometrics 1, 1945;
     S. Holm, Scandinavian Journal of Statistics 6, 1979.
     """
+    shapes = {name: _compare(first, second, name) for name in first.shapes if name in second.shapes}
+    return replace(_compare(first, second, "dice"), shapes=shapes)
+
+
+def _compare(first: Table, second: Table, what: str) -> Comparison:
     from scipy.stats import wilcoxon
 
-    keys, common, sides = _aligned([first, second])
-    difference = sides[0] - sides[1]
+    keys, common, sides = _aligned([first, second], what)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        difference = sides[0] - sides[1]
+    difference[np.isinf(difference)] = np.nan
     p_value = np.full(len(keys), np.nan)
     for k, column in enumerate(difference.T):
         column = column[~np.isnan(column)]
@@ -329,8 +350,8 @@ def compare(first: Table, second: Table) -> Comparison:
     )
 
 
-def _aligned(tables: Sequence[Table]) -> tuple[tuple[int | str, ...], list[str], np.ndarray]:
-    """M tables -> all their classes (K), the cases that each of them has (N), Dice (M, N, K)."""
+def _aligned(tables: Sequence[Table], what: str = "dice") -> tuple[tuple[int | str, ...], list[str], np.ndarray]:
+    """M tables -> all their classes (K), the cases that each of them has (N), one of their columns (M, N, K)."""
     keys = tuple(dict.fromkeys(key for table in tables for key in table.keys))
     if all(isinstance(key, int) for key in keys):
         keys = tuple(sorted(keys, key=int))
@@ -339,8 +360,9 @@ def _aligned(tables: Sequence[Table]) -> tuple[tuple[int | str, ...], list[str],
     sides = []
     for table in tables:
         rows, columns = {case: i for i, case in enumerate(table.cases)}, {key: i for i, key in enumerate(table.keys)}
-        dice = np.column_stack([table.dice, np.full(len(table.cases), table.empty)])  # last: a class that it lacks
-        sides.append(dice[[rows[case] for case in common]][:, [columns.get(key, -1) for key in keys]])
+        values, empty = (table.dice, table.empty) if what == "dice" else (table.asked[what], table.empty_score(what))
+        values = np.column_stack([values, np.full(len(table.cases), empty)])  # last: a class that it lacks
+        sides.append(values[[rows[case] for case in common]][:, [columns.get(key, -1) for key in keys]])
     return keys, common, np.array(sides)
 
 

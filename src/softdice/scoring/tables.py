@@ -20,7 +20,8 @@ CLASSES = {
     "dice_quartiles": "quartiles", "pooled_dice": "pooled Dice", "iou": "IoU", "pooled_iou": "pooled IoU",
     "precision": "precision", "recall": "recall", "specificity": "specificity", "ml_pred": "predicted ml",
     "ml_ref": "reference ml", "volume_difference": "volume difference", "hd95": "HD95",
-    "mean_distance": "mean distance", "surface_dice": "surface Dice", "in_empty": "in empty",
+    "mean_distance": "mean distance", "surface_dice": "surface Dice", "lesion_dice": "lesion Dice", "pq": "PQ",
+    "sq": "SQ", "rq": "RQ (F1)", "centreline_dice": "centre-line Dice", "in_empty": "in empty",
 }  # fmt: skip
 COMPARISON = {
     "cases": "pairs", "cases_alone": "one only", "difference": "difference", "difference_95": "95 % interval",
@@ -68,6 +69,15 @@ def comparison_grid(table: Table, comparison: Comparison) -> Grid:
     return _grid(COMPARISON, table, comparison.keys, overall.pop("classes"), overall)
 
 
+def shapes_grid(table: Table, comparison: Comparison) -> Grid:
+    """The same of what was measured of shapes: the mean difference of each, and Holm's p. No columns without any."""
+    overall = comparison_rows(comparison, table)
+    headings: dict[str, str] = {}
+    for name in comparison.shapes:
+        headings |= {f"{name}_difference": CLASSES[name], f"{name}_p_holm": f"{CLASSES[name]} p"}
+    return _grid(headings, table, comparison.keys, overall.pop("classes"), overall)
+
+
 def _grid(
     headings: dict[str, str],
     table: Table,
@@ -78,10 +88,17 @@ def _grid(
     overall = {key.removeprefix("macro_"): value for key, value in overall.items()}
 
     def cells(label: str, row: dict[str, Any]) -> list[str]:
-        return [label, *(text(row[key], FORMS.get(key, ".4f")) if key in row else "" for key in headings)]
+        return [label, *(text(row[key], _form(key)) if key in row else "" for key in headings)]
 
     named = [cells(table.label(key), row) for key, row in zip(keys, rows, strict=True)]
     return Grid(["class", *headings.values()], named, cells("all classes", overall))
+
+
+def _form(key: str) -> str:
+    if key.endswith("_p_holm"):
+        return FORMS["p_holm"]
+    own, difference = key.removesuffix("_difference"), key.endswith("_difference") and key != "volume_difference"
+    return f"+{FORMS.get(own, '.4f')}" if difference else FORMS.get(key, ".4f")
 
 
 def text(value: Any, form: str = ".4f") -> str:
@@ -126,11 +143,14 @@ def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list
     return lines
 
 
-DROPPED = (
+DROPPED: tuple[str, ...] = (
+    *(f"{heading} p" for heading in CLASSES.values()),
     "in empty", "mean distance", "volume difference", "reference ml", "predicted ml", "specificity", "pooled IoU",
-    "quartiles", "SD", "median", "recall", "precision", "IoU", "pooled Dice", "surface Dice", "HD95", "cases", "pairs",
+    "quartiles", "SD", "median", "recall", "precision", "IoU", "pooled Dice", "SQ", "PQ", "RQ (F1)", "centre-line Dice",
+    "lesion Dice", "surface Dice", "HD95", "cases", "pairs",
     "one only", "95 % interval", "Wilcoxon p", "Holm p",
 )  # fmt: skip
+
 """Columns that a narrow terminal does without, the first rather than the last. A number is never cut."""
 
 NAMES = 12

@@ -1,0 +1,114 @@
+"""label maps, case by case -> means of lesion and centre-line scores over the cases: torchmetrics.Metric subclasses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from softdice import validation
+from softdice.metrics import lesions
+from softdice.metrics.lesions import Challenge, Lesions, Neighbours, Quality
+from softdice.metrics.surface_streaming import CaseMetric
+
+
+class LesionDice(CaseMetric):
+    """input, target, case by case -> the mean of the lesion Dice, in [0, 1].
+
+    Args:
+        matching, neighbours: see `lesion_dice`. The others: `CaseMetric`.
+
+    Example:
+        >>> import torch
+        >>> metric = LesionDice(num_classes=1)
+        >>> metric.update(torch.tensor([[[1, 1, 0, 0, 0, 1]] * 2]), torch.tensor([[[1, 1, 1, 0, 0, 0]] * 2]))
+        >>> metric.update(torch.tensor([[[1, 1, 0]] * 2]), torch.tensor([[[1, 1, 0]] * 2]))
+        >>> metric.compute()
+        tensor(0.7000, dtype=torch.float64)
+
+    Source: R. Saluja et al., "BraTS 2023 lesion-wise performance metrics for segmentation challenges", 2023.
+    """
+
+    plot_upper_bound = 1.0
+
+    @validation.public
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        matching: float | Challenge = 0.5,
+        neighbours: Neighbours = "corners",
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, **options)
+        self.matching, self.neighbours = matching, neighbours
+        self.compare = lesions.matching_rule(matching, neighbours)
+        self._tell_apart(matching, neighbours)
+
+    def score(self, found: Lesions, k: int) -> float:
+        """See `CaseMetric.score`."""
+        return lesions.mean_dice(found)
+
+
+class PanopticQuality(CaseMetric):
+    """input, target, case by case -> the mean of the panoptic quality, or of one of its factors, in [0, 1].
+
+    Args:
+        quality, matching, neighbours: see `panoptic_quality`. The others: `CaseMetric`.
+
+    Example:
+        >>> import torch
+        >>> metric = PanopticQuality(num_classes=1, quality="rq")
+        >>> metric(torch.tensor([[[1, 1, 0, 0, 0, 1]] * 2]), torch.tensor([[[1, 1, 1, 0, 0, 0]] * 2]))
+        tensor(0.6667, dtype=torch.float64)
+
+    Source: A. Kirillov et al., "Panoptic segmentation", CVPR 2019.
+    """
+
+    plot_upper_bound = 1.0
+
+    @validation.public
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        quality: Quality = "pq",
+        matching: float = 0.5,
+        neighbours: Neighbours = "corners",
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, **options)
+        validation.choice("quality", quality, lesions.QUALITIES)
+        self.quality, self.matching, self.neighbours = quality, matching, neighbours
+        self.compare = lesions.overlap_rule(matching, neighbours)
+        self._tell_apart(quality, matching, neighbours)
+
+    def score(self, found: Lesions, k: int) -> float:
+        """See `CaseMetric.score`."""
+        return lesions.quality_of(found, self.quality)
+
+
+class CentrelineDice(CaseMetric):
+    """input, target, case by case -> the mean of the centre-line Dice (clDice), in [0, 1].
+
+    Arguments: see `CaseMetric`.
+
+    Example:
+        >>> import torch
+        >>> metric = CentrelineDice(num_classes=1)
+        >>> metric(torch.tensor([[[0] * 7, [1] * 7, [0] * 7]]), torch.tensor([[[0] * 7, [1] * 7, [0] * 7]]))
+        tensor(1., dtype=torch.float64)
+
+    Source: S. Shit et al., "clDice - a novel topology-preserving loss function for tubular structure segmentation",
+    CVPR 2021.
+    """
+
+    plot_upper_bound = 1.0
+
+    @validation.public
+    def __init__(self, num_classes: int, **options: Any) -> None:
+        super().__init__(num_classes, **options)
+        self.compare = lesions.skeletons
+        self._tell_apart()
+
+    def score(self, found: tuple[float, float], k: int) -> float:
+        """See `CaseMetric.score`."""
+        return lesions.harmonic(found)
