@@ -24,11 +24,13 @@ def declarations() -> str:
     """-> what the stub has to hold."""
     text = HEAD
     for name, function in functional.FUNCTIONS.items():
-        *parameters, settings = inspect.signature(function).parameters.values()
         _, _, weight, *own = [
-            f"{parameter.name}: {parameter.annotation} = {parameter.default!r}, " for parameter in parameters
+            f"**{p.name}: {p.annotation}, "
+            if p.kind is p.VAR_KEYWORD
+            else f"{p.name}: {p.annotation} = {p.default!r}, ".replace(f" = {p.empty!r}", "")
+            for p in inspect.signature(function).parameters.values()
         ]
-        rest = f"{''.join(own)}**{settings.name}: {settings.annotation},".replace("'", '"')
+        rest = "".join(own).replace("'", '"').strip()
         text += f"def {name}(\n    input: Tensor, target: Tensor, *, {weight.strip()}\n    {rest}\n) -> Tensor:\n"
         text += f'    """{str(function.__doc__).splitlines()[0]}"""\n\n'
     return text.rstrip() + "\n"

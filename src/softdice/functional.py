@@ -1,14 +1,13 @@
-"""input, target -> loss: every loss of the family as a function, for a call or two; in a training loop keep the module.
+"""input, target -> loss: every loss as a function, for a call or two; in a training loop keep the module.
 
 `soft_dice_loss(input, target, voxel_weight=..., eps=..., **settings)` is `SoftDiceLoss(C, eps, **settings)(input,
-target, voxel_weight)`, with C read off input; so for every class in `softdice.losses.FAMILY`, from which the functions
-are made. Their types, for editors and type checkers, stand in functional.pyi, which `make format` writes.
+target, voxel_weight)`, with C read off input; so for every class in FAMILY and BEYOND of `softdice.losses`, from which
+the functions are made. Their types, for editors and type checkers, stand in functional.pyi, which `make format` writes.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from softdice import losses, validation
-from softdice.losses import OverlapLoss
+from softdice.losses import Loss
+from softdice.losses.base import words
 
 DOCSTRING = """input, target -> what `softdice.{loss}` returns.
 
@@ -32,7 +32,7 @@ DOCSTRING = """input, target -> what `softdice.{loss}` returns.
     """
 
 
-def _function_of(loss: type[OverlapLoss]) -> Callable[..., Tensor]:
+def _function_of(loss: type[Loss]) -> Callable[..., Tensor]:
     """class of a loss -> its function.
 
     Example:
@@ -43,13 +43,13 @@ def _function_of(loss: type[OverlapLoss]) -> Callable[..., Tensor]:
     def function(input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None, **keywords: Any) -> Tensor:
         return _module(loss, _channels(input), keywords)(input, target, voxel_weight)
 
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", loss.__name__.removesuffix("Loss")).lower() + "_loss"
+    name = words(loss) + "_loss"
     function.__name__ = function.__qualname__ = name
     function.__doc__ = DOCSTRING.format(loss=loss.__name__, name=name)
     *first, _ = inspect.signature(function).parameters.values()
-    _, *own, settings = inspect.signature(loss).parameters.values()  # the first is num_classes
-    own = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own]
-    function.__signature__ = inspect.Signature([*first, *own, settings], return_annotation="Tensor")
+    _, *own = inspect.signature(loss).parameters.values()  # the first is num_classes
+    own = [p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY) for p in own]
+    function.__signature__ = inspect.Signature([*first, *own], return_annotation="Tensor")
     return validation.public(function)
 
 
@@ -62,7 +62,7 @@ def _channels(input: Tensor) -> int:
     return input.shape[1]
 
 
-def _module(loss: type[OverlapLoss], num_classes: int, keywords: dict[str, Any]) -> OverlapLoss:
+def _module(loss: type[Loss], num_classes: int, keywords: dict[str, Any]) -> Loss:
     """class, classes, keywords -> the loss; the same one again where words and numbers alone made it.
 
     A tensor, or a callable that may hold one, is not kept; nor are class weights, which become a tensor.
@@ -80,11 +80,11 @@ def _keepable(value: object) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _kept_module(loss: type[OverlapLoss], num_classes: int, keywords: tuple[tuple[str, type, Any], ...]) -> OverlapLoss:
+def _kept_module(loss: type[Loss], num_classes: int, keywords: tuple[tuple[str, type, Any], ...]) -> Loss:
     """`_module` for words and numbers: an index is traced once for the same settings."""
     return loss(num_classes, **{name: value for name, _, value in keywords})
 
 
-FUNCTIONS = {function.__name__: function for function in map(_function_of, losses.FAMILY)}
+FUNCTIONS = {function.__name__: function for function in map(_function_of, (*losses.FAMILY, *losses.BEYOND))}
 globals().update(FUNCTIONS)
 __all__ = sorted(FUNCTIONS)

@@ -18,7 +18,7 @@ from softdice import validation
 from softdice.head.chunked import Grid, Parts, statistics
 from softdice.head.product import Product, autocasts, product_dtype
 from softdice.head.upsampled import Upsampled
-from softdice.losses.base import Loss
+from softdice.losses.base import StatisticsLoss
 from softdice.statistics import prepare
 
 CHUNK_MIB = 32.0
@@ -39,9 +39,9 @@ class FusedHead(nn.Module):
         conv: nn.Conv1d, nn.Conv2d or nn.Conv3d with kernel 1, stride 1, no padding and one group; or nn.Linear. Its
             parameters become the head's own, under the same names: `state_dict` has the keys `weight` and `bias`, and
             an optimizer or a network that holds the convolution goes on sharing them.
-        loss: any loss of this package, or a sum of them, with num_classes equal to the channels that conv makes; or
-            `softdice.Upsampled` around one: target is then of a higher resolution than features, and the logits of
-            the features' resolution exist, none of the target's.
+        loss: any loss of this package that is a function of the statistics, or a sum of such, with num_classes equal to
+            the channels that conv makes; or `softdice.Upsampled` around one: target is then of a higher resolution than
+            features, and the logits of the features' resolution exist, none of the target's.
         chunk_mib: MiB for the logits of one chunk of voxels and their gradient together. The loss and the gradients do
             not depend on it beyond rounding.
 
@@ -77,12 +77,13 @@ class FusedHead(nn.Module):
     bias: Tensor | None
 
     @validation.public
-    def __init__(self, conv: nn.Module, loss: Loss | Upsampled, *, chunk_mib: float = CHUNK_MIB) -> None:
+    def __init__(self, conv: nn.Module, loss: StatisticsLoss | Upsampled, *, chunk_mib: float = CHUNK_MIB) -> None:
         super().__init__()
         _check_module(conv)
-        if not isinstance(loss, (Loss, Upsampled)):
+        if not isinstance(loss, (StatisticsLoss, Upsampled)):
             advice = "Use softdice.OverlapLoss for an index of your own."
-            validation.fail("loss to be a loss of softdice", type(loss).__name__, advice, TypeError)
+            expected = "a loss of softdice that is a function of the statistics, or a sum of such"
+            validation.fail(expected, type(loss).__name__, advice, TypeError)
         validation.number("chunk_mib", chunk_mib, 0.001)
         weight: Any = conv.weight
         if weight.shape[0] != loss.num_classes:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from softdice import distributed, validation
 from softdice.head.chunked import Parts, statistics
 from softdice.head.interpolation import Interpolation
-from softdice.losses.base import Loss
+from softdice.losses.base import StatisticsLoss
 from softdice.statistics import prepare
 
 CHUNK_MIB = 48.0
@@ -33,7 +33,8 @@ class Upsampled(nn.Module):
     Memory beside the logits and their gradient is `chunk_mib` at most, whatever the number of classes.
 
     Args:
-        loss: any loss of this package, or a sum of them. (The sum goes inside: `Upsampled(a + b)`.)
+        loss: any loss of this package that is a function of the statistics, or a sum of such. (The sum goes
+            inside: `Upsampled(a + b)`.)
         mode: "bilinear" for images, "trilinear" for volumes, "nearest" for both.
         align_corners: as for interpolate; False with "nearest".
         chunk_mib: MiB for the upsampled logits of the chunks under way and their gradient, but at least one row of
@@ -67,12 +68,13 @@ class Upsampled(nn.Module):
 
     @validation.public
     def __init__(
-        self, loss: Loss, *, mode: str = "bilinear", align_corners: bool = False, chunk_mib: float = CHUNK_MIB
+        self, loss: StatisticsLoss, *, mode: str = "bilinear", align_corners: bool = False, chunk_mib: float = CHUNK_MIB
     ) -> None:
         super().__init__()
-        if not isinstance(loss, Loss):
+        if not isinstance(loss, StatisticsLoss):
             advice = "Use softdice.OverlapLoss for an index of your own."
-            validation.fail("loss to be a loss of softdice", type(loss).__name__, advice, TypeError)
+            expected = "a loss of softdice that is a function of the statistics, or a sum of such"
+            validation.fail(expected, type(loss).__name__, advice, TypeError)
         validation.choice("mode", mode, RANKS)
         if align_corners and mode == "nearest":
             validation.fail("align_corners=False with mode='nearest'", align_corners, "Leave it out.")

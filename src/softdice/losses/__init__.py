@@ -1,7 +1,7 @@
 """input, target -> loss: the losses, each an index and a cost over the statistics of one pass."""
 
 from softdice.losses import named, voxelwise
-from softdice.losses.base import Loss, SumLoss
+from softdice.losses.base import Loss, MixedSumLoss, StatisticsLoss, SumLoss
 from softdice.losses.named import *  # noqa: F403
 from softdice.losses.overlap import LossSettings, OverlapLoss
 from softdice.losses.supervision import DeepSupervision
@@ -12,6 +12,19 @@ FAMILY: tuple[type[OverlapLoss], ...] = tuple(
 )
 """The losses with an index of their own: each is public in `softdice` too, and a function in `softdice.functional`."""
 
-__all__ = ["FAMILY", "DeepSupervision", "Loss", "LossSettings", "OverlapLoss", "SumLoss"]
+BEYOND: tuple[type[Loss], ...] = ()
+"""The losses that are no functions of the statistics: public in the same way."""
+
+__all__ = [
+    "BEYOND",
+    "FAMILY",
+    "DeepSupervision",
+    "Loss",
+    "LossSettings",
+    "MixedSumLoss",
+    "OverlapLoss",
+    "StatisticsLoss",
+    "SumLoss",
+]
 __all__ += named.__all__
 __all__ += voxelwise.__all__

@@ -1,8 +1,12 @@
-"""input, target -> loss: what a single loss and a sum of losses have in common. A sum reads the voxels once."""
+"""input, target -> loss: what a single loss and a sum of losses have in common.
+
+A sum reads the voxels once for all the terms that are functions of the statistics; any other is called by itself.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
@@ -18,26 +22,55 @@ from softdice.terms import READERS
 
 
 class Loss(nn.Module):
-    """A function of the statistics of one pass: what sums of losses and single ones have in common. Abstract.
+    """A loss of logits (or probabilities) and a target, which can be scaled and added to others. Abstract.
 
-    A subclass sets `num_classes`, `settings` (the pass that it needs) and `group` (the ranks whose statistics are
-    added), and defines `from_statistics`. Errors in its `__init__` begin with the name of the class.
+    A subclass sets `num_classes` and defines `forward(input, target, voxel_weight=None)`; one that has an
+    `ignore_index` keeps it under that name. Errors in its `__init__` and `forward` begin with the name of the class.
     """
 
     num_classes: int
-    settings: Pass
-    group: Any = None
+    ignore_index: int | None = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if "__init__" in vars(cls):
-            cls.__init__ = validation.public(cls.__init__)  # type: ignore[method-assign]
+        for name in {"__init__", "forward"} & {*vars(cls)}:
+            setattr(cls, name, validation.public(vars(cls)[name]))
+
+    def __add__(self, other: Loss) -> Loss:
+        if not isinstance(other, Loss):
+            return NotImplemented
+        return _sum([*_terms(self), *_terms(other)])
+
+    def __radd__(self, other: object) -> Loss:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # so that sum([...]) works
+
+    def __mul__(self, factor: float) -> Loss:
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+            return NotImplemented
+        return _sum([(factor * weight, term) for weight, term in _terms(self)])
+
+    __rmul__ = __mul__
+
+
+class StatisticsLoss(Loss):
+    """A function of the statistics of one pass: losses of this kind share it in a sum. Abstract.
+
+    A subclass sets `num_classes`, `settings` (the pass that it needs) and `group` (the ranks whose statistics are
+    added), and defines `from_statistics`.
+    """
+
+    settings: Pass
+    group: Any = None
+
+    @property
+    def ignore_index(self) -> int | None:  # type: ignore[override]
+        """The pass's."""
+        return self.settings.ignore_index
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
         """statistics of one batch, (B, C) or pooled (C,) -> loss. counted: (C,) bool, False leaves a class out."""
         validation.fail("a subclass with from_statistics", "one without", "Define it.", TypeError)
 
-    @validation.public
     def forward(
         self,
         input: Tensor,
@@ -76,29 +109,38 @@ class Loss(nn.Module):
         counted = torch.tensor([c not in parts for c in classes], device=input.device)
         return replace(self.settings, regions=unions), counted
 
-    def __add__(self, other: Loss) -> SumLoss:
-        if not isinstance(other, Loss):
-            return NotImplemented
-        return SumLoss([*_terms(self), *_terms(other)])
 
-    def __radd__(self, other: object) -> Loss:
-        return self if isinstance(other, int) and other == 0 else NotImplemented  # so that sum([...]) works
+def words(loss: type[Loss]) -> str:
+    """class of a loss -> its name as functions and commands have it.
 
-    def __mul__(self, factor: float) -> SumLoss:
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
-            return NotImplemented
-        return SumLoss([(factor * weight, term) for weight, term in _terms(self)])
-
-    __rmul__ = __mul__
+    Example:
+        >>> words(type("MCCLoss", (), {})), words(type("TopKCrossEntropyLoss", (), {}))
+        ('mcc', 'top_k_cross_entropy')
+    """
+    name = loss.__name__.removesuffix("Loss")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def _terms(loss: Loss) -> list[tuple[float, Loss]]:
-    if isinstance(loss, SumLoss):
-        return list(zip(loss.weights, loss.terms, strict=True))  # type: ignore[arg-type]
+def _terms(loss: Loss) -> list[tuple[float, Any]]:
+    if isinstance(loss, (SumLoss, MixedSumLoss)):
+        return list(zip(loss.weights, loss.terms, strict=True))
     return [(1.0, loss)]
 
 
-class SumLoss(Loss):
+def _sum(terms: Sequence[tuple[float, Any]]) -> Loss:
+    return (SumLoss if all(isinstance(term, StatisticsLoss) for _, term in terms) else MixedSumLoss)(terms)
+
+
+def _weights(terms: Sequence[tuple[float, Loss]]) -> tuple[float, ...]:
+    """Weighted losses -> their weights, which are finite; the losses have the same number of classes."""
+    for weight, term in terms:
+        if not math.isfinite(weight):
+            validation.fail("a finite factor", weight, "Scale a loss by a number.")
+        _agree("num_classes", terms[0][1].num_classes, term.num_classes)
+    return tuple(weight for weight, _ in terms)
+
+
+class SumLoss(StatisticsLoss):
     """losses -> their weighted sum, from one pass over the voxels. Written `a + 0.5 * b`.
 
     Raises:
@@ -115,23 +157,47 @@ class SumLoss(Loss):
         True
     """
 
-    def __init__(self, terms: Sequence[tuple[float, Loss]]) -> None:
+    def __init__(self, terms: Sequence[tuple[float, StatisticsLoss]]) -> None:
         super().__init__()
-        self.weights = tuple(weight for weight, _ in terms)
-        for weight in self.weights:
-            if not math.isfinite(weight):
-                validation.fail("a finite factor", weight, "Scale a loss by a number.")
+        self.weights = _weights(terms)
         self.terms = nn.ModuleList(term for _, term in terms)
         first = terms[0][1]
         self.num_classes, self.settings, self.group = first.num_classes, first.settings, first.group
         for _, term in terms[1:]:
-            _agree("num_classes", self.num_classes, term.num_classes)
             self.settings = _one_pass(self.settings, term.settings)
             _agree("group", self.group, term.group)
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
         """statistics of one batch -> the weighted sum of the terms' losses."""
         values = [weight * term.from_statistics(stats, counted) for weight, term in _terms(self)]
+        return sum(values[1:], values[0])
+
+    def extra_repr(self) -> str:
+        return f"weights={self.weights}"
+
+
+class MixedSumLoss(Loss):
+    """losses -> their weighted sum, where some are no functions of the statistics. Written `a + 0.5 * b`.
+
+    Those that are share one pass, as in a `SumLoss`; every other has the passes of its own. `voxel_weight` goes to all.
+
+    Raises:
+        ValueError: as `SumLoss`, for the losses that share a pass; the losses differ in num_classes.
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, Loss]]) -> None:
+        super().__init__()
+        self.weights = _weights(terms)
+        self.terms = nn.ModuleList(term for _, term in terms)
+        self.num_classes = terms[0][1].num_classes
+        self.ignore_index = next((t.ignore_index for _, t in terms if t.ignore_index is not None), None)
+        shared = [(weight, term) for weight, term in terms if isinstance(term, StatisticsLoss)]
+        apart = [(weight, term) for weight, term in terms if not isinstance(term, StatisticsLoss)]
+        self.parts = [(1.0, SumLoss(shared)), *apart] if shared else apart  # a list: `terms` holds the modules
+
+    def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
+        """input, target -> loss, a tensor on the autograd graph."""
+        values = [weight * loss(input, target, voxel_weight) for weight, loss in self.parts]
         return sum(values[1:], values[0])
 
     def extra_repr(self) -> str:

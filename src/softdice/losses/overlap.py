@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softdice import costs, distributed, reductions, validation
 from softdice.costs import Cost
-from softdice.losses.base import Loss
+from softdice.losses.base import StatisticsLoss
 from softdice.settings import FIELDS, Pass
 from softdice.statistics import OverlapStatistics
 
@@ -62,7 +62,7 @@ class LossSettings(TypedDict, total=False):
     validate: bool
 
 
-class OverlapLoss(Loss):
+class OverlapLoss(StatisticsLoss):
     """input, target -> loss of any index: statistics, pool, index, cost, reduce.
 
     Args:

@@ -63,7 +63,7 @@ class DeepSupervision(nn.Module):
         count = len(self.weights)
         if isinstance(outputs, Tensor):
             validation.fail(f"{count} outputs", "a single tensor", "Pass a list with one output for each weight.")
-        labels = getattr(getattr(self.loss, "settings", self.loss), "ignore_index", None) is not None
+        labels = getattr(self.loss, "ignore_index", None) is not None
         tensors = (outputs, target, voxel_weight)
         each = (_each(*named, count) for named in zip(("outputs", "targets", "voxel weights"), tensors, strict=True))
         values = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import re
+from typing import Any
 
 import softdice
-from softdice.losses import Loss
+from softdice.losses import Loss, StatisticsLoss
+from softdice.losses.base import words
 from softdice.training.config import TrainingError
 
 SHORT = {"soft_dice": "dice", "cross_entropy": "ce"}
@@ -29,8 +30,7 @@ def loss_names() -> dict[str, type[Loss]]:
         parameters = list(inspect.signature(loss).parameters.values())
         needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
         if needed == ["num_classes"]:
-            words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", public.removesuffix("Loss")).lower()
-            names[SHORT.get(words, words)] = loss
+            names[SHORT.get(words(loss), words(loss))] = loss
     return dict(sorted(names.items()))
 
 
@@ -38,8 +38,8 @@ def parse_loss(text: str, num_classes: int, group: str | None = None, ignore_ind
     """name or weighted sum of names, number of classes -> loss of logits and a label map.
 
     A class of which a batch of patches has no voxel is left out of the mean (`absent="skip"`): with the logarithm it
-    would cost up to 28 and outweigh all others. With group="world" the statistics are those of all ranks. Voxels whose
-    label is `ignore_index` enter none.
+    would cost up to 28 and outweigh all others. With group="world" the statistics are those of all ranks; what is no
+    function of the statistics stays each rank's own. Voxels whose label is `ignore_index` enter none.
 
     Raises:
         TrainingError: no such loss; the message lists all.
@@ -50,6 +50,9 @@ def parse_loss(text: str, num_classes: int, group: str | None = None, ignore_ind
     """
     names = loss_names()
     full = {long: names[short] for long, short in SHORT.items() if short in names} | names
+    given = {
+        "activation": "softmax", "absent": "skip", "group": group, "validate": False, "ignore_index": ignore_index,
+    }  # fmt: skip
     total: Loss | None = None
     parts = text.replace(" ", "").split("+")
     if len(parts) > MOST_TERMS:
@@ -75,10 +78,15 @@ def parse_loss(text: str, num_classes: int, group: str | None = None, ignore_ind
                 f"softdice train: expected a number from {FACTORS[0]:g} to {FACTORS[1]:g} before '*', got "
                 f"{weight[:40]}. Change --loss."
             )
-        term: Loss = full[key](
-            num_classes, activation="softmax", absent="skip", group=group, validate=False, ignore_index=ignore_index
-        )
+        term: Loss = full[key](num_classes, **_taken(full[key], given))
         term = term if factor == 1 else factor * term
         total = term if total is None else total + term
     assert total is not None  # split never gives an empty list
     return total
+
+
+def _taken(loss: type[Loss], given: dict[str, Any]) -> dict[str, Any]:
+    """Keywords -> those that the loss has: one that is no function of the statistics may lack some."""
+    if issubclass(loss, StatisticsLoss):
+        return given
+    return {name: value for name, value in given.items() if name in inspect.signature(loss).parameters}

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl
 import torch
@@ -134,7 +134,7 @@ class Segmenter(pl.LightningModule):
         self.patch, self.batch_size, self.lr, self.seed = tuple(patch), batch_size, lr, seed
         self.budget, self.reporter = budget, reporter
         self.end_voxels = sum(math.prod(cases.shapes[number]) for number in [*validation, *held_out])
-        self.head = FusedHead(last_convolution(network), loss) if fused_head else None
+        self.head = FusedHead(last_convolution(network), cast(Any, loss)) if fused_head else None
         self.epoch = self.step = 0
         self.history: list[dict[str, float]] = []
         self.stored_optimizer: dict[str, Any] | None = None
