@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from textwrap import fill
 
 from softdice import functional
 
+INDENT = " " * 4
 STUB = Path(functional.__file__).with_suffix(".pyi")
 HEAD = """# Written by tests/functional_stub.py from the classes of the losses.
 # fmt: off
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -30,8 +33,9 @@ def declarations() -> str:
             else f"{p.name}: {p.annotation} = {p.default!r}, ".replace(f" = {p.empty!r}", "")
             for p in inspect.signature(function).parameters.values()
         ]
-        rest = "".join(own).replace("'", '"').strip()
-        text += f"def {name}(\n    input: Tensor, target: Tensor, *, {weight.strip()}\n    {rest}\n) -> Tensor:\n"
+        whole = " ".join(text.strip().replace(" ", "\0") for text in own)  # a line ends between two parameters
+        rest = fill(whole, 120, initial_indent=INDENT, subsequent_indent=INDENT).replace("\0", " ").replace("'", '"')
+        text += f"def {name}(\n    input: Tensor, target: Tensor, *, {weight.strip()}\n{rest}\n) -> Tensor:\n"
         text += f'    """{str(function.__doc__).splitlines()[0]}"""\n\n'
     return text.rstrip() + "\n"
 

@@ -22,8 +22,8 @@ OWN_MODULES, FOREIGN_MODULES = 35, 5
 
 ORDER = (
     "version", "interrupt", "terms", "settings", "reference", "validation", "kernels", "distributed", "statistics",
-    "indices", "costs", "reductions", "losses", "functional", "head", "metrics", "reproducibility", "images", "compat",
-    "scoring", "training", "cli", "__main__", "__init__",
+    "voxelwise", "lovasz", "indices", "costs", "reductions", "losses", "functional", "head", "metrics",
+    "reproducibility", "images", "compat", "scoring", "training", "cli", "__main__", "__init__",
 )  # fmt: skip
 """A module or subpackage imports only from what stands before it; within a subpackage the order is free."""
 

@@ -12,11 +12,13 @@ from softdice.head import FusedHead, Upsampled
 from softdice.kernels.registry import use_backend
 from softdice.losses import DeepSupervision, OverlapLoss
 from softdice.losses.named import *  # noqa: F403
+from softdice.losses.ranked import *  # noqa: F403
 from softdice.losses.voxelwise import *  # noqa: F403
 from softdice.metrics.formulas import dice_score
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.statistics import OverlapStatistics, overlap_statistics
 from softdice.version import __version__
+from softdice.voxelwise import voxel_cross_entropy
 
 # What needs torchmetrics; `import *` brings it where that is installed.
 _METRICS = ("DiceScore", "JaccardScore", "PrecisionScore", "RecallScore", "VolumeDifference")
@@ -37,9 +39,11 @@ __all__ = [
     "reductions",
     "setup_system",
     "use_backend",
+    "voxel_cross_entropy",
 ]
 __all__ += _METRICS if metrics.HAS_TORCHMETRICS else ()
 __all__ += losses.named.__all__  # the losses, each listed where it is defined
+__all__ += losses.ranked.__all__
 __all__ += losses.voxelwise.__all__
 __all__.sort()
 

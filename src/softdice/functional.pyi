@@ -1,5 +1,6 @@
 # Written by tests/functional_stub.py from the classes of the losses.
 # fmt: off
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -84,3 +85,28 @@ def focal_loss(
     gamma: float = 2.0, **settings: Unpack[LossSettings],
 ) -> Tensor:
     """input, target -> what `softdice.FocalLoss` returns."""
+
+def lovasz_loss(
+    input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
+    activation: Literal["none", "softmax", "sigmoid"] = "none", pooling: Literal["batch", "sample"] = "batch",
+    classes: Sequence[int] | None = None, class_weight: Tensor | Sequence[float] | None = None,
+    absent: Literal["count", "skip"] = "count", ignore_index: int | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean", validate: bool = True,
+) -> Tensor:
+    """input, target -> what `softdice.LovaszLoss` returns."""
+
+def ohem_cross_entropy_loss(
+    input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
+    threshold: float = 0.7, min_kept: int = 100000, activation: Literal["none", "softmax", "sigmoid"] = "none",
+    ignore_index: int | None = None, label_smoothing: float = 0.0, reduction: Literal["mean", "sum"] = "mean",
+    validate: bool = True,
+) -> Tensor:
+    """input, target -> what `softdice.OHEMCrossEntropyLoss` returns."""
+
+def top_k_cross_entropy_loss(
+    input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
+    k: float = 0.1, activation: Literal["none", "softmax", "sigmoid"] = "none",
+    pooling: Literal["batch", "sample"] = "batch", ignore_index: int | None = None, label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean", validate: bool = True,
+) -> Tensor:
+    """input, target -> what `softdice.TopKCrossEntropyLoss` returns."""

@@ -173,12 +173,17 @@ def _unfit(name: str, input: Tensor, target: Tensor, weight: Tensor | None) -> s
         return f"input is on {input.device}"
     if target.requires_grad or (weight is not None and weight.requires_grad):
         return "target or voxel_weight requires a gradient"
+    return transform() or (cpu_missing() if name == "cpu" else _triton_unfit(input))
+
+
+def transform() -> str | None:
+    """What looks into tensors as only torch's operations allow it, or None."""
     if not torch.compiler.is_compiling():  # the compiler has a stack of transforms of its own, and no forward mode
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return "a torch.func transform is active"
         if torch.autograd.forward_ad._current_level >= 0:
             return "forward-mode differentiation is active"
-    return cpu_missing() if name == "cpu" else _triton_unfit(input)
+    return None
 
 
 def _triton_unfit(input: Tensor) -> str | None:

@@ -1,9 +1,10 @@
 """input, target -> loss: the losses, each an index and a cost over the statistics of one pass."""
 
-from softdice.losses import named, voxelwise
+from softdice.losses import named, ranked, voxelwise
 from softdice.losses.base import Loss, MixedSumLoss, StatisticsLoss, SumLoss
 from softdice.losses.named import *  # noqa: F403
 from softdice.losses.overlap import LossSettings, OverlapLoss
+from softdice.losses.ranked import *  # noqa: F403
 from softdice.losses.supervision import DeepSupervision
 from softdice.losses.voxelwise import *  # noqa: F403
 
@@ -12,7 +13,7 @@ FAMILY: tuple[type[OverlapLoss], ...] = tuple(
 )
 """The losses with an index of their own: each is public in `softdice` too, and a function in `softdice.functional`."""
 
-BEYOND: tuple[type[Loss], ...] = ()
+BEYOND: tuple[type[Loss], ...] = tuple(getattr(ranked, name) for name in ranked.__all__)
 """The losses that are no functions of the statistics: public in the same way."""
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "SumLoss",
 ]
 __all__ += named.__all__
+__all__ += ranked.__all__
 __all__ += voxelwise.__all__
