@@ -116,7 +116,7 @@ def lovasz(
         sum_i e_(i) (J_i - J_(i-1)),    J_i = 1 - (G - F_i) / (G + N_i)
 
     over the voxels in the order of their errors e, the largest first: of the first i, F_i are of the class and N_i are
-    not, and G voxels are of the class altogether. Where errors are equal the voxel that comes first goes first.
+    not, and G voxels are of the class altogether. Of equal errors the first goes first.
 
     Args: as for `statistics`; a weight is 0 or 1, and values of a target are.
     """

@@ -92,8 +92,10 @@ class _CrossEntropy(torch.autograd.Function):
             entropy = reference.cross_entropy(input, target, settings)
             return *torch.autograd.grad(entropy, input, grad, create_graph=True), None, None, None
         each = grad.new_ones(1, *input.shape[:2])
-        found = statistics.gradient(each, input, target, grad.abs(), None, settings, backend)
-        if grad.is_cuda or bool((grad < 0).any()):  # a pass takes weights >= 0; on a GPU a look would cost a wait
+        negative = grad.is_cuda or bool((grad < 0).any())  # on a GPU a look would cost a wait
+        weight = grad.abs() if negative else grad  # a pass takes weights >= 0
+        found = statistics.gradient(each, input, target, weight, None, settings, backend)
+        if negative:
             found.mul_(grad.sign().unsqueeze(1).to(found.dtype))
         return found, None, None, None
 

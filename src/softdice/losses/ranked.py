@@ -251,8 +251,8 @@ class LovaszLoss(Loss):
     half, in place, for the backward pass; a second call of that for the same graph starts anew. Under torch.compile,
     torch.func and on other devices the definition serves, with some tensors of the size of input.
 
-    Edge cases: of voxels with equal errors the first goes first, as with the authors' sort on a CPU; an error of 0
-    has a gradient of 0; if every class is left out the loss is 0.
+    Edge cases: of voxels with equal errors the first goes first (the authors' sort leaves that open, and the value does
+    not depend on it); an error of 0 has a gradient of 0; if every class is left out the loss is 0.
 
     Example:
         >>> import torch, softdice

@@ -31,7 +31,7 @@ from softdice.settings import Pass
 
 SIGN, SIZE = np.int32(-(1 << 31)), np.int32((1 << 31) - 1)
 SHIFT, BUCKETS = np.int32(20), 1 << 11  # an octave of errors has 8 buckets
-CHUNKS = 16  # that are counted apart
+CHUNKS = 8  # of a sample, that are counted apart
 RUN = 1 << 14  # keys that are sorted together, at least: 128 KiB
 u = np.uint64
 
@@ -61,12 +61,12 @@ def rank(errors: Tensor, keys: np.ndarray) -> tuple[float, int]:
     sB, sV = map(u, errors.stride())
     chunk = -(-V // CHUNKS)
     tasks = B * CHUNKS
-    counts = np.zeros((2, tasks, BUCKETS + 1), np.int64)  # of all, and of those in the class; the last: no error
+    counts = np.zeros((2, tasks, BUCKETS + 1), np.int32)  # of all, and of those in the class; the last: no error
     grid = u(errors.data_ptr()), sB, sV, u(V), u(chunk)
     share_out(_count, (*grid, counts), tasks, 8 * errors.numel())
-    in_class = counts[1].sum(0)
-    ends = counts[0, :, :-1].sum(0).cumsum()
-    places = ends - counts[0, :, :-1].sum(0) + counts[0, :, :-1].cumsum(0) - counts[0, :, :-1]
+    all_of, in_class = counts[0, :, :-1], counts[1].sum(0)
+    ends = all_of.sum(0).cumsum()
+    places = ends - all_of.sum(0) + all_of.cumsum(0) - all_of
     share_out(_scatter, (*grid, places, keys), tasks, 8 * errors.numel())
     found = np.searchsorted(ends, np.arange(RUN, ends[-1] + RUN, RUN))  # the bucket that ends each run
     last = np.unique(found.clip(max=BUCKETS - 1))
@@ -168,7 +168,7 @@ def _count(address, sB, sV, V, chunk, counts, begin, end):
             size = np.int32(word & SIZE)
             bucket = np.uint64(np.int32(np.int32(SIZE - size) >> SHIFT)) if size != 0 else np.uint64(BUCKETS)
             all_of[bucket] += 1
-            in_class[bucket] += np.int64(word < 0)
+            in_class[bucket] += np.int32(word < 0)
 
 
 @kernel("scatter")
