@@ -40,7 +40,7 @@ def theirs_of(library: str) -> dict[str, Any]:
         names = {"softmax": torch.nn.Softmax(1), "sigmoid": torch.sigmoid}
         return {**vars(nnunetv2.training.loss.dice), **vars(nnunetv2.training.loss.compound_losses), **names}
     smp = smp_losses()
-    parts = (smp.dice, smp.jaccard, smp.tversky, smp.focal, smp.soft_ce, smp.soft_bce)
+    parts = (smp.dice, smp.jaccard, smp.tversky, smp.focal, smp.soft_ce, smp.soft_bce, smp.lovasz)
     return {name: value for part in parts for name, value in vars(part).items()}
 
 
@@ -60,6 +60,7 @@ def test_the_page_has_its_rows() -> None:
     assert {library for library, *_ in rows()} == {"MONAI", "nnU-Net", "smp"}
 
 
+@pytest.mark.filterwarnings("ignore:size_average and reduce args:UserWarning")  # nnU-Net's TopKLoss
 @pytest.mark.parametrize(("library", "theirs", "ours", "kind"), rows())
 def test_row(library: str, theirs: str, ours: str, kind: str) -> None:
     torch.manual_seed(0)

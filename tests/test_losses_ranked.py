@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -310,8 +309,7 @@ def test_lovasz_is_the_authors(backend: str, activation: Any, absent: Any, class
 
 
 def test_lovasz_per_sample_is_smps(backend: str) -> None:
-    smp_losses()
-    theirs = importlib.import_module("smp_losses_alone.lovasz").LovaszLoss
+    theirs = smp_losses().lovasz.LovaszLoss
     logits, labels = problem(2, 3, 20, 30, ignored=255)
     labels[0][labels[0] == 1] = 0  # present in one sample only
     for per_image, pooling in ((False, "batch"), (True, "sample")):
@@ -322,7 +320,9 @@ def test_lovasz_per_sample_is_smps(backend: str) -> None:
         mask = torch.where(labels == 255, 255, (labels == 0).long())
         hinge = LovaszLoss(1, activation="sigmoid", **{**settings, "absent": "count"})
         their = theirs("binary", per_image=per_image, ignore_index=255)
-        assert_same(lambda x, loss=hinge: loss(x, mask), lambda x, loss=their: loss(x[:, 0], mask), logits[:, :1])
+        assert_same(
+            lambda x, loss=hinge, y=mask: loss(x, y), lambda x, loss=their, y=mask: loss(x[:, 0], y), logits[:, :1]
+        )
 
 
 def test_equal_errors(backend: str) -> None:
