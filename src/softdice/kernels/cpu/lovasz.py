@@ -230,7 +230,10 @@ def _gradient(kind: Kind) -> Any:
 
     @kernel(("rank gradient", kind))
     def combine(job, coefs, steps, result, begin, end):
-        """Tasks [begin, end): g = dL/dcost times step, of a softmax p (g - sum_k p_k g_k), into result."""
+        """Tasks [begin, end): g = dL/dcost times step, of a softmax p (g - sum_k p_k g_k), into result.
+
+        The g of the most probable class is taken off first: where its p is nearly 1, g - p g would lose all digits.
+        """
         job = borrowed(job)
         C, block, zero = job.C, job.block, np.uint64(0)
         scratch = (
@@ -242,7 +245,7 @@ def _gradient(kind: Kind) -> Any:
             np.empty(C * block, R),
         )
         rows, t, w, e, xs, g = borrowed(scratch)
-        r, dot, unread = rows[1], rows[5], rows[:1]
+        r, dot, most, unread = rows[1], rows[5], rows[3], rows[:1]
         known = Rows(w, t, rows[0], r, rows[2], rows[4])
         x = memory(job.input.address, R) if job.input.direct else xs
         source, raw = memory(steps.address, np.uint8), memory(result.address, np.uint8)
@@ -265,12 +268,15 @@ def _gradient(kind: Kind) -> Any:
                     for v in range(n):
                         g[c * block + v] *= k
                         if SOFTMAX:
-                            g[c * block + v] *= e[c * block + v] * r[v]
-                            dot[v] += g[c * block + v]
+                            most[v] = g[c * block + v] if e[c * block + v] == R(1) else most[v]
+                for c in range(C if SOFTMAX else zero):
+                    for v in range(n):
+                        g[c * block + v] -= most[v]
+                        dot[v] += e[c * block + v] * r[v] * g[c * block + v]
                 for c in range(C):
                     if SOFTMAX:
                         for v in range(n):
-                            g[c * block + v] -= e[c * block + v] * r[v] * dot[v]
+                            g[c * block + v] = e[c * block + v] * r[v] * (g[c * block + v] - dot[v])
                     to = b * result.per_sample + c * result.per_class + v0 * result.per_voxel
                     store(g, c * block, n, raw, result.code, to, result.per_voxel)
         alive(scratch)
