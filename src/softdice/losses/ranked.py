@@ -258,7 +258,7 @@ class LovaszLoss(Loss):
         >>> import torch, softdice
         >>> loss = softdice.LovaszLoss(2, reduction="none")
         >>> loss(torch.tensor([[[0.9, 0.2, 0.5], [0.1, 0.8, 0.5]]]), torch.tensor([[0, 1, 1]]))
-        tensor([0.3000, 0.3500])
+        tensor([0.3167, 0.3500])
 
     Source: M. Berman, A. Rannen Triki, M. B. Blaschko, "The Lovasz-Softmax loss: a tractable surrogate for the
     optimization of the intersection-over-union measure in neural networks", CVPR 2018, eqs. 8, 9 and 11; the hinge,
