@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ import softdice
 from softdice import LovaszLoss, OHEMCrossEntropyLoss, TopKCrossEntropyLoss, voxel_cross_entropy
 from softdice.compat import nnunet
 from softdice.losses.base import MixedSumLoss, SumLoss
+from softdice.training import TrainConfig, train
+from softdice.training.config import TrainingError
 from softdice.training.loss_names import parse_loss
 
 # Two classes, three voxels
@@ -411,6 +414,13 @@ def test_the_commands_know_them() -> None:
     assert isinstance(loss, MixedSumLoss)
     assert (loss.weights, loss.ignore_index) == ((1, 0.5, 1, 1), 255)
     assert [term.settings.activation for term in loss.terms] == ["softmax"] * 4  # type: ignore[union-attr]
+
+
+def test_the_fused_head_of_the_command_says_what_it_takes(tmp_path: Path) -> None:
+    config = TrainConfig(out=str(tmp_path / "run"), loss="dice+lovasz", fused_head=True)
+    words = "expected a loss that is a function of sums over the voxels with --fused-head, got dice"
+    with pytest.raises(TrainingError, match=words):
+        train(config)
 
 
 def test_compiled_and_transformed() -> None:
