@@ -86,6 +86,8 @@ class _Lovasz(torch.autograd.Function):
         if steps is None:  # they have become the gradient of an earlier call
             *_, steps = _ranked(input, target, weight, *ctx.chosen)
         coef = grad.expand(input.shape[:2])
+        if settings.activation != "softmax":
+            return steps.mul_(coef.unsqueeze(2)).to(input.dtype), *rest
         if backend == "cpu" and steps.dtype == torch.float32:
             from softdice.kernels.cpu import lovasz as cpu
 

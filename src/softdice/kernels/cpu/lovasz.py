@@ -87,7 +87,7 @@ def rank(errors: Tensor, keys: np.ndarray) -> tuple[float, int]:
 def gradient(
     coef: Tensor, steps: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass
 ) -> Tensor:
-    """dL/dcosts (B, C), steps with their signs -> dL/dinput, in the memory of the steps where the dtype is theirs."""
+    """dL/dcosts (B, C), signed steps of a softmax -> dL/dinput, in the memory of the steps if the dtype is theirs."""
     kind, job = _job(input, target, weight, None, settings)
     result = steps if input.dtype == steps.dtype else gradient_like(input)
     planes = _plane(steps, np.float32), _plane(result, np.float32)
@@ -226,11 +226,11 @@ def _walk(address, keys, bounds, before, G, costs, begin, end):
 def _gradient(kind: Kind) -> Any:
     """What a call needs -> the kernel of the gradient."""
     R, do = np.float32, loops(kind)
-    softmax, SOFTMAX, LABELS = do.softmax, kind.activation == "softmax", kind.labels
+    softmax, LABELS = do.softmax, kind.labels
 
     @kernel(("rank gradient", kind))
     def combine(job, coefs, steps, result, begin, end):
-        """Tasks [begin, end): g = dL/dcost times step, of a softmax p (g - sum_k p_k g_k), into result.
+        """Tasks [begin, end): with g = dL/dcost times step, p (g - sum_k p_k g_k) into result.
 
         The g of the most probable class is taken off first: where its p is nearly 1, g - p g would lose all digits.
         """
@@ -240,7 +240,7 @@ def _gradient(kind: Kind) -> Any:
             np.zeros((6, block), R),
             np.zeros(block, np.int32),
             np.ones(block, R),
-            np.empty(C * block if SOFTMAX else zero, R),
+            np.empty(C * block, R),
             np.empty(zero if job.input.direct else C * block, R),
             np.empty(C * block, R),
         )
@@ -255,10 +255,9 @@ def _gradient(kind: Kind) -> Any:
             stop = min(start + job.chunk, job.V)
             for v0 in range(start, stop, block):
                 n = min(block, stop - v0)
-                if SOFTMAX:
-                    _voxels(job, LABELS, b, v0, n, t, w)
-                    xo, ld = _logits(job.input, b, C, v0, n, xs, block)
-                    softmax(x, xo, ld, C, n, known, e, block, unread)
+                _voxels(job, LABELS, b, v0, n, t, w)
+                xo, ld = _logits(job.input, b, C, v0, n, xs, block)
+                softmax(x, xo, ld, C, n, known, e, block, unread)
                 for v in range(n):
                     dot[v] = R(0)
                 for c in range(C):
@@ -267,16 +266,14 @@ def _gradient(kind: Kind) -> Any:
                     k = R(coefs[b, c])
                     for v in range(n):
                         g[c * block + v] *= k
-                        if SOFTMAX:
-                            most[v] = g[c * block + v] if e[c * block + v] == R(1) else most[v]
-                for c in range(C if SOFTMAX else zero):
+                        most[v] = g[c * block + v] if e[c * block + v] == R(1) else most[v]
+                for c in range(C):
                     for v in range(n):
                         g[c * block + v] -= most[v]
                         dot[v] += e[c * block + v] * r[v] * g[c * block + v]
                 for c in range(C):
-                    if SOFTMAX:
-                        for v in range(n):
-                            g[c * block + v] = e[c * block + v] * r[v] * (g[c * block + v] - dot[v])
+                    for v in range(n):
+                        g[c * block + v] = e[c * block + v] * r[v] * (g[c * block + v] - dot[v])
                     to = b * result.per_sample + c * result.per_class + v0 * result.per_voxel
                     store(g, c * block, n, raw, result.code, to, result.per_voxel)
         alive(scratch)
