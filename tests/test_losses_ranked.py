@@ -312,7 +312,7 @@ def test_lovasz_is_the_authors(backend: str, activation: Any, absent: Any, class
 
 
 def test_lovasz_per_sample_is_smps(backend: str) -> None:
-    """Theirs computes in float32 only."""
+    """Theirs computes in float32 only: its steps, about 1 / 200, are differences of numbers up to 1, each 6e-8 off."""
     theirs = smp_losses().lovasz.LovaszLoss
     logits, labels = problem(2, 3, 20, 30, ignored=255)
     labels[0][labels[0] == 1] = 0  # present in one sample only
@@ -320,7 +320,7 @@ def test_lovasz_per_sample_is_smps(backend: str) -> None:
         settings: Any = {"pooling": pooling, "ignore_index": 255, "absent": "skip"}
         ours = LovaszLoss(3, activation="softmax", **settings)
         their = theirs("multiclass", per_image=per_image, ignore_index=255)
-        assert_same(lambda x, loss=ours: loss(x, labels), lambda x, loss=their: loss(x.float(), labels), logits)
+        assert_same(lambda x, loss=ours: loss(x, labels), lambda x, loss=their: loss(x.float(), labels), logits, 1e-4)
         mask = torch.where(labels == 255, 255, (labels == 0).long())
         hinge = LovaszLoss(1, activation="sigmoid", **{**settings, "absent": "count"})
         their = theirs("binary", per_image=per_image, ignore_index=255)
