@@ -85,6 +85,7 @@ bench: $(DEV) $(PEERS)
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.dropins
 	$(BIN)/python -m benchmarks.structures
+	$(BIN)/python -m benchmarks.voxelwise
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.head
 	$(BIN)/python -m benchmarks.upsampled

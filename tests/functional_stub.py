@@ -8,6 +8,7 @@ from textwrap import fill
 
 from softdice import functional
 
+INDENT = " " * 4
 STUB = Path(functional.__file__).with_suffix(".pyi")
 HEAD = """# Written by tests/functional_stub.py from the classes of the losses.
 # fmt: off
@@ -33,7 +34,8 @@ def declarations() -> str:
             else f"{p.name}: {p.annotation} = {p.default!r}, ".replace(f" = {p.empty!r}", "")
             for p in inspect.signature(function).parameters.values()
         ]
-        rest = fill("".join(own).replace("'", '"').strip(), 120, initial_indent="    ", subsequent_indent="    ")
+        whole = " ".join(text.strip().replace(" ", "\0") for text in own)  # a line ends between two parameters
+        rest = fill(whole, 120, initial_indent=INDENT, subsequent_indent=INDENT).replace("\0", " ").replace("'", '"')
         text += f"def {name}(\n    input: Tensor, target: Tensor, *, {weight.strip()}\n{rest}\n) -> Tensor:\n"
         text += f'    """{str(function.__doc__).splitlines()[0]}"""\n\n'
     return text.rstrip() + "\n"

@@ -28,7 +28,7 @@ def smp_losses() -> Any:
         package = types.ModuleType(name)
         package.__path__ = [str(Path(found.submodule_search_locations[0]) / "losses")]
         sys.modules[name] = package
-        for part in ("dice", "jaccard", "tversky", "focal", "soft_ce", "soft_bce", "mcc"):
+        for part in ("dice", "jaccard", "tversky", "focal", "soft_ce", "soft_bce", "mcc", "lovasz"):
             importlib.import_module(f"{name}.{part}")
     return sys.modules[name]
 

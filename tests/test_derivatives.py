@@ -17,6 +17,7 @@ from torch import Tensor
 
 import softdice
 from softdice.compat import monai, nnunet, smp
+from softdice.losses import BEYOND
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -86,8 +87,9 @@ def test_a_function_under_torch_func(name: str) -> None:
 
 def test_every_named_loss_and_every_function_is_differentiated() -> None:
     losses = {name for name in softdice.__all__ if name.endswith("Loss")} - {"OverlapLoss"}
-    assert losses == {make.__name__ for make, _, _ in FAMILY.values()}
-    assert set(FUNCTIONS) == {re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=MCC)", "_", name).lower() for name in losses}
+    assert losses == {make.__name__ for make, _, _ in FAMILY.values()} | {loss.__name__ for loss in BEYOND}
+    apart = r"(?<=[a-z])(?=[A-Z])|(?<=MCC)|(?<=OHEM)|(?<=TopK)"
+    assert set(FUNCTIONS) == {re.sub(apart, "_", name).lower() for name in losses}
 
 
 # --- the drop-in classes ------------------------------------------------------------------------------------------
@@ -115,6 +117,8 @@ DROP_IN: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
     (nnunet.SoftDiceLoss, (), {"apply_nonlin": softmax}, "labels"),
     (nnunet.MemoryEfficientSoftDiceLoss, (), {"apply_nonlin": softmax}, "labels"),
     (nnunet.DC_and_CE_loss, ({"smooth": 1e-5}, {}), {}, "labels"),
+    (nnunet.DC_and_topk_loss, ({"smooth": 1e-5}, {"k": 60}), {}, "labels"),
+    (nnunet.TopKLoss, (), {"k": 60}, "labels"),
     (nnunet.RobustCrossEntropyLoss, (), {"ignore_index": 1}, "labels"),
     (nnunet.DeepSupervisionWrapper, (nnunet.RobustCrossEntropyLoss(),), {}, "labels"),
     (nnunet.DC_and_BCE_loss, ({}, {"smooth": 1e-5}), {}, "one-hot"),
@@ -127,6 +131,8 @@ DROP_IN: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
     (smp.SoftCrossEntropyLoss, (), {"smooth_factor": 0.1}, "labels"),
     (smp.SoftBCEWithLogitsLoss, (), {"smooth_factor": 0.1}, "one-hot"),
     (smp.MCCLoss, (), {}, "one-hot"),
+    (smp.LovaszLoss, ("multiclass",), {}, "labels"),
+    (smp.LovaszLoss, ("multilabel",), {}, "one-hot"),
 ]
 """Class, its arguments, and which target it takes."""
 

@@ -15,12 +15,14 @@ from softdice.losses.centreline import *  # noqa: F403
 from softdice.losses.confusion import *  # noqa: F403
 from softdice.losses.mapped import *  # noqa: F403
 from softdice.losses.named import *  # noqa: F403
+from softdice.losses.ranked import *  # noqa: F403
 from softdice.losses.voxelwise import *  # noqa: F403
 from softdice.maps import distance_map
 from softdice.metrics.formulas import dice_score
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.statistics import OverlapStatistics, overlap_statistics, soft_confusion
 from softdice.version import __version__
+from softdice.voxelwise import voxel_cross_entropy
 
 # What needs torchmetrics; `import *` brings it where that is installed.
 _METRICS = ("DiceScore", "JaccardScore", "PrecisionScore", "RecallScore", "VolumeDifference")
@@ -43,11 +45,13 @@ __all__ = [
     "setup_system",
     "soft_confusion",
     "use_backend",
+    "voxel_cross_entropy",
 ]
 __all__ += _METRICS if metrics.HAS_TORCHMETRICS else ()
 __all__ += losses.centreline.__all__
 __all__ += losses.confusion.__all__
 __all__ += losses.named.__all__  # the losses, each listed where it is defined
+__all__ += losses.ranked.__all__
 __all__ += losses.voxelwise.__all__
 __all__ += losses.mapped.__all__
 __all__.sort()

@@ -9,6 +9,7 @@ Shape suffixes: B sample, C class (or region), V voxel.
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,25 @@ def statistics(
     """
     if settings.fields in (CONFUSION, CENTRELINE):
         return _mixed(input, target, weight, settings)
+    terms, weight_B1V, shape = _terms(input, target, weight, regions, voxel_map, settings)
+    return torch.stack([(terms[name] * weight_B1V).expand(shape).sum(-1) for name in settings.fields])
+
+
+def cross_entropy(input: Tensor, target: Tensor, settings: Pass) -> Tensor:
+    """input, target -> the cross-entropy of each voxel, (B, V): the statistic of that name, summed over the classes."""
+    terms, weight_B1V, _ = _terms(input, target, None, None, None, settings)
+    return (terms["cross_entropy"] * weight_B1V).sum(1)
+
+
+def _terms(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    regions: Tensor | None,
+    voxel_map: Tensor | None,
+    settings: Pass,
+) -> tuple[dict[str, Any], Tensor, torch.Size]:
+    """-> what each voxel adds to each statistic, but for its weight; the weights; and the shape, (B, C, V)."""
     wanted = [statistic for statistic in STATISTICS if statistic.name in settings.fields]
     value_BCV = input.to(result_dtype(input.dtype))
     valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
@@ -98,8 +118,50 @@ def statistics(
         symbols |= {"q": q, "u": _power(q, settings.gamma), "v": _power(p, settings.gamma)}
     if any(statistic.names("d") for statistic in wanted):
         symbols["d"] = (p - y) ** 2 if settings.power == 2 else _power((p - y).abs(), settings.power)
-    terms = {statistic.name: statistic.value(**symbols) for statistic in wanted}
-    return torch.stack([(terms[name] * weight_B1V).expand_as(y).sum(-1) for name in settings.fields])
+    return {statistic.name: statistic.value(**symbols) for statistic in wanted}, weight_B1V, y.shape
+
+
+def lovasz(
+    input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass, per_sample: bool
+) -> tuple[Tensor, Tensor]:
+    """input, target -> the Lovasz extension of each class's Jaccard loss, and whether it has a voxel.
+
+    Both are (C,), or (B, C) of each sample by itself.
+
+        sum_i e_(i) (J_i - J_(i-1)),    J_i = 1 - (G - F_i) / (G + N_i)
+
+    over the voxels in the order of their errors e, the largest first: of the first i, F_i are of the class and N_i are
+    not, and G voxels are of the class altogether. Of equal errors the first goes first.
+
+    Args: as for `statistics`; a weight is 0 or 1, and values of a target are.
+    """
+    error_BCV, true_BCV = errors(input, target, weight, settings)
+    if not per_sample:
+        error_BCV, true_BCV = (values.transpose(0, 1).flatten(1) for values in (error_BCV, true_BCV))
+    order = error_BCV.detach().argsort(dim=-1, descending=True, stable=True)
+    ranked, of_class = error_BCV.gather(-1, order), true_BCV.gather(-1, order).double()
+    missing = of_class.sum(-1, keepdim=True) - of_class.cumsum(-1)
+    jaccard = 1 - missing / (of_class.sum(-1, keepdim=True) + (1 - of_class).cumsum(-1))
+    steps = torch.cat([jaccard[..., :1], jaccard[..., 1:] - jaccard[..., :-1]], -1)
+    return (ranked * steps.to(ranked.dtype)).sum(-1), true_BCV.any(-1)
+
+
+def errors(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> tuple[Tensor, Tensor]:
+    """input, target -> abs(y - p), for a sigmoid the hinge max(0, 1 - (2 y - 1) x), and y, both (B, C, V).
+
+    A voxel that does not count has the error 0, and is in no class: the last rank, which changes no other.
+    """
+    value_BCV = input.to(result_dtype(input.dtype))
+    valid_BV, _ = _weights(value_BCV, target, weight, settings.ignore_index)
+    true_BCV = _true_values(target, input.shape[1], value_BCV.dtype) > 0.5
+    if valid_BV is not None:
+        value_BCV, true_BCV = torch.where(valid_BV.unsqueeze(1), value_BCV, 0.0), true_BCV & valid_BV.unsqueeze(1)
+    if settings.activation == "sigmoid":
+        error_BCV = (1 + torch.where(true_BCV, -value_BCV, value_BCV)).relu()
+    else:
+        p, _, _ = _probabilities(value_BCV, None, settings.activation, False)
+        error_BCV = torch.where(true_BCV, 1 - p, p).relu()
+    return (error_BCV if valid_BV is None else torch.where(valid_BV.unsqueeze(1), error_BCV, 0.0)), true_BCV
 
 
 def _mixed(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> Tensor:

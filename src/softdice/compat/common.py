@@ -19,6 +19,7 @@ from softdice import validation
 from softdice.reference import signed
 from softdice.settings import Pass
 from softdice.statistics import OverlapStatistics, measure
+from softdice.voxelwise import voxel_cross_entropy
 
 # --- the declaration of a class
 
@@ -215,7 +216,11 @@ def tversky(
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """torch's cross-entropy from a pass; labels (B, 1, *S) and floats, too. A map (reduction "none") is torch's own."""
+    """torch's cross-entropy from a pass; labels (B, 1, *S) and floats, too.
+
+    A map (reduction "none") is `softdice.voxel_cross_entropy`; torch's own with a weight and label_smoothing or
+    per-class values, at the price of some tensors of the size of input.
+    """
 
     reads = ("cross_entropy", "labelled")
     guard = False
@@ -229,11 +234,17 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """logits (B, C, *S), labels or per-class values -> loss."""
         dense = target.shape == input.shape
-        if self.reduction == "none":
-            target = target[:, 0] if target.ndim == input.ndim and not dense else target
-            return super().forward(input, target.to(input.dtype) if dense else target.long())
         settings: dict[str, Any] = {"label_smoothing": self.label_smoothing}
         settings["ignore_index"] = None if dense else self.ignore_index
+        if self.reduction == "none":
+            target = target[:, 0] if target.ndim == input.ndim and not dense else target
+            if self.weight is None:
+                return voxel_cross_entropy(input, target, activation="softmax", **settings)
+            if dense or self.label_smoothing:
+                return super().forward(input, target.to(input.dtype) if dense else target.long())
+            entropy = voxel_cross_entropy(input, target, activation="softmax", **settings)
+            labels = target.long()
+            return entropy * self.weight.to(entropy)[torch.where(labels == self.ignore_index, 0, labels)]
         stats = sums(input, target, fields=self.reads, activation="softmax", **settings)
         return self.from_statistics(stats, input, target)
 

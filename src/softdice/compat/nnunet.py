@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from softdice import reductions, validation
 from softdice.compat import common
+from softdice.losses.ranked import largest
 from softdice.statistics import OverlapStatistics
 
 Nonlinearity = Callable[[Tensor], Tensor]
@@ -148,6 +149,37 @@ class RobustCrossEntropyLoss(common.CrossEntropyLoss):
         return super().forward(*common.taken(input, target))
 
 
+class TopKLoss(RobustCrossEntropyLoss):
+    """inp, target -> mean cross-entropy of the k percent of the voxels where it is largest, in the memory of a map.
+
+    Args:
+        weight, ignore_index, label_smoothing: of torch.nn.CrossEntropyLoss. A weight with label_smoothing costs some
+            tensors of the size of inp.
+        k: percent, rounded down; an ignored voxel counts as one that costs 0.
+
+    Shapes: inp (B, C, *S) logits; target (B, 1, *S) or (B, *S) labels.
+
+    Example:
+        >>> loss = TopKLoss(k=50)
+        >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[0.0, 1.0]]]))
+        tensor(0.3133)
+    """
+
+    @validation.public
+    def __init__(
+        self, weight: Tensor | None = None, ignore_index: int = -100, k: float = 10, label_smoothing: float = 0
+    ) -> None:
+        super().__init__(weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing)
+        self.k = k
+
+    @validation.public
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """input, target -> loss."""
+        entropy = super().forward(input, target)
+        k = int(entropy.numel() * self.k / 100)
+        return largest(entropy.reshape(1, -1), k) / k
+
+
 @common.declared
 class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
     """net_output, target -> weight_dice (-Dice) + weight_ce cross-entropy, from one pass.
@@ -206,6 +238,26 @@ class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
         if self.weight_ce != 0 and (ce or keep is None or bool(keep.any())):
             loss = loss + self.weight_ce * self.ce(net_output, target[:, 0])
         return torch.as_tensor(loss)
+
+
+@common.declared
+class DC_and_topk_loss(DC_and_CE_loss):  # noqa: N801 (nnU-Net's name)
+    """net_output, target -> weight_dice (-Dice) + weight_ce cross-entropy of the k percent of the worst voxels.
+
+    Args: as for `DC_and_CE_loss`, with ce_kwargs for `TopKLoss`. The two terms have passes of their own.
+
+    Example:
+        >>> loss = DC_and_topk_loss({"smooth": 0.0}, {"k": 50})
+        >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[0, 1]]]))
+        tensor(-0.7539)
+    """
+
+    dice_class: type[nn.Module] = field(default=SoftDiceLoss, init=False)
+
+    def __post_init__(self) -> None:
+        ignored = {} if self.ignore_label is None else {"ignore_index": self.ignore_label}
+        self.ce = TopKLoss(**{**self.ce_kwargs, **ignored})
+        self.dc = _dice(self.dice_class, nn.Softmax(1), self.soft_dice_kwargs)
 
 
 @common.declared

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softdice import validation
+from softdice import losses, validation
 from softdice.compat import common
 from softdice.statistics import OverlapStatistics
 
@@ -305,6 +305,41 @@ class SoftCrossEntropyLoss(common.DropIn):
         stats = common.sums(y_pred.movedim(self.dim, 1), y_true, fields=fields, activation="softmax", **settings)
         total = stats.cross_entropy.sum()
         return total if self.reduction == "sum" else total / max(y_true.numel(), 1)
+
+
+@common.declared
+class LovaszLoss(common.DropIn):
+    """y_pred, y_true -> Lovasz-Softmax of the classes present, or the hinge; one class at a time.
+
+    Args:
+        as segmentation_models_pytorch.losses.LovaszLoss; from_logits concerns nothing, there as here. For "binary" and
+        "multilabel" all channels are ranked together.
+
+    Shapes: y_pred (N, C, *S); y_true (N, *S) labels for "multiclass", else as many values as y_pred.
+
+    Example:
+        >>> loss = LovaszLoss("multiclass")
+        >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[0, 1]]))
+        tensor(0.1192)
+    """
+
+    mode: str
+    per_image: bool = False
+    ignore_index: int | None = None
+    from_logits: bool = True
+
+    def __post_init__(self) -> None:
+        validation.choice("mode", self.mode, (BINARY_MODE, MULTICLASS_MODE, MULTILABEL_MODE))
+
+    def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
+        """y_pred, y_true -> loss."""
+        y_pred, y_true = common.taken(y_pred, y_true)
+        shared: dict[str, Any] = {"pooling": "sample" if self.per_image else "batch", "ignore_index": self.ignore_index}
+        if self.mode == MULTICLASS_MODE:
+            return losses.LovaszLoss(y_pred.shape[1], activation="softmax", absent="skip", **shared)(y_pred, y_true)
+        masks = y_true.reshape(len(y_pred), -1)
+        hinge = losses.LovaszLoss(1, activation="sigmoid", **shared)
+        return hinge(y_pred.reshape(len(y_pred), 1, -1), masks)
 
 
 class SoftBCEWithLogitsLoss(common.BinaryCrossEntropyLoss):

@@ -82,7 +82,7 @@ class FusedHead(nn.Module):
         _check_module(conv)
         if not isinstance(loss, (StatisticsLoss, Upsampled)):
             advice = "Use softdice.OverlapLoss for an index of your own."
-            expected = "a loss of softdice that is a function of the statistics, or a sum of such"
+            expected = "loss to be a loss of softdice that is a function of the statistics, or a sum of such"
             validation.fail(expected, type(loss).__name__, advice, TypeError)
         validation.number("chunk_mib", chunk_mib, 0.001)
         weight: Any = conv.weight

@@ -73,7 +73,7 @@ class Upsampled(nn.Module):
         super().__init__()
         if not isinstance(loss, StatisticsLoss):
             advice = "Use softdice.OverlapLoss for an index of your own."
-            expected = "a loss of softdice that is a function of the statistics, or a sum of such"
+            expected = "loss to be a loss of softdice that is a function of the statistics, or a sum of such"
             validation.fail(expected, type(loss).__name__, advice, TypeError)
         validation.choice("mode", mode, RANKS)
         if align_corners and mode == "nearest":

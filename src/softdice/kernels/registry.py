@@ -178,6 +178,11 @@ def watched(*others: Tensor | None) -> str | None:
     """Why nothing but the definition can serve, whatever the device; or None. Given: what belongs to the voxels."""
     if any(other is not None and other.requires_grad for other in others):
         return "target, voxel_weight or voxel_map requires a gradient"
+    return transform()
+
+
+def transform() -> str | None:
+    """What looks into tensors as only torch's operations allow it, or None."""
     if not torch.compiler.is_compiling():  # the compiler has a stack of transforms of its own, and no forward mode
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return "a torch.func transform is active"

@@ -1,12 +1,13 @@
 """input, target -> loss: the losses, each an index and a cost over the statistics of one pass."""
 
-from softdice.losses import centreline, confusion, mapped, named, voxelwise
+from softdice.losses import centreline, confusion, mapped, named, ranked, voxelwise
 from softdice.losses.base import Loss, MixedSumLoss, StatisticsLoss, SumLoss
 from softdice.losses.centreline import *  # noqa: F403
 from softdice.losses.confusion import *  # noqa: F403
 from softdice.losses.mapped import *  # noqa: F403
 from softdice.losses.named import *  # noqa: F403
 from softdice.losses.overlap import LossSettings, OverlapLoss
+from softdice.losses.ranked import *  # noqa: F403
 from softdice.losses.supervision import DeepSupervision
 from softdice.losses.voxelwise import *  # noqa: F403
 
@@ -15,7 +16,9 @@ FAMILY: tuple[type[OverlapLoss], ...] = tuple(
 )
 """The losses with an index of their own: each is public in `softdice` too, and a function in `softdice.functional`."""
 
-BEYOND: tuple[type[Loss], ...] = tuple(getattr(room, name) for room in (centreline, confusion) for name in room.__all__)
+BEYOND: tuple[type[Loss], ...] = tuple(
+    getattr(room, name) for room in (centreline, confusion, ranked) for name in room.__all__
+)
 """The losses that are no functions of the statistics: public in the same way."""
 
 __all__ = [
@@ -32,5 +35,6 @@ __all__ = [
 __all__ += centreline.__all__
 __all__ += confusion.__all__
 __all__ += named.__all__
+__all__ += ranked.__all__
 __all__ += voxelwise.__all__
 __all__ += mapped.__all__

@@ -10,7 +10,7 @@ from softdice.losses import Loss, StatisticsLoss
 from softdice.losses.base import words
 from softdice.training.config import TrainingError
 
-SHORT = {"soft_dice": "dice", "cross_entropy": "ce"}
+SHORT = {"soft_dice": "dice", "cross_entropy": "ce", "top_k_cross_entropy": "topk", "ohem_cross_entropy": "ohem"}
 """Names that are shorter than the class's."""
 MOST_TERMS = 16
 FACTORS = 1e-6, 1e6

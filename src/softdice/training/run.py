@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 
 from softdice.distributed import LostRankError, Ranks
+from softdice.losses import StatisticsLoss
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.training.brain import brain_cases
 from softdice.training.cases import Cases, memory_bytes, read_folder, split
@@ -164,7 +165,12 @@ def _prepare(
             f"got {per_node}. Start fewer."
         )
     setup_system(SystemConfig(seed=settings["seed"], deterministic_algorithms=True))
-    parse_loss(settings["loss"], 2)  # a wrong name is told before the data are read
+    loss = parse_loss(settings["loss"], 2)  # a wrong name is told before the data are read
+    if settings["fused_head"] and not isinstance(loss, StatisticsLoss):
+        raise TrainingError(
+            f"softdice train: expected a loss that is a function of sums over the voxels with --fused-head, got "
+            f"{settings['loss'][:40]}. Leave out --fused-head, or change --loss."
+        )
 
     if config.data is None:
         cases = brain_cases(settings["val_fraction"])

@@ -104,7 +104,7 @@ def voxels_of(job, labels, b, v0, n, t, w):
 
 
 @jit
-def _row(plane, b, c, v0, n, scratch):
+def row_of(plane, b, c, v0, n, scratch):
     """A row of a class, where it cannot be read in place, into scratch -> its offset."""
     off = b * plane.per_sample + c * plane.per_class + v0 * plane.per_voxel
     if plane.direct:
@@ -145,7 +145,13 @@ def forward(kind: Kind) -> Any:
     """What a call needs -> the kernel of the sums."""
     R = np.float64 if kind.double else np.float32
     do, region = loops(kind), unions(kind.activation == "softmax", kind.labels, R)
-    class_sums, softmax, own_sums, region_row, region_truth = do.sums, do.softmax, do.own_sums, region.row, region.truth
+    class_sums, softmax, own_sums, region_row, region_truth = (
+        do.sums,
+        do.softmax,
+        do.own_sums,
+        region.row,
+        region.truth,
+    )
     SOFTMAX, LABELS, OWN, UNION = kind.activation == "softmax", kind.labels, kind.target == "own", kind.union
     VALUES, MAPPED = not kind.labels and not kind.union, kind.mapped
 
@@ -183,16 +189,16 @@ def forward(kind: Kind) -> Any:
                     if not SOFTMAX:
                         wrong += beyond(x, xo + c * ld, n, s.low, s.high, w)
                     if not LABELS:
-                        yo = _row(job.target, b, c, v0, n, y)
+                        yo = row_of(job.target, b, c, v0, n, y)
                         wrong += beyond(ys, yo, n, R(0), R(1), w)
                 for k in range(K):
-                    uo = _row(job.map, b, k, v0, n, u) if MAPPED else zero
+                    uo = row_of(job.map, b, k, v0, n, u) if MAPPED else zero
                     if UNION:
                         region_truth(job.target, job.member, C, b, v0, k, n, t, z, y)
                         region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, zero)
                         class_sums(z, zero, e, C * block, of_union, k, y, zero, us, uo, n, s, out)
                     else:
-                        yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
+                        yo = row_of(job.target, b, k, v0, n, y) if VALUES else zero
                         wrong += class_sums(x, xo + k * ld, e, k * block, known, k, ys, yo, us, uo, n, s, out)
                 bad[task] += wrong
                 if OWN:
@@ -254,13 +260,13 @@ def backward(kind: Kind) -> Any:
                 if (SOFTMAX and not FUSED) or UNION:
                     for k in range(K):
                         ho = k * block if KEPT else zero
-                        uo = _row(job.map, b, k, v0, n, u) if MAPPED else zero
+                        uo = row_of(job.map, b, k, v0, n, u) if MAPPED else zero
                         if UNION:
                             region_truth(job.target, job.member, C, b, v0, k, n, t, own, y)
                             region_row(job.member, x, xo, ld, C, k, n, known, e, block, z, ho)
                             class_slope(z, ho, e, C * block, of_union, k, y, zero, us, uo, n, s, coef, h, ho)
                         else:
-                            yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
+                            yo = row_of(job.target, b, k, v0, n, y) if VALUES else zero
                             class_slope(x, xo + k * ld, e, k * block, known, k, ys, yo, us, uo, n, s, coef, h, ho)
                 if OWN:
                     own_slope(x, xo, ld, e, block, known, n, s, coef, own)
@@ -268,8 +274,8 @@ def backward(kind: Kind) -> Any:
                     region_gradient(job.member, x, xo, ld, C, K, n, known, e, block, z, h, g, go, gld)
                 else:
                     for k in range(C):
-                        yo = _row(job.target, b, k, v0, n, y) if VALUES else zero
-                        uo = _row(job.map, b, k, v0, n, u) if MAPPED else zero
+                        yo = row_of(job.target, b, k, v0, n, y) if VALUES else zero
+                        uo = row_of(job.map, b, k, v0, n, u) if MAPPED else zero
                         prefetch(g, go + k * gld + n, n)
                         class_gradient(
                             x, xo + k * ld, e, k * block, known, k, ys, yo, us, uo, n, s, coef, h, k * block,

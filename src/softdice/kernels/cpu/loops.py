@@ -265,6 +265,8 @@ class Loops(NamedTuple):
     gradient: Any
     own_sums: Any  # what `sums` lacks at each voxel's own class, where target = "own"
     own_slope: Any
+    terms: Any  # of each voxel, where a single statistic is wanted
+    own_terms: Any
 
 
 def loops(kind: Kind) -> Loops:
@@ -339,6 +341,25 @@ def loops(kind: Kind) -> Loops:
                 put0(out, c, -1.0, plus0(nothing0(), weight, *k0))
 
     @jit
+    def class_terms(x, xo, e, eo, rows, c, y, yo, n, s, out):
+        """What each voxel adds to the sum of one class, added to out; returns how many values are out of range."""
+        bad = ZERO
+        for v in range(n):
+            weight, k = at(x, xo, e, eo, rows, truth(rows, np.int32(c), y, yo, v), x, xo, v, s)
+            write_apart(out, v, out[v] + plus(nothing(), weight, *k)[0])
+            bad += outside(k, s)
+        return np.int64(bad)
+
+    @jit
+    def own_terms(x, xo, ld, e, eld, rows, n, s, out):
+        """What each voxel adds to the sum of its own class."""
+        for v in range(n):
+            if rows.t[v] >= 0:
+                c = np.uint64(rows.t[v])
+                weight, k = at(x, xo + c * ld, e, c * eld, rows, ONE, x, xo, v, s)
+                out[v] = plus(nothing(), weight, *k)[0]
+
+    @jit
     def class_slope(x, xo, e, eo, rows, c, y, yo, u, uo, n, s, coef, h, ho):
         """dot += slope; the slope itself into h where it would be dear to compute it again."""
         k, dot = class_take(coef, c), rows.dot
@@ -372,4 +393,4 @@ def loops(kind: Kind) -> Loops:
                 step -= z[0] * read_apart(rows.dot, v)
             write_apart(g, go + v, weight * step)
 
-    return Loops(class_sums, softmax, class_slope, class_gradient, own_sums, own_slope)
+    return Loops(class_sums, softmax, class_slope, class_gradient, own_sums, own_slope, class_terms, own_terms)

@@ -1,0 +1,320 @@
+"""settings -> loss: the losses that go by the rank of a voxel, and so are no functions of sums over voxels.
+
+A term of this kind in a sum, `SoftDiceLoss(...) + 0.5 * LovaszLoss(...)`, has passes of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softdice import lovasz, reductions, validation
+from softdice.kernels import registry
+from softdice.losses.base import Loss
+from softdice.reference import equals
+from softdice.settings import Pass
+from softdice.voxelwise import cross_entropy
+
+__all__ = ["LovaszLoss", "OHEMCrossEntropyLoss", "TopKCrossEntropyLoss"]
+
+
+class _VoxelEntropyLoss(Loss):
+    """What the losses of some voxels' cross-entropy share: the settings of the map, and how it is made."""
+
+    def _settle(
+        self,
+        num_classes: int,
+        activation: str,
+        ignore_index: int | None,
+        label_smoothing: float,
+        reduction: str,
+        validate: bool,
+    ) -> None:
+        self.num_classes = validation.num_classes(num_classes)
+        if num_classes == 1 and activation != "sigmoid":
+            validation.fail("activation='sigmoid' for a single class", repr(activation), "Or pass two channels.")
+        validation.choice("reduction", reduction, ("mean", "sum"))
+        settings = Pass(activation, ignore_index, label_smoothing, validate=bool(validate), fields=("cross_entropy",))
+        self.settings, self.ignore_index = validation.pass_settings(settings), ignore_index
+        self.reduction = reduction
+
+    def _entropies(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None) -> Tensor:
+        """-> the map, (B, V), times voxel_weight."""
+        entropy = cross_entropy(input, target, self.settings, self.num_classes).flatten(1)
+        if voxel_weight is None:
+            return entropy
+        flat = validation.tensors(input, target, voxel_weight, self.num_classes, self.ignore_index, False)[2]
+        assert flat is not None
+        if self.settings.validate:
+            validation.check(~(flat >= 0), None, flat, validation.weights_error)
+        return torch.where(flat > 0, entropy, 0.0) * flat.to(entropy.dtype)
+
+
+class TopKCrossEntropyLoss(_VoxelEntropyLoss):
+    """input, target -> mean cross-entropy of the k voxels where it is largest.
+
+        loss = 1 / k sum_{i <= k} E_(i),    E_(1) >= E_(2) >= ...
+
+    with E the cross-entropy of a voxel, `softdice.voxel_cross_entropy`.
+
+    Args:
+        num_classes: channels of `input`; a single one needs activation="sigmoid".
+        k: a float in (0, 1] is the share of all voxels of the batch (rounded down, but one voxel at least), an int >= 1
+            their number (all of them, if there are fewer).
+        activation, ignore_index, label_smoothing, validate: as for `softdice.voxel_cross_entropy`.
+        pooling: "batch" seeks among the voxels of all samples, "sample" takes k of each sample (the share of its own).
+        reduction: "mean" or "sum", over the voxels that were taken.
+
+    Shapes: as for `OverlapLoss`. A voxel_weight multiplies E before the largest are sought.
+
+    Memory: the map and its gradient, beside the gradient of `input`.
+
+    Edge cases: an ignored voxel costs 0 and counts as a voxel, as in nnU-Net; of equal voxels some are taken; an empty
+    batch costs 0.
+
+    Example:
+        >>> import torch, softdice
+        >>> loss = softdice.TopKCrossEntropyLoss(2, k=0.5, activation="softmax")
+        >>> logits, labels = torch.tensor([[[1.0, 0.0, 3.0, 9.0], [0.0, 2.0, 3.0, 0.0]]]), torch.tensor([[0, 1, 1, 0]])
+        >>> loss(logits, labels)  # (0.6931 + 0.3133) / 2
+        tensor(0.5032)
+
+    Source: Z. Wu, C. Shen, A. van den Hengel, "Bridging category-level and instance-level semantic image
+    segmentation", arXiv:1605.06885, 2016, section 2.2; the form, F. Isensee et al., "nnU-Net", Nature Methods 18, 2021.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        k: float = 0.1,
+        *,
+        activation: Literal["none", "softmax", "sigmoid"] = "none",
+        pooling: Literal["batch", "sample"] = "batch",
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        reduction: Literal["mean", "sum"] = "mean",
+        validate: bool = True,
+    ) -> None:
+        super().__init__()
+        self._settle(num_classes, activation, ignore_index, label_smoothing, reduction, validate)
+        validation.choice("pooling", pooling, reductions.POOLINGS)
+        share = isinstance(k, float)
+        validation.number("k", k, 0 if share else 1, 1 if share else math.inf)
+        if k == 0:
+            validation.fail("k in (0, 1], or a number of voxels", repr(k), "Choose k in that range.")
+        self.k, self.pooling = k, pooling
+
+    def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
+        """input, target -> loss, a tensor on the autograd graph."""
+        entropy = self._entropies(input, target, voxel_weight)
+        rows = entropy.reshape(1, -1) if self.pooling == "batch" else entropy
+        voxels = rows.shape[1]
+        k = min(voxels, self.k if isinstance(self.k, int) else max(1, int(voxels * self.k + 1e-6)))  # 0.29 * 100 < 29
+        total = largest(rows, k)
+        return total if self.reduction == "sum" else total / max(len(rows) * k, 1)
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, k={self.k}, activation={self.settings.activation!r}"
+
+
+class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
+    """input, target -> mean cross-entropy of the voxels whose true class has a probability below a threshold.
+
+        loss = mean { E_v : p_v < max(threshold, p_(m + 1)) },    p = exp(-E),    p_(1) <= p_(2) <= ...
+
+    with E the cross-entropy of a voxel, `softdice.voxel_cross_entropy`, and m = B min_kept: online hard example mining.
+
+    Args:
+        num_classes: channels of `input`; a single one needs activation="sigmoid".
+        threshold: in [0, 1).
+        min_kept: how many voxels per sample of the batch are kept, on the average, however easy they are; >= 0.
+        activation, ignore_index, label_smoothing, validate: as for `softdice.voxel_cross_entropy`.
+        reduction: "mean" or "sum", over the voxels that are kept. (mmseg divides the sum by all voxels.)
+
+    Shapes: as for `OverlapLoss`. A voxel_weight multiplies E, and what it leaves is sorted.
+
+    Memory: the map and its gradient, beside the gradient of `input`.
+
+    Edge cases: where no more than m voxels count, all but the easiest are kept, as in mmseg; of equal voxels at the
+    bound none is kept; if none is kept the loss is 0.
+
+    Example:
+        >>> import torch, softdice
+        >>> loss = softdice.OHEMCrossEntropyLoss(2, threshold=0.7, min_kept=0)
+        >>> loss(torch.tensor([[[0.9, 0.6, 0.8], [0.1, 0.4, 0.2]]]), torch.tensor([[0, 0, 1]]))  # of 0.6 and 0.2
+        tensor(1.0601)
+
+    Source: A. Shrivastava, A. Gupta, R. Girshick, "Training region-based object detectors with online hard example
+    mining", CVPR 2016; for voxels, and the two bounds, OHEMPixelSampler of MMSegmentation.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        threshold: float = 0.7,
+        min_kept: int = 100_000,
+        *,
+        activation: Literal["none", "softmax", "sigmoid"] = "none",
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        reduction: Literal["mean", "sum"] = "mean",
+        validate: bool = True,
+    ) -> None:
+        super().__init__()
+        self._settle(num_classes, activation, ignore_index, label_smoothing, reduction, validate)
+        validation.number("threshold", threshold, 0, 1, below=True)
+        if isinstance(min_kept, bool) or not isinstance(min_kept, int) or min_kept < 0:
+            validation.fail("min_kept to be an int >= 0", repr(min_kept), "Pass a number of voxels.")
+        self.threshold, self.min_kept = threshold, min_kept
+
+    def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
+        """input, target -> loss, a tensor on the autograd graph."""
+        entropy = self._entropies(input, target, voxel_weight).reshape(1, -1)
+        ranked = entropy.detach()
+        if self.ignore_index is not None:
+            counted = ~equals(target, self.ignore_index).reshape(1, -1)
+            ranked = torch.where(counted, ranked, -math.inf)
+        bound = ranked.new_tensor(-math.log(self.threshold) if self.threshold else math.inf)
+        if self.min_kept and entropy.numel():
+            least = kth_largest(ranked, min(len(input) * self.min_kept + 1, entropy.numel()))
+            if self.ignore_index is not None:  # where fewer count, that of the easiest
+                easiest = torch.where(counted, ranked, math.inf).amin()
+                least = torch.where(least == -math.inf, easiest, least)
+            bound = torch.minimum(bound, least)
+        kept = ranked > bound
+        total = torch.where(kept, entropy, 0.0).sum()
+        return total / kept.sum().clamp_min(1) if self.reduction == "mean" else total
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_classes={self.num_classes}, threshold={self.threshold}, min_kept={self.min_kept}, "
+            f"activation={self.settings.activation!r}"
+        )
+
+
+def kth_largest(rows: Tensor, k: int) -> Tensor:
+    """(R, N), 1 <= k <= N -> the k-th largest value of each row, (R, 1)."""
+    if not _readable(rows):
+        return rows.topk(k, 1, sorted=False).values.amin(1, keepdim=True)
+    place = rows.shape[1] - k
+    return torch.from_numpy(np.partition(rows.detach().numpy(), place)[:, place : place + 1])  # many times as fast
+
+
+def largest(rows: Tensor, k: int) -> Tensor:
+    """(R, N), k <= N -> the sum of the k largest of each row, differentiable."""
+    if not k or not _readable(rows):
+        return rows.topk(k, 1, sorted=False).values.sum()
+    found, least = rows.detach(), kth_largest(rows, k)
+    kept = ~(found <= least)  # NaN is larger than anything
+    for row, of_row, bound in zip(kept, found, least, strict=True):
+        equal = (of_row == bound).nonzero()[: max(0, k - int(row.sum())), 0]
+        row[equal] = True
+    return torch.where(kept, rows, 0.0).sum()
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether numpy can look at it."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and registry.transform() is None
+
+
+class LovaszLoss(Loss):
+    """input, target -> mean over classes of the Lovasz extension of the Jaccard loss.
+
+        cost of a class = sum_i e_(i) (J_i - J_(i-1)),    e_(1) >= e_(2) >= ...
+
+    with e the error of a voxel: abs(y - p) for "softmax" and "none" (Lovasz-Softmax), the hinge max(0, 1 - (2 y - 1) x)
+    for "sigmoid" (the Lovasz hinge; x the logit), and J_i = 1 - intersection / union of the class and the voxels
+    that are predicted right if those of the i largest errors are wrong. At p of 0 and 1 the cost is the Jaccard loss.
+
+    Args:
+        num_classes: channels of `input`; for "sigmoid" each is a mask of its own.
+        activation: "none" (probabilities), "softmax" or "sigmoid" (logits).
+        pooling: "batch" ranks the voxels of all samples together, "sample" is the mean of the samples' losses (the
+            authors' per_image).
+        classes: the classes that enter the mean, None for all. class_weight: (C,), for a weighted mean.
+        absent: a class with no voxel costs its largest error, and so counts ("count", the authors' classes="all"), or
+            is left out ("skip", their "present", which is what they use for a softmax).
+        ignore_index: voxels with this label are left out, as if they were not there.
+        reduction: "mean" or "sum" over the classes, or "none": (C,), or (B, C) with pooling="sample".
+        validate: check the ranges of labels, probabilities and weights.
+
+    Shapes: input (B, C, *S); target (B, *S) or (B, 1, *S) labels, or (B, C, *S) values of 0 and 1; voxel_weight (B, *S)
+    or (B, 1, *S), of 0 and 1: 0 leaves a voxel out.
+
+    Memory: the gradient of `input`, and on a CPU 8 bytes for each voxel of a pool, two float32 maps of one class
+    (input of half precision has it in float32 at first; float64, and CUDA, some maps more). The forward pass makes it
+    half, in place, for the backward pass; a second call of that for the same graph starts anew. Under torch.compile,
+    torch.func and on other devices the definition serves, with some tensors of the size of input.
+
+    Edge cases: of voxels with equal errors the first goes first (the authors' sort leaves that open, and the value does
+    not depend on it); an error of 0 has a gradient of 0; if every class is left out the loss is 0.
+
+    Example:
+        >>> import torch, softdice
+        >>> loss = softdice.LovaszLoss(2, reduction="none")
+        >>> loss(torch.tensor([[[0.9, 0.2, 0.5], [0.1, 0.8, 0.5]]]), torch.tensor([[0, 1, 1]]))
+        tensor([0.3167, 0.3500])
+
+    Source: M. Berman, A. Rannen Triki, M. B. Blaschko, "The Lovasz-Softmax loss: a tractable surrogate for the
+    optimization of the intersection-over-union measure in neural networks", CVPR 2018, eqs. 8, 9 and 11; the hinge,
+    J. Yu, M. Blaschko, "Learning submodular losses with the Lovasz hinge", ICML 2015.
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        activation: Literal["none", "softmax", "sigmoid"] = "none",
+        pooling: Literal["batch", "sample"] = "batch",
+        classes: Sequence[int] | None = None,
+        class_weight: Tensor | Sequence[float] | None = None,
+        absent: Literal["count", "skip"] = "count",
+        ignore_index: int | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        validate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_classes = validation.num_classes(num_classes)
+        if num_classes == 1 and activation == "softmax":
+            validation.fail("activation 'sigmoid' or 'none' for one class", "'softmax'", "Or pass two channels.")
+        words = {"pooling": reductions.POOLINGS, "absent": reductions.ABSENT, "reduction": reductions.REDUCTIONS}
+        for name, value in (("pooling", pooling), ("absent", absent), ("reduction", reduction)):
+            validation.choice(name, value, words[name])
+        settings = Pass(activation, ignore_index, validate=bool(validate), fields=("prediction",))
+        self.settings, self.ignore_index = validation.pass_settings(settings), ignore_index
+        self.pooling, self.absent, self.reduction = pooling, absent, reduction
+        self.classes = None if classes is None else validation.class_numbers("classes", classes, num_classes)
+        weight = None if class_weight is None else validation.class_weights(class_weight, num_classes)
+        self.register_buffer("class_weight", weight, persistent=False)
+
+    def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
+        """input, target -> loss, a tensor on the autograd graph."""
+        per_sample, chosen = self.pooling == "sample", self.classes
+        found, present = lovasz.costs(
+            input, target, voxel_weight, self.settings,
+            num_classes=self.num_classes, per_sample=per_sample, classes=chosen,
+        )  # fmt: skip
+        weight = self.class_weight
+        if chosen is not None:
+            found, present = found[..., list(chosen)], present[..., list(chosen)]
+            weight = None if weight is None else weight[list(chosen)]
+
+        def reduced(cost: Tensor, there: Tensor) -> Tensor:
+            kept = there if self.absent == "skip" else None
+            return reductions.reduce(cost, class_weight=weight, present=kept, reduction=self.reduction)
+
+        if not per_sample or self.reduction != "mean":
+            return reduced(found, present)
+        samples = [reduced(*sample) for sample in zip(found, present, strict=True)]
+        return torch.stack(samples).mean() if samples else found.sum()
+
+    def extra_repr(self) -> str:
+        shown = f"num_classes={self.num_classes}, activation={self.settings.activation!r}, pooling={self.pooling!r}"
+        return f"{shown}, classes={self.classes}, absent={self.absent!r}, reduction={self.reduction!r}"
