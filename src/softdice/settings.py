@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 from softdice.terms import FIELDS
 
@@ -23,6 +24,10 @@ class Pass:
     power: float = 1.0
     fields: tuple[str, ...] = FIELDS
 
+    def but(self, **changes: Any) -> Pass:
+        """The same with other values for some settings. (torch.compile of torch 2.6 has no dataclasses.replace.)"""
+        return Pass(**{**{name: getattr(self, name) for name in SETTINGS}, **changes})
+
     @property
     def text(self) -> str:
         """All but the regions (a tensor there) in the form in which an operator takes them.
@@ -32,6 +37,9 @@ class Pass:
         smoothing, gamma, power = float(self.label_smoothing).hex(), float(self.gamma).hex(), float(self.power).hex()
         words = f"{self.activation} {self.ignore_index} {self.validate} {smoothing} {gamma} {power}"
         return f"{words} {' '.join(self.fields)}"
+
+
+SETTINGS = tuple(setting.name for setting in fields(Pass))
 
 
 @lru_cache(maxsize=1024)

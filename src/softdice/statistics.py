@@ -58,7 +58,7 @@ class OverlapStatistics:
     @classmethod
     def unstack(cls, fields: Sequence[str], sums: Tensor) -> OverlapStatistics:
         """names, sums (len(fields), B, C) or (len(fields), C) -> statistics."""
-        made = cls.__new__(cls)
+        made = object.__new__(cls)  # by object's own name: torch.compile of torch 2.6 knows no other
         made._fields, made._stack, made._apart = tuple(fields), sums, None
         return made
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial, wraps
 from importlib import import_module
 from types import ModuleType
@@ -126,7 +125,7 @@ def pass_settings(settings: Pass) -> Pass:
             fail("activation 'softmax' or 'none' with regions", "'sigmoid'", advice)
         if not regions or any(len(region) == 0 for region in regions):
             fail("every region to name a class", repr(regions), "Pass tuples of class numbers.")
-    return replace(settings, fields=tuple(name for name in FIELDS if name in settings.fields))
+    return settings.but(fields=tuple(name for name in FIELDS if name in settings.fields))
 
 
 def frozen_regions(regions: Any) -> tuple[tuple[int, ...], ...] | None:
@@ -161,8 +160,11 @@ def class_weights(values: Any, count: int) -> Tensor:
         fail("class_weight to be numbers", repr(values), "Pass one weight per class.", TypeError)
     if weight_C.shape != (count,):
         fail(f"class_weight of shape ({count},)", tuple(weight_C.shape), "Pass one weight per class.")
-    if not bool(((weight_C >= 0) & weight_C.isfinite()).all()) or not bool((weight_C > 0).any()):
-        fail("class_weight finite, >= 0 and not all 0", weight_C.tolist(), "Pass other weights.")
+    right, expected = ((weight_C >= 0) & weight_C.isfinite()).all() & (weight_C > 0).any(), "finite, >= 0 and not all 0"
+    if weight_C.is_meta or torch.compiler.is_compiling():
+        torch._assert_async(right, message(f"class_weight {expected}", UNSEEN, "Pass other weights."))
+    elif not bool(right):
+        fail(f"class_weight {expected}", weight_C.tolist(), "Pass other weights.")
     return weight_C
 
 
@@ -186,9 +188,7 @@ def tensors(
     if num_classes is not None and input.shape[1] != num_classes:
         expected = f"input of shape (B, {num_classes}, *S) for num_classes={num_classes}"
         fail(expected, tuple(input.shape), "Make num_classes the number of channels, which stand second.")
-    for name, value in (("target", target), ("voxel_weight", voxel_weight)):
-        if value is not None and value.device != input.device:
-            fail(f"{name} on {input.device} like input", value.device, f"Move it: {name}.to(input.device).")
+    same_device(input.device, "input", target=target, voxel_weight=voxel_weight)
 
     input, target = without_metadata(input), signed(without_metadata(target))
     B, C, S = input.shape[0], input.shape[1], tuple(input.shape[2:])
@@ -209,6 +209,13 @@ def tensors(
     else:
         target = (_whole(target, validate) if target.is_floating_point() else target).flatten(1)
     return input.flatten(2), target, _weight(voxel_weight, B, S)
+
+
+def same_device(device: torch.device, owner: str, **given: Tensor | None) -> None:
+    """Tensors by name, or None -> they are on the device, which is the owner's."""
+    for name, value in given.items():
+        if value is not None and value.device != device:
+            fail(f"{name} on {device} like {owner}", value.device, f"Move it: {name}.to({owner}.device).")
 
 
 def without_metadata(tensor: Tensor) -> Tensor:

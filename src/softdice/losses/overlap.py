@@ -159,6 +159,8 @@ class OverlapLoss(Loss):
             stats = stats.fill(~present, 1.0)  # a score that no class has, so that no nan or inf reaches the gradient
         weight = self.class_weight
         if self.over_classes:
+            if weight is not None:  # as reductions.reduce does: a loss that was not moved has its weights on the CPU
+                weight = weight.to(getattr(stats, stats.fields[0]))
             if present is not None:
                 weight = present.float() if weight is None else weight * present
                 present = (weight > 0).any(-1, keepdim=True)
@@ -169,6 +171,7 @@ class OverlapLoss(Loss):
         return reductions.reduce(cost, class_weight=weight, present=present, reduction=self.reduction)
 
     def extra_repr(self) -> str:
+        weight = self.class_weight
         shown = {
             "num_classes": self.num_classes,
             **(self.index.keywords if isinstance(self.index, partial) else {}),
@@ -176,7 +179,7 @@ class OverlapLoss(Loss):
             "cost": next((word for word, cost in costs.NAMED.items() if cost is self.cost), "custom"),
             "pooling": self.pooling,
             "classes": self.classes,
-            "class_weight": None if self.class_weight is None else self.class_weight.tolist(),
+            "class_weight": weight if weight is None or weight.is_meta else weight.tolist(),
             "absent": self.absent,
             "ignore_index": self.settings.ignore_index,
             "label_smoothing": self.settings.label_smoothing,
