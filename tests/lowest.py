@@ -22,21 +22,28 @@ TESTS = (
 CHOOSE = "-m uv pip compile -q --no-header --no-annotate --resolution lowest-direct --only-binary :all: --extra all"
 
 
-def lowest() -> str:
-    """() -> the oldest releases that users of this Python may have, "name==version" line by line."""
-    tools, torch = environment("resolver", "uv"), ROOT / "build" / "torch.txt"
-    pinned = re.search(r"^torch==.+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    assert pinned is not None
-    torch.write_text("" if os.environ.get("TORCH") == "floor" else pinned[0])
-    return run(tools, *CHOOSE.split(), "--python", tools, "--constraint", torch, ROOT / "pyproject.toml")
+def lowest() -> dict[str, str]:
+    """() -> package that pyproject.toml names: the oldest release that users of this Python may have."""
+    resolver = environment("resolver", "uv")
+
+    def chosen(*options: str) -> dict[str, str]:
+        text = run(resolver, *CHOOSE.split(), *options, "--python", resolver, ROOT / "pyproject.toml")
+        return dict(line.split("==") for line in text.split())
+
+    named = chosen("--no-deps")
+    found = {name: version for name, version in chosen().items() if name in named}
+    if os.environ.get("TORCH") != "floor":
+        pinned = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+        assert pinned is not None
+        found["torch"] = pinned[1]
+    return found
 
 
 def main() -> None:
     oldest = lowest()
-    named = re.findall(r'"([\w-]+)>=', (ROOT / "pyproject.toml").read_text(encoding="utf-8").lower())
-    step("installing " + ", ".join(line for line in oldest.split() if line.partition("==")[0] in named))
+    step("installing " + ", ".join(f"{name} {version}" for name, version in oldest.items()))
     path = ROOT / "build" / "floors.txt"
-    path.write_text(oldest)
+    path.write_text("".join(f"{name}=={version}\n" for name, version in oldest.items()))
     python = environment("lowest", "-e", f"{ROOT}[all]", "pytest", "hypothesis", "mpmath", constraints=path)
     step(f"Python {sys.version.partition(' ')[0]}: the tests")
     # what old releases warn of is not ours to mend
