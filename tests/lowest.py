@@ -22,6 +22,10 @@ TESTS = (
 CHOOSE = "-m uv pip compile -q --no-header --no-annotate --resolution lowest-direct --only-binary :all: --extra all"
 
 
+def lines(versions: dict[str, str]) -> str:
+    return "".join(f"{name}=={version}\n" for name, version in versions.items())
+
+
 def lowest() -> dict[str, str]:
     """() -> package that pyproject.toml names: the oldest release that users of this Python may have."""
     resolver = environment("resolver", "uv")
@@ -30,8 +34,13 @@ def lowest() -> dict[str, str]:
         text = run(resolver, *CHOOSE.split(), *options, "--python", resolver, ROOT / "pyproject.toml")
         return dict(line.split("==") for line in text.split())
 
-    named = chosen("--no-deps")
-    found = {name: version for name, version in chosen().items() if name in named}
+    named, alone = chosen("--no-deps"), ROOT / "build" / "alone.txt"
+    alone.write_text(lines(named))
+    try:
+        whole = chosen("--constraint", str(alone))
+    except SystemExit:  # the oldest release of one package does not go with the oldest of another
+        whole = chosen()
+    found = {name: whole[name] for name in named}
     if os.environ.get("TORCH") != "floor":
         pinned = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
         assert pinned is not None
@@ -43,7 +52,7 @@ def main() -> None:
     oldest = lowest()
     step("installing " + ", ".join(f"{name} {version}" for name, version in oldest.items()))
     path = ROOT / "build" / "floors.txt"
-    path.write_text("".join(f"{name}=={version}\n" for name, version in oldest.items()))
+    path.write_text(lines(oldest))
     python = environment("lowest", "-e", f"{ROOT}[all]", "pytest", "hypothesis", "mpmath", constraints=path)
     step(f"Python {sys.version.partition(' ')[0]}: the tests")
     # what old releases warn of is not ours to mend
