@@ -54,7 +54,6 @@ def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
     is_method = "." in function.__qualname__.rpartition("<locals>.")[2]
     method = "" if function.__name__ in ("__init__", "__post_init__", "forward") else f".{function.__name__}"
 
-    @wraps(function)
     def named(*args: P.args, **keywords: P.kwargs) -> R:
         try:
             return function(*args, **keywords)
@@ -64,7 +63,9 @@ def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
                 _say_whose(error, name or own)
             raise
 
-    return named
+    # torch.compile remembers by code object what varies between calls, and how often it compiled: each has its own
+    named.__code__ = named.__code__.replace(co_name=function.__name__)
+    return wraps(function)(named)
 
 
 def public_as(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
