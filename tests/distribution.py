@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 import venv
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -121,15 +122,28 @@ def environment(
     name: str, *packages: object, over: str | None = None, constraints: Path = ROOT / "constraints.txt"
 ) -> Path:
     """name, packages -> Python of a new environment with them; over: that sees the packages of another, too."""
-    folder = WORK / name
-    venv.create(folder, with_pip=True, clear=True, symlinks=os.name != "nt")
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = bare(name)
     if over is not None:
         (site,) = site_packages(over)
         (mine,) = site_packages(name)
         (mine / "below.pth").write_text(f"{site}\n")
-    # -qq: errors, and no warnings of pip about itself
-    run(python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", constraints, *packages)
+    options = ("-qq", "--no-compile", "-c", constraints)  # errors, and no warnings of pip about itself
+    run(pip(), "-m", "pip", "--python", python, "install", *options, *packages)
+    return python
+
+
+def bare(name: str, with_pip: bool = False) -> Path:
+    """name -> Python of a new environment without anything."""
+    folder = WORK / name
+    venv.create(folder, with_pip=with_pip, clear=True, symlinks=os.name != "nt")
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+@cache
+def pip() -> Path:
+    """() -> Python of an environment with a pip that installs into others: each with its own would take minutes."""
+    python = bare("pip", with_pip=True)
+    run(python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--upgrade", "pip")
     return python
 
 
@@ -180,13 +194,13 @@ def main() -> None:
     sdist, wheel = built()
     check_contents(sdist)
     step(f"built and checked: {sdist.name}, {wheel.name}")
-    bare = environment("bare", wheel)
-    execute(bare, "bare", BARE)
+    alone = environment("alone", wheel)
+    execute(alone, "alone", BARE)
     readme = "\n".join(FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8")))
-    execute(bare, "readme", "import warnings; warnings.simplefilter('error')\n" + readme)
+    execute(alone, "readme", "import warnings; warnings.simplefilter('error')\n" + readme)
     step("the wheel without extras: README's programs run")
     for extra, program in SMOKE.items():
-        execute(environment(extra, f"{wheel}[{extra}]", over="bare"), extra, program)
+        execute(environment(extra, f"{wheel}[{extra}]", over="alone"), extra, program)
         step(f"softdice[{extra}] runs")
         shutil.rmtree(WORK / extra)
 

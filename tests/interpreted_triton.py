@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import test_agreement
 import torch
+import typer
 from test_agreement import hard_cases
 from test_kernels import case, operator_arguments, sums_and_gradient
 from torch import Tensor
@@ -405,6 +406,33 @@ class TestTrial:
         for a, b, c in zip(right, ours, again, strict=True):
             assert torch.equal(b, c)
             assert (a - b).abs().max() <= 1e-5 * a.abs().max()
+
+    def test_an_error_of_ours_is_not_called_one_of_triton(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        input, target = case(3, "softmax", False, dtype=torch.float32)
+        softdice.overlap_statistics(input, target, activation="softmax")
+        monkeypatch.setattr(trial, "_found", {})
+        monkeypatch.setattr(declared, "terms", lambda *_: {}["no such term"])
+        with pytest.warns(RuntimeWarning, match="got an error of softdice: KeyError: 'no such term'"):
+            softdice.overlap_statistics(input, target, activation="softmax")
+
+    def test_softdice_check_shows_it(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        from softdice.cli.check import check
+
+        monkeypatch.setattr(registry, "kernel_backends", dict)  # the whole image takes the interpreter a minute
+        check()
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("triton trial")]
+        assert len(lines) == 9
+        assert all(line.endswith(" ok") for line in lines)
+        real = declared.terms
+        wrong = {"PLUS": declared._jit("plus(sums, w, p, q, a, b, t)", "return sums")}
+        monkeypatch.setattr(declared, "terms", lambda *given: real(*given) | wrong)
+        monkeypatch.setattr(trial, "_found", {})
+        with (
+            pytest.warns(RuntimeWarning, match="Please report what `softdice check` prints"),
+            pytest.raises(typer.Exit),
+        ):
+            check()
+        assert "triton trial of float32 softmax   OFF: statistics or a gradient that are off" in capsys.readouterr().out
 
     def test_a_backend_by_name_is_not_tried(self) -> None:
         with softdice.use_backend("triton"):

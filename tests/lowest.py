@@ -1,6 +1,7 @@
 """`make test-lowest`: the oldest releases that pyproject.toml allows, in an environment of their own, and tests there.
 
-torch is the one of constraints.txt, unless TORCH=floor is in the environment: not every machine can have an old one.
+The oldest that this Python can have without compiling them: newer ones for a newer Python. torch is the one of
+constraints.txt, unless TORCH=floor is in the environment: not every machine can have an old one.
 """
 
 from __future__ import annotations
@@ -10,28 +11,36 @@ import re
 import subprocess
 import sys
 
-from distribution import ROOT, environment, step
+from distribution import ROOT, environment, run, step
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    from pip._vendor import tomli as tomllib
-
-FLOOR = re.compile(r"([\w-]+)>=([\w.]+)")
-NOT_FOR_USERS = ("docs", "dev")
 TESTS = (
-    "statistics", "losses", "loss_objects", "indices", "reference", "validation", "kernels", "threads", "head_module",
-    "metrics", "files", "images_faults", "cli", "training_step", "environments",
+    "statistics", "losses", "loss_objects", "functional", "edge_cases", "indices", "reference", "validation", "kernels",
+    "threads", "head_module", "metrics", "files", "images_faults", "cli", "training_step", "environments",
 )  # fmt: skip
 """What meets other packages, and the core; not their numbers against peers, which the pinned versions have."""
 
+CHOOSE = "-m uv pip compile -q --no-header --no-annotate --resolution lowest-direct --only-binary :all: --extra all"
 
-def floors() -> dict[str, str]:
-    """() -> package: the oldest release that users may have."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    lists = [project["dependencies"], *(extras[extra] for extra in extras if extra not in NOT_FOR_USERS)]
-    found = dict(match.groups() for names in lists for name in names if (match := FLOOR.match(name)))
+
+def lines(versions: dict[str, str]) -> str:
+    return "".join(f"{name}=={version}\n" for name, version in versions.items())
+
+
+def lowest() -> dict[str, str]:
+    """() -> package that pyproject.toml names: the oldest release that users of this Python may have."""
+    resolver = environment("resolver", "uv")
+
+    def chosen(*options: str) -> dict[str, str]:
+        text = run(resolver, *CHOOSE.split(), *options, "--python", resolver, ROOT / "pyproject.toml")
+        return dict(line.split("==") for line in text.split())
+
+    named, alone = chosen("--no-deps"), ROOT / "build" / "alone.txt"
+    alone.write_text(lines(named))
+    try:
+        whole = chosen("--constraint", str(alone))
+    except SystemExit:  # the oldest release of one package does not go with the oldest of another
+        whole = chosen()
+    found = {name: whole[name] for name in named}
     if os.environ.get("TORCH") != "floor":
         pinned = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
         assert pinned is not None
@@ -40,11 +49,10 @@ def floors() -> dict[str, str]:
 
 
 def main() -> None:
-    oldest = floors()
+    oldest = lowest()
     step("installing " + ", ".join(f"{name} {version}" for name, version in oldest.items()))
     path = ROOT / "build" / "floors.txt"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(f"{name}=={version}\n" for name, version in oldest.items()))
+    path.write_text(lines(oldest))
     python = environment("lowest", "-e", f"{ROOT}[all]", "pytest", "hypothesis", "mpmath", constraints=path)
     step(f"Python {sys.version.partition(' ')[0]}: the tests")
     # what old releases warn of is not ours to mend

@@ -191,10 +191,15 @@ def test_a_drop_in_loss_is_pickled_copied_and_torchs(make: Callable[[], Any]) ->
     assert "reduction" in vars(loss)
 
 
-def test_compiles_whole_with_weights() -> None:
-    for loss in (m.DiceLoss(softmax=True, weight=[1.0, 2.0, 3.0]), m.DiceCELoss(softmax=True, weight=torch.ones(3))):
+def test_compiles_whole() -> None:
+    for loss, target in (
+        (m.DiceLoss(softmax=True, weight=[1.0, 2.0, 3.0]), hot()),
+        (m.DiceCELoss(softmax=True, weight=torch.ones(3)), hot()),
+        (n.DC_and_CE_loss({}, {}), labels()),
+        (n.DC_and_BCE_loss({}, {}), hot()),
+    ):
         whole = torch.compile(loss, fullgraph=True, backend="eager")
-        torch.testing.assert_close(whole(logits(), hot()), loss(logits(), hot()))
+        torch.testing.assert_close(whole(logits(), target), loss(logits(), target))
 
 
 def test_a_module_as_activation() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import softdice
 from softdice.kernels import registry
@@ -123,20 +126,91 @@ def test_a_command_names_all_that_it_misses(command: str, names: str, extra: str
     assert run.stderr == f"{caller}: expected {names} to be installed, got no such packages. {advice}\n"
 
 
-def test_meta_tensors_have_shapes_and_no_values() -> None:
-    logits = torch.empty(2, 3, 8, 200, 200, device="meta", requires_grad=True)
-    weight = torch.empty(2, 8, 200, 200, device="meta")
-    for labels in (torch.empty(2, 8, 200, 200, dtype=torch.long, device="meta"), weight, logits.detach()):
-        loss = softdice.SoftDiceLoss(3, activation="softmax", absent="skip", class_weight=[1, 2, 3]).to("meta")
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def on_meta() -> dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], tuple[int, ...]]]:
+    """() -> public name: what is called, with what, and the shape that comes back."""
+    input, labels = meta(2, 3, 8, 9), meta(2, 8, 9, dtype=torch.long)
+    stats = softdice.overlap_statistics(input, labels)
+    loss = softdice.SoftDiceLoss(3, activation="softmax", class_weight=[1, 2, 3])
+    found: dict[str, Any] = {
+        "dice_score": (softdice.dice_score, (labels, labels, 3), (3,)),
+        "overlap_statistics": (lambda *maps: softdice.overlap_statistics(*maps).focal, (input, labels), (2, 3)),
+        "OverlapStatistics": ((stats + stats).pool().__getattr__, ("voxels",), (3,)),
+        "DeepSupervision": (softdice.DeepSupervision(loss, [1, 0.5]), ([input, meta(2, 3, 4, 5)], labels), ()),
+        "Upsampled": (softdice.Upsampled(loss), (input, meta(2, 16, 18, dtype=torch.long)), ()),
+        "FusedHead": (softdice.FusedHead(torch.nn.Conv2d(3, 3, 1, device="meta"), loss), (input, labels), ()),
+        "OverlapLoss": (softdice.OverlapLoss(softdice.indices.dice, 3, reduction="none"), (input, labels), (3,)),
+    }
+    for cls in softdice.losses.FAMILY:
+        kept = {} if issubclass(cls, softdice.CrossEntropyLoss | softdice.FocalLoss) else {"absent": "skip"}
+        found[cls.__name__] = cls(3, activation="softmax", class_weight=meta(3), **kept), (input, labels), ()
+    for name, function in softdice.functional.FUNCTIONS.items():
+        call = partial(function, activation="sigmoid", voxel_weight=meta(2, 8, 9), class_weight=[1, 2, 3])
+        found[f"functional.{name}"] = call, (input, input), ()
+    for room in (softdice.indices, softdice.costs):
+        functions = {
+            n: f for n, f in vars(room).items() if getattr(f, "__module__", "") == room.__name__ and n[0] != "_"
+        }
+        for name in functions.keys() - {"focal", "log_power", "resolve"}:  # those make a cost
+            given = (stats.pool(), (3,)) if room is softdice.indices else (meta(3), (3,))
+            wide = name in ("generalized_dice", "cross_entropy", "focal_entropy")
+            found[f"{room.__name__}.{name}"] = functions[name], given[:1], (1,) if wide else (3,)
+    found["softdice.reductions.reduce"] = softdice.reductions.reduce, (meta(2, 3),), ()
+    for name in softdice.metrics.DISTANCES:
+        more = {"tolerance": 1.0} if name == "surface_dice" else {}
+        call = partial(getattr(softdice.metrics, name), num_classes=3, classes=[1, 2], **more)
+        found[name] = call, (labels, labels), (2, 2)
+    for name in {*softdice.metrics.STREAMING, *softdice.metrics.SURFACES} - {"OverlapMetric", "SurfaceMetric"}:
+        more = {"tolerance": 1.0} if name == "SurfaceDice" else {}
+        metric = getattr(softdice.metrics, name)(num_classes=3, average="none", ignore_index=255, **more)
+        found[name] = metric.to("meta"), (input, labels), (3,)
+    for name in ("DiceScore", "JaccardScore"):  # classes that overlap
+        metric = getattr(softdice, name)(3, threshold=0.5, pooling="sample", average="none").to("meta")
+        found[f"{name} of masks"] = metric, (input, meta(2, 3, 8, 9, dtype=torch.bool)), (3,)
+    hot = meta(2, 3, 8, 9, dtype=torch.bool)
+    found["dice_score of one-hot maps"] = softdice.dice_score, (hot, hot, 3), (3,)
+    return found
+
+
+ON_META = on_meta()
+
+
+@pytest.mark.parametrize("name", ON_META)
+def test_meta_tensors_have_shapes_and_no_values(name: str) -> None:
+    call, given, shape = ON_META[name]
+    found = call.to("meta")(*given) if isinstance(call, torch.nn.Module) else call(*given)
+    assert (found.is_meta, tuple(found.shape)) == (True, shape)
+
+
+def test_no_public_name_is_left_out_of_meta_tensors() -> None:
+    values = {"SystemConfig", "__version__", "costs", "functional", "indices", "reductions", "setup_system"}
+    assert {*softdice.__all__, *softdice.metrics.__all__} - {*ON_META, *values} == {
+        "OverlapMetric", "SurfaceMetric", "use_backend",
+    }  # fmt: skip
+
+
+def test_gradients_and_weights_of_meta_tensors() -> None:
+    logits = meta(2, 3, 8, 200, 200).requires_grad_()
+    weight = meta(2, 8, 200, 200)
+    with torch.device("meta"):
+        loss = softdice.SoftDiceLoss(3, activation="softmax", absent="skip", class_weight=[1, 2, 3])
+    assert "device='meta'" in repr(loss)
+    for labels in (weight.long(), weight, logits.detach()):
         value = loss(logits, labels, voxel_weight=weight)
-        assert (value.is_meta, value.shape) == (True, ())
         (gradient,) = torch.autograd.grad(value, logits)
-        assert (gradient.is_meta, gradient.shape) == (True, logits.shape)
-    loss = softdice.JaccardLoss(3, activation="none", reduction="none", pooling="sample")
-    assert loss(logits, labels).shape == (2, 3)
-    head = softdice.FusedHead(torch.nn.Conv2d(5, 3, 1, device="meta"), softdice.SoftDiceLoss(3, activation="softmax"))
-    features = torch.empty(2, 5, 9, 9, device="meta")
-    assert head(features, torch.empty(2, 9, 9, dtype=torch.long, device="meta")).shape == ()
+        assert (value.is_meta, gradient.is_meta, gradient.shape) == (True, True, logits.shape)
+
+
+def test_a_metric_elsewhere_refuses_meta_tensors() -> None:
+    labels = meta(2, 8, 9, dtype=torch.long)
+    for metric in (softdice.DiceScore(3), softdice.metrics.HausdorffDistance(3)):
+        with pytest.raises(ValueError, match=r"\.update: expected input on cpu like metric, got meta\. Move it: "):
+            metric.update(labels, labels)
+    with pytest.raises(ValueError, match="dice_score: expected target on cpu like prediction, got meta"):
+        softdice.dice_score(torch.zeros(2, 8, 9, dtype=torch.long), labels, 3)
 
 
 def test_what_compiles_says_so_and_what_waits_does_not(tmp_path: Any) -> None:

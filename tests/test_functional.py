@@ -6,6 +6,7 @@ import gc
 import inspect
 import re
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from functional_stub import STUB, declarations
 from torch import Tensor
 
 import softdice
-from softdice import costs, functional
+from softdice import costs, functional, losses
 from softdice.losses import BEYOND, FAMILY, OverlapLoss, SoftDiceLoss
 
 LOSSES = Path(__file__).parent.parent / "docs" / "losses.md"
@@ -117,3 +118,28 @@ def test_functions_compile_into_one_graph() -> None:
         return functional.tversky_loss(input, labels, alpha=0.25, activation="softmax")
 
     torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(logits), loss(logits))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        partial(functional.soft_dice_loss, class_weight=[1.0, 2.0, 0.0, 4.0]),
+        partial(functional.focal_loss, class_weight=[1.0, 2.0], regions=((0, 1, 2), (3,))),
+        lambda input, target, activation: losses.MCCLoss(4, activation=activation)(input, target, merge={0: (2,)}),
+        lambda input, target, activation: (
+            losses.SoftDiceLoss(4, activation=activation) + 0.5 * losses.FocalLoss(4, activation=activation)
+        )(input, target),
+    ],
+)  # fmt: skip
+def test_what_makes_a_loss_compiles_into_one_graph(call: Callable[..., Tensor]) -> None:
+    logits, labels, _ = problem()
+    expected = call(logits, labels, activation="softmax")
+    whole = torch.compile(call, fullgraph=True, backend="eager")
+    torch.testing.assert_close(whole(logits, labels, activation="softmax"), expected)
+
+
+def test_compiled_code_asserts_class_weights() -> None:
+    logits, labels, _ = problem()
+    whole = torch.compile(functional.soft_dice_loss, fullgraph=True, backend="eager")
+    with pytest.raises(RuntimeError, match="expected class_weight finite, >= 0 and not all 0, got values outside"):
+        whole(logits, labels, activation="softmax", class_weight=[1.0, -2.0, 0.0, 4.0])

@@ -115,7 +115,7 @@ def _terms(
         symbols["b"] = torch.where(n == 0, 0.0, minus_log_q_BCV)
     if any(statistic.names("q", "u", "v") for statistic in wanted):
         q = (-value_BCV).sigmoid() if settings.activation == "sigmoid" else (1 - p).clamp_min(0)
-        symbols |= {"q": q, "u": _power(q, settings.gamma), "v": _power(p, settings.gamma)}
+        symbols.update(q=q, u=_power(q, settings.gamma), v=_power(p, settings.gamma))
     if any(statistic.names("d") for statistic in wanted):
         symbols["d"] = (p - y) ** 2 if settings.power == 2 else _power((p - y).abs(), settings.power)
     return {statistic.name: statistic.value(**symbols) for statistic in wanted}, weight_B1V, y.shape

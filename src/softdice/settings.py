@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 from softdice.terms import FIELDS, MAPPED
 
@@ -38,7 +39,11 @@ class Pass:
     @property
     def mapped(self) -> bool:
         """Whether a map is read beside the target."""
-        return not set(MAPPED).isdisjoint(self.fields)
+        return any(name in MAPPED for name in self.fields)
+
+    def but(self, **changes: Any) -> Pass:
+        """The same with other values for some settings. (torch.compile of torch 2.6 has no dataclasses.replace.)"""
+        return Pass(**{**{name: getattr(self, name) for name in SETTINGS}, **changes})
 
     @property
     def text(self) -> str:
@@ -51,6 +56,9 @@ class Pass:
         words = f"{self.activation} {self.ignore_index} {self.validate} {smoothing} {gamma} {power}"
         words = f"{words} {sizes} {self.iterations}"
         return f"{words} {' '.join(self.fields)}"
+
+
+SETTINGS = tuple(setting.name for setting in fields(Pass))
 
 
 @lru_cache(maxsize=1024)

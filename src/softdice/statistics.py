@@ -6,7 +6,6 @@ Everything after this module is ordinary PyTorch on tensors of a few hundred num
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ class OverlapStatistics:
     @classmethod
     def unstack(cls, fields: Sequence[str], sums: Tensor) -> OverlapStatistics:
         """names, sums (len(fields), B, C) or (len(fields), C) -> statistics."""
-        made = cls.__new__(cls)
+        made = object.__new__(cls)  # by object's own name: torch.compile of torch 2.6 knows no other
         made._fields, made._stack, made._apart = tuple(fields), sums, None
         return made
 
@@ -367,7 +366,7 @@ def soft_confusion(
 def confusion_pass(settings: Pass) -> Pass:
     """Settings -> those of the pass of a confusion matrix, checked."""
     validation.choice("activation", settings.activation, ("none", "softmax"))
-    return replace(validation.pass_settings(settings), fields=CONFUSION)
+    return validation.pass_settings(settings).but(fields=CONFUSION)
 
 
 def confusion(

@@ -54,11 +54,13 @@ class Statistic:
 
     def __init__(self, name: str, formula: str, term: str, slope: str) -> None:
         self.name, self.formula, self.term, self.slope = name, formula, term, slope
-        self.value = function(f"{name}({', '.join((*_symbols(term), '**others'))})", f"return {term}", {})
+        self._in_term, self._in_slope = _symbols(term), _symbols(slope)
+        self.value = function(f"{name}({', '.join((*self._in_term, '**others'))})", f"return {term}", {})
 
     def names(self, *symbols: str, slope: bool = False) -> bool:
         """Whether one of the symbols stands in the term (or the slope)."""
-        return not set(symbols).isdisjoint(_symbols(self.slope if slope else self.term))
+        read = self._in_slope if slope else self._in_term
+        return any(symbol in read for symbol in symbols)
 
     @cached_property
     def elsewhere(self) -> tuple[bool, bool]:

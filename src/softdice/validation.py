@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial, wraps
 from importlib import import_module
 from types import ModuleType
@@ -56,7 +55,6 @@ def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
     is_method = "." in function.__qualname__.rpartition("<locals>.")[2]
     method = "" if function.__name__ in ("__init__", "__post_init__", "forward") else f".{function.__name__}"
 
-    @wraps(function)
     def named(*args: P.args, **keywords: P.kwargs) -> R:
         try:
             return function(*args, **keywords)
@@ -66,7 +64,9 @@ def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
                 _say_whose(error, name or own)
             raise
 
-    return named
+    # torch.compile remembers by code object what varies between calls, and how often it compiled: each has its own
+    named.__code__ = named.__code__.replace(co_name=function.__name__)
+    return wraps(function)(named)
 
 
 def public_as(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -127,7 +127,7 @@ def pass_settings(settings: Pass) -> Pass:
             fail("activation 'softmax' or 'none' with regions", "'sigmoid'", advice)
         if not regions or any(len(region) == 0 for region in regions):
             fail("every region to name a class", repr(regions), "Pass tuples of class numbers.")
-    return replace(settings, fields=tuple(name for name in NAMES if name in settings.fields))
+    return settings.but(fields=tuple(name for name in NAMES if name in settings.fields))
 
 
 def frozen_regions(regions: Any) -> tuple[tuple[int, ...], ...] | None:
@@ -162,8 +162,11 @@ def class_weights(values: Any, count: int) -> Tensor:
         fail("class_weight to be numbers", repr(values), "Pass one weight per class.", TypeError)
     if weight_C.shape != (count,):
         fail(f"class_weight of shape ({count},)", tuple(weight_C.shape), "Pass one weight per class.")
-    if not bool(((weight_C >= 0) & weight_C.isfinite()).all()) or not bool((weight_C > 0).any()):
-        fail("class_weight finite, >= 0 and not all 0", weight_C.tolist(), "Pass other weights.")
+    right, expected = ((weight_C >= 0) & weight_C.isfinite()).all() & (weight_C > 0).any(), "finite, >= 0 and not all 0"
+    if weight_C.is_meta or torch.compiler.is_compiling():
+        torch._assert_async(right, message(f"class_weight {expected}", UNSEEN, "Pass other weights."))
+    elif not bool(right):
+        fail(f"class_weight {expected}", weight_C.tolist(), "Pass other weights.")
     return weight_C
 
 
@@ -187,9 +190,7 @@ def tensors(
     if num_classes is not None and input.shape[1] != num_classes:
         expected = f"input of shape (B, {num_classes}, *S) for num_classes={num_classes}"
         fail(expected, tuple(input.shape), "Make num_classes the number of channels, which stand second.")
-    for name, value in (("target", target), ("voxel_weight", voxel_weight)):
-        if value is not None and value.device != input.device:
-            fail(f"{name} on {input.device} like input", value.device, f"Move it: {name}.to(input.device).")
+    same_device(input.device, "input", target=target, voxel_weight=voxel_weight)
 
     input, target = without_metadata(input), signed(without_metadata(target))
     B, C, S = input.shape[0], input.shape[1], tuple(input.shape[2:])
@@ -219,6 +220,13 @@ def labels_alone(input: Tensor, target: Tensor) -> None:
         fail("input of at least two classes", tuple(input.shape), advice)
     if isinstance(target, Tensor) and isinstance(input, Tensor) and target.shape == input.shape:
         fail("a label map, (B, *S) or (B, 1, *S)", f"target of shape {tuple(target.shape)}", "Pass target.argmax(1).")
+
+
+def same_device(device: torch.device, owner: str, **given: Tensor | None) -> None:
+    """Tensors by name, or None -> they are on the device, which is the owner's."""
+    for name, value in given.items():
+        if value is not None and value.device != device:
+            fail(f"{name} on {device} like {owner}", value.device, f"Move it: {name}.to({owner}.device).")
 
 
 def without_metadata(tensor: Tensor) -> Tensor:

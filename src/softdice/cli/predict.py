@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 
 from softdice.cli.errors import one_line
+from softdice.cli.progress import drawn
 from softdice.scoring.writing import shown
 
 
@@ -33,7 +33,7 @@ def predict(
         from softdice.training.inference import PredictionError
 
         errors: list[str] = []
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        with drawn(console) as bar:
             task = bar.add_task("predicting", total=None)
 
             def progress(done: int, total: int, name: str) -> None:

@@ -6,10 +6,25 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 LOG_S = 30.0
 """Seconds between two lines in a log."""
+
+
+def drawn(console: Console, *columns: ProgressColumn) -> Progress:
+    """A bar that is gone when it ends, on a terminal. Elsewhere nothing, which the oldest rich ends with an empty line:
+    its console says nothing."""
+    seen = console.is_terminal
+    return Progress(*columns, console=console if seen else Console(quiet=True), transient=True, disable=not seen)
 
 
 class Bar:
@@ -17,16 +32,14 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.bar = Progress(
+        self.bar = drawn(
+            console,
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:3.0f} %"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
         self.task: TaskID | None = None
         self.first: tuple[float, float] | None = None

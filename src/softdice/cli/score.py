@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 
 from softdice.cli.errors import one_line
+from softdice.cli.progress import drawn
 from softdice.distributed import Ranks
 from softdice.validation import package
 
@@ -331,7 +331,7 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
     from softdice.scoring.writing import shown
 
     console = Console(stderr=True, emoji=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with drawn(console) as bar:
         task = bar.add_task("scoring", total=total)
         yield lambda name: bar.update(task, advance=1, description=escape(shown(name)))
 

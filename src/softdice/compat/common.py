@@ -69,7 +69,7 @@ class DropIn(_Loss):
 def part(module: Any, *ours: type[nn.Module]) -> Any:
     """A part of a loss -> itself, without torch.compile around it, if a pass may stand for it; else None."""
     module = getattr(module, "_orig_mod", module)
-    if type(module) not in ours or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+    if type(module) not in ours or "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
         return None
     return module
 

@@ -92,7 +92,7 @@ class _MonaiLoss(common.DropIn):
     def hold_weight(self, weight: Weight) -> None:
         """weight -> the buffer class_weight."""
         held = self.hold("class_weight", weight)
-        if held is not None and bool((held < 0).any()):
+        if held is not None and not held.is_meta and bool((held < 0).any()):
             validation.fail("weight >= 0", held.tolist(), "Pass other weights.")
 
 

@@ -31,10 +31,10 @@ def activation_of(apply_nonlin: Nonlinearity | None) -> str | None:
     """
     if apply_nonlin is None:
         return "none"
-    if apply_nonlin in (torch.sigmoid, nn.functional.sigmoid) or type(apply_nonlin) is nn.Sigmoid:
-        return "sigmoid"
     if type(apply_nonlin) is nn.Softmax:
         return "softmax" if apply_nonlin.dim == 1 else None
+    if type(apply_nonlin) is nn.Sigmoid or apply_nonlin in (torch.sigmoid, nn.functional.sigmoid):
+        return "sigmoid"
     return "softmax" if apply_nonlin is _theirs("utilities.helpers", "softmax_helper_dim1") else None
 
 

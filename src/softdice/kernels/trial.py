@@ -8,9 +8,11 @@ not tried: it never falls back.
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Hashable
+from traceback import walk_tb
 
 import torch
 from torch import Tensor
@@ -155,13 +157,17 @@ def _outcome(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever Triton's versions and compilers raise
-            import triton
-
             first = (str(error).splitlines() or [""])[0]
-            return f"an error of Triton {triton.__version__}: {type(error).__name__}: {first}"
+            return f"an error of {_whose(error)}: {type(error).__name__}: {first}"
     off = max(_distance(sums.flatten(1), exact.flatten(1)), _distance(gradient.flatten(), slope.flatten()))
     rounding = 0.0 if input.dtype == torch.float64 else max(TOLERANCE, 2 * torch.finfo(input.dtype).eps)
     return None if off <= max(TOLERANCE_DOUBLE, rounding) else f"statistics or a gradient that are off by {off:.1e}"
+
+
+def _whose(error: Exception) -> str:
+    """Triton with its version where the error came up through it, else this package: the launch is its own."""
+    through = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in walk_tb(error.__traceback__)}
+    return f"Triton {getattr(sys.modules['triton'], '__version__', '')}" if "triton" in through else "softdice"
 
 
 def _distance(ours: Tensor, exact: Tensor) -> float:

@@ -8,15 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields as dataclass_fields
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from softdice import distributed, validation
-from softdice.settings import Pass
+from softdice.settings import SETTINGS, Pass
 from softdice.statistics import OverlapStatistics, measure
 from softdice.terms import READERS
 
@@ -109,7 +107,7 @@ class StatisticsLoss(Loss):
         classes = range(self.num_classes)
         unions = tuple((c, *(int(part) for part in merge.get(c, ()))) for c in classes)
         counted = torch.tensor([c not in parts for c in classes], device=input.device)
-        return replace(self.settings, regions=unions), counted
+        return self.settings.but(regions=unions), counted
 
 
 def words(loss: type[Loss]) -> str:
@@ -216,13 +214,13 @@ class MixedSumLoss(Loss):
 
 def _one_pass(a: Pass, b: Pass) -> Pass:
     """Two losses' passes -> one that serves both."""
-    both = replace(a, fields=a.fields + b.fields)
-    for name in (setting.name for setting in dataclass_fields(Pass) if setting.name != "fields"):
+    both = a.but(fields=a.fields + b.fields)
+    for name in (name for name in SETTINGS if name != "fields"):
         readers = READERS.get(name)
         if readers is None or (readers & {*a.fields} and readers & {*b.fields}):
             _agree(name, getattr(a, name), getattr(b, name))
         elif readers & {*b.fields}:
-            both = replace(both, **{name: getattr(b, name)})
+            both = both.but(**{name: getattr(b, name)})
     return validation.pass_settings(both)
 
 

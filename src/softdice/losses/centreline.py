@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -82,7 +81,7 @@ class ClDiceLoss(Loss):
         distributed.check_group(group, pooling)
         self.num_classes = validation.num_classes(num_classes)
         settings = validation.pass_settings(Pass(activation, ignore_index, validate=bool(validate)))
-        self.settings = replace(settings, fields=CENTRELINE, iterations=iterations)
+        self.settings = settings.but(fields=CENTRELINE, iterations=iterations)
         self.classes = None if classes is None else validation.class_numbers("classes", classes, num_classes)
         self.eps, self.floor, self.cost, self.ignore_index = eps, floor, costs.resolve(cost), ignore_index
         self.pooling, self.reduction, self.group = pooling, reduction, group
@@ -95,7 +94,7 @@ class ClDiceLoss(Loss):
         if distributed.is_dtensor(input) and any(p.is_shard() and p.dim > 1 for p in _placements(input)):
             validation.fail("input that is not split over space", _placements(input), "Split it over the batch.")
         distributed.check_mesh(input, self.group)
-        settings = replace(self.settings, shape=tuple(input.shape[2:]))
+        settings = self.settings.but(shape=tuple(input.shape[2:]))
         sums_4BC = sums_of(input, target, voxel_weight, settings, self.num_classes)
         if self.classes is not None:
             sums_4BC = sums_4BC[:, :, list(self.classes)]

@@ -160,6 +160,8 @@ class OverlapLoss(StatisticsLoss):
             stats = stats.fill(~present, 1.0)  # a score that no class has, so that no nan or inf reaches the gradient
         weight = self.class_weight
         if self.over_classes:
+            if weight is not None:  # as reductions.reduce does: a loss that was not moved has its weights on the CPU
+                weight = weight.to(getattr(stats, stats.fields[0]))
             if present is not None:
                 weight = present.float() if weight is None else weight * present
                 present = (weight > 0).any(-1, keepdim=True)
@@ -170,6 +172,7 @@ class OverlapLoss(StatisticsLoss):
         return reductions.reduce(cost, class_weight=weight, present=present, reduction=self.reduction)
 
     def extra_repr(self) -> str:
+        weight = self.class_weight
         shown = {
             "num_classes": self.num_classes,
             **(self.index.keywords if isinstance(self.index, partial) else {}),
@@ -177,7 +180,7 @@ class OverlapLoss(StatisticsLoss):
             "cost": next((word for word, cost in costs.NAMED.items() if cost is self.cost), "custom"),
             "pooling": self.pooling,
             "classes": self.classes,
-            "class_weight": None if self.class_weight is None else self.class_weight.tolist(),
+            "class_weight": weight if weight is None or weight.is_meta else weight.tolist(),
             "absent": self.absent,
             "ignore_index": self.settings.ignore_index,
             "label_smoothing": self.settings.label_smoothing,

@@ -20,7 +20,7 @@ from torch import Tensor
 from softdice.kernels.cpu.threads import for_each
 from softdice.kernels.registry import compiled_loops
 from softdice.reference import equals
-from softdice.validation import fail, message
+from softdice.validation import fail, message, same_device
 
 CHUNK = 1 << 20
 """Bytes of a block, and voxels that torch converts at a time: 8 MiB as int64."""
@@ -72,6 +72,9 @@ def class_counts(
     if prediction.shape != target.shape:
         advice = "Bring both to the same shape."
         fail(f"target of shape {tuple(prediction.shape)}", tuple(target.shape), advice)
+    same_device(prediction.device, "prediction", target=target)
+    if prediction.is_meta:
+        return prediction.new_empty((3, num_classes), dtype=torch.int64)
     prediction, target = prediction.detach(), target.detach()
     if prediction.device.type == "cpu" and _kernels() is not None:
         counts = torch.from_numpy(_counts_cpu(prediction.numpy(), target.numpy(), num_classes, ignore_index))
@@ -112,11 +115,14 @@ def ignored(target: Tensor, ignore_index: int | None) -> Tensor:
 
 
 def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None, left_out: Tensor) -> None:
-    """Raises ValueError for labels outside [0, C) where they count; on CUDA an assertion that needs no host sync."""
+    """Raises ValueError for labels outside [0, C) where they count; on CUDA an assertion that needs no host sync.
+
+    Meta tensors have no labels that could be wrong.
+    """
     wide = labels.to(torch.int64)
     wrong = ((wide < 0) | (wide >= num_classes)) & ~left_out
     allowed = f"{name} with labels in [0, {num_classes})" + ("" if ignore_index is None else f" or {ignore_index}")
-    if wrong.is_cuda:
+    if wrong.is_cuda or wrong.is_meta:
         torch._assert_async(~wrong.any(), message(allowed, "others", ADVICE))
     elif wrong.any():
         got = f"{labels[wrong][0].item()} ({int(wrong.sum())} voxels)"
@@ -136,6 +142,8 @@ def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_inde
     """
     C = num_classes
     if C < 2 or target.dim() < 3 or target.shape != prediction.shape or target.shape[1] != C or not target.numel():
+        return prediction, target
+    if target.is_meta:  # nobody can see whether they are one-hot; there are as many counts either way
         return prediction, target
     void = torch.zeros_like(target, dtype=torch.bool) if ignore_index in (0, 1) else ignored(target, ignore_index)
     inside = [prediction == 1, (target == 1) | void]

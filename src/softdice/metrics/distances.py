@@ -257,6 +257,8 @@ def measure(
     if input.shape != target.shape:
         advice = "Bring both to the same shape."
         validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
+    if input.is_meta or target.is_meta:
+        return torch.empty((len(formulas), len(input), len(numbers)), dtype=torch.float64, device="meta")
     maps = counting.label_maps(input.detach().cpu(), target.detach().cpu(), num_classes, ignore_index)
     C = max(num_classes, 2)
     return measure_maps(*maps, formulas, C, spacing, compare, numbers, ignore_index).to(input.device)

@@ -131,6 +131,7 @@ class OverlapMetric(Metric):
     def update(self, input: Tensor, target: Tensor) -> None:
         """Count one batch."""
         count, input, target = self._as_labels(input, target)
+        validation.same_device(self.counts.device, "metric", input=input, target=target)
         if len(input) == 0:
             return
         counts_3BC = torch.stack([count(i, t) for i, t in zip(input, target, strict=True)], 1)

@@ -89,6 +89,7 @@ class CaseMetric(Metric):
     def update(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None = None) -> None:
         """Score one batch, whose images have one spacing."""
         input, target = self._as_labels(input, target)
+        validation.same_device(self.cases.device, "metric", input=input)
         spacing = self.spacing if spacing is None else spacing
         options = (self.num_classes, spacing, self.compare, self.classes, self.ignore_index)
         (score_BK,) = distances.measure(input, target, [self.score], *options)

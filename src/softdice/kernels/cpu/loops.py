@@ -65,7 +65,7 @@ class Kind(NamedTuple):
     @property
     def mapped(self) -> bool:
         """Whether a map is read."""
-        return not set(MAPPED).isdisjoint(self.fields)
+        return any(name in MAPPED for name in self.fields)
 
     @property
     def labels(self) -> bool:
