@@ -86,6 +86,19 @@ def taken(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return input, signed(target)
 
 
+def flat(input: Tensor, target: Tensor, *parts: Any) -> tuple[Tensor, Tensor]:
+    """The two tensors, for `parts` of a loss that each need a pass -> the same with one dimension of space.
+
+    The gradients of two passes then meet in one view of the input, where autograd adds the second in the place of the
+    first; two views would each keep theirs, and their sum would be a third. Left alone where a part is not ours, or has
+    an activation of its own.
+    """
+    ours = all(part is not None and getattr(part, "other_act", None) is None for part in parts)
+    if not ours or input.shape[2:] != target.shape[2:]:
+        return input, target
+    return input.flatten(2), target.flatten(2)
+
+
 def one_hot(labels: Tensor, channels: int) -> Tensor:
     """labels (B, 1, *S) -> (B, C, *S) bool; a label that is no class is in none."""
     return labels == torch.arange(channels, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))

@@ -499,6 +499,7 @@ class DiceCELoss(_DiceOptions):
             stats = dice.statistics(input, target, (*dice.reads, *entropy.reads))
             value = entropy.from_statistics(stats, input, target)
             return self.lambda_dice * dice.from_statistics(stats, input.ndim) + self.lambda_ce * value
+        input, target = common.flat(input, target, dice, entropy if own else None)
         return self.lambda_dice * self.dice(input, target) + self.lambda_ce * term(input, target)
 
     def ce(self, input: Tensor, target: Tensor) -> Tensor:
@@ -592,6 +593,7 @@ def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tenso
         stats = dice.statistics(input, target, (*dice.reads, *FOCAL), gamma=focal.gamma)
         second = focal.from_statistics(focal.counted(stats))
         return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
+    input, target = common.flat(input, target, dice, focal)
     truth = target
     if loss.to_onehot_y and not (dice and focal):  # what MONAI hands to the parts
         truth = common.one_hot(target, input.shape[1]).to(input.dtype)
