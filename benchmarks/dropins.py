@@ -1,8 +1,8 @@
 """Time and error of the drop-in classes beside their originals: `python -m benchmarks.dropins [name ...]`.
 
 One forward and backward step of each, interleaved in one process (`benchmarks.measure`); random float32 logits. Writes
-results/dropins.csv and the table between the marks in docs/kernels.md; with names, only the rows that contain one of
-them are measured, and nothing is written.
+results/dropins_*.csv and the table between the marks of the processor's vectors in docs/kernels.md; with names, only the
+rows that contain one of them are measured, and nothing is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from softdice.compat import monai, nnunet, smp
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
-BEGIN, END = "<!-- benchmark: drop-ins -->", "<!-- end of benchmark -->"
+VECTORS = torch.backends.cpu.get_cpu_capability()
+BEGIN, END = f"<!-- benchmark: drop-ins {VECTORS} -->", "<!-- end of benchmark -->"
 
 IMAGES, VOLUMES, ORGANS = (16, 1, 512, 512), (2, 3, 96, 96, 96), (2, 14, 96, 96, 96)
 SIGMOID, SOFTMAX = {"sigmoid": True}, {"softmax": True}
@@ -156,7 +157,7 @@ def main() -> None:
     if wanted:
         return
     RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "dropins.csv", "w", newline="") as file:
+    with open(RESULTS / f"dropins_{VECTORS.lower()}.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
