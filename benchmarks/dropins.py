@@ -1,8 +1,8 @@
 """Time and error of the drop-in classes beside their originals: `python -m benchmarks.dropins [name ...]`.
 
 One forward and backward step of each, interleaved in one process (`benchmarks.measure`); random float32 logits. Writes
-results/dropins_*.csv and the table between the marks of the processor's vectors in docs/kernels.md; with names, only the
-rows that contain one of them are measured, and nothing is written.
+results/dropins_*.csv and the table between the marks in docs/kernels.md, those of the processor's vectors; with names,
+only the rows that contain one of them are measured, and nothing is written.
 """
 
 from __future__ import annotations
