@@ -468,3 +468,20 @@ def _peak_bytes(work: Callable[[], None]) -> int:
         held += event.nbytes()
         most = max(most, held)
     return most + numpy_peak
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        softdice.OHEMCrossEntropyLoss(3, min_kept=3, activation="softmax", ignore_index=255),
+        softdice.TopKCrossEntropyLoss(3, activation="softmax", ignore_index=255),
+        softdice.LovaszLoss(3, activation="softmax", ignore_index=255),
+    ],
+)
+def test_labels_of_any_form_give_the_same_number(loss: Any) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits, labels = torch.randn(2, 3, 8, 8, generator=generator), torch.randint(0, 3, (2, 8, 8), generator=generator)
+    labels[0, 0] = 255
+    expected = loss(logits, labels)
+    for form in (labels.float(), labels.to(torch.uint8), labels.unsqueeze(1), labels.to(torch.uint16)):
+        assert torch.equal(loss(logits, form), expected)

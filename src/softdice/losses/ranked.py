@@ -177,7 +177,8 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
         entropy = self._entropies(input, target, voxel_weight).reshape(1, -1)
         ranked = entropy.detach()
         if self.ignore_index is not None:
-            counted = ~equals(target, self.ignore_index).reshape(1, -1)
+            labels = validation.tensors(input, target, None, self.num_classes, self.ignore_index, False)[1]
+            counted = ~equals(labels, self.ignore_index).reshape(1, -1)
             ranked = torch.where(counted, ranked, -math.inf)
         bound = ranked.new_tensor(-math.log(self.threshold) if self.threshold else math.inf)
         if self.min_kept and entropy.numel():
