@@ -15,6 +15,7 @@ from torch import Tensor
 
 import softdice
 from softdice.kernels import registry
+from softdice.losses.base import words
 
 WITHOUT = """
 import importlib.util, sys
@@ -147,14 +148,34 @@ def on_meta() -> dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], tuple[i
     for cls in softdice.losses.FAMILY:
         kept = {} if issubclass(cls, softdice.CrossEntropyLoss | softdice.FocalLoss) else {"absent": "skip"}
         found[cls.__name__] = cls(3, activation="softmax", class_weight=meta(3), **kept), (input, labels), ()
-    for name, function in softdice.functional.FUNCTIONS.items():
-        call = partial(function, activation="sigmoid", voxel_weight=meta(2, 8, 9), class_weight=[1, 2, 3])
+    found["soft_confusion"] = partial(softdice.soft_confusion, activation="softmax"), (input, labels), (2, 3, 3)
+    found["voxel_cross_entropy"] = (
+        partial(softdice.voxel_cross_entropy, activation="softmax"),
+        (input, labels),
+        (2, 8, 9),
+    )
+    for cls in softdice.losses.BEYOND:
+        found[cls.__name__] = cls(3, activation="softmax"), (input, labels), ()
+    for cls in softdice.losses.MAPPED:
+        found[cls.__name__] = partial(cls(3, activation="softmax"), voxel_map=input), (input, labels), ()
+    for loss in softdice.losses.FAMILY:
+        name = f"{words(loss)}_loss"
+        call = partial(
+            softdice.functional.FUNCTIONS[name],
+            activation="sigmoid", voxel_weight=meta(2, 8, 9), class_weight=[1, 2, 3],
+        )  # fmt: skip
         found[f"functional.{name}"] = call, (input, input), ()
     for room in (softdice.indices, softdice.costs):
         functions = {
             n: f for n, f in vars(room).items() if getattr(f, "__module__", "") == room.__name__ and n[0] != "_"
         }
-        for name in functions.keys() - {"focal", "log_power", "resolve"}:  # those make a cost
+        for name in functions.keys() - {
+            "focal",
+            "log_power",
+            "resolve",
+            "boundary",
+            "skeleton_recall",
+        }:  # make a cost, or need a map
             given = (stats.pool(), (3,)) if room is softdice.indices else (meta(3), (3,))
             wide = name in ("generalized_dice", "cross_entropy", "focal_entropy")
             found[f"{room.__name__}.{name}"] = functions[name], given[:1], (1,) if wide else (3,)
@@ -163,7 +184,16 @@ def on_meta() -> dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], tuple[i
         more = {"tolerance": 1.0} if name == "surface_dice" else {}
         call = partial(getattr(softdice.metrics, name), num_classes=3, classes=[1, 2], **more)
         found[name] = call, (labels, labels), (2, 2)
-    for name in {*softdice.metrics.STREAMING, *softdice.metrics.SURFACES} - {"OverlapMetric", "SurfaceMetric"}:
+    for name in softdice.metrics.COMPONENTS:
+        found[name] = partial(getattr(softdice.metrics, name), num_classes=3), (labels, labels), (2, 3)
+    for name in softdice.metrics.LESIONS:
+        metric = getattr(softdice.metrics, name)(num_classes=3, average="none")
+        found[name] = metric.to("meta"), (labels, labels), (3,)
+    for name in {*softdice.metrics.STREAMING, *softdice.metrics.SURFACES} - {
+        "OverlapMetric",
+        "SurfaceMetric",
+        "CaseMetric",
+    }:
         more = {"tolerance": 1.0} if name == "SurfaceDice" else {}
         metric = getattr(softdice.metrics, name)(num_classes=3, average="none", ignore_index=255, **more)
         found[name] = metric.to("meta"), (input, labels), (3,)
@@ -178,7 +208,7 @@ def on_meta() -> dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], tuple[i
 ON_META = on_meta()
 
 
-@pytest.mark.parametrize("name", ON_META)
+@pytest.mark.parametrize("name", sorted(ON_META))
 def test_meta_tensors_have_shapes_and_no_values(name: str) -> None:
     call, given, shape = ON_META[name]
     found = call.to("meta")(*given) if isinstance(call, torch.nn.Module) else call(*given)
@@ -188,7 +218,7 @@ def test_meta_tensors_have_shapes_and_no_values(name: str) -> None:
 def test_no_public_name_is_left_out_of_meta_tensors() -> None:
     values = {"SystemConfig", "__version__", "costs", "functional", "indices", "reductions", "setup_system"}
     assert {*softdice.__all__, *softdice.metrics.__all__} - {*ON_META, *values} == {
-        "OverlapMetric", "SurfaceMetric", "use_backend",
+        "CaseMetric", "OverlapMetric", "SurfaceMetric", "distance_map", "use_backend",
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import softdice
 from softdice import costs, functional, losses
-from softdice.losses import BEYOND, FAMILY, OverlapLoss, SoftDiceLoss
+from softdice.losses import BEYOND, FAMILY, MAPPED, OverlapLoss, SoftDiceLoss
 
 LOSSES = Path(__file__).parent.parent / "docs" / "losses.md"
 OWN: dict[str, Any] = {
@@ -54,7 +54,7 @@ def test_a_function_is_its_class(loss: type[OverlapLoss]) -> None:
 
 def test_a_loss_is_public_and_in_the_table() -> None:
     assert set(functional.__all__) == {function.__name__ for function in functional.FUNCTIONS.values()}
-    for loss in (*FAMILY, *BEYOND):
+    for loss in (*FAMILY, *MAPPED, *BEYOND):
         assert loss.__name__ in softdice.__all__
         assert getattr(softdice, loss.__name__) is loss
         assert f"\n| `{loss.__name__}` |" in LOSSES.read_text(), f"give {loss.__name__} a row in docs/losses.md"

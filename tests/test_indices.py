@@ -159,4 +159,5 @@ def test_every_index_has_its_row() -> None:
         for name, value in vars(softdice.indices).items()
         if inspect.isfunction(value) and value.__module__ == "softdice.indices" and not name.startswith("_")
     }
-    assert public == {row[0] for row in INDICES}
+    of_maps = {"boundary", "skeleton_recall"}  # by hand in tests/test_maps.py
+    assert public - of_maps == {row[0] for row in INDICES}

@@ -154,7 +154,7 @@ def operator_arguments(dense: bool, activation: str, unions: bool) -> tuple[Any,
     weight = torch.rand(2, 35, dtype=torch.float64)
     regions = torch.tensor([[True, True, False], [False, True, True]]) if unions else None
     settings = Pass(activation=activation, label_smoothing=0.1, gamma=1.5, power=1.5)
-    return input.requires_grad_(), target, weight, regions, settings.text
+    return input.requires_grad_(), target, weight, regions, None, settings.text
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def binaries(
     rest = {"programs": 2112, "steps": 17}
     found = {}
 
-    given = cuda.arguments(x, target, weight, member, settings) | declared.terms(
+    given = cuda.arguments(x, target, weight, member, None, settings) | declared.terms(
         tuple(rows), cuda.constants(x, settings)
     )
     tile = launch.tile(launch.FORWARD, C, regions, x.element_size(), len(rows))
@@ -112,7 +112,7 @@ def binaries(
     if two_steps:
         found["rows"] = compiled(rows_kernel, given, tile, capability)
 
-    given = cuda.arguments(x, target, weight, member, settings) | declared.slopes(
+    given = cuda.arguments(x, target, weight, member, None, settings) | declared.slopes(
         tuple(fields), cuda.constants(x, settings)
     )
     tile = launch.tile(launch.BACKWARD, C, regions, x.element_size(), given["SLOPED"])

@@ -458,7 +458,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a loss of torch": (
         lambda: softdice.Upsampled(nn.CrossEntropyLoss()),  # type: ignore[arg-type]
         TypeError,
-        "Upsampled: expected loss to be a loss of softdice that is a function of the statistics, got CrossEntropyLoss",
+        "Upsampled: expected loss to be a loss of softdice that is a function of the statistics, or a sum of such, "
+        "got CrossEntropyLoss",
     ),
     "an unknown mode": (
         lambda: softdice.Upsampled(dice(), mode="bicubic"),

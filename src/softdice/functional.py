@@ -1,8 +1,9 @@
 """input, target -> loss: every loss as a function, for a call or two; in a training loop keep the module.
 
 `soft_dice_loss(input, target, voxel_weight=..., eps=..., **settings)` is `SoftDiceLoss(C, eps, **settings)(input,
-target, voxel_weight)`, with C read off input; so for every class in FAMILY and BEYOND of `softdice.losses`, from which
-the functions are made. Their types, for editors and type checkers, stand in functional.pyi, which `make format` writes.
+target, voxel_weight)`, with C read off input; so for every class in FAMILY, MAPPED and BEYOND of `softdice.losses`,
+from which the functions are made. Their types, for editors and type checkers, stand in functional.pyi, which `make
+format` writes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _function_of(loss: type[Loss]) -> Callable[..., Tensor]:
         of_call = {name: keywords.pop(name) for name in maps if name in keywords}
         return _module(loss, _channels(input), keywords)(input, target, voxel_weight, **of_call)
 
-    maps = ("voxel_map",) if loss.__name__ in losses.mapped.__all__ else ()
+    maps = ("voxel_map",) if loss in losses.MAPPED else ()
     name = words(loss) + "_loss"
     function.__name__ = function.__qualname__ = name
     shown = {"and_map": " and voxel_map", "map": "voxel_map=labels, ", "also": ", voxel_map=labels"}
@@ -90,6 +91,8 @@ def _kept_module(loss: type[Loss], num_classes: int, keywords: tuple[tuple[str, 
     return loss(num_classes, **{name: value for name, _, value in keywords})
 
 
-FUNCTIONS = {function.__name__: function for function in map(_function_of, (*losses.FAMILY, *losses.BEYOND))}
+FUNCTIONS = {
+    function.__name__: function for function in map(_function_of, (*losses.FAMILY, *losses.MAPPED, *losses.BEYOND))
+}
 globals().update(FUNCTIONS)
 __all__ = sorted(FUNCTIONS)

@@ -12,9 +12,12 @@ from softdice.losses.supervision import DeepSupervision
 from softdice.losses.voxelwise import *  # noqa: F403
 
 FAMILY: tuple[type[OverlapLoss], ...] = tuple(
-    getattr(room, name) for room in (named, voxelwise, mapped) for name in room.__all__
+    getattr(room, name) for room in (named, voxelwise) for name in room.__all__
 )
 """The losses with an index of their own: each is public in `softdice` too, and a function in `softdice.functional`."""
+
+MAPPED: tuple[type[OverlapLoss], ...] = tuple(getattr(mapped, name) for name in mapped.__all__)
+"""Those that read a map beside the target: public in the same way."""
 
 BEYOND: tuple[type[Loss], ...] = tuple(
     getattr(room, name) for room in (centreline, confusion, ranked) for name in room.__all__
@@ -24,6 +27,7 @@ BEYOND: tuple[type[Loss], ...] = tuple(
 __all__ = [
     "BEYOND",
     "FAMILY",
+    "MAPPED",
     "DeepSupervision",
     "Loss",
     "LossSettings",

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import softdice
-from softdice.losses import Loss, StatisticsLoss
+from softdice.losses import MAPPED, Loss, StatisticsLoss
 from softdice.losses.base import words
 from softdice.training.config import TrainingError
 
@@ -29,7 +29,7 @@ def loss_names() -> dict[str, type[Loss]]:
         loss = getattr(softdice, public)
         parameters = list(inspect.signature(loss).parameters.values())
         needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        if needed == ["num_classes"]:
+        if needed == ["num_classes"] and loss not in MAPPED:  # no map stands beside the labels of a folder
             names[SHORT.get(words(loss), words(loss))] = loss
     return dict(sorted(names.items()))
 
