@@ -185,9 +185,7 @@ def test_padding_by_name_adds_nothing() -> None:
 
 def test_other_settings_that_are_refused() -> None:
     conv = nn.Conv2d(4, C, 1)
-    words = (
-        "FusedHead: expected loss to be a loss of softdice that is a function of the statistics, or a sum of such, got "
-    )
+    words = "FusedHead: expected loss to be a loss of softdice that is a function of the statistics, or a sum of such"
     with pytest.raises(TypeError, match=f"{words}, got LovaszLoss"):
         FusedHead(conv, softdice.LovaszLoss(C))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=f"{words}CrossEntropyLoss"):
