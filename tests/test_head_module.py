@@ -188,7 +188,7 @@ def test_other_settings_that_are_refused() -> None:
     words = "FusedHead: expected loss to be a loss of softdice that is a function of the statistics, or a sum of such"
     with pytest.raises(TypeError, match=f"{words}, got LovaszLoss"):
         FusedHead(conv, softdice.LovaszLoss(C))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=f"{words}CrossEntropyLoss"):
+    with pytest.raises(TypeError, match=f"{words}, got CrossEntropyLoss"):
         FusedHead(conv, nn.CrossEntropyLoss())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"FusedHead: expected chunk_mib >= 0.001, got 0"):
         FusedHead(conv, softmax_dice(), chunk_mib=0)
