@@ -382,8 +382,8 @@ class TestTrial:
         input, target = case(3, "softmax", False, dtype=torch.float32)
         right = sums_and_gradient(input, target, activation="softmax")
         real_terms, real_slopes = declared.terms, declared.slopes
-        plus = "plus(sums, w, p, q, a, b, t)"
-        of_slopes = "slopes(coefficients, p, q, a, b, t)"
+        plus = "plus(sums, w, p, q, a, b, t, m)"
+        of_slopes = "slopes(coefficients, p, q, a, b, t, m)"
         broken = {
             "sums": (real_terms, {"PLUS": declared._jit(plus, "return sums")}),
             "does not compile": (real_terms, {"PLUS": declared._jit(plus, "return tl.no_such_thing(p)")}),
@@ -424,7 +424,7 @@ class TestTrial:
         assert len(lines) == 9
         assert all(line.endswith(" ok") for line in lines)
         real = declared.terms
-        wrong = {"PLUS": declared._jit("plus(sums, w, p, q, a, b, t)", "return sums")}
+        wrong = {"PLUS": declared._jit("plus(sums, w, p, q, a, b, t, m)", "return sums")}
         monkeypatch.setattr(declared, "terms", lambda *given: real(*given) | wrong)
         monkeypatch.setattr(trial, "_found", {})
         with (
