@@ -22,7 +22,7 @@ def exact(loss: softdice.SoftDiceLoss, logits: Tensor, labels: Tensor) -> tuple[
     slabs = list(zip(logits.split(SLAB, 2), labels.split(SLAB, 1), strict=True))
 
     def sums(slab: Tensor, target: Tensor) -> Tensor:
-        return statistics(slab, target, None, None, fields=FIELDS, activation="softmax")
+        return statistics(slab, target, None, None, None, Pass(activation="softmax", fields=FIELDS))
 
     with torch.no_grad():
         total = sum(sums(slab.double(), target) for slab, target in slabs)

@@ -7,24 +7,21 @@ only the rows that contain one of them are measured, and nothing is written.
 
 from __future__ import annotations
 
-import csv
 import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks import measure, peers
+from benchmarks import measure, peers, publish
 from softdice.compat import monai, nnunet, smp
 
-RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
+PAGE = publish.DOCS / "kernels.md"
 VECTORS = torch.backends.cpu.get_cpu_capability()
-BEGIN, END = f"<!-- benchmark: drop-ins {VECTORS} -->", "<!-- end of benchmark -->"
+MARKS = f"<!-- benchmark: drop-ins {VECTORS} -->", "<!-- end of benchmark -->"
 
 IMAGES, VOLUMES, ORGANS = (16, 1, 512, 512), (2, 3, 96, 96, 96), (2, 14, 96, 96, 96)
 SIGMOID, SOFTMAX = {"sigmoid": True}, {"softmax": True}
@@ -102,13 +99,7 @@ def run(row: Row, budget_s: float) -> dict[str, Any]:
     target = target_of(row)
     turns = {name: partial(measure.step, loss, logits, target) for name, loss in losses.items()}
     times = measure.interleaved(turns, logits, budget_s)
-    found = {}
-    for name, loss in losses.items():
-        logits.grad = None
-        found[name] = float(measure.step(loss, logits, target)), logits.grad
-    (value, gradient), (own_value, own_gradient) = found["original"], found["ours"]
-    assert isinstance(gradient, Tensor)
-    assert isinstance(own_gradient, Tensor)
+    off = measure.apart(losses["ours"], losses["original"], logits, target)
     return {
         "loss": row.text,
         "shape": str(row.shape),
@@ -116,8 +107,8 @@ def run(row: Row, budget_s: float) -> dict[str, Any]:
         "original_ms": times["original"].median_ms,
         "ours_ms": times["ours"].median_ms,
         "ratio": times["original"].median_ms / times["ours"].median_ms,
-        "loss_difference": abs(own_value - value) / abs(value),
-        "gradient_difference": float((own_gradient - gradient).abs().max() / gradient.abs().max()),
+        "loss_difference": off.loss,
+        "gradient_difference": off.gradient,
     }
 
 
@@ -156,13 +147,8 @@ def main() -> None:
         )
     if wanted:
         return
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / f"dropins_{VECTORS.lower()}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
-    head, rest = PAGE.read_text().split(BEGIN, 1)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END, 1)[1]}")
+    publish.keep(f"dropins_{VECTORS.lower()}", rows)
+    publish.show(table(rows), PAGE, MARKS)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ the inputs. Error: as in `benchmarks.measure`. Writes results/gpu.csv, results/g
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import random
 import sys
@@ -28,11 +27,11 @@ import torch
 from torch import Tensor
 
 import softdice
-from benchmarks import losses, measure, peers
+from benchmarks import losses, measure, peers, publish
 from benchmarks.peers import Loss
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "kernels.md"
-BEGIN, END = "<!-- benchmark: gpu -->", "<!-- end of benchmark -->"
+DOCUMENT = publish.DOCS / "kernels.md"
+MARKS = "<!-- benchmark: gpu -->", "<!-- end of benchmark -->"
 SHAPES = [(4, 2, 2048, 2048), (8, 4, 1024, 1024), (2, 14, 108, 108, 108), (1, 118, 68, 68, 68)]
 QUICK = [(2, 4, 256, 256)]
 DTYPES = (torch.bfloat16, torch.float32)
@@ -247,15 +246,9 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def write(rows: list[Row]) -> None:
     """rows -> results/gpu.csv, results/gpu.png, the table in docs/kernels.md."""
-    losses.RESULTS.mkdir(exist_ok=True)
-    with open(losses.RESULTS / "gpu.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows)
-    plot(rows, losses.RESULTS / "gpu.png")
-    text = DOCUMENT.read_text()
-    head, rest = text.split(BEGIN, 1)
-    DOCUMENT.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END, 1)[1]}")
+    publish.keep("gpu", [asdict(row) for row in rows])
+    plot(rows, publish.FOLDER / "gpu.png")
+    publish.show(table(rows), DOCUMENT, MARKS)
 
 
 def main() -> None:

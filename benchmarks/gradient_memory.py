@@ -17,11 +17,11 @@ import warnings
 import torch
 
 import softdice
-from benchmarks import measure, peers
+from benchmarks import measure, peers, publish
 from benchmarks.dropins import PAGE
 from benchmarks.losses import inputs
 
-BEGIN, END = "<!-- benchmark: gradient memory -->", "<!-- end of gradient memory -->"
+MARKS = "<!-- benchmark: gradient memory -->", "<!-- end of gradient memory -->"
 SHAPES = [
     (4, 3, 256, 256),
     (8, 3, 256, 256),
@@ -73,10 +73,7 @@ def main() -> None:
         mib = torch.Size(shape).numel() * 4 / 2**20
         lines.append(f"| `{shape}` | {mib:.0f} MiB | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
-    text = PAGE.read_text()
-    head, rest = text.split(BEGIN, 1)
-    table = "\n".join(lines)
-    PAGE.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}")
+    publish.show("\n".join(lines), PAGE, MARKS)
 
 
 if __name__ == "__main__":

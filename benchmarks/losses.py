@@ -8,7 +8,6 @@ and the table between the marks in README.md.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import logging
 import subprocess
@@ -23,12 +22,11 @@ import torch
 from torch import Tensor
 
 import softdice
-from benchmarks import measure, peers
+from benchmarks import measure, peers, publish
 from benchmarks.peers import Loss
 
-RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- benchmark: losses -->", "<!-- end of benchmark -->"
+README = publish.ROOT / "README.md"
+MARKS = "<!-- benchmark: losses -->", "<!-- end of benchmark -->"
 WORKLOADS = [(8, 3, 512, 512), (8, 12, 360, 480), (2, 14, 96, 96, 96), (1, 118, 80, 80, 80)]
 QUICK = [(2, 3, 128, 128), (1, 14, 32, 32, 32)]
 UNROLLED = 32  # the seed's loop is not compiled beyond so many classes: the compiler unrolls it for minutes
@@ -199,17 +197,9 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def write(rows: list[Row], lack: dict[str, str]) -> None:
     """rows -> results/losses.csv, results/losses.png, README's table."""
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "losses.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows)
-    plot(rows, RESULTS / "losses.png")
-    text = README.read_text()
-    if BEGIN in text and END in text:
-        head, rest = text.split(BEGIN, 1)
-        tail = rest.split(END, 1)[1]
-        README.write_text(f"{head}{BEGIN}\n{table(rows, lack)}\n{END}{tail}")
+    publish.keep("losses", [asdict(row) for row in rows])
+    plot(rows, publish.FOLDER / "losses.png")
+    publish.show(table(rows, lack), README, MARKS)
 
 
 def main() -> None:

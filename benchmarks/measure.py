@@ -154,6 +154,18 @@ def error(loss: Loss, exact: Loss, logits: Tensor, labels: Tensor) -> Error:
     return Error(float((value - exact_value).abs() / exact_value.abs()), float(distance))
 
 
+def apart(ours: Loss, other: Loss, logits: Tensor, labels: Tensor) -> Error:
+    """Two losses on the same inputs -> their distance, relative to the other."""
+    found = []
+    for loss in (ours, other):
+        logits.grad = None
+        value = float(step(loss, logits, labels))
+        assert logits.grad is not None
+        found.append((value, logits.grad.double()))
+    (value, gradient), (expected, slope) = found
+    return Error(abs(value - expected) / abs(expected), float((gradient - slope).abs().max() / slope.abs().max()))
+
+
 def machine() -> str:
     """() -> processor, its vectors, threads, versions: one line for the head of a table."""
     name = "unknown processor"

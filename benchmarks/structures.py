@@ -9,25 +9,22 @@ size, so that row is smaller.)
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import softdice
-from benchmarks import measure
+from benchmarks import measure, publish
 
-RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent.parent / "docs" / "losses.md"
-BEGIN, END = "<!-- benchmark: structures -->", "<!-- end of benchmark: structures -->"
+PAGE = publish.DOCS / "losses.md"
+MARKS = "<!-- benchmark: structures -->", "<!-- end of benchmark: structures -->"
 SHAPE = (2, 14, 96, 96, 96)
 ROWS = {"Wasserstein Dice": SHAPE, "Wasserstein Dice (volume)": SHAPE, "clDice": (1, 4, 96, 96, 96)}
 
@@ -67,15 +64,7 @@ def run(row: str, shape: tuple[int, ...], budget_s: float) -> dict[str, Any]:
     """Name of a row -> its figures."""
     logits, labels = inputs(shape)
     contenders = losses(row, shape[1])
-    found = {}
-    for name, loss in contenders.items():
-        logits.grad = None
-        found[name] = float(measure.step(loss, logits, labels)), logits.grad
-    (value, gradient), (own_value, own_gradient) = found["original"], found["ours"]
-    assert isinstance(gradient, Tensor)
-    assert isinstance(own_gradient, Tensor)
-    gradient_difference = float((own_gradient - gradient).abs().max() / gradient.abs().max())
-    del found, gradient, own_gradient
+    off = measure.apart(contenders["ours"], contenders["original"], logits, labels)
     turns = {name: partial(measure.step, loss, logits, labels) for name, loss in contenders.items()}
     times = measure.interleaved(turns, logits, budget_s)
     one = 4 * labels.numel()
@@ -85,8 +74,8 @@ def run(row: str, shape: tuple[int, ...], budget_s: float) -> dict[str, Any]:
         "original_ms": times["original"].median_ms,
         "ours_ms": times["ours"].median_ms,
         "ratio": times["original"].median_ms / times["ours"].median_ms,
-        "loss_difference": abs(own_value - value) / abs(value),
-        "gradient_difference": gradient_difference,
+        "loss_difference": off.loss,
+        "gradient_difference": off.gradient,
         "original_maps": peak(row, "original", shape) / one - shape[1],
         "ours_maps": peak(row, "ours", shape) / one - shape[1],
     }
@@ -128,13 +117,8 @@ def main() -> None:
         print(rows[-1], flush=True)
     if sys.argv[1:]:
         return
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "structures.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
-    head, rest = PAGE.read_text().split(BEGIN, 1)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END, 1)[1]}")
+    publish.keep("structures", rows)
+    publish.show(table(rows), PAGE, MARKS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ docs/kernels.md; with names, only the rows that contain one of them are measured
 
 from __future__ import annotations
 
-import csv
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,11 +20,11 @@ import torch
 from torch import Tensor
 
 import softdice
-from benchmarks import measure
-from benchmarks.dropins import PAGE, RESULTS
+from benchmarks import measure, publish
+from benchmarks.dropins import PAGE
 from softdice.compat import monai
 
-BEGIN, END = "<!-- benchmark: variants -->", "<!-- end of variants -->"
+MARKS = "<!-- benchmark: variants -->", "<!-- end of variants -->"
 SHAPE = (2, 4, 96, 96, 96)
 C = SHAPE[1]
 MONAI = {"softmax": True, "to_onehot_y": True, "batch": True}
@@ -115,13 +114,7 @@ def run(row: Variant, budget_s: float) -> dict[str, Any]:
         "other": partial(measure.step, row.other, given, labels),
     }
     times = measure.interleaved(turns, given, budget_s)
-    found = {}
-    for name, loss in (("ours", row.ours), ("other", row.other)):
-        given.grad = None
-        value = float(measure.step(loss, given, labels))
-        assert given.grad is not None
-        found[name] = value, given.grad.double()
-    (value, gradient), (other_value, other_gradient) = found["ours"], found["other"]
+    off = measure.apart(row.ours, row.other, given, labels)
     ours_ms = times["ours"].median_ms
     return {
         "variant": row.name,
@@ -130,8 +123,8 @@ def run(row: Variant, budget_s: float) -> dict[str, Any]:
         "times_plain": ours_ms / times["plain"].median_ms,
         "other_ms": times["other"].median_ms,
         "ratio": times["other"].median_ms / ours_ms,
-        "loss_difference": abs(value - other_value) / abs(other_value),
-        "gradient_difference": float((gradient - other_gradient).abs().max() / other_gradient.abs().max()),
+        "loss_difference": off.loss,
+        "gradient_difference": off.gradient,
     }
 
 
@@ -170,13 +163,8 @@ def main() -> None:
         )
     if wanted:
         return
-    with open(RESULTS / "variants.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    text = PAGE.read_text()
-    head, rest = text.split(BEGIN, 1)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END, 1)[1]}")
+    publish.keep("variants", rows)
+    publish.show(table(rows), PAGE, MARKS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ is written.
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import subprocess
@@ -17,7 +16,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +23,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import softdice
-from benchmarks import measure, peers
+from benchmarks import measure, peers, publish
 
-RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent.parent / "docs" / "losses.md"
-BEGIN, END = "<!-- benchmark: ranks -->", "<!-- end of benchmark -->"
+PAGE = publish.DOCS / "losses.md"
+MARKS = "<!-- benchmark: ranks -->", "<!-- end of benchmark -->"
 SHAPES = [(2, 14, 96, 96, 96), (8, 21, 256, 256)]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -179,13 +176,8 @@ def main() -> None:
             )
     if wanted:
         return
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "voxelwise.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
-    head, rest = PAGE.read_text().split(BEGIN, 1)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END, 1)[1]}")
+    publish.keep("voxelwise", rows)
+    publish.show(table(rows), PAGE, MARKS)
 
 
 if __name__ == "__main__":

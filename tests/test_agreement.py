@@ -1,6 +1,6 @@
 """Every kernel against the definition: value and gradient, on drawn problems and on rows of hard values.
 
-A new statistic is drawn here from the day it stands in FIELDS; what it should be is its term in `oracle.precise`.
+A new statistic is drawn here from the day it is declared; what it should be is its term in `oracle.precise`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 import softdice
 from softdice.settings import FIELDS
+from softdice.terms import MAPPED, NAMES
 
 KERNELS = [name for name in BACKENDS if name != "reference"]
 
@@ -75,6 +76,7 @@ USUAL = (
     ("difference", "prediction", "target"),
     ("cross_entropy", "labelled"),
     ("focal", "voxels"),
+    ("intersection", "prediction", "target", *MAPPED),
 )
 """What the losses ask for. Any other selection is drawn, too, but rarely: a kernel may be compiled for each."""
 
@@ -159,12 +161,12 @@ def problems(draw: st.DrawFn, activation: str, hard: bool = False, most_elements
     V = draw(st.sampled_from([size for size in SIZES if size * B * C <= most_elements]))
     keywords: dict[str, Any] = {
         "activation": activation,
-        "fields": draw(st.one_of(*[st.just(fields) for fields in USUAL], st.sets(st.sampled_from(FIELDS), min_size=1))),
+        "fields": draw(st.one_of(*[st.just(fields) for fields in USUAL], st.sets(st.sampled_from(NAMES), min_size=1))),
         "gamma": draw(st.sampled_from([2.0, 0.0, 0.25, 0.5, 0.999, 1.0, 1.5, 3.7, 5.0])),
         "power": draw(st.sampled_from([1.0, 1.0, 1.5, 2.0, 3.0])),
         "label_smoothing": 0.0 if own else draw(st.sampled_from([0.0, 0.0, 0.1])),
     }
-    keywords["fields"] = tuple(name for name in FIELDS if name in keywords["fields"])
+    keywords["fields"] = tuple(name for name in NAMES if name in keywords["fields"])
     kind = "labels" if own else draw(st.sampled_from(["labels", "labels", "soft", "multi-hot"]))
 
     # the target
@@ -218,12 +220,19 @@ def problems(draw: st.DrawFn, activation: str, hard: bool = False, most_elements
     }
     keywords["voxel_weight"] = weights[draw(st.sampled_from(["none", "none", *weights]))]
 
+    # the map
+    far = torch.randn(B, draw(st.sampled_from([1, K])), V, generator=generator, dtype=torch.float64)
+    if not set(MAPPED).isdisjoint(keywords["fields"]):
+        keywords["voxel_map"] = far.to(draw(st.sampled_from([torch.float32, torch.float64, torch.int8, torch.float16])))
+
     flat = draw(st.booleans())
     if not flat:
         for_space = (B, *SIZES[V])
         if keywords["voxel_weight"] is not None:
             keywords["voxel_weight"] = keywords["voxel_weight"].view(for_space)
         target = target.view(for_space) if target.ndim == 2 else target
+        if "voxel_map" in keywords:
+            keywords["voxel_map"] = keywords["voxel_map"].unflatten(2, SIZES[V])
     if target.ndim == 3 and C > 1 and kind != "labels":
         target = laid_out(draw, target, flat)
     mix = torch.randn(len(keywords["fields"]), B, K, generator=generator, dtype=torch.float64)

@@ -114,7 +114,7 @@ def _terms(
     if minus_log_q_BCV is not None:
         symbols["b"] = torch.where(n == 0, 0.0, minus_log_q_BCV)
     if any(statistic.names("q", "u", "v") for statistic in wanted):
-        q = (-value_BCV).sigmoid() if settings.activation == "sigmoid" else (1 - p).clamp_min(0)
+        q = _sigmoid(-value_BCV) if settings.activation == "sigmoid" else (1 - p).clamp_min(0)
         symbols.update(q=q, u=_power(q, settings.gamma), v=_power(p, settings.gamma))
     if any(statistic.names("d") for statistic in wanted):
         symbols["d"] = (p - y) ** 2 if settings.power == 2 else _power((p - y).abs(), settings.power)
@@ -226,7 +226,7 @@ def _probabilities(
     """logits or probabilities -> p of classes or regions; where asked for -ln p and (sigmoid) -ln(1 - p)."""
     if activation == "sigmoid":
         logsigmoid = torch.nn.functional.logsigmoid
-        prob_BCV = value_BCV.sigmoid()
+        prob_BCV = _sigmoid(value_BCV)
         return (prob_BCV, -logsigmoid(value_BCV), -logsigmoid(-value_BCV)) if logs else (prob_BCV, None, None)
     prob_BCV = value_BCV.softmax(1) if activation == "softmax" else value_BCV
     if regions is not None:
@@ -242,6 +242,12 @@ def _probabilities(
     away_BCV = value_BCV - torch.where(most_B1V.isfinite(), most_B1V, 0.0)
     parts = [_logsumexp(away_BCV.masked_fill(row, -torch.inf)) for row in ~regions.unsqueeze(-1)]
     return prob_BCV, (_logsumexp(away_BCV).unsqueeze(1) - torch.stack(parts, dim=1)), None
+
+
+def _sigmoid(value: Tensor) -> Tensor:
+    """x -> 1 / (1 + e^-x), from the smaller of p and 1 - p: so p (1 - p), its slope, is not 0 where p rounds to 1."""
+    small = torch.where(value >= 0, -value, value).sigmoid()
+    return torch.where(value >= 0, 1 - small, small)
 
 
 def _logsumexp(value_BCV: Tensor) -> Tensor:

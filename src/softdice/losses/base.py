@@ -199,13 +199,13 @@ class MixedSumLoss(Loss):
         self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None, *, voxel_map: Tensor | None = None
     ) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph. voxel_map: for the losses that share a pass."""
+        if voxel_map is not None and not isinstance(self.parts[0][1], SumLoss):
+            got = tuple(voxel_map.shape)
+            validation.fail("no voxel_map, since no loss of this sum reads one", got, "Leave it out.")
         values = []
         for weight, loss in self.parts:
             of_pass = {"voxel_map": voxel_map} if isinstance(loss, SumLoss) else {}
             values.append(weight * loss(input, target, voxel_weight, **of_pass))
-        if voxel_map is not None and not isinstance(self.parts[0][1], SumLoss):
-            got = tuple(voxel_map.shape)
-            validation.fail("no voxel_map, since no loss of this sum reads one", got, "Leave it out.")
         return sum(values[1:], values[0])
 
     def extra_repr(self) -> str:

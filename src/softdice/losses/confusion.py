@@ -6,6 +6,7 @@ They need what no sum of a class by itself holds: how much of one class was take
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -59,9 +60,9 @@ class _ConfusionLoss(Loss):
         cost_B = self.cost(self.score(matrix_BLC))
         return reductions.reduce(cost_B if self.pooling == "batch" else cost_B.unsqueeze(1), reduction=self.reduction)
 
+    @abstractmethod
     def score(self, matrix_BLC: Tensor) -> Tensor:
         """confusion matrices -> the score of each, (B,)."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, pooling={self.pooling!r}, reduction={self.reduction!r}"

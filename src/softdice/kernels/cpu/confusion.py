@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from softdice.kernels.cpu.compiled import alive, borrowed, each, jit, kernel, memory
-from softdice.kernels.cpu.kernel import AHEAD, logits_of, touch, voxels_of
+from softdice.kernels.cpu.kernel import AHEAD, logits_of, span_of, store_rows, touch, voxels_of
 from softdice.kernels.cpu.loops import Kind, Rows, softmax_loops
-from softdice.kernels.cpu.rows import beyond, store
+from softdice.kernels.cpu.rows import beyond
 
 
 @cache
@@ -88,9 +88,7 @@ def forward(kind: Kind) -> Any:
         rows = Rows(w, t, values[0], values[1], values[2], values[3])
         x = memory(job.input.address, R) if job.input.direct else xs
         for task in range(begin, end):
-            b = task // job.chunks
-            start = (task - b * job.chunks) * job.chunk
-            stop = min(start + job.chunk, job.V)
+            b, start, stop = span_of(job, task)
             total[:] = 0
             for v0 in range(start, stop, block):
                 n = min(block, stop - v0)
@@ -135,9 +133,7 @@ def backward(kind: Kind) -> Any:
         x = memory(job.input.address, R) if job.input.direct else xs
         g = memory(result.address, R) if result.direct else gs
         for task in range(begin, end):
-            b = task // job.chunks
-            start = (task - b * job.chunks) * job.chunk
-            stop = min(start + job.chunk, job.V)
+            b, start, stop = span_of(job, task)
             for label in range(C):
                 for c in range(C):
                     k[c, label] = coefs[label, b, c]
@@ -151,16 +147,8 @@ def backward(kind: Kind) -> Any:
                 if SOFTMAX:
                     softmax(x, xo, ld, C, n, rows, e, block, values)
                 block_gradient(C, n, rows, e, block, k, g, go, gld)
-                for c in range(zero if result.direct else C):
-                    store(
-                        gs,
-                        c * block,
-                        n,
-                        memory(result.address, np.uint8),
-                        result.code,
-                        b * result.per_sample + c * result.per_class + v0 * result.per_voxel,
-                        result.per_voxel,
-                    )
+                if not result.direct:
+                    store_rows(result, gs, block, C, b, v0, n)
         alive(scratch)
 
     return gradient

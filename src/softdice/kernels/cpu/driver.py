@@ -37,7 +37,7 @@ _NOTHING = Plane(u(0), 0, False, u(0), u(0), u(0))
 _NO_MEMBERS = np.empty((0, 0), np.uint8)
 
 
-def _plane(tensor: Tensor | None, wide: Any) -> Plane:
+def plane_of(tensor: Tensor | None, wide: Any) -> Plane:
     """A tensor (B, C, V), (B, V) or none -> how the kernels see it: its own memory, of any strides; no copy."""
     if tensor is None:
         return _NOTHING
@@ -116,7 +116,7 @@ def _plan(
     return kind, job
 
 
-def _job(
+def job_of(
     input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, voxel_map: Tensor | None, s: Pass
 ) -> tuple[Kind, Job]:
     """Tensors and settings -> which kernels, and the work to do."""
@@ -126,7 +126,7 @@ def _job(
     wide = np.float64 if kind.double else np.float32
     if voxel_map is not None:
         voxel_map = voxel_map.expand(-1, int(job.K), -1)
-    planes = _plane(input, wide), _plane(target, wide), _plane(weight, wide), _plane(voxel_map, wide)
+    planes = plane_of(input, wide), plane_of(target, wide), plane_of(weight, wide), plane_of(voxel_map, wide)
     member = _NO_MEMBERS if regions is None else regions.contiguous().view(torch.uint8).numpy()
     return kind, job._replace(input=planes[0], target=planes[1], weight=planes[2], map=planes[3], member=member)
 
@@ -146,7 +146,7 @@ def statistics(
 ) -> tuple[Tensor, bool]:
     """input (B, C, V), target, weight -> sums (rows, B, K) in float64, and whether all values were in range."""
     weight, voxel_map = _readable(weight), _readable(voxel_map)
-    kind, job = _job(input, target, weight, regions, voxel_map, settings)
+    kind, job = job_of(input, target, weight, regions, voxel_map, settings)
     B, chunks, K = input.shape[0], int(job.chunks), int(job.K)
     rows = settings.rows(input.shape[1])
     slots = np.zeros((rows, B * chunks, K))
@@ -168,12 +168,12 @@ def gradient(
 ) -> Tensor:
     """dL/dstatistics (rows, B, K), and what made them -> dL/dinput, laid out as it is read where that is dense."""
     weight, voxel_map = _readable(weight), _readable(voxel_map)
-    kind, job = _job(input, target, weight, regions, voxel_map, settings)
+    kind, job = job_of(input, target, weight, regions, voxel_map, settings)
     kind = kind._replace(backward=True)
     wide = np.float64 if kind.double else np.float32
     result = gradient_like(input)
     coef = np.ascontiguousarray(grad.detach().numpy(), wide)
     if input.numel():
         tasks = input.shape[0] * int(job.chunks)
-        share_out(_loops(settings).backward(kind), (job, coef, _plane(result, wide)), tasks, input.numel())
+        share_out(_loops(settings).backward(kind), (job, coef, plane_of(result, wide)), tasks, input.numel())
     return result

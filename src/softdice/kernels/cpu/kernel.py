@@ -133,6 +133,22 @@ def logits_of(plane, b, C, v0, n, scratch, block):
 
 
 @jit
+def span_of(job, task):
+    """A task -> its sample, and the voxels from and up to which it goes."""
+    b = task // job.chunks
+    start = (task - b * job.chunks) * job.chunk
+    return b, start, min(start + job.chunk, job.V)
+
+
+@jit
+def store_rows(plane, rows, block, C, b, v0, n):
+    """Rows of scratch, one for each class -> what stands in the tensor at n voxels of a sample."""
+    for c in range(C):
+        off = b * plane.per_sample + c * plane.per_class + v0 * plane.per_voxel
+        store(rows, c * block, n, memory(plane.address, np.uint8), plane.code, off, plane.per_voxel)
+
+
+@jit
 def touch(g, off, ld, C, n):
     """Write to every page of the gradient of n voxels: fresh memory is cheaper in its own order than row by row."""
     for c in range(C):
@@ -175,9 +191,7 @@ def forward(kind: Kind) -> Any:
         us = memory(job.map.address, R) if MAPPED and job.map.direct else u
         unread = rows[:1]
         for task in range(begin, end):
-            b = task // job.chunks
-            start = (task - b * job.chunks) * job.chunk
-            stop = min(start + job.chunk, job.V)
+            b, start, stop = span_of(job, task)
             out = slots[:, task]
             for v0 in range(start, stop, block):
                 n = min(block, stop - v0)
@@ -242,9 +256,7 @@ def backward(kind: Kind) -> Any:
         ys = memory(job.target.address, R) if VALUES and job.target.direct else y
         us = memory(job.map.address, R) if MAPPED and job.map.direct else u
         for task in range(begin, end):
-            b = task // job.chunks
-            start = (task - b * job.chunks) * job.chunk
-            stop = min(start + job.chunk, job.V)
+            b, start, stop = span_of(job, task)
             coef = coefs[:, b]
             for v0 in range(start, stop, block):
                 n = min(block, stop - v0)
@@ -286,16 +298,7 @@ def backward(kind: Kind) -> Any:
                         if t[v] >= 0:
                             g[go + np.uint64(t[v]) * gld + v] += own[v]
                 if not result.direct:
-                    for c in range(C):
-                        store(
-                            gs,
-                            c * block,
-                            n,
-                            memory(result.address, np.uint8),
-                            result.code,
-                            b * result.per_sample + c * result.per_class + v0 * result.per_voxel,
-                            result.per_voxel,
-                        )
+                    store_rows(result, gs, block, C, b, v0, n)
         alive(scratch)
 
     return gradient

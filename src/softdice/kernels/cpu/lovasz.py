@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from softdice.kernels.cpu.compiled import alive, bits, borrowed, kernel, memory
-from softdice.kernels.cpu.driver import _job, _plane
-from softdice.kernels.cpu.kernel import logits_of, row_of, voxels_of
+from softdice.kernels.cpu.driver import job_of, plane_of
+from softdice.kernels.cpu.kernel import logits_of, row_of, span_of, store_rows, voxels_of
 from softdice.kernels.cpu.loops import Kind, Rows, loops
 from softdice.kernels.cpu.memory import gradient_like
 from softdice.kernels.cpu.rows import beyond, load, store
@@ -43,12 +43,12 @@ def fits(input: Tensor) -> bool:
 
 def errors(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> tuple[Tensor, bool]:
     """input (B, C, V), target, weight -> signed errors, and whether all values were in range."""
-    kind, job = _job(input, target, weight, None, None, settings)
+    kind, job = job_of(input, target, weight, None, None, settings)
     single = input.dtype == torch.float32
     result = gradient_like(input) if single else torch.empty_like(input, dtype=torch.float32)
     bad = np.zeros(input.shape[0] * int(job.chunks), np.int64)
     if input.numel():
-        share_out(_errors(kind), (job, _plane(result, np.float32), bad), len(bad), input.numel())
+        share_out(_errors(kind), (job, plane_of(result, np.float32), bad), len(bad), input.numel())
     return result, not (settings.validate and any(bad.tolist()))
 
 
@@ -88,9 +88,9 @@ def gradient(
     coef: Tensor, steps: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass
 ) -> Tensor:
     """dL/dcosts (B, C), signed steps of a softmax -> dL/dinput, in the memory of the steps if the dtype is theirs."""
-    kind, job = _job(input, target, weight, None, None, settings)
+    kind, job = job_of(input, target, weight, None, None, settings)
     result = steps if input.dtype == steps.dtype else gradient_like(input)
-    planes = _plane(steps, np.float32), _plane(result, np.float32)
+    planes = plane_of(steps, np.float32), plane_of(result, np.float32)
     if input.numel():
         tasks = input.shape[0] * int(job.chunks)
         share_out(_gradient(kind), (job, coef.float().contiguous().numpy(), *planes), tasks, input.numel())
@@ -124,9 +124,7 @@ def _errors(kind: Kind) -> Any:
         ys = memory(job.target.address, R) if not LABELS and job.target.direct else y
         raw, unread = memory(result.address, np.uint8), rows[:1]
         for task in range(begin, end):
-            b = task // job.chunks
-            start = (task - b * job.chunks) * job.chunk
-            stop = min(start + job.chunk, job.V)
+            b, start, stop = span_of(job, task)
             for v0 in range(start, stop, block):
                 n = min(block, stop - v0)
                 wrong = np.int64(voxels_of(job, LABELS, b, v0, n, t, w))
@@ -248,11 +246,9 @@ def _gradient(kind: Kind) -> Any:
         r, dot, most, unread = rows[1], rows[5], rows[3], rows[:1]
         known = Rows(w, t, rows[0], r, rows[2], rows[4])
         x = memory(job.input.address, R) if job.input.direct else xs
-        source, raw = memory(steps.address, np.uint8), memory(result.address, np.uint8)
+        source = memory(steps.address, np.uint8)
         for task in range(begin, end):
-            b = task // job.chunks
-            start = (task - b * job.chunks) * job.chunk
-            stop = min(start + job.chunk, job.V)
+            b, start, stop = span_of(job, task)
             for v0 in range(start, stop, block):
                 n = min(block, stop - v0)
                 voxels_of(job, LABELS, b, v0, n, t, w)
@@ -274,8 +270,7 @@ def _gradient(kind: Kind) -> Any:
                 for c in range(C):
                     for v in range(n):
                         g[c * block + v] = e[c * block + v] * r[v] * (g[c * block + v] - dot[v])
-                    to = b * result.per_sample + c * result.per_class + v0 * result.per_voxel
-                    store(g, c * block, n, raw, result.code, to, result.per_voxel)
+                store_rows(result, g, block, C, b, v0, n)
         alive(scratch)
 
     return combine

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from softdice.kernels.cpu.compiled import alive, borrowed, kernel, memory
-from softdice.kernels.cpu.driver import _job, _plane
-from softdice.kernels.cpu.kernel import logits_of, row_of, voxels_of
+from softdice.kernels.cpu.driver import job_of, plane_of
+from softdice.kernels.cpu.kernel import logits_of, row_of, span_of, voxels_of
 from softdice.kernels.cpu.loops import Kind, Rows, loops
 from softdice.kernels.cpu.threads import share_out
 from softdice.settings import Pass
@@ -25,14 +25,14 @@ from softdice.settings import Pass
 
 def cross_entropy(input: Tensor, target: Tensor, settings: Pass) -> tuple[Tensor, bool]:
     """input (B, C, V), target -> the map (B, V), and whether all values were in range."""
-    kind, job = _job(input, target, None, None, None, settings)
+    kind, job = job_of(input, target, None, None, None, settings)
     if kind.labels and settings.activation == "softmax" and not settings.label_smoothing:
         kind = kind._replace(target="own")  # no other class has a term
     wide = torch.float64 if kind.double else torch.float32
     result = torch.empty(input.shape[0], input.shape[2], dtype=wide)
     bad = np.zeros(input.shape[0] * int(job.chunks), np.int64)
     if input.numel():
-        plane = _plane(result, np.float64 if kind.double else np.float32)
+        plane = plane_of(result, np.float64 if kind.double else np.float32)
         share_out(_terms(kind), (job, plane, bad), len(bad), input.numel())
     return result, not (settings.validate and any(bad.tolist()))
 
@@ -64,9 +64,7 @@ def _terms(kind: Kind) -> Any:
         ys = memory(job.target.address, R) if not LABELS and job.target.direct else y
         found, unread = memory(result.address, R), rows[:1]
         for task in range(begin, end):
-            b = task // job.chunks
-            start = (task - b * job.chunks) * job.chunk
-            stop = min(start + job.chunk, job.V)
+            b, start, stop = span_of(job, task)
             for v0 in range(start, stop, block):
                 n = min(block, stop - v0)
                 wrong = np.int64(voxels_of(job, LABELS, b, v0, n, t, w))

@@ -111,9 +111,23 @@ def softmax_given(value, m, log_sum):
 
 
 @triton.jit
+def exp_minus(x):
+    """x >= 0 -> e^-x with all its digits; of a product with log2(e) the last ones would be lost, the more the larger.
+
+    n = x / ln 2 to the nearest, and x - n ln 2 exactly: n has few bits, and the first part of ln 2, too.
+    """
+    n = tl.floor(x * LOG2E + 0.5)
+    if x.dtype == tl.float64:
+        rest = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6
+    else:
+        rest = (x - n * 0.693359375) + n * 2.12194440e-4
+    return tl.where(x >= 1e4, tl.zeros_like(x), tl.exp2(-n) * tl.exp2(-rest * LOG2E))
+
+
+@triton.jit
 def of_sigmoid(x):
     """x -> p, 1 - p, -ln p, -ln(1 - p), without overflow and without cancellation."""
-    z = tl.exp2(-tl.abs(x) * LOG2E)
+    z = exp_minus(tl.abs(x))
     large = 1.0 / (1.0 + z)
     small = z * large
     p = tl.where(x >= 0, large, small)
