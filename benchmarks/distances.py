@@ -1,6 +1,6 @@
 """Time and memory of HD95 and surface Dice of all labels, against the programs that have them.
 
-    python -m benchmarks.distances                 organs, where they are, and ellipsoids; writes results/distances.csv
+    python -m benchmarks.distances                 organs and ellipsoids; writes results/distances.csv, docs/distances.md
     python -m benchmarks.distances --size 256      another side of the ellipsoids
     python -m benchmarks.distances --picture       draws docs/distances.png and docs/lesions.png
 
@@ -14,7 +14,6 @@ not to boundaries.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import time
 import warnings
@@ -26,14 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import publish
 from benchmarks.measure import machine
 from benchmarks.scores import organs, peak_mib
 from softdice.metrics import centreline_dice, dice_score, lesion_dice, surfaces
 from softdice.metrics.distances import measure
 
-RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("SOFTDICE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-DOCS = Path(__file__).parents[1] / "docs"
+MARKS = "<!-- benchmark: distances -->", "<!-- end of benchmark -->"
 CLASSES, SPACING, TOLERANCE = 118, 3.0, 3.0
 
 Pair = tuple[Tensor, Tensor]
@@ -222,10 +221,16 @@ def main() -> None:
     for where, name, time_ms, mib in rows:
         print(f"{where:<20} {name:<20} {time_ms:9.1f} ms" + (f", memory grew by {mib:.0f} MiB" if mib != "" else ""))
     if arguments.size == 512:
-        with (RESULTS / "distances.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["maps", "contender", "time_ms", "grown_mib"])
-            writer.writerows((a, b, f"{t:.1f}", m if m == "" else f"{m:.1f}") for a, b, t, m in rows)
+        names = ("maps", "contender", "time_ms", "grown_mib")
+        publish.keep("distances", [dict(zip(names, row, strict=True)) for row in rows])
+        publish.show(table(rows), publish.DOCS / "distances.md", MARKS)
+
+
+def table(rows: list[tuple[str, str, float, float | str]]) -> str:
+    lines = [f"`python -m benchmarks.distances` on {machine()}. Medians.", ""]
+    lines += ["| label maps | program | ms | memory grew by, MiB |", "|---|---|---|---|"]
+    lines += [f"| {a} | {b} | {t:.1f} | {m if m == '' else f'{m:.0f}'} |" for a, b, t, m in rows]
+    return "\n".join(lines)
 
 
 def picture() -> None:
@@ -250,7 +255,7 @@ def picture() -> None:
         title = f'"{definition}": {len(x)} elements\n{lengths}\nsurface Dice at 1 mm'
         axis.set(title=f"{title} {surfaces.surface_overlap(found, 1.0):.3f}", ylim=(32, 6), xlabel="mm")
     figure.colorbar(dots, ax=axes, label="distance to the disc without its spike, mm", shrink=0.7)
-    figure.savefig(DOCS / "distances.png", dpi=100)
+    figure.savefig(publish.DOCS / "distances.png", dpi=100)
 
 
 def lesions_picture() -> None:
@@ -293,7 +298,7 @@ def lesions_picture() -> None:
     axes[0].set_xlabel("green: in both, blue: missed, orange: extra")
     axes[1].set_xlabel("grey: how far the target reaches, dilated once")
     axes[2].set_xlabel("black: centre line of the target")
-    figure.savefig(DOCS / "lesions.png", dpi=100)
+    figure.savefig(publish.DOCS / "lesions.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -89,12 +89,12 @@ def test_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "ELEMENTS", 4 * 2 * 100)
     logits, labels = problem()
     settings = confusion_pass(softdice.settings.Pass("softmax"))
-    work = prepare(logits, labels, None, settings)[:4]
-    close(chunks.statistics(*work, settings).transpose(0, 1), definition(logits, labels, "softmax"), 1e-6)
+    given = prepare(logits, labels, None, settings)
+    close(chunks.statistics(given, settings).transpose(0, 1), definition(logits, labels, "softmax"), 1e-6)
     wide = logits.double().requires_grad_()
     mix = torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(2))
     (expected,) = torch.autograd.grad((definition(wide, labels, "softmax").transpose(0, 1) * mix).sum(), wide)
-    close(chunks.gradient(mix, *work, settings).view_as(logits), expected, 1e-6)
+    close(chunks.gradient(mix, given, settings).view_as(logits), expected, 1e-6)
 
 
 def test_derivatives(backend: str) -> None:

@@ -78,12 +78,16 @@ def test_statistics_of_a_map(backend: str, activation: str, C: int, dense: bool,
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float16, torch.float64, torch.int64, torch.uint16])
 def test_a_map_of_any_dtype_and_strides_is_read_in_place(backend: str, dtype: torch.dtype) -> None:
     x, y, _, far = case(3, 1200, dense=False, per_class=True)
-    far = far.abs().mul(4).round().to(dtype)
+    far, x = far.abs().mul(4).round().to(dtype), x.requires_grad_()
     last = far.transpose(1, 2).contiguous().transpose(1, 2)  # channels last
     every = [softdice.BoundaryLoss(3, activation="softmax")(x, y, voxel_map=m) for m in (far, last)]
-    exact = (far.double() * x.double().softmax(1)).mean()
+    exact_x = x.double().requires_grad_()
+    exact = (far.double() * exact_x.softmax(1)).mean()
+    (exact_gradient,) = torch.autograd.grad(exact, exact_x)
     for value in every:
         assert value.item() == pytest.approx(exact.item(), rel=2e-6)
+        (gradient,) = torch.autograd.grad(value, x)
+        assert ((gradient - exact_gradient).abs().max() / exact_gradient.abs().max()).item() < 3e-6
 
 
 def test_losses_by_hand(backend: str) -> None:

@@ -19,7 +19,7 @@ import torch
 
 import softdice
 from softdice.kernels import registry
-from softdice.settings import Pass
+from softdice.settings import Pass, Voxels
 
 INTERPRETED = Path(__file__).with_name("interpreted_triton.py")
 
@@ -70,14 +70,14 @@ def test_the_reason_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None
 def test_assertions_on_a_device_carry_the_message() -> None:
     """The path of CUDA tensors, which a CPU tensor can take: what is asserted, and the text."""
     cuda = pytest.importorskip("softdice.kernels.triton.driver")
-    input, target = torch.rand(1, 2, 4), torch.zeros(1, 4, dtype=torch.long)
+    given = Voxels(torch.rand(1, 2, 4), torch.zeros(1, 4, dtype=torch.long))
     settings = Pass(activation="softmax", fields=("target",))
-    cuda.assert_in_range(torch.zeros(3, 4, dtype=torch.int32), input, target, None, settings)
+    cuda.assert_in_range(torch.zeros(3, 4, dtype=torch.int32), given, settings)
     bad = torch.zeros(3, 4, dtype=torch.int32)
     bad[1, 0] = 5
     with pytest.raises(RuntimeError, match=r"softdice: expected target with labels in \[0, 2\), got values outside"):
-        cuda.assert_in_range(bad, input, target, None, settings)
+        cuda.assert_in_range(bad, given, settings)
     bad[1, 0], bad[2, 2] = 0, 1
-    cuda.assert_in_range(bad, input, target, None, settings)  # logits have no range
+    cuda.assert_in_range(bad, given, settings)  # logits have no range
     with pytest.raises(RuntimeError, match="probabilities in"):
-        cuda.assert_in_range(bad, input, target, None, replace(settings, activation="none"))
+        cuda.assert_in_range(bad, given, replace(settings, activation="none"))

@@ -26,7 +26,7 @@ from softdice.kernels.triton import declared, launch  # noqa: E402
 from softdice.kernels.triton import driver as cuda  # noqa: E402
 from softdice.kernels.triton.backward import backward_kernel  # noqa: E402
 from softdice.kernels.triton.forward import forward_kernel, rows_kernel  # noqa: E402
-from softdice.settings import FIELDS, Pass  # noqa: E402
+from softdice.settings import FIELDS, Pass, Voxels  # noqa: E402
 
 NVDISASM = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
 TYPES = {
@@ -93,6 +93,7 @@ def binaries(
     target = empty(2, C, V, dtype=dtype) if dense else empty(2, V, dtype=label)
     weight = empty(2, V) if weighted else None
     member = empty(regions, C, dtype=torch.bool) if regions else None
+    given = Voxels(x, target, weight, member)
     ignore = None if dense else 255
     settings = Pass(activation, ignore, smoothing, fields=tuple(fields))
     rows = list(dict.fromkeys(cuda._same_sum(name, not dense, smoothing > 0) for name in fields))
@@ -100,25 +101,21 @@ def binaries(
     rest = {"programs": 2112, "steps": 17}
     found = {}
 
-    given = cuda.arguments(x, target, weight, member, None, settings) | declared.terms(
-        tuple(rows), cuda.constants(x, settings)
-    )
+    call = cuda.arguments(given, settings) | declared.terms(tuple(rows), cuda.constants(x, settings))
     tile = launch.tile(launch.FORWARD, C, regions, x.element_size(), len(rows))
     two_steps = activation == "softmax" and C > launch.WIDEST and not regions
-    given |= {**rest, **tile.constants, "VALIDATE": True, "LOW": -1e-3, "HIGH": 1.001}
-    given |= {"partial": wide, "bad": empty(4, dtype=torch.int32), "ROWS": len(rows)}
-    given |= dict.fromkeys(("maxima", "logs"), wide if two_steps else None)
-    found["forward"] = compiled(forward_kernel, given, tile, capability)
+    call |= {**rest, **tile.constants, "VALIDATE": True, "LOW": -1e-3, "HIGH": 1.001}
+    call |= {"partial": wide, "bad": empty(4, dtype=torch.int32), "ROWS": len(rows)}
+    call |= dict.fromkeys(("maxima", "logs"), wide if two_steps else None)
+    found["forward"] = compiled(forward_kernel, call, tile, capability)
     if two_steps:
-        found["rows"] = compiled(rows_kernel, given, tile, capability)
+        found["rows"] = compiled(rows_kernel, call, tile, capability)
 
-    given = cuda.arguments(x, target, weight, member, None, settings) | declared.slopes(
-        tuple(fields), cuda.constants(x, settings)
-    )
-    tile = launch.tile(launch.BACKWARD, C, regions, x.element_size(), given["SLOPED"])
-    given |= {**rest, **tile.constants, "grad": wide, "gF": 2 * C, "gB": C, "gK": 1, "out": x}
-    given |= dict(zip(("oB", "oC", "oV"), x.stride(), strict=True))
-    found["backward"] = compiled(backward_kernel, given, tile, capability)
+    call = cuda.arguments(given, settings) | declared.slopes(tuple(fields), cuda.constants(x, settings))
+    tile = launch.tile(launch.BACKWARD, C, regions, x.element_size(), call["SLOPED"])
+    call |= {**rest, **tile.constants, "grad": wide, "gF": 2 * C, "gB": C, "gK": 1, "out": x}
+    call |= dict(zip(("oB", "oC", "oV"), x.stride(), strict=True))
+    found["backward"] = compiled(backward_kernel, call, tile, capability)
     return found
 
 

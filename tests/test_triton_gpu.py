@@ -18,7 +18,7 @@ from torch import Tensor
 
 import softdice
 from softdice.kernels import registry, trial
-from softdice.settings import FIELDS, Pass
+from softdice.settings import FIELDS, Pass, Voxels
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available() and not os.environ.get("SOFTDICE_REQUIRE_GPU"):
@@ -64,7 +64,7 @@ def test_the_trial_of_a_kind_passes_and_is_short(monkeypatch: pytest.MonkeyPatch
             monkeypatch.setattr(trial, "_found", {})
             torch.cuda.synchronize()
             start = time.perf_counter()
-            found = trial.problem(input.flatten(2), target.flatten(1), None, None, None, Pass(activation="softmax"))
+            found = trial.problem(Voxels(input.flatten(2), target.flatten(1)), Pass(activation="softmax"))
             seconds.append(time.perf_counter() - start)
             assert found is None
     assert seconds[1] < 0.05

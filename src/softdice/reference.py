@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softdice.settings import CENTRELINE, CONFUSION, Pass
+from softdice.settings import CENTRELINE, CONFUSION, Pass, Voxels
 from softdice.terms import STATISTICS
 
 
@@ -48,14 +48,7 @@ def signed(labels: Tensor) -> Tensor:
     return labels.to(wider[labels.dtype]) if labels.dtype in wider else labels
 
 
-def statistics(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    voxel_map: Tensor | None,
-    settings: Pass,
-) -> Tensor:
+def statistics(given: Voxels, settings: Pass) -> Tensor:
     """input, target -> the sums over the voxels of each sample and class, (len(fields), B, C).
 
     For the fields CONFUSION, (C, B, C): row l is sum_v w y_l p_c, the probabilities of the voxels of label l.
@@ -63,34 +56,24 @@ def statistics(
     The statistics are declared in `softdice.terms`; here each symbol of their terms is worked out.
 
     Args:
-        input: (B, C, V), floating.
-        target: (B, V) integer labels (for C = 1: 1 is in the class), or (B, C, V) values in [0, 1].
-        weight: (B, V), >= 0, or None for 1.
-        regions: (R, C) bool, the classes of which each region is the union, or None. With it, C above reads R.
-        voxel_map: (B, C, V) or, the same for every class, (B, 1, V); None where no statistic reads it.
-        settings: the statistics wanted, the activation, and the exponents; `settings.regions` is in `regions`.
+        given: the tensors; labels of C = 1 are 1 in the class, no weight is 1. With regions, C above reads R.
+        settings: the statistics wanted, the activation, and the exponents; `settings.regions` is in `given.regions`.
     """
     if settings.fields in (CONFUSION, CENTRELINE):
-        return _mixed(input, target, weight, settings)
-    terms, weight_B1V, shape = _terms(input, target, weight, regions, voxel_map, settings)
+        return _mixed(*given[:3], settings)
+    terms, weight_B1V, shape = _terms(given, settings)
     return torch.stack([(terms[name] * weight_B1V).expand(shape).sum(-1) for name in settings.fields])
 
 
 def cross_entropy(input: Tensor, target: Tensor, settings: Pass) -> Tensor:
     """input, target -> the cross-entropy of each voxel, (B, V): the statistic of that name, summed over the classes."""
-    terms, weight_B1V, _ = _terms(input, target, None, None, None, settings)
+    terms, weight_B1V, _ = _terms(Voxels(input, target), settings)
     return (terms["cross_entropy"] * weight_B1V).sum(1)
 
 
-def _terms(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    voxel_map: Tensor | None,
-    settings: Pass,
-) -> tuple[dict[str, Any], Tensor, torch.Size]:
+def _terms(given: Voxels, settings: Pass) -> tuple[dict[str, Any], Tensor, torch.Size]:
     """-> what each voxel adds to each statistic, but for its weight; the weights; and the shape, (B, C, V)."""
+    input, target, weight, regions, voxel_map = given
     wanted = [statistic for statistic in STATISTICS if statistic.name in settings.fields]
     value_BCV = input.to(result_dtype(input.dtype))
     valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)

@@ -1,10 +1,12 @@
-"""The settings of one pass over the voxels: one record, from the losses down to the kernels of each device."""
+"""One pass over the voxels in two records, from the losses down to the kernels: its tensors, and its settings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from softdice.terms import FIELDS, MAPPED
 
@@ -15,6 +17,28 @@ CONFUSION = ("confusion",)
 
 CENTRELINE = ("skeleton_intersection", "skeleton_prediction", "skeleton_covered", "skeleton_target")
 """The fields of a pass over soft skeletons, S of p and of y: sum w S(p) y, sum w S(p), sum w S(y) p, sum w S(y)."""
+
+
+class Voxels(NamedTuple):
+    """What one pass works on, checked and with one axis for the voxels, as `softdice.statistics.prepare` returns it."""
+
+    input: Tensor  # (B, C, V), floating
+    target: Tensor  # (B, V) labels, or (B, C, V) values
+    weight: Tensor | None = None  # (B, V)
+    regions: Tensor | None = None  # (R, C) bool, the classes of which each region is the union
+    voxel_map: Tensor | None = None  # (B, K, V), or (B, 1, V) for every class
+
+    @property
+    def columns(self) -> int:
+        """K, the classes or regions that have sums."""
+        return self.input.shape[1] if self.regions is None else self.regions.shape[0]
+
+    def at(self, samples: slice, voxels: slice) -> Voxels:
+        """Those of some samples and voxels."""
+        weight = None if self.weight is None else self.weight[samples, voxels]
+        voxel_map = None if self.voxel_map is None else self.voxel_map[samples, :, voxels]
+        input, target = self.input[samples, :, voxels], self.target[samples, ..., voxels]
+        return Voxels(input, target, weight, self.regions, voxel_map)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from softdice import distributed, reference, validation
 from softdice.kernels import trial
-from softdice.settings import CONFUSION, Pass
+from softdice.settings import CONFUSION, Pass, Voxels
 from softdice.terms import FIELDS, NAMES
 
 
@@ -175,7 +175,7 @@ def sums_of(
         x, y, w = distributed.outlines(input, target, voxel_weight)
         validation.tensors(x, y, w, num_classes, settings.ignore_index, False)  # the whole's shapes, on every rank
         input, target, voxel_weight = distributed.local_parts(input, target, voxel_weight)
-    sums = sum_voxels(*prepare(input, target, voxel_weight, settings, num_classes, voxel_map), settings)
+    sums = sum_voxels(prepare(input, target, voxel_weight, settings, num_classes, voxel_map), settings)
     return sums if sharded is None else sharded.whole(sums)
 
 
@@ -186,18 +186,15 @@ def prepare(
     settings: Pass,
     num_classes: int | None = None,
     voxel_map: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """What a user has -> input (B, C, V), target, and each or None: weight (B, V), regions (R, C), map; checked."""
+) -> Voxels:
+    """What a user has -> what a pass works on."""
     if distributed.is_dtensor(input) or distributed.is_dtensor(target):
         advice = "Compute the logits and call the loss with them, or pass the local parts to a loss with group."
         validation.fail("plain tensors", "a DTensor", advice, TypeError)
-    given = input
-    input, target, weight = validation.tensors(
-        input, target, voxel_weight, num_classes, settings.ignore_index, settings.validate
-    )
+    flat = validation.tensors(input, target, voxel_weight, num_classes, settings.ignore_index, settings.validate)
     regions = None if settings.regions is None else _membership(settings.regions, input.shape[1], input.device)
-    columns = input.shape[1] if regions is None else regions.shape[0]
-    return input, target, weight, regions, validation.voxel_map(voxel_map, given, columns, settings.mapped)
+    given = Voxels(*flat, regions)
+    return given._replace(voxel_map=validation.voxel_map(voxel_map, input, given.columns, settings.mapped))
 
 
 def _membership(regions: tuple[tuple[int, ...], ...], num_classes: int, device: torch.device) -> Tensor:
@@ -210,45 +207,27 @@ def _membership(regions: tuple[tuple[int, ...], ...], num_classes: int, device: 
     return torch.tensor([[c in region for c in range(num_classes)] for region in numbers], device=device)
 
 
-def sum_voxels(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    voxel_map: Tensor | None,
-    settings: Pass,
-    backend: str | None = None,
-) -> Tensor:
+def sum_voxels(given: Voxels, settings: Pass, backend: str | None = None) -> Tensor:
     """What `prepare` returned -> sums (rows, B, C), by the backend named, else by the one in force."""
-    backend = backend or trial.choose(input, target, weight, regions, voxel_map, settings)
+    backend = backend or trial.choose(given, settings)
     if backend == "reference":
         if settings.validate:
-            validation.values(input, target, weight, settings.activation, settings.ignore_index)
-        return reference.statistics(input, target, weight, regions, voxel_map, settings)
+            validation.values(*given[:3], settings.activation, settings.ignore_index)
+        return reference.statistics(given, settings)
     from softdice.kernels import ops
 
-    return ops.statistics(input, target, weight, regions, voxel_map, settings, backend)
+    return ops.statistics(given, settings, backend)
 
 
-def gradient(
-    grad: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    voxel_map: Tensor | None,
-    settings: Pass,
-    backend: str,
-) -> Tensor:
+def gradient(grad: Tensor, given: Voxels, settings: Pass, backend: str) -> Tensor:
     """dL/dsums, and what `sum_voxels` took -> dL/dinput, for code that keeps no graph of its own."""
     if backend == "reference":
         with torch.enable_grad():
-            input = input.detach().requires_grad_()
-            sums = reference.statistics(input, target, weight, regions, voxel_map, settings)
-            return torch.autograd.grad(sums, input, grad)[0]
+            given = given._replace(input=given.input.detach().requires_grad_())
+            return torch.autograd.grad(reference.statistics(given, settings), given.input, grad)[0]
     from softdice.kernels import ops
 
-    return ops.gradient(grad, input, target, weight, regions, voxel_map, settings, backend)
+    return ops.gradient(grad, given, settings, backend)
 
 
 @validation.public

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softdice import reference, statistics, validation
 from softdice.kernels import registry
-from softdice.settings import Pass
+from softdice.settings import Pass, Voxels
 
 CHUNK_NUMEL = 1 << 24
 """Logits of a chunk, where torch's operations make the map: what they make beside it stays a few times that small."""
@@ -94,7 +94,7 @@ class _CrossEntropy(torch.autograd.Function):
         each = grad.new_ones(1, *input.shape[:2])
         negative = grad.is_cuda or bool((grad < 0).any())  # on a GPU a look would cost a wait
         weight = grad.abs() if negative else grad  # a pass takes weights >= 0
-        found = statistics.gradient(each, input, target, weight, None, None, settings, backend)
+        found = statistics.gradient(each, Voxels(input, target, weight), settings, backend)
         if negative:
             found.mul_(grad.sign().unsqueeze(1).to(found.dtype))
         return found, None, None, None

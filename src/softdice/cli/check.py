@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softdice import SoftDiceLoss, SystemConfig, setup_system, use_backend
 from softdice.kernels import registry, trial
-from softdice.settings import Pass
+from softdice.settings import Pass, Voxels
 
 SEED_LOSS = 1.8738912343978882
 """What the seed document prints, a float32."""
@@ -41,7 +41,7 @@ def trials(device: torch.device) -> list[tuple[str, str | None]]:
         for activation, target in (("softmax", labels), ("sigmoid", values), ("none", labels)):
             settings = Pass(activation=activation)
             kind = f"{str(dtype).removeprefix('torch.')} {activation}"
-            found.append((kind, trial.problem(input.to(dtype), target, None, None, None, settings)))
+            found.append((kind, trial.problem(Voxels(input.to(dtype), target), settings)))
     return found
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from softdice import validation
 from softdice.kernels import trial
-from softdice.settings import Pass
+from softdice.settings import Pass, Voxels
 from softdice.statistics import OverlapStatistics, gradient, sum_voxels
 
 LANES = 8
@@ -110,38 +110,24 @@ class LinearMap(Protocol):
         """All logits (B, C, V), differentiable as often as one likes."""
 
 
-class Parts(NamedTuple):
-    """What belongs to the voxels beside the logits, as `softdice.statistics.prepare` returns it."""
-
-    target: Tensor
-    weight: Tensor | None
-    regions: Tensor | None
-    voxel_map: Tensor | None
-
-    def at(self, chunk: Chunk) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Those of one chunk."""
-        samples, voxels = chunk
-        weight = None if self.weight is None else self.weight[samples, voxels]
-        voxel_map = None if self.voxel_map is None else self.voxel_map[samples, :, voxels]
-        return self.target[samples, ..., voxels], weight, self.regions, voxel_map
-
-
-def statistics(made: LinearMap, parts: Parts, settings: Pass, *inputs: Tensor | None) -> OverlapStatistics:
+def statistics(made: LinearMap, given: Voxels, settings: Pass, *inputs: Tensor | None) -> OverlapStatistics:
     """inputs -> statistics (B, C or R) of the logits that the map makes of them.
+
+    given: what `softdice.statistics.prepare` returned; its input is an outline, one number with the logits' shape.
 
     The gradient of a target, of a weight or of a map takes the path on which all logits exist.
     """
-    if any(part is not None and part.requires_grad for part in parts):
-        sums = _separate(made, parts, settings, inputs)
+    if any(part is not None and part.requires_grad for part in given[1:]):
+        sums = _separate(made, given, settings, inputs)
     else:
         run = torch.compiler.disable(_ChunkedSums.apply) if torch.compiler.is_compiling() else _ChunkedSums.apply
-        sums = run(made, settings, *parts, *inputs)
+        sums = run(made, settings, *given[1:], *inputs)
     return OverlapStatistics.unstack(settings.fields, sums)
 
 
-def _separate(made: LinearMap, parts: Parts, settings: Pass, inputs: Sequence[Any]) -> Tensor:
-    with _without_autocast(parts.target.device):
-        return sum_voxels(made.whole(*inputs), *parts, settings)
+def _separate(made: LinearMap, given: Voxels, settings: Pass, inputs: Sequence[Any]) -> Tensor:
+    with _without_autocast(given.target.device):
+        return sum_voxels(given._replace(input=made.whole(*inputs)), settings)
 
 
 def _in_lanes(lane: Callable[[list[Chunk]], Any], made: LinearMap, device: torch.device) -> list[Any]:
@@ -192,40 +178,31 @@ def _memory(chunks: list[Chunk], made: LinearMap, device: torch.device) -> Tenso
     return torch.empty(largest * made.shape[1], dtype=made.dtype, device=device)
 
 
+BESIDE = len(Voxels._fields) - 1
+"""Tensors that belong to the voxels beside the logits."""
+
+
 class _ChunkedSums(torch.autograd.Function):
-    """inputs of a map, target, weight (B, V), regions (R, C) -> sums (fields, B, C or R)."""
+    """what belongs to the voxels beside the logits, inputs of a map -> sums (fields, B, C or R)."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        made: LinearMap,
-        settings: Pass,
-        target: Tensor,
-        voxel_weight: Tensor | None,
-        regions: Tensor | None,
-        voxel_map: Tensor | None,
-        *inputs: Tensor | None,
-    ) -> Tensor:
-        parts, device = Parts(target, voxel_weight, regions, voxel_map), target.device
-        ctx.save_for_backward(*parts, *inputs)
+    def forward(ctx: Any, made: LinearMap, settings: Pass, *tensors: Any) -> Tensor:
+        ctx.save_for_backward(*tensors)
         ctx.fixed = made, settings
-        B, C, V = made.shape
-        samples, voxels = made.grid.chunks(B, V)[0]
-        nothing = torch.zeros((), dtype=made.dtype, device=device)
-        first = nothing.expand(samples.stop, C, voxels.stop)
-        ctx.backend = trial.choose(first, *parts, settings)  # one for all chunks
-        columns = C if regions is None else regions.shape[0]
+        given, inputs = _outlined(made, tensors)
+        B, _, V = made.shape
+        device = given.target.device
+        backend = ctx.backend = trial.choose(given.at(*made.grid.chunks(B, V)[0]), settings)  # one for all chunks
 
         def lane(chunks: list[Chunk]) -> Tensor:
             memory = _memory(chunks, made, device)
-            sums = torch.zeros((len(settings.fields), B, columns), dtype=torch.float64, device=device)
+            sums = torch.zeros((len(settings.fields), B, given.columns), dtype=torch.float64, device=device)
             for chunk in chunks:
                 logits = made.logits(inputs, chunk, memory)
                 try:
-                    sums[:, chunk[0]] += sum_voxels(logits, *parts.at(chunk), settings, ctx.backend)
+                    sums[:, chunk[0]] += sum_voxels(given.at(*chunk)._replace(input=logits), settings, backend)
                 except ValueError:  # the chunk knows only its own voxels: count them all
-                    shape = nothing.expand(B, C, V)
-                    validation.values(shape, *parts[:2], settings.activation, settings.ignore_index)
+                    validation.values(*given[:3], settings.activation, settings.ignore_index)
                     raise
             return sums
 
@@ -234,22 +211,28 @@ class _ChunkedSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (made, settings), count = ctx.fixed, len(Parts._fields)
-        parts, inputs = Parts(*ctx.saved_tensors[:count]), ctx.saved_tensors[count:]
-        needed = ctx.needs_input_grad[2 + count :]
+        (made, settings), nothing = ctx.fixed, [None] * (2 + BESIDE)
+        given, inputs = _outlined(made, ctx.saved_tensors)
+        needed = ctx.needs_input_grad[len(nothing) :]
         if torch.is_grad_enabled():  # create_graph
             wanted = [value for value, needs in zip(inputs, needed, strict=True) if needs]
-            sums = _separate(made, parts, settings, inputs)
+            sums = _separate(made, given, settings, inputs)
             found = iter(torch.autograd.grad(sums, wanted, grad, create_graph=True))
-            return *[None] * (2 + count), *(next(found) if needs else None for needs in needed)
+            return *nothing, *(next(found) if needs else None for needs in needed)
         adjoint = made.adjoint(inputs, needed)
 
         def lane(chunks: list[Chunk]) -> Any:
-            memory, kept = _memory(chunks, made, parts.target.device), adjoint.lane(chunks)
+            memory, kept = _memory(chunks, made, given.target.device), adjoint.lane(chunks)
             for chunk in chunks:
-                logits = made.logits(inputs, chunk, memory)
-                of_chunk = grad[:, chunk[0]], logits, *parts.at(chunk), settings, ctx.backend
-                adjoint.add(kept, chunk, gradient(*of_chunk))  # unnamed: it is gone before the next one is made
+                part = given.at(*chunk)._replace(input=made.logits(inputs, chunk, memory))
+                # the gradient has no name here: it is gone before the next one is made
+                adjoint.add(kept, chunk, gradient(grad[:, chunk[0]], part, settings, ctx.backend))
             return kept
 
-        return *[None] * (2 + count), *adjoint.result(_in_lanes(lane, made, parts.target.device))
+        return *nothing, *adjoint.result(_in_lanes(lane, made, given.target.device))
+
+
+def _outlined(made: LinearMap, tensors: Sequence[Any]) -> tuple[Voxels, Sequence[Any]]:
+    """-> what belongs to the voxels, with one number that has the logits' shape in their place; the map's inputs."""
+    outline = torch.zeros((), dtype=made.dtype, device=tensors[0].device).expand(made.shape)
+    return Voxels(outline, *tensors[:BESIDE]), tensors[BESIDE:]

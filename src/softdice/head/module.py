@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.head.chunked import Grid, Parts, statistics
+from softdice.head.chunked import Grid, statistics
 from softdice.head.product import Product, autocasts, product_dtype
 from softdice.head.upsampled import Upsampled
 from softdice.losses.base import StatisticsLoss
@@ -117,11 +117,11 @@ class FusedHead(nn.Module):
         dtype = product_dtype(features)
         # has the logits' shape, dtype and device, and one element of memory
         shape = features.new_zeros((), dtype=dtype).expand(features.shape[0], C, *features.shape[2:])
-        parts = Parts(*prepare(shape, target, voxel_weight, settings, C, voxel_map)[1:])
+        given = prepare(shape, target, voxel_weight, settings, C, voxel_map)
         inputs = (features.flatten(2), self.weight.reshape(C, -1), self.bias)
         B, V = len(features), inputs[0].shape[2]
         made = Product((B, C, V), dtype, Grid.of(B, C, V, dtype, features.device, self.chunk_mib))
-        stats = statistics(made, parts, settings, *inputs)
+        stats = statistics(made, given, settings, *inputs)
         if self.loss.group is not None:
             stats = stats.pool().all_reduce(self.loss.group)
         return self.loss.from_statistics(stats, counted)

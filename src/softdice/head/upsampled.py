@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softdice import distributed, validation
-from softdice.head.chunked import Parts, statistics
+from softdice.head.chunked import statistics
 from softdice.head.interpolation import Interpolation
 from softdice.losses.base import StatisticsLoss
 from softdice.statistics import prepare
@@ -108,8 +108,8 @@ class Upsampled(nn.Module):
         )  # fmt: skip
         # has the upsampled logits' shape, dtype and device, and one element of memory
         outline = logits.new_zeros((), dtype=dtype).expand(*logits.shape[:2], *size)
-        parts = Parts(*prepare(outline, target, voxel_weight, settings, self.num_classes, voxel_map)[1:])
-        stats = statistics(made, parts, settings, logits)
+        given = prepare(outline, target, voxel_weight, settings, self.num_classes, voxel_map)
+        stats = statistics(made, given, settings, logits)
         if self.loss.group is not None:
             stats = stats.pool().all_reduce(self.loss.group)
         return self.loss.from_statistics(stats, counted)

@@ -12,36 +12,34 @@ import torch
 from torch import Tensor
 
 from softdice import reference, validation
-from softdice.settings import CENTRELINE, Pass
+from softdice.settings import CENTRELINE, Pass, Voxels
 
 ELEMENTS, ELEMENTS_ON_DEVICE = (1 << 15) - 1, 1 << 22
 """Of the input, in one piece: on a CPU so few that torch gives them to one thread (the last bits of its exponentials
 depend on where a thread begins), elsewhere what is worth a launch."""
+ALL = slice(None)
 
 
-def statistics(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass) -> Tensor:
+def statistics(given: Voxels, settings: Pass) -> Tensor:
     """What `reference.statistics` takes -> what it returns, without a graph."""
+    input = given.input
     sums = input.new_zeros((settings.rows(input.shape[1]), *input.shape[:2]), dtype=reference.result_dtype(input.dtype))
     if settings.fields == CENTRELINE:
-        for b, c, prob, true, weight_V in _classes(
-            input, target, weight, log_sum(input, settings.activation), settings
-        ):
+        for b, c, prob, true, weight_V in _classes(given, log_sum(input, settings.activation), settings):
             sums[:, b, c] = reference.centreline(prob, true, weight_V, settings)[:, 0, 0]
         return sums
     for voxels in pieces(input):
-        piece = input[..., voxels], target[..., voxels], None if weight is None else weight[..., voxels]
-        sums += reference.statistics(*piece, regions, None, settings)
+        sums += reference.statistics(given.at(ALL, voxels), settings)
     return sums
 
 
-def gradient(
-    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
-) -> Tensor:
+def gradient(grad: Tensor, given: Voxels, settings: Pass) -> Tensor:
     """dL/dsums, and what `statistics` took -> dL/dinput."""
+    input = given.input
     if settings.fields == CENTRELINE:
         result = torch.empty_like(input, dtype=reference.result_dtype(input.dtype))
         of_voxels = log_sum(input, settings.activation)
-        for b, c, prob, true, weight_V in _classes(input, target, weight, of_voxels, settings):
+        for b, c, prob, true, weight_V in _classes(given, of_voxels, settings):
             with torch.enable_grad():
                 prob = prob.requires_grad_()
                 sums = reference.centreline(prob * (weight_V > 0), true, weight_V, settings)
@@ -52,17 +50,15 @@ def gradient(
     for voxels in pieces(input):
         with torch.enable_grad():
             piece = input[..., voxels].detach().requires_grad_()
-            part = None if weight is None else weight[..., voxels]
-            sums = reference.statistics(piece, target[..., voxels], part, regions, None, settings)
+            sums = reference.statistics(given.at(ALL, voxels)._replace(input=piece), settings)
         result[..., voxels] = torch.autograd.grad(sums, piece, grad)[0]
     return result
 
 
-def check(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> None:
+def check(given: Voxels, settings: Pass) -> None:
     """`validation.values` of a piece after the other, where the settings ask for it."""
-    for voxels in pieces(input) if settings.validate else ():
-        piece = input[..., voxels], target[..., voxels], None if weight is None else weight[..., voxels]
-        validation.values(*piece, settings.activation, settings.ignore_index)
+    for voxels in pieces(given.input) if settings.validate else ():
+        validation.values(*given.at(ALL, voxels)[:3], settings.activation, settings.ignore_index)
 
 
 def log_sum(input: Tensor, activation: str) -> Tensor:
@@ -87,10 +83,9 @@ def through_activation(grad: Tensor, input: Tensor, sums: Tensor, activation: st
             slope.mul_(p * (1 - p))
 
 
-def _classes(
-    input: Tensor, target: Tensor, weight: Tensor | None, sums: Tensor, settings: Pass
-) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
+def _classes(given: Voxels, sums: Tensor, settings: Pass) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
     """-> sample, class, p, y and w, (1, 1, V), 0 where a voxel does not count."""
+    input, target, weight, *_ = given
     B, C, V = input.shape
     first = 1 if C == 1 else 0
     for b in range(B):

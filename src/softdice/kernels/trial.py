@@ -19,7 +19,7 @@ from torch import Tensor
 
 from softdice import reference
 from softdice.kernels import registry
-from softdice.settings import CENTRELINE, CONFUSION, Pass
+from softdice.settings import CENTRELINE, CONFUSION, Pass, Voxels
 
 VOXELS = (2, 1500)
 """Samples, and voxels of each: several tiles, the last one partly empty."""
@@ -32,49 +32,36 @@ _failed: list[str] = []
 _lock = threading.Lock()
 
 
-def choose(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    voxel_map: Tensor | None,
-    settings: Pass,
-) -> str:
+def choose(given: Voxels, settings: Pass) -> str:
     """What a pass works on -> its backend: what `registry.choose` says, but for a failed trial; see `_in_pieces`."""
-    name = registry.choose(input, target, weight, voxel_map)
+    name = registry.choose(given.input, given.target, given.weight, given.voxel_map)
     if settings.fields in (CONFUSION, CENTRELINE):
-        return _in_pieces(name, input, target, weight, settings)
+        return _in_pieces(name, given, settings)
     if name != "triton" or registry.asked() != "auto":
         return name
     if torch.compiler.is_compiling():  # nothing can be tried now; what failed in eager code is known
         return "reference" if _failed else name
-    return name if problem(input, target, weight, regions, voxel_map, settings) is None else "reference"
+    return name if problem(given, settings) is None else "reference"
 
 
-def _in_pieces(name: str, input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> str:
+def _in_pieces(name: str, given: Voxels, settings: Pass) -> str:
     """The registry's choice -> that for a pass that Triton has no kernel for: "reference", "cpu" or "chunks".
 
     In the place of a kernel, and of the definition where that would hold much, the definition serves piece by piece.
     """
     if name == "reference":
-        small = input.numel() < registry.SMALL_NUMEL
-        return name if registry.asked() == name or small or registry.watched(target, weight) else "chunks"
+        small = given.input.numel() < registry.SMALL_NUMEL
+        return name if registry.asked() == name or small or registry.watched(given.target, given.weight) else "chunks"
     labels_alone = settings.fields == CENTRELINE
-    return "cpu" if name == "cpu" and not (labels_alone and target.ndim == 3) else "chunks"
+    return "cpu" if name == "cpu" and not (labels_alone and given.target.ndim == 3) else "chunks"
 
 
-def problem(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    voxel_map: Tensor | None,
-    settings: Pass,
-) -> str | None:
+def problem(given: Voxels, settings: Pass) -> str | None:
     """What a pass works on -> how Triton's kernels fail a small case of its kind on that device, or None.
 
     The answer is kept. While a CUDA graph is captured nothing new is tried.
     """
+    input, target, weight, regions, voxel_map = given
     key = (
         input.device, input.dtype, input.shape[1], input.stride(1) == 1, target.dtype, target.ndim,
         None if weight is None else weight.dtype, None if regions is None else regions.shape[0],
@@ -84,9 +71,7 @@ def problem(
         if key not in _found:
             if _capturing(input.device):
                 return None
-            found = _found[key] = _outcome(
-                *_case(input, target, weight, settings), regions, _map(input, voxel_map), settings
-            )
+            found = _found[key] = _outcome(_case(given, settings), settings)
             if found is not None:
                 _failed.append(found)
                 warnings.warn(_advice(input.device, settings, found), RuntimeWarning, stacklevel=2)
@@ -105,8 +90,9 @@ def _advice(device: torch.device, settings: Pass, found: str) -> str:
     )
 
 
-def _case(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Tensors of a pass -> small ones of the same dtypes, on the same device; no generator of others is touched."""
+def _case(given: Voxels, settings: Pass) -> Voxels:
+    """What a pass works on -> small tensors of its kind, on the same device; no generator of others is touched."""
+    input, target, weight, regions, voxel_map = given
     generator = torch.Generator().manual_seed(0)
     (B, V), C = VOXELS, input.shape[1]
     value = torch.rand(B, C, V, generator=generator, dtype=torch.float64) * 0.9 + 0.05  # 1 / p stays in half precision
@@ -123,37 +109,26 @@ def _case(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) 
         truth = truth if target.is_floating_point() else truth.round()
     if input.stride(1) == 1:  # channels last
         value = value.transpose(1, 2).contiguous().transpose(1, 2)
-    some = None if weight is None else torch.randint(0, 3, (B, V), generator=generator).to(weight)
-    return value.to(input), truth.to(target), some
+    if weight is not None:
+        weight = torch.randint(0, 3, (B, V), generator=generator).to(weight)
+    if voxel_map is not None:
+        voxel_map = torch.randint(0, 3, (B, voxel_map.shape[1], V), generator=generator).to(voxel_map)
+    return Voxels(value.to(input), truth.to(target), weight, regions, voxel_map)
 
 
-def _map(input: Tensor, voxel_map: Tensor | None) -> Tensor | None:
-    """A map -> a small one of its dtype and columns."""
-    if voxel_map is None:
-        return None
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 3, (VOXELS[0], voxel_map.shape[1], VOXELS[1]), generator=generator).to(voxel_map)
-
-
-def _outcome(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    voxel_map: Tensor | None,
-    settings: Pass,
-) -> str | None:
+def _outcome(given: Voxels, settings: Pass) -> str | None:
     """A case -> in what way kernel and reference differ, or None."""
+    input = given.input
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
         wide = input.detach().double().requires_grad_()
-        exact = reference.statistics(wide, target, weight, regions, voxel_map, settings)
+        exact = reference.statistics(given._replace(input=wide), settings)
         mix = torch.linspace(0.5, 1, exact.numel(), dtype=exact.dtype, device=exact.device).view(exact.shape)
         (slope,) = torch.autograd.grad(exact, wide, mix)
         try:
             from softdice.kernels.triton import driver
 
-            sums, _ = driver.statistics(input, target, weight, regions, voxel_map, settings)
-            gradient = driver.gradient(mix.to(sums.dtype), input, target, weight, regions, voxel_map, settings)
+            sums, _ = driver.statistics(given, settings)
+            gradient = driver.gradient(mix.to(sums.dtype), given, settings)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever Triton's versions and compilers raise

@@ -38,7 +38,7 @@ from softdice.kernels.cpu.arithmetic import exp
 from softdice.kernels.cpu.compiled import alive, borrowed, each, jit, kernel, memory
 from softdice.kernels.cpu.memory import gradient_like
 from softdice.kernels.cpu.threads import share_out
-from softdice.settings import ACTIVATIONS, Pass
+from softdice.settings import ACTIVATIONS, Pass, Voxels
 
 TILE = (16, 16, 64)
 """Voxels of a tile, at least; twice the halo where that is more."""
@@ -531,8 +531,9 @@ def _colours(work: Work, images: int) -> list[tuple[tuple[np.uint64, ...], int]]
     return found
 
 
-def statistics(input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass) -> Tensor:
+def statistics(given: Voxels, settings: Pass) -> Tensor:
     """input (B, C, V), labels (B, V), weight -> sums (4, B, C), float64."""
+    input, target, weight, *_ = given
     B, C, _ = input.shape
     input = input if input.dtype == torch.float64 else input.float()
     sums = torch.zeros(4, B, C, dtype=torch.float64)
@@ -546,10 +547,9 @@ def statistics(input: Tensor, target: Tensor, weight: Tensor | None, regions: Te
     return sums
 
 
-def gradient(
-    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, settings: Pass
-) -> Tensor:
+def gradient(grad: Tensor, given: Voxels, settings: Pass) -> Tensor:
     """dL/dsums (4, B, C), and what made them -> dL/dinput."""
+    input, target, weight, *_ = given
     B, C, _ = input.shape
     dtype, input = input.dtype, input if input.dtype == torch.float64 else input.float()
     result = gradient_like(input)

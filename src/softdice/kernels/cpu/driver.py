@@ -22,7 +22,7 @@ from softdice.kernels.cpu.memory import gradient_like
 from softdice.kernels.cpu.rows import CODES, DTYPES
 from softdice.kernels.cpu.threads import share_out
 from softdice.reference import outcomes
-from softdice.settings import CONFUSION, Pass
+from softdice.settings import CONFUSION, Pass, Voxels
 from softdice.terms import READERS
 from softdice.validation import probability_slack
 
@@ -46,9 +46,13 @@ def plane_of(tensor: Tensor | None, wide: Any) -> Plane:
     return Plane(u(tensor.data_ptr()), CODES[name], direct, u(sB), u(sC[0] if sC else 0), u(sV))
 
 
-def _readable(tensor: Tensor | None) -> Tensor | None:
-    """Itself, or a copy where its dtype is none that the kernel reads."""
-    return tensor if tensor is None or tensor.dtype in DTYPES else tensor.float()
+def _readable(given: Voxels) -> Voxels:
+    """The same, with a copy of a weight or map whose dtype is none that the kernel reads."""
+    weight, voxel_map = (
+        tensor if tensor is None or tensor.dtype in DTYPES else tensor.float()
+        for tensor in (given.weight, given.voxel_map)
+    )
+    return given._replace(weight=weight, voxel_map=voxel_map)
 
 
 def _settled(exponent: float, known: float, read: bool) -> float | None:
@@ -116,10 +120,9 @@ def _plan(
     return kind, job
 
 
-def job_of(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, voxel_map: Tensor | None, s: Pass
-) -> tuple[Kind, Job]:
-    """Tensors and settings -> which kernels, and the work to do."""
+def job_of(given: Voxels, s: Pass) -> tuple[Kind, Job]:
+    """Tensors of dtypes that the kernels read, and settings -> which kernels, and the work to do."""
+    input, target, weight, regions, voxel_map = given
     _, C, V = input.shape
     unions = None if regions is None else regions.shape[0]
     kind, job = _plan(input.dtype, C, V, target.dtype, target.ndim == 2, weight is not None, unions, s)
@@ -136,17 +139,10 @@ def _loops(settings: Pass) -> Any:
     return confusion if settings.fields == CONFUSION else kernel
 
 
-def statistics(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    voxel_map: Tensor | None,
-    settings: Pass,
-) -> tuple[Tensor, bool]:
-    """input (B, C, V), target, weight -> sums (rows, B, K) in float64, and whether all values were in range."""
-    weight, voxel_map = _readable(weight), _readable(voxel_map)
-    kind, job = job_of(input, target, weight, regions, voxel_map, settings)
+def statistics(given: Voxels, settings: Pass) -> tuple[Tensor, bool]:
+    """What the pass works on -> sums (rows, B, K) in float64, and whether all values were in range."""
+    given = _readable(given)
+    input, (kind, job) = given.input, job_of(given, settings)
     B, chunks, K = input.shape[0], int(job.chunks), int(job.K)
     rows = settings.rows(input.shape[1])
     slots = np.zeros((rows, B * chunks, K))
@@ -157,18 +153,10 @@ def statistics(
     return torch.from_numpy(sums), not (settings.validate and any(bad.tolist()))
 
 
-def gradient(
-    grad: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    voxel_map: Tensor | None,
-    settings: Pass,
-) -> Tensor:
+def gradient(grad: Tensor, given: Voxels, settings: Pass) -> Tensor:
     """dL/dstatistics (rows, B, K), and what made them -> dL/dinput, laid out as it is read where that is dense."""
-    weight, voxel_map = _readable(weight), _readable(voxel_map)
-    kind, job = job_of(input, target, weight, regions, voxel_map, settings)
+    given = _readable(given)
+    input, (kind, job) = given.input, job_of(given, settings)
     kind = kind._replace(backward=True)
     wide = np.float64 if kind.double else np.float32
     result = gradient_like(input)

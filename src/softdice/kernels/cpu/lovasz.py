@@ -27,7 +27,7 @@ from softdice.kernels.cpu.loops import Kind, Rows, loops
 from softdice.kernels.cpu.memory import gradient_like
 from softdice.kernels.cpu.rows import beyond, load, store
 from softdice.kernels.cpu.threads import ALONE_NUMEL, for_each, share_out
-from softdice.settings import Pass
+from softdice.settings import Pass, Voxels
 
 SIGN, SIZE = np.int32(-(1 << 31)), np.int32((1 << 31) - 1)
 SHIFT, BUCKETS = np.int32(20), 1 << 11  # an octave of errors has 8 buckets
@@ -43,7 +43,7 @@ def fits(input: Tensor) -> bool:
 
 def errors(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> tuple[Tensor, bool]:
     """input (B, C, V), target, weight -> signed errors, and whether all values were in range."""
-    kind, job = job_of(input, target, weight, None, None, settings)
+    kind, job = job_of(Voxels(input, target, weight), settings)
     single = input.dtype == torch.float32
     result = gradient_like(input) if single else torch.empty_like(input, dtype=torch.float32)
     bad = np.zeros(input.shape[0] * int(job.chunks), np.int64)
@@ -88,7 +88,7 @@ def gradient(
     coef: Tensor, steps: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass
 ) -> Tensor:
     """dL/dcosts (B, C), signed steps of a softmax -> dL/dinput, in the memory of the steps if the dtype is theirs."""
-    kind, job = job_of(input, target, weight, None, None, settings)
+    kind, job = job_of(Voxels(input, target, weight), settings)
     result = steps if input.dtype == steps.dtype else gradient_like(input)
     planes = plane_of(steps, np.float32), plane_of(result, np.float32)
     if input.numel():

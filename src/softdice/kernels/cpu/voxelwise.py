@@ -20,12 +20,12 @@ from softdice.kernels.cpu.driver import job_of, plane_of
 from softdice.kernels.cpu.kernel import logits_of, row_of, span_of, voxels_of
 from softdice.kernels.cpu.loops import Kind, Rows, loops
 from softdice.kernels.cpu.threads import share_out
-from softdice.settings import Pass
+from softdice.settings import Pass, Voxels
 
 
 def cross_entropy(input: Tensor, target: Tensor, settings: Pass) -> tuple[Tensor, bool]:
     """input (B, C, V), target -> the map (B, V), and whether all values were in range."""
-    kind, job = job_of(input, target, None, None, None, settings)
+    kind, job = job_of(Voxels(input, target), settings)
     if kind.labels and settings.activation == "softmax" and not settings.label_smoothing:
         kind = kind._replace(target="own")  # no other class has a term
     wide = torch.float64 if kind.double else torch.float32

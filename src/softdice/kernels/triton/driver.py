@@ -23,7 +23,7 @@ from softdice.kernels.triton.backward import backward_kernel
 from softdice.kernels.triton.forward import forward_kernel, rows_kernel
 from softdice.kernels.triton.launch import Tile
 from softdice.reference import outcomes, result_dtype
-from softdice.settings import ACTIVATIONS, Pass
+from softdice.settings import ACTIVATIONS, Pass, Voxels
 
 INTERPRETED = not isinstance(forward_kernel, triton.runtime.JITFunction)
 """Whether Triton was imported with TRITON_INTERPRET=1: the kernels are then Python that runs on CPU tensors."""
@@ -40,24 +40,22 @@ def _same_sum(name: str, hard: bool, smooth: bool) -> str:
     return "target"
 
 
-def arguments(
-    input: Tensor, target: Tensor, weight: Tensor | None, regions: Tensor | None, voxel_map: Tensor | None, s: Pass
-) -> dict[str, Any]:
+def arguments(given: Voxels, s: Pass) -> dict[str, Any]:
     """Tensors and settings -> what both kernels are called with, by name."""
-    C = input.shape[1]
-    columns = C if regions is None else regions.shape[0]
+    input, target, weight, regions, voxel_map = given
+    C, columns = input.shape[1], given.columns
     hard = target.ndim == 2
     strides = dict(zip(("xB", "xC", "xV"), input.stride(), strict=True))
     strides |= dict(zip(("tB", "tV") if hard else ("tB", "tC", "tV"), target.stride(), strict=True))
     strides |= dict(zip(("wB", "wV"), (0, 0) if weight is None else weight.stride(), strict=True))
-    given = None if voxel_map is None else voxel_map.expand(-1, columns, -1)
-    strides |= dict(zip(("uB", "uC", "uV"), (0, 0, 0) if given is None else given.stride(), strict=True))
+    voxel_map = None if voxel_map is None else voxel_map.expand(-1, columns, -1)
+    strides |= dict(zip(("uB", "uC", "uV"), (0, 0, 0) if voxel_map is None else voxel_map.stride(), strict=True))
     class_rows = launch.bucket(C)
     return {
         "x": input,
         "target": launch.readable(target),
         "weight": None if weight is None else launch.readable(weight),
-        "voxel_map": None if given is None else launch.readable(given),
+        "voxel_map": None if voxel_map is None else launch.readable(voxel_map),
         "member": None if regions is None else launch.readable(regions.contiguous()),
         "V": input.shape[2],
         "tC": 0,
@@ -103,15 +101,19 @@ def _start(kernel: Any, given: dict[str, Any], grid: tuple[int, int], warps: int
         kernel[grid](**given, num_warps=warps, num_stages=1, enable_fp_fusion=True)
 
 
-def _regions(regions: Tensor | None) -> int:
-    return 0 if regions is None else regions.shape[0]
+def _regions(given: Voxels) -> int:
+    return 0 if given.regions is None else given.regions.shape[0]
 
 
-def _split(voxel_map: Tensor | None, columns: int) -> Sequence[Tensor | None]:
-    """A map -> its part of each group of regions."""
-    if voxel_map is None:
-        return [None] * -(-columns // REGIONS)
-    return voxel_map.expand(-1, columns, -1).split(REGIONS, dim=1)
+def _groups(given: Voxels) -> list[Voxels]:
+    """What the pass works on -> the same for each group of regions that a launch takes, in order."""
+    if given.regions is None or len(given.regions) <= REGIONS:
+        return [given]
+    groups = given.regions.split(REGIONS)
+    maps: Sequence[Tensor | None] = [None] * len(groups)
+    if given.voxel_map is not None:
+        maps = given.voxel_map.expand(-1, given.columns, -1).split(REGIONS, dim=1)
+    return [given._replace(regions=own, voxel_map=part) for own, part in zip(groups, maps, strict=True)]
 
 
 def _columns(given: dict[str, Any], forward: bool) -> int:
@@ -147,50 +149,41 @@ def _partial(given: dict[str, Any], rows: int, validate: bool, tile: Tile) -> tu
     return partial, bad
 
 
-def statistics(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    voxel_map: Tensor | None,
-    settings: Pass,
-) -> tuple[Tensor, Tensor | None]:
-    """input (B, C, V), target, weight -> sums (fields, B, K), and counts (n, 4) of what is out of range, per program.
+def statistics(given: Voxels, settings: Pass) -> tuple[Tensor, Tensor | None]:
+    """What the pass works on -> sums (fields, B, K), and counts (n, 4) of what is out of range, per program.
 
     The four columns: labels, per-class targets, probabilities, weights.
     """
+    input = given.input
     dtype = result_dtype(input.dtype)
-    columns = input.shape[1] if regions is None else regions.shape[0]
     if input.numel() == 0:
-        return input.new_zeros((len(settings.fields), input.shape[0], columns), dtype=dtype), None
-    if regions is not None and columns > REGIONS:
-        groups = zip(regions.split(REGIONS), _split(voxel_map, columns), strict=True)
-        parts = [statistics(input, target, weight, group, given, settings) for group, given in groups]
+        return input.new_zeros((len(settings.fields), input.shape[0], given.columns), dtype=dtype), None
+    groups = _groups(given)
+    if len(groups) > 1:
+        parts = [statistics(own, settings) for own in groups]
         return torch.cat([sums for sums, _ in parts], dim=2), parts[0][1]
-    same = [_same_sum(name, target.ndim == 2, settings.label_smoothing > 0) for name in settings.fields]
+    same = [_same_sum(name, given.target.ndim == 2, settings.label_smoothing > 0) for name in settings.fields]
     rows = list(dict.fromkeys(same))
-    given = arguments(input, target, weight, regions, voxel_map, settings) | declared.terms(
-        tuple(rows), constants(input, settings)
-    )
-    entry = launch.tile(launch.FORWARD, input.shape[1], _regions(regions), input.element_size(), len(rows))
+    call = arguments(given, settings) | declared.terms(tuple(rows), constants(input, settings))
+    entry = launch.tile(launch.FORWARD, input.shape[1], _regions(given), input.element_size(), len(rows))
     tile = launch.tuned(
-        ("forward", *_key(given)), entry, lambda tile: _partial(given, len(rows), settings.validate, tile), input.device
+        ("forward", *_key(call)), entry, lambda tile: _partial(call, len(rows), settings.validate, tile), input.device
     )
-    partial, bad = _partial(given, len(rows), settings.validate, tile)
+    partial, bad = _partial(call, len(rows), settings.validate, tile)
     sums = partial.sum(1, dtype=torch.float64)
     if same == rows:
         return sums.movedim(1, 0).to(dtype).contiguous(), bad
     return torch.stack([sums[:, rows.index(name)] for name in same]).to(dtype), bad
 
 
-def assert_in_range(bad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> None:
+def assert_in_range(bad: Tensor, given: Voxels, settings: Pass) -> None:
     """Counts of what is out of range -> assertions on the device, which the host does not wait for."""
-    hard = target.ndim == 2
+    hard = given.target.ndim == 2
     errors = (
-        (hard, validation.labels_error(input.shape[1], settings.ignore_index)),
+        (hard, validation.labels_error(given.input.shape[1], settings.ignore_index)),
         (not hard, validation.target_error()),
         (settings.activation == "none", validation.probabilities_error()),
-        (weight is not None, validation.weights_error()),
+        (given.weight is not None, validation.weights_error()),
     )
     right = (bad == 0).all(0)
     for kind, (checked, error) in enumerate(errors):
@@ -207,30 +200,19 @@ def _slope(given: dict[str, Any], out: Tensor, tile: Tile) -> None:
     _start(backward_kernel, given, (B * programs, _columns(given, forward=False)), tile.warps)
 
 
-def gradient(
-    grad: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    regions: Tensor | None,
-    voxel_map: Tensor | None,
-    settings: Pass,
-) -> Tensor:
+def gradient(grad: Tensor, given: Voxels, settings: Pass) -> Tensor:
     """dL/dstatistics (fields, B, K) of any strides, and what made them -> dL/dinput, dense and laid out as input."""
-    C = input.shape[1]
+    input = given.input
     out = torch.empty_like(input)
     if input.numel() == 0:
         return out
-    if regions is not None and regions.shape[0] > REGIONS:
-        maps = _split(voxel_map, regions.shape[0])
-        groups = zip(grad.split(REGIONS, dim=2), regions.split(REGIONS), maps, strict=True)
-        parts = [gradient(part, input, target, weight, group, given, settings) for part, group, given in groups]
+    groups = _groups(given)
+    if len(groups) > 1:
+        parts = [gradient(part, own, settings) for part, own in zip(grad.split(REGIONS, dim=2), groups, strict=True)]
         return torch.stack(parts).sum(0, dtype=result_dtype(input.dtype)).to(input.dtype)
-    given = arguments(input, target, weight, regions, voxel_map, settings) | declared.slopes(
-        settings.fields, constants(input, settings)
-    )
-    given |= {"grad": grad} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))
-    entry = launch.tile(launch.BACKWARD, C, _regions(regions), input.element_size(), given.pop("SLOPED"))
-    tile = launch.tuned(("backward", *_key(given)), entry, lambda tile: _slope(given, out, tile), input.device)
-    _slope(given, out, tile)
+    call = arguments(given, settings) | declared.slopes(settings.fields, constants(input, settings))
+    call |= {"grad": grad} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))
+    entry = launch.tile(launch.BACKWARD, input.shape[1], _regions(given), input.element_size(), call.pop("SLOPED"))
+    tile = launch.tuned(("backward", *_key(call)), entry, lambda tile: _slope(call, out, tile), input.device)
+    _slope(call, out, tile)
     return out
