@@ -1,6 +1,6 @@
 """Time and memory of HD95 and surface Dice of all labels, against the programs that have them.
 
-    python -m benchmarks.distances                 organs and ellipsoids; writes results/distances.csv, docs/distances.md
+    python -m benchmarks.distances                 organs, ellipsoids; writes results/distances.csv, docs/distances.md
     python -m benchmarks.distances --size 256      another side of the ellipsoids
     python -m benchmarks.distances --picture       draws docs/distances.png and docs/lesions.png
 
