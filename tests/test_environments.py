@@ -169,13 +169,8 @@ def on_meta() -> dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], tuple[i
         functions = {
             n: f for n, f in vars(room).items() if getattr(f, "__module__", "") == room.__name__ and n[0] != "_"
         }
-        for name in functions.keys() - {
-            "focal",
-            "log_power",
-            "resolve",
-            "boundary",
-            "skeleton_recall",
-        }:  # make a cost, or need a map
+        apart = {"focal", "log_power", "resolve", "refuse_logarithm", "boundary", "skeleton_recall"}
+        for name in functions.keys() - apart:  # they make a cost or name one, or need a map
             given = (stats.pool(), (3,)) if room is softdice.indices else (meta(3), (3,))
             wide = name in ("generalized_dice", "cross_entropy", "focal_entropy")
             found[f"{room.__name__}.{name}"] = functions[name], given[:1], (1,) if wide else (3,)
