@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softdice import reference, statistics, validation
 from softdice.kernels import registry
-from softdice.settings import Pass
+from softdice.settings import Pass, Voxels
 
 
 def costs(
@@ -32,7 +32,8 @@ def costs(
 
     A voxel_weight of 0 leaves a voxel out, one of 1 does not; there are no others.
     """
-    input, target, weight, *_ = statistics.prepare(input, target, weight, settings, num_classes)
+    given = statistics.prepare(input, target, weight, settings, num_classes)
+    input, target, weight, *_ = given
     if settings.validate:
         for name, values in (("target", target if target.ndim == 3 else None), ("voxel_weight", weight)):
             if values is not None and values.dtype != torch.bool:
@@ -40,10 +41,10 @@ def costs(
     backend = registry.choose(input, target, weight)
     if backend == "reference" or torch.compiler.is_compiling():
         if settings.validate:
-            validation.values(input, target, weight, settings.activation, settings.ignore_index)
-        return reference.lovasz(input, target, weight, settings, per_sample)
+            validation.values(given, settings)
+        return reference.lovasz(given, settings, per_sample)
     chosen = range(input.shape[1]) if classes is None else classes
-    return _Lovasz.apply(input, target, weight, settings, backend, per_sample, tuple(chosen))
+    return _Lovasz.apply(*given[:3], settings, backend, per_sample, tuple(chosen))
 
 
 def _zero_or_one(name: str) -> Any:
@@ -58,73 +59,59 @@ class _Lovasz(torch.autograd.Function):
     """The costs; their gradient stands half made in memory of its own until the backward pass takes it."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        settings: Pass,
-        backend: str,
-        per_sample: bool,
-        classes: tuple[int, ...],
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, *chosen: Any) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(input, target, weight)
-        ctx.chosen = settings, backend, per_sample, classes
-        found, present, steps = _ranked(input, target, weight, *ctx.chosen)
+        ctx.chosen = chosen
+        found, present, steps = _ranked(Voxels(input, target, weight), *chosen)
         ctx.steps = steps if ctx.needs_input_grad[0] else None
         ctx.mark_non_differentiable(present)
         return found, present
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (grad, _), (input, target, weight), (settings, backend, per_sample, _) = grads, ctx.saved_tensors, ctx.chosen
-        rest = (None,) * 6
+        (grad, _), given, (settings, backend, per_sample, _) = grads, Voxels(*ctx.saved_tensors), ctx.chosen
+        input, rest = given.input, (None,) * 6
         if torch.is_grad_enabled():  # of the gradient another one is wanted: the definition has it
-            found, _ = reference.lovasz(input, target, weight, settings, per_sample)
+            found, _ = reference.lovasz(given, settings, per_sample)
             return *torch.autograd.grad(found, input, grad, create_graph=True), *rest
         steps, ctx.steps = ctx.steps, None
         if steps is None:  # they have become the gradient of an earlier call
-            *_, steps = _ranked(input, target, weight, *ctx.chosen)
+            *_, steps = _ranked(given, *ctx.chosen)
         coef = grad.expand(input.shape[:2])
         if settings.activation != "softmax":
             return steps.mul_(coef.unsqueeze(2)).to(input.dtype), *rest
         if backend == "cpu" and steps.dtype == torch.float32:
             from softdice.kernels.cpu import lovasz as cpu
 
-            return cpu.gradient(coef, steps, input, target, weight, settings), *rest
+            return cpu.gradient(coef, steps, given, settings), *rest
         result = steps if steps.dtype == input.dtype else torch.empty_like(input)
         for b in range(len(input)):
             with torch.enable_grad():
                 part = input[b : b + 1].detach().requires_grad_()
-                error, _ = reference.errors(part, target[b : b + 1], _one(weight, b), settings)
+                error, _ = reference.errors(_sample(given, b)._replace(input=part), settings)
             slope = steps[b : b + 1].abs() * coef[b].unsqueeze(1)
             result[b] = torch.autograd.grad(error, part, slope)[0][0]
         return result, *rest
 
 
 def _ranked(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    settings: Pass,
-    backend: str,
-    per_sample: bool,
-    classes: tuple[int, ...],
+    given: Voxels, settings: Pass, backend: str, per_sample: bool, classes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> costs and what is present, (C,) or (B, C); the steps of the loss with the signs of the errors' slopes."""
+    input = given.input
     B, C, V = input.shape
     if backend == "cpu":
         from softdice.kernels.cpu import lovasz as cpu
     kernel = backend == "cpu" and cpu.fits(input)
     in_range = not settings.validate
     if kernel:
-        steps, in_range = cpu.errors(input, target, weight, settings)
+        steps, in_range = cpu.errors(given, settings)
     if not in_range:
-        validation.values(input, target, weight, settings.activation, settings.ignore_index)
+        validation.values(given, settings)
     if not kernel:
         steps = torch.empty_like(input, dtype=reference.result_dtype(input.dtype))
         for b in range(B):
-            error, true = reference.errors(input[b : b + 1], target[b : b + 1], _one(weight, b), settings)
+            error, true = reference.errors(_sample(given, b), settings)
             steps[b] = torch.where(true, -error, error)[0]
     keys = np.empty((V if per_sample else B * V) if kernel else 0, np.uint64)
     found = steps.new_zeros((2, B if per_sample else 1, C))
@@ -138,8 +125,8 @@ def _ranked(
     return found[0].clone(), found[1] > 0, steps
 
 
-def _one(weight: Tensor | None, b: int) -> Tensor | None:
-    return None if weight is None else weight[b : b + 1]
+def _sample(given: Voxels, b: int) -> Voxels:
+    return given.at(slice(b, b + 1), slice(None))
 
 
 def _rank(errors: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,14 +60,14 @@ def statistics(given: Voxels, settings: Pass) -> Tensor:
         settings: the statistics wanted, the activation, and the exponents; `settings.regions` is in `given.regions`.
     """
     if settings.fields in (CONFUSION, CENTRELINE):
-        return _mixed(*given[:3], settings)
+        return _mixed(given, settings)
     terms, weight_B1V, shape = _terms(given, settings)
     return torch.stack([(terms[name] * weight_B1V).expand(shape).sum(-1) for name in settings.fields])
 
 
-def cross_entropy(input: Tensor, target: Tensor, settings: Pass) -> Tensor:
+def cross_entropy(given: Voxels, settings: Pass) -> Tensor:
     """input, target -> the cross-entropy of each voxel, (B, V): the statistic of that name, summed over the classes."""
-    terms, weight_B1V, _ = _terms(Voxels(input, target), settings)
+    terms, weight_B1V, _ = _terms(given, settings)
     return (terms["cross_entropy"] * weight_B1V).sum(1)
 
 
@@ -104,9 +104,7 @@ def _terms(given: Voxels, settings: Pass) -> tuple[dict[str, Any], Tensor, torch
     return {statistic.name: statistic.value(**symbols) for statistic in wanted}, weight_B1V, y.shape
 
 
-def lovasz(
-    input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass, per_sample: bool
-) -> tuple[Tensor, Tensor]:
+def lovasz(given: Voxels, settings: Pass, per_sample: bool) -> tuple[Tensor, Tensor]:
     """input, target -> the Lovasz extension of each class's Jaccard loss, and whether it has a voxel.
 
     Both are (C,), or (B, C) of each sample by itself.
@@ -118,7 +116,7 @@ def lovasz(
 
     Args: as for `statistics`; a weight is 0 or 1, and values of a target are.
     """
-    error_BCV, true_BCV = errors(input, target, weight, settings)
+    error_BCV, true_BCV = errors(given, settings)
     if not per_sample:
         error_BCV, true_BCV = (values.transpose(0, 1).flatten(1) for values in (error_BCV, true_BCV))
     order = error_BCV.detach().argsort(dim=-1, descending=True, stable=True)
@@ -129,11 +127,12 @@ def lovasz(
     return (ranked * steps.to(ranked.dtype)).sum(-1), true_BCV.any(-1)
 
 
-def errors(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> tuple[Tensor, Tensor]:
+def errors(given: Voxels, settings: Pass) -> tuple[Tensor, Tensor]:
     """input, target -> abs(y - p), for a sigmoid the hinge max(0, 1 - (2 y - 1) x), and y, both (B, C, V).
 
     A voxel that does not count has the error 0, and is in no class: the last rank, which changes no other.
     """
+    input, target, weight, *_ = given
     value_BCV = input.to(result_dtype(input.dtype))
     valid_BV, _ = _weights(value_BCV, target, weight, settings.ignore_index)
     true_BCV = _true_values(target, input.shape[1], value_BCV.dtype) > 0.5
@@ -147,8 +146,9 @@ def errors(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass)
     return (error_BCV if valid_BV is None else torch.where(valid_BV.unsqueeze(1), error_BCV, 0.0)), true_BCV
 
 
-def _mixed(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> Tensor:
+def _mixed(given: Voxels, settings: Pass) -> Tensor:
     """`statistics` of the passes in which classes, or voxels, meet others."""
+    input, target, weight, *_ = given
     value_BCV = input.to(result_dtype(input.dtype))
     valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
     true_BCV = _true_values(target, input.shape[1], value_BCV.dtype)

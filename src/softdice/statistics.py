@@ -191,9 +191,9 @@ def prepare(
     if distributed.is_dtensor(input) or distributed.is_dtensor(target):
         advice = "Compute the logits and call the loss with them, or pass the local parts to a loss with group."
         validation.fail("plain tensors", "a DTensor", advice, TypeError)
-    flat = validation.tensors(input, target, voxel_weight, num_classes, settings.ignore_index, settings.validate)
-    regions = None if settings.regions is None else _membership(settings.regions, input.shape[1], input.device)
-    given = Voxels(*flat, regions)
+    given = validation.tensors(input, target, voxel_weight, num_classes, settings.ignore_index, settings.validate)
+    if settings.regions is not None:
+        given = given._replace(regions=_membership(settings.regions, input.shape[1], input.device))
     return given._replace(voxel_map=validation.voxel_map(voxel_map, input, given.columns, settings.mapped))
 
 
@@ -212,7 +212,7 @@ def sum_voxels(given: Voxels, settings: Pass, backend: str | None = None) -> Ten
     backend = backend or trial.choose(given, settings)
     if backend == "reference":
         if settings.validate:
-            validation.values(*given[:3], settings.activation, settings.ignore_index)
+            validation.values(given, settings)
         return reference.statistics(given, settings)
     from softdice.kernels import ops
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from softdice.reference import equals, signed
-from softdice.settings import ACTIVATIONS, Pass
+from softdice.settings import ACTIVATIONS, Pass, Voxels
 from softdice.terms import NAMES
 
 LABEL_DTYPES = (
@@ -177,7 +177,7 @@ def tensors(
     num_classes: int | None,
     ignore_index: int | None,
     validate: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> Voxels:
     """What a user has -> input (B, C, V), target (B, V) or (B, C, V), weight (B, V) or None: views where possible."""
     for name, value in (("input", input), ("target", target), ("voxel_weight", voxel_weight)):
         if not isinstance(value, Tensor) and not (name == "voxel_weight" and value is None):
@@ -210,7 +210,7 @@ def tensors(
         target = target.flatten(1).unsqueeze(1) if soft_mask else target.flatten(2)
     else:
         target = (_whole(target, validate) if target.is_floating_point() else target).flatten(1)
-    return input.flatten(2), target, _weight(voxel_weight, B, S)
+    return Voxels(input.flatten(2), target, _weight(voxel_weight, B, S))
 
 
 def labels_alone(input: Tensor, target: Tensor) -> None:
@@ -292,12 +292,13 @@ def _deferred(tensor: Tensor) -> bool:
     return tensor.is_cuda or tensor.is_meta or torch.compiler.is_compiling()
 
 
-def values(input: Tensor, target: Tensor, weight: Tensor | None, activation: str, ignore_index: int | None) -> None:
+def values(given: Voxels, settings: Pass) -> None:
     """Ranges of labels, probabilities and weights, by plain torch operations on what `tensors` returned."""
+    input, target, weight, *_ = given
     C = input.shape[1]
     valid = None if weight is None else weight > 0
-    if ignore_index is not None:
-        labelled = ~equals(target, ignore_index)
+    if settings.ignore_index is not None:
+        labelled = ~equals(target, settings.ignore_index)
         valid = labelled if valid is None else valid & labelled
     if target.ndim == 2 and target.dtype != torch.bool:
         labels = signed(target)
@@ -305,10 +306,10 @@ def values(input: Tensor, target: Tensor, weight: Tensor | None, activation: str
         top = max(C, 2)
         if top <= torch.iinfo(labels.dtype).max:
             wrong = wrong | (labels >= top)
-        check(wrong, valid, labels, partial(labels_error, C, ignore_index))
+        check(wrong, valid, labels, partial(labels_error, C, settings.ignore_index))
     elif target.ndim == 3 and target.dtype != torch.bool:
         check((target < 0) | (target > 1), valid, target, target_error)
-    if activation == "none":
+    if settings.activation == "none":
         slack = probability_slack(input.dtype)
         check((input < -slack) | (input > 1 + slack), valid, input, probabilities_error)
     if weight is not None and weight.dtype != torch.bool:

@@ -60,13 +60,13 @@ def voxel_cross_entropy(
 def cross_entropy(input: Tensor, target: Tensor, settings: Pass, num_classes: int | None = None) -> Tensor:
     """What a user has, settings with the field cross_entropy -> the map (B, *S)."""
     shape = (input.shape[0], *input.shape[2:]) if isinstance(input, Tensor) else ()
-    input, target, *_ = statistics.prepare(input, target, None, settings, num_classes)
-    backend = registry.choose(input, target, None)
+    given = statistics.prepare(input, target, None, settings, num_classes)
+    backend = registry.choose(given.input, given.target)
     if backend == "reference" or torch.compiler.is_compiling():
         if settings.validate:
-            validation.values(input, target, None, settings.activation, settings.ignore_index)
-        return reference.cross_entropy(input, target, settings).view(shape)
-    return _CrossEntropy.apply(input, target, settings, backend).view(shape)
+            validation.values(given, settings)
+        return reference.cross_entropy(given, settings).view(shape)
+    return _CrossEntropy.apply(given.input, given.target, settings, backend).view(shape)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -76,20 +76,21 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, target: Tensor, settings: Pass, backend: str) -> Tensor:
         ctx.save_for_backward(input, target)
         ctx.chosen = settings, backend
+        given = Voxels(input, target)
         in_range = not settings.validate
         if backend == "cpu":
             from softdice.kernels.cpu import voxelwise
 
-            result, in_range = voxelwise.cross_entropy(input, target, settings)
+            result, in_range = voxelwise.cross_entropy(given, settings)
         if not in_range:
-            validation.values(input, target, None, settings.activation, settings.ignore_index)
-        return result if backend == "cpu" else _in_chunks(input, target, settings)
+            validation.values(given, settings)
+        return result if backend == "cpu" else _in_chunks(given, settings)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,), (input, target), (settings, backend) = grads, ctx.saved_tensors, ctx.chosen
         if torch.is_grad_enabled():  # of the gradient another one is wanted: the definition has it
-            entropy = reference.cross_entropy(input, target, settings)
+            entropy = reference.cross_entropy(Voxels(input, target), settings)
             return *torch.autograd.grad(entropy, input, grad, create_graph=True), None, None, None
         each = grad.new_ones(1, *input.shape[:2])
         negative = grad.is_cuda or bool((grad < 0).any())  # on a GPU a look would cost a wait
@@ -100,13 +101,13 @@ class _CrossEntropy(torch.autograd.Function):
         return found, None, None, None
 
 
-def _in_chunks(input: Tensor, target: Tensor, settings: Pass) -> Tensor:
+def _in_chunks(given: Voxels, settings: Pass) -> Tensor:
     """input (B, C, V), target -> the map (B, V), by the definition, a chunk of voxels at a time."""
-    B, C, V = input.shape
-    result = input.new_empty((B, V), dtype=reference.result_dtype(input.dtype))
+    B, C, V = given.input.shape
+    result = given.input.new_empty((B, V), dtype=reference.result_dtype(given.input.dtype))
     size = max(1, CHUNK_NUMEL // max(C, 1))
     for b in range(B):
         for v in range(0, V, size):
-            some = slice(b, b + 1), ..., slice(v, v + size)
-            result[some] = reference.cross_entropy(input[some], target[some], settings)
+            some = slice(b, b + 1), slice(v, v + size)
+            result[some] = reference.cross_entropy(given.at(*some), settings)
     return result

@@ -139,7 +139,7 @@ def sums(
     settled = validation.pass_settings(Pass(activation=activation, validate=check, fields=wanted, **settings))
     if not check:
         flat = validation.tensors(input, target, weight, None, settled.ignore_index, True)
-        validation.values(*flat, "softmax", settled.ignore_index)
+        validation.values(flat, settled.but(activation="softmax"))
     return measure(input, target, weight, settled)
 
 

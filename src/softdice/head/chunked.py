@@ -202,7 +202,7 @@ class _ChunkedSums(torch.autograd.Function):
                 try:
                     sums[:, chunk[0]] += sum_voxels(given.at(*chunk)._replace(input=logits), settings, backend)
                 except ValueError:  # the chunk knows only its own voxels: count them all
-                    validation.values(*given[:3], settings.activation, settings.ignore_index)
+                    validation.values(given, settings)
                     raise
             return sums
 

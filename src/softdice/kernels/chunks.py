@@ -58,7 +58,7 @@ def gradient(grad: Tensor, given: Voxels, settings: Pass) -> Tensor:
 def check(given: Voxels, settings: Pass) -> None:
     """`validation.values` of a piece after the other, where the settings ask for it."""
     for voxels in pieces(given.input) if settings.validate else ():
-        validation.values(*given.at(ALL, voxels)[:3], settings.activation, settings.ignore_index)
+        validation.values(given.at(ALL, voxels), settings)
 
 
 def log_sum(input: Tensor, activation: str) -> Tensor:

@@ -77,7 +77,7 @@ def _sums(given: Voxels, settings: Pass, backend: str) -> Tensor:
 
         sums, in_range = cpu.statistics(given, settings)
     if not in_range:
-        validation.values(*given[:3], settings.activation, settings.ignore_index)
+        validation.values(given, settings)
     return sums.to(reference.result_dtype(given.input.dtype))
 
 

@@ -41,9 +41,9 @@ def fits(input: Tensor) -> bool:
     return input.dtype != torch.float64 and input.numel() < 1 << 32
 
 
-def errors(input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass) -> tuple[Tensor, bool]:
+def errors(given: Voxels, settings: Pass) -> tuple[Tensor, bool]:
     """input (B, C, V), target, weight -> signed errors, and whether all values were in range."""
-    kind, job = job_of(Voxels(input, target, weight), settings)
+    input, (kind, job) = given.input, job_of(given, settings)
     single = input.dtype == torch.float32
     result = gradient_like(input) if single else torch.empty_like(input, dtype=torch.float32)
     bad = np.zeros(input.shape[0] * int(job.chunks), np.int64)
@@ -84,11 +84,9 @@ def rank(errors: Tensor, keys: np.ndarray) -> tuple[float, int]:
     return float(costs.sum()), int(in_class.sum())
 
 
-def gradient(
-    coef: Tensor, steps: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, settings: Pass
-) -> Tensor:
+def gradient(coef: Tensor, steps: Tensor, given: Voxels, settings: Pass) -> Tensor:
     """dL/dcosts (B, C), signed steps of a softmax -> dL/dinput, in the memory of the steps if the dtype is theirs."""
-    kind, job = job_of(Voxels(input, target, weight), settings)
+    input, (kind, job) = given.input, job_of(given, settings)
     result = steps if input.dtype == steps.dtype else gradient_like(input)
     planes = plane_of(steps, np.float32), plane_of(result, np.float32)
     if input.numel():

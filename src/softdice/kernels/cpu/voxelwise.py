@@ -23,9 +23,9 @@ from softdice.kernels.cpu.threads import share_out
 from softdice.settings import Pass, Voxels
 
 
-def cross_entropy(input: Tensor, target: Tensor, settings: Pass) -> tuple[Tensor, bool]:
+def cross_entropy(given: Voxels, settings: Pass) -> tuple[Tensor, bool]:
     """input (B, C, V), target -> the map (B, V), and whether all values were in range."""
-    kind, job = job_of(Voxels(input, target), settings)
+    input, (kind, job) = given.input, job_of(given, settings)
     if kind.labels and settings.activation == "softmax" and not settings.label_smoothing:
         kind = kind._replace(target="own")  # no other class has a term
     wide = torch.float64 if kind.double else torch.float32
