@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in SLOW or any(word in item.name for word in SLOW_WORDS):
             item.add_marker("slow")
+    items.sort(key=lambda item: "under_the_interpreter" not in item.name)  # minutes each: not last, on one of two cores
 
 
 settings.register_profile(
