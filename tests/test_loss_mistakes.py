@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import softdice
+from softdice.losses import MAPPED
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "TopKCrossEntropyLoss": {"k": 0.1},
+    "WassersteinDiceLoss": {"distance": [[0, 1, 1], [1, 0, 0.3], [1, 0.3, 0]]},
+    "OverlapLoss": {"index": softdice.indices.dice},
+}
+LOSSES = [getattr(softdice, name) for name in softdice.__all__ if name.endswith("Loss") and name != "StatisticsLoss"]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_what_every_loss_says_of_what_it_cannot_take(loss: Any, backend: str) -> None:
+    """Lists, nothing, labels that are no class; and a NaN is never lost."""
+    name = loss.__name__
+    made = loss(num_classes=3, activation="softmax", **OPTIONS.get(name, {}))
+    logits, labels = torch.randn(2, 3, 8, 9, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 8, 9).long()
+    more = {"voxel_map": torch.ones(2, 3, 8, 9)} if loss in MAPPED else {}
+    for given, what in (((logits.tolist(), labels), "input"), ((logits, None), "target"), ((None, labels), "input")):
+        with pytest.raises(TypeError, match=f"{name}: expected {what} to be a Tensor, got (list|NoneType)"):
+            made(*given, **more)
+    with pytest.raises(ValueError, match=rf"{name}: expected target with labels in \[0, 3\), got 7 \(144 voxels\)"):
+        made(logits, labels + 7, **more)
+    assert made(logits, labels, **more).isfinite()
+    logits[1, 2, 3, 4] = torch.nan
+    assert made(logits, labels, **more).isnan()
 
 
 def test_an_index_may_pool_and_select() -> None:

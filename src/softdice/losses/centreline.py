@@ -94,7 +94,7 @@ class ClDiceLoss(Loss):
         if distributed.is_dtensor(input) and any(p.is_shard() and p.dim > 1 for p in _placements(input)):
             validation.fail("input that is not split over space", _placements(input), "Split it over the batch.")
         distributed.check_mesh(input, self.group)
-        settings = self.settings.but(shape=tuple(input.shape[2:]))
+        settings = self.settings.but(shape=tuple(input.shape[2:]) if isinstance(input, Tensor) else None)
         sums_4BC = sums_of(input, target, voxel_weight, settings, self.num_classes)
         if self.classes is not None:
             sums_4BC = sums_4BC[:, :, list(self.classes)]

@@ -187,7 +187,7 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
                 easiest = torch.where(counted, ranked, math.inf).amin()
                 least = torch.where(least == -math.inf, easiest, least)
             bound = torch.minimum(bound, least)
-        kept = ranked > bound
+        kept = ~(ranked <= bound)  # nan is kept, and seen in the loss
         total = torch.where(kept, entropy, 0.0).sum()
         return total / kept.sum().clamp_min(1) if self.reduction == "mean" else total
 
