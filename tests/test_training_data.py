@@ -15,7 +15,8 @@ from softdice.metrics.counting import class_counts
 from softdice.metrics.formulas import dice
 from softdice.scoring.summary import Table, mean, score
 from softdice.training.brain import GAP, blocks, brain_cases
-from softdice.training.cases import Case, Cases, normalise, read_folder, split
+from softdice.training.cases import Case, Cases, read_folder, split
+from softdice.training.channels import normalise
 from softdice.training.config import TrainConfig, TrainingError, merge
 from softdice.training.evaluate import label_image, mean_dice
 from softdice.training.module import Budget, learning_rate

@@ -40,7 +40,8 @@ def train(
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder with images/ and labels/ of equal names. Left out: the brain that nilearn carries."
+            help="Folder with images/ and labels/ of equal names, or nnU-Net's imagesTr/ and labelsTr/. Left out: the "
+            "brain that nilearn carries."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the model, curves, pictures and summary.")] = Path(OUT),
@@ -129,7 +130,8 @@ def _show(console: Console, summary: dict[str, Any], out: Path) -> None:
     table.add_column("pooled", justify="right")
     classes = summary["classes"][1:]
     for row in classes[:MOST_ROWS]:
-        table.add_row(Text(shown(row["name"])), _figure(row["dice"]), _figure(row["dice_pooled"]))
+        unknown = "" if row["trained"] else ", in no training image"
+        table.add_row(Text(shown(row["name"]) + unknown), _figure(row["dice"]), _figure(row["dice_pooled"]))
     if len(classes) > MOST_ROWS:
         table.add_row(f"... {len(classes) - MOST_ROWS} more in summary.json", "", "")
     table.add_section()

@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from softdice import validation
-from softdice.training.cases import Case, Cases, normalise
+from softdice.training.cases import Case, Cases
+from softdice.training.channels import normalise
 
 PERIOD = 24
 GAP = 3

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from softdice.images.files import list_images, read_image
+from softdice.images.files import read_image
 from softdice.images.geometry import check_same_place, extended, one_shape
-from softdice.images.image import Image
 from softdice.images.labels import colours, labels, one_palette
+from softdice.training.channels import emptiness, read_channels, scaled
 from softdice.training.config import TrainingError
+from softdice.training.layout import find_layout
 
 MAX_CLASSES = 256
-PERCENTILES = (0.5, 99.5)
-SAMPLED_VOXELS = 1_000_000
 IGNORED = 255
 """Class number of voxels that are left out."""
 LABEL_LIKE = 32, 0.5
@@ -46,6 +45,8 @@ class Cases:
         split: a split that the data prescribe, (training, held out), or None.
         present: label values of each case, where they are known beforehand.
         ignored: the label value of voxels that are left out, or None.
+        joint: channels are the colours of pictures, scaled together. by_channel: images are one file per channel.
+        empty: names of images, and what is wrong with them, from which nothing can be learnt.
         keep_bytes: memory for cases that have been read.
     """
 
@@ -59,6 +60,9 @@ class Cases:
     split: tuple[list[int], list[int]] | None = None
     present: list[set[int]] = field(default_factory=list)
     ignored: int | None = None
+    joint: bool = True
+    by_channel: bool = False
+    empty: dict[str, str] = field(default_factory=dict)
     keep_bytes: int = 0
     _kept: dict[int, Case] = field(default_factory=dict)
 
@@ -87,86 +91,65 @@ class Cases:
             return None
         return {value: number for number, value in enumerate(self.values)}
 
-
-def normalise(array: np.ndarray) -> np.ndarray:
-    """intensities of one image, any shape and scale -> float32 with mean 0 and standard deviation 1.
-
-    Clipped to the 0.5 and 99.5 percentiles first, since a few bright voxels would set the scale otherwise. Values that
-    are not finite count as the lowest finite one. An image of one value becomes 0.
-
-    Example:
-        >>> import numpy as np
-        >>> scaled = normalise(np.array([[0, 1000], [2000, 3000]]))
-        >>> round(float(scaled.mean()), 3), round(float(scaled.std()), 3)
-        (0.0, 1.0)
-    """
-    array = array.astype(np.float32)
-    finite = np.isfinite(array)
-    if not finite.all():
-        array = np.where(finite, array, array[finite].min() if finite.any() else 0)
-    step = max(1, array.size // SAMPLED_VOXELS)
-    low, high = np.percentile(array.ravel()[::step], PERCENTILES)
-    array = np.clip(array, low, high)
-    deviation = float(array.std())
-    return ((array - array.mean()) / (deviation if deviation > 0 else 1.0)).astype(np.float32)
-
-
-def image_channels(image: Image) -> np.ndarray:
-    """image from a file -> (channels, *S)."""
-    return image.array[None] if image.array.ndim == image.spatial_ndim else np.moveaxis(image.array, -1, 0)
+    def untrained(self, training: Sequence[int]) -> list[int]:
+        """Classes of which none of these cases has a voxel, as far as that is known beforehand."""
+        seen = set().union(*(self.present[number] for number in training)) if self.present else set(self.values)
+        return [number for number, value in enumerate(self.values) if value not in seen]
 
 
 def read_folder(
     folder: str | Path, *, round: bool = False, ignore_geometry: bool = False, ignore: int | None = None
 ) -> Cases:
-    """folder with `images/` and `labels/` -> cases, every file read once and checked.
+    """folder with `images/` and `labels/`, or as nnU-Net has it -> cases, every file read once and checked.
 
     Args:
-        folder: holds both.
+        folder: holds both; `softdice.training.layout`.
         round: round labels that are nearly whole.
         ignore_geometry: an image and its label belong together by position, whatever their affines say.
-        ignore: label value of voxels to leave out.
+        ignore: label value of voxels to leave out; None: what nnU-Net's dataset.json calls "ignore", if anything.
 
     Raises:
         TrainingError, FileError: a folder is missing or empty, names have no partner, a file cannot be read, shape or
             geometry of a pair differ, dimensions differ between files, labels are none, or there is only one class.
     """
     folder = Path(folder)
-    for part in (folder, folder / "images", folder / "labels"):
-        if not part.is_dir():
-            raise TrainingError(
-                f"softdice train: expected a folder {part}, got none. DATA holds images/ and labels/ with equal names."
-            )
-    images, label_paths = list_images(folder / "images"), list_images(folder / "labels")
-    _check_names(folder, list(images), list(label_paths))
-    names = sorted(images)
+    layout = find_layout(folder)
+    images, label_paths = layout.images, layout.labels
+    ignore = layout.ignore if ignore is None else ignore
+    names = list(images)
     values: set[int] = set()
     most = MAX_CLASSES - (ignore is not None)
     shapes: list[tuple[int, ...]] = []
     channels: list[int] = []
     seen: dict[int, tuple[str, str]] = {}
     present: list[set[int]] = []
+    empty: dict[str, str] = {}
+    joint = True
     advice = "Round them, or check the folder."
     for name in names:
-        image = read_image(images[name])
+        path = images[name][min(images[name])]
+        image, array, together = read_channels(images[name], ignore_geometry=ignore_geometry)
+        joint &= together
+        if problem := emptiness(array, together):
+            empty[name] = problem
         label = extended(read_image(label_paths[name]), image)
         shape, classes = image.shape, labels(label_paths[name], label, rounded=round, advice=advice)
         one_palette(label_paths[name], colours(label), seen)
         if not one_shape(shape, classes.shape):
             raise TrainingError(
-                f"softdice train: expected one shape, got {_size(shape)} for {images[name]} and {_size(classes.shape)} "
+                f"softdice train: expected one shape, got {_size(shape)} for {path} and {_size(classes.shape)} "
                 f"for {label_paths[name]}. Resample one of them."
             )
         if not ignore_geometry:
             advice_place = "Resample one of them; --ignore-geometry takes them as they are."
-            check_same_place(label_paths[name], label, images[name], image, advice=advice_place)
+            check_same_place(label_paths[name], label, path, image, advice=advice_place)
         if len(shape) not in (2, 3) or (shapes and len(shape) != len(shapes[0])):
             raise TrainingError(
-                f"softdice train: {images[name]}: expected {'2-D or 3-D' if not shapes else f'{len(shapes[0])}-D'} "
+                f"softdice train: {path}: expected {'2-D or 3-D' if not shapes else f'{len(shapes[0])}-D'} "
                 f"images only, got a {len(shape)}-D one. Put each kind into a folder of its own."
             )
         shapes.append(shape)
-        channels.append(image_channels(image).shape[0])
+        channels.append(array.shape[0])
         found = set(map(int, np.unique(classes)))
         present.append(found)
         values |= found - {ignore}
@@ -183,15 +166,15 @@ def read_folder(
     if len(values) < 2:
         beside = "" if ignore is None else f" beside {ignore}, which is left out"
         raise TrainingError(
-            f"softdice train: expected at least two label values in {folder / 'labels'}, got only "
+            f"softdice train: expected at least two label values in {label_paths[names[0]].parent}, got only "
             f"{', '.join(map(str, values)) or 'none'}{beside}. There is nothing to tell apart."
         )
     count = max(channels)
     for name, own in zip(names, channels, strict=True):
-        if own not in (1, count):
+        if own != count and not (own == 1 and joint):  # a grey picture beside coloured ones
             raise TrainingError(
-                f"softdice train: {images[name]}: expected 1 or {count} channels as in the other images, got {own}. "
-                "Convert it."
+                f"softdice train: {images[name][0]}: expected {'1 or ' * joint}{count} channels as in the other "
+                f"images, got {own}. Convert it."
             )
     ordered = sorted(values)
     every = sorted({*ordered, *(() if ignore is None else (ignore,))})
@@ -200,24 +183,26 @@ def read_folder(
 
     def read(number: int) -> Case:
         name = names[number]
-        image = read_image(images[name])
-        array = image_channels(image)
-        if array.shape[0] < count:
-            array = np.repeat(array, count, axis=0)
+        image, array, _ = read_channels(images[name], ignore_geometry=ignore_geometry)
+        array = np.broadcast_to(array, (count, *array.shape[1:]))
         found = labels(label_paths[name], extended(read_image(label_paths[name]), image), rounded=round)
         classes = numbers[np.searchsorted(known, found.astype(known.dtype, copy=False))]
-        return Case(name, normalise(array), classes.reshape(shapes[number]))
+        return Case(name, scaled(array, joint), classes.reshape(shapes[number]))
 
+    class_names = [layout.label_names.get(value) or f"label {value}" for value in ordered]
     return Cases(
         names=names,
         values=ordered,
-        class_names=[f"label {value}" for value in ordered],
+        class_names=class_names if len(set(class_names)) == len(ordered) else [f"label {value}" for value in ordered],
         spatial_ndim=len(shapes[0]),
         channels=count,
         shapes=shapes,
         read=read,
         present=present,
         ignored=ignore,
+        joint=joint,
+        by_channel=layout.by_channel,
+        empty=empty,
         keep_bytes=memory_bytes() // 2,
     )
 
@@ -229,25 +214,6 @@ def split(cases: Cases, val_fraction: float, seed: int) -> tuple[list[int], list
     held_out_count = min(max(1, round(val_fraction * len(cases))), len(cases) - 1)
     order = np.random.default_rng([seed, 0]).permutation(len(cases)).tolist()
     return sorted(order[held_out_count:]), sorted(order[:held_out_count])
-
-
-def _check_names(folder: Path, images: Sequence[str], labels: Sequence[str]) -> None:
-    for ours, theirs, here, there in ((images, labels, "images", "labels"), (labels, images, "labels", "images")):
-        alone = sorted(set(ours) - set(theirs))
-        if alone and ours and theirs:
-            raise TrainingError(
-                f"softdice train: expected a partner in {folder / there} for each file in {folder / here}, got none "
-                f"for {len(alone)}: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}. Names must be equal "
-                "up to the suffix."
-            )
-    for part, found in (("images", images), ("labels", labels)):
-        if not found:
-            raise TrainingError(f"softdice train: expected images in {folder / part}, got none. Check the folder.")
-    if len(images) < 2:
-        raise TrainingError(
-            f"softdice train: expected at least 2 pairs in {folder}, one of them to hold out, got {len(images)}. "
-            "Add images."
-        )
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from softdice.images.files import FileError, Image, image_name, list_images, mask_suffix, read_image, write_image
-from softdice.training.cases import image_channels, normalise
+from softdice.images.files import FileError, Image, image_name, list_images, mask_suffix, write_image
+from softdice.training.channels import Files, channel_files, read_channels, scaled
 from softdice.training.checkpoint import load_checkpoint, load_network, made_folder
 from softdice.training.config import TrainingError, no_memory
 from softdice.training.evaluate import label_image
@@ -37,7 +37,8 @@ def predict(
     """model.ckpt, image or folder of images -> paths of the masks written.
 
     A mask has the type, the shape and the geometry of its image (JPEG, which would change labels, gives PNG) and the
-    label values of the training data. It does not depend on the other images of the folder.
+    label values of the training data. It does not depend on the other images of the folder. A model that was trained on
+    images of one file per channel (`case_0000`, `case_0001`) takes such, and names the mask `case`.
 
     Args:
         checkpoint: what `softdice.training.train` wrote.
@@ -53,16 +54,19 @@ def predict(
     """
     content = load_checkpoint(checkpoint)
     images, out = Path(images), Path(out)
-    paths = list(list_images(images).values()) if images.is_dir() else [images]
-    if not paths or not images.exists():
+    listed = list_images(images) if images.is_dir() else {(image_name(images) or (images.name, ""))[0]: images}
+    if not listed or not images.exists():
         raise TrainingError(f"softdice predict: expected images in {images}, got none. Check the path.")
+    by_channel = content["data"].get("by_channel", False)
+    found = channel_files(listed) if by_channel else {stem: {0: path} for stem, path in listed.items()}
+    paths = [files[min(files)] for files in found.values()]
     if out.resolve() == paths[0].parent.resolve():
         raise TrainingError(
             f"softdice predict: expected OUT to be another folder than that of the images, got {out} for both. "
             "The masks would replace the images."
         )
-    names = [image_name(path) or (path.name, "") for path in paths]
-    places = [out / (stem + (suffix and mask_suffix(suffix))) for stem, suffix in names]
+    suffixes = [(image_name(path) or ("", ""))[1] for path in paths]
+    places = [out / (name + (suffix and mask_suffix(suffix))) for name, suffix in zip(found, suffixes, strict=True)]
     taken = [place for place in places if os.path.lexists(place)]
     if taken and not overwrite:
         raise TrainingError(
@@ -74,10 +78,10 @@ def predict(
     written: list[Path] = []
     errors: list[str] = []
     with made_folder(out, "softdice predict", "OUT"):
-        for number, (path, place) in enumerate(zip(paths, places, strict=True)):
+        for number, (path, files, place) in enumerate(zip(paths, found.values(), places, strict=True)):
             try:
-                image = read_image(path)
-                written.append(write_image(place, _mask(network, path, image, content["data"], device), image))
+                image, mask = _mask(network, path, files, content, device)
+                written.append(write_image(place, mask, image))
             except Exception as error:
                 if not (isinstance(error, (TrainingError, FileError, ModuleNotFoundError)) or no_memory(error)):
                     raise
@@ -88,19 +92,24 @@ def predict(
     return written
 
 
-def _mask(network: nn.Module, path: Path, image: Image, data: dict[str, Any], device: torch.device) -> np.ndarray:
-    """image from a file -> label values (*S)."""
-    channels = image_channels(image)
-    if image.spatial_ndim != data["spatial_ndim"] or channels.shape[0] not in (1, data["channels"]):
+def _mask(
+    network: nn.Module, path: Path, files: Files, content: dict[str, Any], device: torch.device
+) -> tuple[Image, np.ndarray]:
+    """files of an image -> the first as it was read, and label values (*S)."""
+    data, settings = content["data"], content["settings"]
+    image, array, _ = read_channels(files, ignore_geometry=bool(settings.get("ignore_geometry")))
+    joint = data.get("joint", True)  # as every model was scaled whose checkpoint does not say
+    grey = array.shape[0] == 1 and joint
+    if image.spatial_ndim != data["spatial_ndim"] or not (grey or array.shape[0] == data["channels"]):
         raise TrainingError(
             f"softdice predict: {path}: expected a {data['spatial_ndim']}-D image with {data['channels']} "
-            f"channel(s), as in training, got a {image.spatial_ndim}-D one with {channels.shape[0]}. Convert it, "
+            f"channel(s), as in training, got a {image.spatial_ndim}-D one with {array.shape[0]}. Convert it, "
             "or take another model."
         )
-    scaled = normalise(np.broadcast_to(channels, (data["channels"], *image.shape)))
-    labels = label_image(network, torch.from_numpy(scaled).to(device), data["patch"]).cpu().numpy()
+    array = scaled(np.broadcast_to(array, (data["channels"], *image.shape)), joint)
+    labels = label_image(network, torch.from_numpy(array).to(device), data["patch"]).cpu().numpy()
     values = np.array(data["values"], object)  # as they are, above 2^63 too
-    return values.astype(_mask_type(values))[labels]
+    return image, values.astype(_mask_type(values))[labels]
 
 
 def _mask_type(values: np.ndarray) -> type[np.generic]:

@@ -52,7 +52,8 @@ def write_results(out: Path, module: Segmenter, held_out: Sequence[int], fixed: 
     def shown(position: int) -> pictures.Shown:
         case = cases[held_out[position]]
         truth = case.label if cases.ignored is None else np.where(case.label == IGNORED, 0, case.label)
-        return pictures.Shown(case.name, of_case[position], case.image, truth, drawn[position])
+        image = case.image if cases.joint else case.image[:1]  # channels of other units are no colours
+        return pictures.Shown(case.name, of_case[position], image, truth, drawn[position])
 
     if order:
         picture = pictures.overlays([shown(n) for n in worst], [shown(n) for n in best], cases.class_names)
@@ -67,6 +68,7 @@ def write_results(out: Path, module: Segmenter, held_out: Sequence[int], fixed: 
 def _summary(module: Segmenter, table: Table, fixed: dict[str, Any]) -> dict[str, Any]:
     cases, dice = module.cases, mean(table.dice)
     pooled = score(formulas.dice, table.counts.sum(0))
+    untrained = cases.untrained(module.training_numbers)
     return {
         "mean_dice": number(mean_dice(dice)),
         "mean_dice_95": number(intervals(table.dice[:, 1:])[1]),
@@ -79,6 +81,7 @@ def _summary(module: Segmenter, table: Table, fixed: dict[str, Any]) -> dict[str
                 "name": name,
                 "dice": number(dice[k]),
                 "dice_pooled": number(pooled[k]),
+                "trained": k not in untrained,
             }
             for k, (value, name) in enumerate(zip(cases.values, cases.class_names, strict=True))
         ],

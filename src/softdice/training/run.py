@@ -33,6 +33,7 @@ from softdice.training.config import (
     merge,
     no_memory,
 )
+from softdice.training.layout import check_out
 from softdice.training.loss_names import parse_loss
 from softdice.training.module import FINISH_S, Budget, Reporter, Segmenter, Silent
 from softdice.training.plan import (
@@ -61,6 +62,8 @@ TRAINING_SHARE = 0.8
 PREDICTION_SHARE = 0.5
 """Seconds per voxel of a prediction, in those of a step, before they are measured."""
 GRADIENT_NORM = 5.0
+MOST_NAMED = 8
+"""Images that a line names."""
 WRITTEN = ("model.ckpt", "metrics.csv", "curves.png", "overlays.png", "summary.json")
 
 
@@ -176,7 +179,9 @@ def _prepare(
         cases = brain_cases(settings["val_fraction"])
     else:
         options = {name: settings[name] for name in ("round", "ignore_geometry", "ignore")}
+        check_out(Path(config.out), Path(config.data))
         cases = read_folder(config.data, **options)
+        settings["ignore"] = cases.ignored  # nnU-Net's dataset.json may name it
     training, held_out = split(cases, settings["val_fraction"], settings["seed"])
     shapes = [cases.shapes[number] for number in training]
     count = settings["devices"]
@@ -209,7 +214,7 @@ def _prepare(
             )
         plan = choose_network(patch, cases.channels, len(cases.values), accelerator, first)
     data = _describe(cases, training, held_out, patch, batch_size) | {"plan": why}
-    if stored is not None and {"plan": "", **stored["data"]} != data:
+    if stored is not None and {"plan": "", "joint": True, "by_channel": False, **stored["data"]} != data:
         raise TrainingError(
             f"softdice train: expected the data with which the run in {config.out} was started, got other names, "
             "labels or channels. Take another --out, or leave --resume out."
@@ -335,6 +340,8 @@ def _describe(
         "class_names": cases.class_names,
         "spatial_ndim": cases.spatial_ndim,
         "channels": cases.channels,
+        "joint": cases.joint,
+        "by_channel": cases.by_channel,
         "patch": list(patch),
         "batch_size": batch_size,
         "training": [cases.names[number] for number in training],
@@ -366,10 +373,14 @@ def _tell(reporter: Reporter, module: Segmenter, held_out: Sequence[int], settin
     if cases.mapping is not None:
         shown = [f"{value} -> {number}" for value, number in cases.mapping.items()]
         reporter.line(f"Labels mapped: {', '.join(shown[:12])}{', ...' if len(shown) > 12 else ''}")
-    trained = set().union(*(cases.present[number] for number in module.training_numbers)) if cases.present else None
-    for value, name in zip(cases.values, cases.class_names, strict=True):
-        if trained is not None and value not in trained:
-            reporter.line(f"No training image has a voxel of {name}: it cannot be learnt, and scores 0.")
+    for number in cases.untrained(module.training_numbers):
+        reporter.line(
+            f"No training image has a voxel of {cases.class_names[number]}: it cannot be learnt, and scores 0."
+        )
+    if cases.empty:
+        named = [f"{name} ({problem})" for name, problem in cases.empty.items()]
+        more = ", ..." if len(named) > MOST_NAMED else ""
+        reporter.line(f"Images from which nothing can be learnt: {', '.join(named[:MOST_NAMED])}{more}")
     length = [f"{budget.epochs} epochs"] if budget.epochs is not None else []
     length += [f"{budget.seconds / 60:g} minutes"] if budget.seconds is not None else []
     length += [f"{budget.steps} steps"] if budget.steps is not None else []

@@ -1,0 +1,147 @@
+"""files of one image -> (channels, *S), scaled: one way for training and for prediction.
+
+An image is one file, or as nnU-Net keeps it one file per channel, `case_0000.nii.gz`, `case_0001.nii.gz` and so on. The
+three colours of a picture are scaled together, since their proportions are what one sees; other channels, which may be
+of any units, each by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from softdice.images.files import FileError, Image, read_image
+from softdice.images.geometry import check_same_place
+from softdice.training.config import TrainingError
+
+PERCENTILES = (0.5, 99.5)
+SAMPLED_VOXELS = 1_000_000
+COLOURS = 3
+
+Files = Mapping[int, Path]
+"""Channel number -> file."""
+
+
+def channel_files(files: Mapping[str, Path], cases: Collection[str] | None = None) -> dict[str, dict[int, Path]]:
+    """{stem: file} -> {name of a case: its files}: `a_0001` is the second channel of `a`.
+
+    Args:
+        files: what a folder holds.
+        cases: the names that there are; a stem among them is a case of its own, whatever its end. None: unknown, every
+            stem that ends like a channel is one.
+
+    Raises:
+        TrainingError: two files for one channel, `a.png` and `a_0000.png`.
+
+    Example:
+        >>> found = {stem: Path(f"{stem}.png") for stem in ("a_0000", "a_0001", "b")}
+        >>> {name: sorted(of_case) for name, of_case in channel_files(found).items()}
+        {'a': [0, 1], 'b': [0]}
+        >>> list(channel_files(found, ["a_0000", "a_0001", "b"]))
+        ['a_0000', 'a_0001', 'b']
+    """
+    found: dict[str, dict[int, Path]] = {}
+    for stem, path in files.items():
+        match = re.fullmatch(r"(.+)_(\d{4})", stem)
+        channel = match and (cases is None or (stem not in cases and match[1] in cases))
+        name, number = (match[1], int(match[2])) if match and channel else (stem, 0)
+        of_case = found.setdefault(name, {})
+        if number in of_case:
+            raise TrainingError(
+                f"softdice: expected one file for channel {number} of {name}, got {of_case[number].name} and "
+                f"{path.name} in {path.parent}. Keep one of them."
+            )
+        of_case[number] = path
+    return found
+
+
+def read_channels(files: Files, *, ignore_geometry: bool = False) -> tuple[Image, np.ndarray, bool]:
+    """files of an image -> the first as it was read, (channels, *S) as stored, and whether they are scaled together.
+
+    Raises:
+        FileError: a file cannot be read, a channel is missing, or channels differ in shape or place.
+    """
+    numbers = sorted(files)
+    if numbers != [*range(len(numbers))]:
+        got = ", ".join(files[number].name for number in numbers)
+        missing = next(number for number in range(len(numbers)) if number not in files)
+        raise FileError(
+            f"{files[numbers[0]]}: expected every channel from _0000 on, got {got}. Add that of _{missing:04d}."
+        )
+    images = [read_image(files[number]) for number in numbers]
+    first = images[0]
+    for number, image in enumerate(images[1:], 1):
+        if image.shape != first.shape:
+            raise FileError(
+                f"{files[number]}: expected the shape of {files[0].name}, {_size(first)}, got {_size(image)}. "
+                "Resample it."
+            )
+        if not ignore_geometry:
+            check_same_place(files[number], image, files[0], first, advice="Resample one of them.")
+    array = np.concatenate([_channels_first(image) for image in images])
+    picture = len(images) == 1 and first.affine is None and array.shape[0] == COLOURS
+    return first, array, picture or array.shape[0] == 1
+
+
+def scaled(array: np.ndarray, joint: bool) -> np.ndarray:
+    """(channels, *S) -> float32 as the network takes it: all of one mean and deviation, or each channel of its own.
+
+    Example:
+        >>> apart = scaled(np.array([[[0, 1], [2, 3]], [[0, 1000], [2000, 3000]]]), joint=False)
+        >>> apart.std((1, 2)).round(3).tolist()
+        [1.0, 1.0]
+    """
+    return normalise(array) if joint else np.stack([normalise(channel) for channel in array])
+
+
+def normalise(array: np.ndarray) -> np.ndarray:
+    """intensities of one image, any shape and scale -> float32 with mean 0 and standard deviation 1.
+
+    Clipped to the 0.5 and 99.5 percentiles first, since a few bright voxels would set the scale otherwise. Values that
+    are not finite count as the lowest finite one. An image of one value becomes 0.
+
+    Example:
+        >>> import numpy as np
+        >>> image = normalise(np.array([[0, 1000], [2000, 3000]]))
+        >>> round(float(image.mean()), 3), round(float(image.std()), 3)
+        (0.0, 1.0)
+    """
+    array = array.astype(np.float32)
+    finite = np.isfinite(array)
+    if not finite.all():
+        array = np.where(finite, array, array[finite].min() if finite.any() else 0)
+    step = max(1, array.size // SAMPLED_VOXELS)
+    low, high = np.percentile(array.ravel()[::step], PERCENTILES)
+    array = np.clip(array, low, high)
+    deviation = float(array.std())
+    return ((array - array.mean()) / (deviation if deviation > 0 else 1.0)).astype(np.float32)
+
+
+def emptiness(array: np.ndarray, joint: bool) -> str:
+    """(channels, *S) -> what is wrong with the first channel from which nothing can be learnt; "" where there is none.
+
+    Example:
+        >>> emptiness(np.array([[1.0, 2.0], [0.0, 0.0]]), joint=False)
+        'channel 1 is all 0'
+        >>> emptiness(np.full((1, 2), np.nan), joint=True)
+        'no finite value'
+    """
+    for number, channel in enumerate([array] if joint else array):
+        finite = channel[np.isfinite(channel)]
+        where = "" if joint else f"channel {number} {'is' if finite.size else 'has'} "
+        if finite.size == 0:
+            return f"{where}no finite value"
+        if finite.min() == finite.max():
+            return f"{where}all {float(finite[0]):g}"
+    return ""
+
+
+def _channels_first(image: Image) -> np.ndarray:
+    return image.array[None] if image.array.ndim == image.spatial_ndim else np.moveaxis(image.array, -1, 0)
+
+
+def _size(image: Image) -> str:
+    return "x".join(map(str, image.shape))

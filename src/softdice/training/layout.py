@@ -1,0 +1,159 @@
+"""folder -> which of its files belong together, and a hint where they are laid out in another known way."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from softdice.images.files import FileError, list_images
+from softdice.training.channels import Files, channel_files
+from softdice.training.config import TrainingError
+
+OURS, NNUNET = ("images", "labels"), ("imagesTr", "labelsTr")
+WANTED = "DATA holds images/ and labels/ with equal names, or nnU-Net's imagesTr/ and labelsTr/."
+IGNORE = "ignore"
+"""What nnU-Net calls the label of voxels to leave out."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Cases of a folder, by name.
+
+    Attributes:
+        images: files of each case. labels: its label file.
+        label_names: of label values, as far as dataset.json says.
+        ignore: the label value that dataset.json calls "ignore", or None.
+        by_channel: whether images are kept in one file per channel.
+    """
+
+    images: dict[str, Files]
+    labels: dict[str, Path]
+    label_names: dict[int, str]
+    ignore: int | None
+    by_channel: bool
+
+
+def find_layout(folder: Path) -> Layout:
+    """folder with images/ and labels/, or with imagesTr/ and labelsTr/ -> its cases, names sorted.
+
+    Raises:
+        TrainingError, FileError: a folder is missing or empty, fewer than two cases, a name without a partner, a
+            dataset.json that is none.
+    """
+    parts = next((parts for parts in (OURS, NNUNET) if all((folder / part).is_dir() for part in parts)), None)
+    if parts is None:
+        missing = next((p for p in (folder, folder / OURS[0], folder / OURS[1]) if not p.is_dir()), folder)
+        if not (folder / OURS[0]).is_dir() and (folder / NNUNET[0]).is_dir():
+            missing = folder / NNUNET[1]
+        raise TrainingError(f"softdice train: expected a folder {missing}, got none. {_hint(folder)}")
+    where = folder / parts[0], folder / parts[1]
+    files, labels = list_images(where[0]), list_images(where[1])
+    images = channel_files(files, labels)
+    _check_names(folder, where, list(images), list(labels))
+    names, ignore = _declared(folder / "dataset.json") if parts == NNUNET else ({}, None)
+    by_channel = any(name not in files for name in images)
+    return Layout({name: images[name] for name in sorted(images)}, labels, names, ignore, by_channel)
+
+
+def check_out(out: Path, folder: Path) -> None:
+    """Refuses to write a run among the images or labels, where the next run would take its pictures for cases.
+
+    Raises:
+        TrainingError: it is one of their folders.
+    """
+    if out.resolve() in [(folder / part).resolve() for part in (*OURS, *NNUNET)]:
+        raise TrainingError(
+            f"softdice train: expected --out to be another folder than those of the images and labels, got {out}. "
+            "Choose another --out."
+        )
+
+
+def _declared(path: Path) -> tuple[dict[int, str], int | None]:
+    """dataset.json -> {label value: name}, and the value to ignore. Of version 2 {name: value}, of 1 {"value": name}.
+
+    A region, which is a list of values, gives its name where it is one value. A file that is missing says nothing.
+    """
+    if not path.exists():
+        return {}, None
+    try:
+        said = json.loads(path.read_text())["labels"].items()
+        pairs = [(value, int(key)) if isinstance(value, str) else (key, value) for key, value in said]
+        pairs = [(name, value[0] if isinstance(value, list) and len(value) == 1 else value) for name, value in pairs]
+        names = {value: str(name) for name, value in pairs if not isinstance(value, list)}
+        if not all(isinstance(value, int) for value in names):
+            raise TypeError("labels that are not whole numbers")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise TrainingError(
+            f"softdice train: {path}: expected labels as in nnU-Net's dataset.json, {{name: number}}, got "
+            f"{text[:200]}. Mend the file, or take it away: labels then have no names."
+        ) from error
+    return names, next((value for value, name in names.items() if name == IGNORE), None)
+
+
+def _check_names(folder: Path, where: tuple[Path, Path], images: Collection[str], labels: Collection[str]) -> None:
+    for ours, theirs, here, there in ((images, labels, *where), (labels, images, *where[::-1])):
+        alone = sorted(set(ours) - set(theirs))
+        if alone and ours and theirs:
+            ending, longer = _ending(set(images) - set(labels), set(labels) - set(images)), where[1]
+            if not ending:
+                ending, longer = _ending(set(labels) - set(images), set(images) - set(labels)), where[0]
+            advice = f"Those in {longer} end in {ending!r}: rename them without it." if ending else ""
+            raise TrainingError(
+                f"softdice train: expected a partner in {there} for each file in {here}, got none "
+                f"for {len(alone)}: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}. Names must be equal "
+                f"up to the suffix. {advice}".rstrip()
+            )
+    for part, found in zip(where, (images, labels), strict=True):
+        if not found:
+            raise TrainingError(f"softdice train: expected images in {part}, got none. Check the folder.")
+    if len(images) < 2:
+        raise TrainingError(
+            f"softdice train: expected at least 2 pairs in {folder}, one of them to hold out, got {len(images)}. "
+            "Add images."
+        )
+
+
+def _hint(folder: Path) -> str:
+    """A folder that lacks what it needs -> what may be meant, and what to do."""
+    if not folder.is_dir():
+        return WANTED
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for parts in (OURS, NNUNET):
+        for path in inside:
+            if all((path / part).is_dir() for part in parts):
+                return f"{path} has {parts[0]}/ and {parts[1]}/: give that folder as DATA."
+    others = [path for path in inside if path.name != OURS[0]]
+    if folder / OURS[0] in inside and len(others) == 1:
+        return f"If {others[0]} holds the labels, rename it to labels."
+    try:
+        stems = list_images(folder)
+    except FileError:  # two files of one name, one of them an image perhaps, the other its label
+        stems = {}
+    if ending := _ending(stems, stems):
+        longer = next(path for stem, path in stems.items() if stem.endswith(ending) and stem != ending)
+        plain = longer.name.replace(ending, "", 1) if longer.name.count(ending) == 1 else "the name of its image"
+        return (
+            f"{folder} holds images and labels together: move the images to {folder / OURS[0]}, and the labels, which "
+            f"end in {ending!r}, to {folder / OURS[1]} without that end, {longer.name} as {plain}."
+        )
+    return f"{WANTED} There are {', '.join(path.name for path in inside[:5])}." if inside else WANTED
+
+
+def _ending(images: Collection[str], labels: Iterable[str]) -> str:
+    """What the names of the labels add to those of the images, such as "_mask"; "" where nothing is found.
+
+    Example:
+        >>> _ending(["1", "10"], ["1_mask", "10_mask"])
+        '_mask'
+    """
+    labels = list(labels)
+    endings = Counter(
+        next((label[size:] for size in range(len(label) - 1, 0, -1) if label[:size] in images), "") for label in labels
+    )
+    likely = [(count, ending) for ending, count in endings.items() if any(sign.isalpha() for sign in ending)]
+    count, ending = max(likely, default=(0, ""))
+    return ending if 3 * count >= len(labels) else ""
