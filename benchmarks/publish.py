@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from softdice.images.files import written_beside
 
 FOLDER = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
@@ -15,10 +18,12 @@ DOCS = ROOT / "docs"
 def keep(name: str, rows: Sequence[dict[str, Any]]) -> None:
     """Rows -> results/NAME.csv, numbers with six digits."""
     FOLDER.mkdir(exist_ok=True)
-    with open(FOLDER / f"{name}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    with written_beside(FOLDER / f"{name}.csv") as file:
+        file.write(text.getvalue().encode())
 
 
 def show(table: str, page: Path, marks: tuple[str, str]) -> None:

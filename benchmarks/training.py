@@ -1,0 +1,297 @@
+"""Which loss learns most in equal time on a CPU: `python -m benchmarks.training`.
+
+For every data set, loss, seed and budget: the network, patches, optimizer and learning rate of `softdice train`, with 8
+first filters, for so many seconds of one thread; then Dice on the held-out cases, predicted whole, whose time does not
+count. Seconds are those of the processor, so that other programs on the machine take none of them. One seed means one
+split, one set of first weights and one order of patches, whatever the loss. Reading and compiling are not counted.
+
+    python -m benchmarks.training            # all that is not measured yet, in about an hour and a half of one core
+    python -m benchmarks.training --data nuclei --loss ce neg_log --seed 0 --seconds 15
+    python -m benchmarks.training --show     # the table of what there is; nothing is measured
+
+Each run ends with its row in results/training.csv; a run that has a row there, of this machine and budget, is not made
+again (take the row out to repeat it). When no row is missing for the budgets asked for, the table goes between the
+marks in docs/training.md, and the picture beside it, docs/training.png. The data are looked for in ../shared/data, or
+where SOFTDICE_DATA says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import softdice
+from benchmarks import measure, publish
+from softdice.scoring.summary import mean
+from softdice.training.cases import Cases, read_folder
+from softdice.training.config import DEFAULTS
+from softdice.training.evaluate import count, mean_dice, tabulated
+from softdice.training.loss_names import parse_loss
+from softdice.training.module import WEIGHT_DECAY, learning_rate
+from softdice.training.patches import Patches
+from softdice.training.plan import NARROW, choose_batch, choose_network, choose_patch
+from softdice.training.run import GRADIENT_NORM
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+FOLDER = Path(os.environ.get("SOFTDICE_DATA", publish.ROOT.parent / "shared" / "data"))
+PAGE, PLOT = publish.DOCS / "training.md", publish.DOCS / "training.png"
+MARKS = "<!-- benchmark: training -->", "<!-- end of benchmark: training -->"
+SEEDS = (0, 1, 2)
+SECONDS = (15, 60)
+HELD_OUT = 0.2
+KEY = ("data", "loss", "seed", "seconds", "machine")
+
+
+class Data(NamedTuple):
+    """Patch along each axis, None for what `softdice train` chooses; and what is never divided: name -> its subject."""
+
+    patch: tuple[int, ...] | None
+    subject: Callable[[str], str] = str
+
+
+DATA = {
+    "nuclei": Data((128, 128)),
+    "hippocampus": Data(None),
+    "chase_db1": Data((128, 128), lambda name: name[:-1]),  # two eyes of a child
+}
+
+
+def monai(num_classes: int) -> Loss:
+    """-> MONAI's Dice + cross-entropy, of labels (B, *S)."""
+    from monai.losses import DiceCELoss
+
+    loss = DiceCELoss(softmax=True, to_onehot_y=True)
+    return lambda logits, labels: loss(logits, labels[:, None])
+
+
+def dice(cost: str) -> Callable[[int], Loss]:
+    """Cost of a Dice coefficient -> the loss, as `softdice train` makes it."""
+    return lambda num_classes: softdice.SoftDiceLoss(num_classes, activation="softmax", absent="skip", cost=cost)
+
+
+LOSSES: dict[str, tuple[str, Callable[[int], Loss]]] = {
+    "neg_log": ("-ln Dice", dice("neg_log")),
+    "one_minus": ("1 - Dice", dice("one_minus")),
+    "dice+ce": ("-ln Dice + CE", lambda num_classes: parse_loss("dice+ce", num_classes)),
+    "ce": ("CE", lambda num_classes: parse_loss("ce", num_classes)),
+    "focal_tversky": ("focal Tversky", lambda num_classes: parse_loss("focal_tversky", num_classes)),
+    "monai": ("MONAI DiceCELoss", monai),
+}
+
+
+def read(name: str) -> Cases:
+    """Name of a data set -> its cases, all in memory."""
+    folder = FOLDER / name
+    with tempfile.TemporaryDirectory() as scratch:
+        if name == "chase_db1":  # image and the first observer's vessels lie in one folder
+            for part, ending in (("images", ".jpg"), ("labels", "_1stHO.png")):
+                (Path(scratch) / part).mkdir()
+                for path in folder.glob(f"*{ending}"):
+                    stem = path.name.removesuffix(ending)
+                    (Path(scratch) / part / f"{stem}{path.suffix}").symlink_to(path.resolve())
+            folder = Path(scratch)
+        cases = read_folder(folder)
+        cases.keep_bytes = 2**40
+        for number in range(len(cases)):
+            cases[number]
+    return cases
+
+
+def divided(names: Sequence[str], subject: Callable[[str], str], seed: int) -> tuple[list[int], list[int]]:
+    """Names of cases -> numbers for training and numbers held out: a fifth of the subjects, drawn by the seed."""
+    subjects = sorted({subject(name) for name in names})
+    drawn = np.random.default_rng([seed, 0]).permutation(len(subjects))[: max(1, round(HELD_OUT * len(subjects)))]
+    held = {subjects[number] for number in drawn}
+    inside = [subject(name) in held for name in names]
+    return [n for n, held in enumerate(inside) if not held], [n for n, held in enumerate(inside) if held]
+
+
+def trained(
+    cases: Cases, training: Sequence[int], loss: Loss, patch: tuple[int, ...], batch: int, seed: int, seconds: float
+) -> tuple[nn.Module, int]:
+    """Cases, loss, budget -> the network, and how many steps it made in that time of the processor."""
+    softdice.setup_system(softdice.SystemConfig(seed=seed, deterministic_algorithms=True))
+    classes = len(cases.values)
+    network = choose_network(patch, cases.channels, classes, False, NARROW[False]).build().train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=DEFAULTS["lr"], weight_decay=WEIGHT_DECAY)
+    patches = Patches(cases, training, patch, seed)
+    logits = torch.zeros(batch, classes, *patch, requires_grad=True)
+    loss(logits, torch.zeros(batch, *patch, dtype=torch.uint8)).backward()  # compiles
+    steps, started = 0, time.process_time()
+    while (spent := time.process_time() - started) < seconds:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(DEFAULTS["lr"], spent / seconds)
+        pairs = [patches[(0, steps * batch + number)] for number in range(batch)]
+        image, label = (torch.stack(part) for part in zip(*pairs, strict=True))
+        optimizer.zero_grad()
+        loss(network(image), label).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
+        optimizer.step()
+        steps += 1
+    return network.eval(), steps
+
+
+def run(name: str, cases: Cases, loss: str, seed: int, seconds: float) -> dict[str, Any]:
+    """One training -> its row."""
+    training, held_out = divided(cases.names, DATA[name].subject, seed)
+    patch = choose_patch([cases.shapes[number] for number in training], DATA[name].patch, False)
+    batch = choose_batch(patch, None, False)
+    made = LOSSES[loss][1](len(cases.values))
+    network, steps = trained(cases, training, made, patch, batch, seed, seconds)
+    counts = [count(network, cases[number], patch, cases, torch.device("cpu"))[0] for number in held_out]
+    table = tabulated(cases, held_out, torch.stack(counts))
+    return {
+        "data": name,
+        "loss": loss,
+        "seed": seed,
+        "seconds": seconds,
+        "dice": mean_dice(mean(table.dice)),
+        "steps": steps,
+        "held_out": len(held_out),
+        "training": len(training),
+        "patch": "x".join(map(str, patch)),
+        "batch": batch,
+        "machine": measure.machine(),
+    }
+
+
+def stored() -> list[dict[str, Any]]:
+    """-> the rows measured so far."""
+    path = publish.FOLDER / "training.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        row |= {"seed": int(row["seed"]), "steps": int(row["steps"])}
+        row |= {"seconds": float(row["seconds"]), "dice": float(row["dice"])}
+    return rows
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """A row -> what makes it another measurement."""
+    return tuple(row[name] for name in KEY)
+
+
+def wanted(
+    data: Sequence[str], losses: Sequence[str], seeds: Sequence[int], seconds: Sequence[float], machine: str
+) -> list[tuple[Any, ...]]:
+    """A selection -> the keys of its rows, the short budgets first."""
+    return [(d, x, seed, s, machine) for d in data for s in sorted(seconds) for seed in seeds for x in losses]
+
+
+def cell(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of the seeds -> mean and standard deviation of their Dice, and mean steps."""
+    if not rows:
+        return ""
+    found = [row["dice"] for row in rows]
+    spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
+    steps = statistics.fmean(row["steps"] for row in rows)
+    return f"{statistics.fmean(found):.3f}{spread}, {steps:.0f} steps"
+
+
+def table(rows: Sequence[dict[str, Any]], seconds: Sequence[float]) -> str:
+    """Rows of one machine -> Markdown: a row per loss, a column per data set and budget, the best of each bold."""
+    columns = [
+        (name, s) for name in DATA for s in sorted(seconds) if any((r["data"], r["seconds"]) == (name, s) for r in rows)
+    ]
+    cells, best = {}, {}
+    for column in columns:
+        of_loss = {x: [r for r in rows if (r["data"], r["seconds"], r["loss"]) == (*column, x)] for x in LOSSES}
+        cells |= {(column, x): cell(found) for x, found in of_loss.items()}
+        best[column] = max(LOSSES, key=lambda x: statistics.fmean([r["dice"] for r in of_loss[x]] or [-1.0]))
+    seeds = len({row["seed"] for row in rows})
+    lines = [
+        f"`python -m benchmarks.training` on {rows[0]['machine']}: Dice on held-out cases after so many seconds of the "
+        f"processor, mean ± standard deviation of {seeds} seed{'s' * (seeds > 1)}, and steps done; of each column the "
+        "highest mean is bold.",
+        "",
+        "| | " + " | ".join(f"{name}, {s:g} s" for name, s in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for x, (title, _) in LOSSES.items():
+        shown = [f"**{cells[c, x]}**" if best[c] == x else cells[c, x] for c in columns]
+        lines.append(f"| {title} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]], seconds: Sequence[float], file: Path) -> None:
+    """Rows of one machine -> for each data set a point per seed, loss and budget, and a stroke for the mean."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in DATA if any(row["data"] == name for row in rows)]
+    figure = Figure(figsize=(4 * len(names) + 1, 4), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        for place, s in enumerate(sorted(seconds)):
+            for line, x in enumerate(LOSSES):
+                found = [r["dice"] for r in rows if (r["data"], r["seconds"], r["loss"]) == (name, s, x)]
+                height = line + 0.3 * (place - (len(seconds) - 1) / 2)
+                label = f"{s:g} s" if line == 0 else None
+                axes.plot(found, [height] * len(found), "o", color=f"C{place}", alpha=0.6, label=label)
+                if found:
+                    axes.plot([statistics.fmean(found)], [height], "|", color=f"C{place}", markersize=16)
+        axes.set_yticks(range(len(LOSSES)), [title for title, _ in LOSSES.values()] if axes is panels[0] else [])
+        axes.set(title=name, xlabel="Dice on held-out cases", ylim=(len(LOSSES) - 0.5, -0.5))
+        axes.grid(axis="x", alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(seconds))
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--loss", nargs="+", choices=LOSSES, default=list(LOSSES))
+    parser.add_argument("--seed", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument(
+        "--seconds", nargs="+", type=float, default=list(SECONDS), help="of the processor, for training"
+    )
+    parser.add_argument("--show", action="store_true", help="measure nothing, show what there is")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")  # the peers'
+    machine = measure.machine()
+    print(machine)
+    rows = stored()
+    for name in asked.data if not asked.show else ():
+        done = {key(row) for row in rows}
+        missing = [k for k in wanted([name], asked.loss, asked.seed, asked.seconds, machine) if k not in done]
+        cases = read(name) if missing else None
+        for _, loss, seed, seconds, _ in missing:
+            assert cases is not None
+            row = run(name, cases, loss, seed, seconds)
+            rows.append(row)
+            publish.keep("training", rows)
+            print(
+                f"{name:12} {seconds:4g} s  seed {seed}  {row['dice']:.3f}  {row['steps']:5} steps  {loss}", flush=True
+            )
+    shown = [row for row in rows if row["machine"] == machine and row["seconds"] in asked.seconds]
+    if not shown:
+        print("Nothing is measured for these budgets on this machine.")
+        return
+    text = table(shown, asked.seconds)
+    print(text)
+    lacking = set(wanted(list(DATA), list(LOSSES), SEEDS, asked.seconds, machine)) - {key(row) for row in shown}
+    if lacking:
+        print(f"{PAGE.name} is left as it is: {len(lacking)} rows are missing for {asked.seconds} seconds.")
+        return
+    plot(shown, asked.seconds, PLOT)
+    publish.show(f"{text}\n\n![Held-out Dice by loss, data set and budget]({PLOT.name})", PAGE, MARKS)
+
+
+if __name__ == "__main__":
+    main()
