@@ -142,6 +142,9 @@ def test_a_prediction_scales_as_the_training_did(
     cases = read_folder(folder)
     for number, image in enumerate(seen):
         np.testing.assert_array_equal(image, cases[number].image)
+    (mask,) = predict(checkpoint, folder / "imagesTr" / "case_2_0001.nii.gz", tmp_path / "one")
+    assert mask == tmp_path / "one" / "case_2.nii.gz"
+    np.testing.assert_array_equal(seen.pop(), cases[2].image)
     content = load_checkpoint(checkpoint)  # one that was written when all channels were scaled together
     del content["data"]["joint"]
     save_checkpoint(tmp_path / "old.ckpt", content)
@@ -284,6 +287,11 @@ def test_labels_with_a_longer_name_are_told(names: tuple[str, str], said: str, t
         find_layout(pictures(tmp_path, "images", "labels", *names))
     assert said in str(error.value).replace(str(tmp_path), "D")
     assert ("rename" in str(error.value)) == ("end in" in said)
+
+
+def test_one_of_the_two_folders_is_not_the_data(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="Give the folder around it, "):
+        find_layout(pictures(tmp_path, "images", "labels") / "images")
 
 
 def test_images_and_masks_in_one_folder_are_told(tmp_path: Path) -> None:

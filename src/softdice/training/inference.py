@@ -42,7 +42,7 @@ def predict(
 
     Args:
         checkpoint: what `softdice.training.train` wrote.
-        images: an image, or a folder of them.
+        images: an image, or a folder of them. Of an image in files per channel any one.
         out: folder for the masks, made where there is none; not the folder of the images.
         overwrite: replace files that lie where masks are to be written, whoever wrote them.
         progress: called with the number of images done, their total and the name of the image just done.
@@ -59,6 +59,9 @@ def predict(
         raise TrainingError(f"softdice predict: expected images in {images}, got none. Check the path.")
     by_channel = content["data"].get("by_channel", False)
     found = channel_files(listed) if by_channel else {stem: {0: path} for stem, path in listed.items()}
+    if by_channel and not images.is_dir():  # the other channels lie beside it
+        beside = channel_files(list_images(images.parent))
+        found = {name: beside.get(name, files) for name, files in found.items()}
     paths = [files[min(files)] for files in found.values()]
     if out.resolve() == paths[0].parent.resolve():
         raise TrainingError(

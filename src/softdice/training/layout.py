@@ -126,6 +126,8 @@ def _hint(folder: Path) -> str:
         for path in inside:
             if all((path / part).is_dir() for part in parts):
                 return f"{path} has {parts[0]}/ and {parts[1]}/: give that folder as DATA."
+    if folder.name in (*OURS, *NNUNET) and not inside:
+        return f"Give the folder around it, {folder.parent}, as DATA."
     others = [path for path in inside if path.name != OURS[0]]
     if folder / OURS[0] in inside and len(others) == 1:
         return f"If {others[0]} holds the labels, rename it to labels."
