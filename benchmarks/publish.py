@@ -1,4 +1,4 @@
-"""rows of a benchmark -> benchmarks/results/NAME.csv, and the table between two marks of a page."""
+"""rows of a benchmark -> benchmarks/results/NAME.csv and back, and the table between two marks of a page."""
 
 from __future__ import annotations
 
@@ -24,6 +24,24 @@ def keep(name: str, rows: Sequence[dict[str, Any]]) -> None:
     writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     with written_beside(FOLDER / f"{name}.csv") as file:
         file.write(text.getvalue().encode())
+
+
+def kept(name: str) -> list[dict[str, Any]]:
+    """results/NAME.csv -> its rows, numbers as numbers; none where there is no file."""
+    path = FOLDER / f"{name}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{column: _number(text) for column, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> int | float | str:
+    if text.isdecimal():
+        return int(text)
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def show(table: str, page: Path, marks: tuple[str, str]) -> None:

@@ -18,7 +18,6 @@ where SOFTDICE_DATA says.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import tempfile
@@ -92,18 +91,23 @@ LOSSES: dict[str, tuple[str, Callable[[int], Loss]]] = {
 }
 
 
+def linked(name: str, folder: Path, most: int | None = None) -> Path:
+    """Name of a data set -> the folder, filled with links to its images and labels as `softdice train` wants them."""
+    source = FOLDER / name
+    for part in ("images", "labels"):
+        (folder / part).mkdir()
+        ending = {"images": ".jpg", "labels": "_1stHO.png"}[part] if name == "chase_db1" else ""
+        found = source.glob(f"*{ending}") if ending else (source / part).iterdir()
+        for path in sorted(found)[:most]:  # of CHASE_DB1 the vessels that the first observer drew
+            stem = path.name.removesuffix(ending) + path.suffix if ending else path.name
+            (folder / part / stem).symlink_to(path.resolve())
+    return folder
+
+
 def read(name: str) -> Cases:
     """Name of a data set -> its cases, all in memory."""
-    folder = FOLDER / name
     with tempfile.TemporaryDirectory() as scratch:
-        if name == "chase_db1":  # image and the first observer's vessels lie in one folder
-            for part, ending in (("images", ".jpg"), ("labels", "_1stHO.png")):
-                (Path(scratch) / part).mkdir()
-                for path in folder.glob(f"*{ending}"):
-                    stem = path.name.removesuffix(ending)
-                    (Path(scratch) / part / f"{stem}{path.suffix}").symlink_to(path.resolve())
-            folder = Path(scratch)
-        cases = read_folder(folder)
+        cases = read_folder(linked(name, Path(scratch)))
         cases.keep_bytes = 2**40
         for number in range(len(cases)):
             cases[number]
@@ -168,19 +172,6 @@ def run(name: str, cases: Cases, loss: str, seed: int, seconds: float) -> dict[s
     }
 
 
-def stored() -> list[dict[str, Any]]:
-    """-> the rows measured so far."""
-    path = publish.FOLDER / "training.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    for row in rows:
-        row |= {"seed": int(row["seed"]), "steps": int(row["steps"])}
-        row |= {"seconds": float(row["seconds"]), "dice": float(row["dice"])}
-    return rows
-
-
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     """A row -> what makes it another measurement."""
     return tuple(row[name] for name in KEY)
@@ -193,14 +184,17 @@ def wanted(
     return [(d, x, seed, s, machine) for d in data for s in sorted(seconds) for seed in seeds for x in losses]
 
 
+def spread(values: Sequence[float]) -> str:
+    """Numbers of the seeds -> their mean and standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{deviation}"
+
+
 def cell(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of the seeds -> mean and standard deviation of their Dice, and mean steps."""
-    if not rows:
-        return ""
-    found = [row["dice"] for row in rows]
-    spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
-    steps = statistics.fmean(row["steps"] for row in rows)
-    return f"{statistics.fmean(found):.3f}{spread}, {steps:.0f} steps"
+    """Rows of the seeds -> their Dice and mean steps."""
+    return (
+        f"{spread([r['dice'] for r in rows])}, {statistics.fmean(r['steps'] for r in rows):.0f} steps" if rows else ""
+    )
 
 
 def table(rows: Sequence[dict[str, Any]], seconds: Sequence[float]) -> str:
@@ -266,7 +260,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # the peers'
     machine = measure.machine()
     print(machine)
-    rows = stored()
+    rows = publish.kept("training")
     for name in asked.data if not asked.show else ():
         done = {key(row) for row in rows}
         missing = [k for k in wanted([name], asked.loss, asked.seed, asked.seconds, machine) if k not in done]

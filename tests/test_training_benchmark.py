@@ -1,8 +1,7 @@
-"""benchmarks/training.py: that its losses are what it calls them, and that it publishes what is complete."""
+"""benchmarks/training.py and runs.py: that the losses are what they are called, and what is complete is published."""
 
 from __future__ import annotations
 
-import csv
 import importlib
 import sys
 from pathlib import Path
@@ -89,16 +88,15 @@ def test_a_row_is_measured_once_and_a_table_published_when_complete(
         benchmark_.main()
         return capsys.readouterr().out
 
-    def rows() -> list[dict[str, str]]:
-        with (tmp_path / "training.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
+    def rows() -> list[dict[str, object]]:
+        return benchmark_.publish.kept("training")
 
     assert "Nothing is measured" in call("--show")
     assert "3 rows are missing" in call("--seconds", "0.1", "--seed", "1", "--loss", "monai")
     (first,) = rows()
-    assert (first["seconds"], first["patch"], first["held_out"]) == ("0.1", "16x16", "1")
-    assert int(first["steps"]) > 0
-    assert "threads, torch" in first["machine"]
+    assert (first["seconds"], first["patch"], first["held_out"]) == (0.1, "16x16", 1)
+    assert first["steps"] != 0
+    assert "threads, torch" in str(first["machine"])
     assert benchmark_.MARKS[0] + "\n" + benchmark_.MARKS[1] in page.read_text()
     call("--seconds", "0.1", "--seed", "0", "1")
     assert len(rows()) == 4
@@ -111,3 +109,54 @@ def test_a_row_is_measured_once_and_a_table_published_when_complete(
     assert (tmp_path / "training.png").stat().st_size > 0
     call("--seconds", "0.1")
     assert len(rows()) == 4
+
+
+def test_whole_runs_are_measured_once_and_published_when_complete(
+    benchmark_: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = importlib.import_module("benchmarks.runs")
+    for part in ("images", "labels"):
+        (tmp_path / "nuclei" / part).mkdir(parents=True)
+        for number in range(6):
+            array = np.zeros((16, 16), np.uint8)
+            array[4:10, 4:10] = 1
+            np.save(tmp_path / "nuclei" / part / f"{number}.npy", array)
+    page = tmp_path / "training.md"
+    page.write_text("\n".join(runs.MARKS))
+    monkeypatch.setattr(benchmark_, "FOLDER", tmp_path)
+    monkeypatch.setattr(runs.publish, "FOLDER", tmp_path)
+    for name, value in {"PAGE": page, "SEEDS": (0, 1), "RUNS": {"nuclei": runs.Run(0.15, 5)}}.items():
+        monkeypatch.setattr(runs, name, value)
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["runs", *arguments])
+        runs.main()
+        return capsys.readouterr().out
+
+    assert "1 runs are missing" in call("--seed", "1")
+    assert page.read_text() == "\n".join(runs.MARKS)
+    call("--seed", "0", "1")
+    first, second = runs.publish.kept("runs")
+    assert [(row["data"], row["seed"], row["minutes"], row["held_out"]) for row in (first, second)] == [
+        ("nuclei", 1, 0.15, 1),
+        ("nuclei", 0, 0.15, 1),
+    ]
+    assert first["steps"] > 0
+    assert first["time_of_asked"] > 0.3
+    assert "first filters" in first["plan"]
+    assert "| nuclei | 0.15 | " in page.read_text()
+    assert runs.publish.kept("nothing") == []
+
+
+def test_the_eyes_of_chase_are_found_by_name(
+    benchmark_: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chase_db1").mkdir()
+    for name in ("Image_01L.jpg", "Image_01L_1stHO.png", "Image_01L_2ndHO.png", "README.md"):
+        (tmp_path / "chase_db1" / name).write_text(name)
+    monkeypatch.setattr(benchmark_, "FOLDER", tmp_path)
+    (tmp_path / "data").mkdir()
+    folder = benchmark_.linked("chase_db1", tmp_path / "data")
+    assert (folder / "images" / "Image_01L.jpg").read_text() == "Image_01L.jpg"
+    assert [path.name for path in (folder / "labels").iterdir()] == ["Image_01L.png"]
+    assert (folder / "labels" / "Image_01L.png").read_text() == "Image_01L_1stHO.png"
