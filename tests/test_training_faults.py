@@ -170,6 +170,8 @@ BOTH: dict[str, Callable[[dict[str, Any]], object]] = {
     "values that are words": _with("data", values=["a", "b"]),
     "a patch of one axis": _with("data", patch=[24]),
     "a patch of zeros": _with("data", patch=[0, 0]),
+    "settings that are a number": lambda content: content.update(settings=3),
+    "a scaling that is a word": _with("data", joint="perhaps"),
     "channels of another network": _with("data", channels=3),
 }
 RESUMED: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -168,13 +168,6 @@ def test_an_image_without_one_of_its_channels_does_not_stop_the_others(
     assert "c_0001.nii.gz: expected every channel from _0000 on, got c_0001.nii.gz. Add that of _0000." in result.stderr
 
 
-def test_a_checkpoint_that_does_not_say_how_to_scale_is_damaged(model: tuple[Path, Path], tmp_path: Path) -> None:
-    content = load_checkpoint(model[0])
-    content["data"]["joint"] = "perhaps"
-    save_checkpoint(tmp_path / "model.ckpt", content)
-    refused(call("predict", tmp_path / "model.ckpt", tmp_path, tmp_path / "o"), "without how its channels are scaled")
-
-
 # --- nnU-Net
 
 
