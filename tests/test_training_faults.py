@@ -407,6 +407,14 @@ def test_too_little_time_is_told_before_the_start(data: Path, tmp_path: Path, mo
     assert "steps fit into 0.05 minutes, and fewer than 100 learn little. Give --max-minutes" in result.output
 
 
+def test_a_run_whose_time_is_over_before_it_starts_leaves_a_model(data: Path, tmp_path: Path) -> None:
+    summary = train(config(data, tmp_path, epochs=None, max_minutes=1e-4))
+    assert (summary["steps_done"], summary["epochs_done"]) == (1, 1)
+    assert load_checkpoint(tmp_path / "model.ckpt", resume=True)["step"] == 1
+    again = train(TrainConfig(out=str(tmp_path), resume=True))  # nothing is left to do
+    assert again["steps_done"] == 1
+
+
 def test_a_log_gets_a_line_every_half_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,7 +136,9 @@ def _train(
     elif first:
         _keep_earlier(out, reporter)
     _tell(reporter, module, held_out, settings, fixed["data"]["plan"])
-    unfinished = budget.fraction(module.step) < 1 and (epochs is None or module.epoch < epochs)
+    unfinished = module.step == 0 or (  # a run whose time is over before it starts makes a step, and leaves a model
+        budget.fraction(module.step) < 1 and (epochs is None or module.epoch < epochs)
+    )
     if unfinished if ranks is None else ranks.from_first(unfinished):  # clocks differ
         _fit(module, _Saver(out, fixed), epochs, settings, ranks)
     if not first:
