@@ -104,18 +104,6 @@ def one_hot(labels: Tensor, channels: int) -> Tensor:
     return labels == torch.arange(channels, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
 
 
-def hard(values: Tensor, what: str = "target", advice: str = "Round it, or use softdice.FocalLoss.") -> Tensor:
-    """Per-class values or a mask -> the same, all 0 or 1; the formulas for values between are no sums over voxels."""
-
-    def error(value: object = validation.UNSEEN, count: object = validation.SOME) -> str:
-        got = f"values such as {value:g}" if isinstance(value, float) else f"{value}"
-        return validation.message(f"a {what} of zeros and ones", got, advice)
-
-    if values.dtype != torch.bool:
-        validation.check((values != 0) & (values != 1), None, values, error)
-    return values
-
-
 # --- its pass
 
 

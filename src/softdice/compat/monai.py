@@ -101,7 +101,7 @@ def _ignored(option: str) -> None:
 
 
 def _mask(mask: Tensor) -> Tensor:
-    return common.hard(
+    return validation.hard(
         mask, "mask", "Fractional masks enter MONAI's sums squared; pass voxel_weight to a softdice loss."
     )
 
@@ -391,7 +391,7 @@ class FocalLoss(_MonaiLoss):
         labels = self.labelled(input, target)
         target, weight, ignored = self.valid(target, labels)
         if not (labels or self.use_softmax):
-            common.hard(target)
+            validation.hard(target)
         balance = self.alpha is not None and not self.use_softmax
         foreground = not self.include_background and input.shape[1] > 1 and (balance or self.use_softmax)
         if labels and (balance or foreground):
@@ -589,7 +589,7 @@ def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tenso
     shared = dice and focal and dice.sigmoid and focal.alpha is None and not focal.use_softmax
     if shared and (dice.to_onehot_y, getattr(dice, "ignore_index", None)) == (focal.to_onehot_y, focal.ignore_index):
         if not (dice.to_onehot_y and input.shape[1] > 1):
-            common.hard(target)
+            validation.hard(target)
         stats = dice.statistics(input, target, (*dice.reads, *FOCAL), gamma=focal.gamma)
         second = focal.from_statistics(focal.counted(stats))
         return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
