@@ -4,11 +4,12 @@ BIN := .venv/bin
 DEV := .venv/.dev
 PEERS := .venv/.peers
 BROWSER := .venv/.browser
+PIPELINES := build/pipelines
 # Twice quiet: errors are shown, what pip warns of (its sources, its age) is not.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test quick test-gpu test-browser test-lowest dist check format notebook docs bench bench-gpu clean
+.PHONY: help demo test quick test-gpu test-browser test-pipelines test-lowest dist check format notebook docs bench bench-gpu clean
 
 help:
 	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
@@ -16,6 +17,7 @@ help:
 	@echo "make quick   what a change of the core should pass first: no peers, no files, no processes"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make test-browser  the report in Chromium, which apt-get brings where there is none; fails without"
+	@echo "make test-pipelines  nnU-Net, MONAI's trainer and transformers with our losses, in an environment of their own in build/"
 	@echo "make test-lowest  tests with the oldest releases that pyproject.toml allows, in build/ (TORCH=floor: torch's, too)"
 	@echo "make dist    wheel and sdist, and whether they install and run alone, with every extra"
 	@echo "make check   format, lint, types, documentation"
@@ -41,7 +43,7 @@ demo: $(DEV)
 	$(BIN)/softdice train --out demo --max-minutes 3
 
 test: $(DEV) $(PEERS)
-	$(BIN)/python -m pytest -n 2 --ignore tests/test_scoring_browser.py
+	$(BIN)/python -m pytest -n 2 --ignore tests/test_scoring_browser.py --ignore tests/test_pipelines.py
 
 quick: $(DEV)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -57,6 +59,19 @@ $(BROWSER): $(DEV)
 test-browser: $(BROWSER)
 	@tests/chromium.sh
 	SOFTDICE_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/test_scoring_browser.py
+
+# timm, which nnU-Net brings, brings a torchvision that does not load beside every build of torch: then none at all.
+$(PIPELINES)/.made: pyproject.toml constraints.txt
+	@test -x $(PIPELINES)/bin/python || $(PYTHON) -m venv $(PIPELINES)
+	@echo "Installing nnU-Net, transformers and ignite into $(PIPELINES); the first time takes some minutes"
+	@$(PIPELINES)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[cpu,metrics,images,cli]' \
+		pytest hypothesis torch monai nnunetv2==2.8.1 transformers==5.24.0 pytorch-ignite==0.5.5
+	@$(PIPELINES)/bin/python -c "import torchvision" 2>/dev/null || \
+		$(PIPELINES)/bin/python -m pip uninstall -qq -y torchvision
+	@touch $@
+
+test-pipelines: $(PIPELINES)/.made
+	SOFTDICE_REQUIRE_PIPELINES=1 $(PIPELINES)/bin/python -m pytest tests/test_pipelines.py tests/test_masks.py
 
 test-lowest:
 	@$(PYTHON) tests/lowest.py

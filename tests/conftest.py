@@ -26,7 +26,7 @@ is missing fails there, it is not skipped."""
 SLOW = (
     "cli", "compat_migrating", "compat_monai", "compat_monai_published", "compat_nnunet", "compat_smp", "distances",
     "distributed", "distributed_dtensor", "distributed_hosts", "docs", "environments", "examples", "notebook",
-    "reproducibility", "scoring", "scoring_browser", "scoring_faults", "scoring_long", "scoring_peers",
+    "pipelines", "reproducibility", "scoring", "scoring_browser", "scoring_faults", "scoring_long", "scoring_peers",
     "scoring_report", "scoring_torchrun", "training_benchmark", "training_data", "training_faults", "training_layout",
     "training_run", "training_step", "training_torchrun", "triton", "triton_compile",
 )  # fmt: skip

@@ -20,6 +20,7 @@ from typing_extensions import Unpack
 
 from softdice.costs import Cost
 from softdice.losses import LossSettings
+from softdice.masks import *  # noqa: F403
 
 """
 

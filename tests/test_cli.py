@@ -177,3 +177,12 @@ def test_without_typer_the_extra_is_named() -> None:
 def test_python_dash_m() -> None:
     result = subprocess.run([sys.executable, "-m", "softdice", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout == f"softdice {softdice.__version__}\n"
+
+
+def test_info_prints_what_nnunet_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from softdice.compat.nnunet import TRAINERS
+
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    assert call("info", "--nnunet").stdout == f"export nnUNet_extTrainer={TRAINERS}\n"
+    monkeypatch.setenv("nnUNet_extTrainer", f"/my trainers:{TRAINERS}")
+    assert call("info", "--nnunet").stdout == f"export nnUNet_extTrainer='/my trainers:{TRAINERS}'\n"

@@ -163,7 +163,7 @@ def test_dice_ce(case: Case, options: dict[str, Any], soft: bool, smooth: float,
 @configurations
 @given(
     case=cases(),
-    options=dice_options(reductions=("mean", "sum")),
+    options=dice_options(),
     gamma=st.sampled_from([0.0, 1.0, 2.0, 3.5]),
     data=st.data(),
 )
@@ -182,7 +182,7 @@ def test_dice_focal(case: Case, options: dict[str, Any], gamma: float, data: st.
 @configurations
 @given(
     case=cases(),
-    options=shared(reductions=("mean", "sum")),
+    options=shared(),
     gamma=st.sampled_from([0.0, 1.0, 2.0, 3.5]),
     data=st.data(),
 )
@@ -214,10 +214,43 @@ def test_focal(case: Case, data: st.DataObject, use_softmax: bool, background: b
         "gamma": data.draw(st.sampled_from([0.0, 1.0, 2.0])),
         "alpha": data.draw(st.sampled_from([None, 0.3, [0.2, 0.5, 0.9, 0.4][:counted]])),
         "weight": data.draw(st.sampled_from([None, 2.0, [1.0, 0.5, 2.0, 0.0][:counted] if counted > 1 else 2.0])),
-        "reduction": data.draw(st.sampled_from(["mean", "sum"])),
+        "reduction": data.draw(st.sampled_from(["mean", "sum", "none"])),
         "ignore_index": data.draw(st.sampled_from([None, None, 1, 255])),
     }
-    target = case.labels if onehot else case.one_hot
+    soft = options["reduction"] == "none" and options["ignore_index"] is None and data.draw(flags)
+    target = case.labels if onehot else case.soft if soft else case.one_hot
     if onehot and options["ignore_index"] is not None:
         target = torch.where(case.mask.bool(), target, options["ignore_index"])
     agree(ours.FocalLoss(**options), monai.losses.FocalLoss(**options), case.logits, target)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("FocalLoss", {}), ("FocalLoss", {"use_softmax": True}), ("FocalLoss", {"reduction": "none", "alpha": 0.3}),
+        ("DiceLoss", {"softmax": True, "batch": True}), ("DiceLoss", {"batch": True, "reduction": "none"}),
+        ("TverskyLoss", {"softmax": True, "batch": True}), ("DiceCELoss", {"softmax": True, "batch": True}),
+        ("DiceCELoss", {"sigmoid": True, "batch": True, "reduction": "sum"}),
+        ("DiceFocalLoss", {"sigmoid": True, "batch": True}), ("DiceFocalLoss", {"softmax": True, "batch": True}),
+    ],
+)  # fmt: skip
+def test_without_space(name: str, options: dict[str, Any]) -> None:
+    """(B, C): a classification."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 3, dtype=torch.float64, generator=generator)
+    logits = logits if "sigmoid" in options or "softmax" in options or "Focal" in name else logits.sigmoid()
+    labels = torch.randint(0, 3, (6, 1), generator=generator)
+    options = {"to_onehot_y": True, **options}
+    agree(getattr(ours, name)(**options), getattr(monai.losses, name)(**options), logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("FocalLoss", {"reduction": "sum"}), ("DiceLoss", {}), ("GeneralizedDiceLoss", {"batch": True}),
+        ("DiceCELoss", {}), ("DiceFocalLoss", {"batch": True, "reduction": "sum"}),
+    ],
+)  # fmt: skip
+def test_without_space_where_monai_means_something_else(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: expected input of shape \(B, C, \*S\), got \(6, 3\)"):
+        getattr(ours, name)(**options)(torch.zeros(6, 3), torch.zeros(6, 3))

@@ -186,6 +186,30 @@ PUBLISHED: list[tuple[str, dict[str, Any], tuple[Tensor, ...], Any]] = [
     ("FocalLoss", {}, (FIELD, (torch.arange(3).view(1, 3, 1, 1) == FIELD_TRUTH).long()), 0.34959),
     ("FocalLoss", {**HOT, "include_background": False}, (FIELD, FIELD_TRUTH), 0.36498),
     ("FocalLoss", {**HOT, "alpha": 0.8}, (FIELD, FIELD_TRUTH), 0.08423),
+    (
+        "FocalLoss",
+        {**HOT, "reduction": "none"},
+        (FIELD, FIELD_TRUTH),
+        [
+            [
+                [[0.02266, 0.70187], [0.37741, 0.17329]],
+                [[0.70187, 0.02266], [0.37741, 0.17329]],
+                [[0.70187, 0.70187], [0.06757, 0.17329]],
+            ]
+        ],
+    ),
+    (
+        "FocalLoss",
+        {**HOT, "weight": torch.tensor([0.5, 0.1, 0.2]), "reduction": "none"},
+        (FIELD, FIELD_TRUTH),
+        [
+            [
+                [[0.01133, 0.35093], [0.18871, 0.08664]],
+                [[0.07019, 0.00227], [0.03774, 0.01733]],
+                [[0.14037, 0.14037], [0.01352, 0.03466]],
+            ]
+        ],
+    ),
     ("FocalLoss", {**HOT, "use_softmax": True}, (FIELD, FIELD_TRUTH), 0.16276),
     ("FocalLoss", {**HOT, "alpha": 0.8, "use_softmax": True}, (FIELD, FIELD_TRUTH), 0.08138),
 ]
@@ -201,7 +225,7 @@ def test_published_values(name: str, options: dict[str, Any], tensors: tuple[Ten
 
 
 @pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 1.0, 2.0]), (3, 2.0, 1)])
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
 @pytest.mark.parametrize("alpha", [None, 0.25])
 def test_dice_focal_is_the_sum_of_its_parts(weight: Any, reduction: str, alpha: float | None) -> None:
     torch.manual_seed(0)
@@ -274,7 +298,7 @@ def test_dice_focal_is_the_sum_of_its_parts(weight: Any, reduction: str, alpha: 
         (lambda: ours.DiceCELoss(), (torch.ones(1, 3, 4, 4), torch.ones(1, 2, 4, 4)), ValueError, "target of shape"),
         (lambda: ours.DiceCELoss(), (torch.ones(1, 2, 3), torch.ones(1, 2, 5)), AssertionError, "target of shape"),
         (lambda: ours.DiceFocalLoss(lambda_dice=-1.0), (), ValueError, "lambda_dice >= 0"),
-        (lambda: ours.DiceFocalLoss(reduction="none"), (), ValueError, "never makes a map"),
+        (lambda: ours.FocalLoss(), (torch.ones(1, 2, 3), torch.ones(1, 3)), ValueError, r"target of shape \(1, 2, 3\)"),
         (
             lambda: ours.DiceFocalLoss(),
             (torch.ones(1, 2, 3), torch.full((1, 2, 3), 0.5)),
@@ -299,3 +323,22 @@ def test_warnings_for_a_single_channel() -> None:
     for option in ({"include_background": False}, {"softmax": True}, {"to_onehot_y": True}):
         with pytest.warns(UserWarning, match="single channel prediction"):
             ours.DiceLoss(**option)(one, one)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1])
+def test_a_focal_loss_of_a_classification(gamma: float) -> None:
+    """For gamma = 0 the binary cross-entropy, for other gammas not."""
+    torch.manual_seed(0)
+    scores, labels = torch.rand(128, 10), torch.randint(0, 10, (128, 1))
+    hot = torch.nn.functional.one_hot(labels[:, 0], 10).float()
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(scores, hot)
+    loss = ours.FocalLoss(to_onehot_y=True, gamma=gamma)(scores, labels)
+    assert (abs(loss - entropy).item() < 1e-6) == (gamma == 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize("name", ["DiceLoss", "FocalLoss", "DiceCELoss", "GeneralizedDiceFocalLoss", "MaskedLoss"])
+def test_scripting_is_refused(name: str) -> None:
+    loss = getattr(ours, name)(*([ours.DiceLoss()] if name == "MaskedLoss" else []))
+    with pytest.raises(NotImplementedError, match=rf"{name}: expected torch.compile or torch.export, got torch.jit"):
+        torch.jit.script(loss)

@@ -177,3 +177,68 @@ LOGITS, LABELS = torch.zeros(1, 2, 3), torch.zeros(1, 1, 3, dtype=torch.int64)
 def test_what_cannot_be_had_raises(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+# --- the losses of a trainer
+
+
+@configurations
+@given(case=cases(least=2), keywords=options(), data=st.data(), regions=flags, ignored=flags, theirs=flags)
+def test_what_a_trainer_takes_over(
+    case: Case, keywords: dict[str, Any], data: st.DataObject, regions: bool, ignored: bool, theirs: bool
+) -> None:
+    """nnU-Net's loss, the drop-in loss made from it, and the sum of this package's losses that a FusedHead takes."""
+    factors = {name: data.draw(st.sampled_from([1, 0.3])) for name in ("weight_ce", "weight_dice")}
+    factors["dice_class"] = data.draw(st.sampled_from([dice.SoftDiceLoss, dice.MemoryEfficientSoftDiceLoss]))
+    if regions:
+        target = torch.cat([case.one_hot, 1 - case.mask], 1) if ignored else case.one_hot
+        target = target.bool() if data.draw(flags) else target
+        stock = compound_losses.DC_and_BCE_loss({}, keywords, use_ignore_label=ignored, **factors)
+    else:
+        weight = data.draw(st.sampled_from([None, [1.0, 0.5, 2.0, 3.0]]))
+        entropy = {"weight": None if weight is None else torch.tensor(weight[: case.channels], dtype=torch.float64)}
+        label = case.channels if ignored else None
+        target = torch.where(case.mask.bool(), case.labels, case.channels) if ignored else case.labels
+        stock = compound_losses.DC_and_CE_loss(keywords, entropy, ignore_label=label, **factors)
+    taken = ours.taken_over(stock)
+    agree(taken, stock, case.logits, target)
+    native = ours.OfTargets(taken, ours.native(taken, case.channels), taken.weight_dice)
+    agree(native, stock, case.logits, target)
+
+
+def test_a_compiled_part_is_taken_over() -> None:
+    stock = compound_losses.DC_and_CE_loss({"ddp": False, "smooth": 0.5}, {}, dice_class=dice.SoftDiceLoss)
+    stock.dc = torch.compile(stock.dc, backend="eager")
+    assert ours.taken_over(stock).dc.smooth == 0.5
+
+
+def test_the_logarithm_of_dice_leaves_absent_classes_out() -> None:
+    loss = ours.DC_and_CE_loss({"smooth": 0.0, "batch_dice": True, "do_bg": False}, {}, weight_ce=0)
+    logits, labels = torch.randn(2, 4, 5), torch.tensor([[[0, 1, 2, 2, 0]], [[0, 0, 0, 0, 0]]])
+    value = ours.native(loss, 4, cost="neg_log", absent="skip")(logits, labels)
+    prob, true = logits.softmax(1), torch.nn.functional.one_hot(labels[:, 0], 4).movedim(-1, 1)
+    score = 2 * (prob * true).sum((0, 2)) / (prob + true).sum((0, 2))
+    torch.testing.assert_close(value, -score[1:3].log().mean())
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce args:UserWarning")  # nnU-Net's TopKLoss
+def test_what_cannot_be_taken_over_raises() -> None:
+    class DC_and_CE_loss(compound_losses.DC_and_CE_loss):  # noqa: N801 - a namesake
+        pass
+
+    for loss in (nn.Identity(), DC_and_CE_loss({}, {}), compound_losses.DC_and_topk_loss({}, {})):
+        with pytest.raises(TypeError, match="expected a loss of nnU-Net's among DC_and_CE_loss, DC_and_BCE_loss"):
+            ours.taken_over(loss)
+    for loss in (
+        ours.DC_and_CE_loss({}, {"label_smoothing": 0.1}),
+        ours.DC_and_CE_loss({"clip_tp": 1.0}, {}),
+        ours.DC_and_BCE_loss({"pos_weight": torch.tensor(2.0)}, {}),
+    ):
+        with pytest.raises(ValueError, match="expected a loss of plain Dice and cross-entropy"):
+            ours.native(loss, 3)
+
+
+def test_the_directory_of_trainers_is_safe_on_the_path() -> None:
+    """nnU-Net puts it first on sys.path and imports what is there: one file, whose name nobody else has."""
+    (file,) = ours.TRAINERS.glob("[!_]*")
+    assert file.name == "softdice_nnunet_trainers.py"

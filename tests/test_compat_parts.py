@@ -450,6 +450,21 @@ def test_meta_tensors_take_the_fast_path(backend: str) -> None:
     torch.testing.assert_close(meta.grad.as_subclass(Tensor), plain.grad)
 
 
+def test_meta_tensors_are_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    whole = softdice.statistics.sum_voxels
+
+    def look(input: Tensor, target: Tensor, *rest: Any) -> Tensor:
+        assert type(input) is type(target) is Tensor
+        seen.extend((input.data_ptr(), target.data_ptr()))
+        return whole(input, target, *rest)
+
+    monkeypatch.setattr(softdice.statistics, "sum_voxels", look)
+    x, y = MetaTensor(logits()), MetaTensor(labels())
+    m.DeepSupervisionLoss(m.DiceCELoss(to_onehot_y=True, softmax=True))([x], y)
+    assert seen == [x.data_ptr(), y.data_ptr()]
+
+
 def test_autocast_trains_with_half_logits() -> None:
     network = nn.Conv2d(2, C, 1)
     image = torch.randn(B, 2, *SPACE)

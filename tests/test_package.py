@@ -22,7 +22,7 @@ OWN_MODULES, FOREIGN_MODULES = 42, 5
 
 ORDER = (
     "version", "interrupt", "terms", "settings", "reference", "validation", "kernels", "distributed", "statistics",
-    "voxelwise", "lovasz", "indices", "costs", "reductions", "losses", "functional", "head", "maps", "metrics",
+    "voxelwise", "lovasz", "indices", "costs", "reductions", "losses", "masks", "functional", "head", "maps", "metrics",
     "reproducibility", "images", "compat", "scoring", "training", "cli", "__main__", "__init__",
 )  # fmt: skip
 """A module or subpackage imports only from what stands before it; within a subpackage the order is free."""

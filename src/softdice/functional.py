@@ -3,7 +3,7 @@
 `soft_dice_loss(input, target, voxel_weight=..., eps=..., **settings)` is `SoftDiceLoss(C, eps, **settings)(input,
 target, voxel_weight)`, with C read off input; so for every class in FAMILY, MAPPED and BEYOND of `softdice.losses`,
 from which the functions are made. Their types, for editors and type checkers, stand in functional.pyi, which `make
-format` writes.
+format` writes. The losses of single masks, `mask_dice_loss` and its siblings, have no class: see `softdice.masks`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softdice import losses, validation
+from softdice import losses, masks, validation
 from softdice.losses import Loss
 from softdice.losses.base import words
+from softdice.masks import *  # noqa: F403
 
 DOCSTRING = """input, target -> what `softdice.{loss}` returns.
 
@@ -95,4 +96,4 @@ FUNCTIONS = {
     function.__name__: function for function in map(_function_of, (*losses.FAMILY, *losses.MAPPED, *losses.BEYOND))
 }
 globals().update(FUNCTIONS)
-__all__ = sorted(FUNCTIONS)
+__all__ = sorted([*FUNCTIONS, *masks.__all__])

@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from softdice.costs import Cost
 from softdice.losses import LossSettings
+from softdice.masks import *  # noqa: F403
 
 def dice_semimetric_loss(
     input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,

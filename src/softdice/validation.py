@@ -331,6 +331,18 @@ def check(wrong: Tensor, valid: Tensor | None, source: Tensor, error: Callable[.
         raise ValueError(error(source[wrong][0].item(), int(wrong.sum())))
 
 
+def hard(values: Tensor, what: str = "target", advice: str = "Round it, or use softdice.FocalLoss.") -> Tensor:
+    """Per-class values or a mask -> the same, all 0 or 1; the formulas for values between are no sums over voxels."""
+
+    def error(value: object = UNSEEN, count: object = SOME) -> str:
+        got = f"values such as {value:g}" if isinstance(value, float) else f"{value}"
+        return message(f"a {what} of zeros and ones", got, advice)
+
+    if values.dtype != torch.bool:
+        check((values != 0) & (values != 1), None, values, error)
+    return values
+
+
 def probability_slack(dtype: torch.dtype) -> float:
     """How far beyond [0, 1] a probability may lie by rounding alone."""
     return max(1e-5, 4 * torch.finfo(dtype).eps)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import shlex
 
 import torch
+import typer
 
+from softdice.compat.nnunet import TRAINERS
 from softdice.kernels import registry
 from softdice.version import __version__
 
@@ -16,8 +20,18 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def info() -> None:
+def info(
+    nnunet: bool = typer.Option(
+        False, "--nnunet", help="Print only the line to export, so that nnU-Net finds the trainers of this package."
+    ),
+) -> None:
     """Show versions, devices, and which backend serves which device."""
+    if nnunet:
+        before = os.environ.get("nnUNet_extTrainer", "")  # noqa: SIM112 (nnU-Net's spelling)
+        others = [path for path in before.split(os.pathsep) if path]
+        paths = os.pathsep.join(dict.fromkeys([*others, str(TRAINERS)]))
+        print(f"export nnUNet_extTrainer={shlex.quote(paths)}")
+        return
     print(f"softdice {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     for package in PACKAGES:
         print(f"  {package} {_version(package)}")

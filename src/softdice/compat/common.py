@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +58,20 @@ class DropIn(_Loss):
         self.register_buffer(name, made, persistent)
         return made
 
+    def __prepare_scriptable__(self) -> Self:
+        """What torch.jit.script asks for first."""
+        no_scripting(type(self).__name__)
+
     def options(self, group: type[DropIn]) -> dict[str, Any]:
         """The arguments that a group of options declares, to hand on to a part of this loss."""
         return {field.name: getattr(self, field.name) for field in fields(group)}  # type: ignore[arg-type]
+
+
+def no_scripting(name: str) -> NoReturn:
+    """The error for torch.jit.script."""
+    advice = "Use torch.compile(loss, fullgraph=True), or torch.export of a module that calls it."
+    text = validation.message("torch.compile or torch.export", "torch.jit.script, which torch has deprecated", advice)
+    raise NotImplementedError(text.replace(validation.PACKAGE, name, 1))
 
 
 # --- its parts: what stands there is what is used, be it ours or not
@@ -102,18 +113,6 @@ def flat(input: Tensor, target: Tensor, *parts: Any) -> tuple[Tensor, Tensor]:
 def one_hot(labels: Tensor, channels: int) -> Tensor:
     """labels (B, 1, *S) -> (B, C, *S) bool; a label that is no class is in none."""
     return labels == torch.arange(channels, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
-
-
-def hard(values: Tensor, what: str = "target", advice: str = "Round it, or use softdice.FocalLoss.") -> Tensor:
-    """Per-class values or a mask -> the same, all 0 or 1; the formulas for values between are no sums over voxels."""
-
-    def error(value: object = validation.UNSEEN, count: object = validation.SOME) -> str:
-        got = f"values such as {value:g}" if isinstance(value, float) else f"{value}"
-        return validation.message(f"a {what} of zeros and ones", got, advice)
-
-    if values.dtype != torch.bool:
-        validation.check((values != 0) & (values != 1), None, values, error)
-    return values
 
 
 # --- its pass
@@ -187,8 +186,12 @@ def balanced(
 
 def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
     """this rank's pooled statistics -> the sum over all ranks, differentiable; alone, the statistics as they are."""
-    alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
-    return stats if alone else stats.all_reduce("world")
+    return stats.all_reduce("world") if ranks() else stats
+
+
+def ranks() -> bool:
+    """Whether there is a default process group."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 # --- its terms

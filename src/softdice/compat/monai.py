@@ -17,14 +17,16 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from softdice import reductions, validation
 from softdice.compat import common
 from softdice.losses.supervision import at_resolution
+from softdice.reference import result_dtype
 from softdice.statistics import OverlapStatistics
 
 Weight = Sequence[float] | float | Tensor | None
@@ -45,8 +47,27 @@ class _MonaiLoss(common.DropIn):
         self.reduction = getattr(self.reduction, "value", self.reduction)  # MONAI's LossReduction or its word
         validation.choice("reduction", self.reduction, ("mean", "sum", "none"))
 
+    misfit: ClassVar[type[Exception]] = AssertionError
+    """What MONAI raises where the shape of target does not fit."""
+
+    def tensors(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The two tensors of a call; (B, C) without space as (B, C, 1), where the number is MONAI's."""
+        input, target = common.taken(input, target)
+        if input.ndim != 2:
+            return input, target
+        if not self.without_space():
+            advice = (
+                "MONAI adds up all samples and classes then. Add a dimension with unsqueeze(-1), or set batch=True."
+            )
+            validation.fail("input of shape (B, C, *S)", tuple(input.shape), advice)
+        return input.unsqueeze(-1), target.unsqueeze(-1)
+
+    def without_space(self) -> bool:
+        """Whether MONAI's formula of (B, C) without space is that of one voxel."""
+        return bool(getattr(self, "batch", False))
+
     def labelled(self, input: Tensor, target: Tensor) -> bool:
-        """Whether target is a label map (B, 1, *S); an AssertionError, as in MONAI, where its shape does not fit."""
+        """Whether target is a label map (B, 1, *S); MONAI's kind of error where its shape does not fit."""
         channels = input.shape[1]
         labels = self.to_onehot_y and channels > 1
         if self.to_onehot_y and not labels:
@@ -54,7 +75,7 @@ class _MonaiLoss(common.DropIn):
         expected = (input.shape[0], 1, *input.shape[2:]) if labels else tuple(input.shape)
         if tuple(target.shape) != expected:
             advice = "Set to_onehot_y=True for a label map." if not labels else "With to_onehot_y it is a label map."
-            validation.fail(f"target of shape {expected}", tuple(target.shape), advice, AssertionError)
+            validation.fail(f"target of shape {expected}", tuple(target.shape), advice, self.misfit)
         return labels
 
     def valid(self, target: Tensor, labels: bool) -> tuple[Tensor, Tensor | None, int | None]:
@@ -101,7 +122,7 @@ def _ignored(option: str) -> None:
 
 
 def _mask(mask: Tensor) -> Tensor:
-    return common.hard(
+    return validation.hard(
         mask, "mask", "Fractional masks enter MONAI's sums squared; pass voxel_weight to a softdice loss."
     )
 
@@ -138,7 +159,7 @@ class _OverlapLoss(_MonaiLoss):
         self, input: Tensor, target: Tensor, fields: Sequence[str], mask: Tensor | None = None, **settings: Any
     ) -> OverlapStatistics:
         """input, target -> the fields, (B, C), of one pass with this loss's activation."""
-        input, target = common.taken(input, target)
+        input, target = self.tensors(input, target)
         settings["activation"] = "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
         if self.softmax and input.shape[1] == 1:
             _ignored("softmax=True")
@@ -260,6 +281,10 @@ class _GeneralizedDiceOptions(_OverlapLoss):
     smooth_dr: float = 1e-5
     batch: bool = False
 
+    def without_space(self) -> bool:
+        """MONAI has none."""
+        return False
+
 
 @common.declared
 class GeneralizedDiceLoss(_GeneralizedDiceOptions):
@@ -361,8 +386,9 @@ class MCCLoss(_OverlapLoss):
 class FocalLoss(_MonaiLoss):
     """input, target -> mean focal loss over voxels and classes; a sigmoid, or with use_softmax a softmax, of logits.
 
-    reduction="none" gives a map of the voxels there and is refused here. With a sigmoid the target must be zeros and
-    ones. An alpha with a sigmoid costs a mask per channel.
+    With a sigmoid the target must be zeros and ones. An alpha with a sigmoid costs a mask per channel.
+    reduction="none" gives a map of the voxels and classes, (B, C, *S), by torch's operations: it costs some tensors of
+    the size of input, in both passes, and takes fractional targets.
 
     Example:
         >>> loss = FocalLoss(to_onehot_y=True, gamma=0.0)
@@ -378,20 +404,27 @@ class FocalLoss(_MonaiLoss):
     reduction: Any = "mean"
     use_softmax: bool = False
     ignore_index: int | None = None
+    misfit: ClassVar[type[Exception]] = ValueError
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reduction == "none":
-            validation.fail("reduction 'mean' or 'sum'", "'none'", "The pass never makes a map of the voxels.")
         self.hold_weight(self.weight)
+
+    def without_space(self) -> bool:
+        """Whether MONAI's formula of (B, C) without space is that of one voxel."""
+        return self.reduction != "sum"
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        input, target = common.taken(input, target)
+        space = input.shape[2:] if isinstance(input, Tensor) else ()
+        input, target = self.tensors(input, target)
         labels = self.labelled(input, target)
         target, weight, ignored = self.valid(target, labels)
+        if self.reduction == "none":
+            found = self.each(input, target, labels, weight, ignored)
+            return found.reshape(*found.shape[:2], *space)
         if not (labels or self.use_softmax):
-            common.hard(target)
+            validation.hard(target)
         balance = self.alpha is not None and not self.use_softmax
         foreground = not self.include_background and input.shape[1] > 1 and (balance or self.use_softmax)
         if labels and (balance or foreground):
@@ -413,20 +446,56 @@ class FocalLoss(_MonaiLoss):
             stats = stats if foreground else self.counted(stats)
         return self.from_statistics(stats)
 
+    def each(self, input: Tensor, target: Tensor, labels: bool, weight: Tensor | None, ignored: int | None) -> Tensor:
+        """What `valid` returned -> the loss of each voxel and class that counts, (B, C, *S)."""
+        if labels:
+            weight = None if ignored is None else target != ignored
+            target = common.one_hot(target, input.shape[1])
+        if not self.include_background:
+            if input.shape[1] == 1:
+                _ignored("include_background=False")
+            else:
+                input, target = input[:, 1:], target[:, 1:]
+        x = input.to(result_dtype(input.dtype))
+        y = target.to(x.dtype)
+        if weight is not None:  # an ignored voxel costs 0, whatever it holds
+            x, y = torch.where(weight, x, 0.0), torch.where(weight, y, 0.0)
+        if self.use_softmax:
+            log_p = x.log_softmax(1)
+            focal = -((1 - log_p.exp()) ** self.gamma) * log_p * y
+        else:
+            wrong = (-x * (2 * y - 1)).sigmoid()
+            focal = wrong**self.gamma * (y * softplus(-x) + (1 - y) * softplus(x))
+        if self.alpha is not None:
+            alpha = self._alpha(x.shape[1]).to(x)
+            if self.use_softmax:
+                alpha = alpha.view(-1, *[1] * (x.ndim - 2))
+            elif alpha.ndim == 0:
+                alpha = y * alpha + (1 - y) * (1 - alpha)
+            else:  # of one number per class the others are priced 1
+                alpha = torch.where(y == 1, alpha.view(-1, *[1] * (x.ndim - 2)), 1.0)
+            focal = focal * alpha
+        focal = focal if weight is None else focal * weight
+        return self.weighted(focal.movedim(1, -1)).movedim(-1, 1)
+
     def from_statistics(self, stats: OverlapStatistics) -> Tensor:
         """statistics (B, C) of the classes that count -> loss."""
         focal, voxels = stats.focal, stats.voxels[:, :1]
         if self.alpha is not None and self.use_softmax:
             focal = focal * self._alpha(focal.shape[-1]).to(focal)
-        weight: Any = self.class_weight
-        if weight is not None and focal.shape[-1] == 1 and weight.ndim > 0:
-            validation.fail("one weight for one channel", tuple(weight.shape), "Pass one number.")
         focal = self.weighted(focal)
         tiny = torch.finfo(torch.float32).eps
         if self.reduction == "sum":  # the mean over space, added over samples and classes
             return (focal / voxels.clamp_min(tiny)).sum()
         # With an ignore_index MONAI divides by voxels, not by voxels times classes.
         return focal.sum() / (voxels.sum().clamp_min(tiny) * (focal.shape[-1] if self.ignore_index is None else 1))
+
+    def weighted(self, cost: Tensor) -> Tensor:
+        """cost (..., C) times the buffer class_weight."""
+        weight: Any = self.class_weight
+        if weight is not None and cost.shape[-1] == 1 and weight.ndim > 0:
+            validation.fail("one weight for one channel", tuple(weight.shape), "Pass one number.")
+        return super().weighted(cost)
 
     def _alpha(self, channels: int) -> Tensor:
         """alpha as the activation has it: with a softmax one per class, 1 - alpha for the first."""
@@ -482,7 +551,7 @@ class DiceCELoss(_DiceOptions):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        input, target = common.taken(input, target)
+        input, target = self.tensors(input, target)
         _fitting_channels(input, target)
         binary = input.shape[1] == 1
         term, which = (self.bce, self.binary_cross_entropy) if binary else (self.ce, self.cross_entropy)
@@ -520,7 +589,7 @@ class DiceFocalLoss(_DiceOptions):
     """input, target -> lambda_dice DiceLoss + lambda_focal FocalLoss (of a sigmoid, whatever the Dice term has).
 
     One pass with sigmoid=True and no alpha, else two. Whatever stands in `dice` or `focal` is called.
-    reduction="none" would be a map of the voxels and is refused.
+    reduction="none" gives the map of `FocalLoss`, at its price, with the Dice term of its sample and class added.
 
     Example:
         >>> loss = DiceFocalLoss(sigmoid=True, lambda_dice=0.0, gamma=0.0)
@@ -544,6 +613,10 @@ class DiceFocalLoss(_DiceOptions):
         options = {**self.options(_MonaiLoss), "gamma": self.gamma, "weight": self.weight, "reduction": self.reduction}
         self.focal = FocalLoss(**options, alpha=self.alpha)
 
+    def without_space(self) -> bool:
+        """Whether MONAI's formula of (B, C) without space is that of one voxel."""
+        return self.batch and self.reduction == "mean"
+
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
         return _with_focal(self, "dice", (self.lambda_dice, self.lambda_focal), input, target)
@@ -554,7 +627,7 @@ class GeneralizedDiceFocalLoss(_GeneralizedDiceOptions):
     """input, target -> lambda_gdl GeneralizedDiceLoss + lambda_focal FocalLoss (of a sigmoid).
 
     One pass with sigmoid=True, else two. Whatever stands in `generalized_dice` or `focal` is called.
-    reduction="none" would be a map of the voxels and is refused.
+    reduction="none" gives the map of `FocalLoss`, at its price, with the generalized Dice term of its sample added.
 
     Example:
         >>> loss = GeneralizedDiceFocalLoss(sigmoid=True, lambda_gdl=0.0, gamma=0.0)
@@ -582,18 +655,20 @@ class GeneralizedDiceFocalLoss(_GeneralizedDiceOptions):
 
 def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tensor, target: Tensor) -> Tensor:
     """A loss with an overlap loss of that name, and `focal` -> their weighted sum, from one pass where it can be."""
-    input, target = common.taken(input, target)
+    input, target = loss.tensors(input, target)
     _fitting_channels(input, target)
     dice = common.part(getattr(loss, name), DiceLoss, GeneralizedDiceLoss)
     focal = common.part(loss.focal, FocalLoss)
     shared = dice and focal and dice.sigmoid and focal.alpha is None and not focal.use_softmax
+    shared = shared and focal.reduction != "none"
     if shared and (dice.to_onehot_y, getattr(dice, "ignore_index", None)) == (focal.to_onehot_y, focal.ignore_index):
         if not (dice.to_onehot_y and input.shape[1] > 1):
-            common.hard(target)
+            validation.hard(target)
         stats = dice.statistics(input, target, (*dice.reads, *FOCAL), gamma=focal.gamma)
         second = focal.from_statistics(focal.counted(stats))
         return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
-    input, target = common.flat(input, target, dice, focal)
+    if not focal or focal.reduction != "none":
+        input, target = common.flat(input, target, dice, focal)
     truth = target
     if loss.to_onehot_y and not (dice and focal):  # what MONAI hands to the parts
         truth = common.one_hot(target, input.shape[1]).to(input.dtype)

@@ -1,0 +1,247 @@
+"""logits of N masks, N masks -> loss: what DETR, Mask2Former and SAM train their masks with, and match them by.
+
+Each mask is a sample of one class: its loss is a function of the same statistics. The functions are found in
+`softdice.functional`. Shapes: N masks, M targets, *S space (or the sampled points of a mask).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from softdice import costs, indices, validation
+from softdice.reference import result_dtype
+from softdice.settings import Pass
+from softdice.statistics import OverlapStatistics, measure
+
+__all__ = ["mask_dice_loss", "mask_focal_loss", "pairwise_mask_dice_loss", "pairwise_mask_focal_loss"]
+
+_Reduction = Literal["mean", "none"]
+
+
+@validation.public
+def mask_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    num_masks: float | Tensor | None = None,
+    *,
+    eps: float = 1.0,
+    reduction: _Reduction = "mean",
+) -> Tensor:
+    """logits of N masks, N masks -> sum of 1 - Dice over the masks / num_masks.
+
+        loss = sum_n (1 - (2 I_n + eps) / (P_n + T_n + eps)) / num_masks
+
+    Args:
+        input: (N, *S) logits, float16, bfloat16, float32 or float64: one mask each, not a batch of channels.
+        target: (N, *S) masks of zeros and ones, of any dtype, or values in [0, 1].
+        num_masks: what the sum is divided by, >= 1; a tensor of one element is not looked at. None: N.
+        eps: smoothing, >= 0, in voxels.
+        reduction: "none" gives the loss of each mask, (N,), for example to keep the best of several proposals (SAM).
+
+    Returns:
+        A 0-d tensor (or (N,)), float64 for float64 input, else float32, also under autocast. One pass, no copy of
+        the masks.
+
+    Raises:
+        TypeError, ValueError: shapes that differ, a target outside [0, 1], num_masks below 1 or with "none".
+
+    Edge cases: an empty mask that is not predicted costs 0; no mask at all costs 0, with a gradient.
+
+    Example:
+        >>> import torch, softdice
+        >>> logits, masks = torch.tensor([[2.0, -2.0], [0.0, 0.0]]), torch.tensor([[1, 0], [0, 0]])
+        >>> softdice.functional.mask_dice_loss(logits, masks, num_masks=2)
+        tensor(0.2897)
+        >>> softdice.functional.mask_dice_loss(logits, masks, reduction="none")
+        tensor([0.0795, 0.5000])
+
+    Source: N. Carion et al., "End-to-end object detection with transformers", ECCV 2020, appendix (DICE/F-1 loss).
+    """
+    validation.number("eps", eps, 0)
+    stats = _statistics(input, target, ("intersection", "prediction", "target"))
+    return _reduced(costs.one_minus(indices.dice(stats, eps=eps)), num_masks, reduction)
+
+
+@validation.public
+def mask_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    num_masks: float | Tensor | None = None,
+    *,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    reduction: _Reduction = "mean",
+) -> Tensor:
+    """logits of N masks, N masks -> sum over the masks of the mean focal loss of their voxels / num_masks.
+
+        loss = sum_n mean_v (alpha y (1 - p)^gamma (-ln p) + (1 - alpha) (1 - y) p^gamma (-ln(1 - p))) / num_masks
+
+    Args:
+        input, num_masks, reduction: as for `mask_dice_loss`.
+        target: (N, *S) masks of zeros and ones, of any dtype; with alpha=None and gamma=0 values in [0, 1], too.
+        alpha: price of a voxel of the mask, in [0, 1], against 1 - alpha of one outside; None prices both 1.
+        gamma: exponent, >= 0. With alpha=None and gamma=0 it is Mask2Former's binary cross-entropy.
+
+    Returns, Raises: as `mask_dice_loss`; ValueError for a fractional target where the formula is no sum over voxels.
+
+    Edge cases: no mask at all costs 0, with a gradient.
+
+    Example:
+        >>> import torch, softdice
+        >>> logits, masks = torch.tensor([[2.0, -2.0], [0.0, 0.0]]), torch.tensor([[1, 0], [0, 0]])
+        >>> softdice.functional.mask_focal_loss(logits, masks, num_masks=2)
+        tensor(0.0654)
+
+    Source: T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017, eq. 5.
+    """
+    positive, negative = _sides(alpha)
+    if alpha is not None or gamma:
+        _hard(target)
+    stats = _statistics(input, target, ("positive_focal", "negative_focal"), gamma)
+    voxels = max(input.shape[1:].numel(), 1)
+    focal = (positive * stats.positive_focal + negative * stats.negative_focal) / voxels
+    return _reduced(focal, num_masks, reduction)
+
+
+@validation.public
+def pairwise_mask_dice_loss(input: Tensor, target: Tensor, *, eps: float = 1.0) -> Tensor:
+    """logits of N masks, M masks -> 1 - Dice of every pair, (N, M): a matcher's cost.
+
+    Args:
+        input: (N, *S) logits. target: (M, *S) masks, of any dtype, or values in [0, 1].
+        eps: smoothing, >= 0, in voxels.
+
+    Returns:
+        (N, M), float64 for float64 input, else float32: inside autocast, too, where a product of half precision would
+        overflow at 65 504 voxels. Differentiable. Beside it stand the probabilities and a float copy of target.
+
+    Raises:
+        TypeError, ValueError: as `mask_dice_loss`.
+
+    Edge cases: an empty mask that is not predicted costs 0; no prediction or no mask gives an empty matrix.
+
+    Example:
+        >>> import torch, softdice
+        >>> logits, masks = torch.tensor([[2.0, -2.0], [-2.0, 2.0]]), torch.tensor([[1, 0], [0, 1], [1, 1]])
+        >>> softdice.functional.pairwise_mask_dice_loss(logits, masks)
+        tensor([[0.0795, 0.5872, 0.2500],
+                [0.5872, 0.0795, 0.2500]])
+
+    Source: B. Cheng et al., "Per-pixel classification is not all you need for semantic segmentation", NeurIPS 2021.
+    """
+    validation.number("eps", eps, 0)
+    logit, true = _pairs(input, target)
+    with _without_autocast(input):
+        prob = logit.sigmoid()
+        product = prob @ true.T
+    sizes = {"prediction": prob.sum(1, keepdim=True).expand_as(product), "target": true.sum(1).expand_as(product)}
+    return costs.one_minus(indices.dice(OverlapStatistics({"intersection": product, **sizes}), eps=eps))
+
+
+@validation.public
+def pairwise_mask_focal_loss(
+    input: Tensor, target: Tensor, *, alpha: float | None = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """logits of N masks, M masks -> mean focal loss of the voxels of every pair, (N, M): a matcher's other cost.
+
+    Args:
+        input, target: as for `pairwise_mask_dice_loss`; a fractional target weighs the two sides, as it does in a
+            cross-entropy.
+        alpha, gamma: as for `mask_focal_loss`; None and 0 for Mask2Former's binary cross-entropy.
+
+    Returns, Raises: as `pairwise_mask_dice_loss`.
+
+    Edge cases: masks without a voxel cost 0.
+
+    Example:
+        >>> import torch, softdice
+        >>> logits, masks = torch.tensor([[2.0, -2.0]]), torch.tensor([[1, 0], [0, 1]])
+        >>> softdice.functional.pairwise_mask_focal_loss(logits, masks, alpha=None, gamma=0.0)
+        tensor([[0.1269, 2.1269]])
+
+    Source: as of `pairwise_mask_dice_loss` and `mask_focal_loss`.
+    """
+    positive, negative = _sides(alpha)
+    validation.number("gamma", gamma, 0)
+    logit, true = _pairs(input, target)
+    with _without_autocast(input):
+        inside = positive * logit.neg().sigmoid() ** gamma * softplus(-logit)
+        outside = negative * logit.sigmoid() ** gamma * softplus(logit)
+        return (inside @ true.T + outside @ (1 - true).T) / max(true.shape[1], 1)
+
+
+def _statistics(input: Tensor, target: Tensor, fields: tuple[str, ...], gamma: float = 2.0) -> OverlapStatistics:
+    """(N, *S) logits and masks of that shape -> statistics (N, 1): each mask is a sample of one class."""
+    _fitting(input, target, "(N, *S)", input.shape if isinstance(input, Tensor) else ())
+    settings = validation.pass_settings(Pass("sigmoid", fields=fields, gamma=gamma))
+    shape = (len(input), 1, input.shape[1:].numel())
+    return measure(input.reshape(shape), target.reshape(shape), None, settings)
+
+
+def _pairs(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, *S) logits, (M, *S) masks -> (N, V) and (M, V) in the dtype of statistics."""
+    _fitting(input, target, "(M, *S)", (len(target), *input.shape[1:]) if isinstance(input, Tensor) else ())
+    if target.is_floating_point():
+        validation.check((target < 0) | (target > 1), None, target, validation.target_error)
+    else:
+        _hard(target)
+    dtype = result_dtype(input.dtype)
+    logit, true = (x.reshape(len(x), input.shape[1:].numel()).to(dtype) for x in (input, target))
+    return logit, true
+
+
+def _without_autocast(input: Tensor) -> AbstractContextManager[object]:
+    """A product inside computes in the dtype that it is given; some kinds of device, such as meta, have no autocast."""
+    kind = input.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def _fitting(input: Tensor, target: Tensor, which: str, shape: tuple[int, ...]) -> None:
+    for name, value in (("input", input), ("target", target)):
+        if not isinstance(value, Tensor):
+            validation.fail(
+                f"{name} to be a Tensor", type(value).__name__, f"Wrap {name} in torch.as_tensor.", TypeError
+            )
+    if input.dtype not in validation.INPUT_DTYPES:
+        advice = "Pass logits first, masks second."
+        validation.fail("input of dtype float16, bfloat16, float32 or float64", input.dtype, advice, TypeError)
+    if input.ndim < 2 or tuple(target.shape) != tuple(shape):
+        advice = "Give one mask per row, of the same size in both: flatten(0, 1) joins batch and masks."
+        expected = f"input of shape (N, *S), target {which} with the same S"
+        validation.fail(expected, f"{tuple(input.shape)} and {tuple(target.shape)}", advice)
+    validation.same_device(input.device, "input", target=target)
+
+
+def _hard(target: Tensor) -> None:
+    if isinstance(target, Tensor):
+        advice = "Round it; fractional masks fit Dice, and alpha=None with gamma=0."
+        validation.hard(target, "target", advice)
+
+
+def _sides(alpha: float | None) -> tuple[float, float]:
+    """alpha -> the price of a voxel inside the mask, and of one outside."""
+    if alpha is None:
+        return 1.0, 1.0
+    validation.number("alpha", alpha, 0, 1)
+    return alpha, 1 - alpha
+
+
+def _reduced(cost: Tensor, num_masks: float | Tensor | None, reduction: str) -> Tensor:
+    """cost (N, 1) -> (N,), or its sum divided by num_masks."""
+    validation.choice("reduction", reduction, ("mean", "none"))
+    if reduction == "none":
+        if num_masks is not None:
+            validation.fail("no num_masks with reduction='none'", num_masks, "Leave it out, or divide the sum by it.")
+        return cost[:, 0]
+    if num_masks is None:
+        num_masks = max(len(cost), 1)
+    elif not isinstance(num_masks, Tensor):
+        validation.number("num_masks", num_masks, 1)
+    elif num_masks.numel() != 1:
+        validation.fail("num_masks of one element", tuple(num_masks.shape), "Add the counts of the batch up.")
+    return cost.sum() / (num_masks.reshape(()) if isinstance(num_masks, Tensor) else num_masks)
