@@ -454,10 +454,10 @@ def test_meta_tensors_are_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None
     seen: list[int] = []
     whole = softdice.statistics.sum_voxels
 
-    def look(input: Tensor, target: Tensor, *rest: Any) -> Tensor:
-        assert type(input) is type(target) is Tensor
-        seen.extend((input.data_ptr(), target.data_ptr()))
-        return whole(input, target, *rest)
+    def look(given: Any, *rest: Any) -> Tensor:
+        assert type(given.input) is type(given.target) is Tensor
+        seen.extend((given.input.data_ptr(), given.target.data_ptr()))
+        return whole(given, *rest)
 
     monkeypatch.setattr(softdice.statistics, "sum_voxels", look)
     x, y = MetaTensor(logits()), MetaTensor(labels())
