@@ -103,7 +103,8 @@ def prepare_memory() -> None:
     mallopt(-1, 0)  # M_TRIM_THRESHOLD
 
 
-def _resident(peak: bool) -> int:
+def resident(peak: bool) -> int:
+    """Bytes of this process in memory: now, or the most since `reset_peak`."""
     key = "VmHWM:" if peak else "VmRSS:"
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
@@ -111,12 +112,13 @@ def _resident(peak: bool) -> int:
     raise OSError(f"/proc/self/status: expected a line {key}, got none. Memory is measured on Linux only.")
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
+    """Forget the peak; returns what is resident now."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
-    return _resident(peak=False)
+    return resident(peak=False)
 
 
 def memory(loss: Loss, logits: Tensor, labels: Tensor) -> Memory:
@@ -125,12 +127,12 @@ def memory(loss: Loss, logits: Tensor, labels: Tensor) -> Memory:
     step(loss, logits, labels)
     logits.grad = None
     forget()  # so that the gradient is counted, and not taken from the warm-up's
-    before = _reset_peak()
+    before = reset_peak()
     value = loss(logits, labels)
-    forward = _resident(peak=True) - before
-    saved = _reset_peak() - before
+    forward = resident(peak=True) - before
+    saved = reset_peak() - before
     value.backward()
-    backward = _resident(peak=True) - before
+    backward = resident(peak=True) - before
     return Memory(forward, max(saved, 0), backward)
 
 

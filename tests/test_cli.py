@@ -180,7 +180,7 @@ def test_python_dash_m() -> None:
 
 
 def test_info_prints_what_nnunet_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from softdice.compat.nnunet import TRAINERS
+    from softdice.compat.nnunet_training import TRAINERS
 
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     assert call("info", "--nnunet").stdout == f"export nnUNet_extTrainer={TRAINERS}\n"

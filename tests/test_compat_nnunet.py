@@ -15,6 +15,7 @@ from peers import Case, agree, cases
 from torch import Tensor, nn
 
 from softdice.compat import nnunet as ours
+from softdice.compat import nnunet_training as training
 
 configurations = settings(max_examples=200)
 flags = st.booleans()
@@ -200,22 +201,22 @@ def test_what_a_trainer_takes_over(
         label = case.channels if ignored else None
         target = torch.where(case.mask.bool(), case.labels, case.channels) if ignored else case.labels
         stock = compound_losses.DC_and_CE_loss(keywords, entropy, ignore_label=label, **factors)
-    taken = ours.taken_over(stock)
+    taken = training.taken_over(stock)
     agree(taken, stock, case.logits, target)
-    native = ours.OfTargets(taken, ours.native(taken, case.channels), taken.weight_dice)
+    native = training.OfTargets(taken, training.native(taken, case.channels), taken.weight_dice)
     agree(native, stock, case.logits, target)
 
 
 def test_a_compiled_part_is_taken_over() -> None:
     stock = compound_losses.DC_and_CE_loss({"ddp": False, "smooth": 0.5}, {}, dice_class=dice.SoftDiceLoss)
     stock.dc = torch.compile(stock.dc, backend="eager")
-    assert ours.taken_over(stock).dc.smooth == 0.5
+    assert training.taken_over(stock).dc.smooth == 0.5
 
 
 def test_the_logarithm_of_dice_leaves_absent_classes_out() -> None:
     loss = ours.DC_and_CE_loss({"smooth": 0.0, "batch_dice": True, "do_bg": False}, {}, weight_ce=0)
     logits, labels = torch.randn(2, 4, 5), torch.tensor([[[0, 1, 2, 2, 0]], [[0, 0, 0, 0, 0]]])
-    value = ours.native(loss, 4, cost="neg_log", absent="skip")(logits, labels)
+    value = training.native(loss, 4, cost="neg_log", absent="skip")(logits, labels)
     prob, true = logits.softmax(1), torch.nn.functional.one_hot(labels[:, 0], 4).movedim(-1, 1)
     score = 2 * (prob * true).sum((0, 2)) / (prob + true).sum((0, 2))
     torch.testing.assert_close(value, -score[1:3].log().mean())
@@ -228,14 +229,14 @@ def test_what_cannot_be_taken_over_raises() -> None:
 
     for loss in (nn.Identity(), DC_and_CE_loss({}, {}), compound_losses.DC_and_topk_loss({}, {})):
         with pytest.raises(TypeError, match="expected a loss of nnU-Net's among DC_and_CE_loss, DC_and_BCE_loss"):
-            ours.taken_over(loss)
+            training.taken_over(loss)
     for loss in (
         ours.DC_and_CE_loss({}, {"label_smoothing": 0.1}),
         ours.DC_and_CE_loss({"clip_tp": 1.0}, {}),
         ours.DC_and_BCE_loss({"pos_weight": torch.tensor(2.0)}, {}),
     ):
         with pytest.raises(ValueError, match="expected a loss of plain Dice and cross-entropy"):
-            ours.native(loss, 3)
+            training.native(loss, 3)
 
 
 def test_the_directory_of_trainers_is_safe_on_the_path() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_loss_under_torch_func(name: str, activation: str) -> None:
 
 ELSEWHERE = {"boundary_loss", "skeleton_recall_loss", "cl_dice_loss"}
 """What needs a map, or two dimensions: tests/test_maps.py and tests/test_losses_centreline.py differentiate them."""
-FUNCTIONS = sorted({name for name in dir(softdice.functional) if name.endswith("_loss")} - ELSEWHERE)
+FUNCTIONS = sorted({*softdice.functional.FUNCTIONS} - ELSEWHERE)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -87,10 +88,24 @@ def test_a_function_under_torch_func(name: str) -> None:
     assert_same_under_torch_func(lambda x: getattr(softdice.functional, name)(x, labels, activation="softmax"), logits)
 
 
+@pytest.mark.parametrize("name", softdice.masks.__all__)
+def test_a_function_of_masks_twice(backend: str, name: str) -> None:
+    logits, _, one_hot = problem()
+    assert_differentiable(partial(getattr(softdice.functional, name), target=one_hot[0]), logits[0])
+
+
+@pytest.mark.parametrize("name", softdice.masks.__all__)
+def test_a_function_of_masks_under_torch_func(name: str) -> None:
+    logits, _, one_hot = problem()
+    function = partial(getattr(softdice.functional, name), target=one_hot[0])
+    assert_same_under_torch_func(lambda x: function(x).sum(), logits[0])
+
+
 def test_every_named_loss_and_every_function_is_differentiated() -> None:
     losses = {name for name in softdice.__all__ if name.endswith("Loss")} - {"OverlapLoss"}
     assert losses == {make.__name__ for make, _, _ in FAMILY.values()} | {loss.__name__ for loss in (*MAPPED, *BEYOND)}
     apart = r"(?<=[a-z])(?=[A-Z])|(?<=MCC)|(?<=OHEM)|(?<=TopK)"
+    assert {*softdice.functional.__all__} == {*FUNCTIONS, *ELSEWHERE, *softdice.masks.__all__}
     assert {*FUNCTIONS, *ELSEWHERE} == {re.sub(apart, "_", name).lower() for name in losses}
 
 
@@ -166,6 +181,12 @@ def test_a_drop_in_class_twice(backend: str, row: Any) -> None:
 @every_drop_in
 def test_a_drop_in_class_under_torch_func(row: Any) -> None:
     assert_same_under_torch_func(*drop_in(*row))
+
+
+@every_drop_in
+def test_a_type_checker_lets_a_drop_in_class_be_made(row: Any) -> None:
+    missing = [name for name in dir(row[0]) if getattr(getattr(row[0], name), "__isabstractmethod__", False)]
+    assert missing == []
 
 
 def test_every_drop_in_class_is_differentiated() -> None:

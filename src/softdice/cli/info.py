@@ -10,7 +10,7 @@ import shlex
 import torch
 import typer
 
-from softdice.compat.nnunet import TRAINERS
+from softdice.compat.nnunet_training import TRAINERS
 from softdice.kernels import registry
 from softdice.version import __version__
 

@@ -132,14 +132,11 @@ def _mask(mask: Tensor) -> Tensor:
 
 @common.declared
 class _OverlapLoss(_MonaiLoss):
-    """input, target -> statistics of one pass -> cost per sample and class -> loss. A loss defines `cost`."""
+    """An activation, and the statistics of one pass with it."""
 
     sigmoid: bool = False
     softmax: bool = False
     other_act: Callable[[Tensor], Tensor] | None = None
-
-    broadcast = True
-    """Whether reduction="none" keeps as many dimensions as input has."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,10 +147,6 @@ class _OverlapLoss(_MonaiLoss):
         if len(chosen) > 1:
             advice = "Keep the one that turns input into probabilities."
             validation.fail("at most one of sigmoid, softmax, other_act", " and ".join(chosen), advice)
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input, target -> loss."""
-        return self.from_statistics(self.statistics(input, target, self.reads), input.ndim)
 
     def statistics(
         self, input: Tensor, target: Tensor, fields: Sequence[str], mask: Tensor | None = None, **settings: Any
@@ -169,6 +162,22 @@ class _OverlapLoss(_MonaiLoss):
         target, weight, settings["ignore_index"] = self.valid(target, self.labelled(input, target))
         settings["probabilities"] = self.kind()["soft"]
         return common.sums(input, target, weight if mask is None else mask, fields=fields, **settings)
+
+    def kind(self) -> dict[str, bool]:
+        """Which tp, fp and fn the loss has: squared, soft (right for soft labels), or neither."""
+        squared = getattr(self, "squared_pred", False)
+        return {"squared": squared, "soft": not squared and getattr(self, "soft_label", False)}
+
+
+class _CostLoss(_OverlapLoss):
+    """input, target -> statistics -> cost per sample and class -> loss. A loss defines `cost`."""
+
+    broadcast = True
+    """Whether reduction="none" keeps as many dimensions as input has."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """input, target -> loss."""
+        return self.from_statistics(self.statistics(input, target, self.reads), input.ndim)
 
     def from_statistics(self, stats: OverlapStatistics, ndim: int) -> Tensor:
         """statistics (B, C) of an input with ndim dimensions -> loss."""
@@ -187,11 +196,6 @@ class _OverlapLoss(_MonaiLoss):
         """The statistics that `cost` reads."""
         return common.extent_fields(**self.kind())
 
-    def kind(self) -> dict[str, bool]:
-        """Which tp, fp and fn the loss has: squared, soft (right for soft labels), or neither."""
-        squared = getattr(self, "squared_pred", False)
-        return {"squared": squared, "soft": not squared and getattr(self, "soft_label", False)}
-
 
 @common.declared
 class _DiceOptions(_OverlapLoss):
@@ -206,7 +210,7 @@ class _DiceOptions(_OverlapLoss):
 
 
 @common.declared
-class DiceLoss(_DiceOptions):
+class DiceLoss(_CostLoss, _DiceOptions):
     """input, target -> 1 - (2 I + smooth_nr) / (P + T + smooth_dr), per sample and class, then reduced.
 
     sigmoid and softmax run inside the pass; other_act is applied before it. With soft_label and no sigmoid or softmax,
@@ -287,7 +291,7 @@ class _GeneralizedDiceOptions(_OverlapLoss):
 
 
 @common.declared
-class GeneralizedDiceLoss(_GeneralizedDiceOptions):
+class GeneralizedDiceLoss(_CostLoss, _GeneralizedDiceOptions):
     """input, target -> 1 - (2 sum w I + smooth_nr) / (sum w (P + T) + smooth_dr), w = 1 / T^2, 1 / T or 1.
 
     An absent class takes the largest weight of the others. MONAI's smoothing is kept: added to sums that the weights
@@ -319,7 +323,7 @@ class GeneralizedDiceLoss(_GeneralizedDiceOptions):
 
 
 @common.declared
-class TverskyLoss(_OverlapLoss):
+class TverskyLoss(_CostLoss):
     """input, target -> 1 - (I + smooth_nr) / (I + alpha FP + beta FN + smooth_dr), per sample and class, then reduced.
 
     Example:
@@ -348,7 +352,7 @@ class TverskyLoss(_OverlapLoss):
 
 
 @common.declared
-class MCCLoss(_OverlapLoss):
+class MCCLoss(_CostLoss):
     """input, target -> 1 - MCC, (I V - P T + smooth_nr) / sqrt(P T (V - P) (V - T) + smooth_dr), 0 if all is right.
 
     Example:

@@ -19,7 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from softdice import FusedHead
-from softdice.compat import nnunet
+from softdice.compat.nnunet_training import Compound, OfTargets, native, taken_over
 from softdice.metrics.counting import class_counts
 
 CHUNKS = 16
@@ -36,11 +36,11 @@ class nnUNetTrainerSoftDice(nnUNetTrainer):  # noqa: N801 (nnU-Net's way)
     def _build_loss(self) -> nn.Module:
         loss: Any = super()._build_loss()
         if not hasattr(loss, "weight_factors"):  # nnU-Net's wrapper of deep supervision
-            return self.resolution_loss(nnunet.taken_over(loss))
-        loss.loss = self.resolution_loss(nnunet.taken_over(loss.loss))
+            return self.resolution_loss(taken_over(loss))
+        loss.loss = self.resolution_loss(taken_over(loss.loss))
         return loss
 
-    def resolution_loss(self, loss: nnunet.Compound) -> nn.Module:
+    def resolution_loss(self, loss: Compound) -> nn.Module:
         """The loss that nnU-Net has chosen, as ours -> the one of each resolution."""
         return loss
 
@@ -92,10 +92,10 @@ class nnUNetTrainerSoftDiceLogDice(nnUNetTrainerSoftDice):  # noqa: N801
     large whatever is predicted.
     """
 
-    def resolution_loss(self, loss: nnunet.Compound) -> nn.Module:
+    def resolution_loss(self, loss: Compound) -> nn.Module:
         """-ln Dice + cross-entropy of one resolution."""
         heads = self.label_manager.num_segmentation_heads
-        return nnunet.OfTargets(loss, nnunet.native(loss, heads, cost="neg_log", absent="skip"), 0.0)
+        return OfTargets(loss, native(loss, heads, cost="neg_log", absent="skip"), 0.0)
 
 
 class nnUNetTrainerSoftDiceFusedHead(nnUNetTrainerSoftDice):  # noqa: N801
@@ -116,10 +116,10 @@ class nnUNetTrainerSoftDiceFusedHead(nnUNetTrainerSoftDice):  # noqa: N801
         self.layers = [_handing_on(layer) for layer in decoder.seg_layers]
         of_resolution = getattr(loss, "loss", loss)
         heads = self.label_manager.num_segmentation_heads
-        native = nnunet.native(of_resolution, heads)
-        largest_first = [FusedHead(layer, native) for layer in reversed(decoder.seg_layers)][: len(weights)]
+        ours = native(of_resolution, heads)
+        largest_first = [FusedHead(layer, ours) for layer in reversed(decoder.seg_layers)][: len(weights)]
         offset = of_resolution.weight_dice
-        parts: list[nn.Module] = [nnunet.OfTargets(of_resolution, head, offset) for head in largest_first]
+        parts: list[nn.Module] = [OfTargets(of_resolution, head, offset) for head in largest_first]
         return _PerResolution(parts, weights)
 
     def predicted(self, output: Tensor) -> Tensor:
