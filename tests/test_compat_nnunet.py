@@ -241,5 +241,5 @@ def test_what_cannot_be_taken_over_raises() -> None:
 
 def test_the_directory_of_trainers_is_safe_on_the_path() -> None:
     """nnU-Net puts it first on sys.path and imports what is there: one file, whose name nobody else has."""
-    (file,) = ours.TRAINERS.glob("[!_]*")
+    (file,) = training.TRAINERS.glob("[!_]*")
     assert file.name == "softdice_nnunet_trainers.py"
