@@ -169,6 +169,7 @@ class _OverlapLoss(_MonaiLoss):
         return {"squared": squared, "soft": not squared and getattr(self, "soft_label", False)}
 
 
+@common.declared
 class _CostLoss(_OverlapLoss):
     """input, target -> statistics -> cost per sample and class -> loss. A loss defines `cost`."""
 
