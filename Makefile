@@ -99,6 +99,8 @@ docs: $(DEV)
 bench: $(DEV) $(PEERS)
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.dropins
+	$(BIN)/python -m benchmarks.variants
+	$(BIN)/python -m benchmarks.gradient_memory
 	$(BIN)/python -m benchmarks.structures
 	$(BIN)/python -m benchmarks.voxelwise
 	$(BIN)/python -m benchmarks.accuracy
