@@ -85,8 +85,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """rows -> Markdown."""
     lines = [
         f"`python -m benchmarks.structures` on {measure.machine()}; forward + backward, float32 logits, medians. "
-        "Memory is the peak beyond the inputs and the gradient, in maps of one class (B x voxels float32). Where float32 "
-        "puts two neighbours in another order, the gradients of a skeleton change places.",
+        "Memory is the peak beyond the inputs and the gradient, in maps of one class (B x voxels float32). Where "
+        "float32 puts two neighbours in another order, the gradients of a skeleton change places.",
         "",
         "| | logits | MONAI | ours | MONAI / ours | memory: MONAI | ours | difference of loss, gradient |",
         "|---|---|---|---|---|---|---|---|",
