@@ -51,6 +51,7 @@ def native(loss: Compound, num_classes: int, **of_dice: Any) -> StatisticsLoss:
     place of its own (cost, absent...). Ignored voxels of regions are a voxel_weight: see `OfTargets`.
 
     Example:
+        >>> import torch
         >>> loss, logits = DC_and_CE_loss({"batch_dice": True}, {}), torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
         >>> native(loss, 2)(logits, torch.tensor([[[0, 1]]])) - loss(logits, torch.tensor([[[0, 1]]]))
         tensor(1.)
@@ -85,6 +86,7 @@ class OfTargets(nn.Module):
         loss: what is called with output, target and a voxel_weight. offset: what is taken away from it.
 
     Example:
+        >>> import torch
         >>> like = DC_and_BCE_loss({}, {}, use_ignore_label=True)
         >>> loss, target = OfTargets(like, native(like, 1), 1.0), torch.tensor([[[1, 0], [0, 0]]])
         >>> loss(torch.tensor([[[2.0, -2.0]]]), target) - like(torch.tensor([[[2.0, -2.0]]]), target)
