@@ -14,7 +14,6 @@ steps, the paths taking turns.
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import json
 import os
@@ -29,11 +28,11 @@ import torch
 from torch import Tensor, nn
 
 import softdice
+from benchmarks import publish
 from softdice.head import FusedHead
 
 FEATURES, SIDE = 32, 96
 HUGE_CLASSES, HUGE_SIDE = 1000, 128
-RESULTS = Path(__file__).parent / "results"
 NAMES = {"monai": "conv + MONAI DiceLoss", "separate": "conv + SoftDiceLoss", "fused": "FusedHead"}
 
 
@@ -169,12 +168,8 @@ def main() -> None:
         }
         for (c, side, name), peak in zip(jobs, memory(jobs), strict=True)
     ]  # fmt: skip
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "head.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    plot(rows, RESULTS / "head.png")
+    publish.keep("head", rows)
+    plot(rows, publish.FOLDER / "head.png")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items() if name not in ("voxels", "features")))

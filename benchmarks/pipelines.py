@@ -141,10 +141,9 @@ def apart(name: str, size: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as home:
         folders = {f"nnUNet_{part}": str(Path(home, part)) for part in ("raw", "preprocessed", "results")}
         paths = [str(publish.ROOT)]
-        if subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True).returncode:
-            from tests.test_pipelines import STAND_IN
-
-            Path(home, "torchvision.py").write_text(STAND_IN)
+        parts = import_module("tests.test_pipelines")  # whose environment this is
+        if not parts.torchvision_works():
+            Path(home, "torchvision.py").write_text(parts.STAND_IN)
             paths.append(home)
         environment = {**os.environ, **folders, "PYTHONPATH": os.pathsep.join(paths), "MALLOC_ARENA_MAX": "1"}
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.pipelines", "--step", name, str(size)]

@@ -1,6 +1,6 @@
 """Time and memory of the hard Dice coefficient of many classes, against the peers and against reading the arrays.
 
-    python -m benchmarks.scores            117 classes, 512 x 512 x 512 uint8; writes results/scores.csv
+    python -m benchmarks.scores            117 classes, 512 x 512 x 512 uint8; writes results/scores.csv, docs/scores.md
     python -m benchmarks.scores --size 256
 
 Two pairs of label maps: "organs" (117 ellipsoids on a background, the prediction shifted by two voxels: labels in runs,
@@ -13,7 +13,6 @@ prediction lies in Fortran order (as NIfTI files are read), times are the best o
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +23,12 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from benchmarks import publish
+from benchmarks.measure import machine
 from softdice.metrics.formulas import dice_score
 
-RESULTS = Path(__file__).parent / "results"
+MARKS = "<!-- benchmark: scores -->", "<!-- end of benchmark -->"
+NAMES = ("maps", "contender", "side_voxels", "time_ms", "softdice_ms", "softdice_grown_mib")
 
 CLASSES = 118  # with the background
 
@@ -113,6 +115,12 @@ def torchmetrics_f1(prediction: Tensor, target: Tensor) -> Tensor:
     return multiclass_f1_score(prediction.reshape(-1), target.reshape(-1), CLASSES, average="none", validate_args=False)
 
 
+def exacta_dice(prediction: Tensor, target: Tensor) -> Tensor:
+    from exacta import functional
+
+    return functional.dice(prediction[None], target[None], num_classes=CLASSES, include_background=True)[0]
+
+
 def best_ms(run: Callable[[Tensor, Tensor], object], pair: tuple[Tensor, Tensor], repeat: int) -> float:
     """Best of some repetitions; `run` has run before."""
     times = []
@@ -134,6 +142,21 @@ def peak_mib(run: Callable[[Tensor, Tensor], object], pair: tuple[Tensor, Tensor
     before = status("VmRSS")
     run(*pair)
     return (status("VmHWM") - before) / 1024
+
+
+def table(rows: list[tuple[str, str, int, float, float, float | str]]) -> str:
+    """rows -> Markdown."""
+    lines = [
+        f"`python -m benchmarks.scores` on {machine()}: {CLASSES - 1} classes and background, uint8.",
+        "",
+        "| label maps | side | | ms | softdice, ms | its memory grew by, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {side} | {who} | {time_ms:.1f} | {our_ms:.1f} | {mib if mib == '' else f'{mib:.0f}'} |"
+        for name, who, side, time_ms, our_ms, mib in rows
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -167,6 +190,7 @@ def main() -> None:
         for label, peer, part in (
             ("NumPy, class by class", numpy_loop, 2),
             ("MONAI DiceHelper", monai_metric, 4),
+            ("exacta", exacta_dice, 2),
             ("torchmetrics F1 (bincount)", torchmetrics_f1, 2),
             ("torchmetrics DiceScore (one-hot)", torchmetrics_dice, 4),
         ):
@@ -175,15 +199,12 @@ def main() -> None:
             expected, got = ours(*small), peer(*small).double().reshape(-1)
             known = ~expected.isnan()
             torch.testing.assert_close(got[known], expected[known], rtol=0, atol=1e-6)
-            peer_ms, our_ms = best_ms(peer, small, 1), best_ms(ours, small, arguments.repeat)
+            peer_ms, our_ms = best_ms(peer, small, arguments.repeat if size > 128 else 1), best_ms(ours, small, 5)
             rows.append((name, label, size, peer_ms, our_ms, ""))
             print(f"  {label:<34} {size}^3: {peer_ms:9.1f} ms, softdice {our_ms:7.1f} ms, {peer_ms / our_ms:7.1f} x")
     if arguments.size == 512:
-        with (RESULTS / "scores.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["maps", "contender", "side_voxels", "time_ms", "softdice_ms", "softdice_grown_mib"])
-            for *words, time_ms, our_ms, mib in rows:
-                writer.writerow([*words, f"{time_ms:.1f}", f"{our_ms:.1f}", mib if mib == "" else f"{mib:.1f}"])
+        publish.keep("scores", [dict(zip(NAMES, row, strict=True)) for row in rows])
+        publish.show(table(rows), publish.DOCS / "scores.md", MARKS)
 
 
 if __name__ == "__main__":

@@ -26,22 +26,45 @@ from benchmarks import measure, publish
 PAGE = publish.DOCS / "losses.md"
 MARKS = "<!-- benchmark: structures -->", "<!-- end of benchmark: structures -->"
 SHAPE = (2, 14, 96, 96, 96)
-ROWS = {"Wasserstein Dice": SHAPE, "Wasserstein Dice (volume)": SHAPE, "clDice": (1, 4, 96, 96, 96)}
+TUBES = (1, 4, 96, 96, 96)
+TUBE = (1, 2, 96, 96, 96)
+ROWS = {
+    "Wasserstein Dice, MONAI": SHAPE,
+    "Wasserstein Dice, exacta": SHAPE,
+    "Wasserstein Dice (volume), MONAI": SHAPE,
+    "Wasserstein Dice (volume), exacta": SHAPE,
+    "clDice, MONAI": TUBES,
+    "clDice, exacta": TUBE,
+}
+"""Loss and whose original -> logits. Of several classes exacta's clDice is another mean, so that row has one tube."""
 
 
 def losses(row: str, classes: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Name of a row, classes -> MONAI's loss and ours."""
+    """Name of a row, classes -> the original, and ours."""
+    import exacta.losses as exacta
     import monai.losses as monai
 
+    name, by = row.split(", ")
     ours: Any = {"activation": "softmax", "pooling": "sample"}
-    if row == "clDice":
-        original = monai.SoftclDiceLoss(softmax=True, to_onehot_y=True)
-        return {"original": original, "ours": softdice.ClDiceLoss(classes, **ours)}
-    volume = row.endswith("(volume)")
+    if name == "clDice":
+        original: Any = monai.SoftclDiceLoss(softmax=True, to_onehot_y=True)
+        if by == "exacta":
+            original = _without_channel(exacta.SoftClDiceLoss(iterations=3))
+            ours |= {"classes": range(1, classes), "floor": 0.0}
+        return {"original": original, "ours": softdice.ClDiceLoss(classes, 3, **ours)}
+    volume = name.endswith("(volume)")
     distance = (torch.arange(classes)[:, None] - torch.arange(classes)).abs().float()
-    original = monai.GeneralizedWassersteinDiceLoss(distance, "GDL" if volume else "default")
+    distance[0, 1:] = distance[1:, 0] = classes - 1  # the background is like no class
+    made: Any = {"monai": monai, "exacta": exacta}[by.lower()].GeneralizedWassersteinDiceLoss
+    original = made(distance, weighting_mode="GDL" if volume else "default")
     weighting: Any = "volume" if volume else "foreground"
-    return {"original": original, "ours": softdice.WassersteinDiceLoss(classes, distance, weighting=weighting, **ours)}
+    contenders = {"ours": softdice.WassersteinDiceLoss(classes, distance, weighting=weighting, **ours)}
+    return {"original": original if by == "MONAI" else _without_channel(original), **contenders}
+
+
+def _without_channel(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss of labels (B, *S) -> the same of labels (B, 1, *S)."""
+    return lambda logits, labels: loss(logits, labels[:, 0])
 
 
 def inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -88,7 +111,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "Memory is the peak beyond the inputs and the gradient, in maps of one class (B x voxels float32). Where "
         "float32 puts two neighbours in another order, the gradients of a skeleton change places.",
         "",
-        "| | logits | MONAI | ours | MONAI / ours | memory: MONAI | ours | difference of loss, gradient |",
+        "| | logits | original | ours | original / ours | memory: original | ours | difference of loss, gradient |",
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [

@@ -14,7 +14,6 @@ full-resolution logits. Time: the best of several steps, the paths taking turns.
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import json
 import os
@@ -30,7 +29,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
 import softdice
-from benchmarks.head import RESULTS, peak_mib
+from benchmarks import publish
+from benchmarks.head import peak_mib
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], str]
 
@@ -160,12 +160,8 @@ def main() -> None:
             )
         ratios = ", ".join(f"{best['fused'] / best[path]:.2f} x {NAMES[path]}" for path in ("separate", "monai"))
         print(f"  fused takes {ratios}")
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "upsampled.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    plot(rows, RESULTS / "upsampled.png")
+    publish.keep("upsampled", rows)
+    plot(rows, publish.FOLDER / "upsampled.png")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The losses that go by the rank of a voxel, beside their originals: `python -m benchmarks.voxelwise [name ...]`.
 
 Per-voxel cross-entropy (torch), top-k (nnU-Net), hard examples (MMSegmentation's rule, written here: it is not
-installed) and Lovasz (smp): one forward and backward step of each, interleaved in one process (`benchmarks.measure`),
-random float32 logits; peak memory beyond the inputs, in a process of its own. Writes results/voxelwise.csv and the
-table between the marks in docs/losses.md; with names, only the rows that contain one of them are measured, and nothing
-is written.
+installed) and Lovasz (smp), and exacta's top-k and Lovasz: one forward and backward step of each, interleaved in one
+process (`benchmarks.measure`), random float32 logits; peak memory beyond the inputs, in a process of its own. Writes
+results/voxelwise.csv and the table between the marks in docs/losses.md; with names, only the rows that contain one of
+them are measured, and nothing is written.
 """
 
 from __future__ import annotations
@@ -54,6 +54,18 @@ def smp_lovasz(mode: str) -> Loss:
     return made
 
 
+def smp_hinge() -> Loss:
+    """smp's of masks, which takes logits without channels."""
+    made = smp_lovasz("binary")
+    return lambda logits, labels: made(logits[:, 0], labels)
+
+
+def exacta(name: str, **options: Any) -> Loss:
+    """exacta's loss of that name."""
+    made: Loss = getattr(importlib.import_module("exacta.losses"), name)(**options)
+    return made
+
+
 class Row(NamedTuple):
     """What is compared: both take logits (B, C, *S) and labels (B, *S)."""
 
@@ -62,6 +74,11 @@ class Row(NamedTuple):
     original: Callable[[], Loss]
     by: str
     binary: bool = False
+
+    @property
+    def key(self) -> str:
+        """What tells it from the others."""
+        return f"{self.name}, {self.by}"
 
 
 def _map(logits: Tensor, labels: Tensor) -> Tensor:
@@ -77,8 +94,14 @@ ROWS = [
         lambda: mmseg_ohem, "MMSegmentation's rule"),
     Row("LovaszLoss, softmax", lambda C: softdice.LovaszLoss(C, activation="softmax", absent="skip"),
         partial(smp_lovasz, "multiclass"), "smp"),
-    Row("LovaszLoss, sigmoid", lambda C: softdice.LovaszLoss(1, activation="sigmoid"), partial(smp_lovasz, "binary"),
-        "smp", binary=True),
+    Row("LovaszLoss, sigmoid", lambda C: softdice.LovaszLoss(1, activation="sigmoid"),
+        smp_hinge, "smp", binary=True),
+    Row("TopKCrossEntropyLoss", lambda C: softdice.TopKCrossEntropyLoss(C, 0.1, activation="softmax"),
+        partial(exacta, "TopKCELoss"), "exacta"),
+    Row("LovaszLoss, softmax", lambda C: softdice.LovaszLoss(C, activation="softmax", absent="skip"),
+        partial(exacta, "LovaszSoftmaxLoss"), "exacta"),
+    Row("LovaszLoss, sigmoid", lambda C: softdice.LovaszLoss(1, activation="sigmoid"),
+        partial(exacta, "LovaszHingeLoss", per_image=False), "exacta", binary=True),
 ]  # fmt: skip
 
 
@@ -91,11 +114,8 @@ def problem(row: Row, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def losses(row: Row, shape: tuple[int, ...]) -> dict[str, Loss]:
-    """-> the two losses; smp's of masks takes logits without channels."""
-    original = row.original()
-    if row.binary:
-        return {"original": lambda x, y: original(x[:, 0], y), "ours": row.ours(1)}
-    return {"original": original, "ours": row.ours(shape[1])}
+    """-> the two losses."""
+    return {"original": row.original(), "ours": row.ours(1 if row.binary else shape[1])}
 
 
 def definition(row: Row, C: int) -> Loss:
@@ -110,7 +130,7 @@ def definition(row: Row, C: int) -> Loss:
 
 def peak(row: Row, shape: tuple[int, ...], name: str) -> float:
     """Most memory beyond the inputs, in maps of one class, measured in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.voxelwise", "--memory-of", row.name, name, json.dumps(shape)]
+    command = [sys.executable, "-m", "benchmarks.voxelwise", "--memory-of", row.key, name, json.dumps(shape)]
     found = measure.Memory(*json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     return max(found) / (4 * shape[0] * torch.Size(shape[2:]).numel())
 
@@ -144,7 +164,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"`python -m benchmarks.voxelwise` on {measure.machine()}; forward + backward, float32 logits, medians; peak "
         "memory beyond the inputs in float32 maps of one class, the gradient's included; error against the definition "
-        "in float64 (where float32 puts two neighbours in another order, their gradients change places).",
+        "in float64 (where float32 puts two neighbours in another order, their gradients change places; exacta's top-k "
+        "may take one voxel more).",
         "",
         "| | logits | original | ours | original / ours | memory: original, ours (gradient) "
         "| error of loss, gradient (original's) |",
@@ -165,7 +186,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # the peers'
     wanted = sys.argv[1:]
     if wanted[:1] == ["--memory-of"]:
-        row = next(row for row in ROWS if row.name == wanted[1])
+        row = next(row for row in ROWS if row.key == wanted[1])
         shape = tuple(json.loads(wanted[3]))
         measure.prepare_memory()
         print(json.dumps(measure.memory(losses(row, shape)[wanted[2]], *problem(row, shape))))
@@ -174,7 +195,7 @@ def main() -> None:
     rows = []
     for shape in SHAPES:
         for row in ROWS:
-            if wanted and not any(word in f"{row.name} {shape}" for word in wanted):
+            if wanted and not any(word in f"{row.key} {shape}" for word in wanted):
                 continue
             found = run(row, shape, 6.0)
             rows.append(found)
@@ -182,7 +203,7 @@ def main() -> None:
                 f"{found['ratio']:5.1f}  {found['original_ms']:9.1f} / {found['ours_ms']:8.1f} ms  memory "
                 f"{found['original_class_maps']:6.1f} / {found['ours_class_maps']:5.1f} class maps  errors "
                 f"{found['loss_error']:.0e} {found['gradient_error']:.0e} ({found['original_gradient_error']:.0e})  "
-                f"{row.name} {found['shape']}",
+                f"{row.key} {found['shape']}",
                 flush=True,
             )
     if wanted:

@@ -169,11 +169,11 @@ A, B = np.array([[0, 1], [2, 1]]), [torch.tensor([0, 1]), torch.tensor([2, 1])]
 @pytest.mark.parametrize(
     "p, t, said",
     [
-        (A, torch.from_numpy(A), r"(prediction|input) to be a Tensor, got ndarray. Wrap it in torch.as_tensor."),
-        (torch.from_numpy(A), A, r"target to be a Tensor, got ndarray. Wrap it in torch.as_tensor."),
+        (A, torch.from_numpy(A), r"(prediction|input) to be a Tensor, got ndarray. Wrap (prediction|input) in torch"),
+        (torch.from_numpy(A), A, r"target to be a Tensor, got ndarray. Wrap target in torch.as_tensor."),
         (B, torch.from_numpy(A), r"(prediction|input) to be a Tensor, got list. Stack them with torch.stack."),
         (torch.from_numpy(A), tuple(B), r"target to be a Tensor, got tuple. Stack them with torch.stack."),
-        (torch.from_numpy(A), None, r"target to be a Tensor, got NoneType. Wrap it in torch.as_tensor."),
+        (torch.from_numpy(A), None, r"target to be a Tensor, got NoneType. Wrap target in torch.as_tensor."),
     ],
 )  # fmt: skip
 def test_what_is_no_tensor_is_named(score: Callable[[object, object], object], p: object, t: object, said: str) -> None:

@@ -180,6 +180,14 @@ def test_a_dataset_of_nnunet_is_read(declared: dict[str, Any] | None, tmp_path: 
     np.testing.assert_allclose(cases[3].image, scaled(volumes(3)[0], joint=False))
 
 
+def test_a_dataset_json_is_what_the_scorer_reads(tmp_path: Path) -> None:
+    """With the mark that Windows writes; the names of both numbers are found."""
+    folder = nnunet(tmp_path)
+    text = json.dumps({"labels": {"background": 0, "lesion": 1}, "regions_class_order": [1]})
+    (folder / "dataset.json").write_text(text, encoding="utf-8-sig")
+    assert read_folder(folder).class_names == ["background", "lesion"]
+
+
 def test_names_of_nnunet_reach_the_summary(model: tuple[Path, Path]) -> None:
     summary = json.loads((model[0].parent / "summary.json").read_text())
     assert [row["name"] for row in summary["classes"]] == ["background", "lesion"]
@@ -228,11 +236,15 @@ def _twice(folder: Path) -> None:
         (_shifted, "case_1_0001.nii.gz: expected the same orientation and affine"),
         (_smaller, "expected the shape of case_1_0000.nii.gz, 16x16x8, got 16x8x8. Resample it."),
         (_twice, "expected one file for channel 0 of case_1, got case_1.nii.gz and case_1_0000.nii.gz"),
-        (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json: expected labels as in nnU-Net's"),
-        (lambda folder: (folder / "dataset.json").write_text("[]"), "dataset.json: expected labels as in nnU-Net's"),
+        (lambda folder: (folder / "dataset.json").write_text("{"), "json: expected a JSON file with labels, got"),
+        (lambda folder: (folder / "dataset.json").write_text("[]"), "json: labels: expected an object of names"),
+        (
+            lambda folder: (folder / "dataset.json").write_text('{"labels": {"a": 0, "b": 1, "a": 2}}'),
+            "dataset.json: expected names that differ, got 'a' twice.",
+        ),
         (
             lambda folder: (folder / "dataset.json").write_text('{"labels": {"a": "b"}}'),
-            "dataset.json: expected labels as in nnU-Net's",
+            "dataset.json: labels: expected",
         ),
     ],
 )  # fmt: skip

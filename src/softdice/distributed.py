@@ -38,6 +38,11 @@ def check_group(group: Any, pooling: str = "batch") -> None:
         validation.fail("pooling='batch' with group", "pooling='sample'", advice)
 
 
+def has_ranks() -> bool:
+    """() -> whether there is a default process group."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def all_reduce(value: Tensor, group: Any) -> Tensor:
     """this rank's tensor -> the sum over the group's, on every rank; differentiable as often as one likes.
 
@@ -49,7 +54,7 @@ def all_reduce(value: Tensor, group: Any) -> Tensor:
         RuntimeError: there is no process group, this rank is not in it, or a rank did not take part in time.
     """
     check_group(group)
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not has_ranks():
         validation.fail(
             "an initialised process group, since group is set",
             "none",

@@ -62,8 +62,7 @@ def _function_of(loss: type[Loss]) -> Callable[..., Tensor]:
 
 def _channels(input: Tensor) -> int:
     """input (B, C, *S) -> C."""
-    if not isinstance(input, Tensor):
-        validation.fail("input to be a Tensor", type(input).__name__, "Wrap input in torch.as_tensor.", TypeError)
+    validation.are_tensors(input=input)
     if input.ndim < 3:
         validation.fail("input of shape (B, C, *S)", tuple(input.shape), "Add the missing dimension with unsqueeze.")
     return input.shape[1]

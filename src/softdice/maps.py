@@ -57,8 +57,7 @@ def distance_map(target: Tensor, num_classes: int, *, spacing: Sequence[float] |
 
 def _labels(target: Tensor) -> np.ndarray:
     """labels (B, *S) or (B, 1, *S) -> (B, *S)."""
-    if not isinstance(target, Tensor):
-        validation.fail("target to be a Tensor", type(target).__name__, "Wrap it in torch.as_tensor.", TypeError)
+    validation.are_tensors(target=target)
     if target.dtype not in validation.LABEL_DTYPES:
         validation.fail("target of an integer dtype or bool", target.dtype, "Pass labels.", TypeError)
     if target.ndim < 2:

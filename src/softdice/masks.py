@@ -6,15 +6,13 @@ Each mask is a sample of one class: its loss is a function of the same statistic
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from softdice import costs, indices, validation
-from softdice.reference import result_dtype
+from softdice.reference import result_dtype, without_autocast
 from softdice.settings import Pass
 from softdice.statistics import OverlapStatistics, measure
 
@@ -136,7 +134,7 @@ def pairwise_mask_dice_loss(input: Tensor, target: Tensor, *, eps: float = 1.0) 
     """
     validation.number("eps", eps, 0)
     logit, true = _pairs(input, target)
-    with _without_autocast(input):
+    with without_autocast(input.device):
         prob = logit.sigmoid()
         product = prob @ true.T
     sizes = {"prediction": prob.sum(1, keepdim=True).expand_as(product), "target": true.sum(1).expand_as(product)}
@@ -169,7 +167,7 @@ def pairwise_mask_focal_loss(
     positive, negative = _sides(alpha)
     validation.number("gamma", gamma, 0)
     logit, true = _pairs(input, target)
-    with _without_autocast(input):
+    with without_autocast(input.device):
         inside = positive * logit.neg().sigmoid() ** gamma * softplus(-logit)
         outside = negative * logit.sigmoid() ** gamma * softplus(logit)
         return (inside @ true.T + outside @ (1 - true).T) / max(true.shape[1], 1)
@@ -195,18 +193,8 @@ def _pairs(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return logit, true
 
 
-def _without_autocast(input: Tensor) -> AbstractContextManager[object]:
-    """A product inside computes in the dtype that it is given; some kinds of device, such as meta, have no autocast."""
-    kind = input.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-
-
 def _fitting(input: Tensor, target: Tensor, which: str, shape: tuple[int, ...]) -> None:
-    for name, value in (("input", input), ("target", target)):
-        if not isinstance(value, Tensor):
-            validation.fail(
-                f"{name} to be a Tensor", type(value).__name__, f"Wrap {name} in torch.as_tensor.", TypeError
-            )
+    validation.are_tensors(input=input, target=target)
     if input.dtype not in validation.INPUT_DTYPES:
         advice = "Pass logits first, masks second."
         validation.fail("input of dtype float16, bfloat16, float32 or float64", input.dtype, advice, TypeError)

@@ -8,6 +8,7 @@ Shape suffixes: B sample, C class (or region), V voxel.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Any
 
@@ -21,6 +22,12 @@ from softdice.terms import STATISTICS
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
     """dtype of the input -> dtype of its statistics: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """device -> a context in which products have the dtype of their factors; some, such as meta, have no autocast."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def outcomes(num_classes: int, activation: str) -> int:

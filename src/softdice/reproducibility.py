@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from softdice import validation
+from softdice.distributed import has_ranks
 
 
 @dataclass
@@ -130,6 +131,6 @@ def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig
 
 def _rank() -> int:
     """Rank in the default process group; before one exists, what torchrun put into the environment."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if has_ranks():
         return torch.distributed.get_rank()
     return int(os.environ.get("RANK", "0"))

@@ -46,14 +46,17 @@ def fail(expected: str, got: object, advice: str, error: type[Exception] = Value
     raise error(message(expected, got, advice))
 
 
+_OF_THE_CLASS = ("__init__", "__post_init__", "__prepare_scriptable__", "forward")
+"""Methods that stand for their class; torch.jit.script calls the third before it does anything."""
+
+
 def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
     """A function that users call -> the same; errors that cross it begin with its name, unless they have one already.
 
-    The name is the function's, the class's for `__init__`, `__post_init__` and `forward`, `Class.method` for its
-    other methods.
+    The name is the function's, the class's for those of `_OF_THE_CLASS`, `Class.method` for its other methods.
     """
     is_method = "." in function.__qualname__.rpartition("<locals>.")[2]
-    method = "" if function.__name__ in ("__init__", "__post_init__", "forward") else f".{function.__name__}"
+    method = "" if function.__name__ in _OF_THE_CLASS else f".{function.__name__}"
 
     def named(*args: P.args, **keywords: P.kwargs) -> R:
         try:
@@ -179,9 +182,7 @@ def tensors(
     validate: bool,
 ) -> Voxels:
     """What a user has -> input (B, C, V), target (B, V) or (B, C, V), weight (B, V) or None: views where possible."""
-    for name, value in (("input", input), ("target", target), ("voxel_weight", voxel_weight)):
-        if not isinstance(value, Tensor) and not (name == "voxel_weight" and value is None):
-            fail(f"{name} to be a Tensor", type(value).__name__, f"Wrap {name} in torch.as_tensor.", TypeError)
+    are_tensors(input=input, target=target, **({} if voxel_weight is None else {"voxel_weight": voxel_weight}))
     if input.dtype not in INPUT_DTYPES:
         advice = "Pass logits or probabilities first, labels second."
         fail("input of dtype float16, bfloat16, float32 or float64", input.dtype, advice, TypeError)
@@ -222,6 +223,15 @@ def labels_alone(input: Tensor, target: Tensor) -> None:
         fail("a label map, (B, *S) or (B, 1, *S)", f"target of shape {tuple(target.shape)}", "Pass target.argmax(1).")
 
 
+def are_tensors(advice: str | None = None, /, **given: object) -> None:
+    """Values by name -> they are Tensors; else what to do about the first that is none."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            parts = isinstance(value, (list, tuple)) and value and hasattr(value[0], "shape")
+            how = "Stack them with torch.stack." if parts else f"Wrap {name} in torch.as_tensor."
+            fail(f"{name} to be a Tensor", type(value).__name__, advice or how, TypeError)
+
+
 def same_device(device: torch.device, owner: str, **given: Tensor | None) -> None:
     """Tensors by name, or None -> they are on the device, which is the owner's."""
     for name, value in given.items():
@@ -257,9 +267,9 @@ def voxel_map(values: Tensor | None, input: Tensor, columns: int, read: bool) ->
             advice = "Leave it out, or ask for a statistic that reads it, as BoundaryLoss does."
             fail("no voxel_map, since no statistic of this pass reads one", tuple(values.shape), advice)
         return None
-    if not isinstance(values, Tensor):
-        advice = "Pass the numbers that the loss multiplies with, for example softdice.distance_map(target, C)."
-        fail("voxel_map to be a Tensor", type(values).__name__, advice, TypeError)
+    advice = "Pass the numbers that the loss multiplies with, for example softdice.distance_map(target, C)."
+    are_tensors(advice, voxel_map=values)
+    assert values is not None
     B, S = input.shape[0], tuple(input.shape[2:])
     shapes = ((B, *S), (B, 1, *S), (B, columns, *S))
     if tuple(values.shape) not in shapes:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from typing_extensions import Self, dataclass_transform
 
-from softdice import validation
+from softdice import distributed, validation
 from softdice.reference import signed
 from softdice.settings import Pass
 from softdice.statistics import OverlapStatistics, measure
@@ -58,20 +58,16 @@ class DropIn(_Loss):
         self.register_buffer(name, made, persistent)
         return made
 
+    @validation.public
     def __prepare_scriptable__(self) -> Self:
         """What torch.jit.script asks for first."""
-        no_scripting(type(self).__name__)
+        advice = "Use torch.compile(loss, fullgraph=True), or torch.export of a module that calls it."
+        got = "torch.jit.script, which torch has deprecated"
+        validation.fail("torch.compile or torch.export", got, advice, RuntimeError)
 
     def options(self, group: type[DropIn]) -> dict[str, Any]:
         """The arguments that a group of options declares, to hand on to a part of this loss."""
         return {field.name: getattr(self, field.name) for field in fields(group)}  # type: ignore[arg-type]
-
-
-def no_scripting(name: str) -> NoReturn:
-    """The error for torch.jit.script."""
-    advice = "Use torch.compile(loss, fullgraph=True), or torch.export of a module that calls it."
-    text = validation.message("torch.compile or torch.export", "torch.jit.script, which torch has deprecated", advice)
-    raise NotImplementedError(text.replace(validation.PACKAGE, name, 1))
 
 
 # --- its parts: what stands there is what is used, be it ours or not
@@ -90,10 +86,8 @@ def part(module: Any, *ours: type[nn.Module]) -> Any:
 
 def taken(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The two tensors of a call, the target in a dtype that torch computes with; an error for lists of tensors."""
-    for name, value in (("input", input), ("target", target)):
-        if not isinstance(value, Tensor):
-            advice = "Outputs of several resolutions go through softdice.DeepSupervision."
-            validation.fail(f"{name} to be a Tensor", type(value).__name__, advice, TypeError)
+    advice = "Outputs of several resolutions go through softdice.DeepSupervision."
+    validation.are_tensors(advice, input=input, target=target)
     return input, signed(target)
 
 
@@ -186,12 +180,7 @@ def balanced(
 
 def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
     """this rank's pooled statistics -> the sum over all ranks, differentiable; alone, the statistics as they are."""
-    return stats.all_reduce("world") if ranks() else stats
-
-
-def ranks() -> bool:
-    """Whether there is a default process group."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return stats.all_reduce("world") if distributed.has_ranks() else stats
 
 
 # --- its terms

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from softdice import validation
 from softdice.kernels import trial
+from softdice.reference import without_autocast
 from softdice.settings import Pass, Voxels
 from softdice.statistics import OverlapStatistics, gradient, sum_voxels
 
@@ -126,7 +126,7 @@ def statistics(made: LinearMap, given: Voxels, settings: Pass, *inputs: Tensor |
 
 
 def _separate(made: LinearMap, given: Voxels, settings: Pass, inputs: Sequence[Any]) -> Tensor:
-    with _without_autocast(given.target.device):
+    with without_autocast(given.target.device):
         return sum_voxels(given._replace(input=made.whole(*inputs)), settings)
 
 
@@ -143,7 +143,7 @@ def _in_lanes(lane: Callable[[list[Chunk]], Any], made: LinearMap, device: torch
     shares = [chunks[len(chunks) * i // count : len(chunks) * (i + 1) // count] for i in range(count)]
 
     def run(share: list[Chunk]) -> Any:
-        with torch.no_grad(), _without_autocast(device):
+        with torch.no_grad(), without_autocast(device):
             return lane(share)
 
     threads = torch.get_num_threads()
@@ -158,12 +158,6 @@ def _in_lanes(lane: Callable[[list[Chunk]], Any], made: LinearMap, device: torch
     finally:
         torch.set_num_threads(threads)
     return [future.result() for future in futures]
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Products as they are written; a device such as meta has no autocast to switch off."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 @lru_cache(maxsize=1)

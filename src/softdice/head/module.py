@@ -161,9 +161,7 @@ class FusedHead(nn.Module):
 
     def _checked(self, features: Tensor) -> Tensor:
         """features of the right kind, channels second."""
-        if not isinstance(features, Tensor):
-            advice = "Pass the features first, the target second."
-            validation.fail("features to be a Tensor", type(features).__name__, advice, TypeError)
+        validation.are_tensors("Pass the features first, the target second.", features=features)
         K = self.weight.shape[1]
         linear = self.weight.ndim == 2
         place = -1 if linear else 1

@@ -116,14 +116,8 @@ class Upsampled(nn.Module):
 
     def _checked(self, logits: Tensor, target: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Logits of the right kind, and the spatial shape of target."""
-        for name, value in (("logits", logits), ("target", target)):
-            if not isinstance(value, Tensor):
-                validation.fail(
-                    f"{name} to be a Tensor",
-                    type(value).__name__,
-                    "Pass the logits first, the target second.",
-                    TypeError,
-                )
+        validation.are_tensors("Pass the logits first, the target second.", logits=logits, target=target)
+        for value in (logits, target):
             if distributed.is_dtensor(value):
                 advice = "Pass the local parts, to a loss with group."
                 validation.fail("plain tensors", "a DTensor", advice, TypeError)

@@ -119,7 +119,7 @@ def _case(given: Voxels, settings: Pass) -> Voxels:
 def _outcome(given: Voxels, settings: Pass) -> str | None:
     """A case -> in what way kernel and reference differ, or None."""
     input = given.input
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), reference.without_autocast(input.device):
         wide = input.detach().double().requires_grad_()
         exact = reference.statistics(given._replace(input=wide), settings)
         mix = torch.linspace(0.5, 1, exact.numel(), dtype=exact.dtype, device=exact.device).view(exact.shape)

@@ -20,7 +20,7 @@ from torch import Tensor
 from softdice.kernels.cpu.threads import for_each
 from softdice.kernels.registry import compiled_loops
 from softdice.reference import equals
-from softdice.validation import fail, message, same_device
+from softdice.validation import are_tensors, fail, message, same_device
 
 CHUNK = 1 << 20
 """Bytes of a block, and voxels that torch converts at a time: 8 MiB as int64."""
@@ -65,7 +65,7 @@ def class_counts(
                 [1, 2, 1],
                 [1, 1, 2]])
     """
-    check_tensors(prediction=prediction, target=target)
+    are_tensors(prediction=prediction, target=target)
     for name, labels in (("prediction", prediction), ("target", target)):
         if labels.is_floating_point() or labels.is_complex():
             fail(f"integer labels in {name}", labels.dtype, "Convert with .long(), or take argmax.", TypeError)
@@ -90,14 +90,6 @@ def class_counts(
     if ignore_index is not None and 0 <= ignore_index < num_classes:
         counts[:, ignore_index] = 0
     return counts[:, :num_classes]
-
-
-def check_tensors(**given: object) -> None:
-    """Raises TypeError for what is no Tensor, and says how to make one of it."""
-    for name, value in given.items():
-        if not isinstance(value, Tensor):
-            how = "Stack them with torch.stack." if isinstance(value, (list, tuple)) else "Wrap it in torch.as_tensor."
-            fail(f"{name} to be a Tensor", type(value).__name__, how, TypeError)
 
 
 def check_ignore_index(ignore_index: object) -> None:

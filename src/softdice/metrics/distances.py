@@ -247,7 +247,7 @@ def measure(
     ignore_index: int | None,
 ) -> Tensor:
     """labels, labels -> what each formula says of each sample and class, (formulas, B, K) float64, from one pass."""
-    counting.check_tensors(input=input, target=target)
+    validation.are_tensors(input=input, target=target)
     counting.check_ignore_index(ignore_index)
     numbers = scored(num_classes, classes)
     for name, labels in (("input", input), ("target", target)):

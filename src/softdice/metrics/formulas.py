@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.metrics.counting import check_ignore_index, check_tensors, class_counts, label_maps
+from softdice.metrics.counting import check_ignore_index, class_counts, label_maps
 
 
 @validation.public
@@ -47,7 +47,7 @@ def dice_score(prediction: Tensor, target: Tensor, num_classes: int, *, ignore_i
 
     Source: L. R. Dice, Ecology 26, 1945.
     """
-    check_tensors(prediction=prediction, target=target)
+    validation.are_tensors(prediction=prediction, target=target)
     prediction, target = label_maps(prediction, target, num_classes, ignore_index)
     return dice(mask_counts(prediction, target, num_classes, ignore_index))
 

@@ -158,7 +158,7 @@ class OverlapMetric(Metric):
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
         """What the user passes -> how to count one sample of it, input and target as integers (B, ...)."""
         C = self.num_classes
-        counting.check_tensors(input=input, target=target)
+        validation.are_tensors(input=input, target=target)
 
         def count(prediction: Tensor, labels: Tensor) -> Tensor:
             return scores.mask_counts(prediction, labels, C, self.ignore_index)

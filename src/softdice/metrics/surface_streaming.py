@@ -106,7 +106,7 @@ class CaseMetric(Metric):
 
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """What the user passes -> label maps of one shape; other shapes are refused by `measure`."""
-        counting.check_tensors(input=input, target=target)
+        validation.are_tensors(input=input, target=target)
         if input.is_floating_point() and self.num_classes > 1:
             if input.dim() < 2 or input.shape[1] != self.num_classes:
                 advice = "Set num_classes to the number of channels."

@@ -311,10 +311,10 @@ def _json(path: Path) -> tuple[dict[str, tuple[int, ...]], list[Any] | None]:
         numbers = value if isinstance(value, list) else [value]
         if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
             wanted = '"name": number, "name": [numbers] or "number": "name"'
-            raise ScoreError(f"labels: expected {wanted}, got {key!r}: {value!r}.")
+            raise ScoreError(f"{path}: labels: expected {wanted}, got {key!r}: {value!r}.")
         entries.append((key, tuple(numbers)))
     if not entries:
-        raise ScoreError(f"labels: expected an object of names and labels, got {str(content)[:60]!r}.")
+        raise ScoreError(f"{path}: labels: expected an object of names and labels, got {str(content)[:60]!r}.")
     _distinct(str(path), entries)
     order = outer.get("regions_class_order")
     return dict(entries), order if isinstance(order, list) else None

@@ -12,7 +12,7 @@ import numpy as np
 from softdice.images.files import read_image
 from softdice.images.geometry import check_same_place, extended, one_shape
 from softdice.images.labels import colours, labels, one_palette
-from softdice.training.channels import emptiness, read_channels, scaled
+from softdice.training.channels import emptiness, read_channels, scaled, size
 from softdice.training.config import TrainingError
 from softdice.training.layout import find_layout
 
@@ -137,7 +137,7 @@ def read_folder(
         one_palette(label_paths[name], colours(label), seen)
         if not one_shape(shape, classes.shape):
             raise TrainingError(
-                f"softdice train: expected one shape, got {_size(shape)} for {path} and {_size(classes.shape)} "
+                f"softdice train: expected one shape, got {size(shape)} for {path} and {size(classes.shape)} "
                 f"for {label_paths[name]}. Resample one of them."
             )
         if not ignore_geometry:
@@ -214,10 +214,6 @@ def split(cases: Cases, val_fraction: float, seed: int) -> tuple[list[int], list
     held_out_count = min(max(1, round(val_fraction * len(cases))), len(cases) - 1)
     order = np.random.default_rng([seed, 0]).permutation(len(cases)).tolist()
     return sorted(order[held_out_count:]), sorted(order[:held_out_count])
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _constant_share(classes: np.ndarray) -> float:

@@ -8,7 +8,7 @@ of any units, each by itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +76,8 @@ def read_channels(files: Files, *, ignore_geometry: bool = False) -> tuple[Image
     for number, image in enumerate(images[1:], 1):
         if image.shape != first.shape:
             raise FileError(
-                f"{files[number]}: expected the shape of {files[0].name}, {_size(first)}, got {_size(image)}. "
-                "Resample it."
+                f"{files[number]}: expected the shape of {files[0].name}, {size(first.shape)}, "
+                f"got {size(image.shape)}. Resample it."
             )
         if not ignore_geometry:
             check_same_place(files[number], image, files[0], first, advice="Resample one of them.")
@@ -143,5 +143,6 @@ def _channels_first(image: Image) -> np.ndarray:
     return image.array[None] if image.array.ndim == image.spatial_ndim else np.moveaxis(image.array, -1, 0)
 
 
-def _size(image: Image) -> str:
-    return "x".join(map(str, image.shape))
+def size(shape: Sequence[int]) -> str:
+    """shape -> as messages have it."""
+    return "x".join(map(str, shape))

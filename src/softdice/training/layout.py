@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from softdice.images.files import FileError, list_images
+from softdice.scoring.classes import ScoreError, parse_labels
 from softdice.training.channels import Files, channel_files
 from softdice.training.config import TrainingError
 
 OURS, NNUNET = ("images", "labels"), ("imagesTr", "labelsTr")
 WANTED = "DATA holds images/ and labels/ with equal names, or nnU-Net's imagesTr/ and labelsTr/."
-IGNORE = "ignore"
-"""What nnU-Net calls the label of voxels to leave out."""
 
 
 @dataclass(frozen=True)
@@ -72,26 +70,18 @@ def check_out(out: Path, folder: Path) -> None:
 
 
 def _declared(path: Path) -> tuple[dict[int, str], int | None]:
-    """dataset.json -> {label value: name}, and the value to ignore. Of version 2 {name: value}, of 1 {"value": name}.
+    """dataset.json, as the scorer reads it -> {label value: name}, and the value to ignore.
 
-    A region, which is a list of values, gives its name where it is one value. A file that is missing says nothing.
+    A region of one value gives it its name. A file that is missing says nothing.
     """
     if not path.exists():
         return {}, None
     try:
-        said = json.loads(path.read_text())["labels"].items()
-        pairs = [(value, int(key)) if isinstance(value, str) else (key, value) for key, value in said]
-        pairs = [(name, value[0] if isinstance(value, list) and len(value) == 1 else value) for name, value in pairs]
-        names = {value: str(name) for name, value in pairs if not isinstance(value, list)}
-        if not all(isinstance(value, int) for value in names):
-            raise TypeError("labels that are not whole numbers")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise TrainingError(
-            f"softdice train: {path}: expected labels as in nnU-Net's dataset.json, {{name: number}}, got "
-            f"{text[:200]}. Mend the file, or take it away: labels then have no names."
-        ) from error
-    return names, next((value for value, name in names.items() if name == IGNORE), None)
+        said = parse_labels(str(path))
+    except ScoreError as error:
+        advice = "Mend the file, or take it away: labels then have no names."
+        raise TrainingError(f"softdice train: {error} {advice}") from error
+    return said.names, said.ignore[0] if said.ignore else None
 
 
 def _check_names(folder: Path, where: tuple[Path, Path], images: Collection[str], labels: Collection[str]) -> None:
