@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,17 @@ def keep(name: str, rows: Sequence[dict[str, Any]]) -> None:
     writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     with written_beside(FOLDER / f"{name}.csv") as file:
         file.write(text.getvalue().encode())
+
+
+def add(name: str, row: dict[str, Any]) -> None:
+    """A row -> at the end of results/NAME.csv; another process may do so, too."""
+    FOLDER.mkdir(exist_ok=True)
+    folder = os.open(FOLDER, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        keep(name, [*kept(name), row])
+    finally:
+        os.close(folder)
 
 
 def kept(name: str) -> list[dict[str, Any]]:

@@ -1,18 +1,20 @@
-"""Which loss learns most in equal time on a CPU: `python -m benchmarks.training`.
+"""What learns most in equal time on a CPU, by loss and by recipe: `python -m benchmarks.training [--what recipes]`.
 
-For every data set, loss, seed and budget: the network, patches, optimizer and learning rate of `softdice train`, with 8
-first filters, for so many seconds of one thread; then Dice on the held-out cases, predicted whole, whose time does not
-count. Seconds are those of the processor, so that other programs on the machine take none of them. One seed means one
-split, one set of first weights and one order of patches, whatever the loss. Reading and compiling are not counted.
+For every data set, variant, seed and budget: the network, patches, optimizer and learning rate of `softdice train`,
+with 8 first filters, for so many seconds of one thread; then Dice on the held-out cases, predicted whole, whose time
+does not count. A variant is another loss or, with `--what recipes`, another setting beside the loss. Seconds are those
+of the processor, so that other programs on the machine take none of them. One seed means one split, one set of first
+weights and one order of patches, whatever the variant. Reading and compiling are not counted.
 
-    python -m benchmarks.training            # all that is not measured yet, in about an hour and a half of one core
-    python -m benchmarks.training --data nuclei --loss ce neg_log --seed 0 --seconds 15
+    python -m benchmarks.training            # all losses that are not measured yet, in some 80 minutes of a core
+    python -m benchmarks.training --data nuclei --variant ce neg_log --seed 0 --seconds 15
+    python -m benchmarks.training --what recipes
     python -m benchmarks.training --show     # the table of what there is; nothing is measured
 
 Each run ends with its row in results/training.csv; a run that has a row there, of this machine and budget, is not made
-again (take the row out to repeat it). When no row is missing for the budgets asked for, the table goes between the
-marks in docs/training.md, and the picture beside it, docs/training.png. The data are looked for in ../shared/data, or
-where SOFTDICE_DATA says.
+again (take the row out to repeat it), and several processes may measure side by side. When no row is missing for the
+budgets asked for, the table goes between the marks in docs/training.md, and the picture of the losses beside it,
+docs/training.png. The data are looked for in ../shared/data, or where SOFTDICE_DATA says.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from monai.transforms import Compose
 from torch import Tensor, nn
 
 import softdice
@@ -39,19 +43,22 @@ from softdice.training.config import DEFAULTS
 from softdice.training.evaluate import count, mean_dice, tabulated
 from softdice.training.loss_names import parse_loss
 from softdice.training.module import WEIGHT_DECAY, learning_rate
-from softdice.training.patches import Patches
-from softdice.training.plan import NARROW, choose_batch, choose_network, choose_patch
+from softdice.training.patches import FOREGROUND_SHARE, Patches
+from softdice.training.plan import MAX_LEVELS, NARROW, choose_batch, choose_network, choose_patch
 from softdice.training.run import GRADIENT_NORM
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 FOLDER = Path(os.environ.get("SOFTDICE_DATA", publish.ROOT.parent / "shared" / "data"))
 PAGE, PLOT = publish.DOCS / "training.md", publish.DOCS / "training.png"
-MARKS = "<!-- benchmark: training -->", "<!-- end of benchmark: training -->"
+MARKS = {
+    what: (f"<!-- benchmark: training {what} -->", f"<!-- end of benchmark: training {what} -->")
+    for what in ("losses", "recipes")
+}
 SEEDS = (0, 1, 2)
-SECONDS = (15, 60)
+SECONDS = {"losses": (15, 60), "recipes": (60,)}
 HELD_OUT = 0.2
-KEY = ("data", "loss", "seed", "seconds", "machine")
+KEY = ("data", "variant", "seed", "seconds", "machine")
 
 
 class Data(NamedTuple):
@@ -68,6 +75,17 @@ DATA = {
 }
 
 
+class Recipe(NamedTuple):
+    """What is set beside the loss; the defaults are those of `softdice train` where time is short."""
+
+    lr: float = DEFAULTS["lr"]
+    first_filters: int = NARROW[False]
+    levels: int = MAX_LEVELS
+    foreground: float = FOREGROUND_SHARE
+    augmented: bool = True
+    channels_last: bool = False
+
+
 def monai(num_classes: int) -> Loss:
     """-> MONAI's Dice + cross-entropy, of labels (B, *S)."""
     from monai.losses import DiceCELoss
@@ -81,14 +99,45 @@ def dice(cost: str) -> Callable[[int], Loss]:
     return lambda num_classes: softdice.SoftDiceLoss(num_classes, activation="softmax", absent="skip", cost=cost)
 
 
-LOSSES: dict[str, tuple[str, Callable[[int], Loss]]] = {
-    "neg_log": ("-ln Dice", dice("neg_log")),
-    "one_minus": ("1 - Dice", dice("one_minus")),
-    "dice+ce": ("-ln Dice + CE", lambda num_classes: parse_loss("dice+ce", num_classes)),
-    "ce": ("CE", lambda num_classes: parse_loss("ce", num_classes)),
-    "focal_tversky": ("focal Tversky", lambda num_classes: parse_loss("focal_tversky", num_classes)),
-    "monai": ("MONAI DiceCELoss", monai),
+def named(loss: str) -> Callable[[int], Loss]:
+    """A loss by the name that `--loss` takes."""
+    return lambda num_classes: parse_loss(loss, num_classes)
+
+
+class Variant(NamedTuple):
+    """How it is called in the table, the loss for so many classes, and the rest; `data`: where it differs at all."""
+
+    title: str
+    loss: Callable[[int], Loss]
+    recipe: Recipe = Recipe()
+    data: tuple[str, ...] = tuple(DATA)
+
+
+AS_IT_IS = "dice+ce"
+LOSSES: dict[str, Variant] = {
+    "neg_log": Variant("-ln Dice", dice("neg_log")),
+    "one_minus": Variant("1 - Dice", dice("one_minus")),
+    AS_IT_IS: Variant("-ln Dice + CE", named("dice+ce")),
+    "ce": Variant("CE", named("ce")),
+    "focal_tversky": Variant("focal Tversky", named("focal_tversky")),
+    "monai": Variant("MONAI DiceCELoss", monai),
 }
+PATCHED = ("chase_db1",)
+"""Whose images are much larger than the patch."""
+WHOLE = ("nuclei", "hippocampus")
+RECIPES: dict[str, Variant] = {
+    AS_IT_IS: Variant("as it is", named("dice+ce")),
+    "slow": Variant("learning rate 0.001", named("dice+ce"), Recipe(lr=1e-3), WHOLE),
+    "fast": Variant("learning rate 0.01", named("dice+ce"), Recipe(lr=1e-2), WHOLE),
+    "faster": Variant("learning rate 0.03", named("dice+ce"), Recipe(lr=3e-2), WHOLE),
+    "wide": Variant("16 first filters", named("dice+ce"), Recipe(first_filters=16), WHOLE),
+    "flat": Variant("3 levels", named("dice+ce"), Recipe(levels=3), WHOLE),
+    "plain": Variant("no augmentation", named("dice+ce"), Recipe(augmented=False), WHOLE),
+    "channels_last": Variant("channels-last", named("dice+ce"), Recipe(channels_last=True), WHOLE),
+    "anywhere": Variant("patches anywhere", named("dice+ce"), Recipe(foreground=0.0), PATCHED),
+    "foreground": Variant("every patch on a class", named("dice+ce"), Recipe(foreground=1.0), PATCHED),
+}
+VARIANTS = {"losses": LOSSES, "recipes": RECIPES}
 
 
 def linked(name: str, folder: Path, most: int | None = None) -> Path:
@@ -123,43 +172,71 @@ def divided(names: Sequence[str], subject: Callable[[str], str], seed: int) -> t
     return [n for n, held in enumerate(inside) if not held], [n for n, held in enumerate(inside) if held]
 
 
-def trained(
-    cases: Cases, training: Sequence[int], loss: Loss, patch: tuple[int, ...], batch: int, seed: int, seconds: float
-) -> tuple[nn.Module, int]:
-    """Cases, loss, budget -> the network, and how many steps it made in that time of the processor."""
+class Prepared(NamedTuple):
+    """What a training consists of; `layout` is that of the images."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    patches: Patches
+    layout: torch.memory_format
+
+
+def prepared(cases: Cases, training: Sequence[int], recipe: Recipe, patch: tuple[int, ...], seed: int) -> Prepared:
+    """Cases, recipe -> what is trained, and with what, before the first step."""
     softdice.setup_system(softdice.SystemConfig(seed=seed, deterministic_algorithms=True))
-    classes = len(cases.values)
-    network = choose_network(patch, cases.channels, classes, False, NARROW[False]).build().train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=DEFAULTS["lr"], weight_decay=WEIGHT_DECAY)
+    plan = choose_network(patch, cases.channels, len(cases.values), False, recipe.first_filters)
+    plan = replace(plan, strides=plan.strides[: recipe.levels], filters=plan.filters[: recipe.levels])
+    layout = torch.preserve_format
+    if recipe.channels_last:
+        layout = torch.channels_last if plan.spatial_ndim == 2 else torch.channels_last_3d
+    network = plan.build().train().to(memory_format=layout)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=WEIGHT_DECAY)
     patches = Patches(cases, training, patch, seed)
-    logits = torch.zeros(batch, classes, *patch, requires_grad=True)
+    patches.foreground_share = recipe.foreground
+    if not recipe.augmented:
+        patches.augment = Compose([])
+    return Prepared(network, optimizer, patches, layout)
+
+
+def trained(
+    cases: Cases,
+    training: Sequence[int],
+    variant: Variant,
+    patch: tuple[int, ...],
+    batch: int,
+    seed: int,
+    seconds: float,
+) -> tuple[nn.Module, int]:
+    """Cases, variant, budget -> the network, and how many steps it made in that time of the processor."""
+    network, optimizer, patches, layout = prepared(cases, training, variant.recipe, patch, seed)
+    loss = variant.loss(len(cases.values))
+    logits = torch.zeros(batch, len(cases.values), *patch, requires_grad=True)
     loss(logits, torch.zeros(batch, *patch, dtype=torch.uint8)).backward()  # compiles
     steps, started = 0, time.process_time()
     while (spent := time.process_time() - started) < seconds:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(DEFAULTS["lr"], spent / seconds)
+            group["lr"] = learning_rate(variant.recipe.lr, spent / seconds)
         pairs = [patches[(0, steps * batch + number)] for number in range(batch)]
         image, label = (torch.stack(part) for part in zip(*pairs, strict=True))
         optimizer.zero_grad()
-        loss(network(image), label).backward()
+        loss(network(image.to(memory_format=layout)), label).backward()
         nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
         optimizer.step()
         steps += 1
     return network.eval(), steps
 
 
-def run(name: str, cases: Cases, loss: str, seed: int, seconds: float) -> dict[str, Any]:
+def run(name: str, cases: Cases, variant: str, seed: int, seconds: float) -> dict[str, Any]:
     """One training -> its row."""
     training, held_out = divided(cases.names, DATA[name].subject, seed)
     patch = choose_patch([cases.shapes[number] for number in training], DATA[name].patch, False)
     batch = choose_batch(patch, None, False)
-    made = LOSSES[loss][1](len(cases.values))
-    network, steps = trained(cases, training, made, patch, batch, seed, seconds)
+    network, steps = trained(cases, training, (LOSSES | RECIPES)[variant], patch, batch, seed, seconds)
     counts = [count(network, cases[number], patch, cases, torch.device("cpu"))[0] for number in held_out]
     table = tabulated(cases, held_out, torch.stack(counts))
     return {
         "data": name,
-        "loss": loss,
+        "variant": variant,
         "seed": seed,
         "seconds": seconds,
         "dice": mean_dice(mean(table.dice)),
@@ -178,10 +255,23 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def wanted(
-    data: Sequence[str], losses: Sequence[str], seeds: Sequence[int], seconds: Sequence[float], machine: str
+    what: str,
+    data: Sequence[str],
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    seconds: Sequence[float],
+    machine: str,
 ) -> list[tuple[Any, ...]]:
     """A selection -> the keys of its rows, the short budgets first."""
-    return [(d, x, seed, s, machine) for d in data for s in sorted(seconds) for seed in seeds for x in losses]
+    made = VARIANTS[what]
+    return [
+        (d, x, seed, s, machine)
+        for d in data
+        for s in sorted(seconds)
+        for seed in seeds
+        for x in variants
+        if d in made[x].data
+    ]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -197,28 +287,29 @@ def cell(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def table(rows: Sequence[dict[str, Any]], seconds: Sequence[float]) -> str:
-    """Rows of one machine -> Markdown: a row per loss, a column per data set and budget, the best of each bold."""
+def table(rows: Sequence[dict[str, Any]], what: str, seconds: Sequence[float]) -> str:
+    """Rows of one machine -> Markdown: a row per variant, a column per data set and budget, the best of each bold."""
     columns = [
         (name, s) for name in DATA for s in sorted(seconds) if any((r["data"], r["seconds"]) == (name, s) for r in rows)
     ]
     cells, best = {}, {}
     for column in columns:
-        of_loss = {x: [r for r in rows if (r["data"], r["seconds"], r["loss"]) == (*column, x)] for x in LOSSES}
-        cells |= {(column, x): cell(found) for x, found in of_loss.items()}
-        best[column] = max(LOSSES, key=lambda x: statistics.fmean([r["dice"] for r in of_loss[x]] or [-1.0]))
+        of = {x: [r for r in rows if (r["data"], r["seconds"], r["variant"]) == (*column, x)] for x in VARIANTS[what]}
+        cells |= {(column, x): cell(found) for x, found in of.items()}
+        best[column] = max(of, key=lambda x: statistics.fmean([r["dice"] for r in of[x]] or [-1.0]))
     seeds = len({row["seed"] for row in rows})
+    option = "" if what == "losses" else f" --what {what}"
     lines = [
-        f"`python -m benchmarks.training` on {rows[0]['machine']}: Dice on held-out cases after so many seconds of the "
-        f"processor, mean ± standard deviation of {seeds} seed{'s' * (seeds > 1)}, and steps done; of each column the "
-        "highest mean is bold.",
+        f"`python -m benchmarks.training{option}` on {rows[0]['machine']}: Dice on held-out cases after so many "
+        f"seconds of the processor, mean ± standard deviation of {seeds} seed{'s' * (seeds > 1)}, and steps done; of "
+        "each column the highest mean is bold.",
         "",
         "| | " + " | ".join(f"{name}, {s:g} s" for name, s in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for x, (title, _) in LOSSES.items():
+    for x, variant in VARIANTS[what].items():
         shown = [f"**{cells[c, x]}**" if best[c] == x else cells[c, x] for c in columns]
-        lines.append(f"| {title} | {' | '.join(shown)} |")
+        lines.append(f"| {variant.title} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -232,13 +323,13 @@ def plot(rows: Sequence[dict[str, Any]], seconds: Sequence[float], file: Path) -
     for axes, name in zip(panels, names, strict=True):
         for place, s in enumerate(sorted(seconds)):
             for line, x in enumerate(LOSSES):
-                found = [r["dice"] for r in rows if (r["data"], r["seconds"], r["loss"]) == (name, s, x)]
+                found = [r["dice"] for r in rows if (r["data"], r["seconds"], r["variant"]) == (name, s, x)]
                 height = line + 0.3 * (place - (len(seconds) - 1) / 2)
                 label = f"{s:g} s" if line == 0 else None
                 axes.plot(found, [height] * len(found), "o", color=f"C{place}", alpha=0.6, label=label)
                 if found:
                     axes.plot([statistics.fmean(found)], [height], "|", color=f"C{place}", markersize=16)
-        axes.set_yticks(range(len(LOSSES)), [title for title, _ in LOSSES.values()] if axes is panels[0] else [])
+        axes.set_yticks(range(len(LOSSES)), [variant.title for variant in LOSSES.values()] if axes is panels[0] else [])
         axes.set(title=name, xlabel="Dice on held-out cases", ylim=(len(LOSSES) - 0.5, -0.5))
         axes.grid(axis="x", alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(seconds))
@@ -248,43 +339,50 @@ def plot(rows: Sequence[dict[str, Any]], seconds: Sequence[float], file: Path) -
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--what", choices=VARIANTS, default="losses")
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
-    parser.add_argument("--loss", nargs="+", choices=LOSSES, default=list(LOSSES))
+    parser.add_argument("--variant", nargs="+", choices=LOSSES | RECIPES, help="default: all")
     parser.add_argument("--seed", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument(
-        "--seconds", nargs="+", type=float, default=list(SECONDS), help="of the processor, for training"
-    )
+    parser.add_argument("--seconds", nargs="+", type=float, help="of the processor, for training")
     parser.add_argument("--show", action="store_true", help="measure nothing, show what there is")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # the peers'
     machine = measure.machine()
     print(machine)
-    rows = publish.kept("training")
+    seconds = asked.seconds or SECONDS[asked.what]
+    variants = [x for x in VARIANTS[asked.what] if asked.variant is None or x in asked.variant]
     for name in asked.data if not asked.show else ():
-        done = {key(row) for row in rows}
-        missing = [k for k in wanted([name], asked.loss, asked.seed, asked.seconds, machine) if k not in done]
+        done = {key(row) for row in publish.kept("training")}
+        missing = [k for k in wanted(asked.what, [name], variants, asked.seed, seconds, machine) if k not in done]
         cases = read(name) if missing else None
-        for _, loss, seed, seconds, _ in missing:
+        for _, variant, seed, budget, _ in missing:
             assert cases is not None
-            row = run(name, cases, loss, seed, seconds)
-            rows.append(row)
-            publish.keep("training", rows)
+            row = run(name, cases, variant, seed, budget)
+            publish.add("training", row)
             print(
-                f"{name:12} {seconds:4g} s  seed {seed}  {row['dice']:.3f}  {row['steps']:5} steps  {loss}", flush=True
+                f"{name:12} {budget:4g} s  seed {seed}  {row['dice']:.3f}  {row['steps']:5} steps  {variant}",
+                flush=True,
             )
-    shown = [row for row in rows if row["machine"] == machine and row["seconds"] in asked.seconds]
+    shown = [
+        row
+        for row in publish.kept("training")
+        if row["machine"] == machine and row["seconds"] in seconds and row["variant"] in VARIANTS[asked.what]
+    ]
     if not shown:
         print("Nothing is measured for these budgets on this machine.")
         return
-    text = table(shown, asked.seconds)
+    text = table(shown, asked.what, seconds)
     print(text)
-    lacking = set(wanted(list(DATA), list(LOSSES), SEEDS, asked.seconds, machine)) - {key(row) for row in shown}
+    lacking = set(wanted(asked.what, list(DATA), list(VARIANTS[asked.what]), SEEDS, seconds, machine))
+    lacking -= {key(row) for row in shown}
     if lacking:
-        print(f"{PAGE.name} is left as it is: {len(lacking)} rows are missing for {asked.seconds} seconds.")
+        print(f"{PAGE.name} is left as it is: {len(lacking)} rows are missing for {seconds} seconds.")
         return
-    plot(shown, asked.seconds, PLOT)
-    publish.show(f"{text}\n\n![Held-out Dice by loss, data set and budget]({PLOT.name})", PAGE, MARKS)
+    if asked.what == "losses":
+        plot(shown, seconds, PLOT)
+        text += f"\n\n![Held-out Dice by loss, data set and budget]({PLOT.name})"
+    publish.show(text, PAGE, MARKS[asked.what])
 
 
 if __name__ == "__main__":

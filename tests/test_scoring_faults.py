@@ -227,11 +227,71 @@ def test_places_that_are_taken_or_cannot_be_written(
     assert snapshot(Path()) == before
 
 
+RESULTS = {
+    "pairs.csv": (),
+    "classes.csv": ("--rows", "classes"),
+    "cases.csv": ("--rows", "cases"),
+    "one.json": (),
+    "table.txt": (),
+    "both.csv": ("--versus",),
+    "both_cases.csv": ("--rows", "cases", "--versus"),
+    "both.txt": ("--versus",),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_result_is_replaced_and_what_is_none_is_not(
+    name: str, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scipy")
+    monkeypatch.chdir(tmp_path)
+    for path in folders[0].iterdir():
+        save(tmp_path / "q" / path.name, np.load(path))
+    options = [*RESULTS[name], *(["q"] if "--versus" in RESULTS[name] else [])]
+    assert score("p", "t", *options, "--out", name, "--report", "r.html").exit_code == 0
+    first = Path(name).read_text()
+    Path(name).write_text(first + "\nof last night")
+    assert score("p", "t", *options, "--out", name, "--report", "r.html").exit_code == 0
+    assert Path(name).read_text() == first
+    for taken, option in ((name, "--out"), ("r.html", "--report")):
+        kept = Path(taken).read_bytes()
+        for foreign in FOREIGN:
+            Path(taken).write_bytes(foreign)
+            again = score("p", "t", *options, "--out", name, "--report", "r.html")
+            refused(again, f"{option}: expected a new file or the result of an earlier run, got {taken!r}")
+            assert Path(taken).read_bytes() == foreign
+            assert not Path(f"{name}.partial").exists()
+        Path(taken).write_bytes(kept)
+    Path(name).write_bytes(FOREIGN[0])
+    assert score("p", "t", *options, "--out", name, "--report", "r.html", "--overwrite").exit_code == 0
+    assert Path(name).read_text() == first
+
+
+FOREIGN = (
+    b"patient,age\n1,64\n",
+    b"case,age,dose\ncase_0,64,0.5\n",
+    b"case,note\n",
+    b"case\n",
+    b'{"subject": 7}',
+    b"<html><title>softdice is good</title></html>",
+    b"what I saw on Monday: 95 % interval of Dice\n",
+    b"\n",
+    b"\xff\xfe\0\0",
+)
+
+
+def test_a_summary_of_nnunet_is_not_replaced(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    options = (*folders, "--format", "nnunet", "--out", tmp_path / "summary.json")
+    assert score(*options).exit_code == 0
+    refused(score(*options), "summary.json", "--overwrite")  # nnU-Net's own begins with the same words
+    assert score(*options, "--overwrite").exit_code == 0
+
+
 def test_devices_and_links_are_written_into(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """S1"""
     expected = score(*folders, "--format", "csv").stdout
     target = tmp_path / "kept.csv"
-    target.write_text("old")
+    target.write_text(expected.splitlines()[0])
     for name, whole in (("link.csv", target), ("new.csv", tmp_path / "fresh.csv")):
         (tmp_path / name).symlink_to(whole)
         assert score(*folders, "--out", tmp_path / name).exit_code == 0

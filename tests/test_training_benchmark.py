@@ -49,7 +49,31 @@ def test_its_losses_are_what_it_calls_them(benchmark_: ModuleType) -> None:
     }
     assert list(expected) == list(benchmark_.LOSSES)
     for name, value in expected.items():
-        torch.testing.assert_close(benchmark_.LOSSES[name][1](3)(logits, labels), value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(benchmark_.LOSSES[name].loss(3)(logits, labels), value, rtol=1e-3, atol=1e-4)
+
+
+def test_its_recipes_are_what_it_calls_them(benchmark_: ModuleType) -> None:
+    label = np.zeros((96, 96), np.uint8)
+    label[70:90, 70:90] = 1
+    image = np.random.default_rng(0).normal(size=(1, 96, 96)).astype(np.float32)
+    cases = Cases(["a"], [0, 1], ["a", "b"], 2, 1, [(96, 96)], lambda number: Case("a", image, label))
+    seen = {
+        name: benchmark_.prepared(cases, [0], variant.recipe, (32, 32), 0)
+        for name, variant in benchmark_.RECIPES.items()
+    }
+    weights = list(seen["dice+ce"].network.parameters())
+    rates = [seen[name].optimizer.defaults["lr"] for name in ("slow", "dice+ce", "fast", "faster")]
+    assert rates == [1e-3, benchmark_.DEFAULTS["lr"], 1e-2, 3e-2]
+    assert next(seen["wide"].network.parameters()).shape[0] == 2 * weights[0].shape[0]
+    assert len(list(seen["flat"].network.parameters())) < len(weights)
+    shares = {name: seen[name].patches.foreground_share for name in ("anywhere", "dice+ce", "foreground")}
+    assert shares == {"anywhere": 0.0, "dice+ce": 0.5, "foreground": 1.0}
+    assert all(seen["foreground"].patches[0, number][1].any() for number in range(8))
+    assert not all(seen["anywhere"].patches[0, number][1].any() for number in range(8))
+    assert seen["dice+ce"].patches.augment.transforms
+    assert not seen["plain"].patches.augment.transforms
+    kernels = [p for p in seen["channels_last"].network.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
 def test_no_subject_is_on_both_sides(benchmark_: ModuleType) -> None:
@@ -74,11 +98,13 @@ def test_a_row_is_measured_once_and_a_table_published_when_complete(
         return Case(str(number), 3.0 * label[None].astype(np.float32), label)
 
     page = tmp_path / "training.md"
-    page.write_text(f"before\n{benchmark_.MARKS[0]}\n{benchmark_.MARKS[1]}\nafter\n")
+    begin, end = benchmark_.MARKS["losses"]
+    page.write_text(f"before\n{begin}\n{end}\nafter\n")
     cases = Cases(list("abcde"), [0, 1], ["a", "b"], 2, 1, [(16, 16)] * 5, read)
     settings = {"PAGE": page, "PLOT": tmp_path / "training.png", "read": lambda name: cases, "SEEDS": (0, 1)}
     settings |= {"DATA": {"nuclei": benchmark_.Data(None)}}
-    settings |= {"LOSSES": {name: benchmark_.LOSSES[name] for name in ("neg_log", "monai")}}
+    losses = {name: benchmark_.LOSSES[name]._replace(data=("nuclei",)) for name in ("neg_log", "monai")}
+    settings |= {"LOSSES": losses, "VARIANTS": {**benchmark_.VARIANTS, "losses": losses}}
     for name, value in settings.items():
         monkeypatch.setattr(benchmark_, name, value)
     monkeypatch.setattr(benchmark_.publish, "FOLDER", tmp_path)
@@ -92,16 +118,16 @@ def test_a_row_is_measured_once_and_a_table_published_when_complete(
         return benchmark_.publish.kept("training")
 
     assert "Nothing is measured" in call("--show")
-    assert "3 rows are missing" in call("--seconds", "0.1", "--seed", "1", "--loss", "monai")
+    assert "3 rows are missing" in call("--seconds", "0.1", "--seed", "1", "--variant", "monai")
     (first,) = rows()
     assert (first["seconds"], first["patch"], first["held_out"]) == (0.1, "16x16", 1)
     assert first["steps"] != 0
     assert "threads, torch" in str(first["machine"])
-    assert benchmark_.MARKS[0] + "\n" + benchmark_.MARKS[1] in page.read_text()
+    assert f"{begin}\n{end}" in page.read_text()
     call("--seconds", "0.1", "--seed", "0", "1")
     assert len(rows()) == 4
     assert rows()[0] == first
-    before, _, after = page.read_text().partition(benchmark_.MARKS[0])
+    before, _, after = page.read_text().partition(begin)
     assert before == "before\n"
     assert "| -ln Dice | " in after
     assert "2 seeds" in after

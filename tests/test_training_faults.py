@@ -108,6 +108,17 @@ def test_one_broken_image_does_not_stop_the_others(model: Path, tmp_path: Path) 
     assert not (tmp_path / "o").exists()
 
 
+def test_an_image_without_a_finite_value_gets_no_mask(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, value in (("a", np.nan), ("b", 0.0), ("c", np.inf)):
+        np.save(tmp_path / "in" / f"{name}.npy", np.full((24, 24), value))
+    result = call("predict", model, tmp_path / "in", tmp_path / "out")
+    assert result.exit_code == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.npy"]
+    assert "Not predicted: 2 of 3" in result.stderr
+    assert f"{tmp_path / 'in' / 'a.npy'}: expected values that are finite, got no finite value." in result.stderr
+
+
 def test_memory_that_is_short_fails_one_image(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from softdice.training import inference
 

@@ -109,6 +109,9 @@ def score(
         str, typer.Option(help="Of the pictures: radiological (the patient's left is right), or neurological.")
     ] = "radiological",
     resume: Annotated[bool, typer.Option("--resume", help="With --out: go on where a stopped run ended.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is no result of an earlier run, too.")
+    ] = False,
 ) -> None:
     """Score masks against labels: Dice and IoU per case and class, means with intervals, pooled.
 
@@ -133,7 +136,9 @@ def score(
                     wanted = ", ".join(filter(None, allowed))
                     raise ScoreError(f"{option}: expected one of {wanted}, got {given!r}.")
             kind = _check(format, rows, others, out, report, resume)
-            task = Task(predictions, labels_path, layout, others, jobs, kind, rows, out, report, images, view)
+            task = Task(
+                predictions, labels_path, layout, others, jobs, kind, rows, out, report, images, view, overwrite
+            )
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
@@ -161,6 +166,7 @@ class Task:
     report: Path | None
     images: Path | None
     view: str
+    overwrite: bool
 
 
 def _check(
@@ -209,6 +215,7 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
         task.out,
         task.report,
         (*files, *_images(task).values(), *(Path(text) for text in said if text and text.endswith(".json"))),
+        overwrite=task.overwrite,
     )
     return pairs
 

@@ -5,6 +5,7 @@ PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="softdice">
 <title>{title}</title>
 <style>
 :root {{ --ink: #1a1f26; --faint: #667080; --line: #dfe3e8; --back: #ffffff; --soft: #f4f6f8; --mark: #1f6feb;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import unicodedata
 from collections.abc import Iterable
@@ -21,6 +22,9 @@ OTHER_KINDS = (
     ".yml", ".md", ".tex", ".zip", ".gz", ".tsv", ".db", ".svg", *SUFFIXES,
 )  # fmt: skip
 """Suffixes that promise what is not written here, whatever the format is that was asked for."""
+
+BEGIN = 65536
+"""Bytes that tell what a file is."""
 
 _TURNING = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Invisible signs that turn the direction of what follows them."""
@@ -63,11 +67,12 @@ def kind_of(out: Path | None, asked: str | None) -> str:
     return asked or str(kind)
 
 
-def check_places(out: Path | None, report: Path | None, inputs: Iterable[Path]) -> None:
-    """Before any work: refuses places that cannot be written, each other's, and those of inputs.
+def check_places(out: Path | None, report: Path | None, inputs: Iterable[Path], *, overwrite: bool = False) -> None:
+    """Before any work: refuses places that cannot be written, each other's, those of inputs and of what is not ours.
 
     Raises:
-        ScoreError: a folder, no folder around it, another kind of file, or a file that is read.
+        ScoreError: a folder, no folder around it, another kind of file, a file that is read or, without `overwrite`,
+            one that is no result of an earlier run.
     """
     places = {option: path for option, path in (("--out", out), ("--report", report)) if path is not None}
     for option, path in places.items():
@@ -93,6 +98,38 @@ def check_places(out: Path | None, report: Path | None, inputs: Iterable[Path]) 
         if _identity(path) in read:
             option = read[_identity(path)]
             raise ScoreError(f"{option}: expected a file that is not read, got {str(path)!r}. Choose another name.")
+    for option, path in places.items():
+        if path.is_file() and not (overwrite or is_stream(path) or is_result(path)):
+            raise ScoreError(
+                f"{option}: expected a new file or the result of an earlier run, got {str(path)!r}, which is neither. "
+                "Choose another name, or pass --overwrite to replace it."
+            )
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file is empty or begins as what is written here begins.
+
+    Not so nnU-Net's summary.json: nothing tells ours from one that nnU-Net wrote.
+    """
+    with path.open("rb") as file:
+        begin = file.read(BEGIN).decode("utf-8", "replace")
+    if not begin or 'name="generator" content="softdice' in begin or begin.startswith('{\n"softdice": "'):
+        return True
+    if "┏" in begin and " 95 % interval " in begin:
+        return True
+    heading, *rows = csv.reader(begin.splitlines()[:2])
+    side = heading[:1] == ["predictions"]
+    if heading[side : side + 3] in (["case", "label", "name"], ["label", "name", "cases"]):
+        return True
+    scores = [cell for row in rows for cell in row[side + 1 :]]  # a column per class, under names that can be any
+    return heading[side : side + 1] == ["case"] and bool(scores) and all(map(_is_score, scores))
+
+
+def _is_score(cell: str) -> bool:
+    try:
+        return not cell or 0 <= float(cell) <= 1
+    except ValueError:
+        return False
 
 
 def is_stream(path: Path) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from softdice.images.files import FileError, Image, image_name, list_images, mask_suffix, write_image
-from softdice.training.channels import Files, channel_files, read_channels, scaled
+from softdice.training.channels import Files, channel_files, emptiness, read_channels, scaled
 from softdice.training.checkpoint import load_checkpoint, load_network, made_folder
 from softdice.training.config import TrainingError, no_memory
 from softdice.training.evaluate import label_image
@@ -50,7 +50,8 @@ def predict(
     Raises:
         TrainingError, FileError: not a model of ours; no images; a file in the place of a mask.
         PredictionError: some images have no mask: of another dimension or number of channels than the model was trained
-            on, too large for the memory, or files that cannot be read or written. All others have one.
+            on, without a finite value, too large for the memory, or files that cannot be read or written. All others
+            have one.
     """
     content = load_checkpoint(checkpoint)
     images, out = Path(images), Path(out)
@@ -108,6 +109,11 @@ def _mask(
             f"softdice predict: {path}: expected a {data['spatial_ndim']}-D image with {data['channels']} "
             f"channel(s), as in training, got a {image.spatial_ndim}-D one with {array.shape[0]}. Convert it, "
             "or take another model."
+        )
+    if not all(np.isfinite(channel).any() for channel in ([array] if joint else array)):
+        raise TrainingError(
+            f"softdice predict: {path}: expected values that are finite, got {emptiness(array, joint)}. A mask of it "
+            "would mean nothing; look at the file."
         )
     array = scaled(np.broadcast_to(array, (data["channels"], *image.shape)), joint)
     labels = label_image(network, torch.from_numpy(array).to(device), data["patch"]).cpu().numpy()

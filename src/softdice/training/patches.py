@@ -28,6 +28,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, cases: Cases, numbers: Sequence[int], patch: Sequence[int], seed: int) -> None:
         self.cases, self.numbers, self.patch, self.seed = cases, list(numbers), tuple(patch), seed
+        self.foreground_share = FOREGROUND_SHARE
         self.augment = _augmentation(self.patch)
         self.positions: dict[int, list[np.ndarray]] = {}
 
@@ -48,7 +49,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         shape = case.label.shape
         room = [max(0, n - p) for n, p in zip(shape, self.patch, strict=True)]
         start = [int(rng.integers(r + 1)) for r in room]
-        if any(room) and rng.random() < FOREGROUND_SHARE:
+        if any(room) and rng.random() < self.foreground_share:
             positions = self._positions(which, case)
             if positions:
                 of_class = positions[rng.integers(len(positions))]
