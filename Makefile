@@ -17,7 +17,7 @@ help:
 	@echo "make quick   what a change of the core should pass first: no peers, no files, no processes"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make test-browser  the report in Chromium, which apt-get brings where there is none; fails without"
-	@echo "make test-pipelines  nnU-Net, MONAI's trainer and transformers with our losses, in an environment of their own in build/"
+	@echo "make test-pipelines  nnU-Net, MONAI, mmseg and transformers with our losses, in an environment of their own in build/"
 	@echo "make test-lowest  tests with the oldest releases that pyproject.toml allows, in build/ (TORCH=floor: torch's, too)"
 	@echo "make dist    wheel and sdist, and whether they install and run alone, with every extra"
 	@echo "make check   format, lint, types, documentation"
@@ -63,15 +63,19 @@ test-browser: $(BROWSER)
 # timm, which nnU-Net brings, brings a torchvision that does not load beside every build of torch: then none at all.
 $(PIPELINES)/.made: pyproject.toml constraints.txt
 	@test -x $(PIPELINES)/bin/python || $(PYTHON) -m venv $(PIPELINES)
-	@echo "Installing nnU-Net, transformers and ignite into $(PIPELINES); the first time takes some minutes"
+	@echo "Installing nnU-Net, transformers, ignite and mmseg into $(PIPELINES); the first time takes some minutes"
 	@$(PIPELINES)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[cpu,metrics,images,cli]' \
-		pytest hypothesis torch monai nnunetv2==2.8.1 transformers==5.24.0 pytorch-ignite==0.5.5
+		pytest hypothesis torch monai nnunetv2==2.8.1 transformers==5.24.0 pytorch-ignite==0.5.5 \
+		addict ftfy opencv-python-headless prettytable termcolor yapf
+	@$(PIPELINES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps \
+		mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0
 	@$(PIPELINES)/bin/python -c "import torchvision" 2>/dev/null || \
 		$(PIPELINES)/bin/python -m pip uninstall -qq -y torchvision
 	@touch $@
 
 test-pipelines: $(PIPELINES)/.made
-	SOFTDICE_REQUIRE_PIPELINES=1 $(PIPELINES)/bin/python -m pytest tests/test_pipelines.py tests/test_masks.py
+	SOFTDICE_REQUIRE_PIPELINES=1 $(PIPELINES)/bin/python -m pytest tests/test_pipelines.py tests/test_masks.py \
+		"tests/test_docs.py::test_docstring_examples[softdice.compat.mmseg]"
 
 test-lowest:
 	@$(PYTHON) tests/lowest.py

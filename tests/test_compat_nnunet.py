@@ -243,3 +243,40 @@ def test_the_directory_of_trainers_is_safe_on_the_path() -> None:
     """nnU-Net puts it first on sys.path and imports what is there: one file, whose name nobody else has."""
     (file,) = training.TRAINERS.glob("[!_]*")
     assert file.name == "softdice_nnunet_trainers.py"
+
+
+# --- counts
+
+
+@settings(max_examples=60)
+@given(cases(), st.data())
+def test_counts(case: Case, data: st.DataObject) -> None:
+    """Soft and hard ones, with their gradients."""
+    kinds = ["one-hot", "soft", "map", "channel", "float"]
+    target = target_of(case, data.draw(st.sampled_from(kinds)))
+    hard = data.draw(flags)
+    axes = data.draw(st.sampled_from([None, tuple(range(2, case.logits.ndim)), (0, *range(2, case.logits.ndim))]))
+    weight = torch.randn(case.channels)
+
+    def found(function: Any) -> tuple[list[Tensor], Tensor]:
+        logits = case.logits.detach().clone().requires_grad_()
+        prob = (logits > 0).to(logits.dtype) + 0 * logits if hard else logits.sigmoid()
+        counts = function(prob, target, axes, case.mask if data_mask else None)
+        sum((count * weight).sum() * k for k, count in enumerate(counts, 1)).backward()
+        return list(counts), logits.grad
+
+    data_mask = data.draw(flags)
+    (counts, gradient), (expected, theirs) = found(ours.get_tp_fp_fn_tn), found(dice.get_tp_fp_fn_tn)
+    for count, value in zip(counts, expected, strict=True):
+        torch.testing.assert_close(count.float(), value.float(), rtol=1e-4, atol=1e-4)
+    assert (gradient - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_counts_that_no_sum_gives() -> None:
+    prob, labels = torch.full((1, 2, 3, 4), 0.5), torch.zeros(1, 3, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"get_tp_fp_fn_tn: expected square=False, got True"):
+        ours.get_tp_fp_fn_tn(prob, labels, square=True)
+    for axes in ((), (2,), (0,), (1, 2, 3)):
+        with pytest.raises(ValueError, match="expected axes of all of space"):
+            ours.get_tp_fp_fn_tn(prob, labels, axes)
+    ours.get_tp_fp_fn_tn(prob, labels, (-1, -2))

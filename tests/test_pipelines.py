@@ -1,6 +1,7 @@
 """nnU-Net's own commands on small data: both trainers find the same losses, and stock nnU-Net predicts with either.
 
-And MONAI's trainer. `make test-pipelines` brings both with all that they need, in an environment of their own.
+And MONAI's trainer, and a decode head of MMSegmentation. `make test-pipelines` brings them with all that they need, in
+an environment of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import pytest
 import softdice
 
 LACKING = [
-    name for name in ("batchgeneratorsv2", "blosc2", "timm", "transformers", "ignite") if find_spec(name) is None
+    name
+    for name in ("batchgeneratorsv2", "blosc2", "timm", "transformers", "ignite", "mmseg")
+    if find_spec(name) is None
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -281,3 +284,73 @@ def test_monais_supervised_trainer(half: bool) -> None:
     ours, theirs = losses(monai.DiceCELoss(**keywords)), losses(DiceCELoss(**keywords))
     assert len(ours) == 4
     assert ours == pytest.approx(theirs, rel=2e-2 if half else 1e-5)  # theirs has a softmax of half precision
+
+
+@pytest.fixture
+def mmseg(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """MMSegmentation's registry. It imports mmcv's compiled operators, which a plain head does not use: a stand-in."""
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+    class Operators(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return None
+
+    operators = Operators("mmcv._ext")
+    operators.__spec__ = ModuleSpec("mmcv._ext", None)
+    if find_spec("mmcv._ext") is None:
+        monkeypatch.setitem(sys.modules, "mmcv._ext", operators)
+    import mmseg.models  # noqa: F401 (registers the heads)
+    from mmseg.registry import MODELS
+
+    return MODELS
+
+
+@pytest.mark.filterwarnings("ignore")  # of mmengine's and mmseg's age
+def test_a_decode_head_of_mmsegmentation(mmseg: Any) -> None:
+    import torch
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    import softdice.compat.mmseg  # noqa: F401 (registers the loss)
+
+    def head(*losses: dict[str, Any], **more: Any) -> Any:
+        torch.manual_seed(0)
+        made = mmseg.build(
+            {
+                "type": "FCNHead", "in_channels": 6, "channels": 4, "num_classes": 5, "num_convs": 1, "in_index": 0,
+                "concat_input": False, "dropout_ratio": 0, "norm_cfg": {"type": "BN"}, "loss_decode": [*losses], **more,
+            }
+        )  # fmt: skip
+        torch.manual_seed(1)
+        labels = torch.randint(0, 5, (2, 1, 24, 20))
+        labels[0, :, :5] = more.get("ignore_index", 255)
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
+        found = made.loss([torch.randn(2, 6, 12, 10)], samples, None)
+        sum(value for name, value in found.items() if name.startswith("loss")).backward()
+        return found, torch.cat([p.grad.flatten() for p in made.parameters()]), labels
+
+    entropy = {"type": "SoftdiceLoss", "losses": {"CrossEntropyLoss": {}}, "loss_weight": 2.0, "loss_name": "loss_ce"}
+    theirs = {"type": "CrossEntropyLoss", "loss_weight": 2.0, "avg_non_ignore": True}
+    sampled = {"sampler": {"type": "OHEMPixelSampler", "thresh": 0.3, "min_kept": 100}}
+    for more in ({}, {"ignore_index": 3}):
+        (ours, gradient, _), (stock, expected, _) = head(entropy, **more), head(theirs, **more)
+        assert ours["loss_ce"].item() == pytest.approx(stock["loss_ce"].item(), rel=1e-5)
+        assert (gradient - expected).abs().max() < 1e-5 * expected.abs().max()
+    hard = head(entropy, **sampled)[0]["loss_ce"]
+    assert hard > 1.01 * head(entropy)[0]["loss_ce"]  # the mean of the pixels that the sampler kept
+
+    both = {"SoftDiceLoss": {"cost": "one_minus", "weight": 3.0}, "CrossEntropyLoss": {"weight": 0.5}}
+    apart = [{"type": "SoftdiceLoss", "losses": {name: both[name]}, "loss_name": f"loss_{name}"} for name in both]
+    together = head({"type": "SoftdiceLoss", "losses": both})[0]["loss_softdice"]
+    found = head(*apart)[0]
+    assert together.item() == pytest.approx(sum(found[f"loss_{name}"].item() for name in both), rel=1e-6)
+
+    with pytest.raises(ValueError, match=r"SoftdiceLoss: expected a loss among losses to be one of .*'SoftDiceLoss'"):
+        mmseg.build({"type": "SoftdiceLoss", "losses": {"DiceLoss": {}}})
+    with pytest.raises(ValueError, match="expected losses by name"):
+        mmseg.build({"type": "SoftdiceLoss", "losses": {}})
+    with pytest.raises(TypeError, match="expected label to be a Tensor"):
+        mmseg.build({"type": "SoftdiceLoss", "losses": both})(torch.zeros(1, 5, 2, 2), [0])

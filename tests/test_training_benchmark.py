@@ -61,16 +61,16 @@ def test_its_recipes_are_what_it_calls_them(benchmark_: ModuleType) -> None:
         name: benchmark_.prepared(cases, [0], variant.recipe, (32, 32), 0)
         for name, variant in benchmark_.RECIPES.items()
     }
-    weights = list(seen["dice+ce"].network.parameters())
-    rates = [seen[name].optimizer.defaults["lr"] for name in ("slow", "dice+ce", "fast", "faster")]
-    assert rates == [1e-3, benchmark_.DEFAULTS["lr"], 1e-2, 3e-2]
+    weights = list(seen["start"].network.parameters())
+    rates = [seen[name].optimizer.defaults["lr"] for name in ("slow", "start", "fast", "faster", "dice+ce")]
+    assert rates == [1e-3, 3e-3, 1e-2, 3e-2, benchmark_.DEFAULTS["lr"]]
     assert next(seen["wide"].network.parameters()).shape[0] == 2 * weights[0].shape[0]
     assert len(list(seen["flat"].network.parameters())) < len(weights)
-    shares = {name: seen[name].patches.foreground_share for name in ("anywhere", "dice+ce", "foreground")}
-    assert shares == {"anywhere": 0.0, "dice+ce": 0.5, "foreground": 1.0}
+    shares = {name: seen[name].patches.foreground_share for name in ("anywhere", "start", "foreground")}
+    assert shares == {"anywhere": 0.0, "start": 0.5, "foreground": 1.0}
     assert all(seen["foreground"].patches[0, number][1].any() for number in range(8))
     assert not all(seen["anywhere"].patches[0, number][1].any() for number in range(8))
-    assert seen["dice+ce"].patches.augment.transforms
+    assert seen["start"].patches.augment.transforms
     assert not seen["plain"].patches.augment.transforms
     kernels = [p for p in seen["channels_last"].network.parameters() if p.ndim == 4]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)

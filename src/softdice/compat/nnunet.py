@@ -46,6 +46,43 @@ def theirs(module: str, name: str) -> Any:
 # --- Dice
 
 
+@validation.public
+def get_tp_fp_fn_tn(
+    net_output: Tensor,
+    gt: Tensor,
+    axes: Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    square: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """net_output, gt -> true positives, false positives, false negatives and true negatives of each class.
+
+    Of probabilities they are soft: p y, p (1 - y), (1 - p) y and (1 - p) (1 - y), added up. Gradients reach net_output.
+
+    Args:
+        axes: what is added up: all of space (None), or the batch and all of space.
+        mask: (B, 1, *S), 0 = left out.
+        square: nnU-Net's squares of the four products; only False, since sums of p and p y do not give them.
+
+    Shapes: net_output (B, C, *S) probabilities; gt (B, *S), (B, 1, *S) labels or (B, C, *S) -> four times (B, C), or
+    (C,) where axes has the batch.
+
+    Example:
+        >>> get_tp_fp_fn_tn(torch.tensor([[[0.75, 0.25], [0.25, 0.75]]]), torch.tensor([[0, 1]]))[1]
+        tensor([[0.2500, 0.2500]])
+    """
+    x, y = common.taken(net_output, gt)
+    space = set(range(2, x.ndim))
+    chosen = space if axes is None else {axis % x.ndim for axis in axes}
+    if chosen not in (space, space | {0}):
+        validation.fail("axes of all of space, with or without the batch", axes, "Use nnU-Net's for other sums.")
+    if square:
+        validation.fail("square=False", square, "Use nnU-Net's for the squares.")
+    stats = common.sums(x, y, mask, fields=(*common.extent_fields(), "voxels"))
+    stats = stats.pool() if 0 in chosen else stats
+    tp, predicted, truth = common.extents(stats)
+    return tp, predicted - tp, truth - tp, stats.voxels - predicted - truth + tp
+
+
 @common.declared
 class SoftDiceLoss(common.DropIn):
     """x, y -> minus the mean Dice coefficient.

@@ -8,7 +8,7 @@ from typing import Any
 
 DEFAULTS: dict[str, Any] = {
     "loss": "dice+ce",
-    "lr": 3e-3,
+    "lr": 1e-2,
     "val_fraction": 0.2,
     "seed": 42,
     "devices": 1,
