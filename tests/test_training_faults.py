@@ -349,7 +349,7 @@ def test_width_is_given_before_batch_and_batch_before_patch() -> None:
     assert chosen(130) == ((256, 256), 1, 8)
     assert chosen(65) == ((128, 256), 1, 8)
     assert chosen(1) == ((128, 128), 1, 8)
-    assert chosen(1, (40, 56, 16)) == ((32, 32, 16), 1, 8)
+    assert chosen(1, (40, 56, 16)) == ((32, 32, 16), 2, 8)
     assert chosen(1, fixed_patch=True) == ((256, 256), 1, 8)
     assert chosen(1, fixed_batch_size=True) == ((128, 128), 2, 8)
 

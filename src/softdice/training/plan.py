@@ -31,6 +31,8 @@ ENOUGH_STEPS = 300
 FEW_STEPS = 100
 LEAST_PATCH = {2: 128, 3: 32}
 """A patch is not cut below, along any axis, to save time: what a step takes beside its voxels then outweighs them."""
+LEAST_BATCH = {2: 1, 3: 2}
+"""Nor a batch: on a CPU torch convolves a single small volume by other code, three times as long as two at once."""
 KEPT_TENSORS = 4
 """Of first filters and of 4 bytes a voxel, that a step holds at the very least."""
 
@@ -165,9 +167,9 @@ def fit(
         if measured_s * ENOUGH_STEPS <= left_s:
             first, took = FIRST_FILTERS[accelerator], measured_s
     while took * ENOUGH_STEPS > left_s:
-        longest = max(patch)
-        if batch_size > 1 and not fixed_batch_size:
-            took, batch_size = took * (batch_size // 2) / batch_size, batch_size // 2
+        longest, fewer = max(patch), max(LEAST_BATCH[len(patch)], batch_size // 2)
+        if fewer < batch_size and not fixed_batch_size:
+            took, batch_size = took * fewer / batch_size, fewer
         elif longest > LEAST_PATCH[len(patch)] and not fixed_patch:
             less = max(LEAST_PATCH[len(patch)], _round_up(longest / 2))
             at = patch.index(longest)
