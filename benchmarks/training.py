@@ -6,7 +6,7 @@ does not count. A variant is another loss or, with `--what recipes`, another set
 of the processor, so that other programs on the machine take none of them. One seed means one split, one set of first
 weights and one order of patches, whatever the variant. Reading and compiling are not counted.
 
-    python -m benchmarks.training            # all losses that are not measured yet, in some 80 minutes of a core
+    python -m benchmarks.training            # all losses that are not measured yet, in some 50 minutes of a core
     python -m benchmarks.training --data nuclei --variant ce neg_log --seed 0 --seconds 15
     python -m benchmarks.training --what recipes
     python -m benchmarks.training --show     # the table of what there is; nothing is measured
@@ -25,7 +25,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +56,10 @@ MARKS = {
     for what in ("losses", "recipes")
 }
 SEEDS = (0, 1, 2)
-SECONDS = {"losses": (15, 60), "recipes": (60,)}
+SECONDS = {
+    "losses": {"nuclei": (15, 60), "hippocampus": (60,), "chase_db1": (30,)},
+    "recipes": {"nuclei": (60,), "hippocampus": (60,), "chase_db1": (60,)},
+}
 HELD_OUT = 0.2
 KEY = ("data", "variant", "seed", "seconds", "machine")
 
@@ -269,7 +272,7 @@ def wanted(
     data: Sequence[str],
     variants: Sequence[str],
     seeds: Sequence[int],
-    seconds: Sequence[float],
+    seconds: Mapping[str, Sequence[float]],
     machine: str,
 ) -> list[tuple[Any, ...]]:
     """A selection -> the keys of its rows, the short budgets first."""
@@ -277,7 +280,7 @@ def wanted(
     return [
         (d, x, seed, s, machine)
         for d in data
-        for s in sorted(seconds)
+        for s in sorted(seconds[d])
         for seed in seeds
         for x in variants
         if d in made[x].data
@@ -297,11 +300,11 @@ def cell(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def table(rows: Sequence[dict[str, Any]], what: str, seconds: Sequence[float]) -> str:
+def table(rows: Sequence[dict[str, Any]], what: str) -> str:
     """Rows of one machine -> Markdown: a row per variant, a column per data set and budget, the best of each bold."""
-    columns = [
-        (name, s) for name in DATA for s in sorted(seconds) if any((r["data"], r["seconds"]) == (name, s) for r in rows)
-    ]
+    columns = sorted(
+        {(r["data"], r["seconds"]) for r in rows}, key=lambda column: ([*DATA].index(column[0]), column[1])
+    )
     cells, best = {}, {}
     for column in columns:
         of = {x: [r for r in rows if (r["data"], r["seconds"], r["variant"]) == (*column, x)] for x in VARIANTS[what]}
@@ -323,15 +326,16 @@ def table(rows: Sequence[dict[str, Any]], what: str, seconds: Sequence[float]) -
     return "\n".join(lines)
 
 
-def plot(rows: Sequence[dict[str, Any]], seconds: Sequence[float], file: Path) -> None:
+def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Rows of one machine -> for each data set a point per seed, loss and budget, and a stroke for the mean."""
     from matplotlib.figure import Figure
 
     names = [name for name in DATA if any(row["data"] == name for row in rows)]
+    seconds = sorted({row["seconds"] for row in rows})
     figure = Figure(figsize=(4 * len(names) + 1, 4), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
-        for place, s in enumerate(sorted(seconds)):
+        for place, s in enumerate(seconds):
             for line, x in enumerate(LOSSES):
                 found = [r["dice"] for r in rows if (r["data"], r["seconds"], r["variant"]) == (name, s, x)]
                 height = line + 0.3 * (place - (len(seconds) - 1) / 2)
@@ -360,7 +364,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # the peers'
     machine = measure.machine()
     print(machine)
-    seconds = asked.seconds or SECONDS[asked.what]
+    seconds = {name: asked.seconds or SECONDS[asked.what][name] for name in DATA}
     variants = [x for x in VARIANTS[asked.what] if asked.variant is None or x in asked.variant]
     for name in asked.data if not asked.show else ():
         done = {key(row) for row in publish.kept("training")}
@@ -377,20 +381,22 @@ def main() -> None:
     shown = [
         row
         for row in publish.kept("training")
-        if row["machine"] == machine and row["seconds"] in seconds and row["variant"] in VARIANTS[asked.what]
+        if row["machine"] == machine
+        and row["seconds"] in seconds[row["data"]]
+        and row["variant"] in VARIANTS[asked.what]
     ]
     if not shown:
         print("Nothing is measured for these budgets on this machine.")
         return
-    text = table(shown, asked.what, seconds)
+    text = table(shown, asked.what)
     print(text)
     lacking = set(wanted(asked.what, list(DATA), list(VARIANTS[asked.what]), SEEDS, seconds, machine))
     lacking -= {key(row) for row in shown}
     if lacking:
-        print(f"{PAGE.name} is left as it is: {len(lacking)} rows are missing for {seconds} seconds.")
+        print(f"{PAGE.name} is left as it is: {len(lacking)} rows are missing.")
         return
     if asked.what == "losses":
-        plot(shown, seconds, PLOT)
+        plot(shown, PLOT)
         text += f"\n\n![Held-out Dice by loss, data set and budget]({PLOT.name})"
     publish.show(text, PAGE, MARKS[asked.what])
 

@@ -41,7 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in SLOW or any(word in item.name for word in SLOW_WORDS):
             item.add_marker("slow")
-    items.sort(key=lambda item: "under_the_interpreter" not in item.name)  # minutes each: not last, on one of two cores
+    # Minutes each, or minutes together: not last, on one of two cores.
+    items.sort(key=lambda item: "under_the_interpreter" not in item.name and item.path.stem != "test_triton_compile")
 
 
 settings.register_profile(
