@@ -116,7 +116,7 @@ def test_an_image_without_a_finite_value_gets_no_mask(model: Path, tmp_path: Pat
     assert result.exit_code == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.npy"]
     assert "Not predicted: 2 of 3" in result.stderr
-    assert f"{tmp_path / 'in' / 'a.npy'}: expected values that are finite, got no finite value." in result.stderr
+    assert f"{tmp_path / 'in' / 'a.npy'}: expected finite values, got none. A mask" in result.stderr
 
 
 def test_memory_that_is_short_fails_one_image(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

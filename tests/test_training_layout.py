@@ -168,6 +168,14 @@ def test_an_image_without_one_of_its_channels_does_not_stop_the_others(
     assert "c_0001.nii.gz: expected every channel from _0000 on, got c_0001.nii.gz. Add that of _0000." in result.stderr
 
 
+def test_the_channel_without_a_finite_value_is_named(model: tuple[Path, Path], tmp_path: Path) -> None:
+    for channel, value in ((0, 5.0), (1, np.nan)):  # a channel of one value has a mask, if another one says something
+        nifti(tmp_path / "in" / f"a_{channel:04d}.nii.gz", np.full(SHAPE, value, np.float32))
+    result = call("predict", model[0], tmp_path / "in", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "a_0000.nii.gz: expected finite values, got none in channel 1. A mask" in result.stderr
+
+
 # --- nnU-Net
 
 

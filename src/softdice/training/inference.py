@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from softdice.images.files import FileError, Image, image_name, list_images, mask_suffix, write_image
-from softdice.training.channels import Files, channel_files, emptiness, read_channels, scaled
+from softdice.training.channels import Files, channel_files, read_channels, scaled
 from softdice.training.checkpoint import load_checkpoint, load_network, made_folder
 from softdice.training.config import TrainingError, no_memory
 from softdice.training.evaluate import label_image
@@ -110,10 +110,12 @@ def _mask(
             f"channel(s), as in training, got a {image.spatial_ndim}-D one with {array.shape[0]}. Convert it, "
             "or take another model."
         )
-    if not all(np.isfinite(channel).any() for channel in ([array] if joint else array)):
+    lacking = [number for number, channel in enumerate([array] if joint else array) if not np.isfinite(channel).any()]
+    if lacking:
+        where = "" if joint else f" in channel {lacking[0]}"
         raise TrainingError(
-            f"softdice predict: {path}: expected values that are finite, got {emptiness(array, joint)}. A mask of it "
-            "would mean nothing; look at the file."
+            f"softdice predict: {path}: expected finite values, got none{where}. A mask of it would mean nothing; look "
+            "at the file."
         )
     array = scaled(np.broadcast_to(array, (data["channels"], *image.shape)), joint)
     labels = label_image(network, torch.from_numpy(array).to(device), data["patch"]).cpu().numpy()

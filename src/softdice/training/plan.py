@@ -32,7 +32,7 @@ FEW_STEPS = 100
 LEAST_PATCH = {2: 128, 3: 32}
 """A patch is not cut below, along any axis, to save time: what a step takes beside its voxels then outweighs them."""
 LEAST_BATCH = {2: 1, 3: 2}
-"""Nor a batch: on a CPU torch convolves a single small volume by other code, three times as long as two at once."""
+"""Nor a batch: on a CPU torch convolves a single small volume by other code, for longer than two at once."""
 KEPT_TENSORS = 4
 """Of first filters and of 4 bytes a voxel, that a step holds at the very least."""
 
@@ -50,7 +50,7 @@ class NetworkPlan:
     def build(self) -> nn.Module:
         """A U-Net with instance normalisation and untrained weights: (B, channels, *patch) -> (B, classes, *patch).
 
-        For volumes on a CPU the weights lie channels-last: the convolutions then take about two thirds of the time.
+        For volumes on a CPU the weights lie channels-last, as torch convolves them faster: see docs/training.md.
         """
         from monai.networks.nets import DynUNet
 
