@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numba import njit
 from torch import Tensor
 
 import softdice
@@ -331,3 +333,32 @@ def test_a_factory_compiles_names_that_no_other_process_has(tmp_path: Path) -> N
     names = [subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout for run in runs]
     assert all("scaled" in name for name in names)
     assert names[0] != names[1]  # equal ones are taken for equal code where both are loaded from disk
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="vectors have other names on this processor")
+def test_loops_use_vectors_as_wide_as_the_processor_has() -> None:
+    @njit(fastmath=compiled.FAST, **compiled.OPTIONS)
+    def doubled(x: Any) -> None:
+        for v in range(x.shape[0]):
+            x[v] = x[v] + x[v]
+
+    doubled(np.ones(64, np.float32))
+    (code,) = doubled.inspect_asm().values()
+    assert ("zmm" if "+avx512f" in compiled.FEATURES else "ymm" if "+avx" in compiled.FEATURES else "xmm") in code
+
+
+def test_functions_of_compiled_code_alone_have_no_code_of_their_own() -> None:
+    @compiled.jit
+    def inner(x: Any) -> Any:
+        return x + x
+
+    @njit(**compiled.OPTIONS)
+    def outer(x: Any) -> Any:
+        return inner(x) + inner(x + 1)
+
+    assert outer(3) == 14
+    engine = outer.targetctx.codegen()._engine
+    (taken,) = inner.overloads.values()
+    (made,) = outer.overloads.values()
+    assert engine.is_symbol_defined(made.fndesc.llvm_cpython_wrapper_name)
+    assert not engine.is_symbol_defined(taken.fndesc.llvm_func_name)

@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from softdice import terms
+from softdice.kernels.cpu.compiler import Compiler
 
 # Flags that keep NaN and infinity: a NaN logit must give a NaN loss.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
@@ -46,7 +47,7 @@ FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CP
 LANES = 8 if "+avx" in FEATURES else 4
 """Numbers of float32 in a vector, at least: the more lanes, the fewer numbers each of them adds up."""
 ENDLESS = 1 << 62  # bytes: more than any tensor has
-OPTIONS = {"error_model": "numpy", "nogil": True}
+OPTIONS = {"error_model": "numpy", "nogil": True, "pipeline_class": Compiler}
 INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **OPTIONS}  # called by compiled code only
 jit = njit(fastmath=FAST, **INNER)
 each = njit(fastmath=FAST, forceinline=True, **INNER)  # of a voxel: a loop that calls anything is no vector loop

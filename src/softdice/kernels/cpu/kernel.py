@@ -189,7 +189,7 @@ def forward(kind: Kind) -> Any:
         x = memory(job.input.address, R) if job.input.direct else xs
         ys = memory(job.target.address, R) if not LABELS and job.target.direct else y
         us = memory(job.map.address, R) if MAPPED and job.map.direct else u
-        unread = rows[:1]
+        unread = rows[:, :1]  # of the type of a backward pass's coefficients: the softmax is compiled once for both
         for task in range(begin, end):
             b, start, stop = span_of(job, task)
             out = slots[:, task]

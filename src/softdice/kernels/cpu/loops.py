@@ -175,48 +175,62 @@ def _symbols(activation: str, GAMMA: float | None, POWER: float | None, R: Any) 
 
 
 @cache
+def _value(MASKED: bool, R: Any) -> Any:
+    """-> a function that reads the logit of a voxel: 0 where the voxel does not count."""
+
+    @each
+    def value(x, place, w, v):
+        found = read_apart(x, place)
+        return found if not MASKED or read_apart(w, v) > R(0) else R(0)
+
+    return value
+
+
+@each
+def _larger(a, b):
+    return b if b > a else a
+
+
+@cache
+def _largest(size: int, MASKED: bool, R: Any) -> Any:
+    """-> m = the largest of m and the logits of `size` classes."""
+    lines = [f"x{i} = xo + np.uint64({i}) * ld" for i in range(size)]
+    lines += ["for v in range(n):", "    most = m[v]"]
+    lines += [f"    most = larger(most, value(x, x{i} + v, w, v))" for i in range(size)]
+    names = {"np": np, "larger": _larger, "value": _value(MASKED, R)}
+    return jit(function("largest(x, xo, ld, w, n, m)", "\n    ".join([*lines, "    m[v] = most"]), names))
+
+
+@cache
+def _exponentials(size: int, MASKED: bool, P: int | None, R: Any) -> Any:
+    """-> e = exp(x - m) of `size` classes, added to r; times dL/dstatistics number P, if any, added to dot."""
+    lines = ["w, m, r, dot = rows.w, rows.m, rows.r, rows.dot"]
+    lines += [f"x{i}, e{i} = xo + np.uint64({i}) * ld, eo + np.uint64({i}) * eld" for i in range(size)]
+    lines += [f"prefetch(x, x{i} + n, n)" for i in range(size)]  # the next block's rows, for later
+    lines += [f"k{i} = R(coef[{P}, c + np.uint64({i})])" for i in range(size if P is not None else 0)]
+    lines += ["for v in range(n):", "    most, total = read_apart(m, v), r[v]"]
+    lines += ["    slope = dot[v]"] if P is not None else []
+    for i in range(size):
+        lines += [f"    z{i} = exp(minus(value(x, x{i} + v, w, v), most))", f"    write_apart(e, e{i} + v, z{i})"]
+    lines += [f"    write_apart(r, v, total + {' + '.join(f'z{i}' for i in range(size))})"]
+    if P is not None:
+        lines += [f"    write_apart(dot, v, slope + {' + '.join(f'k{i} * z{i}' for i in range(size))})"]
+    names = {"np": np, "R": R, "exp": exp, "minus": minus, "value": _value(MASKED, R), "prefetch": prefetch}
+    names |= {"read_apart": read_apart, "write_apart": write_apart}
+    return jit(function("exponentials(x, xo, ld, n, rows, e, eo, eld, coef, c)", "\n    ".join(lines), names))
+
+
+@cache
 def softmax_loops(MASKED: bool, LOGS: bool, P: int | None, R: Any) -> Any:
     """-> the loops that a softmax needs before anything else, four classes at a time: passes over m and r cost, too.
 
     P: where the slope of every class but the own is dL/dstatistics number P times p, that number.
     """
     ZERO, ONE, LOWEST, FUSED = R(0), R(1), R(-np.inf), P is not None
-
-    @each
-    def value(x, place, w, v):
-        found = read_apart(x, place)
-        return found if not MASKED or read_apart(w, v) > ZERO else ZERO
-
-    @each
-    def larger(a, b):
-        return b if b > a else a
-
-    def largest(size):
-        lines = [f"x{i} = xo + np.uint64({i}) * ld" for i in range(size)]
-        lines += ["for v in range(n):", "    most = m[v]"]
-        lines += [f"    most = larger(most, value(x, x{i} + v, w, v))" for i in range(size)]
-        names = {"np": np, "larger": larger, "value": value}
-        return jit(function("largest(x, xo, ld, w, n, m)", "\n    ".join([*lines, "    m[v] = most"]), names))
-
-    def exponentials(size):
-        lines = ["w, m, r, dot = rows.w, rows.m, rows.r, rows.dot"]
-        lines += [f"x{i}, e{i} = xo + np.uint64({i}) * ld, eo + np.uint64({i}) * eld" for i in range(size)]
-        lines += [f"prefetch(x, x{i} + n, n)" for i in range(size)]  # the next block's rows, for later
-        lines += [f"k{i} = R(coef[{P}, c + np.uint64({i})])" for i in range(size if FUSED else 0)]
-        lines += ["for v in range(n):", "    most, total = read_apart(m, v), r[v]"]
-        lines += ["    slope = dot[v]"] if FUSED else []
-        for i in range(size):
-            lines += [f"    z{i} = exp(minus(value(x, x{i} + v, w, v), most))", f"    write_apart(e, e{i} + v, z{i})"]
-        lines += [f"    write_apart(r, v, total + {' + '.join(f'z{i}' for i in range(size))})"]
-        if FUSED:
-            lines += [f"    write_apart(dot, v, slope + {' + '.join(f'k{i} * z{i}' for i in range(size))})"]
-        names = {"np": np, "R": R, "exp": exp, "minus": minus, "value": value, "prefetch": prefetch}
-        names |= {"read_apart": read_apart, "write_apart": write_apart}
-        text = "\n    ".join(lines)
-        return jit(function("exponentials(x, xo, ld, n, rows, e, eo, eld, coef, c)", text, names))
-
-    largest1, largest2, largest3, largest4 = (largest(size) for size in range(1, 5))
-    exponentials1, exponentials2, exponentials3, exponentials4 = (exponentials(size) for size in range(1, 5))
+    largest1, largest2, largest3, largest4 = (_largest(size, MASKED, R) for size in range(1, 5))
+    exponentials1, exponentials2, exponentials3, exponentials4 = (
+        _exponentials(size, MASKED, P, R) for size in range(1, 5)
+    )
 
     @jit
     def softmax(x, xo, ld, C, n, rows, e, eld, coef):
