@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import config
 from numba.core.bytecode import FunctionIdentity
@@ -105,6 +105,28 @@ def kernel(variant: Hashable) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
+def shared(signature: Any, *variant: Hashable) -> Callable[[Callable[..., Any]], Any]:
+    """Signature of numbers and addresses, variant -> decorator: a function that kernels call by its address.
+
+    Other functions a kernel takes in, and LLVM works through them again for every kernel. What is long and the same in
+    many kernels is compiled here, once, and kept by itself.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        name = (function.__name__, *variant)
+        dispatcher = kernel(("shared", *name))(function)
+        dispatcher.compile(signature)
+        (made,) = dispatcher.overloads.values()
+        symbol = "_".join(map(str, ("softdice", *name, SOURCES)))
+        binding.add_symbol(symbol, made.library.get_pointer_to_function(made.fndesc.llvm_cfunc_wrapper_name))
+        _alive.append(dispatcher)
+        return types.ExternalFunction(symbol, signature)
+
+    return decorate
+
+
+_alive: list[Any] = []  # what is called by address
+
 _TWIN = {
     types.float32: types.int32,
     types.int32: types.float32,
@@ -144,6 +166,17 @@ def memory(typing_context: Any, address: Any, dtype: Any) -> Any:
         return array._getvalue()
 
     return kind(address, dtype), generate
+
+
+@intrinsic
+def place(typing_context: Any, array: Any, index: Any) -> Any:
+    """Address of array[index], for a `shared` function, which makes it a `memory` again."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(builder.gep(data, [args[1]]), context.get_value_type(types.uint64))
+
+    return types.uint64(array, index), generate
 
 
 @intrinsic

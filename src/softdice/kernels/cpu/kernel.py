@@ -72,7 +72,7 @@ def voxels_of(job, labels, b, v0, n, t, w):
     source, bad = job.weight, np.int32(0)
     if job.weighted:
         load(
-            memory(source.address, np.uint8),
+            source.address,
             source.code,
             b * source.per_sample + v0 * source.per_voxel,
             source.per_voxel,
@@ -88,7 +88,7 @@ def voxels_of(job, labels, b, v0, n, t, w):
         source = job.target
         off = b * source.per_sample + v0 * source.per_voxel
         bad += load_labels(
-            memory(source.address, np.uint8),
+            source.address,
             source.code,
             off,
             source.per_voxel,
@@ -109,7 +109,7 @@ def row_of(plane, b, c, v0, n, scratch):
     off = b * plane.per_sample + c * plane.per_class + v0 * plane.per_voxel
     if plane.direct:
         return off
-    load(memory(plane.address, np.uint8), plane.code, off, plane.per_voxel, n, scratch, np.uint64(0))
+    load(plane.address, plane.code, off, plane.per_voxel, n, scratch, np.uint64(0))
     return np.uint64(0)
 
 
@@ -121,7 +121,7 @@ def logits_of(plane, b, C, v0, n, scratch, block):
         return off, plane.per_class
     for c in range(C):
         load(
-            memory(plane.address, np.uint8),
+            plane.address,
             plane.code,
             off + c * plane.per_class,
             plane.per_voxel,
@@ -145,7 +145,7 @@ def store_rows(plane, rows, block, C, b, v0, n):
     """Rows of scratch, one for each class -> what stands in the tensor at n voxels of a sample."""
     for c in range(C):
         off = b * plane.per_sample + c * plane.per_class + v0 * plane.per_voxel
-        store(rows, c * block, n, memory(plane.address, np.uint8), plane.code, off, plane.per_voxel)
+        store(rows, c * block, n, plane.address, plane.code, off, plane.per_voxel)
 
 
 @jit
@@ -189,7 +189,7 @@ def forward(kind: Kind) -> Any:
         x = memory(job.input.address, R) if job.input.direct else xs
         ys = memory(job.target.address, R) if not LABELS and job.target.direct else y
         us = memory(job.map.address, R) if MAPPED and job.map.direct else u
-        unread = rows[:, :1]  # of the type of a backward pass's coefficients: the softmax is compiled once for both
+        unread = rows[:1]
         for task in range(begin, end):
             b, start, stop = span_of(job, task)
             out = slots[:, task]

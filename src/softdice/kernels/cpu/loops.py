@@ -17,9 +17,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
 
 from softdice.kernels.cpu.arithmetic import exp, log, log1p, minus
-from softdice.kernels.cpu.compiled import LANES, each, jit, read_apart, write_apart
+from softdice.kernels.cpu.compiled import LANES, each, jit, memory, place, read_apart, shared, write_apart
 from softdice.kernels.cpu.rows import prefetch
 from softdice.terms import MAPPED, STATISTICS, SYMBOLS, Statistic, function
 
@@ -202,70 +203,85 @@ def _largest(size: int, MASKED: bool, R: Any) -> Any:
 
 
 @cache
-def _exponentials(size: int, MASKED: bool, P: int | None, R: Any) -> Any:
-    """-> e = exp(x - m) of `size` classes, added to r; times dL/dstatistics number P, if any, added to dot."""
-    lines = ["w, m, r, dot = rows.w, rows.m, rows.r, rows.dot"]
-    lines += [f"x{i}, e{i} = xo + np.uint64({i}) * ld, eo + np.uint64({i}) * eld" for i in range(size)]
+def _exponentials(size: int, MASKED: bool, FUSED: bool, R: Any) -> Any:
+    """-> e = exp(x - m) of `size` classes, added to r; where it is fused, times k added to dot."""
+    lines = [f"x{i}, e{i} = xo + np.uint64({i}) * ld, eo + np.uint64({i}) * eld" for i in range(size)]
     lines += [f"prefetch(x, x{i} + n, n)" for i in range(size)]  # the next block's rows, for later
-    lines += [f"k{i} = R(coef[{P}, c + np.uint64({i})])" for i in range(size if P is not None else 0)]
+    lines += [f"k{i} = k[c + np.uint64({i})]" for i in range(size if FUSED else 0)]
     lines += ["for v in range(n):", "    most, total = read_apart(m, v), r[v]"]
-    lines += ["    slope = dot[v]"] if P is not None else []
+    lines += ["    slope = dot[v]"] if FUSED else []
     for i in range(size):
         lines += [f"    z{i} = exp(minus(value(x, x{i} + v, w, v), most))", f"    write_apart(e, e{i} + v, z{i})"]
     lines += [f"    write_apart(r, v, total + {' + '.join(f'z{i}' for i in range(size))})"]
-    if P is not None:
+    if FUSED:
         lines += [f"    write_apart(dot, v, slope + {' + '.join(f'k{i} * z{i}' for i in range(size))})"]
-    names = {"np": np, "R": R, "exp": exp, "minus": minus, "value": _value(MASKED, R), "prefetch": prefetch}
+    names = {"np": np, "exp": exp, "minus": minus, "value": _value(MASKED, R), "prefetch": prefetch}
     names |= {"read_apart": read_apart, "write_apart": write_apart}
-    return jit(function("exponentials(x, xo, ld, n, rows, e, eo, eld, coef, c)", "\n    ".join(lines), names))
+    return jit(function("exponentials(x, xo, ld, n, w, m, r, dot, e, eo, eld, k, c)", "\n    ".join(lines), names))
 
 
 @cache
-def softmax_loops(MASKED: bool, LOGS: bool, P: int | None, R: Any) -> Any:
-    """-> the loops that a softmax needs before anything else, four classes at a time: passes over m and r cost, too.
-
-    P: where the slope of every class but the own is dL/dstatistics number P times p, that number.
-    """
-    ZERO, ONE, LOWEST, FUSED = R(0), R(1), R(-np.inf), P is not None
+def _softmax(MASKED: bool, LOGS: bool, FUSED: bool, R: Any) -> Any:
+    """-> what `softmax_loops` calls: four classes at a time, since passes over m and r cost, too."""
+    LOWEST = R(-np.inf)
     largest1, largest2, largest3, largest4 = (_largest(size, MASKED, R) for size in range(1, 5))
     exponentials1, exponentials2, exponentials3, exponentials4 = (
-        _exponentials(size, MASKED, P, R) for size in range(1, 5)
+        _exponentials(size, MASKED, FUSED, R) for size in range(1, 5)
     )
 
-    @jit
-    def softmax(x, xo, ld, C, n, rows, e, eld, coef):
-        """logits -> e, m, r and (where read) ls; where it is fused, dot over the other classes' slopes, too."""
-        w, m, r, ls, dot = rows.w, rows.m, rows.r, rows.ls, rows.dot
-        one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+    @shared(types.void(*[types.uint64] * 12), MASKED, LOGS, FUSED, R.__name__)
+    def softmax(at_x, ld, C, n, at_w, at_m, at_r, at_ls, at_dot, at_e, eld, at_k):
+        x, w, m, r = memory(at_x, R), memory(at_w, R), memory(at_m, R), memory(at_r, R)
+        ls, dot, e, k = memory(at_ls, R), memory(at_dot, R), memory(at_e, R), memory(at_k, R)
+        zero, one, two, three, four = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
         left = C % four
         first = C - left
+        fx, fe = first * ld, first * eld
         for v in range(n):
             m[v] = LOWEST
-            r[v] = ZERO
-        for c in range(np.uint64(0), first, four):
-            largest4(x, xo + c * ld, ld, w, n, m)
+            r[v] = R(0)
+        for c in range(zero, first, four):
+            largest4(x, c * ld, ld, w, n, m)
         if left == one:
-            largest1(x, xo + first * ld, ld, w, n, m)
+            largest1(x, fx, ld, w, n, m)
         elif left == two:
-            largest2(x, xo + first * ld, ld, w, n, m)
+            largest2(x, fx, ld, w, n, m)
         elif left == three:
-            largest3(x, xo + first * ld, ld, w, n, m)
-        for c in range(np.uint64(0), first, four):
-            exponentials4(x, xo + c * ld, ld, n, rows, e, c * eld, eld, coef, c)
+            largest3(x, fx, ld, w, n, m)
+        for c in range(zero, first, four):
+            exponentials4(x, c * ld, ld, n, w, m, r, dot, e, c * eld, eld, k, c)
         if left == one:
-            exponentials1(x, xo + first * ld, ld, n, rows, e, first * eld, eld, coef, first)
+            exponentials1(x, fx, ld, n, w, m, r, dot, e, fe, eld, k, first)
         elif left == two:
-            exponentials2(x, xo + first * ld, ld, n, rows, e, first * eld, eld, coef, first)
+            exponentials2(x, fx, ld, n, w, m, r, dot, e, fe, eld, k, first)
         elif left == three:
-            exponentials3(x, xo + first * ld, ld, n, rows, e, first * eld, eld, coef, first)
+            exponentials3(x, fx, ld, n, w, m, r, dot, e, fe, eld, k, first)
         if LOGS:
             for v in range(n):
                 ls[v] = log(r[v])
         for v in range(n):
-            r[v] = ONE / r[v]
+            r[v] = R(1) / r[v]
         if FUSED:
             for v in range(n):
                 dot[v] *= r[v]
+
+    return softmax
+
+
+@cache
+def softmax_loops(MASKED: bool, LOGS: bool, P: int | None, R: Any) -> Any:
+    """-> the loops that a softmax needs before anything else.
+
+    P: where the slope of every class but the own is dL/dstatistics number P times p, that number.
+    """
+    run, row = _softmax(MASKED, LOGS, P is not None, R), P or 0
+
+    @jit
+    def softmax(x, xo, ld, C, n, rows, e, eld, coef):
+        """logits -> e, m, r and (where read) ls; where it is fused, dot over the other classes' slopes, too."""
+        z = np.uint64(0)
+        w, m, r, ls, dot = place(rows.w, z), place(rows.m, z), place(rows.r, z), place(rows.ls, z), place(rows.dot, z)
+        run(place(x, xo), ld, C, n, w, m, r, ls, dot, place(e, z), eld, place(coef[row], z))
 
     return softmax
 

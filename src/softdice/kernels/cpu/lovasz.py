@@ -120,7 +120,7 @@ def _errors(kind: Kind) -> Any:
         known = Rows(w, t, rows[0], r, rows[2], rows[4])
         x = memory(job.input.address, R) if job.input.direct else xs
         ys = memory(job.target.address, R) if not LABELS and job.target.direct else y
-        raw, unread = memory(result.address, np.uint8), rows[:1]
+        unread = rows[:1]
         for task in range(begin, end):
             b, start, stop = span_of(job, task)
             for v0 in range(start, stop, block):
@@ -144,7 +144,7 @@ def _errors(kind: Kind) -> Any:
                         # by its bits: arithmetic need not keep the sign of a zero
                         out[v] = bits(np.int32(bits(far) | (SIGN if true else np.int32(0))))
                     to = b * result.per_sample + c * result.per_class + v0 * result.per_voxel
-                    store(out, zero, n, raw, 0, to, result.per_voxel)
+                    store(out, zero, n, result.address, 0, to, result.per_voxel)
                 bad[task] += wrong
         alive(scratch)
 
@@ -244,7 +244,6 @@ def _gradient(kind: Kind) -> Any:
         r, dot, most, unread = rows[1], rows[5], rows[3], rows[:1]
         known = Rows(w, t, rows[0], r, rows[2], rows[4])
         x = memory(job.input.address, R) if job.input.direct else xs
-        source = memory(steps.address, np.uint8)
         for task in range(begin, end):
             b, start, stop = span_of(job, task)
             for v0 in range(start, stop, block):
@@ -256,7 +255,7 @@ def _gradient(kind: Kind) -> Any:
                     dot[v] = R(0)
                 for c in range(C):
                     off = b * steps.per_sample + c * steps.per_class + v0 * steps.per_voxel
-                    load(source, 0, off, steps.per_voxel, n, g, c * block)
+                    load(steps.address, 0, off, steps.per_voxel, n, g, c * block)
                     k = R(coefs[b, c])
                     for v in range(n):
                         g[c * block + v] *= k

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from softdice.kernels.cpu.arithmetic import exp, log, minus
-from softdice.kernels.cpu.compiled import jit, memory
+from softdice.kernels.cpu.compiled import jit
 from softdice.kernels.cpu.rows import load
 
 
@@ -79,7 +79,7 @@ def unions(SOFTMAX: bool, LABELS: bool, R: Any) -> Unions:
         for c in range(C):
             if member[k, c]:
                 load(
-                    memory(target.address, np.uint8),
+                    target.address,
                     target.code,
                     b * target.per_sample + c * target.per_class + v0 * target.per_voxel,
                     target.per_voxel,

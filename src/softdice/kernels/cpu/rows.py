@@ -13,8 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import types
 
-from softdice.kernels.cpu.compiled import bits, each, exact_each, jit, peek, prefetch_line  # noqa: F401 - peek: generated
+from softdice.kernels.cpu.compiled import (  # noqa: F401 - peek: generated
+    bits,
+    each,
+    exact_each,
+    jit,
+    memory,
+    peek,
+    place,
+    prefetch_line,
+    shared,
+)
 from softdice.terms import function
 
 FLOATS = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -84,7 +95,7 @@ def to_float16(x: np.float32):
     return np.uint16(found | np.int32(np.int32(raw >> np.int32(16)) & np.int32(0x8000)))
 
 
-def _by_dtype(signature: str, loop: str, names: dict[str, Any], dtypes: dict[Any, str] = DTYPES):
+def _by_dtype(signature: str, loop: str, dtypes: dict[Any, str] = DTYPES):
     """A loop in which `{value}` and `{dtype}` stand for an element of raw and its type -> one for every dtype."""
     text = ""
     for name, code in CODES.items():
@@ -94,71 +105,92 @@ def _by_dtype(signature: str, loop: str, names: dict[str, Any], dtypes: dict[Any
             text += f"    {'el' if text else ''}if code == {code}:\n        for v in range(n):\n"
             text += f"            {loop.format(value=value, dtype=name, bits=64 if name in WIDE.values() else 32)}\n"
     known = {name: getattr(np, name) for name in (*CODES, "int64", "uint64", "uint16") if hasattr(np, name)}
-    return jit(function(signature, text.strip(), {**globals(), **known, **names}))
+    return jit(function(signature, text.strip(), {**globals(), **known}))
 
 
-load = _by_dtype("load(raw, code, off, stride, n, out, o)", "out[o + v] = {value}", {})
-"""n values of any dtype, `stride` elements apart -> a row."""
-
+_values = _by_dtype("values(raw, code, off, stride, n, out)", "out[v] = {value}")
 _classes = _by_dtype(
     "classes(raw, code, off, stride, n, first, top, out)",
     "out[v] = int32({value}) - first if uint{bits}({value}) < uint{bits}(top) else OUTSIDE",
-    {},
     {**NARROW, **WIDE},
 )
 _ignored = _by_dtype(
     "ignored(raw, code, off, stride, n, ignore, out)",
     "out[v] = IGNORED if int{bits}({value}) == int{bits}(ignore) else out[v]",
-    {},
     {**NARROW, **WIDE},
 )
+ADDRESS, SIZE = types.uint64, types.int64
+
+
+@shared(types.void(ADDRESS, SIZE, ADDRESS, ADDRESS, ADDRESS, ADDRESS, SIZE))
+def _load(address, code, off, stride, n, out, size):
+    if size == 8:
+        _values(memory(address, np.uint8), code, off, stride, n, memory(out, np.float64))
+    else:
+        _values(memory(address, np.uint8), code, off, stride, n, memory(out, np.float32))
 
 
 @jit
-def load_labels(
-    raw,
-    code,
-    off,
-    stride,
-    n,
-    first,
-    top,
-    has_ignore,
-    ignore,
-    out,
-    w,
-):
-    """n labels -> class numbers (below 0: none), weight 0 where ignored; returns how many are out of range."""
-    _classes(raw, code, off, stride, n, first, top, out)
+def load(address, code, off, stride, n, out, o):
+    """n values of any dtype, `stride` elements apart, from element `off` of an address on -> a row."""
+    _load(address, code, off, stride, n, place(out, o), out.itemsize)
+
+
+@shared(types.int32(ADDRESS, SIZE, ADDRESS, ADDRESS, ADDRESS, types.int32, SIZE, SIZE, SIZE, ADDRESS))
+def _load_labels(address, code, off, stride, n, first, top, has_ignore, ignore, out):
+    raw, found = memory(address, np.uint8), memory(out, np.int32)
+    _classes(raw, code, off, stride, n, first, top, found)
     if has_ignore:
-        _ignored(raw, code, off, stride, n, ignore, out)
-        for v in range(n):
-            w[v] = w.dtype.type(0) if out[v] == IGNORED else w[v]
+        _ignored(raw, code, off, stride, n, ignore, found)
     bad = np.int32(0)
     for v in range(n):
-        bad = np.int32(bad + np.int32(out[v] == OUTSIDE))
+        bad = np.int32(bad + np.int32(found[v] == OUTSIDE))
     return bad
 
 
 @jit
-def store(row, o, n, raw, code, off, stride):
-    """A row -> n values of a floating dtype, rounded to nearest, `stride` elements apart."""
+def load_labels(address, code, off, stride, n, first, top, has_ignore, ignore, out, w):
+    """n labels -> class numbers (below 0: none), weight 0 where ignored; returns how many are out of range."""
+    begin = place(out, np.uint64(0))
+    bad = _load_labels(address, code, off, stride, n, first, top, np.int64(has_ignore), ignore, begin)
+    if has_ignore:
+        for v in range(n):
+            w[v] = w.dtype.type(0) if out[v] == IGNORED else w[v]
+    return bad
+
+
+@jit
+def _rounded(row, n, address, code, off, stride):
     if code == 0:
-        single = raw.view(np.float32)
+        single = memory(address, np.float32)
         for v in range(n):
-            single[off + v * stride] = row[o + v]
+            single[off + v * stride] = row[v]
     elif code == 1:
-        double = raw.view(np.float64)
+        double = memory(address, np.float64)
         for v in range(n):
-            double[off + v * stride] = row[o + v]
+            double[off + v * stride] = row[v]
     elif code == 2:
-        high = raw.view(np.uint16)
+        high = memory(address, np.uint16)
         for v in range(n):
-            high[off + v * stride] = to_bfloat16(np.float32(row[o + v]))
+            high[off + v * stride] = to_bfloat16(np.float32(row[v]))
     else:
-        half = raw.view(np.uint16)
+        half = memory(address, np.uint16)
         for v in range(n):
-            half[off + v * stride] = to_float16(np.float32(row[o + v]))
+            half[off + v * stride] = to_float16(np.float32(row[v]))
+
+
+@shared(types.void(ADDRESS, SIZE, ADDRESS, ADDRESS, SIZE, ADDRESS, ADDRESS))
+def _store(row, size, n, address, code, off, stride):
+    if size == 8:
+        _rounded(memory(row, np.float64), n, address, code, off, stride)
+    else:
+        _rounded(memory(row, np.float32), n, address, code, off, stride)
+
+
+@jit
+def store(row, o, n, address, code, off, stride):
+    """A row -> n values of a floating dtype at an address, rounded to nearest, `stride` elements apart."""
+    _store(place(row, o), row.itemsize, n, address, code, off, stride)
 
 
 @jit
