@@ -12,7 +12,7 @@ from torch import Tensor
 import softdice
 from benchmarks.losses import WORKLOADS, inputs
 from softdice.reference import statistics
-from softdice.settings import Pass, Voxels
+from softdice.statistics.request import Pass, Request
 
 FIELDS = ("intersection", "prediction", "target")
 SLAB = 1 << 20

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from torch import Tensor
 
 import softdice
-from softdice.kernels import registry
+from softdice.backends import route
+from softdice.statistics.request import Request
 
 BACKENDS = ["reference", "cpu"]
 """Every backend that this environment must have. A test with the `backend` fixture runs once on each of them; one that
@@ -57,18 +57,24 @@ settings.load_profile("softdice")
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of a backend that serves every pass of the test; afterwards it is asserted that it did."""
-    ran: list[str] = []
-    choose: Callable[..., str] = registry.choose
+    """The name of a backend that serves every pass of the test; afterwards it is asserted that it did.
 
-    def record(*tensors: Tensor | None) -> str:
-        ran.append(choose(*tensors))
-        return ran[-1]
+    On "cpu" inputs of any size go to the kernels, and those in float64, which these do not serve, to the definition in
+    slices.
+    """
+    ran: list[tuple[str, bool]] = []
+    choose: Callable[..., str] = route.choose
 
-    monkeypatch.setattr(registry, "choose", record)
-    with softdice.use_backend(request.param):
+    def record(wanted: Request) -> str:
+        ran.append((choose(wanted), wanted.input.dtype == torch.float64))
+        return ran[-1][0]
+
+    monkeypatch.setattr(route, "choose", record)
+    monkeypatch.setattr(route, "SMALL_NUMEL", 0)
+    with softdice.use_backend("auto" if request.param == "cpu" else request.param):
         yield request.param
-    assert set(ran) <= {request.param}, f"asked for {request.param}, ran {ran}"
+    served = {("cpu", False), ("sliced", True)} if request.param == "cpu" else {(request.param, w) for w in (True, False)}
+    assert set(ran) <= served, f"asked for {request.param}, ran {ran}"
 
 
 @pytest.fixture(scope="module")

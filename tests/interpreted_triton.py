@@ -18,10 +18,10 @@ from test_kernels import case, operator_arguments, sums_and_gradient
 from torch import Tensor
 
 import softdice
-from softdice.kernels import registry, trial
-from softdice.kernels.triton import declared, launch
-from softdice.kernels.triton import driver as cuda
-from softdice.settings import FIELDS
+from softdice.backends import route, selftest
+from softdice.backends.cuda import declared, launch
+from softdice.backends.cuda import driver as cuda
+from softdice.statistics.declared import FIELDS
 
 
 @pytest.fixture(autouse=True)
@@ -339,7 +339,7 @@ class TestChoice:
         with pytest.raises(RuntimeError, match=r"'triton' backend serves.*requires a gradient"):
             softdice.overlap_statistics(input, target.clone().requires_grad_(), activation="softmax")
         with softdice.use_backend("auto"):  # the interpreter is for checking, never chosen for a CPU tensor
-            assert registry.choose(torch.zeros(1, 2, registry.SMALL_NUMEL), target[:1, 0].flatten(1), None) == "cpu"
+            assert route.choose(torch.zeros(1, 2, route.SMALL_NUMEL), target[:1, 0].flatten(1), None) == "cpu"
         softdice.overlap_statistics(input, target, activation="softmax")
 
 
@@ -366,7 +366,7 @@ class TestTrial:
         for _ in range(2):
             softdice.overlap_statistics(input, target, activation=activation, voxel_weight=weight, **options)
         assert launches == ["forward_kernel", "backward_kernel"] + 2 * ["forward_kernel"]  # all statistics, both ways
-        assert list(trial._found.values()) == [None]
+        assert list(selftest._found.values()) == [None]
 
     def test_channels_last_regions_and_a_head(self) -> None:
         input, target = case(5, "softmax", False, dtype=torch.float32)
@@ -375,7 +375,7 @@ class TestTrial:
         )
         loss = softdice.SoftDiceLoss(3, activation="softmax")
         softdice.FusedHead(torch.nn.Conv1d(4, 3, 1), loss)(torch.randn(2, 4, 9), torch.zeros(2, 9, dtype=torch.long))
-        assert list(trial._found.values()) == [None, None]
+        assert list(selftest._found.values()) == [None, None]
 
     @pytest.mark.parametrize("fault", ["sums", "slopes", "does not compile", "nan"])
     def test_wrong_kernels_are_left_for_the_reference(self, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +397,7 @@ class TestTrial:
             RuntimeWarning, match="softdice: expected Triton's kernels to agree with the reference on cpu"
         ):
             ours = sums_and_gradient(input, target, activation="softmax")
-        (found,) = trial._found.values()
+        (found,) = selftest._found.values()
         assert found is not None
         assert ("an error of Triton" in found and "no_such_thing" in found) == (fault == "does not compile")
         again = sums_and_gradient(
@@ -437,16 +437,16 @@ class TestTrial:
     def test_a_backend_by_name_is_not_tried(self) -> None:
         with softdice.use_backend("triton"):
             softdice.overlap_statistics(*case(3, "softmax", False), activation="softmax")
-        assert trial._found == {}
+        assert selftest._found == {}
 
     def test_nothing_is_tried_while_a_graph_is_captured(self, monkeypatch: pytest.MonkeyPatch) -> None:
         input, target = case(3, "softmax", False, dtype=torch.float32)
         monkeypatch.setattr(trial, "_capturing", lambda device: True)
         softdice.overlap_statistics(input, target, activation="softmax")
-        assert trial._found == {}
+        assert selftest._found == {}
         monkeypatch.setattr(trial, "_capturing", lambda device: False)
         softdice.overlap_statistics(input, target, activation="softmax")
-        assert list(trial._found.values()) == [None]
+        assert list(selftest._found.values()) == [None]
 
     def test_compiled_code_knows_what_failed_before(self, launches: list[str]) -> None:
         input, target = case(3, "softmax", False, dtype=torch.float32)
@@ -459,6 +459,6 @@ class TestTrial:
         compiled = torch.compile(intersection, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(input), right)
         assert launches == ["forward_kernel"]
-        trial._failed.append("statistics that are off by 1")
+        selftest._failed.append("statistics that are off by 1")
         torch.testing.assert_close(compiled(input), right)
         assert launches == ["forward_kernel"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import softdice
 from softdice.head import FusedHead
 from softdice.losses.base import Loss
-from softdice.statistics import OverlapStatistics, measure
+from softdice.statistics.api import OverlapStatistics, measure
 
 C, SIDE = 3, 12
 SHARES = {2: (4, 1), 3: (3, 2, 0)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import softdice
-from softdice.kernels import registry
+from softdice.backends import route
 from softdice.losses.base import words
 
 WITHOUT = """
@@ -253,8 +253,8 @@ def test_xpu_and_rocm_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(registry, "_HAS_TRITON", True)
-    words = "; ".join(registry.automatic())
+    words = "; ".join(route.automatic())
     assert "'triton'" not in words
     assert "ROCm inputs go to 'reference', since no kernel is checked there" in words
     assert "XPU inputs go to 'reference'" in words
-    assert registry.kernel_backends()["triton"] == "the kernels are not checked on ROCm"
+    assert route.kernel_backends()["triton"] == "the kernels are not checked on ROCm"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import softdice
-from softdice import statistics
+from softdice.backends import op
 from softdice.losses.supervision import at_resolution
 
 # Two voxels, labels 0 and 1. Class 0: I 3/4, P 5/4, T 1, Q 13/16, R 1, D 3/4. Class 1: I 1/2, P 3/4, T 1, Q 5/16, R 1,
@@ -162,13 +162,13 @@ def test_absent_skip_of_an_index_over_classes(backend: str) -> None:
 
 def test_sum_of_three_is_one_pass(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    run = statistics.sum_voxels
+    run = op.run
 
     def counted(*args: Any) -> Tensor:
         calls.append(args)
         return run(*args)
 
-    monkeypatch.setattr(statistics, "sum_voxels", counted)
+    monkeypatch.setattr(op, "run", counted)
     logits, labels = logits_and_labels()
     parts = [
         softdice.SoftDiceLoss(4, activation="softmax"),

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import softdice
-from softdice.statistics import measure
+from softdice.backends import route
+from softdice.statistics.api import measure
 
 INFINITE = float("inf")
 
@@ -198,12 +198,21 @@ def test_ignored_voxels_are_as_if_cut_out(name: str, problem: tuple[Tensor, Tens
 def test_backends_agree(name: str, problem: tuple[Tensor, Tensor], activation: str, smoothing: float) -> None:
     logits, labels = (tensor.clone() for tensor in problem)
     loss = build(name, logits.shape[1], activation=activation, label_smoothing=smoothing)
-    results = []
-    for which in BACKENDS:
-        x = logits.clone().requires_grad_()
-        with softdice.use_backend(which):
+
+    def run(backend: str, dtype: torch.dtype, small: int = 0) -> tuple[Tensor, Tensor]:
+        x = logits.detach().clone().to(dtype).requires_grad_()
+        with pytest.MonkeyPatch.context() as patch, softdice.use_backend(backend):
+            patch.setattr(route, "SMALL_NUMEL", small)
             value = loss(x, labels)
         value.backward()
-        results.append((value.detach(), x.grad))
-    for result in results[1:]:
-        torch.testing.assert_close(result, results[0], rtol=1e-9, atol=1e-9)
+        assert x.grad is not None
+        return value.detach().double(), x.grad.double()
+
+    exact = run("reference", torch.float64)
+    for sliced, expected in zip(run("auto", torch.float64), exact, strict=True):
+        torch.testing.assert_close(sliced, expected, rtol=1e-9, atol=1e-9)
+    eager, kernel = run("reference", torch.float32), run("cpu", torch.float32)
+    for got, naive, expected in zip(kernel, eager, exact, strict=True):
+        scale = expected.abs().max().clamp_min(1e-3)
+        error, allowed = ((x - expected).abs().max() / scale for x in (got, naive))
+        assert error <= 2 * allowed + 1e-5, f"{error:.3g}, eager {allowed:.3g}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import softdice
 from softdice.head import FusedHead
-from softdice.terms import MAPPED
+from softdice.statistics.declared import MAPPED
 
 REGIONS = ((0, 1), (2,))
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import BACKENDS, SLOW
 
 import softdice
-from softdice.kernels import registry
+from softdice.backends import route
 
 PACKAGE = Path(softdice.__file__).parent
 OWN_MODULES, FOREIGN_MODULES = 42, 5
@@ -140,10 +140,10 @@ def test_everything_that_tests_need_is_here(module: str) -> None:
 
 
 def test_every_kernel_that_this_machine_can_run_is_tested() -> None:
-    missing = registry.kernel_backends()
+    missing = route.kernel_backends()
     for name in BACKENDS:
         assert name == "reference" or missing[name] is None, missing[name]
-    assert set(registry.NAMES) == {"auto", "reference", *missing}
+    assert set(route.NAMES) == {"auto", "reference", *missing}
 
 
 def test_what_make_quick_leaves_out_is_there() -> None:

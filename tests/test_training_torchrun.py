@@ -210,7 +210,7 @@ def test_a_lost_process_is_told_in_one_line() -> None:
 
 
 def test_another_number_of_processes_is_refused(run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from softdice.distributed import Ranks
+    from softdice.parallel.ranks import Ranks
     from softdice.training.together import devices
 
     stored = load_checkpoint(run[0] / "model.ckpt")

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 import softdice
-from softdice.kernels import registry
-from softdice.settings import Pass, Voxels
+from softdice.backends import route
+from softdice.statistics.request import Pass, Request
 
 INTERPRETED = Path(__file__).with_name("interpreted_triton.py")
 
@@ -29,7 +29,7 @@ def test_triton_is_here() -> None:
     importlib.import_module("triton")
 
 
-@pytest.mark.skipif(not registry._HAS_TRITON, reason="no triton: test_triton_is_here fails where it should be there")
+@pytest.mark.skipif(not route._HAS_TRITON, reason="no triton: test_triton_is_here fails where it should be there")
 @pytest.mark.parametrize("group", ["TestAgreement", "TestInvariants or TestOperators or TestChoice or TestTrial"])
 def test_the_kernels_under_the_interpreter(group: str) -> None:
     command = [sys.executable, "-m", "pytest", str(INTERPRETED), "-q", "-k", group, "-p", "no:cacheprovider"]
@@ -58,18 +58,18 @@ def test_the_benchmark_needs_a_gpu() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_reason_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    missing = registry.kernel_backends()["triton"]
+    missing = route.kernel_backends()["triton"]
     assert missing is not None
     assert "no CUDA device" in missing or "not installed" in missing
     monkeypatch.setattr(registry, "_HAS_TRITON", False)
-    missing = registry.kernel_backends()["triton"]
+    missing = route.kernel_backends()["triton"]
     assert missing is not None
     assert "not installed" in missing
 
 
 def test_assertions_on_a_device_carry_the_message() -> None:
     """The path of CUDA tensors, which a CPU tensor can take: what is asserted, and the text."""
-    cuda = pytest.importorskip("softdice.kernels.triton.driver")
+    cuda = pytest.importorskip("softdice.backends.cuda.driver")
     given = Voxels(torch.rand(1, 2, 4), torch.zeros(1, 4, dtype=torch.long))
     settings = Pass(activation="softmax", fields=("target",))
     cuda.assert_in_range(torch.zeros(3, 4, dtype=torch.int32), given, settings)

@@ -22,11 +22,12 @@ if os.environ.get("TRITON_INTERPRET"):
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from softdice.kernels.triton import declared, launch  # noqa: E402
-from softdice.kernels.triton import driver as cuda  # noqa: E402
-from softdice.kernels.triton.backward import backward_kernel  # noqa: E402
-from softdice.kernels.triton.forward import forward_kernel, rows_kernel  # noqa: E402
-from softdice.settings import FIELDS, Pass, Voxels  # noqa: E402
+from softdice.backends.cuda import declared, launch  # noqa: E402
+from softdice.backends.cuda import driver as cuda  # noqa: E402
+from softdice.backends.cuda.backward import backward_kernel  # noqa: E402
+from softdice.backends.cuda.forward import forward_kernel, rows_kernel  # noqa: E402
+from softdice.statistics.declared import FIELDS
+from softdice.statistics.request import Pass, Request  # noqa: E402
 
 NVDISASM = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
 TYPES = {

@@ -12,8 +12,10 @@ from torch import Tensor
 
 import softdice
 from softdice import OverlapLoss, SoftDiceLoss, costs, overlap_statistics, validation
-from softdice.kernels import registry
-from softdice.terms import NAMES
+from softdice.backends import route
+from softdice.statistics import check
+from softdice.statistics.request import Request
+from softdice.statistics.declared import NAMES
 
 X = torch.full((2, 3, 4, 4), 1 / 3)
 Y = torch.zeros(2, 4, 4, dtype=torch.int64)
@@ -215,18 +217,18 @@ def test_labels_that_are_ignored_may_be_anything(backend: str) -> None:
 
 
 def test_backend_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    allowed = ", ".join(repr(name) for name in registry.NAMES)
+    allowed = ", ".join(repr(name) for name in route.NAMES)
     advice = "Correct the spelling or pick another."
     with pytest.raises(ValueError) as error, softdice.use_backend("gpu"):
         pass
     assert str(error.value) == f"use_backend: expected name to be one of {allowed}, got 'gpu'. {advice}"
     monkeypatch.setenv("SOFTDICE_BACKEND", "reference")
-    assert registry.asked() == "reference"
+    assert route.asked() == "reference"
     with softdice.use_backend("auto"):
-        assert registry.asked() == "auto"
+        assert route.asked() == "auto"
     monkeypatch.setenv("SOFTDICE_BACKEND", "fast")
     with pytest.raises(ValueError) as error:
-        registry.asked()
+        route.asked()
     assert str(error.value) == f"SOFTDICE_BACKEND: expected the variable to be one of {allowed}, got 'fast'. {advice}"
 
 
@@ -239,11 +241,13 @@ def test_a_named_backend_never_falls_back() -> None:
         "target, voxel_weight or voxel_map requires a gradient. Use 'auto' or 'reference'."
     )
     with softdice.use_backend("auto"):
-        assert registry.choose(torch.zeros(1, 2, 2**14), target, None) == "reference"
+        assert route.choose(Request(torch.zeros(1, 2, 2**14), target)) == "reference"
+    with softdice.use_backend("cpu"), pytest.raises(RuntimeError, match="input is float64, which the definition"):
+        overlap_statistics(torch.rand(1, 2, 8, dtype=torch.float64), target.detach())
 
 
 def test_an_assertion_text_needs_no_value() -> None:
-    assert validation.weights_error().startswith("softdice: expected voxel_weight >= 0, got values outside (some")
+    assert check.weights_error().startswith("softdice: expected voxel_weight >= 0, got values outside (some")
 
 
 class Boundary:

@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from softdice.cli.errors import one_line
 from softdice.cli.progress import drawn
-from softdice.distributed import Ranks
+from softdice.parallel.ranks import Ranks
 from softdice.validation import package
 
 if TYPE_CHECKING:

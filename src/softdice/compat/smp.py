@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from softdice import losses, validation
+from softdice.statistics import check
 from softdice.compat import common
 from softdice.statistics import OverlapStatistics
 
@@ -254,7 +255,7 @@ class FocalLoss(_ModeLoss):
             input = input.log() if self.mode == MULTICLASS_MODE else (input / (1 - input)).log()
         target, keep = self.valid(input, target)
         if target.shape == input.shape:
-            validation.hard(target)
+            check.hard(target)
         fields = ("focal", "voxels", *(("difference",) if self.normalized else ()))
         settings: dict[str, Any] = {"activation": "sigmoid", "gamma": self.gamma, "power": max(self.gamma, 1.0)}
         stats = self.statistics(input, target, keep, fields=fields, **settings)

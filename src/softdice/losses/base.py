@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softdice import distributed, validation
-from softdice.settings import SETTINGS, Pass
-from softdice.statistics import OverlapStatistics, measure
-from softdice.terms import READERS
+from softdice import validation
+from softdice.parallel import dtensor
+from softdice.statistics import check
+from softdice.statistics.request import SETTINGS, Pass
+from softdice.statistics.api import OverlapStatistics, measure
+from softdice.statistics.declared import READERS
 
 
 class Loss(nn.Module):
@@ -87,7 +89,7 @@ class StatisticsLoss(Loss):
                 classes 2 and 3 to that of class 0, takes their labels for label 0, and leaves classes 2 and 3 out of
                 the mean (nan for reduction="none"). For images on which someone did not annotate classes 2 and 3.
         """
-        distributed.check_mesh(input, self.group)
+        dtensor.check_mesh(input, self.group)
         settings, counted = self.merged(merge, input)
         stats = measure(input, target, voxel_weight, settings, self.num_classes, voxel_map)
         if self.group is not None:
@@ -221,7 +223,7 @@ def _one_pass(a: Pass, b: Pass) -> Pass:
             _agree(name, getattr(a, name), getattr(b, name))
         elif readers & {*b.fields}:
             both = both.but(**{name: getattr(b, name)})
-    return validation.pass_settings(both)
+    return check.pass_settings(both)
 
 
 def _agree(name: str, ours: object, theirs: object) -> None:

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from softdice import costs, distributed, reductions, validation
+from softdice import costs, reductions, validation
+from softdice.parallel import dtensor, groups
+from softdice.statistics import check
 from softdice.costs import Cost
 from softdice.losses.base import Loss
-from softdice.settings import CENTRELINE, Pass
-from softdice.statistics import sums_of
+from softdice.statistics.request import Pass
+from softdice.statistics.api import run_pass
 
 __all__ = ["ClDiceLoss"]
 
@@ -78,10 +80,10 @@ class ClDiceLoss(Loss):
             validation.fail("iterations to be an int >= 0", repr(iterations), "Pass how often to erode.")
         validation.choice("pooling", pooling, reductions.POOLINGS)
         validation.choice("reduction", reduction, reductions.REDUCTIONS)
-        distributed.check_group(group, pooling)
+        groups.check_group(group, pooling)
         self.num_classes = validation.num_classes(num_classes)
-        settings = validation.pass_settings(Pass(activation, ignore_index, validate=bool(validate)))
-        self.settings = settings.but(fields=CENTRELINE, iterations=iterations)
+        settings = check.pass_settings(Pass(activation, ignore_index, validate=bool(validate)))
+        self.settings = settings.but(kind="skeletons", iterations=iterations)
         self.classes = None if classes is None else validation.class_numbers("classes", classes, num_classes)
         self.eps, self.floor, self.cost, self.ignore_index = eps, floor, costs.resolve(cost), ignore_index
         self.pooling, self.reduction, self.group = pooling, reduction, group
@@ -91,18 +93,18 @@ class ClDiceLoss(Loss):
         if isinstance(input, Tensor) and input.ndim not in (4, 5):
             expected = "input of shape (B, C, H, W) or (B, C, D, H, W)"
             validation.fail(expected, tuple(input.shape), "A skeleton needs two or three dimensions.")
-        if distributed.is_dtensor(input) and any(p.is_shard() and p.dim > 1 for p in _placements(input)):
+        if check.is_dtensor(input) and any(p.is_shard() and p.dim > 1 for p in _placements(input)):
             validation.fail("input that is not split over space", _placements(input), "Split it over the batch.")
-        distributed.check_mesh(input, self.group)
+        dtensor.check_mesh(input, self.group)
         settings = self.settings.but(shape=tuple(input.shape[2:]) if isinstance(input, Tensor) else None)
-        sums_4BC = sums_of(input, target, voxel_weight, settings, self.num_classes)
+        sums_4BC = run_pass(input, target, voxel_weight, settings, self.num_classes)
         if self.classes is not None:
             sums_4BC = sums_4BC[:, :, list(self.classes)]
         sums_4B1 = sums_4BC.sum(2, keepdim=True)
         if self.pooling == "batch":
             sums_4B1 = sums_4B1.sum(1)
         if self.group is not None:
-            sums_4B1 = distributed.all_reduce(sums_4B1, self.group)
+            sums_4B1 = groups.all_reduce(sums_4B1, self.group)
         score = cl_dice(sums_4B1, eps=self.eps, floor=self.floor)
         return reductions.reduce(self.cost(score), reduction=self.reduction)
 
@@ -111,7 +113,7 @@ class ClDiceLoss(Loss):
 
 
 def cl_dice(sums: Tensor, *, eps: float, floor: float) -> Tensor:
-    """The sums CENTRELINE, (4, ...) -> soft clDice, (...)."""
+    """Return soft clDice, (...), for the sums of skeletons, (4, ...)."""
     on_true, of_prediction, on_prediction, of_true = sums
     precision, sensitivity = (on_true + eps) / (of_prediction + eps), (on_prediction + eps) / (of_true + eps)
     return 2 * precision * sensitivity / (precision + sensitivity + floor)

@@ -13,11 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from softdice import costs, distributed, reductions, validation
+from softdice import costs, reductions, validation
+from softdice.parallel import dtensor, groups
 from softdice.costs import Cost
 from softdice.losses.base import Loss
-from softdice.settings import Pass
-from softdice.statistics import confusion, confusion_pass
+from softdice.statistics.request import Pass
+from softdice.statistics.api import confusion_pass, run_pass
 
 __all__ = ["MultiClassMCCLoss", "WassersteinDiceLoss"]
 
@@ -41,7 +42,7 @@ class _ConfusionLoss(Loss):
         validation.number("eps", eps, 0)
         validation.choice("pooling", pooling, reductions.POOLINGS)
         validation.choice("reduction", reduction, reductions.REDUCTIONS)
-        distributed.check_group(group, pooling)
+        groups.check_group(group, pooling)
         self.num_classes = validation.num_classes(num_classes)
         if num_classes < 2:
             validation.fail("num_classes >= 2", num_classes, "With one class there is nothing to confuse.")
@@ -51,12 +52,12 @@ class _ConfusionLoss(Loss):
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
-        distributed.check_mesh(input, self.group)
-        matrix_BLC = confusion(input, target, voxel_weight, self.settings, self.num_classes)
+        dtensor.check_mesh(input, self.group)
+        matrix_BLC = run_pass(input, target, voxel_weight, self.settings, self.num_classes).transpose(0, 1)
         if self.pooling == "batch":
             matrix_BLC = matrix_BLC.sum(0, keepdim=True)
         if self.group is not None:
-            matrix_BLC = distributed.all_reduce(matrix_BLC, self.group)
+            matrix_BLC = groups.all_reduce(matrix_BLC, self.group)
         cost_B = self.cost(self.score(matrix_BLC))
         return reductions.reduce(cost_B if self.pooling == "batch" else cost_B.unsqueeze(1), reduction=self.reduction)
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from softdice import costs, distributed, reductions, validation
+from softdice import costs, reductions, validation
+from softdice.parallel import groups
+from softdice.statistics import check
 from softdice.costs import Cost
 from softdice.losses.base import StatisticsLoss
-from softdice.settings import Pass
+from softdice.statistics.request import Pass
 from softdice.statistics import OverlapStatistics
-from softdice.terms import NAMES
+from softdice.statistics.declared import NAMES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -113,7 +115,7 @@ class OverlapLoss(StatisticsLoss):
         words = {"pooling": reductions.POOLINGS, "absent": reductions.ABSENT, "reduction": reductions.REDUCTIONS}
         for name, allowed in words.items():
             validation.choice(name, chosen[name], allowed)
-        distributed.check_group(chosen["group"], chosen["pooling"])
+        groups.check_group(chosen["group"], chosen["pooling"])
         self.num_classes = validation.num_classes(num_classes)
         if num_classes == 1 and chosen["activation"] == "softmax":
             advice = "A softmax over one channel is 1 everywhere and cannot be trained: use 'sigmoid'."
@@ -144,7 +146,7 @@ class OverlapLoss(StatisticsLoss):
             power=power,
             fields=fields_read(index, columns if self.classes is None else len(self.classes)) + extra,
         )
-        self.settings = validation.pass_settings(settings_of_pass)
+        self.settings = check.pass_settings(settings_of_pass)
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
         """statistics of one batch, (B, C) or pooled (C,) -> loss. counted: (C,) bool, False leaves a class out."""

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softdice import lovasz, reductions, validation
-from softdice.kernels import registry
+from softdice import internals, reductions, validation
 from softdice.losses.base import Loss
-from softdice.reference import equals
-from softdice.settings import Pass
-from softdice.voxelwise import cross_entropy
+from softdice.statistics import check
+from softdice.statistics.api import cross_entropy_map, map_pass, run_pass
+from softdice.statistics.request import Pass, equals
 
 __all__ = ["LovaszLoss", "OHEMCrossEntropyLoss", "TopKCrossEntropyLoss"]
 
@@ -39,19 +38,19 @@ class _VoxelEntropyLoss(Loss):
         if num_classes == 1 and activation != "sigmoid":
             validation.fail("activation='sigmoid' for a single class", repr(activation), "Or pass two channels.")
         validation.choice("reduction", reduction, ("mean", "sum"))
-        settings = Pass(activation, ignore_index, label_smoothing, validate=bool(validate), fields=("cross_entropy",))
-        self.settings, self.ignore_index = validation.pass_settings(settings), ignore_index
+        settings = Pass(activation, ignore_index, label_smoothing, validate=bool(validate))
+        self.settings, self.ignore_index = map_pass(settings), ignore_index
         self.reduction = reduction
 
     def _entropies(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None) -> Tensor:
         """-> the map, (B, V), times voxel_weight."""
-        entropy = cross_entropy(input, target, self.settings, self.num_classes).flatten(1)
+        entropy = cross_entropy_map(input, target, self.settings, self.num_classes).flatten(1)
         if voxel_weight is None:
             return entropy
-        flat = validation.tensors(input, target, voxel_weight, self.num_classes, self.ignore_index, False)[2]
+        flat = check.tensors(input, target, voxel_weight, self.num_classes, self.settings).weight
         assert flat is not None
         if self.settings.validate:
-            validation.check(~(flat >= 0), None, flat, validation.weights_error)
+            check.check(~(flat >= 0), None, flat, check.weights_error)
         return torch.where(flat > 0, entropy, 0.0) * flat.to(entropy.dtype)
 
 
@@ -177,8 +176,8 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
         entropy = self._entropies(input, target, voxel_weight).reshape(1, -1)
         ranked = entropy.detach()
         if self.ignore_index is not None:
-            labels = validation.tensors(input, target, None, self.num_classes, self.ignore_index, False)[1]
-            counted = ~equals(labels, self.ignore_index).reshape(1, -1)
+            request = check.tensors(input, target, None, self.num_classes, self.settings)
+            counted = ~equals(request.target, self.ignore_index).reshape(1, -1)
             ranked = torch.where(counted, ranked, -math.inf)
         bound = ranked.new_tensor(-math.log(self.threshold) if self.threshold else math.inf)
         if self.min_kept and entropy.numel():
@@ -220,7 +219,7 @@ def largest(rows: Tensor, k: int) -> Tensor:
 
 def _readable(tensor: Tensor) -> bool:
     """Whether numpy can look at it."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and registry.transform() is None
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and internals.active_transform() is None
 
 
 class LovaszLoss(Loss):
@@ -288,20 +287,20 @@ class LovaszLoss(Loss):
         words = {"pooling": reductions.POOLINGS, "absent": reductions.ABSENT, "reduction": reductions.REDUCTIONS}
         for name, value in (("pooling", pooling), ("absent", absent), ("reduction", reduction)):
             validation.choice(name, value, words[name])
-        settings = Pass(activation, ignore_index, validate=bool(validate), fields=("prediction",))
-        self.settings, self.ignore_index = validation.pass_settings(settings), ignore_index
-        self.pooling, self.absent, self.reduction = pooling, absent, reduction
+        self.pooling, self.absent, self.reduction, self.ignore_index = pooling, absent, reduction, ignore_index
         self.classes = None if classes is None else validation.class_numbers("classes", classes, num_classes)
+        settings = Pass(activation, ignore_index, validate=bool(validate), fields=("prediction",))
+        per_sample = pooling == "sample"
+        self.settings = check.pass_settings(settings).but(kind="ranks", per_sample=per_sample, classes=self.classes)
         weight = None if class_weight is None else validation.class_weights(class_weight, num_classes)
         self.register_buffer("class_weight", weight, persistent=False)
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
         per_sample, chosen = self.pooling == "sample", self.classes
-        found, present = lovasz.costs(
-            input, target, voxel_weight, self.settings,
-            num_classes=self.num_classes, per_sample=per_sample, classes=chosen,
-        )  # fmt: skip
+        costs_PC, voxels_PC = run_pass(input, target, voxel_weight, self.settings, self.num_classes)
+        present_PC = voxels_PC > 0
+        found, present = (costs_PC, present_PC) if per_sample else (costs_PC[0], present_PC[0])
         weight = self.class_weight
         if chosen is not None:
             found, present = found[..., list(chosen)], present[..., list(chosen)]

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softdice.kernels.cpu.threads import for_each
-from softdice.kernels.registry import compiled_loops
-from softdice.reference import equals
+from softdice.parallel.threads import for_each
+from softdice.backends.route import compiled_loops
+from softdice.statistics.request import equals
 from softdice.validation import are_tensors, fail, message, same_device
 
 CHUNK = 1 << 20

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.kernels.cpu.threads import for_each
+from softdice.parallel.threads import for_each
 from softdice.metrics import counting, surfaces
 from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
 

@@ -18,7 +18,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from softdice.distributed import LostRankError, Ranks
+from softdice.parallel.ranks import LostRankError, Ranks
 from softdice.losses import StatisticsLoss
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.training.brain import brain_cases

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 
-from softdice.distributed import LostRankError, Ranks
+from softdice.parallel.ranks import LostRankError, Ranks
 from softdice.images.files import FileError
 from softdice.training.config import TrainConfig, TrainingError
 
