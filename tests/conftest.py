@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 which is what `pytest -n 2` starts, then hold each other up many times over."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -55,26 +56,30 @@ settings.register_profile(
 settings.load_profile("softdice")
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of a backend that serves every pass of the test; afterwards it is asserted that it did.
-
-    On "cpu" inputs of any size go to the kernels, and those in float64, which these do not serve, to the definition in
-    slices.
-    """
+@contextmanager
+def serving(backend: str) -> Iterator[None]:
+    """Inputs of any size are served by a backend; "cpu": float64, which its kernels do not serve, by the definition in
+    slices. Afterwards it is asserted that they were."""
     ran: list[tuple[str, bool]] = []
     choose: Callable[..., str] = route.choose
 
-    def record(wanted: Request) -> str:
-        ran.append((choose(wanted), wanted.input.dtype == torch.float64))
+    def record(request: Request) -> str:
+        ran.append((choose(request), request.input.dtype == torch.float64))
         return ran[-1][0]
 
-    monkeypatch.setattr(route, "choose", record)
-    monkeypatch.setattr(route, "SMALL_NUMEL", 0)
-    with softdice.use_backend("auto" if request.param == "cpu" else request.param):
+    with pytest.MonkeyPatch.context() as patch, softdice.use_backend("auto" if backend == "cpu" else backend):
+        patch.setattr(route, "choose", record)
+        patch.setattr(route, "SMALL_NUMEL", 0)
+        yield
+    served = {("cpu", False), ("sliced", True)} if backend == "cpu" else {(backend, False), (backend, True)}
+    assert set(ran) <= served, f"asked for {backend}, ran {ran}"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a backend that serves every pass of the test, see `serving`."""
+    with serving(request.param):
         yield request.param
-    served = {("cpu", False), ("sliced", True)} if request.param == "cpu" else {(request.param, w) for w in (True, False)}
-    assert set(ran) <= served, f"asked for {request.param}, ran {ran}"
 
 
 @pytest.fixture(scope="module")

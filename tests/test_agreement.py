@@ -16,7 +16,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import BACKENDS
+from conftest import BACKENDS, serving
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -111,7 +111,7 @@ class Problem:
     def run(self, backend: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """-> sums (F, B, K), and dL/dinput, both float64; the latter laid out as it came."""
         leaf = self.input.detach().to(dtype or self.input.dtype).requires_grad_()
-        with softdice.use_backend(backend):
+        with serving(backend):
             stats = softdice.overlap_statistics(leaf, self.target, **self.keywords)
         sums = torch.stack([getattr(stats, name) for name in stats.fields])
         if not sums.requires_grad:  # the reference knows that these do not depend on the input
@@ -418,7 +418,7 @@ def found(
     """-> each field (R,), and the gradient of its sum (C, V)."""
     x = row.input(dtype).requires_grad_()
     target = torch.tensor(row.labels).unsqueeze(0)
-    with softdice.use_backend(backend):
+    with serving(backend):
         stats = softdice.overlap_statistics(x, target, fields=fields, **row.keywords)
     values = {name: getattr(stats, name)[0] for name in fields}
     gradients = {
@@ -461,7 +461,7 @@ def test_a_union_that_underflows_by_hand(backend: str) -> None:
     """-ln of e^0 + e^0 over e^0 + e^200 + e^0 is 200 - ln 2; each of the two equal classes takes half of the slope."""
     logits = torch.tensor([[[0.0], [200.0], [0.0]]], requires_grad=True)
     regions = ((0, 2), (1,))
-    with softdice.use_backend(backend):
+    with serving(backend):
         loss = softdice.CrossEntropyLoss(3, activation="softmax", regions=regions)(logits, torch.tensor([[0]]))
     loss.backward()
     assert loss.item() == pytest.approx(200 - np.log(2), rel=1e-6)
@@ -473,7 +473,7 @@ def test_a_union_that_underflows_by_hand(backend: str) -> None:
 def test_merged_classes_that_underflow(backend: str) -> None:
     logits = torch.tensor([[[1.0, 3.0], [150.0, -140.0], [1.0, 2.0]]], requires_grad=True)
     loss = softdice.CrossEntropyLoss(3, activation="softmax")
-    with softdice.use_backend(backend):
+    with serving(backend):
         value = loss(logits, torch.tensor([[0, 1]]), merge={0: (2,)})
     value.backward()
     assert value.item() == pytest.approx((149 - np.log(2) + 143 + np.log1p(np.exp(-1))) / 2, rel=1e-6)
@@ -518,7 +518,7 @@ def test_a_label_beyond_32_bits_is_out_of_range(backend: str, label: int, ignore
 @pytest.mark.parametrize("ignore", [2**31, 2**40, -(2**31) - 1, 2**63 - 1, -(2**63)])
 def test_an_ignore_index_beyond_32_bits(backend: str, ignore: int) -> None:
     logits, labels = torch.zeros(1, 3, 4), torch.tensor([[0, ignore, 2, ignore]])
-    with softdice.use_backend(backend):
+    with serving(backend):
         stats = softdice.overlap_statistics(logits, labels, activation="softmax", ignore_index=ignore)
     assert stats.target.tolist() == [[1, 0, 1]]
     assert stats.voxels.tolist() == [[2, 2, 2]]
@@ -554,7 +554,7 @@ def test_a_gradient_is_laid_out_as_its_input(
         logits = logits[0].unsqueeze(0)
     target = torch.rand(shape, generator=generator) if dense else torch.zeros(shape[0], *shape[2:], dtype=torch.uint8)
     logits.requires_grad_()
-    with softdice.use_backend(kernel):
+    with serving(kernel):
         stats = softdice.overlap_statistics(logits, target, activation="sigmoid", fields=FIELDS[:2])
     (gradient,) = torch.autograd.grad(stats.intersection.sum(), logits)
     assert gradient.is_contiguous(memory_format=format)

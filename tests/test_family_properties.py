@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import BACKENDS, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import softdice
-from softdice.backends import route
 from softdice.statistics.api import measure
 
 INFINITE = float("inf")
@@ -196,23 +196,15 @@ def test_ignored_voxels_are_as_if_cut_out(name: str, problem: tuple[Tensor, Tens
 @every
 @given(problem=problems(), activation=st.sampled_from(["softmax", "sigmoid"]), smoothing=st.sampled_from([0.0, 0.2]))
 def test_backends_agree(name: str, problem: tuple[Tensor, Tensor], activation: str, smoothing: float) -> None:
+    """The definition whole and in slices. That the kernels agree on every statistic is shown in test_agreement.py."""
     logits, labels = (tensor.clone() for tensor in problem)
     loss = build(name, logits.shape[1], activation=activation, label_smoothing=smoothing)
-
-    def run(backend: str, dtype: torch.dtype, small: int = 0) -> tuple[Tensor, Tensor]:
-        x = logits.detach().clone().to(dtype).requires_grad_()
-        with pytest.MonkeyPatch.context() as patch, softdice.use_backend(backend):
-            patch.setattr(route, "SMALL_NUMEL", small)
+    results = []
+    for which in BACKENDS:
+        x = logits.clone().requires_grad_()
+        with serving(which):
             value = loss(x, labels)
-        value.backward()
-        assert x.grad is not None
-        return value.detach().double(), x.grad.double()
-
-    exact = run("reference", torch.float64)
-    for sliced, expected in zip(run("auto", torch.float64), exact, strict=True):
-        torch.testing.assert_close(sliced, expected, rtol=1e-9, atol=1e-9)
-    eager, kernel = run("reference", torch.float32), run("cpu", torch.float32)
-    for got, naive, expected in zip(kernel, eager, exact, strict=True):
-        scale = expected.abs().max().clamp_min(1e-3)
-        error, allowed = ((x - expected).abs().max() / scale for x in (got, naive))
-        assert error <= 2 * allowed + 1e-5, f"{error:.3g}, eager {allowed:.3g}"
+            value.backward()
+        results.append((value.detach(), x.grad))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-9, atol=1e-9)

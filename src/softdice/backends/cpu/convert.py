@@ -1,7 +1,9 @@
 """Rows of a block <-> tensors of any dtype and stride: one small compiled function for each dtype, called by address.
 
-A reader is called as (first element's address, bytes between elements, count, address of the row), and a reader of
-labels with (first class, labels below, ignored label or NO_LABEL) behind; all return how many labels are out of range.
+Readers and writers are called as (address of the first element, elements from one voxel to the next, voxels, address of
+the first row, rows, bytes from one class to the next, bytes from one row to the next). A reader of labels takes one row,
+then (first class, labels below, whether a label is ignored, which), and returns how many are out of range. Neighbours
+side by side have a loop of their own, which LLVM makes vectors of.
 """
 
 # mypy: allow-untyped-defs
@@ -16,8 +18,8 @@ import numpy as np
 import torch
 from numba import types
 
-from softdice.backends.cpu.compiler import ADDRESS, COUNT, address_of, each, exact_each, kernel
-from softdice.backends.cpu.intrinsics import bits, element, reread, set_element, write
+from softdice.backends.cpu.compiler import ADDRESS, COUNT, address_of, body, each, exact_each, kernel
+from softdice.backends.cpu.intrinsics import bits, element, read, read_label, set_element, write
 
 WIDTHS: dict[torch.dtype, Any] = {
     torch.float32: np.float32, torch.float64: np.float64, torch.bfloat16: np.uint16, torch.float16: np.uint16,
@@ -29,7 +31,7 @@ NO_CLASS, IGNORED, OUTSIDE = np.int32(-1), np.int32(-2), np.int32(-3)
 """Values of a row of class numbers that are no class."""
 _WIDE = (torch.uint32, torch.int64, torch.uint64)  # labels of the others fit 32 bits
 
-VALUES = types.int64(ADDRESS, ADDRESS, ADDRESS, ADDRESS)
+VALUES = types.int64(*[ADDRESS] * 7)
 LABELS = types.int64(ADDRESS, ADDRESS, ADDRESS, ADDRESS, COUNT, COUNT, COUNT, COUNT)
 
 
@@ -87,10 +89,19 @@ def reader(dtype: torch.dtype) -> np.uint64:
     """Return the address of the function that reads elements of a dtype into a row of float32."""
     kind, widen = WIDTHS[dtype], _WIDEN.get(dtype, _identity)
 
+    @body(str(dtype))
+    def read_row(source, step, n, row):
+        if step == 1:
+            for v in range(n):
+                write(row, v, widen(element(kind, source, v)))
+        else:
+            for v in range(n):
+                write(row, v, widen(element(kind, source, v * step)))
+
     @kernel(str(dtype))
-    def read_values(source, stride, n, row):
-        for v in range(n):
-            write(row, v, widen(element(kind, source + v * stride)))
+    def read_values(source, step, n, row, count, per_class, per_row):
+        for c in range(count):
+            read_row(source + c * per_class, step, n, row + c * per_row)
         return 0
 
     return address_of(read_values, VALUES)
@@ -101,10 +112,19 @@ def writer(dtype: torch.dtype) -> np.uint64:
     """Return the address of the function that writes a row of float32, rounded to nearest, into elements of a dtype."""
     narrow = _NARROW.get(dtype, _identity)
 
+    @body(str(dtype))
+    def write_row(target, step, n, row):
+        if step == 1:
+            for v in range(n):
+                set_element(target, v, narrow(read(row, v)))
+        else:
+            for v in range(n):
+                set_element(target, v * step, narrow(read(row, v)))
+
     @kernel(str(dtype))
-    def write_values(target, stride, n, row):
-        for v in range(n):
-            set_element(target + v * stride, narrow(reread(row, v)))
+    def write_values(target, step, n, row, count, per_class, per_row):
+        for c in range(count):
+            write_row(target + c * per_class, step, n, row + c * per_row)
         return 0
 
     return address_of(write_values, VALUES)
@@ -116,17 +136,23 @@ def label_reader(dtype: torch.dtype) -> np.uint64:
     kind = WIDTHS[dtype]
     signed, unsigned = (np.int64, np.uint64) if dtype in _WIDE else (np.int32, np.uint32)
 
+    @body(str(dtype))
+    def class_of(label, low, high, ignoring, ignored):
+        number = np.int32(np.int32(label) - low) if unsigned(label) < high else OUTSIDE
+        return IGNORED if ignoring and signed(label) == ignored else number
+
     @kernel(str(dtype))
     def read_labels(source, stride, n, row, first, top, ignoring, ignore):
-        bad = np.int32(0)
+        bad, skip = np.int32(0), ignoring != 0
         low, high, ignored = np.int32(first), unsigned(top), signed(ignore)
+        if stride == 1:
+            for v in range(n):
+                write(row, v, np.int32(class_of(element(kind, source, v), low, high, skip, ignored)))
+        else:
+            for v in range(n):
+                write(row, v, np.int32(class_of(element(kind, source, v * stride), low, high, skip, ignored)))
         for v in range(n):
-            label = element(kind, source + v * stride)
-            number = np.int32(np.int32(label) - low) if unsigned(label) < high else OUTSIDE
-            if ignoring:
-                number = IGNORED if signed(label) == ignored else number
-            bad = np.int32(bad + np.int32(number == OUTSIDE))
-            write(row, v, np.int32(number))
+            bad = np.int32(bad + np.int32(read_label(row, v) == OUTSIDE))
         return np.int64(bad)
 
     return address_of(read_labels, LABELS)

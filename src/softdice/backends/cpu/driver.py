@@ -27,13 +27,13 @@ from softdice.statistics.declared import bundle
 from softdice.statistics.request import Pass, Request, outcomes, result_dtype
 
 BLOCK_BYTES = 1 << 19  # of the exponentials of a block: they stay in L2
-BLOCK_VOXELS = 2048  # where nothing but rows of one class is kept
+BLOCK_VOXELS = 4096  # where nothing but rows of one class is kept
 FEW_VOXELS, MANY_VOXELS = 512, 256  # so that a softmax's rows of few classes, or of MANY, stay in L1
 CHUNKS = 64  # at most, per sample
 CHUNK_VOXELS = 8192  # at least
 
 SMALLEST, LARGEST = -np.inf, np.inf
-NO_PLANE = (0, 0, 0, 0, 0, 0)
+NO_PLANE = (0, 0, 0, 0, 0, 0, 0)
 
 
 class Plan(NamedTuple):
@@ -49,7 +49,7 @@ def plane_of(tensor: Tensor, convert: int) -> tuple[int, ...]:
     """Describe a tensor (B, C, V) or (B, V), of any strides, as a `walk.PLANE`."""
     size, (sB, *sC, sV) = tensor.element_size(), tensor.stride()
     direct = tensor.dtype == torch.float32 and (sV == 1 or tensor.shape[-1] == 1)
-    return tensor.data_ptr(), convert, direct, sB * size, sC[0] * size if sC else 0, sV * size
+    return tensor.data_ptr(), convert, direct, sB * size, sC[0] * size if sC else 0, sV * size, sV
 
 
 def readable(request: Request) -> Request:
@@ -80,7 +80,8 @@ def plan(
     exponential, unions = s.activation == "softmax", regions is not None
     apart = hard and exponential and not (unions or s.label_smoothing or s.mapped)
     target = "own" if apart and (C > MANY or s.kind == "map") else "labels" if hard and not unions else "values"
-    kind = kind_of(bundle(s.fields) if s.kind == "sums" else ("cross_entropy",), s.activation, target, s.gamma, s.power)
+    names = bundle(s.fields) if s.kind == "sums" else ("cross_entropy",)
+    kind = kind_of(names, s.activation, target, weighted or ignoring, s.gamma, s.power)
     K = C if regions is None else regions
     most = BLOCK_VOXELS if not exponential else (FEW_VOXELS if C < MANY else MANY_VOXELS)
     block = min(most, max(64, BLOCK_BYTES // 4 // (C + unions) // 64 * 64))
@@ -97,6 +98,7 @@ def plan(
         "C": C, "K": K, "V": V, "chunk": chunk, "chunks": tasks, "block": block,
         "at_x": at_x, "at_g": at_g, "at_h": at_h, "at_z": at_z,
         "weighted": weighted, "labels": hard, "writes": writes, "unions": unions,
+        "logits": s.activation != "none",
         "first": 1 if C == 1 else 0, "top": max(C, 2), "ignoring": ignoring, "ignore": ignore if ignoring else 0,
         "logs": exponential and kind.logs and s.kind in ("sums", "map"),
         "gamma": s.gamma, "power": s.power,
@@ -125,7 +127,7 @@ def planned(request: Request, result: Tensor | None = None, in_place: bool = Tru
     writes = result is not None
     copies = writes and not output[2]
     made = plan(C, V, target.dtype, request.hard, weight is not None, unions, writes, copies, slack, s)
-    job = made.job.copy()
+    job = np.ndarray((), JOB, bytearray(made.job))  # copying a record array takes longer than a small pass
     masked = weight is not None or job["ignoring"] != 0
 
     def values(tensor: Tensor) -> tuple[int, ...]:

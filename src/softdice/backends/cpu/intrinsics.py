@@ -106,27 +106,25 @@ def add(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def element(typing_context: Any, dtype: Any, address: Any) -> Any:
-    """Load one number of a dtype from an address of any alignment."""
+def element(typing_context: Any, dtype: Any, base: Any, index: Any) -> Any:
+    """Load element `index` of the numbers of a dtype from an address of any alignment on."""
     kind = dtype.dtype
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[1], context.get_data_type(kind).as_pointer())
-        return builder.load(pointer, align=1)
+        return builder.load(_pointer(context, builder, signature.args[1:], args[1:], kind), align=1)
 
-    return kind(dtype, types.uint64), generate
+    return kind(dtype, types.uint64, types.uint64), generate
 
 
 @intrinsic
-def set_element(typing_context: Any, address: Any, value: Any) -> Any:
-    """Store one number at an address of any alignment."""
+def set_element(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
+    """Store element `index` of the numbers of a dtype from an address of any alignment on."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], context.get_data_type(value).as_pointer())
-        builder.store(args[1], pointer, align=1)
+        builder.store(args[2], _pointer(context, builder, signature.args, args, value), align=1)
         return context.get_dummy_value()
 
-    return types.void(types.uint64, value), generate
+    return types.void(types.uint64, types.uint64, value), generate
 
 
 @intrinsic

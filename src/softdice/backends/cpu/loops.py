@@ -83,6 +83,7 @@ _ANY_POWER = {"d": "power_of(far, power)", "e": "sign * power * (d / (SMALL if f
 _FIELDS = {
     **{name: f"job.{name}" for name in ("gamma", "power", "keep", "share", "row_low", "row_high")},
     **{f"at_{name}": f"k.{name}" for name in ("w", "t", "r", "ls", "dot")},
+    "label": "np.int32(c)",
 }
 """Fields of the records that texts read, by the names that they have there."""
 
@@ -99,6 +100,7 @@ class Kind(NamedTuple):
     bundle: tuple[str, ...]
     activation: str
     target: str  # "labels", "own" (labels of MANY classes of a softmax) or "values" (of each class or region)
+    weighted: bool = True  # whether voxels have weights, or do not count
     usual_gamma: bool = False  # 2; else any, at run time
     usual_power: bool = False  # 1
 
@@ -135,18 +137,19 @@ class Kind(NamedTuple):
         return not set(MAPPED).isdisjoint(self.bundle)
 
 
-def kind_of(bundle: tuple[str, ...], activation: str, target: str, gamma: float, power: float) -> Kind:
+def kind_of(bundle: tuple[str, ...], activation: str, target: str, weighted: bool, gamma: float, power: float) -> Kind:
     """Return the kind for a bundle; exponents are compiled in where a bundle for few losses reads the usual ones."""
     small = bundle not in (FIELDS, NAMES)
     usual_gamma = small and gamma == 2.0 and not READERS["gamma"].isdisjoint(bundle)
     usual_power = small and power == 1.0 and not READERS["power"].isdisjoint(bundle)
-    return Kind(bundle, activation, target, usual_gamma, usual_power)
+    return Kind(bundle, activation, target, weighted, usual_gamma, usual_power)
 
 
 def _symbols(kind: Kind, truth: str | None) -> dict[str, str]:
     """Return symbol -> expression; truth: of t, None where it is a parameter."""
     table = _SHARED | _BY_ACTIVATION[kind.activation]
     table |= (_USUAL_GAMMA if kind.usual_gamma else _ANY_GAMMA) | (_USUAL_POWER if kind.usual_power else _ANY_POWER)
+    table |= {} if kind.weighted else {"w": "ONE"}
     return table if truth is None else table | {"t": truth}
 
 
@@ -172,13 +175,14 @@ def _names_in(text: str) -> list[str]:
 def _compiled(name: str, parameters: str, text: Sequence[str], inline: bool = False, **names: Any) -> Any:
     """Compile a function from lines, with the records' fields that they read in front."""
     used = set(_names_in("\n".join(text))) - set(re.findall(r"\w+", parameters))
+    used -= {"label"} if "    label = read_label(at_t, i)" in text else set()
     fields = [f"{field} = {value}" for field, value in _FIELDS.items() if field in used]
     function_ = function(f"{name}({parameters})", "\n    ".join([*fields, *text]), {**_NAMES, **names})
     return (each if inline else jit)(function_)
 
 
 def _truth(kind: Kind) -> str:
-    return {"labels": "ONE if read_label(at_t, i) == c else ZERO", "own": "ZERO", "values": "read(at_y, i)"}[
+    return {"labels": "ONE if read_label(at_t, i) == label else ZERO", "own": "ZERO", "values": "read(at_y, i)"}[
         kind.target
     ]
 

@@ -19,7 +19,7 @@ from numba import types
 
 from softdice.backends.cpu.arithmetic import ONE, ZERO, exp, log, minus
 from softdice.backends.cpu.compiler import ADDRESS, address_of, jit, kernel
-from softdice.backends.cpu.intrinsics import element, read_label, reread, write
+from softdice.backends.cpu.intrinsics import element, read, read_label, reread, write
 from softdice.backends.cpu.softmax import LOWEST, fill
 from softdice.backends.cpu.walk import block_at, block_body, job_at, row_at
 
@@ -28,7 +28,7 @@ U = np.uint64
 
 @jit
 def _holds(member, c):
-    return element(np.uint8, member + c) != np.uint8(0)
+    return element(np.uint8, member, c) != np.uint8(0)
 
 
 @cache
@@ -102,6 +102,24 @@ def _region_truth(job, k, member):
                 write(k.y, v, value if value > most or value != value else most)
 
 
+@jit
+def _add_shared(to, x, m, e, r, z, h, n, softmax, inside):
+    """Add the slope h of a region, times the share of a class in it."""
+    for v in range(n):
+        share = ONE if inside else ZERO
+        if softmax:
+            value = read(x, v)
+            part = exp(minus(minus(value, read(m, v)), read(z, v))) if inside else ZERO
+            share = (part if value > LOWEST else ZERO) - read(e, v) * read(r, v)
+        write(to, v, reread(to, v) + share * read(h, v))
+
+
+@jit
+def _multiply(to, w, n):
+    for v in range(n):
+        write(to, v, reread(to, v) * read(w, v))
+
+
 @cache
 def region_gradient(activation: str) -> np.uint64:
     """Return the address of a body that brings the regions' slopes h to the gradient of every class."""
@@ -114,18 +132,12 @@ def region_gradient(activation: str) -> np.uint64:
             to = k.g + c * k.gld
             fill(to, k.n, ZERO)
             for region in range(job.K):
-                inside = _holds(job.member + region * job.C, c)
                 x, e, z, h = k.x + c * k.ld, k.e + c * k.row, k.z + region * k.row, k.h + region * k.row
-                for v in range(k.n):
-                    share = ONE if inside else ZERO
-                    if softmax:
-                        value = reread(x, v)
-                        if inside:
-                            share = exp(minus(minus(value, reread(k.m, v)), reread(z, v))) if value > LOWEST else ZERO
-                        share -= reread(e, v) * reread(k.r, v)
-                    write(to, v, reread(to, v) + share * reread(h, v))
-            for v in range(k.n):
-                write(to, v, reread(to, v) * reread(k.w, v))
+                if _holds(job.member + region * job.C, c):
+                    _add_shared(to, x, k.m, e, k.r, z, h, k.n, softmax, True)
+                else:
+                    _add_shared(to, x, k.m, e, k.r, z, h, k.n, softmax, False)
+            _multiply(to, k.w, k.n)
         return 0
 
     return region_gradient

@@ -40,9 +40,9 @@ def _record(unsigned: str, signed: str = "", single: str = "", nested: str = "")
     return np.dtype(fields, align=True)
 
 
-PLANE = _record("address convert direct per_sample per_class per_voxel")
+PLANE = _record("address convert direct per_sample per_class per_voxel step")
 """A tensor (B, C, V) or (B, V): the address of its first element; of the function that reads or writes a row of its
-dtype; whether a row can be used in place (float32, neighbours side by side); its strides."""
+dtype; whether a row can be used in place (float32, neighbours side by side); its strides; elements between voxels."""
 
 JOB = _record(
     nested="input target weight map result",
@@ -56,7 +56,7 @@ JOB = _record(
         "C K V "  # classes, classes or regions, voxels
         "chunk chunks block "  # voxels of a task, tasks of a sample, voxels of a block
         "at_x at_g at_h at_z "  # where scratch holds copied logits, gradients (C rows), slopes, regions' sums (K rows)
-        "weighted labels writes unions"  # whether there are weights, a label map, rows to write, regions
+        "weighted labels writes unions logits"  # whether there are weights, a label map, rows to write, regions, an activation
     ),
     signed="first top ignoring ignore logs",  # label of class 0, labels are below; ignored label; whether ln sum e is read
     single=(
@@ -93,67 +93,71 @@ def row_at(plane, c, k, row):
     source = plane.address + k.b * plane.per_sample + c * plane.per_class + k.v0 * plane.per_voxel
     if plane.direct != 0 and k.dead == 0:
         return source
-    call(plane.convert, (source, plane.per_voxel, k.n, row))
+    call(plane.convert, (source, plane.step, k.n, row, U(1), U(0), U(0)))
     if k.dead != 0:
         clear(row, k.w, k.n)
     return row
 
 
 @jit
-def _clean_weights(w, n):
-    """Set weights that are NaN or negative to 0; return how many there were."""
-    bad = ZERO
+def _settle_weights(w, t, n, ignoring):
+    """Set weights that are NaN or negative, and those of ignored voxels, to 0; return how many were bad, how many are 0."""
+    bad, zeros = ZERO, ZERO
     for v in range(n):
         weight = reread(w, v)
-        bad += ZERO if weight >= ZERO else ONE
-        write(w, v, weight if weight >= ZERO else ZERO)
-    return np.int64(bad)
-
-
-@jit
-def _drop_ignored(t, w, n):
-    for v in range(n):
-        write(w, v, ZERO if read_label(t, v) == IGNORED else reread(w, v))
-
-
-@jit
-def _any_zero(w, n):
-    zeros = ZERO
-    for v in range(n):
-        zeros += ZERO if read(w, v) > ZERO else ONE
-    return zeros > ZERO
+        right = weight >= ZERO
+        bad += ZERO if right else ONE
+        dead = not right or (ignoring and read_label(t, v) == IGNORED)
+        weight = ZERO if dead else weight
+        zeros += ONE if weight == ZERO else ZERO
+        write(w, v, weight)
+    return np.int64(bad), zeros > ZERO
 
 
 @jit
 def _read_voxels(job, k):
     """Read weights and class numbers of a block, and set whether a voxel is dead; return how many are out of range."""
-    bad, n = np.int64(0), k.n
+    bad, n, dead = np.int64(0), k.n, False
     weight, target = job.weight, job.target
     if job.weighted != 0:
         source = weight.address + k.b * weight.per_sample + k.v0 * weight.per_voxel
-        call(weight.convert, (source, weight.per_voxel, n, k.w))
-        bad += _clean_weights(k.w, n)
+        call(weight.convert, (source, weight.step, n, k.w, U(1), U(0), U(0)))
     elif job.ignoring != 0:
         fill(k.w, n, ONE)
     if job.labels != 0:
         source = target.address + k.b * target.per_sample + k.v0 * target.per_voxel
-        limits = (job.first, job.top, job.ignoring, job.ignore)
-        bad += call(target.convert, (source, target.per_voxel, n, k.t, limits[0], limits[1], limits[2], limits[3]))
-        if job.ignoring != 0:
-            _drop_ignored(k.t, k.w, n)
-    k.dead = U(1) if (job.weighted != 0 or job.ignoring != 0) and _any_zero(k.w, n) else U(0)
+        bad += call(
+            target.convert, (source, target.step, n, k.t, job.first, job.top, job.ignoring, job.ignore)
+        )  # fmt: skip
+    if job.weighted != 0 or job.ignoring != 0:
+        negative, dead = _settle_weights(k.w, k.t, n, job.ignoring != 0)
+        bad += negative
+    k.dead = U(1) if dead else U(0)
     return bad
 
 
 @jit
+def _all_finite(x, ld, C, n):
+    zeros = ZERO
+    for c in range(C):
+        for v in range(n):
+            zeros += read(x + c * ld, v) * ZERO
+    return zeros == ZERO
+
+
+@jit
 def _read_logits(job, k, copies):
-    """Set where the logits of a block are: in place, or copied."""
+    """Set where the logits of a block are: in place, or copied. Finite logits have finite terms: weight 0 is enough."""
     plane = job.input
-    if plane.direct != 0 and k.dead == 0:
+    if plane.direct != 0:
         k.x, k.ld = plane.address + k.b * plane.per_sample + k.v0 * plane.per_voxel, plane.per_class
-        return
-    for c in range(job.C):
-        row_at(plane, c, k, copies + c * k.row)
+        if k.dead == 0 or (job.logits != 0 and _all_finite(k.x, k.ld, job.C, k.n)):
+            return
+    source = plane.address + k.b * plane.per_sample + k.v0 * plane.per_voxel
+    call(plane.convert, (source, plane.step, k.n, copies, job.C, plane.per_class, k.row))
+    if k.dead != 0:
+        for c in range(job.C):
+            clear(copies + c * k.row, k.w, k.n)
     k.x, k.ld = copies, k.row
 
 
@@ -162,7 +166,7 @@ def _touch(g, gld, C, n):
     """Write to every page of a gradient: fresh memory is cheaper in its own order than row by row."""
     for c in range(C):
         for offset in range(U(0), n * U(4), PAGE):
-            set_element(g + c * gld + offset, ZERO)
+            set_element(g + c * gld + offset, U(0), ZERO)
 
 
 @jit
@@ -173,16 +177,15 @@ def _find_rows(job, k, copies, left):
     if plane.direct != 0:
         k.g, k.gld = plane.address + k.b * plane.per_sample + k.v0 * plane.per_voxel, plane.per_class
         if k.start != 0 or k.v0 % AHEAD == 0:
-            _touch(k.g, k.gld, job.C, min(AHEAD, left))
+            _touch(k.g, k.gld, job.C, min(max(AHEAD, k.n), left))
 
 
 @jit
 def _store_rows(job, k):
     """Write a row for each class where the tensor holds the voxels of a block."""
     plane = job.result
-    for c in range(job.C):
-        target = plane.address + k.b * plane.per_sample + c * plane.per_class + k.v0 * plane.per_voxel
-        call(plane.convert, (target, plane.per_voxel, k.n, k.g + c * k.row))
+    target = plane.address + k.b * plane.per_sample + k.v0 * plane.per_voxel
+    call(plane.convert, (target, plane.step, k.n, k.g, job.C, plane.per_class, k.row))
 
 
 @kernel("walk")
@@ -213,7 +216,7 @@ def walk(at_job, scratch, begin, end):
             bad += call(job.body, (at_job, scratch))
             if job.writes != 0 and job.result.direct == 0:
                 _store_rows(job, k)
-        set_element(job.bad + task * U(8), bad)
+        set_element(job.bad, task, bad)
 
 
 BODY = types.int64(ADDRESS, ADDRESS)
