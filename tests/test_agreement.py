@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import softdice
+from softdice.backends.cpu.walk import JOB
 from softdice.statistics.declared import FIELDS
 from softdice.statistics.declared import MAPPED, NAMES
 
@@ -41,7 +42,7 @@ PATHS = {
 
 
 def path_of(made: Any) -> str:
-    return "union" if made.job["unions"] else str(made.kind.target)
+    return "union" if np.frombuffer(made.job, JOB)["unions"][0] else str(made.kind.target)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def share_out(kernel: Any, arguments: tuple[Any, ...], tasks: int, numel: int, s
 
     def call(begin: int, end: int) -> None:
         memory = np.empty(scratch or 0, np.uint8)
-        place = () if scratch is None else (np.uint64(memory.ctypes.data),)
+        place = () if scratch is None else (np.uint64(memory.__array_interface__["data"][0]),)
         kernel(*arguments, *place, np.uint64(begin), np.uint64(end))
 
     if kernel not in _compiled:

@@ -8,6 +8,7 @@ the backward pass the gradient.
 from __future__ import annotations
 
 from functools import lru_cache
+from struct import pack_into
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,9 +41,19 @@ class Plan(NamedTuple):
     """What a pass needs: the kind of its loops, the job (a `walk.JOB`), bytes of scratch, and tasks of a sample."""
 
     kind: Kind
-    job: np.ndarray
+    job: np.ndarray  # bytes
     scratch: int
     tasks: int
+
+    def put(self, name: str, *numbers: int) -> None:
+        """Set a field of the job that holds addresses, strides or counts."""
+        pack_into(f"{len(numbers)}Q", self.job, JOB.fields[name][1], *numbers)  # type: ignore[index]
+
+
+def address(array: np.ndarray) -> int:
+    """Return the address of an array's first element."""
+    place: int = array.__array_interface__["data"][0]
+    return place
 
 
 def plane_of(tensor: Tensor, convert: int) -> tuple[int, ...]:
@@ -111,7 +122,7 @@ def plan(
         values |= {"region_check": region_check()}
     for name, value in values.items():
         job[name] = value
-    return Plan(kind, job, int(HEAD) + end, tasks)
+    return Plan(kind, job.reshape(1).view(np.uint8), int(HEAD) + end, tasks)
 
 
 def planned(request: Request, result: Tensor | None = None, in_place: bool = True) -> Plan:
@@ -127,32 +138,35 @@ def planned(request: Request, result: Tensor | None = None, in_place: bool = Tru
     writes = result is not None
     copies = writes and not output[2]
     made = plan(C, V, target.dtype, request.hard, weight is not None, unions, writes, copies, slack, s)
-    job = np.ndarray((), JOB, bytearray(made.job))  # copying a record array takes longer than a small pass
-    masked = weight is not None or job["ignoring"] != 0
+    made = made._replace(job=made.job.copy())
+    masked = made.kind.weighted
 
     def values(tensor: Tensor) -> tuple[int, ...]:
         plane = plane_of(tensor, 0)
         return plane if plane[2] and not masked else plane_of(tensor, reader(tensor.dtype))
 
-    job["input"], job["result"] = values(input), output
-    job["target"] = plane_of(target, label_reader(target.dtype)) if request.hard else values(target)
+    made.put("input", *values(input))
+    made.put("target", *(plane_of(target, label_reader(target.dtype)) if request.hard else values(target)))
+    if writes:
+        made.put("result", *output)
     if weight is not None:
-        job["weight"] = plane_of(weight, reader(weight.dtype))
+        made.put("weight", *plane_of(weight, reader(weight.dtype)))
     if voxel_map is not None:
-        job["map"] = values(voxel_map.expand(-1, request.columns, -1))
+        made.put("map", *values(voxel_map.expand(-1, request.columns, -1)))
     if regions is not None:
-        job["member"] = regions.data_ptr()
-    return made._replace(job=job)
+        made.put("member", regions.data_ptr())
+    return made
 
 
 def run(body: np.uint64, made: Plan, input: Tensor) -> bool:
     """Walk over all tasks with a body; return whether every value was in range."""
     tasks = input.shape[0] * made.tasks
     bad = np.zeros(tasks, np.int64)
-    made.job["body"], made.job["bad"] = body, bad.ctypes.data
+    made.put("body", int(body))
+    made.put("bad", address(bad))
     if input.numel():
-        share_out(walk, (np.uint64(made.job.ctypes.data),), tasks, input.numel(), made.scratch)
-    return not bad.any()
+        share_out(walk, (np.uint64(address(made.job)),), tasks, input.numel(), made.scratch)
+    return not any(bad.tolist())
 
 
 def forward(request: Request) -> Tensor:
@@ -161,19 +175,19 @@ def forward(request: Request) -> Tensor:
     input, K = request.input, request.columns
     B, _, V = input.shape
     made = planned(request)
-    kind, job, tasks = made.kind, made.job, B * made.tasks
+    kind, tasks = made.kind, B * made.tasks
     if s.kind == "map":
         result = torch.empty(B, V)
-        job["result"] = plane_of(result, 0)
+        made.put("result", *plane_of(result, 0))
         in_range = run(voxel_map.forward(kind), made, input)
     else:
         rows = K if s.kind == "confusion" else len(kind.summed) + 1
         slots = np.zeros((rows, tasks, K))
-        job["slots"], job["slot_stride"] = slots.ctypes.data, tasks * K
-        body = confusion.forward(s.activation) if s.kind == "confusion" else sums.forward(kind)
-        in_range = run(body, made, input)
+        made.put("slots", address(slots), tasks * K)
+        in_range = run(confusion.forward(s.activation) if s.kind == "confusion" else sums.forward(kind), made, input)
         total = slots if made.tasks == 1 else slots.reshape(rows, B, made.tasks, K).sum(2)
-        result = torch.from_numpy(total if s.kind == "confusion" else _fields(total, kind, s, s.label_smoothing / outcomes(input.shape[1], s.activation)))
+        share = s.label_smoothing / outcomes(input.shape[1], s.activation)
+        result = torch.from_numpy(total if s.kind == "confusion" else _fields(total, kind, s, share))
     if s.validate and not in_range:
         check.values(request)
     return result.to(result_dtype(input.dtype))
@@ -181,12 +195,18 @@ def forward(request: Request) -> Tensor:
 
 def _fields(total: np.ndarray, kind: Kind, s: Pass, share: float) -> np.ndarray:
     """Return the fields that were asked for, from the sums (summed statistics and weights, B, K) of a bundle."""
-    by_name = {statistic.name: sums for statistic, sums in zip(kind.summed, total, strict=False)}
-    by_name["voxels"] = np.broadcast_to(total[-1, :, :1], total.shape[1:])
-    by_name["target"] = by_name["labelled"]
-    if s.label_smoothing:
-        by_name["target"] = (1 - s.label_smoothing) * by_name["labelled"] + share * by_name["voxels"]
-    return np.stack([by_name[name] for name in s.fields])
+    names = [statistic.name for statistic in kind.summed]
+    result = np.empty((len(s.fields), *total.shape[1:]))
+    for row, name in enumerate(s.fields):
+        if name == "voxels":
+            result[row] = total[-1, :, :1]
+        elif name == "target":  # sum w y with y = (1 - e) t + share
+            result[row] = total[names.index("labelled")]
+            if s.label_smoothing:
+                result[row] = (1 - s.label_smoothing) * result[row] + share * total[-1, :, :1]
+        else:
+            result[row] = total[names.index(name)]
+    return result
 
 
 def gradient(grad: Tensor, request: Request) -> Tensor:
@@ -199,10 +219,10 @@ def gradient(grad: Tensor, request: Request) -> Tensor:
         coefs, body = grad.detach().float().contiguous().numpy(), confusion.backward(s.activation)
     else:
         names, body = [statistic.name for statistic in made.kind.sloped], sums.backward(made.kind)
-        coefs = np.zeros((len(names), B, K), np.float32)
+        coefs, by_field = np.zeros((len(names), B, K), np.float32), grad.detach().numpy()
         for row, name in enumerate(s.fields):
             if name in names:
-                coefs[names.index(name)] = grad[row].detach().numpy()
-    made.job["coefs"], made.job["coef_stride"] = coefs.ctypes.data, B * K
+                coefs[names.index(name)] = by_field[row]
+    made.put("coefs", address(coefs), B * K)
     run(body, made, input)
     return result

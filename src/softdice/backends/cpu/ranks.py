@@ -22,7 +22,7 @@ from torch import Tensor
 from softdice.backends.cpu.arithmetic import ONE, ZERO
 from softdice.backends.cpu.compiler import jit, kernel
 from softdice.backends.cpu.convert import reader
-from softdice.backends.cpu.driver import plane_of, planned, run
+from softdice.backends.cpu.driver import address, plane_of, planned, run
 from softdice.backends.cpu.gradient_memory import gradient_like
 from softdice.backends.cpu.intrinsics import bits, call, read, read_label, reread, write
 from softdice.backends.cpu.regions import beyond
@@ -64,8 +64,8 @@ def ranks_gradient(coef_BC: Tensor, steps: Tensor, request: Request) -> Tensor:
     made = planned(request, result, in_place=False)
     coefs = coef_BC.float().contiguous().numpy()
     B, C, _ = input.shape
-    plane = plane_of(steps, reader(torch.float32))
-    made.job["map"], made.job["coefs"], made.job["coef_stride"] = plane, coefs.ctypes.data, B * C
+    made.put("map", *plane_of(steps, reader(torch.float32)))
+    made.put("coefs", address(coefs), B * C)
     run(_gradient(), made, input)
     return result
 
