@@ -22,6 +22,7 @@ from softdice.backends import route, selftest
 from softdice.backends.cuda import declared, launch
 from softdice.backends.cuda import driver as cuda
 from softdice.statistics.declared import FIELDS
+from softdice.statistics.request import Request
 
 
 @pytest.fixture(autouse=True)
@@ -339,7 +340,8 @@ class TestChoice:
         with pytest.raises(RuntimeError, match=r"'triton' backend serves.*requires a gradient"):
             softdice.overlap_statistics(input, target.clone().requires_grad_(), activation="softmax")
         with softdice.use_backend("auto"):  # the interpreter is for checking, never chosen for a CPU tensor
-            assert route.choose(torch.zeros(1, 2, route.SMALL_NUMEL), target[:1, 0].flatten(1), None) == "cpu"
+            labels = torch.zeros(1, route.SMALL_NUMEL, dtype=torch.long)
+            assert route.choose(Request(torch.zeros(1, 2, route.SMALL_NUMEL), labels)) == "cpu"
         softdice.overlap_statistics(input, target, activation="softmax")
 
 
@@ -348,10 +350,14 @@ class TestTrial:
 
     @pytest.fixture(autouse=True)
     def chosen(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr(registry, "choose", lambda *_: "triton")
-        monkeypatch.setattr(trial, "_found", {})
-        monkeypatch.setattr(trial, "_failed", [])
-        monkeypatch.setattr(trial, "VOXELS", (1, 150))  # the interpreter is slow
+        def chosen(request: Request) -> str:  # the end of `route.choose` on a GPU
+            named = route.asked() == "triton"
+            return "triton" if named or not selftest.failed(request) else "reference"
+
+        monkeypatch.setattr(route, "choose", chosen)
+        monkeypatch.setattr(selftest, "_outcomes", {})
+        monkeypatch.setattr(selftest, "_failed", [])
+        monkeypatch.setattr(selftest, "VOXELS", (1, 150))  # the interpreter is slow
         with softdice.use_backend("auto"):
             yield
 
@@ -366,7 +372,7 @@ class TestTrial:
         for _ in range(2):
             softdice.overlap_statistics(input, target, activation=activation, voxel_weight=weight, **options)
         assert launches == ["forward_kernel", "backward_kernel"] + 2 * ["forward_kernel"]  # all statistics, both ways
-        assert list(selftest._found.values()) == [None]
+        assert list(selftest._outcomes.values()) == [None]
 
     def test_channels_last_regions_and_a_head(self) -> None:
         input, target = case(5, "softmax", False, dtype=torch.float32)
@@ -375,7 +381,7 @@ class TestTrial:
         )
         loss = softdice.SoftDiceLoss(3, activation="softmax")
         softdice.FusedHead(torch.nn.Conv1d(4, 3, 1), loss)(torch.randn(2, 4, 9), torch.zeros(2, 9, dtype=torch.long))
-        assert list(selftest._found.values()) == [None, None]
+        assert list(selftest._outcomes.values()) == [None, None]
 
     @pytest.mark.parametrize("fault", ["sums", "slopes", "does not compile", "nan"])
     def test_wrong_kernels_are_left_for_the_reference(self, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,12 +398,12 @@ class TestTrial:
         }
         real, change = broken[fault]
         monkeypatch.setattr(declared, real.__name__, lambda *given: real(*given) | change)
-        monkeypatch.setattr(trial, "_found", {})
+        monkeypatch.setattr(selftest, "_outcomes", {})
         with pytest.warns(
             RuntimeWarning, match="softdice: expected Triton's kernels to agree with the reference on cpu"
         ):
             ours = sums_and_gradient(input, target, activation="softmax")
-        (found,) = selftest._found.values()
+        (found,) = selftest._outcomes.values()
         assert found is not None
         assert ("an error of Triton" in found and "no_such_thing" in found) == (fault == "does not compile")
         again = sums_and_gradient(
@@ -410,7 +416,7 @@ class TestTrial:
     def test_an_error_of_ours_is_not_called_one_of_triton(self, monkeypatch: pytest.MonkeyPatch) -> None:
         input, target = case(3, "softmax", False, dtype=torch.float32)
         softdice.overlap_statistics(input, target, activation="softmax")
-        monkeypatch.setattr(trial, "_found", {})
+        monkeypatch.setattr(selftest, "_outcomes", {})
         monkeypatch.setattr(declared, "terms", lambda *_: {}["no such term"])
         with pytest.warns(RuntimeWarning, match="got an error of softdice: KeyError: 'no such term'"):
             softdice.overlap_statistics(input, target, activation="softmax")
@@ -418,7 +424,7 @@ class TestTrial:
     def test_softdice_check_shows_it(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         from softdice.cli.check import check
 
-        monkeypatch.setattr(registry, "kernel_backends", dict)  # the whole image takes the interpreter a minute
+        monkeypatch.setattr(route, "kernel_backends", dict)  # the whole image takes the interpreter a minute
         check()
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("triton trial")]
         assert len(lines) == 9
@@ -426,7 +432,7 @@ class TestTrial:
         real = declared.terms
         wrong = {"PLUS": declared._jit("plus(sums, w, p, q, a, b, t, m)", "return sums")}
         monkeypatch.setattr(declared, "terms", lambda *given: real(*given) | wrong)
-        monkeypatch.setattr(trial, "_found", {})
+        monkeypatch.setattr(selftest, "_outcomes", {})
         with (
             pytest.warns(RuntimeWarning, match="Please report what `softdice check` prints"),
             pytest.raises(typer.Exit),
@@ -437,16 +443,16 @@ class TestTrial:
     def test_a_backend_by_name_is_not_tried(self) -> None:
         with softdice.use_backend("triton"):
             softdice.overlap_statistics(*case(3, "softmax", False), activation="softmax")
-        assert selftest._found == {}
+        assert selftest._outcomes == {}
 
     def test_nothing_is_tried_while_a_graph_is_captured(self, monkeypatch: pytest.MonkeyPatch) -> None:
         input, target = case(3, "softmax", False, dtype=torch.float32)
-        monkeypatch.setattr(trial, "_capturing", lambda device: True)
+        monkeypatch.setattr(selftest, "_capturing", lambda device: True)
         softdice.overlap_statistics(input, target, activation="softmax")
-        assert selftest._found == {}
-        monkeypatch.setattr(trial, "_capturing", lambda device: False)
+        assert selftest._outcomes == {}
+        monkeypatch.setattr(selftest, "_capturing", lambda device: False)
         softdice.overlap_statistics(input, target, activation="softmax")
-        assert list(selftest._found.values()) == [None]
+        assert list(selftest._outcomes.values()) == [None]
 
     def test_compiled_code_knows_what_failed_before(self, launches: list[str]) -> None:
         input, target = case(3, "softmax", False, dtype=torch.float32)

@@ -23,8 +23,7 @@ from torch import Tensor
 
 import softdice
 from softdice.backends.cpu.walk import JOB
-from softdice.statistics.declared import FIELDS
-from softdice.statistics.declared import MAPPED, NAMES
+from softdice.statistics.declared import FIELDS, MAPPED, NAMES
 
 KERNELS = [name for name in BACKENDS if name != "reference"]
 

@@ -252,7 +252,7 @@ def test_xpu_and_rocm_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(registry, "_HAS_TRITON", True)
+    monkeypatch.setattr(route, "_HAS_TRITON", True)
     words = "; ".join(route.automatic())
     assert "'triton'" not in words
     assert "ROCm inputs go to 'reference', since no kernel is checked there" in words

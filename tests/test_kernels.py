@@ -21,7 +21,6 @@ from torch import Tensor
 import softdice
 from softdice.backends import route
 from softdice.backends.cpu import compiler, intrinsics, walk
-from softdice.backends.cpu import driver as cpu
 from softdice.statistics.declared import FIELDS
 from softdice.statistics.request import Pass, Request, decode
 
@@ -152,7 +151,9 @@ def test_inference_mode() -> None:
 # --- torch.library ------------------------------------------------------------------------------------------------
 
 
-def operator_arguments(dense: bool, activation: str, unions: bool, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+def operator_arguments(
+    dense: bool, activation: str, unions: bool, dtype: torch.dtype = torch.float64
+) -> tuple[Any, ...]:
     input, target = case(3, activation, dense, S=(35,), dtype=dtype)
     weight = torch.rand(2, 35, dtype=torch.float64)
     regions = torch.tensor([[True, True, False], [False, True, True]]) if unions else None

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import softdice
 from softdice import OverlapLoss, SoftDiceLoss, costs, indices
-from softdice.statistics import reference
 from softdice.functional import soft_dice_loss
+from softdice.statistics import reference
 
 # Two classes, three voxels
 PROBABILITY = torch.tensor([[[0.9, 0.2, 0.5], [0.1, 0.8, 0.5]]], dtype=torch.float64)

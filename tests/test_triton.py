@@ -61,7 +61,7 @@ def test_the_reason_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None
     missing = route.kernel_backends()["triton"]
     assert missing is not None
     assert "no CUDA device" in missing or "not installed" in missing
-    monkeypatch.setattr(registry, "_HAS_TRITON", False)
+    monkeypatch.setattr(route, "_HAS_TRITON", False)
     missing = route.kernel_backends()["triton"]
     assert missing is not None
     assert "not installed" in missing
@@ -70,14 +70,14 @@ def test_the_reason_why_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None
 def test_assertions_on_a_device_carry_the_message() -> None:
     """The path of CUDA tensors, which a CPU tensor can take: what is asserted, and the text."""
     cuda = pytest.importorskip("softdice.backends.cuda.driver")
-    given = Voxels(torch.rand(1, 2, 4), torch.zeros(1, 4, dtype=torch.long))
     settings = Pass(activation="softmax", fields=("target",))
-    cuda.assert_in_range(torch.zeros(3, 4, dtype=torch.int32), given, settings)
+    request = Request(torch.rand(1, 2, 4), torch.zeros(1, 4, dtype=torch.long), settings=settings)
+    cuda.assert_in_range(torch.zeros(3, 4, dtype=torch.int32), request)
     bad = torch.zeros(3, 4, dtype=torch.int32)
     bad[1, 0] = 5
     with pytest.raises(RuntimeError, match=r"softdice: expected target with labels in \[0, 2\), got values outside"):
-        cuda.assert_in_range(bad, given, settings)
+        cuda.assert_in_range(bad, request)
     bad[1, 0], bad[2, 2] = 0, 1
-    cuda.assert_in_range(bad, given, settings)  # logits have no range
+    cuda.assert_in_range(bad, request)  # logits have no range
     with pytest.raises(RuntimeError, match="probabilities in"):
-        cuda.assert_in_range(bad, given, replace(settings, activation="none"))
+        cuda.assert_in_range(bad, request._replace(settings=replace(settings, activation="none")))

@@ -26,7 +26,7 @@ from softdice.backends.cuda import declared, launch  # noqa: E402
 from softdice.backends.cuda import driver as cuda  # noqa: E402
 from softdice.backends.cuda.backward import backward_kernel  # noqa: E402
 from softdice.backends.cuda.forward import forward_kernel, rows_kernel  # noqa: E402
-from softdice.statistics.declared import FIELDS
+from softdice.statistics.declared import FIELDS  # noqa: E402
 from softdice.statistics.request import Pass, Request  # noqa: E402
 
 NVDISASM = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
@@ -94,15 +94,15 @@ def binaries(
     target = empty(2, C, V, dtype=dtype) if dense else empty(2, V, dtype=label)
     weight = empty(2, V) if weighted else None
     member = empty(regions, C, dtype=torch.bool) if regions else None
-    given = Voxels(x, target, weight, member)
     ignore = None if dense else 255
     settings = Pass(activation, ignore, smoothing, fields=tuple(fields))
+    request = Request(x, target, weight, member, settings=settings)
     rows = list(dict.fromkeys(cuda._same_sum(name, not dense, smoothing > 0) for name in fields))
     wide = empty(2, V, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     rest = {"programs": 2112, "steps": 17}
     found = {}
 
-    call = cuda.arguments(given, settings) | declared.terms(tuple(rows), cuda.constants(x, settings))
+    call = cuda.arguments(request) | declared.terms(tuple(rows), cuda.constants(x, settings))
     tile = launch.tile(launch.FORWARD, C, regions, x.element_size(), len(rows))
     two_steps = activation == "softmax" and C > launch.WIDEST and not regions
     call |= {**rest, **tile.constants, "VALIDATE": True, "LOW": -1e-3, "HIGH": 1.001}
@@ -112,7 +112,7 @@ def binaries(
     if two_steps:
         found["rows"] = compiled(rows_kernel, call, tile, capability)
 
-    call = cuda.arguments(given, settings) | declared.slopes(tuple(fields), cuda.constants(x, settings))
+    call = cuda.arguments(request) | declared.slopes(tuple(fields), cuda.constants(x, settings))
     tile = launch.tile(launch.BACKWARD, C, regions, x.element_size(), call["SLOPED"])
     call |= {**rest, **tile.constants, "grad": wide, "gF": 2 * C, "gB": C, "gK": 1, "out": x}
     call |= dict(zip(("oB", "oC", "oV"), x.stride(), strict=True))

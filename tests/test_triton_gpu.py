@@ -54,7 +54,7 @@ def step(loss: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> tuple[T
 def test_auto_chooses_the_kernels() -> None:
     input, target = on_gpu(3, "softmax", False)
     with softdice.use_backend("auto"):
-        assert route.choose(input, target, None) == "triton"
+        assert route.choose(Request(input.flatten(2), target.flatten(1))) == "triton"
 
 
 def test_the_trial_of_a_kind_passes_and_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,10 +62,10 @@ def test_the_trial_of_a_kind_passes_and_is_short(monkeypatch: pytest.MonkeyPatch
     seconds = []
     with softdice.use_backend("auto"):
         for _ in range(2):  # the first compiles
-            monkeypatch.setattr(trial, "_found", {})
+            monkeypatch.setattr(selftest, "_outcomes", {})
             torch.cuda.synchronize()
             start = time.perf_counter()
-            found = selftest.problem(Voxels(input.flatten(2), target.flatten(1)), Pass(activation="softmax"))
+            found = selftest.problem(Request(input.flatten(2), target.flatten(1), settings=Pass(activation="softmax")))
             seconds.append(time.perf_counter() - start)
             assert found is None
     assert seconds[1] < 0.05

@@ -14,8 +14,8 @@ import softdice
 from softdice import OverlapLoss, SoftDiceLoss, costs, overlap_statistics, validation
 from softdice.backends import route
 from softdice.statistics import check
-from softdice.statistics.request import Request
 from softdice.statistics.declared import NAMES
+from softdice.statistics.request import Request
 
 X = torch.full((2, 3, 4, 4), 1 / 3)
 Y = torch.zeros(2, 4, 4, dtype=torch.int64)

@@ -8,8 +8,8 @@ from typing import Any
 import softdice.interrupt as _interrupt  # noqa: F401 - first: the imports below take seconds
 import softdice.validation as _validation
 from softdice import costs, functional, indices, losses, metrics, reductions
-from softdice.head import FusedHead, Upsampled
 from softdice.backends.route import use_backend
+from softdice.head import FusedHead, Upsampled
 from softdice.losses import DeepSupervision, OverlapLoss
 from softdice.losses.centreline import *  # noqa: F403
 from softdice.losses.confusion import *  # noqa: F403

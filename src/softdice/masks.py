@@ -13,9 +13,8 @@ from torch.nn.functional import softplus
 
 from softdice import costs, indices, validation
 from softdice.statistics import check
-from softdice.statistics.request import result_dtype, without_autocast
-from softdice.statistics.request import Pass
 from softdice.statistics.api import OverlapStatistics, measure
+from softdice.statistics.request import Pass, result_dtype, without_autocast
 
 __all__ = ["mask_dice_loss", "mask_focal_loss", "pairwise_mask_dice_loss", "pairwise_mask_focal_loss"]
 

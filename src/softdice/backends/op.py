@@ -82,7 +82,7 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         settings, backend = ctx.chosen
-        dinput = gradient(grads[0], Request(*ctx.saved_tensors, settings), backend)
+        dinput = gradient(grads[0], Request._make([*ctx.saved_tensors, settings]), backend)
         return dinput, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
@@ -103,7 +103,7 @@ class _Slopes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         grad, *tensors = ctx.saved_tensors
-        request = Request(*tensors, ctx.settings)
+        request = Request._make([*tensors, ctx.settings])
         with torch.enable_grad():
             grad, request = grad.detach().requires_grad_(), request._replace(input=tensors[0].detach().requires_grad_())
             sums = reference.forward(request)
@@ -126,7 +126,7 @@ class _Map(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad_BV,), (settings, backend) = grads, ctx.chosen
-        request = Request(*ctx.saved_tensors, settings)
+        request = Request._make([*ctx.saved_tensors, settings])
         rest = [None] * (len(ctx.needs_input_grad) - 1)
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated: the definition can
             return *torch.autograd.grad(reference.forward(request), request.input, grad_BV, create_graph=True), *rest
@@ -155,7 +155,7 @@ class _Ranks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,), (settings, backend) = grads, ctx.chosen
-        request, rest = Request(*ctx.saved_tensors, settings), [None] * (len(ctx.needs_input_grad) - 1)
+        request, rest = Request._make([*ctx.saved_tensors, settings]), [None] * (len(ctx.needs_input_grad) - 1)
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated: the definition can
             costs = reference.forward(request)
             return *torch.autograd.grad(costs, request.input, grad, create_graph=True), *rest
@@ -171,7 +171,7 @@ class _Ranks(torch.autograd.Function):
 
 def _request(arguments: Any) -> tuple[Request, str]:
     *tensors, text, backend = arguments
-    return Request(*tensors, decode(text)), backend
+    return Request._make([*tensors, decode(text)]), backend
 
 
 def _statistics(*arguments: Any) -> Tensor:

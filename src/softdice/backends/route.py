@@ -130,7 +130,9 @@ def implementation(kind: str, backend: str) -> Any:
 
 def _needs_definition(request: Request) -> str | None:
     """Return why nothing but the definition can serve, whatever the device; else None."""
-    if any(tensor is not None and tensor.requires_grad for tensor in (request.target, request.weight, request.voxel_map)):
+    if any(
+        tensor is not None and tensor.requires_grad for tensor in (request.target, request.weight, request.voxel_map)
+    ):
         return "target, voxel_weight or voxel_map requires a gradient"
     return internals.active_transform()
 

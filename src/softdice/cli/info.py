@@ -10,8 +10,8 @@ import shlex
 import torch
 import typer
 
-from softdice.compat.nnunet_training import TRAINERS
 from softdice.backends import route
+from softdice.compat.nnunet_training import TRAINERS
 from softdice.version import __version__
 
 PACKAGES = (

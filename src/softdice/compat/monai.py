@@ -24,11 +24,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from softdice import reductions, validation
-from softdice.statistics import check
 from softdice.compat import common
 from softdice.losses.supervision import at_resolution
+from softdice.statistics import OverlapStatistics, check
 from softdice.statistics.request import result_dtype
-from softdice.statistics import OverlapStatistics
 
 Weight = Sequence[float] | float | Tensor | None
 Two = Callable[[Tensor, Tensor], Tensor]

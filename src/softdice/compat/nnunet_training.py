@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from softdice import losses, validation
-from softdice.parallel import groups
 from softdice.compat import nnunet
 from softdice.compat.nnunet import DC_and_BCE_loss, DC_and_CE_loss
 from softdice.head import FusedHead
 from softdice.losses.base import StatisticsLoss
+from softdice.parallel import groups
 
 TRAINERS = Path(__file__).with_name("nnunet_trainers")
 """The directory that nnU-Net searches for trainers, once it stands in nnUNet_extTrainer."""

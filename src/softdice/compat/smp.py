@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from softdice import losses, validation
-from softdice.statistics import check
 from softdice.compat import common
-from softdice.statistics import OverlapStatistics
+from softdice.statistics import OverlapStatistics, check
 
 BINARY_MODE = "binary"
 MULTICLASS_MODE = "multiclass"

@@ -115,7 +115,7 @@ def statistics(made: LinearMap, request: Request, *inputs: Tensor | None) -> Ove
 
     The gradient of a target, of a weight or of a map takes the path on which all logits exist.
     """
-    if any(part is not None and part.requires_grad for part in request[1:TENSORS]):
+    if any(isinstance(part, Tensor) and part.requires_grad for part in request[1:TENSORS]):
         sums = _separate(made, request, inputs)
     else:
         run = torch.compiler.disable(_ChunkedSums.apply) if torch.compiler.is_compiling() else _ChunkedSums.apply
@@ -228,4 +228,4 @@ class _ChunkedSums(torch.autograd.Function):
 def _outlined(made: LinearMap, tensors: Sequence[Any], settings: Pass) -> tuple[Request, Sequence[Any]]:
     """Return the request, with one number that has the logits' shape in their place; and the map's inputs."""
     outline = torch.zeros((), dtype=made.dtype, device=tensors[0].device).expand(made.shape)
-    return Request(outline, *tensors[:BESIDE], settings), tensors[BESIDE:]
+    return Request._make([outline, *tensors[:BESIDE], settings]), tensors[BESIDE:]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.statistics import check
 from softdice.head.chunked import Grid, statistics
 from softdice.head.product import Product, autocasts, product_dtype
 from softdice.head.upsampled import Upsampled
 from softdice.losses.base import StatisticsLoss
+from softdice.statistics import check
 
 CHUNK_MIB = 32.0
 """Budget for the logits of a chunk and their gradient together."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.statistics import check
 from softdice.head.chunked import statistics
 from softdice.head.interpolation import Interpolation
 from softdice.losses.base import StatisticsLoss
+from softdice.statistics import check
 
 CHUNK_MIB = 48.0
 """Budget for the upsampled logits of the chunks under way and their gradient together: for each of eight threads eight

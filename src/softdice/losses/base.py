@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from softdice import validation
 from softdice.parallel import dtensor
 from softdice.statistics import check
-from softdice.statistics.request import SETTINGS, Pass
 from softdice.statistics.api import OverlapStatistics, measure
 from softdice.statistics.declared import READERS
+from softdice.statistics.request import SETTINGS, Pass
 
 
 class Loss(nn.Module):

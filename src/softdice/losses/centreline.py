@@ -8,12 +8,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from softdice import costs, reductions, validation
-from softdice.parallel import dtensor, groups
-from softdice.statistics import check
 from softdice.costs import Cost
 from softdice.losses.base import Loss
-from softdice.statistics.request import Pass
+from softdice.parallel import dtensor, groups
+from softdice.statistics import check
 from softdice.statistics.api import run_pass
+from softdice.statistics.request import Pass
 
 __all__ = ["ClDiceLoss"]
 

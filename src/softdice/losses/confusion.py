@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from softdice import costs, reductions, validation
-from softdice.parallel import dtensor, groups
 from softdice.costs import Cost
 from softdice.losses.base import Loss
-from softdice.statistics.request import Pass
+from softdice.parallel import dtensor, groups
 from softdice.statistics.api import confusion_pass, run_pass
+from softdice.statistics.request import Pass
 
 __all__ = ["MultiClassMCCLoss", "WassersteinDiceLoss"]
 

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from softdice import costs, reductions, validation
-from softdice.parallel import groups
-from softdice.statistics import check
 from softdice.costs import Cost
 from softdice.losses.base import StatisticsLoss
-from softdice.statistics.request import Pass
-from softdice.statistics import OverlapStatistics
+from softdice.parallel import groups
+from softdice.statistics import OverlapStatistics, check
 from softdice.statistics.declared import NAMES
+from softdice.statistics.request import Pass
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

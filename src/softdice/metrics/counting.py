@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softdice.parallel.threads import for_each
 from softdice.backends.route import compiled_loops
+from softdice.parallel.threads import for_each
 from softdice.statistics.request import equals
 from softdice.validation import are_tensors, fail, message, same_device
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.parallel.threads import for_each
 from softdice.metrics import counting, surfaces
 from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
+from softdice.parallel.threads import for_each
 
 _SLAB = 1 << 20
 """Voxels in which labels are looked for at a time."""

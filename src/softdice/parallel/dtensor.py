@@ -1,7 +1,7 @@
 """DTensor: one tensor that many ranks hold together, and its loss is one loss.
 
-The sums of this rank's part are partial sums (split over space) or some of the samples (split over the batch), joined by
-DTensor itself, and each rank's gradient is its part of the whole one. Nothing is multiplied by the number of ranks.
+The sums of this rank's part are partial sums (split over space) or some of the samples (split over the batch), joined
+by DTensor itself, and each rank's gradient is its part of the whole one. Nothing is multiplied by the number of ranks.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ class Shards:
         num_classes: int | None,
     ) -> tuple[Any, Any, Any]:
         """Return this rank's parts of input, target and voxel_weight, whose whole fits together on every rank."""
+        tensors = input, target, voxel_weight
         if voxel_map is not None:
             advice = "Gather the tensors, or pass the local parts to a loss with group."
             validation.fail("plain tensors with voxel_map", "a DTensor", advice, TypeError)
-        whole = [None if t is None else torch.empty(t.shape, dtype=t.dtype, device="meta") for t in (input, target, voxel_weight)]
-        check.tensors(*whole, num_classes, settings.but(validate=False))  # type: ignore[arg-type]
+        x, y, w = (None if t is None else torch.empty(t.shape, dtype=t.dtype, device="meta") for t in tensors)
+        check.tensors(x, y, w, num_classes, settings.but(validate=False))  # type: ignore[arg-type]
         return input.to_local(), target.to_local(), None if voxel_weight is None else voxel_weight.to_local()
 
     def join(self, sums: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-
 ALONE_NUMEL = 1 << 18  # fewer elements than this are done before a second thread has woken up
 SHARES = 4  # per thread, so that one that was held up does not hold up the rest
 

@@ -35,7 +35,7 @@ SYMBOLS = ("p", "q", "y", "n", "t", "a", "b", "u", "v", "d", "e", "j", "s", "r",
 def function(signature: str, body: str, names: dict[str, Any]) -> Callable[..., Any]:
     """Compile a function from text, and keep the text where debuggers and compilers look for sources.
 
-    The qualified name ends with a digest of the text, so that equal names mean equal code in kernels from two processes.
+    The qualified name ends with a digest of the text, so that equal names mean equal code across two processes.
     """
     text = f"def {signature}:\n    {body}\n"
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

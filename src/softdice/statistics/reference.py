@@ -85,9 +85,9 @@ def lovasz(request: Request) -> tuple[Tensor, Tensor]:
 
         sum_i e_(i) (J_i - J_(i-1)),    J_i = 1 - (G - F_i) / (G + N_i)
 
-    over the voxels of a pool in the order of their errors e, the largest first: of the first i, F_i are of the class and
-    N_i are not, and G voxels are of the class altogether. Among equal errors the first goes first. A pool is the batch,
-    or with `settings.per_sample` one sample. Weights and values of a target are 0 or 1.
+    over the voxels of a pool in the order of their errors e, the largest first: of the first i, F_i are of the class
+    and N_i are not, and G voxels are of the class altogether. Among equal errors the first goes first. A pool is the
+    batch, or with `settings.per_sample` one sample. Weights and values of a target are 0 or 1.
     """
     error_PCV, true_PCV = errors(request)
     if not request.settings.per_sample:
@@ -201,7 +201,7 @@ def _probabilities(
 
 
 def _sigmoid(value: Tensor) -> Tensor:
-    """Return 1 / (1 + e^-x) from the smaller of p and 1 - p, so that its slope p (1 - p) is not 0 where p rounds to 1."""
+    """Return 1 / (1 + e^-x) from the smaller of p and 1 - p, so p (1 - p), its slope, is not 0 where p rounds to 1."""
     small = torch.where(value >= 0, -value, value).sigmoid()
     return torch.where(value >= 0, 1 - small, small)
 

@@ -148,7 +148,7 @@ def outcomes(num_classes: int, activation: str) -> int:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which products keep the dtype of their factors; some devices, such as meta, have no autocast."""
+    """Return a context in which products keep the dtype of their factors; some devices (meta) have no autocast."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 

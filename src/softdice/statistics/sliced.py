@@ -1,7 +1,7 @@
 """Every kind of pass by the definition, slice by slice of the voxels: bounded memory, no graph.
 
 It serves what a device has no kernel for, and float64. A pass over single voxels holds a few times `ELEMENTS` numbers
-beside the gradient; one over soft skeletons what autograd needs for one class of one sample; ranks some maps of a class.
+beside the gradient; one over soft skeletons what autograd needs for a class of a sample; ranks some maps of a class.
 """
 
 from __future__ import annotations

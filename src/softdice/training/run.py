@@ -18,8 +18,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from softdice.parallel.ranks import LostRankError, Ranks
 from softdice.losses import StatisticsLoss
+from softdice.parallel.ranks import LostRankError, Ranks
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.training.brain import brain_cases
 from softdice.training.cases import Cases, memory_bytes, read_folder, split

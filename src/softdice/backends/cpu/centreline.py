@@ -24,7 +24,6 @@ labels, 1/4 for their skeletons (1 more while those are made), and a tile for ea
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -142,6 +141,7 @@ def erode(E, here, there, box, ny, nx, nz):
                     a = least(least(E[before + x], E[after + x]), least(E[above + x], E[below + x]))
                     E[to + x] = least(least(a, E[o + x]), least(E[o + _down(x)], E[o + _up(x, nx)]))
 
+
 @jit
 def dilate(E, here, box, ny, nx, nz, rows, planes):
     """E -> in rows the largest of 3 in x, where y and z may be 1 off the box; in planes that of 3 x 3 in x and y,
@@ -162,6 +162,7 @@ def dilate(E, here, box, ny, nx, nz, rows, planes):
             for x in range(box.x, box.X):
                 planes[row + x] = largest(largest(rows[above + x], rows[row + x]), rows[below + x])
 
+
 @jit
 def level(E, here, box, ny, nx, nz, planes, s, d, k, size):
     """Level k in the box: d_k and s_k, behind those of the levels before."""
@@ -180,15 +181,18 @@ def level(E, here, box, ny, nx, nz, planes, s, d, k, size):
                     s[i] = old + largest(rest - old * rest, ZERO)
                 i += _1
 
+
 @each
 def first_least(E, a, b, c):
     first = b if E[b] < E[a] else a
     return c if E[c] < E[first] else first
 
+
 @each
 def first_largest(E, a, b, c):
     first = b if E[b] > E[a] else a
     return c if E[c] > E[first] else first
+
 
 @jit
 def undilate(E, here, box, ny, nx, nz, rows, planes, g, g_rows, g_planes, g_next):
@@ -222,6 +226,7 @@ def undilate(E, here, box, ny, nx, nz, rows, planes, g, g_rows, g_planes, g_next
                     o = here + row
                     source = first_largest(E, o + _down(x), o + x, o + _up(x, nx))
                     g_next[source - here] += g_rows[row + x]
+
 
 @jit
 def unerode(E, here, box, ny, nx, nz, flat, g_next, g):
@@ -265,6 +270,7 @@ def place(work, colour, task):
     box = Box(z, min(z + tz, D), y, min(y + ty, H), x, min(x + tx, W))
     return image // work.C, image % work.C, box
 
+
 @jit
 def load(work, b, c, outer, E):
     """The probabilities of class c in the box `outer`, into E; 0 where a voxel is ignored."""
@@ -283,6 +289,7 @@ def load(work, b, c, outer, E):
                 E[i] = value if work.own[b, v] != IGNORED else ZERO
                 i += _1
 
+
 @jit
 def build(work, b, c, core, outer, scratch):
     """E of every level, and d and s of the core, numbered from its corner."""
@@ -298,6 +305,7 @@ def build(work, b, c, core, outer, scratch):
         dilate(E, (k + _1) * size, inner, ny, nx, nz, rows, planes)
         level(E, k * size, inner, ny, nx, nz, planes, s, d, k, voxels)
     return voxels
+
 
 @jit
 def memory_of(work, back):
@@ -321,6 +329,7 @@ def memory_of(work, back):
         np.empty(less, np.float32),
         np.empty(less, np.float32),
     )
+
 
 @kernel("centreline forward")
 def _sums(work, colour, slots, begin, end):
@@ -355,6 +364,7 @@ def _sums(work, colour, slots, begin, end):
                                 slots[task, 3] += w
                     i += _1
     alive(kept)
+
 
 @kernel("centreline backward")
 def _gradient(work, colour, coefs, result, strides, begin, end):

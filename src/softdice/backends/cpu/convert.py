@@ -1,7 +1,7 @@
 """Rows of a block <-> tensors of any dtype and stride: one small compiled function for each dtype, called by address.
 
 Readers and writers are called as (address of the first element, elements from one voxel to the next, voxels, address of
-the first row, rows, bytes from one class to the next, bytes from one row to the next). A reader of labels takes one row,
+the first row, rows, bytes from one class to the next, bytes from one row to the next). A reader of labels takes a row,
 then (first class, labels below, whether a label is ignored, which), and returns how many are out of range. Neighbours
 side by side have a loop of their own, which LLVM makes vectors of.
 """

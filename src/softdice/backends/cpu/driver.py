@@ -46,8 +46,9 @@ class Plan(NamedTuple):
     tasks: int
 
     def put(self, name: str, *numbers: int) -> None:
-        """Set a field of the job that holds addresses, strides or counts."""
-        pack_into(f"{len(numbers)}Q", self.job, JOB.fields[name][1], *numbers)  # type: ignore[index]
+        """Set fields of the job that hold addresses, strides or counts: the one named, and those behind it."""
+        offset = JOB.fields[name][1]  # type: ignore[index]
+        pack_into(f"{len(numbers)}Q", self.job.data, offset, *numbers)
 
 
 def address(array: np.ndarray) -> int:
@@ -56,7 +57,7 @@ def address(array: np.ndarray) -> int:
     return place
 
 
-def plane_of(tensor: Tensor, convert: int) -> tuple[int, ...]:
+def plane_of(tensor: Tensor, convert: Any) -> tuple[int, ...]:
     """Describe a tensor (B, C, V) or (B, V), of any strides, as a `walk.PLANE`."""
     size, (sB, *sC, sV) = tensor.element_size(), tensor.stride()
     direct = tensor.dtype == torch.float32 and (sV == 1 or tensor.shape[-1] == 1)

@@ -4,7 +4,7 @@
 the usual ones. Each loop works out the symbols of `softdice.statistics.declared` that its expressions read, and no
 others; it keeps its sums in registers, or writes the gradient.
 
-Names in the texts: i is the voxel; at_x, at_e, at_m, at_y, at_u are addresses of the class's rows; `job` and `k` are the
+Names in the texts: i is the voxel; at_x, at_e, at_m, at_y, at_u are addresses of the class's rows; `job` and `k` are
 records of `softdice.backends.cpu.walk`, whose fields are read in front of a loop; k0, k1... are dL/dstatistics.
 """
 

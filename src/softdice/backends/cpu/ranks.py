@@ -147,11 +147,11 @@ def _step(address, keys, bounds, before, G, costs, begin, end):
     any other from 1 - (G - F) / (G + N - 1) to 1 - (G - F) / (G + N).
     """
     one = np.uint64(1)
-    for run in range(begin, end):
-        F = np.float64(before[run])
-        union = G + np.float64(bounds[run]) - F  # G + N
+    for part in range(begin, end):
+        F = np.float64(before[part])
+        union = G + np.float64(bounds[part]) - F  # G + N
         total = 0.0
-        for i in range(np.uint64(bounds[run]), np.uint64(bounds[run + 1])):
+        for i in range(np.uint64(bounds[part]), np.uint64(bounds[part + 1])):
             key = keys[i]
             error = np.float64(bits(np.int32(SIZE - np.int32(key >> np.uint64(33)))))
             if key & one:
@@ -164,7 +164,7 @@ def _step(address, keys, bounds, before, G, costs, begin, end):
                 signed = step
             write(address, (key >> one) & np.uint64(0xFFFFFFFF), np.float32(signed))
             total += error * step
-        costs[run] = total
+        costs[part] = total
 
 
 @jit

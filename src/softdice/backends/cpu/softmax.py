@@ -1,7 +1,7 @@
 """The softmax of a block: e = exp(x - m), m, 1 / sum e and ln sum e, four classes at a time (Numba).
 
-Called by address with (x, bytes between its classes, C, n, m, r, ls, dot, e, bytes between its rows, k, logs). Each loop
-is a function of its own, since `read` and `write` speak of one loop.
+Called by address with (x, bytes between classes, C, n, m, r, ls, dot, e, bytes between rows, k, logs). Each loop is
+a function of its own, since `read` and `write` speak of one loop.
 """
 
 # mypy: allow-untyped-defs

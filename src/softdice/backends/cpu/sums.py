@@ -60,7 +60,7 @@ def forward(kind: Kind) -> np.uint64:
     """Return the body that adds the sums of a task into its slots (summed statistics and weights, tasks, K)."""
     own, values, last = kind.target == "own", kind.target == "values", U(len(kind.summed))
     class_rows, class_sums = _class_rows(values, kind.mapped, kind.activation == "softmax"), loops.class_sums(kind)
-    own_sums = loops.own_sums(kind) if own else None
+    own_sums: Any = loops.own_sums(kind) if own else None
 
     @block_body(kind)
     def sums(at_job, at_block):
@@ -87,7 +87,7 @@ def backward(kind: Kind) -> np.uint64:
     fused, kept = kind.fused, kind.kept
     class_rows = _class_rows(values, kind.mapped, softmax)
     class_slope, class_gradient = loops.class_slope(kind), loops.class_gradient(kind)
-    own_slope = loops.own_slope(kind) if own else None
+    own_slope: Any = loops.own_slope(kind) if own else None
     slopes_first, slopes_of_regions = softmax and not fused, values and not softmax
 
     @block_body(kind)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,8 @@ U = np.uint64
 def forward(kind: Kind) -> np.uint64:
     """Return the body that writes the map (B, V), the job's result."""
     own, values = kind.target == "own", kind.target == "values"
-    class_terms, own_terms = None if own else loops.class_terms(kind), loops.own_terms(kind) if own else None
+    class_terms: Any = None if own else loops.class_terms(kind)
+    own_terms: Any = loops.own_terms(kind) if own else None
 
     @block_body(kind)
     def terms(at_job, at_block):

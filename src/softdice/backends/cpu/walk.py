@@ -1,9 +1,9 @@
 """The walk over the voxels: tasks, blocks of a task, and what every body finds ready for a block (Numba).
 
-The voxels of each sample are cut into a fixed grid of chunks; a task is one chunk. A chunk is walked in blocks that stay
-in cache. For each block the walk reads weights, labels and logits, runs the softmax, calls a body by its address, and
-writes the gradient where the tensor cannot be written in place. The body is all that differs between passes, so the walk
-is compiled once; bodies are in `sums`, `confusion`, `voxel_map` and `ranks`.
+The voxels of each sample are cut into a fixed grid of chunks; a task is one chunk. A chunk is walked in blocks that
+stay in cache. For each block the walk reads weights, labels and logits, runs the softmax, calls a body by its address,
+and writes the gradient where the tensor cannot be written in place. The body is all that differs between passes, so the
+walk is compiled once; bodies are in `sums`, `confusion`, `voxel_map` and `ranks`.
 
 Voxels that do not count have weight 0. In a block that holds one, logits, values and map are copied and set to 0 there,
 so that no NaN of theirs can reach a sum; elsewhere rows are read in place.
@@ -56,9 +56,9 @@ JOB = _record(
         "C K V "  # classes, classes or regions, voxels
         "chunk chunks block "  # voxels of a task, tasks of a sample, voxels of a block
         "at_x at_g at_h at_z "  # where scratch holds copied logits, gradients (C rows), slopes, regions' sums (K rows)
-        "weighted labels writes unions logits"  # whether there are weights, a label map, rows to write, regions, an activation
+        "weighted labels writes unions logits"  # whether there are weights, a label map, rows to write, regions, logits
     ),
-    signed="first top ignoring ignore logs",  # label of class 0, labels are below; ignored label; whether ln sum e is read
+    signed="first top ignoring ignore logs",  # class 0, bound of labels, ignored label, whether ln sum e is read
     single=(
         "gamma power keep share "  # y = keep t + share
         "low high row_low row_high"  # the range of a probability, and of a row's: without bounds for sums of regions
@@ -70,7 +70,7 @@ BLOCK = _record(
     "w t m r ls dot y u own zero "  # rows of voxels: weight, class number (int32), maximum, 1 / sum e, ln sum e, sum of
     # p dL/dp over the classes, a class's target and map, what the own class adds, zeros
     "b task v0 n dead start "  # sample, task, first voxel, voxels, whether one does not count, whether a task begins
-    "x ld e row g gld h z"  # logits and distance of the classes; exponentials (C rows, then a region's), row bytes apart;
+    "x ld e row g gld h z"  # logits and distance of the classes; exponentials (C rows, then a region's), `row` apart;
     # gradient and distance of its rows; slopes; regions' sums
 )
 """Where a block is, and addresses of what the walk has made ready for it."""
@@ -101,7 +101,7 @@ def row_at(plane, c, k, row):
 
 @jit
 def _settle_weights(w, t, n, ignoring):
-    """Set weights that are NaN or negative, and those of ignored voxels, to 0; return how many were bad, how many are 0."""
+    """Set weights that are NaN, negative or of ignored voxels to 0; return how many were bad, and if any is 0."""
     bad, zeros = ZERO, ZERO
     for v in range(n):
         weight = reread(w, v)

@@ -1,4 +1,4 @@
-"""statistics asked for -> the functions that a Triton kernel is compiled with, written from `softdice.statistics.declared`."""
+"""Write the functions that a Triton kernel is compiled with, from the declared statistics that a pass asks for."""
 
 from __future__ import annotations
 
