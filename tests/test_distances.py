@@ -261,7 +261,10 @@ def test_a_tolerance_for_each_class() -> None:
         ({"num_classes": 0}, r"expected num_classes >= 1, got 0\."),
         ({"target": torch.zeros(1, 4, 6).long()}, r"expected target of shape \(1, 4, 5\), got \(1, 4, 6\)\."),
         ({"input": torch.zeros(1, 4, 5)}, r"expected integer labels in input, got torch.float32\."),
-        ({"input": np.zeros((1, 4, 5))}, r"expected input to be a Tensor, got ndarray\."),
+        ({"input": np.zeros((1, 4, 5))}, r"expected integer labels in input, got torch.float64\."),
+        ({"input": [[[0]]]}, r"expected input to be a Tensor, got list\."),
+        ({"spacing": "1"}, r"expected spacing of 2 positive numbers for images of shape \(4, 5\), got '1'\."),
+        ({"spacing": np.ones((2, 1))}, r"expected spacing of 2 positive numbers"),
         ({"ignore_index": 1.5}, r"expected ignore_index to be an int or None, got 1\.5\."),
         ({"target": torch.full((1, 4, 5), 7)}, r"target with labels in \[0, 3\), got 7 \(20 voxels\)\. Raise"),
         ({"input": torch.full((1, 4, 5), -1)}, r"input with labels in \[0, 3\), got -1 \(20 voxels\)\."),
@@ -271,6 +274,30 @@ def test_mistakes(change: dict[str, Any], text: str) -> None:
     arguments = {"input": torch.zeros(1, 4, 5).long(), "target": torch.zeros(1, 4, 5).long(), "num_classes": 3}
     with pytest.raises((ValueError, TypeError), match=text):
         hausdorff_distance(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    "spacing, plain",
+    [
+        (np.array([1.0, 1, 3]), (1, 1, 3)), (np.array([1, 1, 3], np.int16), (1, 1, 3)), (np.int64(2), 2),
+        (torch.tensor(2.0), 2), (torch.tensor([2]), (2,) * 3), (np.float32(0.5), 0.5), (np.array(2), 2),
+        ([torch.tensor(1.0), np.float64(2), 3], (1, 2, 3)), (torch.tensor([1, 2, 3]), (1, 2, 3)),
+    ],
+)  # fmt: skip
+def test_numbers_of_numpy_and_torch(spacing: Any, plain: Any) -> None:
+    t = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    t[0, 2:5, 2:5, 2:5] = 1
+    p, options = t.roll(1, 3), {"num_classes": 2, "classes": [1]}
+    if isinstance(spacing, Tensor) and spacing.shape == (1,):
+        spacing = spacing.expand(3)
+    for score, more, same in (
+        (hausdorff_distance, {"percentile": np.float32(95)}, {"percentile": 95}),
+        (average_surface_distance, {}, {}),
+        (surface_dice, {"tolerance": torch.tensor(1.5)}, {"tolerance": 1.5}),
+        (surface_dice, {"tolerance": np.array([1])}, {"tolerance": [1]}),
+    ):
+        found = score(p, t, spacing=spacing, **options, **more)  # type: ignore[operator]
+        assert torch.equal(found, score(p, t, spacing=plain, **options, **same))  # type: ignore[operator]
 
 
 def test_more_mistakes() -> None:

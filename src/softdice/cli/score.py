@@ -84,7 +84,10 @@ def score(
     ] = False,
     matching: Annotated[
         str | None,
-        typer.Option(help="With --lesions: overlap (IoU) of lesions that match, or BraTS-GLI, -SSA, -PED, -MEN, -MET."),
+        typer.Option(
+            help="With --lesions: lesions match above this overlap (IoU), 0.5, or from it on, '>=0.5'; "
+            "or BraTS-GLI, -SSA, -PED, -MEN, -MET."
+        ),
     ] = None,
     centreline: Annotated[
         bool, typer.Option("--centreline", help="Dice of the centre lines of vessels (clDice).")

@@ -12,15 +12,18 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
 from softdice import validation
 from softdice.metrics import counting
 from softdice.metrics import formulas as scores
+from softdice.metrics.counting import as_tensor, numbers_of
 
 FRACTION_BITS = 48
 """Bits after the point in the sum of sample scores: each is rounded once, by at most 2^-49."""
@@ -48,7 +51,37 @@ def from_fixed_point(total: Tensor) -> Tensor:
     return total[0].double() + total[1].double() / 2.0**FRACTION_BITS
 
 
-class OverlapMetric(Metric):
+class IntegerStates(Metric):
+    """A metric whose states are integers, and which returns one score per class with `average="none"`."""
+
+    average: str
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        """Move states as torchmetrics does, but keep integers as they are: `set_dtype` would cast and round them."""
+        before: dict[str, tuple[Any, Tensor]] = {
+            name: (default, getattr(self, name)) for name, default in self._defaults.items()
+        }
+        super()._apply(fn, exclude_state)
+        for name, (default, state) in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != state.dtype:
+                self._defaults[name] = default.to(moved.device)
+                setattr(self, name, state.to(moved.device))
+        return self
+
+    def _wrap_compute(self, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Wrap as torchmetrics does, which drops the axis of a single class."""
+        wrapped = super()._wrap_compute(compute)
+
+        @wraps(compute)
+        def with_axis(*args: Any, **keywords: Any) -> Tensor:
+            value = wrapped(*args, **keywords)
+            return value.reshape(-1) if self.average == "none" else value
+
+        return with_axis
+
+
+class OverlapMetric(IntegerStates):
     """input, target, batch by batch -> a score of everything seen; the common part of the metrics below.
 
     Args:
@@ -100,6 +133,7 @@ class OverlapMetric(Metric):
         self.num_classes = validation.num_classes(num_classes)
         validation.choice("average", average, ("macro", "micro", "weighted", "none"))
         validation.choice("pooling", pooling, ("all", "sample"))
+        threshold = numbers_of(threshold)
         if threshold is not None:
             validation.number("threshold", threshold, float("-inf"))
         counting.check_ignore_index(ignore_index)
@@ -158,6 +192,7 @@ class OverlapMetric(Metric):
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
         """What the user passes -> how to count one sample of it, input and target as integers (B, ...)."""
         C = self.num_classes
+        input, target = as_tensor(input), as_tensor(target)
         validation.are_tensors(input=input, target=target)
 
         def count(prediction: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from softdice.metrics.lesions import CHALLENGES
+from softdice.metrics.lesions import CHALLENGES, Reach, Rule
 from softdice.validation import package
 
 
@@ -55,7 +55,7 @@ class Options:
         round: labels that are nearly whole are rounded.
         surface: class, by number or name -> tolerance of its surface Dice; "" for all others. None: no distances.
         surface_unit: "mm", or "px": every voxel is 1 wide.
-        matching: of lesions, see `lesion_dice`.
+        matching, reach: of lesions, see `lesion_dice`.
     """
 
     labels: tuple[int, ...] | None = None
@@ -76,6 +76,12 @@ class Options:
     surface: dict[str, float] | None = None
     surface_unit: str = "mm"
     matching: float | str = 0.5
+    reach: Reach = "above"
+
+    @property
+    def rule(self) -> Rule:
+        """What a lesion is, and which two belong together."""
+        return Rule(self.matching, self.reach)
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -140,7 +146,7 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
     if flags["centreline"]:
         package("--centreline", "skimage", "lesions")
     if matching is not None:
-        others["matching"] = parse_matching(matching)
+        others["matching"], others["reach"] = parse_matching(matching)
         if not flags["lesions"]:
             raise ScoreError("--matching: expected --lesions with it, got none. Pass --lesions, too.")
     if surface is not None:
@@ -237,19 +243,23 @@ def parse_surface(text: str) -> tuple[dict[str, float], str]:
     return tolerances, units.pop()
 
 
-def parse_matching(text: str) -> float | str:
-    """text -> the overlap that lesions must reach, or the name of a challenge.
+def parse_matching(text: str) -> tuple[float | str, Reach]:
+    """text -> the overlap above which, or from which on, lesions match, or the name of a challenge.
 
     Example:
-        >>> parse_matching("0.5"), parse_matching("BraTS-MET")
-        (0.5, 'BraTS-MET')
+        >>> parse_matching("0.5"), parse_matching(">=0.5"), parse_matching("BraTS-MET")
+        ((0.5, 'above'), (0.5, 'at_least'), ('BraTS-MET', 'above'))
     """
     if text in CHALLENGES:
-        return text
-    if not re.fullmatch(r"(\d+\.?\d*|\.\d+)", text) or not 0 < float(text) <= 1:
-        wanted = f"a number above 0, at most 1, or one of {', '.join(CHALLENGES)}"
-        raise ScoreError(f"--matching: expected {wanted}, got {text!r}. Example: 0.5")
-    return float(text)
+        return text, "above"
+    match = re.fullmatch(r"\s*(>=|>)?\s*(\d+\.?\d*|\.\d+)\s*", text)
+    try:
+        if match is not None:
+            return float(match[2]), Rule(float(match[2]), "at_least" if match[1] == ">=" else "above").reach
+    except ValueError:
+        pass
+    wanted = f"an overlap (IoU) below 1 that pairs exceed, >= and one above 0, or one of {', '.join(CHALLENGES)}"
+    raise ScoreError(f"--matching: expected {wanted}, got {text!r}. Example: 0.5 or '>=0.5'")
 
 
 BACKGROUND = ("background", (0,))

@@ -76,7 +76,7 @@ _DIRECT = 1 << 12
 def mask_scores(path: Path, p: np.ndarray, t: np.ndarray, grid: Image, name: str, options: Options) -> np.ndarray:
     """Masks of one class -> the same of it, (M, 1)."""
     only = {"": options.surface.get(name, options.surface[""])} if options.surface else None
-    shared = {name: getattr(options, name) for name in ("surface_unit", "matching", "metrics")}
+    shared = {name: getattr(options, name) for name in ("surface_unit", "matching", "reach", "metrics")}
     alone = Options(surface=only, **shared)
     return measured_scores(path, p.astype(np.uint8), t.astype(np.uint8), grid, (1,), {}, alone)
 
@@ -92,8 +92,8 @@ def _measures(path: Path, grid: Image, axes: int, tolerances: Sequence[float], o
         ]
         yield Measure(surfaces.between("voxels"), spacing, formulas)
     if "lesions" in options.metrics:
-        whole, matching = (1.0,) * axes, options.matching
-        by_name = isinstance(matching, str)
+        whole, rule = (1.0,) * axes, options.rule
+        by_name = isinstance(rule.matching, str)
         spacing = _spacing_mm(path, grid, axes, "matching") if by_name else whole
         dice: list[Formula] = [lambda found, _: lesions.mean_dice(found)]
         qualities: list[Formula] = [
@@ -101,10 +101,9 @@ def _measures(path: Path, grid: Image, axes: int, tolerances: Sequence[float], o
             lambda found, _: lesions.quality_of(found, "sq"),
             lambda found, _: lesions.quality_of(found, "rq"),
         ]
-        rule = lesions.matching_rule(matching, "corners")
-        yield Measure(rule, spacing, dice if by_name else dice + qualities)
+        yield Measure(rule.compare, spacing, dice if by_name else dice + qualities)
         if by_name:
-            yield Measure(lesions.overlap_rule(0.5, "corners"), whole, qualities)
+            yield Measure(lesions.Rule().compare, whole, qualities)
     if "centreline" in options.metrics:
         yield Measure(lesions.skeletons, (1.0,) * axes, [lambda found, _: lesions.harmonic(found)])
 
