@@ -79,6 +79,10 @@ def score(
         str | None,
         typer.Option(help="HD95, mean distance and surface Dice at this tolerance: 2mm, 2mm,liver=1mm or 3px."),
     ] = None,
+    penalty: Annotated[
+        str | None,
+        typer.Option(help="With --surface: distance of a class that only one side has, as 374 (inf), or diagonal."),
+    ] = None,
     lesions: Annotated[
         bool, typer.Option("--lesions", help="Lesion Dice, panoptic quality and its factors, of connected parts.")
     ] = False,
@@ -145,8 +149,8 @@ def score(
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
-                empty=empty, missing=missing, metrics=metrics, surface=surface, lesions=lesions, matching=matching,
-                centreline=centreline,
+                empty=empty, missing=missing, metrics=metrics, surface=surface, penalty=penalty, lesions=lesions,
+                matching=matching, centreline=centreline,
             )  # fmt: skip
             pairs = _pairs(task, (labels, regions, ignore))
             failed = _score(task, pairs, options, _journal(task, options, resume=resume), run)
@@ -246,6 +250,7 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
     """Score, write, list what failed; the exit code."""
     from softdice.scoring import compare, summarise, tabulate
     from softdice.scoring.summary import unnamed_line
+    from softdice.scoring.tables import done_line
     from softdice.scoring.writing import save, shown
 
     total = sum(map(len, pairs.values()))
@@ -294,6 +299,8 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
     errors = [error for table in tables.values() for error in table.errors]
     if errors:
         print(f"Not scored: {len(errors)} of {total}", *map(shown, errors), sep="\n  ", file=sys.stderr)
+    if task.out is not None or task.report is not None:
+        print(done_line(tables, summaries, task.out, task.report), file=sys.stderr)
     if done < total:
         print(f"Stopped after {done} of {total}: these are the scores so far.", file=sys.stderr)
         return 130
@@ -380,6 +387,7 @@ def _shown(
         class_grid,
         comparison_grid,
         different_lines,
+        models_grid,
         rank_line,
         shapes_grid,
         terminal,
@@ -389,6 +397,8 @@ def _shown(
     if not console.is_terminal:
         console = Console(file=console.file, width=PLAIN_WIDTH)
     grids = [terminal(side, class_grid(table, summaries[side]), console.width) for side, table in tables.items()]
+    if len(tables) > 1:
+        grids.insert(0, terminal("all predictions", models_grid(tables, [*summaries.values()]), console.width))
     for grid in grids:
         with console.capture() as captured:
             console.print(grid)

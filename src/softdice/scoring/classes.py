@@ -55,6 +55,8 @@ class Options:
         round: labels that are nearly whole are rounded.
         surface: class, by number or name -> tolerance of its surface Dice; "" for all others. None: no distances.
         surface_unit: "mm", or "px": every voxel is 1 wide.
+        penalty: distance of a class that only one of the two maps of a case has, in that unit; inf; or "diagonal", that
+            of the image.
         matching, reach: of lesions, see `lesion_dice`.
     """
 
@@ -75,6 +77,7 @@ class Options:
     round: bool = False
     surface: dict[str, float] | None = None
     surface_unit: str = "mm"
+    penalty: float | str = math.inf
     matching: float | str = 0.5
     reach: Reach = "above"
 
@@ -134,6 +137,11 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
     if not {*asked} <= {*by_name}:
         raise ScoreError(f"--metrics: expected some of {', '.join(by_name)}, got {others['metrics']!r}.")
     surface, matching = others.pop("surface", None), others.pop("matching", None)
+    penalty = others.pop("penalty", None)
+    if penalty is not None:
+        others["penalty"] = parse_penalty(penalty)
+        if surface is None:
+            raise ScoreError("--penalty: expected --surface with it, got none. Pass --surface, too.")
     flags = {"surface": surface is not None, "lesions": others.pop("lesions", False)}
     flags |= {"centreline": others.pop("centreline", False)}
     asked += [name for name in MEASURED if flags[name]]
@@ -241,6 +249,20 @@ def parse_surface(text: str) -> tuple[dict[str, float], str]:
         wanted = "one tolerance for all classes that are not named, and one unit"
         raise ScoreError(f"--surface: expected {wanted}, got {text!r}. Example: 2mm,liver=1mm")
     return tolerances, units.pop()
+
+
+def parse_penalty(text: str) -> float | str:
+    """text -> the distance of a class that only one map has, in the unit of --surface, or "diagonal".
+
+    Example:
+        >>> parse_penalty("374"), parse_penalty("diagonal"), parse_penalty("inf")
+        (374.0, 'diagonal', inf)
+    """
+    text = text.strip().lower()
+    if text != "diagonal" and not re.fullmatch(r"\d+\.?\d*|\.\d+|inf", text):
+        wanted = "a distance in the unit of --surface, diagonal (of the image) or inf"
+        raise ScoreError(f"--penalty: expected {wanted}, got {text!r}. Example: 374")
+    return text if text == "diagonal" else float(text)
 
 
 def parse_matching(text: str) -> tuple[float | str, Reach]:

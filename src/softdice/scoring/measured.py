@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +54,7 @@ def measured_scores(
         each = [
             _measured(np.isin(p, inside) & counted, np.isin(t, inside) & counted, (1,), None, measures)
             for inside, tolerance in zip(options.regions.values(), tolerances, strict=True)
-            for measures in [[*_measures(path, grid, t.ndim, [tolerance], options)]]
+            for measures in [[*_measures(path, grid, t.shape, [tolerance], options)]]
         ]
         return np.concatenate(each, 1)
     present = [label for label in options.ignore if (t == label).any()]
@@ -66,7 +67,7 @@ def measured_scores(
         p, t = (np.searchsorted(every, array) for array in (p, t))
         labels = tuple(np.searchsorted(every, labels).tolist())
         ignore = None if ignore is None else int(np.searchsorted(every, ignore))
-    return _measured(p, t, labels, ignore, [*_measures(path, grid, t.ndim, tolerances, options)])
+    return _measured(p, t, labels, ignore, [*_measures(path, grid, t.shape, tolerances, options)])
 
 
 _DIRECT = 1 << 12
@@ -76,18 +77,28 @@ _DIRECT = 1 << 12
 def mask_scores(path: Path, p: np.ndarray, t: np.ndarray, grid: Image, name: str, options: Options) -> np.ndarray:
     """Masks of one class -> the same of it, (M, 1)."""
     only = {"": options.surface.get(name, options.surface[""])} if options.surface else None
-    shared = {name: getattr(options, name) for name in ("surface_unit", "matching", "reach", "metrics")}
+    shared = {name: getattr(options, name) for name in ("surface_unit", "penalty", "matching", "reach", "metrics")}
     alone = Options(surface=only, **shared)
     return measured_scores(path, p.astype(np.uint8), t.astype(np.uint8), grid, (1,), {}, alone)
 
 
-def _measures(path: Path, grid: Image, axes: int, tolerances: Sequence[float], options: Options) -> Iterator[Measure]:
+def _measures(
+    path: Path, grid: Image, shape: tuple[int, ...], tolerances: Sequence[float], options: Options
+) -> Iterator[Measure]:
     """What the options ask for, in the order of their columns."""
+    axes = len(shape)
     if "surface" in options.metrics:
         spacing = _spacing_mm(path, grid, axes, "surface") if options.surface_unit == "mm" else (1.0,) * axes
+        penalty = options.penalty
+        worst = math.hypot(*(n * size for n, size in zip(shape, spacing, strict=True)))
+        worst = worst if isinstance(penalty, str) else penalty
+
+        def finite(distance: float) -> float:
+            return worst if math.isinf(distance) else distance
+
         formulas: list[Formula] = [
-            lambda found, _: surfaces.hausdorff(found, PERCENTILE),
-            lambda found, _: surfaces.average(found),
+            lambda found, _: finite(surfaces.hausdorff(found, PERCENTILE)),
+            lambda found, _: finite(surfaces.average(found)),
             lambda found, k: surfaces.surface_overlap(found, tolerances[k]),
         ]
         yield Measure(surfaces.between("voxels"), spacing, formulas)

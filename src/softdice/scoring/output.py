@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from softdice.scoring.classes import METRICS, Options
-from softdice.scoring.summary import Comparison, Summary, Table, mean, mean_ranks
+from softdice.scoring.summary import DISTANCES, Comparison, Summary, Table, mean, mean_ranks, mean_score
 from softdice.scoring.writing import shown
 from softdice.version import __version__
 
@@ -137,8 +137,9 @@ def to_json(
 
 
 def options_row(options: Options) -> dict[str, Any]:
-    """The options as JSON has them, which knows no nan."""
-    return {**asdict(options), "empty": number(options.empty)}
+    """The options as JSON has them, which knows neither nan nor inf."""
+    penalty = options.penalty if isinstance(options.penalty, str) else number(options.penalty)
+    return {**asdict(options), "empty": number(options.empty), "penalty": penalty}
 
 
 def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
@@ -152,9 +153,16 @@ def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
         "iou": summary.iou,
         "pooled_dice": summary.pooled_dice,
         "pooled_iou": summary.pooled_iou,
-        **summary.asked,
     }
+    for name, means in summary.asked.items():
+        columns[name] = means
+        if name in summary.distances:
+            median, low, high, _ = summary.distances[name]
+            columns |= {f"{name}_median": median, f"{name}_quartiles": np.stack([low, high], 1)}
     rows = _rows(table, table.keys, summary.cases, columns)
+    for name, (*_, infinite) in summary.distances.items():
+        for row, number_of_cases in zip(rows, infinite.tolist(), strict=True):
+            row[f"{name}_infinite"] = int(number_of_cases)
     for row, (empty, predicted) in zip(rows, summary.empty.T.tolist(), strict=True):
         row |= {"empty_references": empty, "predicted_in_empty": predicted}
     return rows
@@ -169,6 +177,7 @@ def overall_row(summary: Summary) -> dict[str, Any]:
         "pooled_dice": number(summary.micro_dice),
         "pooled_iou": number(summary.micro_iou),
         **{f"macro_{name}": number(mean(means)) for name, means in summary.asked.items()},
+        **{f"{name}_infinite": int(rows[3].sum()) for name, rows in summary.distances.items()},
     }
 
 
@@ -187,6 +196,8 @@ def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
     for name, other in comparison.shapes.items():
         shapes |= {f"macro_{name}_difference": number(other.macro_difference)}
         for k, row in enumerate(classes):
+            if name in DISTANCES:
+                row |= {f"{name}_infinite": other.infinite[:, k].tolist()}
             row |= {f"{name}_cases": int(other.cases[k]), f"{name}_difference": number(other.difference[k])}
             row |= {f"{name}_difference_95": number(other.interval[:, k]), f"{name}_p_holm": number(other.p_holm[k])}
     return {
@@ -238,7 +249,8 @@ def to_nnunet(table: Table, options: Options) -> Iterator[str]:
         "n_ref": true,
         **table.asked,
     }
-    means = {name: mean(values.astype(np.float64)) for name, values in metrics_NK.items()}
+    means = {name: mean_score(name, values.astype(np.float64)) for name, values in metrics_NK.items()}
+    means |= {f"{name}_infinite": np.isinf(metrics_NK[name]).sum(0) for name in DISTANCES if name in metrics_NK}
     foreground = [k for k, key in enumerate(keys) if key != "0"]
     head = {
         "foreground_mean": {name: float(mean(values[foreground])) for name, values in means.items()},
