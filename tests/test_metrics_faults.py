@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import softdice
 from softdice.metrics import counting
 from softdice.metrics.formulas import dice_score
 
@@ -348,3 +349,84 @@ def test_mean_over_very_many_samples_at_once(metric: type[OverlapMetric], averag
     single = metric(2, average=average, classes=[0])(p[:1], t[:1]).item()  # type: ignore[arg-type]
     assert single > 0.96
     assert one(p, t).item() == pytest.approx(single, abs=1e-12)
+
+
+def test_metrics_say_their_settings() -> None:
+    said = {
+        "DiceScore(num_classes=3)": DiceScore(3),
+        "DiceScore(num_classes=3, average='none', pooling='sample', classes=(1, 2), ignore_index=255)": DiceScore(
+            3, average="none", pooling="sample", classes=[1, 2], ignore_index=255
+        ),
+        "RecallScore(num_classes=2, threshold=0.5)": RecallScore(2, threshold=0.5),
+        "HausdorffDistance(num_classes=3, spacing=(1, 2.5), penalty=50.0, percentile=95)": HausdorffDistance(
+            3, spacing=[1, 2.5], penalty=50.0, percentile=95
+        ),
+        "SurfaceDice(num_classes=2, classes=(1,), tolerance=(1.0,))": SurfaceDice(2, classes=[1], tolerance=1),
+        "PanopticQuality(num_classes=1, quality='rq', objects='numbers')": PanopticQuality(
+            1, quality="rq", objects="numbers"
+        ),
+        "LesionDice(num_classes=2, matching='BraTS-MET')": LesionDice(2, matching="BraTS-MET"),
+        "CentrelineDice(num_classes=2, keep_scores=True)": CentrelineDice(2, keep_scores=True),
+    }
+    for text, metric in said.items():
+        assert repr(metric) == text
+        assert repr(pickle.loads(pickle.dumps(metric))) == text
+
+
+def test_lazy_names_are_listed() -> None:
+    assert {"DiceScore", "dice_score", "SoftDiceLoss", "metrics"} <= {*dir(softdice)}
+    assert {"HausdorffDistance", "hausdorff_distance", "LesionDice", "lesion_dice"} <= {*dir(softdice.metrics)}
+
+
+KEEPING: list[Callable[[], Any]] = [
+    lambda: DiceScore(3, pooling="sample", keep_scores=True),
+    lambda: RecallScore(3, pooling="sample", classes=[2, 1], average="none", keep_scores=True),
+    lambda: JaccardScore(3, pooling="sample", average="micro", keep_scores=True),
+    lambda: HausdorffDistance(3, classes=[1, 2], keep_scores=True, penalty=99.0),
+    lambda: PanopticQuality(3, keep_scores=True),
+]
+
+
+@pytest.mark.parametrize("make", KEEPING)
+def test_scores_of_the_samples_on_request(make: Callable[[], Any]) -> None:
+    """Each is what a metric of that sample alone says, in the order in which they came."""
+    rng = np.random.default_rng(1)
+    p, t = torch.from_numpy(rng.integers(0, 3, (2, 5, 8, 9)))
+    p[1][p[1] == 2] = 0
+    metric = make()
+    assert metric.sample_scores().shape[0] == 0
+    metric.update(p[:2], t[:2])
+    metric(p[2:], t[2:])
+    metric.set_dtype(torch.float16)
+    found = metric.sample_scores()
+    for i in range(5):
+        alone = make()
+        alone.update(p[i : i + 1], t[i : i + 1])
+        torch.testing.assert_close(found[i : i + 1], alone.sample_scores(), equal_nan=True, rtol=0, atol=0)
+        if found.shape[1] == 1:
+            assert found[i].item() == pytest.approx(alone.compute().item(), abs=2**-48)
+    means = found.nanmean(0)
+    expected = means if metric.average == "none" else means.nanmean()
+    torch.testing.assert_close(metric.compute(), expected, rtol=1e-12, atol=0)
+    metric.reset()
+    assert metric.sample_scores().numel() == 0
+
+
+def test_scores_that_were_not_kept() -> None:
+    with pytest.raises(ValueError, match=r"DiceScore: expected keep_scores with pooling='sample', got pooling='all'"):
+        DiceScore(3, keep_scores=True)
+    with pytest.raises(
+        ValueError, match=r"expected a metric that keeps its scores.*Pass keep_scores=True to HausdorffD"
+    ):
+        HausdorffDistance(3).sample_scores()
+
+
+def test_metrics_plot_themselves() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    x, y = torch.randn(2, 3, 16, 16), torch.randint(0, 3, (2, 16, 16))
+    for metric in (DiceScore(3), DiceScore(3, average="none"), HausdorffDistance(3), PanopticQuality(3)):
+        values = [metric(x, y), metric(x.flip(0), y)]
+        for value in (None, values[0], values):
+            figure, axes = metric.plot(value)
+            assert axes.lines or axes.patches or axes.collections
+            pyplot.close(figure)

@@ -1040,7 +1040,9 @@ def test_rows_of_a_csv(volumes: tuple[Path, Path], tmp_path: Path) -> None:
     score(*volumes, "--versus", volumes[1], "--out", out, "--rows", "classes")
     both = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"))))
     assert [row["predictions"] for row in both] == [str(volumes[0])] * 3 + [str(volumes[1])] * 3
-    refused(score(*volumes, "--rows", "classes"), "--rows: expected one of pairs, classes, cases, with --format csv")
+    refused(
+        score(*volumes, "--rows", "classes"), "--rows: expected one of pairs, classes, cases, with --format csv or json"
+    )
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,12 @@ def score(
         str | None, typer.Option(help="table, csv, json or nnunet (its summary.json). Default: by --out, else table.")
     ] = None,
     rows: Annotated[
-        str, typer.Option(help="Of a CSV: pairs of case and class; classes, with means; cases, a column per class.")
-    ] = "pairs",
+        str | None,
+        typer.Option(
+            help="Of a CSV: pairs of case and class (default); classes, with means; cases, a column per class. "
+            "With json: the same as a flat list, which pandas.read_json takes."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the result; else standard output.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for a report in HTML, one page with pictures.")] = None,
     images: Annotated[
@@ -168,7 +172,7 @@ class Task:
     versus: tuple[Path, ...]
     jobs: int
     format: str
-    rows: str
+    rows: str | None
     out: Path | None
     report: Path | None
     images: Path | None
@@ -177,7 +181,7 @@ class Task:
 
 
 def _check(
-    format: str | None, rows: str, versus: tuple[Path, ...], out: Path | None, report: Path | None, resume: bool
+    format: str | None, rows: str | None, versus: tuple[Path, ...], out: Path | None, report: Path | None, resume: bool
 ) -> str:
     """What can be said of the options alone; the format."""
     from softdice.scoring.classes import ScoreError
@@ -193,8 +197,8 @@ def _check(
         if given:
             package(option, name, "score")
     kind = kind_of(out, format)
-    if rows not in ROWS or (rows != "pairs" and kind != "csv"):
-        raise ScoreError(f"--rows: expected one of {', '.join(ROWS)}, with --format csv, got {rows!r}.")
+    if rows is not None and (rows not in ROWS or kind not in ("csv", "json")):
+        raise ScoreError(f"--rows: expected one of {', '.join(ROWS)}, with --format csv or json, got {rows!r}.")
     return kind
 
 
@@ -366,7 +370,9 @@ def _write(
     if task.format == "table":
         text = _shown(tables, summaries, comparisons, plain=task.out is not None)
     elif task.format == "csv":
-        text = output.to_csv(tables, summaries, task.rows)
+        text = output.to_csv(tables, summaries, task.rows or "pairs")
+    elif task.format == "json" and task.rows is not None:
+        text = output.to_json_rows(tables, summaries, task.rows)
     elif task.format == "json":
         text = output.to_json(tables, summaries, comparisons, options)
     else:

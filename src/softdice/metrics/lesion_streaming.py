@@ -17,6 +17,10 @@ class _LesionMetric(CaseMetric):
     """The part that scores of lesions share: what a lesion is, and which two belong together."""
 
     rule: Rule
+    matching = property(lambda self: self.rule.matching)
+    reach = property(lambda self: self.rule.reach)
+    neighbours = property(lambda self: self.rule.neighbours)
+    objects = property(lambda self: self.rule.objects)
 
     def measure(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None) -> Tensor:
         """See `CaseMetric.measure`."""

@@ -35,6 +35,7 @@ class CaseMetric(IntegerStates):
         average: over the classes. "macro": the mean of the class means, nan skipped; "none": one score per class.
         classes: the classes that count, None for all; `range(1, C)` leaves the background out.
         ignore_index: voxels where target has this label are in no class; that class is not scored.
+        keep_scores: keep the score of each case and class for `sample_scores()`.
 
     `update(input, target, spacing=None)`: input (B, *S) integer labels, or (B, C, *S) floats, which are decided by
     their argmax; target (B, *S) or (B, 1, *S) integer labels. `compute()`: 0-d float64, for "none" (C,) or one per
@@ -76,9 +77,12 @@ class CaseMetric(IntegerStates):
         for name, shape in (("score_sum", (2, self.width)), ("cases", self.width), ("infinite", self.width)):
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
+    def _columns(self) -> int:
+        return self.width
+
     def _tell_apart(self, *own: object) -> None:
         """A collection shares the state of metrics that agree after one batch; this number differs where they may."""
-        how = (type(self).__qualname__, self.classes, self.ignore_index, self.spacing, own)
+        how = (type(self).__qualname__, self.classes, self.ignore_index, self.spacing, self.keep_scores, own)
         self.add_state("settings", torch.tensor(zlib.crc32(repr(how).encode())), dist_reduce_fx="max")
 
     @abstractmethod
@@ -92,6 +96,8 @@ class CaseMetric(IntegerStates):
         validation.same_device(self.cases.device, "metric", input=input)
         score_BK = self.measure(input, target, self.spacing if spacing is None else spacing)
         score_BK = torch.where(score_BK.isinf(), self.penalty, score_BK)
+        if self.keep_scores:
+            self.kept.append(score_BK)
         self.cases += (~score_BK.isnan()).sum(0)
         self.infinite += score_BK.isinf().sum(0)
         self.score_sum = fixed_point_sum(self.score_sum, torch.nan_to_num(score_BK, 0.0, posinf=0.0))

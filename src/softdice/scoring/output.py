@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -45,24 +46,44 @@ def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
         }
 
 
+Rows = Mapping[str, Iterable[Iterable[dict[str, Any]]]]
+"""Rows in groups, by name of the predictions."""
+
+
 def to_csv(tables: dict[str, Table], summaries: dict[str, Summary], rows: str = "pairs") -> Iterator[str]:
     """{name of the predictions: Table}, their summaries -> CSV; with two of them the first column says which.
 
     Rows are pairs of case and class; "classes", with their means; or "cases", with the Dice of each class in a column.
     """
+    return _csv(*_table(tables, summaries, rows))
+
+
+def to_json_rows(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -> Iterator[str]:
+    """The same as a list of objects in JSON, a line for each, which `pandas.read_json` takes."""
+    _, sides = _table(tables, summaries, rows)
+    before = "[\n"
+    for name, groups in sides.items():
+        for row in chain.from_iterable(groups):
+            yield before + json.dumps({"predictions": name} | row if len(sides) > 1 else row, allow_nan=False)
+            before = ",\n"
+    yield "\n]\n" if before == ",\n" else "[]\n"
+
+
+def _table(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -> tuple[list[str], Rows]:
+    """Return the columns, and the rows of each set of predictions."""
     first = next(iter(tables.values()))
     if rows == "pairs":
         asked = [name for metric in first.metrics for name in METRICS[metric]]
         columns = ["case", "label", "name", "dice", "iou", "tp", "fp", "fn", "n_pred", "n_ref", *asked]
-        return _csv(columns, {name: map(partial(case_rows, t), range(len(t.cases))) for name, t in tables.items()})
+        return columns, {name: map(partial(case_rows, t), range(len(t.cases))) for name, t in tables.items()}
     if rows == "cases":
         labels = {key: table.label(key) for table in tables.values() for key in table.keys}
         sides = {name: map(partial(_case_row, t, labels), range(len(t.cases))) for name, t in tables.items()}
-        return _csv(["case", *labels.values()], sides)
+        return ["case", *labels.values()], sides
     classes = {
-        name: [[dict(_flat(row)) for row in class_rows(table, summaries[name])]] for name, table in tables.items()
+        name: [[dict(flat(row)) for row in class_rows(table, summaries[name])]] for name, table in tables.items()
     }
-    return _csv(list(dict.fromkeys(key for (side,) in classes.values() for row in side for key in row)), classes)
+    return list(dict.fromkeys(key for (side,) in classes.values() for row in side for key in row)), classes
 
 
 def _case_row(table: Table, labels: dict[int | str, str], i: int) -> list[dict[str, Any]]:
@@ -70,7 +91,7 @@ def _case_row(table: Table, labels: dict[int | str, str], i: int) -> list[dict[s
     return [{"case": table.cases[i], **{label: dice.get(key) for key, label in labels.items()}}]
 
 
-def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The two bounds of an interval as columns of their own."""
     for key, value in row.items():
         if isinstance(value, list):
@@ -79,8 +100,7 @@ def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _csv(columns: list[str], sides: Mapping[str, Iterable[Iterable[dict[str, Any]]]]) -> Iterator[str]:
-    """Rows in groups, by name of the predictions."""
+def _csv(columns: list[str], sides: Rows) -> Iterator[str]:
     several = ["predictions"] if len(sides) > 1 else []
     line = io.StringIO()
     writer = csv.writer(line, lineterminator="\n")
