@@ -89,12 +89,18 @@ def score(
     matching: Annotated[
         str | None,
         typer.Option(
-            help="With --lesions: lesions match above this overlap (IoU), 0.5, or from it on, '>=0.5'; "
+            help="With --lesions, --instances: they match above this overlap (IoU), 0.5, or from it on, '>=0.5'; "
             "or BraTS-GLI, -SSA, -PED, -MEN, -MET."
         ),
     ] = None,
     centreline: Annotated[
         bool, typer.Option("--centreline", help="Dice of the centre lines of vessels (clDice).")
+    ] = False,
+    instances: Annotated[
+        bool,
+        typer.Option(
+            "--instances", help="Each number is an object, as of a cell: panoptic quality, F1 and AP by matching them."
+        ),
     ] = False,
     empty: Annotated[
         str, typer.Option(help="Score of a class in neither map of a case: nan (in no mean) or 1.")
@@ -154,9 +160,9 @@ def score(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
                 empty=empty, missing=missing, metrics=metrics, surface=surface, penalty=penalty, lesions=lesions,
-                matching=matching, centreline=centreline,
+                matching=matching, centreline=centreline, instances=instances,
             )  # fmt: skip
-            pairs = _pairs(task, (labels, regions, ignore))
+            pairs = _pairs(task, (labels, regions, ignore, "--instances" if instances else None))
             failed = _score(task, pairs, options, _journal(task, options, resume=resume), run)
         if failed:
             raise typer.Exit(failed)
@@ -212,7 +218,7 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
         raise ScoreError(f"--images: expected a folder, with --report, got {str(task.images)!r}.")
     if task.layout == "classes" and (any(said) or task.format == "nnunet"):
         raise ScoreError(
-            "--layout classes: expected no --labels, --regions, --ignore or nnunet: files are the classes."
+            "--layout classes: expected no --labels, --regions, --ignore, --instances or nnunet: files are the classes."
         )
     sides = (task.predictions, *task.versus)
     for i, side in enumerate(sides):
@@ -253,7 +259,7 @@ def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
 def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: Journal | None, run: Run) -> int:
     """Score, write, list what failed; the exit code."""
     from softdice.scoring import compare, summarise, tabulate
-    from softdice.scoring.summary import unnamed_line
+    from softdice.scoring.summary import renumbered_line, unnamed_line
     from softdice.scoring.tables import done_line
     from softdice.scoring.writing import save, shown
 
@@ -295,8 +301,8 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
         )  # fmt: skip
         save(task.report, [page])
     unnamed = unnamed_line(next(iter(tables.values())))
-    if unnamed:
-        print(unnamed, file=sys.stderr)
+    for line in filter(None, (unnamed, renumbered_line(tables.values()))):
+        print(line, file=sys.stderr)
     empty = sum(prediction == "" for table in tables.values() for prediction in table.predictions)
     if empty:
         print(f"Without a prediction, scored as an empty one: {empty} of {total}", file=sys.stderr)

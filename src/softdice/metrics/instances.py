@@ -42,7 +42,7 @@ def shared_voxels(one: np.ndarray, n: int, other: np.ndarray, m: int, voxels: np
     weights = None if voxels is None else voxels[at]
     if (n + 1) * (m + 1) <= _DENSE:
         table = np.bincount(codes, weights, minlength=1)
-        seen = np.flatnonzero(table)
+        seen = np.flatnonzero(table != 0)  # of bools: six times as fast as of floats
         total = table[seen]
     else:
         seen, place = np.unique(codes, return_inverse=True)
@@ -81,6 +81,7 @@ def _runs(input: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Return the numbers of both maps at the runs along memory in which neither changes, and the runs' lengths."""
     order = sorted(range(target.ndim), key=lambda axis: -abs(target.strides[axis]))
     one, other = (array.transpose(order).reshape(-1) for array in (input, target))
+    one, other = (flat.view(np.uint8) != 0 if flat.dtype == np.bool_ else flat for flat in (one, other))
     starts = np.flatnonzero((one[1:] != one[:-1]) | (other[1:] != other[:-1])) + 1
     starts = np.concatenate([np.zeros(min(1, one.size), np.int64), starts])
     return one[starts], other[starts], np.diff(starts, append=one.size)

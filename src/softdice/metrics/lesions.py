@@ -406,6 +406,11 @@ class Rule:
             return partial(by_challenge, challenge=self.matching)
         return partial(by_overlap, threshold=self.matching, neighbours=self.neighbours, reach=self.reach)
 
+    @property
+    def threshold(self) -> float:
+        """The overlap of lesions that match; 0.5 beside the rules of a challenge, which have none."""
+        return 0.5 if isinstance(self.matching, str) else self.matching
+
     def measure(
         self,
         input: Tensor,
@@ -433,8 +438,7 @@ class Rule:
 
     def match(self, input: np.ndarray, target: np.ndarray, ignore_index: int | None = None) -> Lesions:
         """numbers of objects, numbers of objects -> lesions."""
-        assert not isinstance(self.matching, str)
-        return paired(*object_overlaps(input, target, ignore_index), self.matching, self.reach)
+        return paired(*object_overlaps(input, target, ignore_index), self.threshold, self.reach)
 
 
 def no_challenge(matching: object) -> None:

@@ -26,11 +26,15 @@ METRICS = {
     "surface": ("hd95", "mean_distance", "surface_dice"),
     "lesions": ("lesion_dice", "pq", "sq", "rq"),
     "centreline": ("centreline_dice",),
+    "instances": ("pq", "sq", "rq", "ap50", "ap75", "ap90", "matched", "missed", "extra"),
 }
 """What may be asked for beside Dice and IoU -> its columns."""
 
-MEASURED = ("surface", "lesions", "centreline")
+MEASURED = ("surface", "lesions", "centreline", "instances")
 """Those that need more than counts, each by an option of its own."""
+
+OBJECTS = "objects"
+"""The one class of maps in which each number is an object."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,11 @@ class Options:
         return Rule(self.matching, self.reach)
 
     @property
+    def instances(self) -> bool:
+        """Whether each number above 0 is an object."""
+        return "instances" in self.metrics
+
+    @property
     def measured(self) -> tuple[str, ...]:
         """The columns of what is measured of shapes."""
         return tuple(name for metric in self.metrics if metric in MEASURED for name in METRICS[metric])
@@ -94,6 +103,8 @@ class Options:
     @property
     def keys(self) -> tuple[int | str, ...] | None:
         """The classes where they are known beforehand; a label that is ignored is none."""
+        if self.instances:
+            return (OBJECTS,)
         if self.regions is not None:
             return tuple(self.regions)
         return None if self.labels is None else tuple(label for label in self.labels if label not in self.ignore)
@@ -143,7 +154,7 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
         if surface is None:
             raise ScoreError("--penalty: expected --surface with it, got none. Pass --surface, too.")
     flags = {"surface": surface is not None, "lesions": others.pop("lesions", False)}
-    flags |= {"centreline": others.pop("centreline", False)}
+    flags |= {"centreline": others.pop("centreline", False), "instances": others.pop("instances", False)}
     asked += [name for name in MEASURED if flags[name]]
     if any(flags.values()) and others["soft"]:
         option = next(name for name in MEASURED if flags[name])
@@ -153,10 +164,22 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
         package("--lesions", "cc3d", "lesions")
     if flags["centreline"]:
         package("--centreline", "skimage", "lesions")
+    if flags["instances"]:
+        rivals = {"--labels": labels, "--regions": regions, "--include-background": others["include_background"]}
+        rivals |= {"--lesions": flags["lesions"], "--threshold": threshold is not None}
+        rival = next((option for option, given in rivals.items() if given), None)
+        if rival is not None:
+            raise ScoreError(
+                f"--instances: expected no {rival}, got both. Each number above 0 is an object of one class."
+            )
     if matching is not None:
         others["matching"], others["reach"] = parse_matching(matching)
-        if not flags["lesions"]:
-            raise ScoreError("--matching: expected --lesions with it, got none. Pass --lesions, too.")
+        if not (flags["lesions"] or flags["instances"]):
+            raise ScoreError(
+                "--matching: expected --lesions or --instances with it, got neither. Pass one of them, too."
+            )
+        if flags["instances"] and isinstance(others["matching"], str):
+            raise ScoreError(f"--matching: expected an overlap (IoU) with --instances, got {matching!r}. Example: 0.5")
     if surface is not None:
         others["surface"], others["surface_unit"] = parse_surface(surface)
         known = {*map(str, table.labels or ()), *table.names.values(), *(unions or ())}

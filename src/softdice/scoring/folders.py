@@ -59,6 +59,7 @@ def score_folders(
     lesions: bool = False,
     matching: float | str | None = None,
     centreline: bool = False,
+    instances: bool = False,
     empty: Literal["nan", "1"] = "nan",
     missing: Literal["skip", "0"] = "skip",
     jobs: int = 1,
@@ -92,7 +93,8 @@ def score_folders(
         include_background=include_background, threshold=threshold, soft=soft, scale=scale, round=round,
         resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, metrics=_text(metrics, ",", "="),
         surface=surface, penalty=None if penalty is None else str(penalty), lesions=lesions,
-        matching=None if matching is None else str(matching), centreline=centreline, empty=empty, missing=missing,
+        matching=None if matching is None else str(matching), centreline=centreline, instances=instances,
+        empty=empty, missing=missing,
     )  # fmt: skip
     pairs = pair_files(Path(predictions), Path(reference), layout)
     cases = run(pairs, options, jobs=jobs)

@@ -14,6 +14,7 @@ from torch import Tensor
 from softdice.images.image import Image
 from softdice.metrics import distances, lesions, surfaces
 from softdice.metrics.distances import Compare, Formula
+from softdice.metrics.instances import object_overlaps
 from softdice.scoring.classes import Options, ScoreError
 
 PERCENTILE = 95.0
@@ -45,10 +46,16 @@ def measured_scores(
     """
     if not (options.measured and keys):
         return np.zeros((len(options.measured), len(keys)))
-    if sum(n != 1 for n in t.shape) > 3 or t.ndim < 2:
+    shapes = {*options.metrics} & {"surface", "lesions", "centreline"}
+    if shapes and (sum(n != 1 for n in t.shape) > 3 or t.ndim < 2):
         option = next(metric for metric in ("surface", "lesions", "centreline") if metric in options.metrics)
         raise ScoreError(f"{path}: --{option}: expected an image of 2 or 3 axes, got shape {t.shape}.")
     tolerances = [_tolerance(key, names, options) for key in keys]
+    if options.instances:
+        masks = (p != 0).astype(np.uint8), (t != 0).astype(np.uint8)
+        measures = [*_measures(path, grid, t.shape, tolerances, options)] if shapes else []
+        of_masks = [_measured(*masks, (1,), None, measures)] if measures else []
+        return np.concatenate([*of_masks, [[score] for score in _object_scores(p, t, options)]])
     if options.regions is not None:
         counted = ~np.isin(t, options.ignore)
         each = [
@@ -68,6 +75,19 @@ def measured_scores(
         labels = tuple(np.searchsorted(every, labels).tolist())
         ignore = None if ignore is None else int(np.searchsorted(every, ignore))
     return _measured(p, t, labels, ignore, [*_measures(path, grid, t.shape, tolerances, options)])
+
+
+AP = (0.5, 0.75, 0.9)
+"""Overlaps from which on objects match for the average precision, as StarDist and cellpose report it."""
+
+
+def _object_scores(p: np.ndarray, t: np.ndarray, options: Options) -> list[float]:
+    """Return the columns of `--instances`: the qualities, the average precisions, and the counts."""
+    overlaps = object_overlaps(p, t)
+    found = lesions.paired(*overlaps, options.rule.threshold, options.reach)
+    qualities = [lesions.quality_of(found, which) for which in ("pq", "sq", "rq")]
+    precisions = [lesions.quality_of(lesions.paired(*overlaps, iou, "at_least"), "ap") for iou in AP]
+    return [*qualities, *precisions, len(found.iou), found.missed, found.extra]
 
 
 _DIRECT = 1 << 12

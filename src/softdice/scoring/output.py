@@ -142,6 +142,7 @@ def to_json(
     unnamed = next(iter(tables.values())).unnamed
     rows_u = [{"label": label, "voxels": voxels, "cases": cases} for label, (voxels, cases) in unnamed.items()]
     yield ',\n"unnamed_labels": ' + json.dumps(rows_u)
+    yield ',\n"renumbered_cases": ' + json.dumps(max(table.renumbered for table in tables.values()))
     yield ',\n"errors": ' + json.dumps([error for table in tables.values() for error in table.errors], indent=1)
     yield ',\n"results": ['
     for number, (name, table) in enumerate(tables.items()):

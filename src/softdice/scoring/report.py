@@ -20,7 +20,7 @@ from softdice.scoring.output import MOST_DIFFERENT, difference_row
 from softdice.scoring.page import PAGE
 from softdice.scoring.pictures import EXTRA, MISSED, OTHER, RIGHT, picture
 from softdice.scoring.plots import box_plots, escape
-from softdice.scoring.summary import DISTANCES, Comparison, Summary, Table, mean, unnamed_line
+from softdice.scoring.summary import UNBOUNDED, Comparison, Summary, Table, mean, renumbered_line, unnamed_line
 from softdice.scoring.tables import (
     CLASSES,
     LEGEND,
@@ -61,7 +61,8 @@ def to_html(
     names = _short([*tables, truth])
     first, table = next(iter(tables.items()))
     drawn = _Pictures(options, images or {}, view)
-    parts = [f"<p>{escape(unnamed_line(table))}</p>"] if table.unnamed else []
+    doubts = (unnamed_line(table), renumbered_line(tables.values()))
+    parts = [f"<p>{escape(line)}</p>" for line in doubts if line]
     errors = [error for each in tables.values() for error in each.errors]
     if errors:
         listed = "".join(f"<li>{escape(error)}</li>" for error in errors)
@@ -122,7 +123,7 @@ def _side(name: str, table: Table, summary: Summary) -> str:
 
 def _folded(title: str, labels: list[str], values: np.ndarray, name: str, *, signed: bool = False) -> str:
     """Box plots that are drawn when they are asked for: with 40 classes each takes a screen."""
-    plot = box_plots(labels, values, CLASSES[name], signed=signed, longest=None if name in DISTANCES else 1.0)
+    plot = box_plots(labels, values, CLASSES[name], signed=signed, longest=None if name in UNBOUNDED else 1.0)
     return f"<details><summary>{escape(title)}</summary>{plot}</details>"
 
 

@@ -19,6 +19,9 @@ from softdice.scoring.writing import shown
 DISTANCES = ("hd95", "mean_distance")
 """Columns whose best value is 0, and that have no upper bound."""
 
+UNBOUNDED = (*DISTANCES, "matched", "missed", "extra")
+"""Columns that are no shares."""
+
 RESAMPLES = 2000
 """Resamples of a bootstrap."""
 
@@ -36,7 +39,8 @@ class Table:
     """Cases (N) by classes (K): counts (N, 3, K), and what is known of each case.
 
     A class that a case has neither in the prediction nor in the truth has counts 0 there, hence the score nan.
-    `unnamed`: label of the truth that no option names -> its voxels, and the cases that hold it.
+    `unnamed`: label of the truth that no option names -> its voxels, and the cases that hold it. `renumbered`: cases
+    that look like numbered objects.
     """
 
     keys: tuple[int | str, ...] = ()
@@ -52,6 +56,7 @@ class Table:
     empty: float = np.nan
     metrics: tuple[str, ...] = ()
     measured: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
+    renumbered: int = 0
 
     @property
     def dice(self) -> np.ndarray:
@@ -103,6 +108,15 @@ class Table:
         return shown(f"{key} {self.names[key]}" if isinstance(key, int) and key in self.names else str(key))
 
 
+def renumbered_line(tables: Iterable[Table]) -> str:
+    """The doubt whether numbers are classes; an empty text where there is none."""
+    cases = max(table.renumbered for table in tables)
+    if not cases:
+        return ""
+    what = f"In {cases} case{'s' * (cases != 1)} most labels of the reference lie under other numbers in the prediction"
+    return f"{what}. If each number is an object, as of a cell, and no class, pass --instances."
+
+
 def unnamed_line(table: Table) -> str:
     """What the reference holds and no option names, with counts; an empty text where there is nothing."""
     if not table.unnamed:
@@ -139,6 +153,7 @@ def tabulate(
             table.errors.append(str(error))
             continue
         table.cases.append(case.case)
+        table.renumbered += case.renumbered
         table.predictions.append(case.prediction)
         table.truths.append(case.truth)
         table.voxels.append(case.voxels)

@@ -21,7 +21,8 @@ CLASSES = {
     "hd95": "HD95", "hd95_median": "HD95 median", "hd95_infinite": "HD95 inf",
     "mean_distance": "mean distance", "mean_distance_median": "mean distance median",
     "surface_dice": "surface Dice", "lesion_dice": "lesion Dice", "pq": "PQ",
-    "sq": "SQ", "rq": "RQ (F1)", "centreline_dice": "centre-line Dice",
+    "sq": "SQ", "rq": "RQ (F1)", "ap50": "AP 0.5", "ap75": "AP 0.75", "ap90": "AP 0.9",
+    "matched": "matched", "missed": "missed", "extra": "extra", "centreline_dice": "centre-line Dice",
     "dice_sd": "SD", "dice_median": "median", "dice_quartiles": "quartiles", "hd95_quartiles": "HD95 quartiles",
     "mean_distance_quartiles": "mean distance quartiles", "pooled_dice": "pooled Dice",
     "iou": "IoU", "pooled_iou": "pooled IoU", "in_empty": "in empty",
@@ -47,6 +48,10 @@ LEGEND = {
     "pq": "panoptic quality, SQ times RQ",
     "sq": "mean IoU of the lesions that match",
     "rq": "F1 of finding the lesions",
+    "ap50": "matched / (matched + missed + extra), from an IoU of 0.5 on",
+    "matched": "objects of a case with a partner",
+    "missed": "objects of the reference without partner",
+    "extra": "objects of the prediction without partner",
     "centreline_dice": "Dice of centre lines (clDice)",
     "pooled_dice": "voxels of all cases added first",
     "in_empty": "cases with a prediction, of those whose reference lacks the class",
@@ -58,6 +63,7 @@ FORMS = {
     "ml_ref": ".2f",
     **{f"{name}{part}": ".2f" for name in DISTANCES for part in ("", "_median", "_quartiles")},
     "volume_difference": "+.4f",
+    **dict.fromkeys(("matched", "missed", "extra"), ".1f"),
     "difference": "+.4f",
     "difference_95": "+.4f",
     "p_wilcoxon": ".3g",
@@ -223,7 +229,8 @@ def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list
 _FIRST = (
     "pooled IoU", "quartiles", "SD", "in empty", "median", "pooled Dice", "IoU", "cases",
     "mean distance quartiles", "HD95 quartiles", "mean distance median", "HD95 median", "mean distance",
-    "volume difference", "reference ml", "predicted ml", "specificity", "SQ", "recall", "precision", "PQ", "RQ (F1)",
+    "volume difference", "reference ml", "predicted ml", "specificity", "AP 0.9", "AP 0.75", "AP 0.5", "matched",
+    "missed", "extra", "SQ", "recall", "precision", "PQ", "RQ (F1)",
     "centre-line Dice", "lesion Dice", "surface Dice", "HD95",
 )  # fmt: skip
 DROPPED: tuple[str, ...] = (
