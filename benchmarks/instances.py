@@ -1,7 +1,7 @@
 """Matching of numbered objects beside panoptica and StarDist: `python -m benchmarks.instances`.
 
-1000 ellipses that touch and overlap in 2048 x 2048 pixels, some of them missed, numbered at random; panoptic quality and
-its counts from an IoU of 0.5 on. One process, in turn. StarDist is measured where its `matching` can be imported.
+1000 ellipses that touch and overlap in 2048 x 2048 pixels, some of them missed, numbered at random; panoptic quality
+and its counts from an IoU of 0.5 on. One process, in turn. StarDist is measured where its `matching` can be imported.
 Writes the table between the marks in docs/distances.md.
 """
 
@@ -96,8 +96,9 @@ def main() -> None:
     medians = {name: statistics.median(each) for name, each in times.items()}
     pairs, extra, missed, pq = counts["softdice"]
     lines = [
-        f"`python -m benchmarks.instances` on {measure.machine()}: {OBJECTS} objects in {SIDE} x {SIDE} pixels, of which "
-        f"each program finds {pairs} pairs, {missed} missed, {extra} extra, and a panoptic quality of {pq:.4f}. Medians.",
+        f"`python -m benchmarks.instances` on {measure.machine()}: {OBJECTS} objects in {SIDE} x {SIDE} pixels, "
+        f"of which each program finds {pairs} pairs, {missed} missed, {extra} extra, and a panoptic quality of "
+        f"{pq:.4f}. Medians.",
         "",
         "| program | ms | softdice is faster by |",
         "|---|---|---|",

@@ -533,7 +533,7 @@ def test_lengths_in_plots() -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--matching", "0.5"], "--matching: expected --lesions with it, got none"),
+        (["--matching", "0.5"], "--matching: expected --lesions or --instances with it, got neither"),
         (["--lesions", "--matching", "1"], "--matching: expected an overlap (IoU) below 1 that pairs exceed"),
         (["--lesions", "--matching", ">=0"], "--matching: expected an overlap (IoU) below 1 that pairs exceed"),
         (["--lesions", "--matching", "BraTS"], "got 'BraTS'. Example: 0.5"),
