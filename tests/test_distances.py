@@ -512,6 +512,65 @@ def test_the_table_of_empty_masks() -> None:
             assert row in page, row
 
 
+def panoptica_distances(p: np.ndarray, t: np.ndarray) -> tuple[float, float, float]:
+    """HD95, mean distance and surface Dice of two masks, each taken as one object."""
+    panoptica: Any = pytest.importorskip("panoptica", reason="panoptica is not installed: run make test")
+    metric = panoptica.Metric
+    evaluator = panoptica.Panoptica_Evaluator(
+        expected_input=panoptica.InputType.UNMATCHED_INSTANCE,
+        instance_matcher=panoptica.NaiveThresholdMatching(matching_threshold=0.1),
+        instance_metrics=[metric.IOU, metric.HD95, metric.ASSD, metric.NSD],
+        global_metrics=[],
+    )
+    found = evaluator.evaluate(p.astype(np.uint8), t.astype(np.uint8), verbose=False)["ungrouped"]
+    return found.sq_hd95, found.sq_assd, found.sq_nsd
+
+
+def test_the_table_of_other_numbers() -> None:
+    """docs/distances.md, "Same name, other number": what each program returns, and what we do."""
+    binary = pytest.importorskip("medpy.metric.binary")
+    monai = pytest.importorskip("monai.metrics")
+    sitk: Any = pytest.importorskip("SimpleITK")
+    skimage = pytest.importorskip("skimage.metrics")
+    p, t, whole, slab, moved = (np.zeros(shape, bool) for shape in [(12, 12)] * 3 + [(8, 8, 1)] * 2)
+    t[1:10, 1:8], p[3:10, 3:6], whole[1:8, 1:8], slab[2:6, 2:6], moved[3:7, 2:6] = [True] * 5
+    holed = whole.copy()
+    holed[3:6, 3:6] = False
+
+    def ours(score: Any, one: np.ndarray, other: np.ndarray, **options: Any) -> float:
+        return float(score(one[None], other[None], num_classes=1, **options).item())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hd95, mean, share = panoptica_distances(p, t)
+        assert binary.hd95(p, t) == hd95
+        far = sitk.HausdorffDistanceImageFilter()
+        far.Execute(*(sitk.GetImageFromArray(each.astype(np.uint8)) for each in (whole, holed)))
+        assert far.GetHausdorffDistance() == skimage.hausdorff_distance(whole, holed)
+        pair = [torch.from_numpy(np.stack([~each, each]))[None].float() for each in (slab, moved)]
+        flat = binary.assd(slab, moved)
+        assert monai.compute_average_surface_distance(*pair, symmetric=True).item() == flat
+    together = ours(hausdorff_distance, p, t, percentile=95)
+    rows = [
+        ("HD95", "MedPy, panoptica", hd95, together),
+        ("mean distance", "panoptica", mean, ours(average_surface_distance, p, t)),
+        ("surface Dice at 0.5", "panoptica", share, ours(surface_dice, p, t, tolerance=0.5)),
+        (
+            "Hausdorff distance",
+            "SimpleITK, scikit-image",
+            far.GetHausdorffDistance(),
+            ours(hausdorff_distance, whole, holed),
+        ),
+        ("mean distance of a square", "MONAI, MedPy", flat, ours(average_surface_distance, slab, moved)),
+    ]
+    lines = (Path(__file__).parents[1] / "docs" / "distances.md").read_text(encoding="utf-8").splitlines()
+    for score, programs, theirs, own in rows:
+        (line,) = [line for line in lines if line.startswith(f"| {score}") and f"| {programs} |" in line]
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[4] == f"{theirs:.5g}", line
+        assert cells[5] == f"{own:.5g}" != cells[4], line
+
+
 # --- metrics that stream
 
 
