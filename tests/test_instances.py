@@ -261,7 +261,7 @@ def test_the_command_gives_what_the_functions_give(folders: tuple[Path, Path], t
         assert row["dice"] == 2 * ((p > 0) & (t > 0)).sum() / ((p > 0).sum() + (t > 0).sum())
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert page.count("<figure>") == 5
-    assert "<button>PQ</button>" in page
+    assert ">PQ</span>" in page
     assert "AP 0.75" in command(*folders, "--instances").stdout
     loose = json.loads(command(*folders, "--instances", "--matching", ">=0.3", "--format", "json").stdout)
     rows = [case["classes"][0] for case in loose["results"][0]["cases"]]

@@ -77,7 +77,7 @@ def test_distances_of_empty_predictions(folders: Callable[..., list[Path]], tmp_
     assert "1.50 .. inf" in shown
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     head = page[page.index("<thead>") : page.index("</thead>")]
-    order = [head.index(f"<button>{name}</button>") for name in ("Dice", "HD95", "HD95 inf", "surface Dice", "IoU")]
+    order = [head.index(f">{name}</span>") for name in ("Dice", "HD95", "HD95 inf", "surface Dice", "IoU")]
     assert order == sorted(order)
     rows = [
         *csv.DictReader(io.StringIO(score(p, t, "--surface", "1mm", "--format", "csv", "--rows", "classes").stdout))

@@ -39,6 +39,10 @@ WORST, LISTED = 12, 1000
 """Figures with a picture, and cases in the list of all."""
 
 
+PAPER = 14
+"""Columns that a sheet of paper has room for; more than these are left out from the standard deviation on."""
+
+
 def to_html(
     tables: dict[str, Table],
     summaries: dict[str, Summary],
@@ -110,7 +114,10 @@ def _short(paths: Sequence[str]) -> dict[str, str]:
 
 def _side(name: str, table: Table, summary: Summary) -> str:
     grid = class_grid(table, summary)
-    grid_table = _html_table(grid.columns, grid.rows, total=grid.total) + _meanings(grid.columns)
+    wide = len(grid.columns) > PAPER
+    on_screen_from = next((i for i, name in enumerate(grid.columns) if wide and name == CLASSES["dice_sd"]), 10**9)
+    grid_table = _html_table(grid.columns, grid.rows, total=grid.total, on_screen_from=on_screen_from)
+    grid_table += _meanings(grid.columns)
     plot = ""
     if len(table.cases) > 1:
         labels = [table.label(key) for key in table.keys]
@@ -156,6 +163,8 @@ def _html_table(
 ) -> str:
     """Click on a column to sort by it; the first column is text, the others are numbers. A zero is marked.
 
+    Headings are no <button>: Chromium repeats no head with one on the next sheet of paper.
+
     Args:
         total: a last row, which stays where it is.
         on_screen_from: columns from this one on are left out on paper, which is not so wide.
@@ -166,7 +175,7 @@ def _html_table(
         for i, cell in enumerate(cells):
             words = ["zero"] * (tag == "td" and i > 0 and cell == "0.0000") + ["screen"] * (i >= on_screen_from)
             inner = escape(cell).replace(" .. ", "&nbsp;.. ").replace("_", "_<wbr>")
-            inner = f"<button>{inner}</button>" if tag == "th" else inner
+            inner = f"<span role='button' tabindex='0'>{inner}</span>" if tag == "th" else inner
             about = " scope='col'" if tag == "th" else ""
             parts.append(f"<{tag}{about}{' class=' + repr(' '.join(words)) if words else ''}>{inner}</{tag}>")
         return f"<tr>{''.join(parts)}</tr>"
