@@ -59,8 +59,8 @@ def contenders() -> dict[str, Callable[[np.ndarray, np.ndarray], Counts]]:
     )
 
     def ours(p: np.ndarray, t: np.ndarray) -> Counts:
-        found = Rule(0.5, "at_least", objects="numbers").match(p, t)
-        return len(found.iou), found.extra, found.missed, quality_of(found, "pq")
+        objects = Rule(0.5, "at_least", objects="numbers").match(p, t)
+        return len(objects.iou), objects.extra, objects.missed, quality_of(objects, "pq")
 
     def of_panoptica(p: np.ndarray, t: np.ndarray) -> Counts:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -72,8 +72,8 @@ def contenders() -> dict[str, Callable[[np.ndarray, np.ndarray], Counts]]:
         from stardist.matching import matching
 
         def of_stardist(p: np.ndarray, t: np.ndarray) -> Counts:
-            found: Any = matching(t, p, thresh=0.5)
-            return found.tp, found.fp, found.fn, found.panoptic_quality
+            result: Any = matching(t, p, thresh=0.5)
+            return result.tp, result.fp, result.fn, result.panoptic_quality
 
         programs["StarDist"] = of_stardist
     return programs
@@ -85,8 +85,8 @@ def main() -> None:
     p, t = scene()
     programs = contenders()
     counts = {name: program(p, t) for name, program in programs.items()}  # the first call compiles
-    for found in counts.values():
-        np.testing.assert_allclose(found, counts["softdice"], rtol=1e-6)
+    for each in counts.values():
+        np.testing.assert_allclose(each, counts["softdice"], rtol=1e-6)
     times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(TURNS):
         for name, program in programs.items():

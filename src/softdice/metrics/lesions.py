@@ -78,15 +78,15 @@ def mean_dice(lesions: Lesions) -> float:
 
 def quality_of(lesions: Lesions, which: Quality) -> float:
     """lesions -> panoptic, segmentation or recognition quality, or average precision; nan where there is no lesion."""
-    found, others = len(lesions.iou), lesions.missed + lesions.extra
-    if not found:
+    matched, others = len(lesions.iou), lesions.missed + lesions.extra
+    if not matched:
         return 0.0 if others else math.nan
     total = float(lesions.iou.sum())
     return {
-        "pq": total / (found + others / 2),
-        "sq": total / found,
-        "rq": found / (found + others / 2),
-        "ap": found / (found + others),
+        "pq": total / (matched + others / 2),
+        "sq": total / matched,
+        "rq": matched / (matched + others / 2),
+        "ap": matched / (matched + others),
     }[which]
 
 
@@ -430,11 +430,11 @@ class Rule:
         input, target = integer_pair(input, target, ignore_index)
         if input.is_meta or target.is_meta:
             return torch.empty((len(formulas), len(input), 1), dtype=torch.float64, device="meta")
-        found = [
+        scores = [
             [formula(self.match(*pair, ignore_index), 0) for formula in formulas]
             for pair in zip(input.detach().cpu().numpy(), target.detach().cpu().numpy(), strict=True)
         ]
-        return torch.tensor(found, dtype=torch.float64).reshape(-1, len(formulas), 1).movedim(1, 0).to(input.device)
+        return torch.tensor(scores, dtype=torch.float64).reshape(-1, len(formulas), 1).movedim(1, 0).to(input.device)
 
     def match(self, input: np.ndarray, target: np.ndarray, ignore_index: int | None = None) -> Lesions:
         """numbers of objects, numbers of objects -> lesions."""

@@ -100,10 +100,10 @@ def _score_objects(
         voxels = t.size
     in_p, in_t = p != 0, t != 0
     counts = np.array([[(in_p & in_t).sum()], [in_p.sum()], [in_t.sum()]])
-    found = measured_scores(prediction or truth, p, t, grid, (OBJECTS,), {}, options)
+    measured = measured_scores(prediction or truth, p, t, grid, (OBJECTS,), {}, options)
     named = "" if prediction is None else str(prediction)
     return Case(
-        case or truth.name, named, str(truth), (OBJECTS,), counts, voxels, voxel_ml=_voxel_ml(grid), measured=found
+        case or truth.name, named, str(truth), (OBJECTS,), counts, voxels, voxel_ml=_voxel_ml(grid), measured=measured
     )
 
 

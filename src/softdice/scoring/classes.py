@@ -167,7 +167,7 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
     if flags["instances"]:
         rivals = {"--labels": labels, "--regions": regions, "--include-background": others["include_background"]}
         rivals |= {"--lesions": flags["lesions"], "--threshold": threshold is not None}
-        rival = next((option for option, given in rivals.items() if given), None)
+        rival = next((option for option, passed in rivals.items() if passed), None)
         if rival is not None:
             raise ScoreError(
                 f"--instances: expected no {rival}, got both. Each number above 0 is an object of one class."

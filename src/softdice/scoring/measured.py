@@ -84,10 +84,10 @@ AP = (0.5, 0.75, 0.9)
 def _object_scores(p: np.ndarray, t: np.ndarray, options: Options) -> list[float]:
     """Return the columns of `--instances`: the qualities, the average precisions, and the counts."""
     overlaps = object_overlaps(p, t)
-    found = lesions.paired(*overlaps, options.rule.threshold, options.reach)
-    qualities = [lesions.quality_of(found, which) for which in ("pq", "sq", "rq")]
+    objects = lesions.paired(*overlaps, options.rule.threshold, options.reach)
+    qualities = [lesions.quality_of(objects, which) for which in ("pq", "sq", "rq")]
     precisions = [lesions.quality_of(lesions.paired(*overlaps, iou, "at_least"), "ap") for iou in AP]
-    return [*qualities, *precisions, len(found.iou), found.missed, found.extra]
+    return [*qualities, *precisions, len(objects.iou), objects.missed, objects.extra]
 
 
 _DIRECT = 1 << 12

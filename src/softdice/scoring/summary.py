@@ -113,8 +113,10 @@ def renumbered_line(tables: Iterable[Table]) -> str:
     cases = max(table.renumbered for table in tables)
     if not cases:
         return ""
-    what = f"In {cases} case{'s' * (cases != 1)} most labels of the reference lie under other numbers in the prediction"
-    return f"{what}. If each number is an object, as of a cell, and no class, pass --instances."
+    doubt = (
+        f"In {cases} case{'s' * (cases != 1)} most labels of the reference lie under other numbers in the prediction"
+    )
+    return f"{doubt}. If each number is an object, as of a cell, and no class, pass --instances."
 
 
 def unnamed_line(table: Table) -> str:

@@ -96,7 +96,7 @@ def class_grid(table: Table, summary: Summary) -> Grid:
         row["in_empty"] = f"{row['predicted_in_empty']} of {row['empty_references']}"
     filled = {key for row in rows for key in row} | {"cases", "dice"}
     left_out = {*ONE_CASE} if len(table.cases) < 2 else set()
-    left_out |= {f"{name}_infinite" for name, found in summary.distances.items() if not found[3].any()}
+    left_out |= {f"{name}_infinite" for name, rows_4K in summary.distances.items() if not rows_4K[3].any()}
     headings = {key: heading for key, heading in CLASSES.items() if key in filled - left_out}
     return _grid(headings, table, table.keys, rows, overall)
 
