@@ -106,6 +106,7 @@ bench: $(DEV) $(PEERS)
 	$(BIN)/python -m benchmarks.variants
 	$(BIN)/python -m benchmarks.gradient_memory
 	$(BIN)/python -m benchmarks.structures
+	$(BIN)/python -m benchmarks.instances
 	$(BIN)/python -m benchmarks.voxelwise
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.head

@@ -301,6 +301,9 @@ def test_monais_masked_loss() -> None:
         ours = m.MaskedLoss(getattr(m, wrapped), include_background=False)
         peer = monai.losses.MaskedLoss(getattr(monai.losses, wrapped), include_background=False)
         agree(ours, peer, logits().sigmoid(), hot(), mask)
+    for wrong in ([], None, "DiceLoss", {"loss": 1}):
+        with pytest.raises(ValueError, match="MaskedLoss: expected loss to be callable, got"):
+            m.MaskedLoss(wrong)
     with pytest.raises(ValueError, match="MaskedLoss: expected mask of shape"):
         ours(logits(), hot(), mask.expand(1, C, *SPACE))
 

@@ -491,7 +491,7 @@ def test_names_are_shown_as_they_are_and_harmless(name: str, tmp_path: Path) -> 
     labels = f"{name}=1" if name.isprintable() and "=" not in name else "1"
     done = score(*sides, "--labels", labels, "--out", out, "--report", report)
     assert done.exit_code == 1
-    (line,) = done.stderr.splitlines()[1:]
+    (line,) = done.stderr.splitlines()[1:-1]
     shown = STRANGE[name].replace("/", "")
     assert f"{shown}2.npy: " in line
     assert line.strip().isprintable()
@@ -666,7 +666,7 @@ def test_what_the_reference_holds_and_no_option_names(
         options = (*options, "--resume")
     done = score("p", "t", *options, "--out", "o.json", "--report", "r.html")
     line = f"The reference holds labels that no option names, and which are not scored: {said}" if said else ""
-    assert (done.exit_code, done.stderr.strip()) == (0, line)
+    assert (done.exit_code, done.stderr.splitlines()[:-1]) == (0, [line] if said else [])
     assert bool(json.loads(Path("o.json").read_text())["unnamed_labels"]) == bool(said)
     assert line in Path("r.html").read_text()
 
@@ -897,7 +897,7 @@ def test_more_than_two_are_ranked(tmp_path: Path) -> None:
     assert f"first minus {tmp_path / 'r'}" in shown
     page = (tmp_path / "r.html").read_text()
     assert "Mean rank (1 is best, of 3 scores): r 1.67, p 2.17, q 2.17." in page
-    assert page.index("<h2>p and q</h2>") < page.index("<h2>p and r</h2>")
+    assert page.index(">p and q</h2>") < page.index(">p and r</h2>")
     refused(score(*options, "--versus", tmp_path / "q"), "--versus: expected other predictions than", "got the same")
 
 
@@ -1031,7 +1031,7 @@ def test_rows_of_a_csv(volumes: tuple[Path, Path], tmp_path: Path) -> None:
     for row, one in zip(classes, content["classes"], strict=True):
         assert float(row["dice_sd"] or "nan") == pytest.approx(one["dice_sd"] or np.nan, nan_ok=True)
         assert float(row["dice_quartiles_high"]) == one["dice_quartiles"][1]
-        assert float(row["dice_95_low"]) == one["dice_95"][0]
+        assert (row["dice_95_low"], one["dice_95"][0]) == ("", None)  # three cases
     cases = table("--format", "csv", "--rows", "cases")
     assert list(cases[0]) == ["case", "1 a", "2 =b", "3"]
     for row, one in zip(cases, content["cases"], strict=True):
@@ -1040,7 +1040,9 @@ def test_rows_of_a_csv(volumes: tuple[Path, Path], tmp_path: Path) -> None:
     score(*volumes, "--versus", volumes[1], "--out", out, "--rows", "classes")
     both = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"))))
     assert [row["predictions"] for row in both] == [str(volumes[0])] * 3 + [str(volumes[1])] * 3
-    refused(score(*volumes, "--rows", "classes"), "--rows: expected one of pairs, classes, cases, with --format csv")
+    refused(
+        score(*volumes, "--rows", "classes"), "--rows: expected one of pairs, classes, cases, with --format csv or json"
+    )
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,10 @@ __all__ += losses.mapped.__all__
 __all__.sort()
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """The metrics are imported when first asked for: they need torchmetrics, which takes a second to import."""
     if name not in _METRICS:

@@ -739,15 +739,21 @@ class MaskedLoss(common.DropIn):
     Args:
         loss: a loss, or the class of one with the arguments that follow.
 
+    Raises:
+        ValueError: something that cannot be called.
+
     Example:
         >>> loss = MaskedLoss(DiceLoss, sigmoid=True)
         >>> loss(torch.zeros(1, 1, 2), torch.ones(1, 1, 2), torch.tensor([[[1.0, 0.0]]]))
         tensor(0.5000)
     """
 
+    @validation.public
     def __init__(self, loss: Callable[..., Any], *loss_args: Any, **loss_kwargs: Any) -> None:
         super().__init__()
         self.loss = loss(*loss_args, **loss_kwargs) if isinstance(loss, type) else loss
+        if not callable(self.loss):
+            validation.fail("loss to be callable", repr(loss), "Pass a loss, or the class of one and its arguments.")
 
     @validation.public
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

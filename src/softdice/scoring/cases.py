@@ -14,8 +14,8 @@ from softdice.images.formats import BY_SUFFIX
 from softdice.images.geometry import apart, check_inverse, check_same_place, extended, one_shape, overlap, same_place
 from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.metrics.counting import CHUNK, pair_counts
-from softdice.scoring.classes import Options, ScoreError
-from softdice.scoring.doubts import check_grey, check_names, check_scales, unnamed, voxels_of
+from softdice.scoring.classes import OBJECTS, Options, ScoreError
+from softdice.scoring.doubts import check_grey, check_names, check_scales, renumbered, unnamed, voxels_of
 from softdice.scoring.measured import mask_scores, measured_scores
 
 
@@ -26,7 +26,8 @@ class Case:
     `keys` are labels, or names of regions; `counts` is (3, keys) int64, float64 sums of probabilities for soft
     predictions. `voxel_ml` is the volume of a voxel, nan where the file does not say. `unnamed` are labels of the truth
     that no option names, with their voxels; `colours` those of its labels where it has a palette. `measured` is
-    (M, keys): the columns of `Options.measured`. Where there was an error nothing was counted.
+    (M, keys): the columns of `Options.measured`. `renumbered`: most labels of the truth lie under other numbers in the
+    prediction, as those of objects do. Where there was an error nothing was counted.
     """
 
     case: str
@@ -41,6 +42,7 @@ class Case:
     unnamed: dict[int, int] = field(default_factory=dict)
     colours: dict[int, str] = field(default_factory=dict)
     measured: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    renumbered: bool = False
 
 
 def score_pair(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
@@ -50,6 +52,8 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
         FileError: a file cannot be read. ScoreError: the two cannot be compared.
     """
     p, t, names, grid = load_pair(prediction, truth, options)
+    if options.instances:
+        return _score_objects(prediction, truth, p, t, grid, options, case)
     soft = p.dtype.kind == "f"
     labels_p, labels_t, n = pair_counts(t if soft else p, t)
     counted = ~np.isin(labels_t, options.ignore)
@@ -75,6 +79,31 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
         unnamed=unnamed(held[1], options),
         colours=colours(grid),
         measured=found,
+        renumbered=not soft and renumbered(labels_p, labels_t, n, options),
+    )
+
+
+def _score_objects(
+    prediction: Path | None, truth: Path, p: np.ndarray, t: np.ndarray, grid: Image, options: Options, case: str
+) -> Case:
+    """Maps in which each number is an object -> Case of one class: where there is an object at all."""
+    for path, array in ((prediction or truth, p), (truth, t)):
+        lowest = array.min(initial=0, where=~np.isin(array, options.ignore))
+        if lowest < 0:
+            advice = "Name it with --ignore where it marks voxels that nobody annotated."
+            raise ScoreError(f"{path}: --instances: expected objects numbered from 1 on, got {lowest}. {advice}")
+    if options.ignore:
+        counted = ~np.isin(t, options.ignore)
+        p, t = np.where(counted, p, p.dtype.type(0)), np.where(counted, t, t.dtype.type(0))
+        voxels = int(counted.sum())
+    else:
+        voxels = t.size
+    in_p, in_t = p != 0, t != 0
+    counts = np.array([[(in_p & in_t).sum()], [in_p.sum()], [in_t.sum()]])
+    measured = measured_scores(prediction or truth, p, t, grid, (OBJECTS,), {}, options)
+    named = "" if prediction is None else str(prediction)
+    return Case(
+        case or truth.name, named, str(truth), (OBJECTS,), counts, voxels, voxel_ml=_voxel_ml(grid), measured=measured
     )
 
 
@@ -173,6 +202,8 @@ def _voxel_ml(image: Image) -> float:
 
 def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:
     """labels, a class -> bool mask of it."""
+    if options.instances:
+        return array != 0
     return np.isin(array, (options.regions or {}).get(str(key), (key,)) if isinstance(key, str) else (key,))
 
 

@@ -50,7 +50,7 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
             case is a folder, and a file in it is the mask of the class that it is named after.
 
     Raises:
-        ScoreError: a path does not exist, a file against a folder, or no image at all in a folder.
+        ScoreError: a path does not exist, a file against a folder, no image at all in a folder, or no name in common.
     """
     for name, path in (("PREDICTIONS", predictions), ("LABELS", truth)):
         if not path.exists():
@@ -62,7 +62,7 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
         split = image_name(truth)
         return [Pair(split[0] if split else truth.name, predictions, truth)]
     if layout == "classes":
-        return _pair_folders(predictions, truth)
+        return _some_in_common(_pair_folders(predictions, truth), predictions, truth)
     found = [_by_stem(folder, deep=layout == "subfolders") for folder in (predictions, truth)]
     for path, files in zip((predictions, truth), found, strict=True):
         if not any(_format(file) for stem in files.values() for file in stem):
@@ -73,7 +73,21 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
         other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"
         if other in truths and other not in predicted:
             predicted[other] = predicted.pop(stem)
-    return [_pair(stem, predicted.get(stem, []), truths.get(stem, [])) for stem in sorted({*predicted, *truths})]
+    pairs = [_pair(stem, predicted.get(stem, []), truths.get(stem, [])) for stem in sorted({*predicted, *truths})]
+    return _some_in_common(pairs, predictions, truth)
+
+
+def _some_in_common(pairs: list[Pair], predictions: Path, truth: Path) -> list[Pair]:
+    """Return the pairs; raise ScoreError, with an example of each side, if no name is in both folders."""
+    sides = [[path for path in side if path] for side in zip(*((p.prediction, p.truth) for p in pairs), strict=True)]
+    if any(pair.prediction and pair.truth for pair in pairs) or not all(sides):
+        return pairs
+    examples = [
+        f"{len(side)} in {root}, such as {side[0].relative_to(root)}"
+        for side, root in zip(sides, (predictions, truth), strict=True)
+    ]
+    advice = "Rename one side so that the names without suffix agree, or see --layout for masks in folders."
+    raise ScoreError(f"score: expected files of one name in both folders, got none: {' and '.join(examples)}. {advice}")
 
 
 def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:

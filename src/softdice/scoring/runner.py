@@ -194,7 +194,10 @@ _BY_LABEL = ("names", "unnamed", "colours")
 
 
 def _to_record(side: str, case: Case) -> dict[str, Any]:
-    record = {name: getattr(case, name) for name in ("case", "prediction", "truth", "keys", "voxels", "voxel_ml")}
+    record = {
+        name: getattr(case, name)
+        for name in ("case", "prediction", "truth", "keys", "voxels", "voxel_ml", "renumbered")
+    }
     labels = {name: {str(label): value for label, value in getattr(case, name).items()} for name in _BY_LABEL}
     stamp = _stamp(case.prediction, case.truth)
     arrays = {"counts": case.counts.tolist(), "measured": case.measured.tolist()}
@@ -214,5 +217,6 @@ def _from_record(record: dict[str, Any]) -> Case:
         voxel_ml=record["voxel_ml"],
         unnamed=labels["unnamed"],
         colours=labels["colours"],
+        renumbered=record["renumbered"],
         measured=np.array(record["measured"]).reshape(len(record["measured"]), len(record["keys"])),
     )
