@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from softdice.images.files import SUFFIXES, image_name, split_name
 from softdice.images.formats import BY_SUFFIX
-from softdice.images.image import Format
+from softdice.images.image import Format, is_dicom
 from softdice.scoring.classes import ScoreError
 
 NOT_READ = (
-    ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".img.gz", ".gipl",
-    ".gipl.gz", ".ima", ".vtk", ".vti", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
+    ".mnc", ".img", ".img.gz", ".gipl", ".gipl.gz", ".ima", ".vtk", ".vti", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
     ".exr", ".heic", ".avif", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".zarr", ".h5", ".hdf5", ".mat", ".b2nd",
     ".npy.gz",
 )  # fmt: skip
@@ -83,13 +82,29 @@ def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
     }
 
 
+def case_folders(root: Path, read: Iterable[Path], layout: str) -> dict[Path, list[Path]]:
+    """Return the folders that are searched for cases below `root`, and what of each is read; {} for a file."""
+    if not root.is_dir() or root in (read := [*read]):
+        return {}
+    folders: dict[Path, list[Path]] = {folder: [] for folder in (_folders(root) if layout == "subfolders" else [root])}
+    for path in read:
+        within = [*path.parents]
+        if layout == "subfolders" and path.is_dir():
+            folders.pop(path, None)  # one image
+        if path.parent in folders:
+            folders[path.parent].append(path)
+        elif root in within:
+            folders[root].append(root / path.relative_to(root).parts[0])
+    return {folder: [*files, *(each for each in folders if each.parent == folder)] for folder, files in folders.items()}
+
+
 def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
     """Folders that hold images, by their path in the two folders."""
     found = [
         {
             _case_name(path.relative_to(root)): path
             for path in _folders(root)
-            if any(_stem(name) for name in os.listdir(path))
+            if any(_stem(path / name) for name in os.listdir(path))
         }
         for root in (predictions, truth)
     ]
@@ -130,19 +145,22 @@ def _by_stem(root: Path, *, deep: bool = False) -> dict[str, list[Path]]:
         if folder != root and image_name(folder) is not None:  # a series of slices, named below
             continue
         found |= {within + entry.name: [folder / entry.name] for entry in listed if _is_series(entry)}
-        files = sorted(entry.name for entry in listed if _stem(entry.name) and _is_file(entry))
+        files = sorted(entry.name for entry in listed if _stem(Path(entry.path)) and _is_file(entry))
         for file in sorted(files, key=lambda name: split_name(name) is None):
-            others = found.setdefault(within + _stem(file), [])
+            others = found.setdefault(within + _stem(folder / file), [])
             if not others or split_name(file) is not None:
                 others.append(folder / file)
     return found
 
 
-def _stem(name: str) -> str:
+def _stem(path: Path) -> str:
     """The name without its suffix, empty where it is no image."""
+    name = path.name
     split = split_name(name)
     suffix = next((suffix for suffix in NOT_READ if name.lower().endswith(suffix)), "")
-    return split[0] if split else name[: -len(suffix)] if suffix and not name.startswith(".") else ""
+    if split or (suffix and not name.startswith(".")):
+        return split[0] if split else name[: -len(suffix)]
+    return name if is_dicom(path) else ""
 
 
 def _is_series(entry: os.DirEntry[str]) -> bool:
