@@ -227,6 +227,9 @@ def _on_grid(
             hint = " --transpose swaps its axes."
         if long.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
             hint = " Of probabilities of several classes save the argmax, or one file per class."
+        for path, image in ((prediction, prediction_image), (truth, truth_image)):
+            if image.place.partial and not placed:
+                hint = f" {path.name} leaves out what holds nothing: export it on the whole grid of its image."
         raise ScoreError(f"{prediction}: expected shape {shape} as in {truth.name}, got {p.shape}.{hint}")
     if not (options.ignore_geometry or options.transpose):
         advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
