@@ -51,28 +51,28 @@ def _nrrd_header(path: Path) -> dict[str, str]:
 def _segmented(image: Image, told: dict[str, str]) -> Image:
     """Return an image with the segments of 3D Slicer that its header lists: of its scene it holds the part with them.
 
-    Segments that overlap lie in layers, each a channel; so may others. Then the layers become one label map.
+    Segments that overlap lie in layers, each a channel; so may others, and then the layers become one label map. Where
+    two layers number alike, labels are 1, 2 ... in the order of the list, as 3D Slicer exports a label map.
     """
     segments = [match[1] for key in told if (match := re.fullmatch(r"(Segment\d+)_LabelValue", key))]
     if not segments:
         return image
-    numbers = [int(told[f"{each}_LabelValue"]) for each in segments]
-    names = {number: told.get(f"{each}_Name", "") for each, number in zip(segments, numbers, strict=True)}
+    segments.sort(key=lambda each: int(each.removeprefix("Segment")))
+    values = [int(told[f"{each}_LabelValue"]) for each in segments]
+    labels = values if len({*values}) == len(values) else [*range(1, len(values) + 1)]
+    names = {label: told.get(f"{each}_Name", "") for each, label in zip(segments, labels, strict=True)}
     image = replace(image, names=names, place=replace(image.place, partial=(0, 1, 2)))
     if image.array.ndim == image.spatial_ndim:
         return image
-    layers = [int(told.get(f"{each}_Layer", "-1")) for each in segments]
-    single, reason = np.zeros(image.shape, image.array.dtype), ""
-    for layer, number in zip(layers, numbers, strict=True):
-        mask = image.array[..., layer] == number
-        if (single[mask] != 0).any():
-            reason = ", for they overlap. Export one label map, or one file per segment."
-        single[mask] = number
-    if min(layers) < 0 or len({*numbers}) < len(numbers):
-        reason = ", each with numbers of its own. Export one label map, or one file per segment."
-    if reason:
-        return replace(image, no_labels=f"segments in {image.array.shape[-1]} layers{reason}")
-    return replace(image, array=single)
+    layers = [int(told.get(f"{each}_Layer", "0")) for each in segments]
+    masks = [image.array[..., layer] == value for layer, value in zip(layers, values, strict=True)]
+    if np.sum(masks, 0, np.int32).max() > 1:
+        advice = "Export one label map, or one file per segment."
+        return replace(image, no_labels=f"segments in {image.array.shape[-1]} layers, for they overlap. {advice}")
+    label_map = np.zeros(image.shape, np.min_scalar_type(max(labels)))
+    for mask, label in zip(masks, labels, strict=True):
+        label_map[mask] = label
+    return replace(image, array=label_map)
 
 
 def _read_meta(path: Path, sitk: Any) -> Image:
