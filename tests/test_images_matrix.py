@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import locale
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,31 @@ VOLUMES: dict[str, Save] = {
     ".tif": lambda d, a: tifffile.imwrite(d / "a.tif", a.T, photometric="minisblack") or d / "a.tif",
     ".npy": lambda d, a: np.save(d / "a.npy", a.T) or d / "a.npy",
 }
-"""Format -> how a volume (x, y, z) is written in it; stacks and the array have (z, y, x)."""
+"""Format -> how a volume (x, y, z) is written in it; stacks and arrays have (z, y, x)."""
+
+ALONE = ("OME-Zarr", "OME-Zarr in micrometres")
+"""Formats that lie in a space of their own, in which they have lengths."""
+
+
+def ome(unit: str, mm: float) -> Save:
+    """OME-Zarr 0.4 as its specification has it: metadata beside an array."""
+
+    def save(folder: Path, array: np.ndarray) -> Path:
+        import zarr
+
+        root = zarr.open_group(str(folder / "a.ome.zarr"), mode="w", zarr_format=2)
+        root.create_array("0", shape=array.T.shape, dtype=array.dtype)[...] = array.T
+        axes = [{"name": name, "type": "space", "unit": unit} for name in "zyx"]
+        steps = [{"type": "scale", "scale": [size / mm for size in SPACING[::-1]]}]
+        data = [{"path": "0", "coordinateTransformations": steps}]
+        root.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": data}]
+        return folder / "a.ome.zarr"
+
+    return save
+
+
+if find_spec("zarr"):  # with make test-formats
+    VOLUMES |= {"OME-Zarr": ome("millimeter", 1.0), "OME-Zarr in micrometres": ome("micrometer", 1e-3)}
 
 PICTURES: dict[str, Save] = {
     ".nii": by_nibabel(".nii", "Nifti1Image"),
@@ -177,8 +202,8 @@ def test_every_format_against_every_other(formats: dict[str, Save], shape: tuple
             files[name][-1] = files[name][-1].with_suffix(".hdr") if name.startswith(".hdr") else files[name][-1]
     for a, (prediction, _) in files.items():
         for b, (_, truth) in files.items():
-            rows = [name in ROWS_FIRST for name in (a, b)]
-            unit = "px" if rows[1] else "mm"
+            rows = [name in (*ROWS_FIRST, *ALONE) for name in (a, b)]
+            unit = "px" if rows[1] and b not in ALONE else "mm"
             options = Options(labels=labels, metrics=("surface",), surface={"": 1.0}, surface_unit=unit)
             if rows[0] != rows[1]:
                 cropped = {a, b} & {".seg.nrrd", "DICOM, SEG"}
@@ -193,7 +218,7 @@ def test_every_format_against_every_other(formats: dict[str, Save], shape: tuple
             case = score_pair(prediction, truth, options)
             inside, n_p, n_t = case.counts
             assert (2 * inside / (n_p + n_t)).tolist() == pytest.approx(dice), (a, b)
-            if len(shape) == 3 and not rows[1]:
+            if len(shape) == 3 and unit == "mm":
                 assert case.voxel_ml == pytest.approx(np.prod(SPACING) / 1000, rel=1e-5), (a, b)
-            expected = hd95[1.0 if rows[1] else spacing]
+            expected = hd95[1.0 if unit == "px" else spacing]
             assert case.measured[0].tolist() == pytest.approx(expected, rel=1e-5), (a, b)

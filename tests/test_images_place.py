@@ -129,7 +129,7 @@ def test_a_unit_that_is_no_length(tmp_path: Path) -> None:
     assert "expected a file that says how large a voxel is, got none" in refusal(*paths, "--surface", "2mm")
     other = nrrd(tmp_path / "u.nrrd", BOX, directions(4, "mm"))
     assert "it lies in left-posterior-superior" not in refusal(paths[0], other)
-    assert "and u.nrrd in patient. Bring both to one" in refusal(paths[0], other)
+    assert "and u.nrrd in patient. Pass --ignore-geometry if their axes agree" in refusal(paths[0], other)
 
 
 def test_one_grid_in_two_units_and_two_grids_in_one_number(tmp_path: Path) -> None:
@@ -305,7 +305,10 @@ def test_a_mask_of_a_map_lies_on_it_and_a_picture_has_no_place(tmp_path: Path) -
     assert read_image(mask).place.frame == "EPSG:32633"
     PIL_Image.fromarray(FLAT).save(tmp_path / "p.png")
     assert dice_of(tmp_path / "p.png", path) == 1
-    assert "it lies in patient, and t.tif in EPSG:32633" in refusal(nifti(tmp_path / "p.nii", FLAT[..., None], 1), path)
+    said = refusal(nifti(tmp_path / "p.nii", FLAT.T[..., None].copy(), 1), path)
+    assert "it lies in patient, and t.tif in EPSG:32633, and its first axis is that of the columns" in said
+    assert "--transpose" in said
+    assert "--ignore-geometry" not in said
 
 
 # --- segmentations that hold less than their scene
@@ -491,9 +494,9 @@ def test_training_and_prediction_tell_what_they_leave_out(tmp_path: Path) -> Non
         for name in "abc":
             PIL_Image.fromarray(FLAT).save(tmp_path / part / f"{name}.png")
     (tmp_path / "labels" / "classes.json").write_text("{}")
-    (tmp_path / "images" / "d.ome.zarr").mkdir()
+    (tmp_path / "images" / "d.h5").touch()
     told = call("train", tmp_path, "--out", tmp_path / "run", "--max-steps", 1, "--patch", "16")
-    assert f"Left out of {tmp_path / 'images'}: d.ome.zarr" in told.output
+    assert f"Left out of {tmp_path / 'images'}: d.h5" in told.output
     assert f"Left out of {tmp_path / 'labels'}: classes.json" in told.output
     told = call("predict", tmp_path / "run" / "model.ckpt", tmp_path / "images", tmp_path / "masks")
-    assert f"Left out of {tmp_path / 'images'}: d.ome.zarr" in told.stderr
+    assert f"Left out of {tmp_path / 'images'}: d.h5" in told.stderr

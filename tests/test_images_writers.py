@@ -24,8 +24,11 @@ PIL_Image = pytest.importorskip("PIL.Image")
 
 from test_images_faults import segmentation  # noqa: E402
 
-from softdice.images.files import read_image  # noqa: E402
+from softdice.images.files import list_images, read_image  # noqa: E402
 from softdice.images.labels import labels  # noqa: E402
+from softdice.scoring.cases import score_pair  # noqa: E402
+from softdice.scoring.classes import Options  # noqa: E402
+from softdice.scoring.pairing import pair_files  # noqa: E402
 
 LABELS = np.random.default_rng(3).integers(0, 3, (5, 6, 7), np.uint8)
 LPS = np.diag([-1.0, -1, 1, 1])
@@ -202,3 +205,72 @@ def test_slicerio(tmp_path: Path) -> None:
     expected = LABELS.copy()
     expected[0, 0, 0] = 3
     assert np.array_equal(image.array, expected)
+
+
+MICROMETRES = {"z": 2.5, "y": 0.9, "x": 0.7}
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_ngff_zarr(version: str, tmp_path: Path) -> None:
+    package("zarr")
+    ngff = package("ngff_zarr")
+    image = ngff.to_ngff_image(
+        LABELS,
+        ("z", "y", "x"),
+        MICROMETRES,
+        {"z": 5.0, "y": 0.0, "x": 1.0},
+        axes_units=dict.fromkeys("zyx", "micrometer"),
+    )
+    ngff.to_ngff_zarr(str(tmp_path / "a.ome.zarr"), ngff.to_multiscales(image, [2]), version=version)
+    theirs = ngff.from_ngff_zarr(str(tmp_path / "a.ome.zarr")).images[0]
+    ours = read_image(tmp_path / "a.ome.zarr")
+    assert np.array_equal(ours.array, np.asarray(theirs.data))
+    assert ours.spacing_mm == pytest.approx((2.5e-3, 0.9e-3, 0.7e-3))
+    assert ours.affine is not None
+    assert (ours.affine @ [1, 2, 3, 1])[:3] == pytest.approx(np.array([1 + 3 * 0.7, 2 * 0.9, 5 + 2.5]) / 1000)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_ome_zarr(version: str, tmp_path: Path) -> None:
+    """An image of one channel with a label image inside, and that label image alone."""
+    zarr, writer = package("zarr"), package("ome_zarr.writer")
+    form = getattr(package("ome_zarr.format"), f"FormatV{version.replace('.', '')}")()
+    root = zarr.open_group(str(tmp_path / "a.ome.zarr"), mode="w", zarr_format=form.zarr_format)
+    how = {"scale_factors": [], "scale": MICROMETRES, "fmt": form}
+    writer.write_image(LABELS[None] * 50, root, axes="czyx", **how | {"scale": {"c": 1.0, **MICROMETRES}})
+    writer.write_labels(LABELS, root, "cells", axes="zyx", scaler=None, **how)
+    image = read_image(tmp_path / "a.ome.zarr")
+    assert image.array.shape == LABELS.shape
+    assert "whose labels lie in its folder labels/: cells" in image.no_labels
+    reader = package("ome_zarr.reader")
+    (node,) = reader.Reader(package("ome_zarr.io").parse_url(str(tmp_path / "a.ome.zarr" / "labels" / "cells")))()
+    ours = read_image(tmp_path / "a.ome.zarr" / "labels" / "cells")
+    assert np.array_equal(ours.array, np.asarray(node.data[0]))
+    assert np.array_equal(ours.array, LABELS)
+    assert ours.spacing_mm is None  # the axes have no unit
+    assert np.array_equal(ours.affine, image.affine)
+
+
+@pytest.mark.parametrize("form", [2, 3])
+def test_zarr(form: int, tmp_path: Path) -> None:
+    zarr = package("zarr")
+    array = zarr.create_array(
+        str(tmp_path / "a.zarr"), shape=LABELS.shape, dtype=LABELS.dtype, chunks=(2, 3, 4), zarr_format=form
+    )
+    array[...] = LABELS
+    assert np.array_equal(read_image(tmp_path / "a.zarr").array, LABELS)
+    np.save(tmp_path / "a.npy", LABELS)
+    assert (
+        score_pair(tmp_path / "a.zarr", tmp_path / "a.npy", Options()).counts.tolist()
+        == [[np.count_nonzero(k == LABELS) for k in (1, 2)]] * 3
+    )
+    for side in "pt":
+        (tmp_path / side).mkdir()
+        (tmp_path / "a.zarr").rename(tmp_path / side / "a.zarr") if side == "t" else np.save(
+            tmp_path / "p/a.npy", LABELS
+        )
+    assert [pair.error for pair in pair_files(tmp_path / "p", tmp_path / "t")] == [""]
+    assert list(list_images(tmp_path / "t")) == ["a"]
+    zarr.open_group(str(tmp_path / "g.zarr"), mode="w", zarr_format=form).create_group("inner")
+    with pytest.raises(ValueError, match="expected an array or OME-Zarr, got a group of inner"):
+        read_image(tmp_path / "g.zarr")

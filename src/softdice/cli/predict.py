@@ -29,7 +29,7 @@ def predict(
     """
     console = Console()
     with one_line():
-        from softdice.images.files import left_out, list_images
+        from softdice.images.files import is_store, left_out, list_images
         from softdice.training import predict as run
         from softdice.training.inference import PredictionError
 
@@ -46,7 +46,7 @@ def predict(
                 written, errors = problem.written, problem.errors
         masks = f"{len(written)} mask{'' if len(written) == 1 else 's'}"
         console.print(f"{masks} written to {out}", markup=False, highlight=False, soft_wrap=True)
-        others = left_out(images, list_images(images).values()) if images.is_dir() else ""
+        others = left_out(images, list_images(images).values()) if images.is_dir() and not is_store(images) else ""
         if others:
             print(shown(others), file=sys.stderr)
         if errors:

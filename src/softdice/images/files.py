@@ -27,7 +27,7 @@ from softdice.images.image import FileError, Format, Image, is_dicom
 from softdice.validation import package
 
 __all__ = [
-    "SUFFIXES", "FileError", "Image", "image_name", "left_out", "list_images", "read_image", "split_name",
+    "SUFFIXES", "FileError", "Image", "image_name", "is_store", "left_out", "list_images", "read_image", "split_name",
     "write_image",
 ]  # fmt: skip
 
@@ -62,11 +62,21 @@ def image_name(path: str | Path) -> tuple[str, str] | None:
     path = Path(path)
     if not path.is_dir():
         return split_name(path) or ((path.name, ".dcm") if is_dicom(path) else None)
+    if is_store(path):
+        return split_name(path) or (path.name, ".zarr")
     listed = list(path.iterdir())
     inside = {name[1] for name in map(split_name, listed) if name and BY_SUFFIX[name[1]].folder}
     if not inside and any(split_name(each) is None and is_dicom(each) for each in listed):
         inside = {".dcm"}
     return (path.name, inside.pop()) if len(inside) == 1 else None
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is itself a file of a format, such as zarr."""
+    name = split_name(path)
+    if not path.is_dir() or (name and not BY_SUFFIX[name[1]].store):
+        return False
+    return name is not None or any((path / each).is_file() for each in (".zarray", ".zgroup", "zarr.json"))
 
 
 def left_out(folder: Path, cases: Iterable[Path]) -> str:

@@ -112,16 +112,16 @@ def check_same_place(
 def _without_frame(path: Path, image: Image, other_path: Path, other: Image, transpose: str) -> str:
     """Say why two images of one shape cannot be compared voxel by voxel, and what to do."""
     frames, axes = (image.place.frame, other.place.frame), (image.place.axes, other.place.axes)
-    how = "Pass --ignore-geometry if their axes agree."
     if all(frames):
-        return f"it lies in {frames[0]}, and {other_path.name} in {frames[1]}. Bring both to one. {how}"
-    if not any(frames) and axes[0] == axes[1]:
-        return f"its voxels have another size than those of {other_path.name}. {how}"
-    got = f"only {(path if frames[0] else other_path).name} says how its voxels lie in space"
-    if not any(frames):
+        got = f"it lies in {frames[0]}, and {other_path.name} in {frames[1]}"
+    elif any(frames):
+        got = f"only {(path if frames[0] else other_path).name} says how its voxels lie in space"
+    elif axes[0] == axes[1]:
+        got = f"its voxels have another size than those of {other_path.name}"
+    else:
         got = f"neither it nor {other_path.name} says how its voxels lie in space"
     if axes[0] == axes[1] or not reversed_shape(image.shape, other.shape):
-        return f"{got}. {how}"
+        return f"{got}. Pass --ignore-geometry if their axes agree."
     if "any" in axes:
         array, order = (path if axes[0] == "any" else other_path).name, "(x, y, z)"[: 3 * len(_long(image.shape)) - 1]
         how = f"If {array} was saved in the order {order}), as nibabel has it, pass --ignore-geometry."

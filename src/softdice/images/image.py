@@ -22,6 +22,7 @@ PATIENT = "patient"
 """The frame of medical images: to the right, the front and the head of a patient, in mm."""
 
 MM = {"mm": 1.0, "um": 1e-3, "micron": 1e-3, "\u00b5m": 1e-3, "nm": 1e-6, "cm": 10.0, "m": 1e3, "meter": 1e3}
+MM |= {"nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "centimeter": 10.0}
 """Units of length, as file formats write them, in mm."""
 
 
@@ -114,6 +115,7 @@ class Format:
         masks: the suffix that a mask of such an image gets, where it is not its own.
         magic: position and bytes by which such a file is known.
         folder: a folder of such files is one image.
+        store: such a file is itself a folder.
         beside: suffixes of files that hold the voxels of such a file.
     """
 
@@ -124,6 +126,7 @@ class Format:
     masks: str = ""
     magic: tuple[tuple[int, bytes], ...] = ()
     folder: bool = False
+    store: bool = False
     beside: tuple[str, ...] = ()
 
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from softdice.images.files import SUFFIXES, image_name, split_name
+from softdice.images.files import SUFFIXES, image_name, is_store, split_name
 from softdice.images.formats import BY_SUFFIX
 from softdice.images.image import Format, is_dicom
 from softdice.scoring.classes import ScoreError
 
 NOT_READ = (
     ".mnc", ".img", ".img.gz", ".gipl", ".gipl.gz", ".ima", ".vtk", ".vti", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
-    ".exr", ".heic", ".avif", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".zarr", ".h5", ".hdf5", ".mat", ".b2nd",
+    ".exr", ".heic", ".avif", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".h5", ".hdf5", ".mat", ".b2nd",
     ".npy.gz",
 )  # fmt: skip
 """Suffixes of images and masks in formats that `softdice.images` does not read: such files are listed as not scored."""
@@ -54,7 +54,7 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
     for name, path in (("PREDICTIONS", predictions), ("LABELS", truth)):
         if not path.exists():
             raise ScoreError(f"{name}: expected a file or a folder, got {str(path)!r}, which does not exist.")
-    folders = [path for path in (predictions, truth) if path.is_dir()]
+    folders = [path for path in (predictions, truth) if path.is_dir() and not is_store(path)]
     if len(folders) == 1 and image_name(folders[0]) is None:
         raise ScoreError("PREDICTIONS and LABELS: expected two files or two folders, got one of each.")
     if len(folders) < 2:
@@ -127,7 +127,7 @@ def _folders(root: Path, around: tuple[str, ...] = ()) -> Iterator[Path]:
         return
     yield root
     for name in sorted(os.listdir(root)):
-        if not name.startswith(".") and os.path.isdir(root / name):
+        if not name.startswith(".") and os.path.isdir(root / name) and not is_store(root / name):
             yield from _folders(root / name, (*around, real))
 
 
@@ -144,7 +144,9 @@ def _by_stem(root: Path, *, deep: bool = False) -> dict[str, list[Path]]:
             listed = list(entries)
         if folder != root and image_name(folder) is not None:  # a series of slices, named below
             continue
-        found |= {within + entry.name: [folder / entry.name] for entry in listed if _is_series(entry)}
+        for name, path in ((image_name(entry.path), entry.path) for entry in listed if _is_series(entry)):
+            assert name is not None
+            found.setdefault(within + name[0], []).append(Path(path))
         files = sorted(entry.name for entry in listed if _stem(Path(entry.path)) and _is_file(entry))
         for file in sorted(files, key=lambda name: split_name(name) is None):
             others = found.setdefault(within + _stem(folder / file), [])
