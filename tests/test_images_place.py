@@ -488,6 +488,28 @@ def test_every_name_that_is_left_out_is_told(tmp_path: Path) -> None:
     assert f"Left out of {tmp_path / 'p'}: notes.txt\n" in result.stderr
 
 
+def test_what_a_folder_of_classes_leaves_out_is_told(tmp_path: Path) -> None:
+    for side in "pt":
+        for case in ("a", "b"):
+            folder = tmp_path / side / case / "segmentations"
+            folder.mkdir(parents=True)
+            for name in ("liver", "spleen"):
+                nifti(folder / f"{name}.nii", BOX, 1)
+            (folder.parent / "ct.txt").touch()
+        PIL_Image.fromarray(FLAT).save(folder / "view.png")
+    result = score(tmp_path / "p", tmp_path / "t", "--layout", "classes")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        line
+        for side in "pt"
+        for line in (
+            f"Left out of {tmp_path / side / 'a'}: ct.txt",
+            f"Left out of {tmp_path / side / 'b'}: ct.txt",
+            f"Left out of {tmp_path / side / 'b' / 'segmentations'}: view.png",
+        )
+    ]
+
+
 def test_training_and_prediction_tell_what_they_leave_out(tmp_path: Path) -> None:
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()

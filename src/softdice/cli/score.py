@@ -300,9 +300,12 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
 def _left_out(task: Task, pairs: dict[str, list[Pair]]) -> Iterator[str]:
     """Name what the folders hold beside the files of the pairs, a line for each folder."""
     from softdice.images.files import left_out
+    from softdice.scoring.cases import class_files
     from softdice.scoring.pairing import case_folders
 
     read = [path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path]
+    if task.layout == "classes":
+        read += [file for folder in read if folder.is_dir() for file in class_files(folder).values()]
     for root in dict.fromkeys((*map(Path, pairs), task.truth)):
         for folder, files in case_folders(root, read, task.layout).items():
             if line := left_out(folder, files):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,19 +82,16 @@ def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
     }
 
 
-def case_folders(root: Path, read: Iterable[Path], layout: str) -> dict[Path, list[Path]]:
+def case_folders(root: Path, read: list[Path], layout: str) -> dict[Path, list[Path]]:
     """Return the folders that are searched for cases below `root`, and what of each is read; {} for a file."""
-    if not root.is_dir() or root in (read := [*read]):
+    if not root.is_dir() or (root in read and layout != "classes"):
         return {}
-    folders: dict[Path, list[Path]] = {folder: [] for folder in (_folders(root) if layout == "subfolders" else [root])}
+    folders: dict[Path, list[Path]] = {folder: [] for folder in ([root] if layout == "files" else _folders(root))}
     for path in read:
-        within = [*path.parents]
-        if layout == "subfolders" and path.is_dir():
+        if layout == "subfolders":
             folders.pop(path, None)  # one image
         if path.parent in folders:
             folders[path.parent].append(path)
-        elif root in within:
-            folders[root].append(root / path.relative_to(root).parts[0])
     return {folder: [*files, *(each for each in folders if each.parent == folder)] for folder, files in folders.items()}
 
 

@@ -144,15 +144,12 @@ def _no_labels(page: Any) -> str:
 def _through_pillow(path: Path, page: Any, dtype: np.dtype) -> np.ndarray:
     """Compressions that tifffile needs imagecodecs for: pages, numbers as they are stored and where they are stored."""
     compression = getattr(page.compression, "name", page.compression)
-    orientation = page.tags.valueof("Orientation", 1)
-    undone = {6: 8, 8: 6}.get(orientation, orientation)  # Pillow turns each page, tifffile none
     try:
         from PIL import ImageSequence
         from PIL.TiffImagePlugin import TiffImageFile
 
         with TiffImageFile(path) as file:
-            pages = (each.convert("RGB") if each.mode == "YCbCr" else each for each in ImageSequence.Iterator(file))
-            array = np.stack([as_shown(np.array(picture), undone) for picture in pages])
+            array = np.stack([_unturned(each) for each in ImageSequence.Iterator(file)])
             inverted = page.photometric == MIN_IS_WHITE and file.mode in ("1", "L")
     except (ImportError, SyntaxError, OSError, ValueError, KeyError) as error:
         if "decoder error" in str(error):
@@ -168,6 +165,13 @@ def _through_pillow(path: Path, page: Any, dtype: np.dtype) -> np.ndarray:
     if page.bitspersample in (2, 4) and page.photometric != PALETTE:
         array = array // array.dtype.type(255 // (2**page.bitspersample - 1))  # Pillow stretches them to 0..255
     return array
+
+
+def _unturned(picture: Any) -> np.ndarray:
+    """Return a page of Pillow as it is stored: Pillow turns it when it loads it, tifffile does not."""
+    orientation = picture.getexif().get(274, 1)
+    array = np.array(picture.convert("RGB") if picture.mode == "YCbCr" else picture)
+    return as_shown(array, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 def _write(array: np.ndarray, like: Image, tifffile: Any) -> bytes:
