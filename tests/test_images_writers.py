@@ -6,6 +6,7 @@ Packages that the environment of the other tests lacks come with `make test-form
 from __future__ import annotations
 
 import importlib
+import json
 import locale
 import os
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ sitk = pytest.importorskip("SimpleITK")
 tifffile = pytest.importorskip("tifffile")
 PIL_Image = pytest.importorskip("PIL.Image")
 
+from commands import refused, score  # noqa: E402
 from test_images_faults import segmentation  # noqa: E402
 
 from softdice.images.files import list_images, read_image  # noqa: E402
@@ -274,3 +276,90 @@ def test_zarr(form: int, tmp_path: Path) -> None:
     zarr.open_group(str(tmp_path / "g.zarr"), mode="w", zarr_format=form).create_group("inner")
     with pytest.raises(ValueError, match="expected an array or OME-Zarr, got a group of inner"):
         read_image(tmp_path / "g.zarr")
+
+
+CELLS = np.zeros((9, 12), np.uint8)
+CELLS[1:4, 2:6], CELLS[5:8, 1:11] = 1, 7
+"""Two rectangles of two categories."""
+
+
+def coco(path: Path, annotations: list[dict[str, Any]], *, whole: bool = True) -> Path:
+    """Annotations of two images, of which the second has none; as a data set, or as results."""
+    images = [{"id": 5, "file_name": "left/a.jpg", "height": 9, "width": 12}]
+    images += [{"id": 6, "file_name": "left/b.jpg", "height": 9, "width": 12}]
+    categories = [{"id": 1, "name": "cell"}, {"id": 7, "name": "vessel"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content if whole else annotations))
+    return path
+
+
+def regions(mask: Any, form: str) -> list[dict[str, Any]]:
+    """The rectangles of `CELLS` as polygons, as RLE, or as RLE that pycocotools compressed."""
+    corners = {1: [2, 1, 6, 1, 6, 4, 2, 4], 7: [1, 5, 11, 5, 11, 8, 1, 8]}
+    made = []
+    for number, (label, polygon) in enumerate(corners.items()):
+        runs = np.diff(np.flatnonzero(np.diff((label == CELLS).T.ravel(), prepend=0, append=0)), prepend=0).tolist()
+        small = mask.encode(np.asfortranarray((label == CELLS).astype(np.uint8)))
+        region = {
+            "polygon": [polygon],
+            "runs": {"size": [9, 12], "counts": [*runs, CELLS.size - sum(runs)]},
+            "compressed": {"size": [9, 12], "counts": small["counts"].decode()},
+        }[form]
+        box = [polygon[0], polygon[1], polygon[2] - polygon[0], polygon[5] - polygon[1]]
+        made.append({"id": number + 1, "image_id": 5, "category_id": label, "iscrowd": 0, "segmentation": region})
+        made[-1] |= {"bbox": box, "area": int((label == CELLS).sum())}
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
+@pytest.mark.parametrize("form", ["polygon", "runs", "compressed"])
+def test_coco(form: str, tmp_path: Path) -> None:
+    mask = package("pycocotools.mask")
+    truth = coco(tmp_path / "t.json", regions(mask, form))
+    theirs = package("pycocotools.coco").COCO(str(truth))
+    for number, stem in ((5, "a"), (6, "b")):
+        image = read_image(truth / str(number))
+        expected = np.zeros_like(CELLS)
+        for each in theirs.loadAnns(theirs.getAnnIds(number)):
+            expected[theirs.annToMask(each) > 0] = each["category_id"]
+        assert np.array_equal(image.array, expected)
+        assert np.array_equal(image.array, CELLS if stem == "a" else CELLS * 0)
+    assert read_image(truth / "5").names == {1: "cell", 7: "vessel"}
+
+
+def test_coco_is_scored_as_a_folder_of_images(tmp_path: Path) -> None:
+    mask = package("pycocotools.mask")
+    annotations = regions(mask, "compressed")
+    truth = coco(tmp_path / "t.json", annotations)
+    results = coco(tmp_path / "p.json", [each | {"score": 0.9} for each in annotations[:1]], whole=False)
+    (tmp_path / "masks").mkdir()
+    for stem, array in (("a", CELLS), ("b", CELLS * 0)):
+        PIL_Image.fromarray(array).save(tmp_path / "masks" / f"{stem}.png")
+    for prediction, dice in ((results, [1, 0]), (tmp_path / "masks", [1, 1])):
+        done = score(prediction, truth, "--format", "json", "--missing", "0", "--labels", "1,7", "--jobs", 2)
+        first, second = json.loads(done.stdout)["results"][0]["cases"]
+        assert [row["dice"] for row in first["classes"]] == dice
+        assert second["classes"][0]["n_ref"] == 0
+    done = score(truth, tmp_path / "masks", "--format", "json")
+    assert done.exit_code == 0
+    assert [case["case"] for case in json.loads(done.stdout)["results"][0]["cases"]] == ["a", "b"]
+    refused(score(truth, truth, "--layout", "classes"), "expected two folders, got a file of many images")
+    refused(score(truth, tmp_path / "masks", "--out", truth), "--out: expected a file that is not read")
+
+
+def test_coco_that_does_not_say_what_counts(tmp_path: Path) -> None:
+    mask = package("pycocotools.mask")
+    first, second = regions(mask, "compressed")
+    both = coco(tmp_path / "a.json", [first, second | {"segmentation": first["segmentation"]}])
+    assert "annotations of several categories that overlap in 12 pixels" in read_image(both / "5").no_labels
+    for annotation, said in (
+        (first | {"score": 0.3}, "expected annotations that all count, got scores down to 0.3. Leave out the low ones"),
+        (first | {"segmentation": []}, "expected a segmentation and a category above 0"),
+        (first | {"segmentation": {"size": [5, 5], "counts": [25]}}, "damaged: a segmentation of size"),
+    ):
+        path = coco(tmp_path / "b.json", [annotation])
+        with pytest.raises(ValueError, match=said):
+            read_image(path / "5")
+        path.unlink()
+    (tmp_path / "c.json").write_text('{"labels": {"liver": 1}}')
+    refused(score(tmp_path / "c.json", both), "expected annotations of COCO, got JSON where 'annotations' is missing")

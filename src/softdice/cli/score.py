@@ -191,6 +191,7 @@ def _check(
 
 def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
     """Both sides' pairs; a wrong path must not touch what is there. said: options that may name files."""
+    from softdice.images.files import stored
     from softdice.scoring import pair_files
     from softdice.scoring.classes import ScoreError
     from softdice.scoring.writing import check_places
@@ -207,7 +208,7 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
         if same is not None:
             raise ScoreError(f"--versus: expected other predictions than {same}, got the same.")
     pairs = {str(side): pair_files(side, task.truth, task.layout) for side in sides}
-    read = (path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path)
+    read = {stored(path) for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path}
     files = (file for path in read for file in (path.iterdir() if path.is_dir() else (path,)))
     check_places(
         task.out,

@@ -27,11 +27,11 @@ from softdice.images.image import FileError, Format, Image, is_dicom
 from softdice.validation import package
 
 __all__ = [
-    "SUFFIXES", "FileError", "Image", "image_name", "is_store", "left_out", "list_images", "read_image", "split_name",
-    "write_image",
+    "SUFFIXES", "FileError", "Image", "image_name", "is_collection", "is_store", "left_out", "list_entries",
+    "list_images", "read_image", "split_name", "stored", "write_image",
 ]  # fmt: skip
 
-SUFFIXES = tuple(sorted(BY_SUFFIX))
+SUFFIXES = tuple(sorted(suffix for suffix, format in BY_SUFFIX.items() if format.entries is None))
 """What `read_image` reads."""
 
 
@@ -60,6 +60,8 @@ def split_name(path: str | Path) -> tuple[str, str] | None:
 def image_name(path: str | Path) -> tuple[str, str] | None:
     """path -> (stem, suffix) as `split_name`; DICOM without a suffix and a folder that is one image have their name."""
     path = Path(path)
+    if stored(path) != path:
+        return path.name, stored(path).suffix.lower()
     if not path.is_dir():
         return split_name(path) or ((path.name, ".dcm") if is_dicom(path) else None)
     if is_store(path):
@@ -69,6 +71,33 @@ def image_name(path: str | Path) -> tuple[str, str] | None:
     if not inside and any(split_name(each) is None and is_dicom(each) for each in listed):
         inside = {".dcm"}
     return (path.name, inside.pop()) if len(inside) == 1 else None
+
+
+def stored(path: Path) -> Path:
+    """Return the file on disk in which an image lies: itself, or the file of many images that its path leads into."""
+    return path.parent if is_collection(path.parent) else path
+
+
+def is_collection(path: Path) -> bool:
+    """Whether a file holds many images, such as the annotations of COCO."""
+    format = BY_SUFFIX.get(path.suffix.lower())
+    return format is not None and format.entries is not None and path.is_file()
+
+
+def list_entries(path: Path, beside: Path | None = None) -> dict[str, Path]:
+    """file of many images, another that may know their names -> {stem: path of an image in it}.
+
+    Raises:
+        FileError: it is none, or cannot be read.
+    """
+    entries = BY_SUFFIX[path.suffix.lower()].entries
+    assert entries is not None
+    try:
+        return entries(path, beside if beside is not None and is_collection(beside) else None)
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(f"list_images: {path}: {_one_line(error)}") from error
 
 
 def is_store(path: Path) -> bool:

@@ -117,6 +117,8 @@ class Format:
         folder: a folder of such files is one image.
         store: such a file is itself a folder.
         beside: suffixes of files that hold the voxels of such a file.
+        entries: of a file that holds many images: path, and one beside it that may know their names -> {stem: path of
+            an image, which is the path of the file and the name in it}.
     """
 
     suffixes: tuple[str, ...]
@@ -128,6 +130,7 @@ class Format:
     folder: bool = False
     store: bool = False
     beside: tuple[str, ...] = ()
+    entries: Callable[[Path, Path | None], dict[str, Path]] | None = None
 
 
 class _Complaints(logging.Filter):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from softdice.images.files import SUFFIXES, image_name, is_store, split_name
+from softdice.images.files import SUFFIXES, image_name, is_collection, is_store, list_entries, split_name
 from softdice.images.formats import BY_SUFFIX
 from softdice.images.image import Format, is_dicom
 from softdice.scoring.classes import ScoreError
@@ -54,15 +54,23 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
     for name, path in (("PREDICTIONS", predictions), ("LABELS", truth)):
         if not path.exists():
             raise ScoreError(f"{name}: expected a file or a folder, got {str(path)!r}, which does not exist.")
-    folders = [path for path in (predictions, truth) if path.is_dir() and not is_store(path)]
+    sides = predictions, truth
+    folders = [path for path in sides if (path.is_dir() and not is_store(path)) or is_collection(path)]
     if len(folders) == 1 and image_name(folders[0]) is None:
         raise ScoreError("PREDICTIONS and LABELS: expected two files or two folders, got one of each.")
     if len(folders) < 2:
         split = image_name(truth)
         return [Pair(split[0] if split else truth.name, predictions, truth)]
+    if layout != "files" and any(map(is_collection, folders)):
+        raise ScoreError(f"--layout {layout}: expected two folders, got a file of many images. Leave the option out.")
     if layout == "classes":
         return _pair_folders(predictions, truth)
-    found = [_by_stem(folder, deep=layout == "subfolders") for folder in (predictions, truth)]
+    found = [
+        {stem: [path] for stem, path in list_entries(side, other).items()}
+        if is_collection(side)
+        else _by_stem(side, deep=layout == "subfolders")
+        for side, other in (sides, sides[::-1])
+    ]
     for path, files in zip((predictions, truth), found, strict=True):
         if not any(_format(file) for stem in files.values() for file in stem):
             advice = "Are they in folders of it? See --layout."
