@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -300,13 +300,14 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
 
 def _left_out(task: Task, pairs: dict[str, list[Pair]]) -> Iterator[str]:
     """Name what the folders hold beside the files of the pairs, a line for each folder."""
-    from softdice.images.files import left_out
+    from softdice.images.files import FileError, left_out
     from softdice.scoring.cases import class_files
     from softdice.scoring.pairing import case_folders
 
     read = [path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path]
-    if task.layout == "classes":
-        read += [file for folder in read if folder.is_dir() for file in class_files(folder).values()]
+    for folder in [path for path in read if path.is_dir()] if task.layout == "classes" else ():
+        with suppress(FileError):  # told where the case is scored
+            read += class_files(folder).values()
     for root in dict.fromkeys((*map(Path, pairs), task.truth)):
         for folder, files in case_folders(root, read, task.layout).items():
             if line := left_out(folder, files):

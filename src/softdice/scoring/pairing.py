@@ -109,7 +109,7 @@ def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
         {
             _case_name(path.relative_to(root)): path
             for path in _folders(root)
-            if any(_stem(path / name) for name in os.listdir(path))
+            if any(_stem(path, name) for name in os.listdir(path))
         }
         for root in (predictions, truth)
     ]
@@ -152,22 +152,21 @@ def _by_stem(root: Path, *, deep: bool = False) -> dict[str, list[Path]]:
         for name, path in ((image_name(entry.path), entry.path) for entry in listed if _is_series(entry)):
             assert name is not None
             found.setdefault(within + name[0], []).append(Path(path))
-        files = sorted(entry.name for entry in listed if _stem(Path(entry.path)) and _is_file(entry))
+        files = sorted(entry.name for entry in listed if _stem(folder, entry.name) and _is_file(entry))
         for file in sorted(files, key=lambda name: split_name(name) is None):
-            others = found.setdefault(within + _stem(folder / file), [])
+            others = found.setdefault(within + _stem(folder, file), [])
             if not others or split_name(file) is not None:
                 others.append(folder / file)
     return found
 
 
-def _stem(path: Path) -> str:
+def _stem(folder: Path, name: str) -> str:
     """The name without its suffix, empty where it is no image."""
-    name = path.name
     split = split_name(name)
     suffix = next((suffix for suffix in NOT_READ if name.lower().endswith(suffix)), "")
     if split or (suffix and not name.startswith(".")):
         return split[0] if split else name[: -len(suffix)]
-    return name if is_dicom(path) else ""
+    return name if is_dicom(folder / name) else ""
 
 
 def _is_series(entry: os.DirEntry[str]) -> bool:
