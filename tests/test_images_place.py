@@ -462,6 +462,24 @@ def test_no_message_has_an_address(tmp_path: Path) -> None:
         assert "0x" not in str(error.value)
 
 
+def test_a_segmentation_that_is_not_read_says_how_to_rewrite_it(tmp_path: Path) -> None:
+    big_endian = pydicom.dcmread(segmentation(tmp_path / "a.dcm", LABELS))
+    big_endian.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.2"
+    pydicom.dcmwrite(tmp_path / "b.dcm", big_endian, little_endian=False, implicit_vr=False)
+    deflated = altered(segmentation(tmp_path / "c.dcm", LABELS), lambda seg: setattr(
+        seg.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2.1.99"))  # fmt: skip
+    assert read_image(deflated).shape == LABELS.shape
+    odd = altered(
+        segmentation(tmp_path / "d.dcm", LABELS),
+        lambda seg: setattr(
+            seg.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence[0], "ImagePositionPatient", [0, 1, 2]
+        ),
+    )
+    for path in (tmp_path / "b.dcm", odd):
+        with pytest.raises(FileError, match=r"a DICOM segmentation that highdicom does not read: .*dcmconv \+te, or"):
+            read_image(path)
+
+
 def test_labels_that_are_nearly_whole_are_not_called_whole(tmp_path: Path) -> None:
     np.save(tmp_path / "p.npy", FLAT + 1e-12)
     np.save(tmp_path / "t.npy", FLAT)

@@ -136,9 +136,7 @@ def _read_segmentation(path: Path) -> Image:
         try:
             found = highdicom.seg.segread(str(path))
         except Exception as error:
-            advice = "If it is not cut off, rewrite it by dcmconv +te, or export it as NIfTI or NRRD"
-            said = str(error).rstrip(".") or type(error).__name__
-            raise FileError(f"a DICOM segmentation that highdicom does not read: {said}. {advice}") from error
+            raise _not_read(error) from error
     with closing(found._db_con):  # highdicom leaves it open
         array, affine = _volume(found)
         names = {
@@ -154,6 +152,15 @@ def _read_segmentation(path: Path) -> Image:
     return Image(np.array(array, order="F"), 3, place, header, names=names)
 
 
+def _not_read(error: Exception) -> FileError:
+    """Return the error of a segmentation at which highdicom gave up, with what to do."""
+    said = str(error).rstrip(".") or type(error).__name__
+    if "overlap" in said:
+        return FileError(f"{said}. Export one file per segment")
+    advice = "If it is not cut off, rewrite it by dcmconv +te, or export it as NIfTI or NRRD"
+    return FileError(f"a DICOM segmentation that highdicom does not read: {said}. {advice}")
+
+
 def _volume(found: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return labels, or probabilities, (x, y, z) or with a channel for each segment, and where they lie (LPS)."""
     groups = found.get("PerFrameFunctionalGroupsSequence", ())
@@ -167,9 +174,8 @@ def _volume(found: Any) -> tuple[np.ndarray, np.ndarray]:
     fractional = found.segmentation_type.value == "FRACTIONAL"
     try:
         volume = found.get_volume(combine_segments=not fractional)
-    except RuntimeError as error:
-        advice = ". Export one file per segment" if "overlap" in str(error) else ""
-        raise FileError(f"{str(error).rstrip('.')}{advice}") from error
+    except Exception as error:
+        raise _not_read(error) from error
     array, affine = np.moveaxis(volume.array, (0, 1), (2, 1)), volume.affine[:, [2, 1, 0, 3]]
     affine[:3, 2] *= _stretch(found, groups[0], array.shape[2], float(np.linalg.norm(affine[:3, 2])))
     return array[..., 0] if array.ndim > 3 and array.shape[3] == 1 else array, affine
