@@ -336,7 +336,7 @@ def test_coco_is_scored_as_a_folder_of_images(tmp_path: Path) -> None:
     for stem, array in (("a", CELLS), ("b", CELLS * 0)):
         PIL_Image.fromarray(array).save(tmp_path / "masks" / f"{stem}.png")
     for prediction, dice in ((results, [1, 0]), (tmp_path / "masks", [1, 1])):
-        done = score(prediction, truth, "--format", "json", "--missing", "0", "--labels", "1,7", "--jobs", 2)
+        done = score(prediction, truth, "--format", "json", "--missing", "0", "--labels", "1,7")
         first, second = json.loads(done.stdout)["results"][0]["cases"]
         assert [row["dice"] for row in first["classes"]] == dice
         assert second["classes"][0]["n_ref"] == 0
