@@ -5,11 +5,12 @@ DEV := .venv/.dev
 PEERS := .venv/.peers
 BROWSER := .venv/.browser
 PIPELINES := build/pipelines
+FORMATS := build/formats
 # Twice quiet: errors are shown, what pip warns of (its sources, its age) is not.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test quick test-gpu test-browser test-pipelines test-lowest dist check format notebook docs bench bench-gpu clean
+.PHONY: help demo test quick test-gpu test-browser test-pipelines test-formats test-lowest dist check format notebook docs bench bench-gpu clean
 
 help:
 	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
@@ -18,6 +19,7 @@ help:
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make test-browser  the report in Chromium, which apt-get brings where there is none; fails without"
 	@echo "make test-pipelines  nnU-Net, MONAI, mmseg and transformers with our losses, in an environment of their own in build/"
+	@echo "make test-formats  files of pynrrd, slicerio, ome-zarr and ngff-zarr, in an environment of their own in build/"
 	@echo "make test-lowest  tests with the oldest releases that pyproject.toml allows, in build/ (TORCH=floor: torch's, too)"
 	@echo "make dist    wheel and sdist, and whether they install and run alone, with every extra"
 	@echo "make check   format, lint, types, documentation"
@@ -76,6 +78,17 @@ $(PIPELINES)/.made: pyproject.toml constraints.txt
 test-pipelines: $(PIPELINES)/.made
 	SOFTDICE_REQUIRE_PIPELINES=1 $(PIPELINES)/bin/python -m pytest tests/test_pipelines.py tests/test_masks.py \
 		"tests/test_docs.py::test_docstring_examples[softdice.compat.mmseg]"
+
+# Writers of images whose files the tests read, and formats of extras that `all` leaves out.
+$(FORMATS)/.made: pyproject.toml constraints.txt
+	@test -x $(FORMATS)/bin/python || $(PYTHON) -m venv $(FORMATS)
+	@echo "Installing pynrrd, slicerio, ome-zarr and ngff-zarr into $(FORMATS); the first time takes some minutes"
+	@$(FORMATS)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[all,zarr,coco]' \
+		pytest hypothesis mpmath pynrrd==1.1.3 slicerio==1.4.0 ome-zarr==0.18.0 ngff-zarr==0.50.0
+	@touch $@
+
+test-formats: $(FORMATS)/.made
+	SOFTDICE_REQUIRE_FORMATS=1 $(FORMATS)/bin/python -m pytest tests/test_images_writers.py tests/test_images_matrix.py
 
 test-lowest:
 	@$(PYTHON) tests/lowest.py

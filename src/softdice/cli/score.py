@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,14 +57,12 @@ def score(
     round: Annotated[
         bool, typer.Option("--round", help="Round labels that are stored as nearly whole numbers.")
     ] = False,
-    resample: Annotated[
-        bool, typer.Option("--resample", help="Bring predictions to the grid of the label (NIfTI).")
-    ] = False,
+    resample: Annotated[bool, typer.Option("--resample", help="Bring predictions to the grid of the label.")] = False,
     ignore_geometry: Annotated[
         bool, typer.Option("--ignore-geometry", help="Compare voxels by position, whatever the affines say.")
     ] = False,
     transpose: Annotated[
-        bool, typer.Option("--transpose", help="The rows of 2-D predictions are the columns of the labels.")
+        bool, typer.Option("--transpose", help="Axes of predictions stand in reversed order: rows are columns.")
     ] = False,
     layout: Annotated[
         str,
@@ -210,6 +208,7 @@ def _check(
 
 def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
     """Both sides' pairs; a wrong path must not touch what is there. said: options that may name files."""
+    from softdice.images.files import stored
     from softdice.scoring import pair_files
     from softdice.scoring.classes import ScoreError
     from softdice.scoring.writing import check_places
@@ -226,7 +225,7 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
         if same is not None:
             raise ScoreError(f"--versus: expected other predictions than {same}, got the same.")
     pairs = {str(side): pair_files(side, task.truth, task.layout) for side in sides}
-    read = (path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path)
+    read = {stored(path) for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path}
     files = (file for path in read for file in (path.iterdir() if path.is_dir() else (path,)))
     check_places(
         task.out,
@@ -306,6 +305,8 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
     empty = sum(prediction == "" for table in tables.values() for prediction in table.predictions)
     if empty:
         print(f"Without a prediction, scored as an empty one: {empty} of {total}", file=sys.stderr)
+    for line in _left_out(task, pairs):
+        print(shown(line), file=sys.stderr)
     errors = [error for table in tables.values() for error in table.errors]
     if errors:
         print(f"Not scored: {len(errors)} of {total}", *map(shown, errors), sep="\n  ", file=sys.stderr)
@@ -315,6 +316,22 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
         print(f"Stopped after {done} of {total}: these are the scores so far.", file=sys.stderr)
         return 130
     return 1 if errors else 0
+
+
+def _left_out(task: Task, pairs: dict[str, list[Pair]]) -> Iterator[str]:
+    """Name what the folders hold beside the files of the pairs, a line for each folder."""
+    from softdice.images.files import FileError, left_out
+    from softdice.scoring.cases import class_files
+    from softdice.scoring.pairing import case_folders
+
+    read = [path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path]
+    for folder in [path for path in read if path.is_dir()] if task.layout == "classes" else ():
+        with suppress(FileError):  # told where the case is scored
+            read += class_files(folder).values()
+    for root in dict.fromkeys((*map(Path, pairs), task.truth)):
+        for folder, files in case_folders(root, read, task.layout).items():
+            if line := left_out(folder, files):
+                yield line
 
 
 def _cases(

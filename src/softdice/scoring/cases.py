@@ -11,7 +11,17 @@ import numpy as np
 
 from softdice.images.files import Image, list_images, read_image, split_name
 from softdice.images.formats import BY_SUFFIX
-from softdice.images.geometry import apart, check_inverse, check_same_place, extended, one_shape, overlap, same_place
+from softdice.images.geometry import (
+    apart,
+    check_inverse,
+    check_same_place,
+    extended,
+    one_frame,
+    one_shape,
+    overlap,
+    reversed_shape,
+    same_place,
+)
 from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.classes import OBJECTS, Options, ScoreError
@@ -229,13 +239,13 @@ def _on_grid(
 ) -> np.ndarray:
     """The prediction on the grid of the truth."""
     a, b, shape = prediction_image.affine, truth_image.affine, truth_image.shape
-    flat = p if p.ndim < 3 else p.reshape([n for n in p.shape if n != 1])
+    long = p.reshape([n for n in p.shape if n != 1])
     if options.transpose:
-        if flat.ndim != 2:
-            raise ScoreError(f"{prediction}: --transpose: expected an image of 2 axes, got shape {p.shape}.")
-        p = flat.T
-    placed = prediction_image.placed and truth_image.placed
-    if options.resample and placed and a is not None and b is not None and p.ndim == len(shape) == 3:
+        if long.ndim not in (2, 3):
+            raise ScoreError(f"{prediction}: --transpose: expected an image of 2 or 3 axes, got shape {p.shape}.")
+        p = long.T
+    placed = one_frame(prediction_image, truth_image) and p.ndim <= 3 and len(shape) <= 3
+    if options.resample and placed and a is not None and b is not None:
         if same_place(prediction_image, truth_image):
             return p.reshape(shape)
         check_inverse(prediction, prediction_image, truth, truth_image)
@@ -243,16 +253,19 @@ def _on_grid(
             raise ScoreError(f"{prediction}: --resample: expected {apart(truth, p.shape == shape)}")
         return resampled(p, a, b, shape)
     if not one_shape(p.shape, shape):
-        hint = " --resample brings it to the grid of the label." if placed and p.ndim == 3 else ""
-        if flat.ndim == 2 and one_shape(flat.T.shape, shape):
+        hint = " --resample brings it to the grid of the label." if placed else ""
+        if not placed and reversed_shape(p.shape, shape):
             hint = " --transpose swaps its axes."
-        if flat.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
+        if long.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
             hint = " Of probabilities of several classes save the argmax, or one file per class."
+        for path, image in ((prediction, prediction_image), (truth, truth_image)):
+            if image.place.partial and not placed:
+                hint = f" {path.name} leaves out what holds nothing: export it on the whole grid of its image."
         raise ScoreError(f"{prediction}: expected shape {shape} as in {truth.name}, got {p.shape}.{hint}")
     if not (options.ignore_geometry or options.transpose):
-        or_else = ", --transpose if the rows of one are the columns of the other" if flat.ndim == 2 else ""
         advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
-        check_same_place(prediction, prediction_image, truth, truth_image, advice=advice, or_else=or_else)
+        transpose = "Pass --transpose, which reverses the axes of the prediction."
+        check_same_place(prediction, prediction_image, truth, truth_image, advice=advice, transpose=transpose)
     return p.reshape(shape)
 
 
@@ -260,6 +273,9 @@ def resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, sha
     """Nearest voxel for labels, linear for probabilities; 0 outside the prediction, which its outermost voxels fill."""
     from scipy.ndimage import affine_transform
 
+    if p.ndim < 3 or len(shape) < 3:
+        volumes = [(*each, *[1] * (3 - len(each))) for each in (p.shape, shape)]
+        return resampled(p.reshape(volumes[0]), from_affine, to_affine, volumes[1]).reshape(shape)
     matrix = np.round(np.linalg.inv(from_affine) @ to_affine, 9)  # an exact flip stays exact
     source = p.astype(np.uint8) if p.dtype.kind == "b" else p
     if p.dtype.kind != "f":

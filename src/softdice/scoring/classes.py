@@ -51,7 +51,7 @@ class Options:
         soft: a float prediction counts with its probability: soft Dice, 2 sum(p t) / (sum(p) + sum(t)).
         resample: a prediction on another grid is brought to the grid of the reference, by its affine.
         ignore_geometry: voxels are compared by position whatever the affines say.
-        transpose: the same, after the two axes of a 2-D prediction were swapped.
+        transpose: the same, after the axes of the prediction were reversed.
         empty: score of a class that is in neither map of a case: nan, which is in no mean, or 1.
         missing: a reference without prediction: "skip", which lists it as not scored, or "0", an empty prediction.
         metrics: scores beside Dice and IoU, of `METRICS`.
