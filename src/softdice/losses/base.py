@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
+from softdice.costs import Cost
 from softdice.parallel import dtensor
 from softdice.statistics import check
 from softdice.statistics.api import OverlapStatistics, measure
@@ -30,6 +31,14 @@ class Loss(nn.Module):
 
     num_classes: int
     ignore_index: int | None = None
+    # what `softdice.losses.settings.adopt` keeps
+    cost: Cost
+    pooling: str
+    absent: str
+    reduction: str
+    classes: tuple[int, ...] | None
+    class_weight: Tensor | None
+    group: Any
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
