@@ -407,9 +407,11 @@ def running(group: int) -> list[str]:
 
 def test_a_parent_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     """S19"""
-    for case in range(60):
-        for part in "pt":
-            save(tmp_path / part / f"case_{case}.npy", np.zeros((1000, 3000), np.float64))
+    large = save(tmp_path / "large.npy", np.zeros((1000, 3000), np.float64))
+    for part in "pt":
+        (tmp_path / part).mkdir()
+        for case in range(60):
+            os.link(large, tmp_path / part / f"case_{case}.npy")
     out = tmp_path / "o.csv"
     command = [sys.executable, "-m", "softdice", "score", tmp_path / "p", tmp_path / "t", "--jobs", "2", "--out", out]
     process = subprocess.Popen([str(part) for part in command], start_new_session=True, stderr=subprocess.DEVNULL)
@@ -435,9 +437,10 @@ def test_ctrl_c_in_the_first_seconds(how: str, after_s: float, folders: tuple[Pa
             "import sys\nfrom softdice.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
         )
         start = [sys.executable, str(script)]
+    large = save(folders[0].parent / "large.npy", np.zeros((700, 900)))
     for case in range(4, 40):
         for folder in folders:
-            save(folder / f"case_{case}.npy", np.zeros((700, 900)))
+            os.link(large, folder / f"case_{case}.npy")
     command = [*start, "score", *map(str, folders), "--jobs", "2", "--format", "csv"]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
