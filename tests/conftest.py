@@ -36,13 +36,21 @@ without `test_`."""
 SLOW_WORDS = ("compiles", "opcheck", "ranks", "without_torchmetrics")
 """And single tests elsewhere, by a word in their names."""
 
+LONG = ("triton", "triton_compile")
+"""Files that take longest, which begin first: not last, on one of two cores."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem.removeprefix("test_") in SLOW or any(word in item.name for word in SLOW_WORDS):
+        name, apart = file_of(item), {mark.name for mark in item.iter_markers()} & {"peers", "triton"}
+        if name in SLOW or apart or any(word in item.name for word in SLOW_WORDS):
             item.add_marker("slow")
-    # Minutes each, or minutes together: not last, on one of two cores.
-    items.sort(key=lambda item: "under_the_interpreter" not in item.name and item.path.stem != "test_triton_compile")
+    items.sort(key=lambda item: LONG.index(name) if (name := file_of(item)) in LONG else len(LONG))
+
+
+def file_of(item: pytest.Item) -> str:
+    """Return the name of its file, without `test_`."""
+    return item.path.stem.removeprefix("test_")
 
 
 settings.register_profile(

@@ -1,4 +1,6 @@
-"""The Triton kernels on CPU tensors: tests/test_triton.py runs this file in a process with TRITON_INTERPRET=1.
+"""The Triton kernels on CPU tensors, in a process with TRITON_INTERPRET=1.
+
+`make test` runs a representative set, through tests/test_triton.py; `make test-triton` runs all, the marked ones too.
 
 Each test asserts that the kernels were launched. Shapes are small and odd; tiles are those of the table, so that most
 of them are partly empty.
@@ -55,16 +57,33 @@ def assert_agreement(input: Tensor, target: Tensor, tolerance: float, **options:
     assert (gradient.double() - exact_gradient).abs().max() <= tolerance * scale
 
 
+def beyond(*values: Any) -> Any:
+    """Return a parameter that `make test` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.triton)
+
+
+def every_sixth(cases: list[Any]) -> list[Any]:
+    """Mark the other cases as beyond the representative set."""
+    others = (case._replace(marks=[pytest.mark.triton]) if n % 6 else case for n, case in enumerate(cases))
+    return list(others)
+
+
 class TestAgreement:
+    @pytest.mark.parametrize("examples", [3, beyond(20)])
     @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-    def test_drawn_problems(self, activation: str) -> None:
-        test_agreement.agree_on_drawn("triton", activation, hard=False, examples=20, shrink=False, most_elements=1500)
+    def test_drawn_problems(self, activation: str, examples: int) -> None:
+        limits = {"shrink": False, "most_elements": 1500}
+        test_agreement.agree_on_drawn("triton", activation, hard=False, examples=examples, **limits)
 
+    @pytest.mark.parametrize("examples", [4, beyond(40)])
     @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-    def test_drawn_hard_values(self, activation: str) -> None:
-        test_agreement.agree_on_drawn("triton", activation, hard=True, examples=40, shrink=False, most_elements=1000)
+    def test_drawn_hard_values(self, activation: str, examples: int) -> None:
+        limits = {"shrink": False, "most_elements": 1000}
+        test_agreement.agree_on_drawn("triton", activation, hard=True, examples=examples, **limits)
 
-    @pytest.mark.parametrize(("row", "backend", "dtype"), hard_cases(["triton"], one_dtype=True, classes=(3, 14)))
+    @pytest.mark.parametrize(
+        ("row", "backend", "dtype"), every_sixth(hard_cases(["triton"], one_dtype=True, classes=(3, 14)))
+    )
     def test_hard_values(self, row: Any, backend: str, dtype: torch.dtype) -> None:
         fields = ("intersection", "difference", "cross_entropy", "focal")
         test_agreement.assert_hard_values(row, backend, dtype, fields)

@@ -535,6 +535,7 @@ def agrees_with_panoptica(p: np.ndarray, t: np.ndarray, threshold: float) -> lis
     return ours
 
 
+@pytest.mark.peers
 def test_panoptica_on_random_pairs() -> None:
     """500 pairs, half of them in 2-D."""
     between = 0
