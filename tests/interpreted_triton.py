@@ -88,7 +88,7 @@ class TestAgreement:
         fields = ("intersection", "difference", "cross_entropy", "focal")
         test_agreement.assert_hard_values(row, backend, dtype, fields)
 
-    @pytest.mark.parametrize("C", [130, 1024])
+    @pytest.mark.parametrize("C", [130, beyond(1024)])
     @pytest.mark.parametrize(
         ("activation", "dense", "options"),
         [
@@ -112,7 +112,7 @@ class TestAgreement:
         assert_agreement(*case(5, "softmax", False), 1e-12, activation="softmax", fields=fields)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    @pytest.mark.parametrize("C", [1, 4, 20])
+    @pytest.mark.parametrize("C", [1, 4, beyond(20)])
     @pytest.mark.parametrize("channels_last", [False, True])
     def test_half_precision(self, dtype: torch.dtype, C: int, channels_last: bool) -> None:
         input, target = case(C, "sigmoid", False, S=(9, 33), dtype=dtype)
@@ -170,6 +170,7 @@ class TestAgreement:
         assert steps == 3
         assert_agreement(*case(2, "softmax", False, B=1, S=(V,), dtype=torch.float32), 2e-6, activation="softmax")
 
+    @pytest.mark.triton
     def test_counts_beyond_the_whole_numbers_of_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(launch.FORWARD, (1, 4), launch.Tile(1 << 16))  # tiles so large for the interpreter's sake
         V = 2**24 + 2
@@ -257,6 +258,7 @@ class TestInvariants:
 
 
 class TestOperators:
+    @pytest.mark.triton
     @pytest.mark.parametrize(
         ("dense", "activation", "unions"),
         [(False, "softmax", False), (True, "softmax", True), (True, "sigmoid", False)],
@@ -286,6 +288,7 @@ class TestOperators:
             (expected,) = torch.autograd.grad(stats.intersection.sum(), input)
         assert (found - expected).abs().max() <= 1e-14 * expected.abs().max()
 
+    @pytest.mark.triton
     def test_second_derivatives_come_from_the_reference(self) -> None:
         input, target = case(3, "softmax", True, S=(4,), B=1)
         loss = softdice.SoftDiceLoss(3, activation="softmax")
@@ -310,8 +313,8 @@ class TestOperators:
             (expected,) = torch.autograd.grad(loss(conv(features), target), features)
         assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
 
-    @pytest.mark.parametrize("bad", ["label", "probability", "weight", "dense"])
-    @pytest.mark.parametrize("unions", [False, True])
+    @pytest.mark.parametrize("bad", ["label", beyond("probability"), "weight", beyond("dense")])
+    @pytest.mark.parametrize("unions", [False, beyond(True)])
     def test_values_out_of_range(self, bad: str, unions: bool) -> None:
         input, target = case(3, "none", bad == "dense", S=(40, 40), dtype=torch.float32)
         weight = torch.ones(2, 40, 40)
@@ -329,6 +332,7 @@ class TestOperators:
             softdice.overlap_statistics(input, target, **options)
         softdice.overlap_statistics(input, target, **options, validate=False)
 
+    @pytest.mark.triton
     def test_half_precision_logits_under_autocast_and_a_scaler(self, launches: list[str]) -> None:
         """float16 logits are not cast; gradients below its range come back when the loss is scaled."""
         input, target = case(2, "softmax", False, B=1, S=(40_000,), dtype=torch.float16)
@@ -374,7 +378,9 @@ class TestTrial:
         with softdice.use_backend("auto"):
             yield
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize(
+        "dtype", [torch.float32, beyond(torch.float64), beyond(torch.float16), beyond(torch.bfloat16)]
+    )
     @pytest.mark.parametrize("activation, dense", [("softmax", False), ("sigmoid", True), ("none", False)])
     def test_the_right_kernels_pass_once(
         self, dtype: torch.dtype, activation: str, dense: bool, launches: list[str]
@@ -434,6 +440,7 @@ class TestTrial:
         with pytest.warns(RuntimeWarning, match="got an error of softdice: KeyError: 'no such term'"):
             softdice.overlap_statistics(input, target, activation="softmax")
 
+    @pytest.mark.triton
     def test_softdice_check_shows_it(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         from softdice.cli.check import check
 
