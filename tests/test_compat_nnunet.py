@@ -150,6 +150,7 @@ def _rank(rank: int, store: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.peers
 def test_batch_dice_over_two_ranks(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_rank, args=(str(tmp_path / "store"),), nprocs=2)
 

@@ -346,6 +346,7 @@ def real(*parts: str) -> np.ndarray:
     return np.asarray(pytest.importorskip("nibabel").load(path).dataobj).astype(np.uint8)
 
 
+@pytest.mark.peers
 def test_monai_on_organs() -> None:
     p, t = (real("totalsegmentator", f"{name}.nii.gz") for name in ("example_seg_fast", "example_seg"))
     seen = sorted({*np.unique(p)} | {*np.unique(t)})

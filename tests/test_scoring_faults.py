@@ -13,8 +13,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pytest
@@ -287,6 +290,18 @@ def test_a_summary_of_nnunet_is_not_replaced(folders: tuple[Path, Path], tmp_pat
     assert score(*options, "--overwrite").exit_code == 0
 
 
+@contextlib.contextmanager
+def standard_output(file: TextIO) -> Iterator[None]:
+    """Send what this process writes to its standard output into a file."""
+    before = os.dup(1)
+    os.dup2(file.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+
+
 def test_devices_and_links_are_written_into(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """S1"""
     expected = score(*folders, "--format", "csv").stdout
@@ -298,17 +313,22 @@ def test_devices_and_links_are_written_into(folders: tuple[Path, Path], tmp_path
         assert (tmp_path / name).is_symlink()
         assert whole.read_text() == expected
     os.mkfifo(tmp_path / "pipe")
-    command = [sys.executable, "-m", "softdice", "score", *folders, "--format", "csv", "--out", tmp_path / "pipe"]
-    with subprocess.Popen([str(part) for part in command]) as process:
-        assert (tmp_path / "pipe").read_text() == expected
-    assert process.returncode == 0
+    command = (*folders, "--format", "csv", "--out")
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit((tmp_path / "pipe").read_text)
+        assert score(*command, tmp_path / "pipe").exit_code == 0
+        assert read.result() == expected
     assert (tmp_path / "pipe").is_fifo()
-    command = [*map(str, command[:-1]), "/dev/stdout"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == expected
     with (tmp_path / "redirected").open("a") as file:
         file.write("before\n")
         file.flush()
-        subprocess.run(command, stdout=file, check=True)
+        with standard_output(file):
+            assert score(*command, "/dev/stdout").exit_code == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "softdice", "score", *map(str, command), "/dev/stdout"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == expected
     assert (tmp_path / "redirected").read_text() == "before\n" + expected
     assert not list(tmp_path.glob("*.partial"))
 
