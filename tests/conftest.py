@@ -36,7 +36,10 @@ without `test_`."""
 SLOW_WORDS = ("compiles", "opcheck", "ranks", "without_torchmetrics")
 """And single tests elsewhere, by a word in their names."""
 
-LONG = ("triton", "triton_compile")
+LONG = (
+    "training_torchrun", "scoring_faults", "triton", "environments", "agreement", "scoring_torchrun", "training_faults",
+    "training_run", "notebook", "distributed", "distributed_dtensor", "scoring",
+)  # fmt: skip
 """Files that take longest, which begin first: not last, on one of two cores."""
 
 
