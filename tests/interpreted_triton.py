@@ -102,6 +102,7 @@ class TestAgreement:
         input, target = case(C, activation, dense, B=1, S=(19,), dtype=torch.float32)
         assert_agreement(input, target, 2e-6, activation=activation, **options)
 
+    @pytest.mark.triton
     def test_more_regions_than_a_launch_takes(self, launches: list[str]) -> None:
         regions = tuple((r % 5, 5 + r % 3) for r in range(cuda.REGIONS + 3))
         assert_agreement(*case(8, "softmax", False, S=(9,)), 1e-12, activation="softmax", regions=regions)
@@ -192,6 +193,7 @@ class TestInvariants:
         assert torch.allclose(shifted_sums, sums, rtol=1e-13, atol=0)
         assert (shifted - gradient).abs().max() <= 1e-13 * gradient.abs().max()
 
+    @pytest.mark.triton
     def test_classes_change_places(self) -> None:
         input, target = case(4, "softmax", False)
         order = torch.tensor([2, 0, 3, 1])
@@ -200,6 +202,7 @@ class TestInvariants:
         for name in FIELDS:
             assert torch.allclose(getattr(moved, name), getattr(stats, name)[:, order], rtol=1e-13, atol=0)
 
+    @pytest.mark.triton
     def test_halves_add_up(self) -> None:
         input, target = case(3, "sigmoid", True)
         whole = softdice.overlap_statistics(input, target, activation="sigmoid")

@@ -368,11 +368,13 @@ def test_a_file_of_another_kind_in_the_place_of_the_journal(folders: tuple[Path,
         assert (tmp_path / "o.csv.partial").read_text() == text
 
 
+QUICK = {"NUMBA_DISABLE_JIT": "1"}
+"""For processes that score a few voxels: loading Numba takes a third of their time."""
+
 KILLING = """
 import os, sys
 from pathlib import Path
-from softdice.scoring import cases, runner
-from softdice.cli.app import app
+from softdice.scoring import runner
 def deadly(prediction, truth, options, case, score=runner.score_pair):
     if case == "case_2" and (sys.argv[-1] == "always" or not Path("once").exists()):
         Path("once").touch()
@@ -380,6 +382,7 @@ def deadly(prediction, truth, options, case, score=runner.score_pair):
     return score(prediction, truth, options, case)
 runner.score_pair = deadly
 if __name__ == "__main__":
+    from softdice.cli.app import app
     sys.exit(app(["score", "p", "t", "--jobs", "2", "--format", "csv"]))
 """
 
@@ -390,8 +393,9 @@ def test_a_worker_that_is_killed_loses_its_own_case_at_most(when: str, folders: 
     script = folders[0].parent / "main.py"
     script.write_text(KILLING)
     done = subprocess.run(
-        [sys.executable, script, when], capture_output=True, text=True, cwd=script.parent, check=False
-    )
+        [sys.executable, script, when], capture_output=True, text=True, cwd=script.parent, check=False,
+        env=os.environ | QUICK,
+    )  # fmt: skip
     lines = score(*folders, "--format", "csv").stdout.splitlines()
     if when == "once":
         assert (done.returncode, done.stdout.splitlines()) == (0, lines)
@@ -402,9 +406,11 @@ def test_a_worker_that_is_killed_loses_its_own_case_at_most(when: str, folders: 
         assert "case_2.npy: the process that scored it was ended" in done.stderr
 
 
-def test_workers_that_are_killed_between_two_cases(folders: tuple[Path, Path]) -> None:
+def test_workers_that_are_killed_between_two_cases(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from softdice.scoring import Options, pair_files, run
 
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
     for case in range(4, 16):
         for folder, array in zip(folders, maps(case), strict=True):
             save(folder / f"case_{case}.npy", array)
