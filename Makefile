@@ -8,13 +8,17 @@ PIPELINES := build/pipelines
 FORMATS := build/formats
 # Twice quiet: errors are shown, what pip warns of (its sources, its age) is not.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+# A file stays on one core, with what its tests share; tests/conftest.py has the long files begin first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test quick test-gpu test-browser test-pipelines test-formats test-lowest dist check format notebook docs bench bench-gpu clean
+.PHONY: help demo test test-peers test-triton quick test-gpu test-browser test-pipelines test-formats test-lowest dist check format notebook docs bench bench-gpu clean
 
 help:
 	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
 	@echo "make test    the test suite"
+	@echo "make test-peers  other libraries' losses and scores beside ours, on many random cases"
+	@echo "make test-triton  all of Triton's kernels, interpreted and compiled; make test has a representative set"
 	@echo "make quick   what a change of the core should pass first: no peers, no files, no processes"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make test-browser  the report in Chromium, which apt-get brings where there is none; fails without"
@@ -45,10 +49,17 @@ demo: $(DEV)
 	$(BIN)/softdice train --out demo --max-minutes 3
 
 test: $(DEV) $(PEERS)
-	$(BIN)/python -m pytest -n 2 --ignore tests/test_scoring_browser.py --ignore tests/test_pipelines.py
+	$(PYTEST) -m "not peers and not triton" --ignore tests/test_scoring_browser.py --ignore tests/test_pipelines.py
+
+test-peers: $(DEV) $(PEERS)
+	$(PYTEST) -m peers
+
+test-triton: $(DEV)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/interpreted_triton.py
+	$(BIN)/python -m pytest -n 2 -m triton tests/test_triton_compile.py
 
 quick: $(DEV)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-gpu: $(DEV)
 	SOFTDICE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/test_triton_gpu.py

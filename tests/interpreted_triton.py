@@ -1,4 +1,6 @@
-"""The Triton kernels on CPU tensors: tests/test_triton.py runs this file in a process with TRITON_INTERPRET=1.
+"""The Triton kernels on CPU tensors, in a process with TRITON_INTERPRET=1.
+
+`make test` runs a representative set, through tests/test_triton.py; `make test-triton` runs all, the marked ones too.
 
 Each test asserts that the kernels were launched. Shapes are small and odd; tiles are those of the table, so that most
 of them are partly empty.
@@ -56,21 +58,38 @@ def assert_agreement(input: Tensor, target: Tensor, tolerance: float, **options:
     assert (gradient.double() - exact_gradient).abs().max() <= tolerance * scale
 
 
+def beyond(*values: Any) -> Any:
+    """Return a parameter that `make test` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.triton)
+
+
+def every_sixth(cases: list[Any]) -> list[Any]:
+    """Mark the other cases as beyond the representative set."""
+    others = (case._replace(marks=[pytest.mark.triton]) if n % 6 else case for n, case in enumerate(cases))
+    return list(others)
+
+
 class TestAgreement:
+    @pytest.mark.parametrize("examples", [3, beyond(20)])
     @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-    def test_drawn_problems(self, activation: str) -> None:
-        test_agreement.agree_on_drawn("triton", activation, hard=False, examples=20, shrink=False, most_elements=1500)
+    def test_drawn_problems(self, activation: str, examples: int) -> None:
+        limits = {"shrink": False, "most_elements": 1500}
+        test_agreement.agree_on_drawn("triton", activation, hard=False, examples=examples, **limits)
 
+    @pytest.mark.parametrize("examples", [4, beyond(40)])
     @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-    def test_drawn_hard_values(self, activation: str) -> None:
-        test_agreement.agree_on_drawn("triton", activation, hard=True, examples=40, shrink=False, most_elements=1000)
+    def test_drawn_hard_values(self, activation: str, examples: int) -> None:
+        limits = {"shrink": False, "most_elements": 1000}
+        test_agreement.agree_on_drawn("triton", activation, hard=True, examples=examples, **limits)
 
-    @pytest.mark.parametrize(("row", "backend", "dtype"), hard_cases(["triton"], one_dtype=True, classes=(3, 14)))
+    @pytest.mark.parametrize(
+        ("row", "backend", "dtype"), every_sixth(hard_cases(["triton"], one_dtype=True, classes=(3, 14)))
+    )
     def test_hard_values(self, row: Any, backend: str, dtype: torch.dtype) -> None:
         fields = ("intersection", "difference", "cross_entropy", "focal")
         test_agreement.assert_hard_values(row, backend, dtype, fields)
 
-    @pytest.mark.parametrize("C", [130, 1024])
+    @pytest.mark.parametrize("C", [130, beyond(1024)])
     @pytest.mark.parametrize(
         ("activation", "dense", "options"),
         [
@@ -84,6 +103,7 @@ class TestAgreement:
         input, target = case(C, activation, dense, B=1, S=(19,), dtype=torch.float32)
         assert_agreement(input, target, 2e-6, activation=activation, **options)
 
+    @pytest.mark.triton
     def test_more_regions_than_a_launch_takes(self, launches: list[str]) -> None:
         regions = tuple((r % 5, 5 + r % 3) for r in range(cuda.REGIONS + 3))
         assert_agreement(*case(8, "softmax", False, S=(9,)), 1e-12, activation="softmax", regions=regions)
@@ -94,7 +114,7 @@ class TestAgreement:
         assert_agreement(*case(5, "softmax", False), 1e-12, activation="softmax", fields=fields)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    @pytest.mark.parametrize("C", [1, 4, 20])
+    @pytest.mark.parametrize("C", [1, 4, beyond(20)])
     @pytest.mark.parametrize("channels_last", [False, True])
     def test_half_precision(self, dtype: torch.dtype, C: int, channels_last: bool) -> None:
         input, target = case(C, "sigmoid", False, S=(9, 33), dtype=dtype)
@@ -152,6 +172,7 @@ class TestAgreement:
         assert steps == 3
         assert_agreement(*case(2, "softmax", False, B=1, S=(V,), dtype=torch.float32), 2e-6, activation="softmax")
 
+    @pytest.mark.triton
     def test_counts_beyond_the_whole_numbers_of_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(launch.FORWARD, (1, 4), launch.Tile(1 << 16))  # tiles so large for the interpreter's sake
         V = 2**24 + 2
@@ -173,6 +194,7 @@ class TestInvariants:
         assert torch.allclose(shifted_sums, sums, rtol=1e-13, atol=0)
         assert (shifted - gradient).abs().max() <= 1e-13 * gradient.abs().max()
 
+    @pytest.mark.triton
     def test_classes_change_places(self) -> None:
         input, target = case(4, "softmax", False)
         order = torch.tensor([2, 0, 3, 1])
@@ -181,6 +203,7 @@ class TestInvariants:
         for name in FIELDS:
             assert torch.allclose(getattr(moved, name), getattr(stats, name)[:, order], rtol=1e-13, atol=0)
 
+    @pytest.mark.triton
     def test_halves_add_up(self) -> None:
         input, target = case(3, "sigmoid", True)
         whole = softdice.overlap_statistics(input, target, activation="sigmoid")
@@ -239,6 +262,7 @@ class TestInvariants:
 
 
 class TestOperators:
+    @pytest.mark.triton
     @pytest.mark.parametrize(
         ("dense", "activation", "unions"),
         [(False, "softmax", False), (True, "softmax", True), (True, "sigmoid", False)],
@@ -268,6 +292,7 @@ class TestOperators:
             (expected,) = torch.autograd.grad(stats.intersection.sum(), input)
         assert (found - expected).abs().max() <= 1e-14 * expected.abs().max()
 
+    @pytest.mark.triton
     def test_second_derivatives_come_from_the_reference(self) -> None:
         input, target = case(3, "softmax", True, S=(4,), B=1)
         loss = softdice.SoftDiceLoss(3, activation="softmax")
@@ -292,8 +317,8 @@ class TestOperators:
             (expected,) = torch.autograd.grad(loss(conv(features), target), features)
         assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
 
-    @pytest.mark.parametrize("bad", ["label", "probability", "weight", "dense"])
-    @pytest.mark.parametrize("unions", [False, True])
+    @pytest.mark.parametrize("bad", ["label", beyond("probability"), "weight", beyond("dense")])
+    @pytest.mark.parametrize("unions", [False, beyond(True)])
     def test_values_out_of_range(self, bad: str, unions: bool) -> None:
         input, target = case(3, "none", bad == "dense", S=(40, 40), dtype=torch.float32)
         weight = torch.ones(2, 40, 40)
@@ -311,6 +336,7 @@ class TestOperators:
             softdice.overlap_statistics(input, target, **options)
         softdice.overlap_statistics(input, target, **options, validate=False)
 
+    @pytest.mark.triton
     def test_half_precision_logits_under_autocast_and_a_scaler(self, launches: list[str]) -> None:
         """float16 logits are not cast; gradients below its range come back when the loss is scaled."""
         input, target = case(2, "softmax", False, B=1, S=(40_000,), dtype=torch.float16)
@@ -361,7 +387,9 @@ class TestTrial:
         with softdice.use_backend("auto"):
             yield
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize(
+        "dtype", [torch.float32, beyond(torch.float64), beyond(torch.float16), beyond(torch.bfloat16)]
+    )
     @pytest.mark.parametrize("activation, dense", [("softmax", False), ("sigmoid", True), ("none", False)])
     def test_the_right_kernels_pass_once(
         self, dtype: torch.dtype, activation: str, dense: bool, launches: list[str]
@@ -421,6 +449,7 @@ class TestTrial:
         with pytest.warns(RuntimeWarning, match="got an error of softdice: KeyError: 'no such term'"):
             softdice.overlap_statistics(input, target, activation="softmax")
 
+    @pytest.mark.triton
     def test_softdice_check_shows_it(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         from softdice.cli.check import check
 

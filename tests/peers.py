@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from conftest import BACKENDS
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -31,6 +33,11 @@ def smp_losses() -> Any:
         for part in ("dice", "jaccard", "tversky", "focal", "soft_ce", "soft_bce", "mcc", "lovasz"):
             importlib.import_module(f"{name}.{part}")
     return sys.modules[name]
+
+
+def configurations(test: Any) -> Any:
+    """Mark a test that draws options for another library's loss: `make test-peers` runs it."""
+    return pytest.mark.peers(settings(max_examples=200)(test))
 
 
 @dataclass

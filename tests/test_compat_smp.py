@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from peers import Case, agree, cases, smp_losses
+from peers import Case, agree, cases, configurations, smp_losses
 from torch import Tensor
 
 from softdice.compat import smp as ours
 
 theirs = smp_losses()
-configurations = settings(max_examples=200)
 flags = st.booleans()
 MODES = ("binary", "multiclass", "multilabel")
 

@@ -353,6 +353,7 @@ def agrees_with_monai(p: np.ndarray, t: np.ndarray, classes: int, spacing: tuple
     return int(rows[0][0].isfinite().sum())
 
 
+@pytest.mark.peers
 def test_monai_on_random_pairs() -> None:
     """500 masks in 115 pairs, half of them in 2-D."""
     compared = 0
@@ -372,6 +373,7 @@ def real(*parts: str) -> np.ndarray:
     return np.asarray(pytest.importorskip("nibabel").load(path).dataobj).astype(np.uint8)
 
 
+@pytest.mark.peers
 def test_monai_on_organs() -> None:
     p, t = (real("totalsegmentator", f"{name}.nii.gz") for name in ("example_seg_fast", "example_seg"))
     seen = sorted({*np.unique(p)} | {*np.unique(t)})
@@ -411,6 +413,7 @@ def deepmind(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pytest.importorskip("surface_distance", reason="surface-distance is not installed: run make test")
 
 
+@pytest.mark.peers
 def test_deepmind(deepmind: Any) -> None:
     """Surface Dice at two tolerances, robust Hausdorff, and the mean of each direction, of 500 masks in 180 pairs."""
     compared = 0

@@ -7,7 +7,6 @@ import math
 import os
 import pickle
 import re
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -421,17 +420,17 @@ def test_mistakes(score: Any, change: dict[str, Any], text: str) -> None:
         score(**{**arguments, **change})
 
 
-def test_what_is_not_installed_is_named() -> None:
-    code = (
-        "import sys; sys.modules |= {'cc3d': None, 'skimage': None}\nimport torch, softdice.metrics as metrics\n"
-        "for score in (metrics.lesion_dice, metrics.centreline_dice):\n"
-        "    try:\n        score(*torch.ones(2, 1, 3, 3).long(), num_classes=1)\n"
-        "    except ModuleNotFoundError as error:\n        print(error)\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    "score, package, name",
+    [(lesion_dice, "connected-components-3d", "cc3d"), (centreline_dice, "scikit-image", "skimage")],
+)
+def test_what_is_not_installed_is_named(score: Any, package: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name, *(each for each in sys.modules if each.startswith(f"{name}."))]:
+        monkeypatch.setitem(sys.modules, module, None)  # what makes an import fail
+    with pytest.raises(ModuleNotFoundError) as error:
+        score(*torch.ones(2, 1, 3, 3).long(), num_classes=1)
     advice = "to be installed, got no such package. Run: pip install 'softdice[lesions]'"
-    names = {"lesion_dice": "connected-components-3d", "centreline_dice": "scikit-image"}
-    assert run.stdout.splitlines() == [f"{name}: expected {package} {advice}" for name, package in names.items()]
+    assert str(error.value) == f"{score.__name__}: expected {package} {advice}"
 
 
 # --- the command
@@ -616,6 +615,7 @@ def agrees_with_panoptica(p: np.ndarray, t: np.ndarray, threshold: float) -> lis
     return ours
 
 
+@pytest.mark.peers
 def test_panoptica_on_random_pairs() -> None:
     """500 pairs, half of them in 2-D."""
     between = 0

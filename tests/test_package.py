@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BACKENDS, SLOW
+from conftest import BACKENDS, LONG, SLOW
 
 import softdice
 from softdice import internals
@@ -181,4 +182,12 @@ def test_every_kernel_that_this_machine_can_run_is_tested() -> None:
 
 def test_what_make_quick_leaves_out_is_there() -> None:
     files = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
-    assert set(SLOW) <= files
+    assert {*SLOW, *LONG} <= files
+
+
+def test_what_make_test_leaves_out_has_a_target() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    left_out = re.search(r'\$\(PYTEST\) -m "(not \w+(?: and not \w+)*)"', makefile)
+    assert left_out is not None
+    for marker in left_out[1].replace("not ", "").split(" and "):
+        assert re.search(rf"^test-{marker}:.*(\n\t.*)*? -m {marker}\b", makefile, re.MULTILINE)

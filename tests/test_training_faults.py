@@ -278,7 +278,9 @@ def test_intensities_of_8_bits_are_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("void", [-1, 255, 1000])
 def test_voxels_of_the_ignored_label_enter_neither_loss_nor_scores(void: int, tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", void)
-    result = call("train", data, "--out", tmp_path / "o", "--loss", "dice+ce", "--epochs", 2, "--ignore", void)
+    result = call(
+        "train", data, "--out", tmp_path / "o", "--loss", "dice+ce", "--epochs", 2, "--batch-size", 4, "--ignore", void
+    )
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert [row["name"] for row in summary["classes"]] == ["label 0", "label 1"]

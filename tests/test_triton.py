@@ -30,14 +30,14 @@ def test_triton_is_here() -> None:
 
 
 @pytest.mark.skipif(not route._HAS_TRITON, reason="no triton: test_triton_is_here fails where it should be there")
-@pytest.mark.parametrize("group", ["TestAgreement", "TestInvariants or TestOperators or TestChoice or TestTrial"])
-def test_the_kernels_under_the_interpreter(group: str) -> None:
-    command = [sys.executable, "-m", "pytest", str(INTERPRETED), "-q", "-k", group, "-p", "no:cacheprovider"]
+def test_the_kernels_under_the_interpreter() -> None:
+    """A representative set; `make test-triton` runs all of them."""
+    command = [sys.executable, "-m", "pytest", str(INTERPRETED), "-q", "-m", "not triton", "-p", "no:cacheprovider"]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
     assert run.returncode == 0, run.stdout + run.stderr
     passed = re.search(r"(\d+) passed", run.stdout)
     assert passed is not None
-    assert int(passed[1]) >= 20
+    assert int(passed[1]) >= 60
     assert "skipped" not in run.stdout
 
 

@@ -1,5 +1,7 @@
 """The Triton kernels compiled ahead of time, as they are launched: no local memory in a loop. No GPU is needed.
 
+`make test` has a representative set; `make test-triton` adds the tests that are marked.
+
 `nvdisasm`, which Triton's wheel carries, shows the machine's instructions. Registers spilled to memory (STL, LDL) for
 every tile would cost more than the whole pass; a number that waits there from the first tile to the last costs nothing.
 """
@@ -125,8 +127,26 @@ def assert_no_spills(found: dict[str, Any], folder: Path) -> None:
         assert spilled(binary, folder) == [], name
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(("rows", "itemsize"), sorted(launch.FORWARD))
+def beyond(*values: Any) -> Any:
+    """Return a parameter that `make test` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.triton)
+
+
+REPRESENTATIVE = ((4, 4, 90), (64, 2, 90), (16, 8, 80))
+"""Rows of a tile, bytes of a number, capability."""
+
+
+def test_the_representative_set_is_in_the_table() -> None:
+    assert {entry[:2] for entry in REPRESENTATIVE} <= launch.FORWARD.keys()
+
+
+def entries() -> list[Any]:
+    """Return every entry of the table for every capability; those beyond the representative set are marked."""
+    every = [(*entry, capability) for entry in sorted(launch.FORWARD) for capability in CAPABILITIES]
+    return [each if each in REPRESENTATIVE else beyond(*each) for each in every]
+
+
+@pytest.mark.parametrize(("rows", "itemsize", "capability"), entries())
 def test_every_entry_of_the_table_compiles_without_spills(
     rows: int, itemsize: int, capability: int, tmp_path: Path
 ) -> None:
@@ -138,19 +158,19 @@ def test_every_entry_of_the_table_compiles_without_spills(
 @pytest.mark.parametrize(
     ("C", "dtype", "fields", "options"),
     [
-        (2, torch.float16, DICE, {"label": torch.uint8}),
-        (14, torch.bfloat16, DICE, {}),
+        beyond(2, torch.float16, DICE, {"label": torch.uint8}),
+        beyond(14, torch.bfloat16, DICE, {}),
         (14, torch.bfloat16, DICE, {"channels_last": True}),
-        (118, torch.float32, DICE, {"label": torch.int16, "weighted": True}),
-        (4, torch.float32, FIELDS, {"smoothing": 0.1, "weighted": True}),
-        (118, torch.bfloat16, FIELDS, {"smoothing": 0.1, "weighted": True}),
-        (16, torch.float64, FIELDS, {"smoothing": 0.1, "dense": True}),
-        (3, torch.float32, FIELDS, {"activation": "sigmoid", "dense": True, "weighted": True}),
-        (4, torch.float32, FIELDS, {"activation": "none", "weighted": True}),
+        beyond(118, torch.float32, DICE, {"label": torch.int16, "weighted": True}),
+        beyond(4, torch.float32, FIELDS, {"smoothing": 0.1, "weighted": True}),
+        beyond(118, torch.bfloat16, FIELDS, {"smoothing": 0.1, "weighted": True}),
+        beyond(16, torch.float64, FIELDS, {"smoothing": 0.1, "dense": True}),
+        beyond(3, torch.float32, FIELDS, {"activation": "sigmoid", "dense": True, "weighted": True}),
+        beyond(4, torch.float32, FIELDS, {"activation": "none", "weighted": True}),
         (4, torch.bfloat16, FIELDS, {"regions": 3}),
-        (150, torch.float32, FIELDS, {"regions": cuda.REGIONS, "dense": True}),
+        beyond(150, torch.float32, FIELDS, {"regions": cuda.REGIONS, "dense": True}),
         (200, torch.float32, DICE_AND_CROSS_ENTROPY, {}),
-        (1024, torch.bfloat16, FIELDS, {"smoothing": 0.1}),
+        beyond(1024, torch.bfloat16, FIELDS, {"smoothing": 0.1}),
     ],
 )
 def test_other_cases_compile_without_spills(

@@ -29,6 +29,9 @@ class Loss(nn.Module):
     `ignore_index` keeps it under that name. Errors in its `__init__` and `forward` begin with the name of the class.
     """
 
+    TAKES: tuple[str, ...] = ()
+    """Keywords of `LossSettings` that mean something for the loss."""
+
     num_classes: int
     ignore_index: int | None = None
     # what `softdice.losses.settings.adopt` keeps

@@ -59,7 +59,6 @@ class ClDiceLoss(Loss):
     """
 
     TAKES = ("activation", "cost", "pooling", "classes", "ignore_index", "reduction", "group", "validate")
-    """Keywords of `LossSettings` that skeletons have a meaning for."""
 
     def __init__(
         self,

@@ -29,7 +29,6 @@ class _ConfusionLoss(Loss):
     """input, target -> loss: confusion matrix, pool, score of the matrix, cost, reduce."""
 
     TAKES = ("activation", "cost", "pooling", "ignore_index", "reduction", "group", "validate")
-    """Keywords of `LossSettings` that a matrix has a meaning for."""
 
     def __init__(self, num_classes: int, eps: float, settings: LossSettings) -> None:
         super().__init__()

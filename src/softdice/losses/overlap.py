@@ -56,7 +56,7 @@ class OverlapLoss(StatisticsLoss):
         tensor(0.1250)
     """
 
-    class_weight: Tensor | None
+    TAKES = tuple(DEFAULTS)
 
     def __init__(
         self,

@@ -29,7 +29,6 @@ class _VoxelEntropyLoss(Loss):
     """What the losses of some voxels' cross-entropy share: the settings of the map, and how it is made."""
 
     TAKES: tuple[str, ...] = ("activation", "ignore_index", "label_smoothing", "reduction", "validate")
-    """Keywords of `LossSettings` that a choice of voxels has a meaning for."""
 
     def __init__(self, num_classes: int, settings: LossSettings) -> None:
         super().__init__()
@@ -241,7 +240,6 @@ class LovaszLoss(Loss):
     TAKES = (
         "activation", "pooling", "classes", "class_weight", "absent", "ignore_index", "reduction", "validate",
     )  # fmt: skip
-    """Keywords of `LossSettings` that ranks have a meaning for."""
 
     def __init__(self, num_classes: int, **settings: Unpack[LossSettings]) -> None:
         super().__init__()
