@@ -23,7 +23,7 @@ from torch import Tensor
 
 import softdice
 from softdice.backends.cpu.walk import JOB
-from softdice.statistics.declared import FIELDS, MAPPED, NAMES
+from softdice.statistics.declared import BUNDLES, FIELDS, MAPPED, NAMES
 
 KERNELS = [name for name in BACKENDS if name != "reference"]
 
@@ -66,18 +66,9 @@ CLASSES = st.one_of(st.sampled_from([1, 2, 3, 4, 12, 13]), st.integers(5, 12), s
 SIZES = {1: (1, 1), 7: (7, 1), 511: (7, 73), 513: (27, 19), 9000: (90, 100)}
 """Voxels, and the same in two dimensions: less than a block of 512 voxels, one and a bit, more than a chunk of 8192."""
 
-USUAL = (
-    FIELDS,
-    ("intersection", "prediction", "target"),
-    ("intersection", "prediction", "target", "cross_entropy"),
-    ("intersection", "prediction", "target", "focal", "labelled"),
-    ("intersection", "prediction_squared", "target_squared"),
-    ("difference", "prediction", "target"),
-    ("cross_entropy", "labelled"),
-    ("focal", "voxels"),
-    ("intersection", "prediction", "target", *MAPPED),
-)
-"""What the losses ask for. Any other selection is drawn, too, but rarely: a kernel may be compiled for each."""
+LEAN = (BUNDLES[0], FIELDS, NAMES)
+"""The bundles that are drawn: the smallest, and those of everything. Each further one would compile a kernel for every
+loop; the loops of all bundles are written by one generator, which `test_every_bundle` runs with each of them."""
 
 LABEL_DTYPES = {
     torch.uint8: 256,
@@ -157,17 +148,17 @@ def hardened(draw: st.DrawFn, logits: Tensor, labels: Tensor | None, generator: 
 def problems(draw: st.DrawFn, activation: str, hard: bool = False, most_elements: int = 250_000) -> Problem:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     own = activation == "softmax" and draw(st.sampled_from([False, False, True]))  # loops of their own
+    kind = "labels" if own else draw(st.sampled_from(["labels", "labels", "soft", "multi-hot"]))
     B, C = draw(st.integers(1, 3)), draw(st.sampled_from([13, 20, 40, 130]) if own else CLASSES)
     V = draw(st.sampled_from([size for size in SIZES if size * B * C <= most_elements]))
     keywords: dict[str, Any] = {
         "activation": activation,
-        "fields": draw(st.one_of(*[st.just(fields) for fields in USUAL], st.sets(st.sampled_from(NAMES), min_size=1))),
+        "fields": draw(st.one_of(*map(st.just, LEAN), st.sets(st.sampled_from(NAMES), min_size=12))),
         "gamma": draw(st.sampled_from([2.0, 0.0, 0.25, 0.5, 0.999, 1.0, 1.5, 3.7, 5.0])),
         "power": draw(st.sampled_from([1.0, 1.0, 1.5, 2.0, 3.0])),
         "label_smoothing": 0.0 if own else draw(st.sampled_from([0.0, 0.0, 0.1])),
     }
     keywords["fields"] = tuple(name for name in NAMES if name in keywords["fields"])
-    kind = "labels" if own else draw(st.sampled_from(["labels", "labels", "soft", "multi-hot"]))
 
     # the target
     if kind == "labels":
@@ -298,6 +289,22 @@ def test_drawn_problems(kernel: str, activation: str, reached: set[str]) -> None
 def test_drawn_hard_values(kernel: str, activation: str, reached: set[str]) -> None:
     agree_on_drawn(kernel, activation, hard=True, shrink=False)
     assert reached == PATHS[activation], "draw what reaches each loop"
+
+
+@pytest.mark.parametrize("number", range(len(BUNDLES)))
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_bundle(kernel: str, number: int) -> None:
+    """The gradient is linear in the coefficients of the statistics: random ones show every loss on a bundle."""
+    generator = torch.Generator().manual_seed(number)
+    logits = 3 * torch.randn(2, 5, 9000, generator=generator)
+    labels = torch.randint(0, 5, (2, 9000), generator=generator)
+    keywords: dict[str, Any] = {"activation": "softmax", "fields": BUNDLES[number]}
+    if number % 2:
+        keywords["voxel_weight"] = torch.rand(2, 9000, generator=generator) * (labels > 0)
+    if not set(MAPPED).isdisjoint(BUNDLES[number]):
+        keywords["voxel_map"] = torch.randn(2, 1, 9000, generator=generator)
+    mix = torch.randn(len(BUNDLES[number]), 2, 5, generator=generator, dtype=torch.float64)
+    assert_agreement(Problem(logits, labels, keywords, mix), kernel)
 
 
 # --- hard values, row by row, against as many digits as it takes --------------------------------------------------

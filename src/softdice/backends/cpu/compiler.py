@@ -102,9 +102,9 @@ SOURCES = _digest()
 class _VariantCache(FunctionCache):
     """Keep a function that a factory makes in many variants: by the variant's name, stamped with all sources."""
 
-    def __init__(self, function: Callable[..., Any], variant: str) -> None:
+    def __init__(self, function: Callable[..., Any], variant: str, label: str) -> None:
         super().__init__(function)
-        self.variant = variant
+        self.variant, self.label = variant, label
         base = f"{function.__name__}-{variant}"
         self._cache_file = IndexDataCacheFile(cache_path=self._cache_path, filename_base=base, source_stamp=SOURCES)
 
@@ -115,12 +115,12 @@ class _VariantCache(FunctionCache):
         overload = super().load_overload(sig, target_context)
         if overload is None:
             _announce()
-            compiled.append(self.variant)
+            compiled.append(self.label)
         return overload
 
 
 compiled: list[str] = []
-"""Variants that this process has compiled because the disk did not hold them."""
+"""What this process has compiled because the disk did not hold it, by name and variant."""
 
 
 @cache
@@ -156,7 +156,7 @@ def kernel(variant: Hashable) -> Callable[[Callable[..., Any]], Any]:
         digest = _name_variant(function, variant)
         dispatcher = njit(fastmath=FAST, **OPTIONS)(function)
         try:
-            dispatcher._cache = _VariantCache(function, digest)
+            dispatcher._cache = _VariantCache(function, digest, f"{function.__name__} {variant}")
         except RuntimeError as problem:  # nowhere to keep it: a read-only package and no home
             warnings.warn(
                 f"softdice: expected a folder to keep compiled kernels in, got {problem}. They are compiled in every "

@@ -138,8 +138,13 @@ class Kind(NamedTuple):
 
 
 def kind_of(bundle: tuple[str, ...], activation: str, target: str, weighted: bool, gamma: float, power: float) -> Kind:
-    """Return the kind for a bundle; exponents are compiled in where a bundle for few losses reads the usual ones."""
+    """Return the kind for a bundle.
+
+    What costs a bundle for few losses much is compiled in: the usual exponents where they are read, and no weights where
+    there are none. The two that hold everything are for the rest, and take all of it at run time.
+    """
     small = bundle not in (FIELDS, NAMES)
+    weighted = weighted or not small
     usual_gamma = small and gamma == 2.0 and not READERS["gamma"].isdisjoint(bundle)
     usual_power = small and power == 1.0 and not READERS["power"].isdisjoint(bundle)
     return Kind(bundle, activation, target, weighted, usual_gamma, usual_power)
