@@ -1,4 +1,4 @@
-"""An extension of griffe for mkdocs.yml: the section "Example:" of our docstrings is shown as code, as "Examples:" is."""
+"""An extension of griffe for mkdocs.yml: the section "Example:" of docstrings is shown as code, as "Examples:" is."""
 
 from typing import Any
 
