@@ -350,6 +350,19 @@ def test_a_factory_compiles_names_that_no_other_process_has(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="vectors have other names on this processor")
+def test_a_float64_is_written_to_a_row_as_float32() -> None:
+    """A number in a declared slope, as in "3 * p", is float64 to Numba: eight bytes would run over the next voxel."""
+    write = intrinsics.write
+
+    @compiler.kernel("a test of write")
+    def put(row, value):
+        write(row, np.uint64(1), value)
+
+    row = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    put(np.uint64(row.__array_interface__["data"][0]), 2.5)
+    assert row.tolist() == [1.0, 2.5, 3.0, 4.0]
+
+
 def test_loops_use_vectors_as_wide_as_the_processor_has() -> None:
     @njit(fastmath=compiler.FAST, **compiler.OPTIONS)
     def doubled(x: Any) -> None:

@@ -51,8 +51,8 @@ def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
             return function(*args, **keywords)
         except Exception as error:
             if not torch.compiler.is_compiling():
-                own = type(args[0]).__name__ + method if is_method else function.__name__
-                _say_whose(error, name or own)
+                default = type(args[0]).__name__ + method if is_method else function.__name__
+                _say_whose(error, name or default)
             raise
 
     # torch.compile remembers by code object what varies between calls, and how often it compiled: each has its own
@@ -139,18 +139,18 @@ def class_weights(values: Any, count: int) -> Tensor:
     return weight_C
 
 
-def are_tensors(advice: str | None = None, /, **given: object) -> None:
+def are_tensors(advice: str | None = None, /, **values: object) -> None:
     """Values by name -> they are Tensors; else what to do about the first that is none."""
-    for name, value in given.items():
+    for name, value in values.items():
         if not isinstance(value, Tensor):
             parts = isinstance(value, (list, tuple)) and value and hasattr(value[0], "shape")
             how = "Stack them with torch.stack." if parts else f"Wrap {name} in torch.as_tensor."
             fail(f"{name} to be a Tensor", type(value).__name__, advice or how, TypeError)
 
 
-def same_device(device: torch.device, owner: str, **given: Tensor | None) -> None:
+def same_device(device: torch.device, owner: str, **tensors: Tensor | None) -> None:
     """Tensors by name, or None -> they are on the device, which is the owner's."""
-    for name, value in given.items():
+    for name, value in tensors.items():
         if value is not None and value.device != device:
             fail(f"{name} on {device} like {owner}", value.device, f"Move it: {name}.to({owner}.device).")
 

@@ -166,8 +166,8 @@ def surface_dice(
     voxels, the area for surface elements.
 
     Args:
-        tolerance: >= 0, in the unit of spacing; one number, or one for each class that is scored. Distances that exceed
-            it by rounding alone (a millionth) are within.
+        tolerance: 0 or more, in the unit of spacing; one number, or one for each class that is scored. Distances that
+            exceed it by rounding alone (a millionth) are within.
 
     The other arguments, errors, and what is ignored are those of `hausdorff_distance`.
 

@@ -221,7 +221,7 @@ class SurfaceDice(SurfaceMetric):
     """input, target, case by case -> the mean surface Dice at a tolerance (NSD), in [0, 1].
 
     Args:
-        tolerance: >= 0, in the unit of spacing; one number, or one for each class that counts. The others:
+        tolerance: 0 or more, in the unit of spacing; one number, or one for each class that counts. The others:
             `SurfaceMetric`.
 
     Example:

@@ -4,6 +4,6 @@ Stages: declared (each statistic, once), request (what a pass works on), check (
 reference (the definition), sliced (the definition, in bounded memory), api (the public functions).
 """
 
-from softdice.statistics.api import OverlapStatistics, overlap_statistics, soft_confusion, voxel_cross_entropy
+from softdice.statistics.api import OverlapStatistics, measure, overlap_statistics, soft_confusion, voxel_cross_entropy
 
-__all__ = ["OverlapStatistics", "overlap_statistics", "soft_confusion", "voxel_cross_entropy"]
+__all__ = ["OverlapStatistics", "measure", "overlap_statistics", "soft_confusion", "voxel_cross_entropy"]

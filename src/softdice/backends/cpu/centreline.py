@@ -55,7 +55,7 @@ class Work(NamedTuple):
     per_class: np.uint64
     per_voxel: np.uint64
     log_sum: np.ndarray  # (B, V) of a softmax, else (0, 0)
-    own: np.ndarray  # (B, V) the class of a voxel, NONE or IGNORED
+    label: np.ndarray  # (B, V) the class of a voxel, NONE or IGNORED
     skeleton: np.ndarray  # (B, V) whether a voxel is on the skeleton of its class
     weight: np.ndarray  # (B, V) or (0, 0)
     shape: tuple[np.uint64, ...]  # D, H, W
@@ -286,7 +286,7 @@ def load(work, b, c, outer, E):
                     value = exp(value - work.log_sum[b, v])
                 elif work.activation == SIGMOID:
                     value = ONE / (ONE + exp(-value)) if value >= -np.float32(80) else exp(value)
-                E[i] = value if work.own[b, v] != IGNORED else ZERO
+                E[i] = value if work.label[b, v] != IGNORED else ZERO
                 i += _1
 
 
@@ -352,12 +352,12 @@ def _sums(work, colour, slots, begin, end):
                 for x in range(core.x, core.X):
                     v, p = row + x, np.float64(E[inner + x])
                     w = np.float64(work.weight[b, v]) if work.weighted else 1.0
-                    own = np.int64(work.own[b, v])
+                    label = np.int64(work.label[b, v])
                     slots[task, 1] += p - p  # a NaN must be seen
-                    if own != IGNORED:
+                    if label != IGNORED:
                         term = w * np.float64(s[i])
                         slots[task, 1] += term
-                        if own == np.int64(c):
+                        if label == np.int64(c):
                             slots[task, 0] += term
                             if work.skeleton[b, v]:
                                 slots[task, 2] += w * p
@@ -392,10 +392,10 @@ def _gradient(work, colour, coefs, result, strides, begin, end):
             for y in range(core.y, core.Y):
                 for x in range(core.x, core.X):
                     v = (z * H + y) * W + x
-                    own = np.int64(work.own[b, v])
+                    label = np.int64(work.label[b, v])
                     w = np.float32(work.weight[b, v]) if work.weighted else ONE
-                    step = a1 + a0 if own == np.int64(c) else a1
-                    gs[i] = ZERO if own == IGNORED else w * step
+                    step = a1 + a0 if label == np.int64(c) else a1
+                    gs[i] = ZERO if label == IGNORED else w * step
                     i += _1
         for j in range(size):
             g_next[j] = ZERO
@@ -429,11 +429,11 @@ def _gradient(work, colour, coefs, result, strides, begin, end):
             for y in range(outer.y, outer.Y):
                 for x in range(outer.x, outer.X):
                     v = (z * H + y) * W + x
-                    step, own = g_next[i], np.int64(work.own[b, v])
+                    step, label = g_next[i], np.int64(work.label[b, v])
                     inside = core.z <= z < core.Z and core.y <= y < core.Y and core.x <= x < core.X
-                    if inside and own == np.int64(c) and work.skeleton[b, v]:
+                    if inside and label == np.int64(c) and work.skeleton[b, v]:
                         step += a2 * (np.float32(work.weight[b, v]) if work.weighted else ONE)
-                    if own != IGNORED:
+                    if label != IGNORED:
                         place_of = b * strides[0] + c * strides[1] + v * strides[2]
                         write(result, place_of, reread(result, place_of) + step)
                     i += _1
@@ -455,19 +455,19 @@ def _shrink(labels, smaller, skeleton, shape, mark, begin, end):
             for x in range(_0, W):
                 x0, x1 = _down(x), _up(x, W)
                 v = (z * H + y) * W + x
-                own = labels[b, v]
+                label = labels[b, v]
                 if not mark:
-                    whole = own >= 0
-                    whole &= (labels[b, (z0 * H + y) * W + x] == own) & (labels[b, (z1 * H + y) * W + x] == own)
-                    whole &= (labels[b, (z * H + y0) * W + x] == own) & (labels[b, (z * H + y1) * W + x] == own)
-                    whole &= (labels[b, v - x + x0] == own) & (labels[b, v - x + x1] == own)
-                    smaller[b, v] = own if whole else np.int16(NONE)
-                elif own >= 0:
+                    whole = label >= 0
+                    whole &= (labels[b, (z0 * H + y) * W + x] == label) & (labels[b, (z1 * H + y) * W + x] == label)
+                    whole &= (labels[b, (z * H + y0) * W + x] == label) & (labels[b, (z * H + y1) * W + x] == label)
+                    whole &= (labels[b, v - x + x0] == label) & (labels[b, v - x + x1] == label)
+                    smaller[b, v] = label if whole else np.int16(NONE)
+                elif label >= 0:
                     reached = False
                     for i in range(z0, z1 + _1):
                         for j in range(y0, y1 + _1):
                             for k in range(x0, x1 + _1):
-                                reached |= smaller[b, (i * H + j) * W + k] == own
+                                reached |= smaller[b, (i * H + j) * W + k] == label
                     if not reached:
                         skeleton[b, v] = 1
 
@@ -478,18 +478,18 @@ def _work(request: Request, input: Tensor) -> tuple[Work, list[Any]]:
     B, C, V = input.shape
     assert s.shape is not None
     shape = tuple(U(size) for size in ((1,) * (3 - len(s.shape)) + s.shape))
-    own = torch.empty(B, V, dtype=torch.int16)
+    label = torch.empty(B, V, dtype=torch.int16)
     first = 1 if C == 1 else 0
     for b in range(B):
-        label = signed(target[b])
-        own[b] = torch.where((label >= first) & (label < first + C), label, first + NONE).to(torch.int16) - first
+        value = signed(target[b])
+        label[b] = torch.where((value >= first) & (value < first + C), value, first + NONE).to(torch.int16) - first
         if s.ignore_index is not None:
-            own[b][equals(target[b], s.ignore_index)] = IGNORED
+            label[b][equals(target[b], s.ignore_index)] = IGNORED
         if weight is not None:
-            own[b][~(weight[b] > 0)] = IGNORED
+            label[b][~(weight[b] > 0)] = IGNORED
     skeleton = torch.zeros(B, V, dtype=torch.uint8)
     planes, numel = B * int(shape[0]), input.numel()
-    larger, smaller, spare = own.numpy(), np.empty((B, V), np.int16), np.empty((B, V), np.int16)
+    larger, smaller, spare = label.numpy(), np.empty((B, V), np.int16), np.empty((B, V), np.int16)
     for _ in range(s.iterations + 1):
         for mark in (False, True):
             share_out(_shrink, (larger, smaller, skeleton.numpy(), shape, mark), planes, numel)
@@ -505,7 +505,7 @@ def _work(request: Request, input: Tensor) -> tuple[Work, list[Any]]:
         per_class=per_class,
         per_voxel=per_voxel,
         log_sum=log_sum.numpy(),
-        own=own.numpy(),
+        label=label.numpy(),
         skeleton=skeleton.numpy(),
         weight=weights.numpy(),
         shape=shape,
@@ -516,7 +516,7 @@ def _work(request: Request, input: Tensor) -> tuple[Work, list[Any]]:
         weighted=weight is not None,
         flat=len(s.shape) == 2,
     )
-    return work, [log_sum, input, own, skeleton, weights]
+    return work, [log_sum, input, label, skeleton, weights]
 
 
 def _colours(work: Work, images: int) -> list[tuple[tuple[np.uint64, ...], int]]:

@@ -83,7 +83,7 @@ def backward(activation: str) -> np.uint64:
     @block_body(activation)
     def label_gradient(at_job, at_block):
         job, k = job_at(at_job), block_at(at_block)
-        C, n, step = job.C, k.n, k.own
+        C, n, step = job.C, k.n, k.spare
         columns = C + U(1)  # of the table at k.h: for each class its coefficients by label, and 0 for no label
         if k.start != 0:
             coefs = job.coefs + k.b * job.K * U(4)

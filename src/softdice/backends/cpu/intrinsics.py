@@ -77,11 +77,12 @@ reread = _load(types.float32, apart=False)
 
 @intrinsic
 def write(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
-    """Store a number that no `read` of this loop reads.
+    """Store a number that no `read` of this loop reads; at an address, a float as float32: rows hold no wider ones.
 
     A loop that writes several rows is not vectorised otherwise: it would first need a check of each pair for overlap.
     """
-    kind = base.dtype if isinstance(base, types.Array) else value
+    by_address = types.float32 if isinstance(value, types.Float) else value
+    kind = base.dtype if isinstance(base, types.Array) else by_address
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         stored = builder.store(args[2], _pointer(context, builder, signature.args, args, kind))

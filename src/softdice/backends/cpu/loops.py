@@ -202,7 +202,7 @@ CLASS = "at_x, at_e, at_m, at_y, at_u, c, job, k"
 """Parameters of every loop over a class."""
 
 
-_OWN = [
+_OWN_CLASS = [
     "for i in range(k.n):",
     "    label = read_label(at_t, i)",
     "    if label > NO_CLASS:",
@@ -247,7 +247,7 @@ def _at(kind: Kind, slopes: bool) -> Any:
 @cache
 def own_sums(kind: Kind) -> Any:
     """Return the loop that adds what `class_sums` of all classes lack: at each voxel, its own class."""
-    text = [f"# {kind}", *_OWN]
+    text = [f"# {kind}", *_OWN_CLASS]
     for name, t in (("there", "ONE"), ("absent", "ZERO")):
         text += [f"        {name} = terms(at_x, at_e, k.m, k.zero, i, {t}, job, k)"]
     text += [
@@ -276,12 +276,13 @@ def class_slope(kind: Kind) -> Any:
 
 @cache
 def own_slope(kind: Kind) -> Any:
-    """Return the loop over what the own class's slope has beyond `class_slope`: onto dot, and times w into k.own."""
-    text = [f"# {kind}", *_OWN]
+    """Return the loop over what the own class's slope has beyond `class_slope`: onto dot, and times w into k.spare."""
+    text = [f"# {kind}", *_OWN_CLASS]
     text += [f"        of_class = ({', '.join(map(_load, range(len(kind.sloped))))},)"]
     there, absent = (f"slope(at_x, at_e, k.m, k.zero, i, {t}, job, k, of_class)" for t in ("ONE", "ZERO"))
     text += [f"        step = {there} - {absent}", "        write(at_dot, i, reread(at_dot, i) + step)"]
-    return _compiled("own_slope", "job, k, coefs", [*text, "        write(k.own, i, w * step)"], slope=_at(kind, True))
+    text += ["        write(k.spare, i, w * step)"]
+    return _compiled("own_slope", "job, k, coefs", text, slope=_at(kind, True))
 
 
 @cache
@@ -312,5 +313,5 @@ def class_terms(kind: Kind) -> Any:
 @cache
 def own_terms(kind: Kind) -> Any:
     """Return the loop that writes the term of each voxel's own class to the map `out`, where no other class has one."""
-    text = [f"# {kind}", *_OWN, "        write(out, i, terms(at_x, at_e, k.m, k.zero, i, ONE, job, k)[0] * w)"]
+    text = [f"# {kind}", *_OWN_CLASS, "        write(out, i, terms(at_x, at_e, k.m, k.zero, i, ONE, job, k)[0] * w)"]
     return _compiled("own_terms", "job, k, out", text, terms=_at(kind, slopes=False))

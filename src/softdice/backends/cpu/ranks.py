@@ -239,9 +239,9 @@ def _gradient() -> np.uint64:
         for c in range(job.C):
             source = steps.address + k.b * steps.per_sample + c * steps.per_class + k.v0 * steps.per_voxel
             call(steps.convert, (source, steps.step, n, k.g + c * k.gld, u(1), u(0), u(0)))
-            _scale_steps(k.g + c * k.gld, k.e + c * k.row, k.own, n, read(job.coefs, k.b * job.C + c))
+            _scale_steps(k.g + c * k.gld, k.e + c * k.row, k.spare, n, read(job.coefs, k.b * job.C + c))
         for c in range(job.C):
-            _subtract_most(k.g + c * k.gld, k.e + c * k.row, k.r, k.own, k.dot, n)
+            _subtract_most(k.g + c * k.gld, k.e + c * k.row, k.r, k.spare, k.dot, n)
         for c in range(job.C):
             _softmax_slope(k.g + c * k.gld, k.e + c * k.row, k.r, k.dot, n)
         return 0

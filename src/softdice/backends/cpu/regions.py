@@ -96,7 +96,7 @@ def _region_truth(job, k, member):
         return
     for c in range(job.C):
         if _holds(member, c):
-            values = row_at(job.target, c, k, k.own)
+            values = row_at(job.target, c, k, k.spare)
             for v in range(k.n):
                 value, most = reread(values, v), reread(k.y, v)
                 write(k.y, v, value if value > most or value != value else most)
@@ -164,7 +164,7 @@ def region_check() -> np.uint64:
         for c in range(job.C):
             bad += beyond(k.x + c * k.ld, k.n, job.low, job.high)
             if job.labels == 0:
-                bad += beyond(row_at(job.target, c, k, k.own), k.n, ZERO, ONE)
+                bad += beyond(row_at(job.target, c, k, k.spare), k.n, ZERO, ONE)
         return bad
 
     return region_check

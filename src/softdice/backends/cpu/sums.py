@@ -36,7 +36,7 @@ def _add_own(k):
         label = read_label(k.t, v)
         if label >= 0:
             g = k.g + U(label) * k.gld
-            write(g, v, reread(g, v) + read(k.own, v))
+            write(g, v, reread(g, v) + read(k.spare, v))
 
 
 @cache
@@ -58,9 +58,9 @@ def _class_rows(values: bool, mapped: bool, softmax: bool) -> Any:
 @cache
 def forward(kind: Kind) -> np.uint64:
     """Return the body that adds the sums of a task into its slots (summed statistics and weights, tasks, K)."""
-    own, values, last = kind.target == "own", kind.target == "values", U(len(kind.summed))
+    apart, values, last = kind.target == "own", kind.target == "values", U(len(kind.summed))
     class_rows, class_sums = _class_rows(values, kind.mapped, kind.activation == "softmax"), loops.class_sums(kind)
-    own_sums: Any = loops.own_sums(kind) if own else None
+    own_sums: Any = loops.own_sums(kind) if apart else None
 
     @block_body(kind)
     def sums(at_job, at_block):
@@ -71,7 +71,7 @@ def forward(kind: Kind) -> np.uint64:
         for c in range(job.K):
             x, e, m, y, u = class_rows(at_job, at_block, job, k, c)
             bad += class_sums(x, e, m, y, u, c, job, k, out)
-        if own:
+        if apart:
             own_sums(job, k, out)
         weight = _total_weight(k.w, k.n) if job.weighted != 0 or job.ignoring != 0 else np.float32(k.n)
         add(out, last * job.slot_stride, weight)
@@ -83,11 +83,11 @@ def forward(kind: Kind) -> np.uint64:
 @cache
 def backward(kind: Kind) -> np.uint64:
     """Return the body that writes dL/dx, from coefs = dL/dstatistics (sloped statistics, B, K)."""
-    own, values, softmax = kind.target == "own", kind.target == "values", kind.activation == "softmax"
+    apart, values, softmax = kind.target == "own", kind.target == "values", kind.activation == "softmax"
     fused, kept = kind.fused, kind.kept
     class_rows = _class_rows(values, kind.mapped, softmax)
     class_slope, class_gradient = loops.class_slope(kind), loops.class_gradient(kind)
-    own_slope: Any = loops.own_slope(kind) if own else None
+    own_slope: Any = loops.own_slope(kind) if apart else None
     slopes_first, slopes_of_regions = softmax and not fused, values and not softmax
 
     @block_body(kind)
@@ -100,7 +100,7 @@ def backward(kind: Kind) -> np.uint64:
             for c in range(job.K):
                 x, e, m, y, u = class_rows(at_job, at_block, job, k, c)
                 class_slope(x, e, m, y, u, c, job, k, coefs, k.h + c * k.row)
-        if own:
+        if apart:
             own_slope(job, k, coefs)
         if unions:
             call(job.region_gradient, (at_job, at_block))
@@ -112,7 +112,7 @@ def backward(kind: Kind) -> np.uint64:
             g = k.g + c * k.gld
             prefetch(g + k.n * U(4), k.n)
             class_gradient(x, e, m, y, u, c, job, k, coefs, k.h + c * k.row, g)
-        if own:
+        if apart:
             _add_own(k)
         return 0
 

@@ -22,16 +22,16 @@ U = np.uint64
 @cache
 def forward(kind: Kind) -> np.uint64:
     """Return the body that writes the map (B, V), the job's result."""
-    own, values = kind.target == "own", kind.target == "values"
-    class_terms: Any = None if own else loops.class_terms(kind)
-    own_terms: Any = loops.own_terms(kind) if own else None
+    apart, values = kind.target == "own", kind.target == "values"
+    class_terms: Any = None if apart else loops.class_terms(kind)
+    own_terms: Any = loops.own_terms(kind) if apart else None
 
     @block_body(kind)
     def terms(at_job, at_block):
         job, k = job_at(at_job), block_at(at_block)
         bad, out = np.int64(0), job.result.address + k.b * job.result.per_sample + k.v0 * U(4)
         fill(out, k.n, ZERO)
-        if own:
+        if apart:
             own_terms(job, k, out)
         else:
             for c in range(job.C):

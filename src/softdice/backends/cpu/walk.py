@@ -67,8 +67,8 @@ JOB = _record(
 """What a kernel is called with."""
 
 BLOCK = _record(
-    "w t m r ls dot y u own zero "  # rows of voxels: weight, class number (int32), maximum, 1 / sum e, ln sum e, sum of
-    # p dL/dp over the classes, a class's target and map, what the own class adds, zeros
+    "w t m r ls dot y u spare zero "  # rows of voxels: weight, class number (int32), maximum, 1 / sum e, ln sum e, the
+    # sum of p dL/dp over the classes, a class's target and map, a row that the body may use, zeros
     "b task v0 n dead start "  # sample, task, first voxel, voxels, whether one does not count, whether a task begins
     "x ld e row g gld h z"  # logits and distance of the classes; exponentials (C rows, then a region's), `row` apart;
     # gradient and distance of its rows; slopes; regions' sums
@@ -196,7 +196,7 @@ def walk(at_job, scratch, begin, end):
     row = k.row = job.block * U(4)
     k.w, k.t, k.m, k.r, k.ls = base, base + row, base + U(2) * row, base + U(3) * row, base + U(4) * row
     k.dot, k.y, k.u = base + U(5) * row, base + U(6) * row, base + U(7) * row
-    k.own, k.zero, k.e = base + U(8) * row, base + U(9) * row, base + U(10) * row
+    k.spare, k.zero, k.e = base + U(8) * row, base + U(9) * row, base + U(10) * row
     k.h, k.z = base + job.at_h, base + job.at_z
     fill(k.w, job.block, ONE)
     fill(k.zero, job.block, ZERO)

@@ -28,7 +28,7 @@ from softdice.backends.cuda.math import (
     not_zero,
     of_sigmoid,
     region_tiles,
-    softmax_given,
+    softmax_from,
     softmax_rows,
     softmax_tile,
     truth_tile,
@@ -86,7 +86,7 @@ def backward_kernel(
     ob = out + b * oB
     gb = grad + b * gB
     k = (tl.program_id(1) * KT + tl.arange(0, KT)).to(tl.int64)
-    given = TAKE(gb, k, gF, gK, k < K, W)  # where there is one set of classes, they stay in registers
+    coefficients = TAKE(gb, k, gF, gK, k < K, W)  # where there is one set of classes, they stay in registers
     for step in tl.range(0, steps, num_stages=STAGES):
         tile = task % programs + step * programs
         v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
@@ -106,7 +106,7 @@ def backward_kernel(
             u = p
             if MAPPED:
                 u = class_tile(ub, k, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
-            p, _q, steep, straight = _slopes(given, p, p, part, log_sum, y, u, k, K, KT, ACT, SLOPES)
+            p, _q, steep, straight = _slopes(coefficients, p, p, part, log_sum, y, u, k, K, KT, ACT, SLOPES)
             slope = p * steep + straight if ACT == SOFTMAX else steep + straight
             for c0 in range(0, C, CT):
                 c = (c0 + tl.arange(0, CT)).to(tl.int64)
@@ -114,7 +114,7 @@ def backward_kernel(
                 dx = tl.zeros([CT, BV], W)
                 pc = dx
                 if ACT == SOFTMAX:
-                    pc, _d = softmax_given(value, m, log_sum)
+                    pc, _d = softmax_from(value, m, log_sum)
                 for r in range(K):
                     chosen = tl.load(member + r * C + c, mask=c < C, other=0) > 0
                     here = (k == r)[:, None]
@@ -132,7 +132,7 @@ def backward_kernel(
                 for c0 in range(0, C, KT):
                     c = (c0 + tl.arange(0, KT)).to(tl.int64)
                     value = class_tile(xb, c, v, inside, w, xC, xV, C, KT, MASKED, float("-inf"), W)
-                    p, d = softmax_given(value, m, log_sum)
+                    p, d = softmax_from(value, m, log_sum)
                     u = p
                     if MAPPED:
                         u = class_tile(ub, c, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
@@ -155,7 +155,7 @@ def backward_kernel(
             u = p
             if MAPPED:
                 u = class_tile(ub, k, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
-            p, q, steep, straight = _slopes(given, value, p, d, log_sum, y, u, k, K, KT, ACT, SLOPES)
+            p, q, steep, straight = _slopes(coefficients, value, p, d, log_sum, y, u, k, K, KT, ACT, SLOPES)
             if ACT == SOFTMAX:
                 if HARD:  # that of the true class is taken off first: less cancellation where the network is sure
                     steep -= tl.sum(steep * y, 0)[None, :]

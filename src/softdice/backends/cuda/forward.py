@@ -24,7 +24,7 @@ from softdice.backends.cuda.math import (
     of_sigmoid,
     outside,
     region_tiles,
-    softmax_given,
+    softmax_from,
     softmax_rows,
     softmax_tile,
     truth_tile,
@@ -99,7 +99,7 @@ def forward_kernel(
                 else:
                     m = tl.load(maxima + b * V + v, mask=inside, other=0.0)
                     log_sum = tl.load(logs + b * V + v, mask=inside, other=0.0)
-                    p, d = softmax_given(value, m, log_sum)
+                    p, d = softmax_from(value, m, log_sum)
                 q, a, other = complement(p), (log_sum[None, :] - d) * LN2, p
             else:
                 p, q, a, other = value, complement(value), value, value

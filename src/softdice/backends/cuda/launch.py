@@ -55,7 +55,7 @@ _VOXELS = {
     128: (16, 16, 8),
     2 * WIDEST: (16, 16, 8),  # and more
 }
-FORWARD = {(rows, 2 << i): Tile(voxels) for rows, found in _VOXELS.items() for i, voxels in enumerate(found)}
+FORWARD = {(rows, 2 << i): Tile(voxels) for rows, sizes in _VOXELS.items() for i, voxels in enumerate(sizes)}
 BACKWARD = dict(FORWARD)
 FORWARD[2, 2] = Tile(512, stages=3)  # with two the compiler spills
 """(class bucket, bytes of a logit) -> tile."""
@@ -69,9 +69,9 @@ def bucket(C: int) -> int:
 def tile(table: dict[tuple[int, int], Tile], C: int, regions: int, itemsize: int, sums: int = 0) -> Tile:
     """Classes, regions (0: none), bytes of a logit, sums kept in registers -> the entry, shrunk for many sums."""
     rows = 2 * WIDEST if C > WIDEST else max(bucket(C), triton.next_power_of_2(regions))
-    found = table[rows, itemsize]
+    entry = table[rows, itemsize]
     shrink = 1 if sums <= FEW_SUMS else 2 if sums <= 2 * FEW_SUMS else 4
-    return found._replace(voxels=max(4, found.voxels // shrink))
+    return entry._replace(voxels=max(4, entry.voxels // shrink))
 
 
 def grid(B: int, V: int, voxels: int, processors: int) -> tuple[int, int]:

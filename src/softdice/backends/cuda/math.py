@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NONE = tl.constexpr(0)  # softdice.settings.ACTIVATIONS
+NONE = tl.constexpr(0)  # softdice.statistics.request.ACTIVATIONS
 SOFTMAX = tl.constexpr(1)
 SIGMOID = tl.constexpr(2)
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -104,7 +104,7 @@ def softmax_tile(value):
 
 
 @triton.jit
-def softmax_given(value, m, log_sum):
+def softmax_from(value, m, log_sum):
     """Some classes of the voxels, and the voxels' maximum and log2 sum -> p, d."""
     d = (value - m[None, :]) * LOG2E
     return tl.exp2(d - log_sum[None, :]), d
