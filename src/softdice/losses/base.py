@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from softdice import validation
 from softdice.costs import Cost
-from softdice.parallel import dtensor
 from softdice.statistics import check
 from softdice.statistics.api import OverlapStatistics, measure
 from softdice.statistics.declared import READERS
@@ -45,8 +44,12 @@ class Loss(nn.Module):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        for name in {"__init__", "forward"} & {*vars(cls)}:
-            setattr(cls, name, validation.public(vars(cls)[name]))
+        for name in (
+            "__init__",
+            "forward",
+        ):  # an inherited one, too: torch.compile limits recompilations per code object
+            method = getattr(cls, name)
+            setattr(cls, name, validation.public(getattr(method, "__wrapped__", method)))
 
     def __add__(self, other: Loss) -> Loss:
         if not isinstance(other, Loss):
@@ -101,11 +104,8 @@ class StatisticsLoss(Loss):
                 classes 2 and 3 to that of class 0, takes their labels for label 0, and leaves classes 2 and 3 out of
                 the mean (nan for reduction="none"). For images on which someone did not annotate classes 2 and 3.
         """
-        dtensor.check_mesh(input, self.group)
         settings, counted = self.merged(merge, input)
-        stats = measure(input, target, voxel_weight, settings, self.num_classes, voxel_map)
-        if self.group is not None:
-            stats = stats.pool().all_reduce(self.group)
+        stats = measure(input, target, voxel_weight, settings, self.num_classes, voxel_map, self.group)
         return self.from_statistics(stats, counted)
 
     def merged(self, merge: Mapping[int, Sequence[int]] | None, input: Tensor) -> tuple[Pass, Tensor | None]:

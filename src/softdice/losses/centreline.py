@@ -9,7 +9,6 @@ from torch import Tensor
 from softdice import reductions, validation
 from softdice.losses.base import Loss
 from softdice.losses.settings import LossSettings, adopt, pass_of
-from softdice.parallel import dtensor, groups
 from softdice.statistics import check
 from softdice.statistics.api import run_pass
 
@@ -85,16 +84,15 @@ class ClDiceLoss(Loss):
             validation.fail(expected, tuple(input.shape), "A skeleton needs two or three dimensions.")
         if check.is_dtensor(input) and any(p.is_shard() and p.dim > 1 for p in _placements(input)):
             validation.fail("input that is not split over space", _placements(input), "Split it over the batch.")
-        dtensor.check_mesh(input, self.group)
         settings = self.settings.but(shape=tuple(input.shape[2:]) if isinstance(input, Tensor) else None)
-        sums_4BC = run_pass(input, target, voxel_weight, settings, self.num_classes)
+        sums_4BC = run_pass(input, target, voxel_weight, settings, self.num_classes, group=self.group)
+        if self.group is not None:
+            sums_4BC = sums_4BC.unsqueeze(1)
         if self.classes is not None:
             sums_4BC = sums_4BC[:, :, list(self.classes)]
         sums_4B1 = sums_4BC.sum(2, keepdim=True)
         if self.pooling == "batch":
             sums_4B1 = sums_4B1.sum(1)
-        if self.group is not None:
-            sums_4B1 = groups.all_reduce(sums_4B1, self.group)
         score = cl_dice(sums_4B1, eps=self.eps, floor=self.floor)
         return reductions.reduce(self.cost(score), reduction=self.reduction)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from softdice import costs, reductions, validation
 from softdice.losses.base import Loss
 from softdice.losses.settings import LossSettings, adopt, pass_of
-from softdice.parallel import dtensor, groups
 from softdice.statistics.api import confusion_pass, run_pass
 
 if TYPE_CHECKING:
@@ -41,12 +40,10 @@ class _ConfusionLoss(Loss):
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
-        dtensor.check_mesh(input, self.group)
-        matrix_BLC = run_pass(input, target, voxel_weight, self.settings, self.num_classes).transpose(0, 1)
+        rows = run_pass(input, target, voxel_weight, self.settings, self.num_classes, group=self.group)
+        matrix_BLC = (rows if self.group is None else rows.unsqueeze(1)).transpose(0, 1)
         if self.pooling == "batch":
             matrix_BLC = matrix_BLC.sum(0, keepdim=True)
-        if self.group is not None:
-            matrix_BLC = groups.all_reduce(matrix_BLC, self.group)
         cost_B = self.cost(self.score(matrix_BLC))
         return reductions.reduce(cost_B if self.pooling == "batch" else cost_B.unsqueeze(1), reduction=self.reduction)
 

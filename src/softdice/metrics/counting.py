@@ -186,6 +186,7 @@ def as_tensor(array: Any) -> Any:
     return array
 
 
+@torch.compiler.disable
 def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """labels, labels -> every pair that occurs and how often: (labels of prediction, labels of target, counts), int64
     (labels above 2^63: Python's int).
@@ -212,6 +213,7 @@ def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray,
 # --- CPU, Numba -------------------------------------------------------------------------------------------------------
 
 
+@torch.compiler.disable
 def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore_index: int | None) -> np.ndarray:
     """(3, C + 1), the last column for labels outside."""
     is_bytes = all(array.dtype in (np.uint8, np.bool_) for array in (prediction, target))

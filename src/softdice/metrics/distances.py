@@ -239,6 +239,7 @@ def voxel_sizes(spacing: object, shape: tuple[int, ...]) -> tuple[float, ...]:
 # --- label maps -> scores
 
 
+@torch.compiler.disable  # numba, scipy and threads: nothing that a compiler can trace
 def measure(
     input: Tensor,
     target: Tensor,
@@ -274,6 +275,7 @@ def integer_pair(input: Tensor, target: Tensor, ignore_index: int | None) -> tup
     return input, target
 
 
+@torch.compiler.disable
 def measure_maps(
     input: Tensor,
     target: Tensor,

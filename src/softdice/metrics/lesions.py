@@ -411,6 +411,7 @@ class Rule:
         """The overlap of lesions that match; 0.5 beside the rules of a challenge, which have none."""
         return 0.5 if isinstance(self.matching, str) else self.matching
 
+    @torch.compiler.disable
     def measure(
         self,
         input: Tensor,

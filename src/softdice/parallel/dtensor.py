@@ -61,13 +61,17 @@ class Shards:
             raise lost_rank(problem) from problem
 
 
-def sharding(input: Tensor, target: Tensor, voxel_weight: Tensor | None) -> Shards | None:
-    """Return how input, target and voxel_weight are split; None where none is a DTensor.
+def sharding(
+    input: Tensor, target: Tensor, voxel_weight: Tensor | None, settings: Pass, group: Any = None
+) -> Shards | None:
+    """Return how input, target and voxel_weight are split; None where none is a DTensor, or its parts do not add.
 
     Raises:
         TypeError: some are DTensors and some are not.
-        ValueError: split over the classes, partial, or not split alike.
+        ValueError: split over the classes, partial, or not split alike; a group that would add the ranks once more.
     """
+    if settings.kind in ("map", "ranks"):
+        return None
     tensors = {"input": input, "target": target}
     if voxel_weight is not None:
         tensors["voxel_weight"] = voxel_weight
@@ -81,6 +85,11 @@ def sharding(input: Tensor, target: Tensor, voxel_weight: Tensor | None) -> Shar
             what = f"{name} to be a DTensor, since another is one"
             validation.fail(what, type(value).__name__, advice, TypeError)
     whole: Any = input
+    if group is not None:
+        ranks = torch.distributed.get_process_group_ranks(None if isinstance(group, str) else group)
+        if set(ranks) & set(whole.device_mesh.mesh.flatten().tolist()) - {torch.distributed.get_rank()}:
+            advice = "Leave group out: the loss of a DTensor is that of the whole already."
+            validation.fail("a group without the other ranks of input's mesh", f"group={group!r}", advice)
     of_sums: list[Any] = []
     for placement in whole.placements:
         dim = placement.dim % input.ndim if type(placement) is Shard else None
@@ -104,14 +113,3 @@ def sharding(input: Tensor, target: Tensor, voxel_weight: Tensor | None) -> Shar
             advice = f"Call {name}.redistribute(placements=...) first."
             validation.fail(what, f"{other.placements} on {other.device_mesh}", advice)
     return Shards(whole.device_mesh, tuple(of_sums), input.shape[0])
-
-
-def check_mesh(input: Tensor, group: Any) -> None:
-    """Raise if a group would add the ranks of a DTensor's mesh once more: its loss is that of the whole already."""
-    if group is None or not check.is_dtensor(input):
-        return
-    mesh: Any = input.device_mesh  # type: ignore[attr-defined]
-    ranks = torch.distributed.get_process_group_ranks(None if isinstance(group, str) else group)
-    if set(ranks) & set(mesh.mesh.flatten().tolist()) - {torch.distributed.get_rank()}:
-        advice = "Leave group out: the loss of a DTensor is that of the whole already."
-        validation.fail("a group without the other ranks of input's mesh", f"group={group!r}", advice)

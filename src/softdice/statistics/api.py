@@ -154,9 +154,10 @@ def measure(
     settings: Pass,
     num_classes: int | None = None,
     voxel_map: Tensor | None = None,
+    group: Any = None,
 ) -> OverlapStatistics:
-    """Return the statistics (B, C or R) for what a user passed; for DTensors, those of the whole."""
-    sums = run_pass(input, target, voxel_weight, settings, num_classes, voxel_map)
+    """Return the statistics for what a user passed, see `run_pass`: (B, C or R), or (C or R,) with a group."""
+    sums = run_pass(input, target, voxel_weight, settings, num_classes, voxel_map, group)
     return OverlapStatistics.unstack(settings.fields, sums)
 
 
@@ -167,15 +168,21 @@ def run_pass(
     settings: Pass,
     num_classes: int | None = None,
     voxel_map: Tensor | None = None,
+    group: Any = None,
 ) -> Tensor:
-    """Check, route, run, join: return what a pass gives (`Pass`) for what a user passed; for DTensors, of the whole."""
-    whole = settings.kind not in ("map", "ranks")  # they do not add up over ranks
-    shards = dtensor.sharding(input, target, voxel_weight) if whole else None
+    """Check, route, run, join: return what a pass gives (`Pass`) for what a user passed; for DTensors, of the whole.
+
+    With a group, the sums of a batch are added over its samples, (rows, C or R), and over the group's ranks.
+    """
+    shards = dtensor.sharding(input, target, voxel_weight, settings, group)
     if shards is not None:
         input, target, voxel_weight = shards.local_parts(input, target, voxel_weight, voxel_map, settings, num_classes)
     request = check.request(input, target, voxel_weight, settings, num_classes, voxel_map)
-    sums = op.run(request, route.choose(request))
-    return sums if shards is None else shards.join(sums)
+    backend = route.choose(request)
+    result = op.run(request, backend)
+    if shards is not None:
+        result = shards.join(result)
+    return result if group is None else groups.all_reduce(result.sum(1), group)
 
 
 @validation.public

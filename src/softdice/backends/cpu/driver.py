@@ -140,7 +140,7 @@ def planned(request: Request, result: Tensor | None = None, in_place: bool = Tru
     copies = writes and not output[2]
     made = plan(C, V, target.dtype, request.hard, weight is not None, unions, writes, copies, slack, s)
     made = made._replace(job=made.job.copy())
-    masked = weight is not None or request.hard and s.ignore_index is not None
+    masked = weight is not None or (request.hard and s.ignore_index is not None)
 
     def values(tensor: Tensor) -> tuple[int, ...]:
         plane = plane_of(tensor, 0)

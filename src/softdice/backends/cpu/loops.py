@@ -140,8 +140,8 @@ class Kind(NamedTuple):
 def kind_of(bundle: tuple[str, ...], activation: str, target: str, weighted: bool, gamma: float, power: float) -> Kind:
     """Return the kind for a bundle.
 
-    What costs a bundle for few losses much is compiled in: the usual exponents where they are read, and no weights where
-    there are none. The two that hold everything are for the rest, and take all of it at run time.
+    What costs a bundle for few losses much is compiled in: the usual exponents where they are read, and no weights
+    where there are none. The two that hold everything are for the rest, and take all of it at run time.
     """
     small = bundle not in (FIELDS, NAMES)
     weighted = weighted or not small
