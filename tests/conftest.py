@@ -27,7 +27,8 @@ BACKENDS = ["reference", "cpu"]
 is missing fails there, it is not skipped."""
 
 SLOW = (
-    "cli", "compat_migrating", "compat_monai", "compat_monai_published", "compat_nnunet", "compat_smp", "compiled_cold", "distances",
+    "cli", "compat_migrating", "compat_monai", "compat_monai_published", "compat_nnunet", "compat_smp", "compiled_cold",
+    "distances",
     "distributed", "distributed_dtensor", "distributed_hosts", "docs", "environments", "examples", "notebook",
     "pipelines", "reproducibility", "scoring", "scoring_browser", "scoring_faults", "scoring_long", "scoring_peers",
     "scoring_report", "scoring_torchrun", "training_benchmark", "training_data", "training_faults", "training_layout",

@@ -337,3 +337,45 @@ def test_a_value_is_checked_whether_its_class_is_in_a_region_or_not(backend: str
             with pytest.raises(ValueError, match=r"got 1\.5 "):
                 softdice.overlap_statistics(input, wrong, regions=((0, 1),), activation=activation)
     softdice.overlap_statistics(input, labels, regions=((0, 1),))
+
+
+@pytest.mark.parametrize(
+    ("input", "target", "advice"),
+    [
+        (torch.zeros(2, 5, 6, 4), torch.zeros(2, 5, 6), "The classes stand last: pass input.movedim(-1, 1)."),
+        (torch.zeros(2, 9, 4), torch.zeros(2, 9), "The classes stand last: pass input.movedim(-1, 1)."),
+        (torch.zeros(4, 5, 6), torch.zeros(5, 6), "The batch axis is missing: pass input[None] and target[None]."),
+        (torch.zeros(4, 5, 6, 7), torch.zeros(1, 5, 6, 7), "The batch axis is missing: pass input[None] and target."),
+        (torch.zeros(2, 3, 6), torch.zeros(2, 6), "Make num_classes the number of channels, which stand second."),
+        ({"aux": 1, "logits": torch.zeros(2, 4, 6)}, torch.zeros(2, 6), "for example input['logits']."),
+    ],
+)
+def test_advice_leads_to_a_call_that_works(input: Any, target: torch.Tensor, advice: str) -> None:
+    loss = SoftDiceLoss(4, activation="softmax")
+    with pytest.raises((TypeError, ValueError)) as error:
+        loss(input, target)
+    assert str(error.value).endswith(advice)
+    call = advice.rpartition("pass ")[2].removesuffix(".")
+    if "pass " in advice:
+        right = call.partition(" and ")
+        loss(eval(right[0], {"input": input}), eval(right[2] or "target", {"target": target}))
+
+
+def test_a_mask_of_0_and_255_is_told_both_ways() -> None:
+    with pytest.raises(ValueError, match=r"pass target // 255; if it marks voxels to leave out, set ignore_index=255"):
+        SoftDiceLoss(2, activation="softmax")(torch.zeros(1, 2, 4), torch.tensor([[0, 255, 255, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "advice"),
+    [
+        ({"smooth": 1.0}, "smooth is called eps here."),
+        ({"include_background": False}, "include_background=False is classes=range(1, num_classes)."),
+        ({"softmax": True, "weight": None}, "softmax=True is activation='softmax'; weight is class_weight"),
+        ({"activaton": "softmax"}, "Correct the spelling."),
+    ],
+)
+def test_keywords_of_others_are_translated(keyword: dict[str, Any], advice: str) -> None:
+    with pytest.raises(TypeError) as error:
+        SoftDiceLoss(3, **keyword)
+    assert advice in str(error.value)

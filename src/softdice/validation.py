@@ -6,7 +6,7 @@ Messages read `function: expected X, got Y. What to do.` Checks of tensors are i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from importlib import import_module
 from types import ModuleType
@@ -140,11 +140,14 @@ def class_weights(values: Any, count: int) -> Tensor:
 
 
 def are_tensors(advice: str | None = None, /, **values: object) -> None:
-    """Values by name -> they are Tensors; else what to do about the first that is none."""
+    """Raise TypeError for the first value that is not a Tensor."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
             parts = isinstance(value, (list, tuple)) and value and hasattr(value[0], "shape")
             how = "Stack them with torch.stack." if parts else f"Wrap {name} in torch.as_tensor."
+            if isinstance(value, Mapping):  # what torchvision's and transformers' networks return
+                key = next((key for key, part in value.items() if isinstance(part, Tensor)), "out")
+                how = f"Pass the tensor in it, for example {name}[{key!r}]."
             fail(f"{name} to be a Tensor", type(value).__name__, advice or how, TypeError)
 
 

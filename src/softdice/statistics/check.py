@@ -102,7 +102,7 @@ def tensors(
         fail("input of shape (B, C, *S)", tuple(input.shape), "Add the missing dimension with unsqueeze.")
     if num_classes is not None and input.shape[1] != num_classes:
         expected = f"input of shape (B, {num_classes}, *S) for num_classes={num_classes}"
-        fail(expected, tuple(input.shape), "Make num_classes the number of channels, which stand second.")
+        fail(expected, tuple(input.shape), _advice_on_axes(input, target, num_classes))
     same_device(input.device, "input", target=target, voxel_weight=voxel_weight)
 
     input, target = without_metadata(input), signed(without_metadata(target))
@@ -124,6 +124,16 @@ def tensors(
     else:
         target = (_whole(target, settings.validate) if target.is_floating_point() else target).flatten(1)
     return Request(input.flatten(2), target, _weight(voxel_weight, B, S), settings=settings)
+
+
+def _advice_on_axes(input: Tensor, target: Tensor, num_classes: int) -> str:
+    """Say what to do about an input whose second axis is not that of the classes."""
+    if input.shape[0] == num_classes and tuple(target.shape) in (tuple(input.shape[1:]), (1, *input.shape[1:])):
+        whole = "target" if target.ndim == input.ndim else "target[None]"
+        return f"The batch axis is missing: pass input[None] and {whole}."
+    if input.shape[-1] == num_classes:
+        return "The classes stand last: pass input.movedim(-1, 1)."
+    return "Make num_classes the number of channels, which stand second."
 
 
 def labels_alone(input: Tensor, target: Tensor) -> None:
@@ -264,7 +274,10 @@ def labels_error(num_classes: int, ignore_index: int | None, value: object = UNS
     """Say what to do about a label outside [0, C) that is not ignore_index."""
     allowed = f"labels in [0, {max(num_classes, 2)})" + ("" if ignore_index is None else f" or {ignore_index}")
     what = "target with " + (allowed if num_classes > 1 else f"{allowed} (1 is in the only class)")
-    return message(what, f"{value} ({count} voxels)", "Raise num_classes, remap the labels, or set ignore_index.")
+    advice = "Raise num_classes, remap the labels, or set ignore_index."
+    if value == 255 and ignore_index is None:  # as pictures mark a mask, and as data sets mark what to leave out
+        advice = "If 255 marks the class, pass target // 255; if it marks voxels to leave out, set ignore_index=255."
+    return message(what, f"{value} ({count} voxels)", advice)
 
 
 def target_error(value: object = UNSEEN, count: object = SOME) -> str:
