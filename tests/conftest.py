@@ -60,7 +60,7 @@ def file_of(item: pytest.Item) -> str:
     return item.path.stem.removeprefix("test_")
 
 
-MOST_KERNELS = 120
+MOST_KERNELS = 180
 """Kernels that the tests may compile, in all their processes but those they start: each takes half a second or more."""
 
 _kernels: list[str] = []

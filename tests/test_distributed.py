@@ -323,12 +323,12 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("manner", MANNERS)
 def test_a_rank_that_is_missing_makes_the_others_fail(manner: str, left_alone: Path) -> None:
     message = (left_alone / manner).read_text()
-    assert message.startswith("OverlapStatistics.all_reduce: expected every rank of the group to add its sums within")
+    assert message.startswith("SoftDiceLoss: expected every rank of the group to add its sums within")
     assert "A rank has stopped, or did not call the loss" in message
 
 
 def test_group_needs_torch_distributed_to_be_started() -> None:
-    message = "all_reduce: expected an initialised process group, since group is set, got none. Start with torchrun"
+    message = "SoftDiceLoss: expected an initialised process group, since group is set, got none. Start with torchrun"
     with pytest.raises(RuntimeError, match=message):
         LOSSES["dice"]("world")(torch.zeros(1, C, 4), torch.zeros(1, 4, dtype=torch.long))
 

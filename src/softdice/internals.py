@@ -5,12 +5,16 @@ tests/test_package.py fails when a release of torch takes one of them away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def observed() -> bool:
@@ -33,6 +37,18 @@ def unwrapped(tensor: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
+
+
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep torch.compile out of a function of NumPy, SciPy or Numba. (torch.compiler.disable imports the compiler.)"""
+
+    @wraps(function)
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        run = torch.compiler.disable(function) if torch.compiler.is_compiling() else function
+        result: R = run(*args, **keywords)
+        return result
+
+    return call
 
 
 def below_autograd() -> AbstractContextManager[Any]:

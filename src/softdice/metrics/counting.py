@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from softdice.backends.route import compiled_loops
+from softdice.internals import untraced
 from softdice.parallel.threads import for_each
 from softdice.statistics.request import equals
 from softdice.validation import are_tensors, fail, message, same_device
@@ -186,7 +187,7 @@ def as_tensor(array: Any) -> Any:
     return array
 
 
-@torch.compiler.disable
+@untraced
 def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """labels, labels -> every pair that occurs and how often: (labels of prediction, labels of target, counts), int64
     (labels above 2^63: Python's int).
@@ -213,7 +214,7 @@ def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray,
 # --- CPU, Numba -------------------------------------------------------------------------------------------------------
 
 
-@torch.compiler.disable
+@untraced
 def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore_index: int | None) -> np.ndarray:
     """(3, C + 1), the last column for labels outside."""
     is_bytes = all(array.dtype in (np.uint8, np.bool_) for array in (prediction, target))

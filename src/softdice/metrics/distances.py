@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from softdice import validation
+from softdice.internals import untraced
 from softdice.metrics import counting, surfaces
 from softdice.metrics.counting import as_tensor, numbers_of
 from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
@@ -239,7 +240,7 @@ def voxel_sizes(spacing: object, shape: tuple[int, ...]) -> tuple[float, ...]:
 # --- label maps -> scores
 
 
-@torch.compiler.disable  # numba, scipy and threads: nothing that a compiler can trace
+@untraced
 def measure(
     input: Tensor,
     target: Tensor,
@@ -275,7 +276,7 @@ def integer_pair(input: Tensor, target: Tensor, ignore_index: int | None) -> tup
     return input, target
 
 
-@torch.compiler.disable
+@untraced
 def measure_maps(
     input: Tensor,
     target: Tensor,

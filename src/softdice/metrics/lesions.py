@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from softdice import validation
+from softdice.internals import untraced
 from softdice.metrics.counting import numbers_of
 from softdice.metrics.distances import Compare, Formula, integer_pair, measure
 from softdice.metrics.instances import Overlaps, object_overlaps, shared_voxels
@@ -411,7 +412,7 @@ class Rule:
         """The overlap of lesions that match; 0.5 beside the rules of a challenge, which have none."""
         return 0.5 if isinstance(self.matching, str) else self.matching
 
-    @torch.compiler.disable
+    @untraced
     def measure(
         self,
         input: Tensor,

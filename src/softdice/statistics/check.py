@@ -131,7 +131,8 @@ def _advice_on_axes(input: Tensor, target: Tensor, num_classes: int) -> str:
     if input.shape[0] == num_classes and tuple(target.shape) in (tuple(input.shape[1:]), (1, *input.shape[1:])):
         whole = "target" if target.ndim == input.ndim else "target[None]"
         return f"The batch axis is missing: pass input[None] and {whole}."
-    if input.shape[-1] == num_classes:
+    B, *S, C = input.shape
+    if num_classes == C and tuple(target.shape) in ((B, *S), (B, 1, *S), (B, *S, C)):
         return "The classes stand last: pass input.movedim(-1, 1)."
     return "Make num_classes the number of channels, which stand second."
 

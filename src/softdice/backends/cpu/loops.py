@@ -23,7 +23,7 @@ from softdice.backends.cpu.convert import NO_CLASS
 from softdice.backends.cpu.intrinsics import LANES, add, read, read_label, reread, write
 from softdice.statistics.declared import BY_NAME, FIELDS, MAPPED, NAMES, READERS, Statistic, function
 
-RUN = np.uint64(32 * LANES)  # voxels whose sums stay in registers, in float32, before float64 takes them
+RUN = np.uint64(256 if LANES > 4 else 64)  # voxels whose sums stay in registers, in float32, before float64 takes them
 MANY = 12  # classes: beyond, a voxel's own class is done by itself, since a comparison per class costs more
 
 _SHARED = {
