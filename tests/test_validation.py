@@ -78,8 +78,8 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: stats(target=changed(Y, -1), ignore_index=255), ValueError,
      PASS + f"expected target with labels in [0, 3) or 255, got -1 (1 voxels). {IN_RANGE}"),
     (lambda: stats(X[:, :1], changed(Y, 255)), ValueError,
-     PASS + "expected target with labels in [0, 2) (1 is in the only class), got 255 (1 voxels). If 255 marks the class, "
-     "pass target // 255; if it marks voxels to leave out, set ignore_index=255."),
+     PASS + "expected target with labels in [0, 2) (1 is in the only class), got 255 (1 voxels). If 255 marks the "
+     "class, pass target // 255; if it marks voxels to leave out, set ignore_index=255."),
     (lambda: stats(target=changed(Y.float(), 0.5, 0.25)), ValueError,
      PASS + "expected whole labels in target, got 0.5 (2 of 32 voxels are not whole). "
      "A float label map must hold whole values; per-class values have shape (B, C, *S)."),
