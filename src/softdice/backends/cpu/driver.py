@@ -28,7 +28,7 @@ from softdice.statistics.declared import bundle
 from softdice.statistics.request import Pass, Request, outcomes, result_dtype
 
 BLOCK_BYTES = 1 << 19  # of the exponentials of a block: they stay in L2
-BLOCK_VOXELS = 4096  # where nothing but rows of one class is kept
+LABEL_VOXELS, VALUE_VOXELS = 2048, 4096  # where nothing but rows of one class is kept: labels take a row more
 FEW_VOXELS, MANY_VOXELS = 512, 256  # so that a softmax's rows of few classes, or of MANY, stay in L1
 CHUNKS = 64  # at most, per sample
 CHUNK_VOXELS = 8192  # at least
@@ -95,7 +95,7 @@ def plan(
     names = bundle(s.fields) if s.kind == "sums" else ("cross_entropy",)
     kind = kind_of(names, s.activation, target, weighted or ignoring, s.gamma, s.power)
     K = C if regions is None else regions
-    most = BLOCK_VOXELS if not exponential else (FEW_VOXELS if C < MANY else MANY_VOXELS)
+    most = (LABEL_VOXELS if hard else VALUE_VOXELS) if not exponential else (MANY_VOXELS if C >= MANY and target != "labels" else FEW_VOXELS)
     block = min(most, max(64, BLOCK_BYTES // 4 // (C + unions) // 64 * 64))
     chunk = -(-max(CHUNK_VOXELS, -(-V // CHUNKS)) // block) * block
     tasks = max(1, -(-V // chunk))

@@ -129,7 +129,7 @@ class Kind(NamedTuple):
     def kept(self) -> bool:
         """Whether slopes are kept for the second loop: those that are dear to compute twice."""
         dear = any(s.names("f", slope=True) or (s.names("e", slope=True) and not self.usual_power) for s in self.sloped)
-        return self.activation == "softmax" and (self.target == "values" or (dear and self.target == "labels"))
+        return dear and self.activation == "softmax" and self.target != "own"
 
     @property
     def mapped(self) -> bool:
@@ -262,13 +262,13 @@ def _load(row: int) -> str:
 
 
 @cache
-def class_slope(kind: Kind) -> Any:
-    """Return the loop that adds a class's slope to dot, and keeps it in `at_h` where it is kept."""
+def class_slope(kind: Kind, kept: bool) -> Any:
+    """Return the loop that adds a class's slope to dot, and keeps it in `at_h` where it is wanted later."""
     chosen = [(row, s) for row, s in enumerate(kind.sloped) if kind.target != "own" or s.elsewhere[1]]
     inner = _lines(_symbols(kind, _truth(kind)), *(s.slope for _, s in chosen))
     inner += [f"step = {' + '.join(f'k{row} * ({s.slope})' for row, s in chosen) or 'ZERO'}"]
     inner += ["write(at_dot, i, reread(at_dot, i) + step)"]
-    inner += ["write(at_h, i, step)"] if kind.target == "values" or kind.kept else []
+    inner += ["write(at_h, i, step)"] if kept else []
     text = [f"k{row} = {_load(row)}" for row, _ in chosen]
     text += ["for i in range(k.n):", *(f"    {line}" for line in inner)]
     return _compiled("class_slope", f"{CLASS}, coefs, at_h", text)

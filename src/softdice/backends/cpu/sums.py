@@ -86,7 +86,8 @@ def backward(kind: Kind) -> np.uint64:
     apart, values, softmax = kind.target == "own", kind.target == "values", kind.activation == "softmax"
     fused, kept = kind.fused, kind.kept
     class_rows = _class_rows(values, kind.mapped, softmax)
-    class_slope, class_gradient = loops.class_slope(kind), loops.class_gradient(kind)
+    class_slope, class_gradient = loops.class_slope(kind, kept), loops.class_gradient(kind)
+    region_slope: Any = loops.class_slope(kind, kept=True) if values else None
     own_slope: Any = loops.own_slope(kind) if apart else None
     slopes_first, slopes_of_regions = softmax and not fused, values and not softmax
 
@@ -99,7 +100,10 @@ def backward(kind: Kind) -> np.uint64:
         if slopes_first or (slopes_of_regions and unions):
             for c in range(job.K):
                 x, e, m, y, u = class_rows(at_job, at_block, job, k, c)
-                class_slope(x, e, m, y, u, c, job, k, coefs, k.h + c * k.row)
+                if unions:
+                    region_slope(x, e, m, y, u, c, job, k, coefs, k.h + c * k.row)
+                else:
+                    class_slope(x, e, m, y, u, c, job, k, coefs, k.h + c * k.row)
         if apart:
             own_slope(job, k, coefs)
         if unions:
