@@ -95,7 +95,9 @@ def plan(
     names = bundle(s.fields) if s.kind == "sums" else ("cross_entropy",)
     kind = kind_of(names, s.activation, target, weighted or ignoring, s.gamma, s.power)
     K = C if regions is None else regions
-    most = (LABEL_VOXELS if hard else VALUE_VOXELS) if not exponential else (MANY_VOXELS if C >= MANY and target != "labels" else FEW_VOXELS)
+    most = LABEL_VOXELS if hard else VALUE_VOXELS
+    if exponential:
+        most = MANY_VOXELS if C >= MANY and target != "labels" else FEW_VOXELS
     block = min(most, max(64, BLOCK_BYTES // 4 // (C + unions) // 64 * 64))
     chunk = -(-max(CHUNK_VOXELS, -(-V // CHUNKS)) // block) * block
     tasks = max(1, -(-V // chunk))
