@@ -12,12 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BACKENDS
+from conftest import BACKENDS, serving
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
-
-import softdice
 
 
 def smp_losses() -> Any:
@@ -80,7 +78,7 @@ def agree(ours: Any, theirs: Any, logits: Tensor, *rest: Tensor, **keywords: Ten
     results = []
     for loss in (ours, theirs):
         x = logits.clone().requires_grad_()
-        with softdice.use_backend(backend):
+        with serving(backend):
             value = loss(x, *(tensor.clone() for tensor in rest), **keywords)
         if isinstance(value, Tensor) and value.requires_grad:
             # a random direction, so that reduction="none" is compared element by element too
