@@ -5,19 +5,25 @@ DEV := .venv/.dev
 PEERS := .venv/.peers
 BROWSER := .venv/.browser
 PIPELINES := build/pipelines
+FORMATS := build/formats
 # Twice quiet: errors are shown, what pip warns of (its sources, its age) is not.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+# A file stays on one core, with what its tests share; tests/conftest.py has the long files begin first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test quick test-gpu test-browser test-pipelines test-lowest dist check format notebook docs bench bench-gpu clean
+.PHONY: help demo test test-peers test-triton quick test-gpu test-browser test-pipelines test-formats test-lowest dist check format notebook docs bench bench-gpu clean
 
 help:
 	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
 	@echo "make test    the test suite"
+	@echo "make test-peers  other libraries' losses and scores beside ours, on many random cases"
+	@echo "make test-triton  all of Triton's kernels, interpreted and compiled; make test has a representative set"
 	@echo "make quick   what a change of the core should pass first: no peers, no files, no processes"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make test-browser  the report in Chromium, which apt-get brings where there is none; fails without"
 	@echo "make test-pipelines  nnU-Net, MONAI, mmseg and transformers with our losses, in an environment of their own in build/"
+	@echo "make test-formats  files of pynrrd, slicerio, ome-zarr and ngff-zarr, in an environment of their own in build/"
 	@echo "make test-lowest  tests with the oldest releases that pyproject.toml allows, in build/ (TORCH=floor: torch's, too)"
 	@echo "make dist    wheel and sdist, and whether they install and run alone, with every extra"
 	@echo "make check   format, lint, types, documentation"
@@ -43,10 +49,17 @@ demo: $(DEV)
 	$(BIN)/softdice train --out demo --max-minutes 3
 
 test: $(DEV) $(PEERS)
-	$(BIN)/python -m pytest -n 2 --ignore tests/test_scoring_browser.py --ignore tests/test_pipelines.py
+	$(PYTEST) -m "not peers and not triton" --ignore tests/test_scoring_browser.py --ignore tests/test_pipelines.py
+
+test-peers: $(DEV) $(PEERS)
+	$(PYTEST) -m peers
+
+test-triton: $(DEV)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/interpreted_triton.py
+	$(BIN)/python -m pytest -n 2 -m triton tests/test_triton_compile.py
 
 quick: $(DEV)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-gpu: $(DEV)
 	SOFTDICE_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu tests/test_triton_gpu.py
@@ -77,6 +90,17 @@ test-pipelines: $(PIPELINES)/.made
 	SOFTDICE_REQUIRE_PIPELINES=1 $(PIPELINES)/bin/python -m pytest tests/test_pipelines.py tests/test_masks.py \
 		"tests/test_docs.py::test_docstring_examples[softdice.compat.mmseg]"
 
+# Writers of images whose files the tests read, and formats of extras that `all` leaves out.
+$(FORMATS)/.made: pyproject.toml constraints.txt
+	@test -x $(FORMATS)/bin/python || $(PYTHON) -m venv $(FORMATS)
+	@echo "Installing pynrrd, slicerio, ome-zarr and ngff-zarr into $(FORMATS); the first time takes some minutes"
+	@$(FORMATS)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[all,zarr,coco]' \
+		pytest hypothesis mpmath pynrrd==1.1.3 slicerio==1.4.0 ome-zarr==0.18.0 ngff-zarr==0.50.0
+	@touch $@
+
+test-formats: $(FORMATS)/.made
+	SOFTDICE_REQUIRE_FORMATS=1 $(FORMATS)/bin/python -m pytest tests/test_images_writers.py tests/test_images_matrix.py
+
 test-lowest:
 	@$(PYTHON) tests/lowest.py
 
@@ -87,7 +111,7 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 
 format: $(DEV)
 	$(BIN)/python tests/functional_stub.py
@@ -106,6 +130,7 @@ bench: $(DEV) $(PEERS)
 	$(BIN)/python -m benchmarks.variants
 	$(BIN)/python -m benchmarks.gradient_memory
 	$(BIN)/python -m benchmarks.structures
+	$(BIN)/python -m benchmarks.instances
 	$(BIN)/python -m benchmarks.voxelwise
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.head

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import softdice
 from benchmarks.losses import WORKLOADS, inputs
-from softdice.reference import statistics
-from softdice.settings import Pass, Voxels
+from softdice.statistics.reference import statistics
+from softdice.statistics.request import Pass, Request
 
 FIELDS = ("intersection", "prediction", "target")
 SLAB = 1 << 20
@@ -23,7 +23,7 @@ def exact(loss: softdice.SoftDiceLoss, logits: Tensor, labels: Tensor) -> tuple[
     slabs = list(zip(logits.split(SLAB, 2), labels.split(SLAB, 1), strict=True))
 
     def sums(slab: Tensor, target: Tensor) -> Tensor:
-        return statistics(Voxels(slab, target), Pass(activation="softmax", fields=FIELDS))
+        return statistics(Request(slab, target, settings=Pass(activation="softmax", fields=FIELDS)))
 
     with torch.no_grad():
         total = sum(sums(slab.double(), target) for slab, target in slabs)

@@ -1,7 +1,8 @@
 """How steady a step is, by the size of its gradient: `python -m benchmarks.gradient_memory`.
 
 A fresh gradient costs the system's pages, and whether the allocator has them at hand changes from step to step. From
-`softdice.kernels.cpu.memory.SMALLEST` bytes on ours is the memory of the last one. Fifty steps each of a Dice loss with
+`softdice.backends.cpu.gradient_memory.SMALLEST` bytes on ours is the memory of the last one. Fifty steps each of a Dice
+loss with
 a softmax over labels: least, median and largest time, alone and with a step of MONAI's DiceLoss between any two, each
 in a process of its own. Writes the table between the marks in docs/kernels.md.
 """

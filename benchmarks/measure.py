@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softdice.kernels.cpu.memory import forget
+from softdice.backends.cpu.gradient_memory import forget
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,7 +1,7 @@
 """From what size on the CPU kernel is worth its machinery: `python -m benchmarks.small`.
 
 One forward and backward step of SoftDiceLoss on the reference and on the kernel, interleaved, for growing inputs. The
-size where the two cross is `softdice.kernels.registry.SMALL_NUMEL`.
+size where the two cross is `softdice.backends.route.SMALL_NUMEL`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import partial
 import softdice
 from benchmarks import measure
 from benchmarks.losses import inputs
-from softdice.kernels import registry
+from softdice.backends import route
 
 
 def step_on(backend: str, *arguments: object) -> object:
@@ -22,7 +22,7 @@ def step_on(backend: str, *arguments: object) -> object:
 
 def main() -> None:
     """Print a line per size."""
-    print(f"{measure.machine()}; SMALL_NUMEL = {registry.SMALL_NUMEL}")
+    print(f"{measure.machine()}; SMALL_NUMEL = {route.SMALL_NUMEL}")
     for C in (2, 14, 118):
         for exponent in range(8, 19):
             voxels = max(1, 2**exponent // C)

@@ -43,7 +43,7 @@ class Variant(NamedTuple):
 
 
 def by_definition(loss: Loss) -> Loss:
-    """A loss of ours -> the same through `softdice.reference`, plain torch."""
+    """A loss of ours -> the same through `softdice.statistics.reference`, plain torch."""
 
     def run(logits: Tensor, labels: Tensor) -> Tensor:
         with softdice.use_backend("reference"):

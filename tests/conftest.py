@@ -4,27 +4,31 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 """Read when torch is loaded: its threads sleep while they wait. By default they spin, and two processes on two cores,
 which is what `pytest -n 2` starts, then hold each other up many times over."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from torch import Tensor
 
 import softdice
-from softdice.kernels import registry
+from softdice.backends import route
+from softdice.statistics.request import Request
 
 BACKENDS = ["reference", "cpu"]
 """Every backend that this environment must have. A test with the `backend` fixture runs once on each of them; one that
 is missing fails there, it is not skipped."""
 
 SLOW = (
-    "cli", "compat_migrating", "compat_monai", "compat_monai_published", "compat_nnunet", "compat_smp", "distances",
+    "cli", "compat_migrating", "compat_monai", "compat_monai_published", "compat_nnunet", "compat_smp", "compiled_cold",
+    "distances",
     "distributed", "distributed_dtensor", "distributed_hosts", "docs", "environments", "examples", "notebook",
     "pipelines", "reproducibility", "scoring", "scoring_browser", "scoring_faults", "scoring_long", "scoring_peers",
     "scoring_report", "scoring_torchrun", "training_benchmark", "training_data", "training_faults", "training_layout",
@@ -36,13 +40,52 @@ without `test_`."""
 SLOW_WORDS = ("compiles", "opcheck", "ranks", "without_torchmetrics")
 """And single tests elsewhere, by a word in their names."""
 
+LONG = (
+    "training_torchrun", "scoring_faults", "triton", "environments", "agreement", "scoring_torchrun", "training_faults",
+    "training_run", "notebook", "distributed", "distributed_dtensor", "scoring",
+)  # fmt: skip
+"""Files that take longest, which begin first: not last, on one of two cores."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem.removeprefix("test_") in SLOW or any(word in item.name for word in SLOW_WORDS):
+        name, apart = file_of(item), {mark.name for mark in item.iter_markers()} & {"peers", "triton"}
+        if name in SLOW or apart or any(word in item.name for word in SLOW_WORDS):
             item.add_marker("slow")
-    # Minutes each, or minutes together: not last, on one of two cores.
-    items.sort(key=lambda item: "under_the_interpreter" not in item.name and item.path.stem != "test_triton_compile")
+    items.sort(key=lambda item: LONG.index(name) if (name := file_of(item)) in LONG else len(LONG))
+
+
+def file_of(item: pytest.Item) -> str:
+    """Return the name of its file, without `test_`."""
+    return item.path.stem.removeprefix("test_")
+
+
+MOST_KERNELS = 180
+"""Kernels that the tests may compile, in all their processes but those they start: each takes half a second or more."""
+
+_kernels: list[str] = []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Count what was compiled; with `-n`, each worker tells the process that started it."""
+    compiler = sys.modules.get("softdice.backends.cpu.compiler")
+    _kernels.extend(compiler.compiled if compiler else ())
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["kernels"] = list(_kernels)
+    elif len(_kernels) > MOST_KERNELS:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Collect a worker's count."""
+    _kernels.extend(getattr(node, "workeroutput", {}).get("kernels", ()))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many kernels were compiled."""
+    most = f"; MOST_KERNELS in tests/conftest.py allows {MOST_KERNELS}" if len(_kernels) > MOST_KERNELS else ""
+    terminalreporter.write_line(f"kernels compiled: {len(_kernels)} ({len(set(_kernels))} different){most}")
 
 
 settings.register_profile(
@@ -55,20 +98,30 @@ settings.register_profile(
 settings.load_profile("softdice")
 
 
+@contextmanager
+def serving(backend: str) -> Iterator[None]:
+    """Inputs of any size are served by a backend; "cpu": float64, which its kernels do not serve, by the definition in
+    slices. Afterwards it is asserted that they were."""
+    ran: list[tuple[str, bool]] = []
+    choose: Callable[..., str] = route.choose
+
+    def record(request: Request) -> str:
+        ran.append((choose(request), request.input.dtype == torch.float64))
+        return ran[-1][0]
+
+    with pytest.MonkeyPatch.context() as patch, softdice.use_backend("auto" if backend == "cpu" else backend):
+        patch.setattr(route, "choose", record)
+        patch.setattr(route, "SMALL_NUMEL", 0)
+        yield
+    served = {("cpu", False), ("sliced", True)} if backend == "cpu" else {(backend, False), (backend, True)}
+    assert set(ran) <= served, f"asked for {backend}, ran {ran}"
+
+
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of a backend that serves every pass of the test; afterwards it is asserted that it did."""
-    ran: list[str] = []
-    choose: Callable[..., str] = registry.choose
-
-    def record(*tensors: Tensor | None) -> str:
-        ran.append(choose(*tensors))
-        return ran[-1]
-
-    monkeypatch.setattr(registry, "choose", record)
-    with softdice.use_backend(request.param):
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a backend that serves every pass of the test, see `serving`."""
+    with serving(request.param):
         yield request.param
-    assert set(ran) <= {request.param}, f"asked for {request.param}, ran {ran}"
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,11 @@ STUB = Path(functional.__file__).with_suffix(".pyi")
 HEAD = """# Written by tests/functional_stub.py from the classes of the losses.
 # fmt: off
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from softdice.costs import Cost
 from softdice.losses import LossSettings
 from softdice.masks import *  # noqa: F403
 

@@ -1,4 +1,6 @@
-"""The Triton kernels on CPU tensors: tests/test_triton.py runs this file in a process with TRITON_INTERPRET=1.
+"""The Triton kernels on CPU tensors, in a process with TRITON_INTERPRET=1.
+
+`make test` runs a representative set, through tests/test_triton.py; `make test-triton` runs all, the marked ones too.
 
 Each test asserts that the kernels were launched. Shapes are small and odd; tiles are those of the table, so that most
 of them are partly empty.
@@ -18,10 +20,11 @@ from test_kernels import case, operator_arguments, sums_and_gradient
 from torch import Tensor
 
 import softdice
-from softdice.kernels import registry, trial
-from softdice.kernels.triton import declared, launch
-from softdice.kernels.triton import driver as cuda
-from softdice.settings import FIELDS
+from softdice.backends import route, selftest
+from softdice.backends.cuda import declared, launch
+from softdice.backends.cuda import driver as cuda
+from softdice.statistics.declared import FIELDS
+from softdice.statistics.request import Request
 
 
 @pytest.fixture(autouse=True)
@@ -55,21 +58,38 @@ def assert_agreement(input: Tensor, target: Tensor, tolerance: float, **options:
     assert (gradient.double() - exact_gradient).abs().max() <= tolerance * scale
 
 
+def beyond(*values: Any) -> Any:
+    """Return a parameter that `make test` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.triton)
+
+
+def every_sixth(cases: list[Any]) -> list[Any]:
+    """Mark the other cases as beyond the representative set."""
+    others = (case._replace(marks=[pytest.mark.triton]) if n % 6 else case for n, case in enumerate(cases))
+    return list(others)
+
+
 class TestAgreement:
+    @pytest.mark.parametrize("examples", [3, beyond(20)])
     @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-    def test_drawn_problems(self, activation: str) -> None:
-        test_agreement.agree_on_drawn("triton", activation, hard=False, examples=20, shrink=False, most_elements=1500)
+    def test_drawn_problems(self, activation: str, examples: int) -> None:
+        limits = {"shrink": False, "most_elements": 1500}
+        test_agreement.agree_on_drawn("triton", activation, hard=False, examples=examples, **limits)
 
+    @pytest.mark.parametrize("examples", [4, beyond(40)])
     @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-    def test_drawn_hard_values(self, activation: str) -> None:
-        test_agreement.agree_on_drawn("triton", activation, hard=True, examples=40, shrink=False, most_elements=1000)
+    def test_drawn_hard_values(self, activation: str, examples: int) -> None:
+        limits = {"shrink": False, "most_elements": 1000}
+        test_agreement.agree_on_drawn("triton", activation, hard=True, examples=examples, **limits)
 
-    @pytest.mark.parametrize(("row", "backend", "dtype"), hard_cases(["triton"], one_dtype=True, classes=(3, 14)))
+    @pytest.mark.parametrize(
+        ("row", "backend", "dtype"), every_sixth(hard_cases(["triton"], one_dtype=True, classes=(3, 14)))
+    )
     def test_hard_values(self, row: Any, backend: str, dtype: torch.dtype) -> None:
         fields = ("intersection", "difference", "cross_entropy", "focal")
         test_agreement.assert_hard_values(row, backend, dtype, fields)
 
-    @pytest.mark.parametrize("C", [130, 1024])
+    @pytest.mark.parametrize("C", [130, beyond(1024)])
     @pytest.mark.parametrize(
         ("activation", "dense", "options"),
         [
@@ -83,6 +103,7 @@ class TestAgreement:
         input, target = case(C, activation, dense, B=1, S=(19,), dtype=torch.float32)
         assert_agreement(input, target, 2e-6, activation=activation, **options)
 
+    @pytest.mark.triton
     def test_more_regions_than_a_launch_takes(self, launches: list[str]) -> None:
         regions = tuple((r % 5, 5 + r % 3) for r in range(cuda.REGIONS + 3))
         assert_agreement(*case(8, "softmax", False, S=(9,)), 1e-12, activation="softmax", regions=regions)
@@ -93,7 +114,7 @@ class TestAgreement:
         assert_agreement(*case(5, "softmax", False), 1e-12, activation="softmax", fields=fields)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    @pytest.mark.parametrize("C", [1, 4, 20])
+    @pytest.mark.parametrize("C", [1, 4, beyond(20)])
     @pytest.mark.parametrize("channels_last", [False, True])
     def test_half_precision(self, dtype: torch.dtype, C: int, channels_last: bool) -> None:
         input, target = case(C, "sigmoid", False, S=(9, 33), dtype=dtype)
@@ -151,6 +172,7 @@ class TestAgreement:
         assert steps == 3
         assert_agreement(*case(2, "softmax", False, B=1, S=(V,), dtype=torch.float32), 2e-6, activation="softmax")
 
+    @pytest.mark.triton
     def test_counts_beyond_the_whole_numbers_of_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(launch.FORWARD, (1, 4), launch.Tile(1 << 16))  # tiles so large for the interpreter's sake
         V = 2**24 + 2
@@ -172,6 +194,7 @@ class TestInvariants:
         assert torch.allclose(shifted_sums, sums, rtol=1e-13, atol=0)
         assert (shifted - gradient).abs().max() <= 1e-13 * gradient.abs().max()
 
+    @pytest.mark.triton
     def test_classes_change_places(self) -> None:
         input, target = case(4, "softmax", False)
         order = torch.tensor([2, 0, 3, 1])
@@ -180,6 +203,7 @@ class TestInvariants:
         for name in FIELDS:
             assert torch.allclose(getattr(moved, name), getattr(stats, name)[:, order], rtol=1e-13, atol=0)
 
+    @pytest.mark.triton
     def test_halves_add_up(self) -> None:
         input, target = case(3, "sigmoid", True)
         whole = softdice.overlap_statistics(input, target, activation="sigmoid")
@@ -238,6 +262,7 @@ class TestInvariants:
 
 
 class TestOperators:
+    @pytest.mark.triton
     @pytest.mark.parametrize(
         ("dense", "activation", "unions"),
         [(False, "softmax", False), (True, "softmax", True), (True, "sigmoid", False)],
@@ -267,6 +292,7 @@ class TestOperators:
             (expected,) = torch.autograd.grad(stats.intersection.sum(), input)
         assert (found - expected).abs().max() <= 1e-14 * expected.abs().max()
 
+    @pytest.mark.triton
     def test_second_derivatives_come_from_the_reference(self) -> None:
         input, target = case(3, "softmax", True, S=(4,), B=1)
         loss = softdice.SoftDiceLoss(3, activation="softmax")
@@ -291,8 +317,8 @@ class TestOperators:
             (expected,) = torch.autograd.grad(loss(conv(features), target), features)
         assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
 
-    @pytest.mark.parametrize("bad", ["label", "probability", "weight", "dense"])
-    @pytest.mark.parametrize("unions", [False, True])
+    @pytest.mark.parametrize("bad", ["label", beyond("probability"), "weight", beyond("dense")])
+    @pytest.mark.parametrize("unions", [False, beyond(True)])
     def test_values_out_of_range(self, bad: str, unions: bool) -> None:
         input, target = case(3, "none", bad == "dense", S=(40, 40), dtype=torch.float32)
         weight = torch.ones(2, 40, 40)
@@ -310,6 +336,7 @@ class TestOperators:
             softdice.overlap_statistics(input, target, **options)
         softdice.overlap_statistics(input, target, **options, validate=False)
 
+    @pytest.mark.triton
     def test_half_precision_logits_under_autocast_and_a_scaler(self, launches: list[str]) -> None:
         """float16 logits are not cast; gradients below its range come back when the loss is scaled."""
         input, target = case(2, "softmax", False, B=1, S=(40_000,), dtype=torch.float16)
@@ -339,7 +366,8 @@ class TestChoice:
         with pytest.raises(RuntimeError, match=r"'triton' backend serves.*requires a gradient"):
             softdice.overlap_statistics(input, target.clone().requires_grad_(), activation="softmax")
         with softdice.use_backend("auto"):  # the interpreter is for checking, never chosen for a CPU tensor
-            assert registry.choose(torch.zeros(1, 2, registry.SMALL_NUMEL), target[:1, 0].flatten(1), None) == "cpu"
+            labels = torch.zeros(1, route.SMALL_NUMEL, dtype=torch.long)
+            assert route.choose(Request(torch.zeros(1, 2, route.SMALL_NUMEL), labels)) == "cpu"
         softdice.overlap_statistics(input, target, activation="softmax")
 
 
@@ -348,14 +376,20 @@ class TestTrial:
 
     @pytest.fixture(autouse=True)
     def chosen(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr(registry, "choose", lambda *_: "triton")
-        monkeypatch.setattr(trial, "_found", {})
-        monkeypatch.setattr(trial, "_failed", [])
-        monkeypatch.setattr(trial, "VOXELS", (1, 150))  # the interpreter is slow
+        def chosen(request: Request) -> str:  # the end of `route.choose` on a GPU
+            named = route.asked() == "triton"
+            return "triton" if named or not selftest.failed(request) else "reference"
+
+        monkeypatch.setattr(route, "choose", chosen)
+        monkeypatch.setattr(selftest, "_outcomes", {})
+        monkeypatch.setattr(selftest, "_failed", [])
+        monkeypatch.setattr(selftest, "VOXELS", (1, 150))  # the interpreter is slow
         with softdice.use_backend("auto"):
             yield
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize(
+        "dtype", [torch.float32, beyond(torch.float64), beyond(torch.float16), beyond(torch.bfloat16)]
+    )
     @pytest.mark.parametrize("activation, dense", [("softmax", False), ("sigmoid", True), ("none", False)])
     def test_the_right_kernels_pass_once(
         self, dtype: torch.dtype, activation: str, dense: bool, launches: list[str]
@@ -366,7 +400,7 @@ class TestTrial:
         for _ in range(2):
             softdice.overlap_statistics(input, target, activation=activation, voxel_weight=weight, **options)
         assert launches == ["forward_kernel", "backward_kernel"] + 2 * ["forward_kernel"]  # all statistics, both ways
-        assert list(trial._found.values()) == [None]
+        assert list(selftest._outcomes.values()) == [None]
 
     def test_channels_last_regions_and_a_head(self) -> None:
         input, target = case(5, "softmax", False, dtype=torch.float32)
@@ -375,7 +409,7 @@ class TestTrial:
         )
         loss = softdice.SoftDiceLoss(3, activation="softmax")
         softdice.FusedHead(torch.nn.Conv1d(4, 3, 1), loss)(torch.randn(2, 4, 9), torch.zeros(2, 9, dtype=torch.long))
-        assert list(trial._found.values()) == [None, None]
+        assert list(selftest._outcomes.values()) == [None, None]
 
     @pytest.mark.parametrize("fault", ["sums", "slopes", "does not compile", "nan"])
     def test_wrong_kernels_are_left_for_the_reference(self, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,12 +426,12 @@ class TestTrial:
         }
         real, change = broken[fault]
         monkeypatch.setattr(declared, real.__name__, lambda *given: real(*given) | change)
-        monkeypatch.setattr(trial, "_found", {})
+        monkeypatch.setattr(selftest, "_outcomes", {})
         with pytest.warns(
             RuntimeWarning, match="softdice: expected Triton's kernels to agree with the reference on cpu"
         ):
             ours = sums_and_gradient(input, target, activation="softmax")
-        (found,) = trial._found.values()
+        (found,) = selftest._outcomes.values()
         assert found is not None
         assert ("an error of Triton" in found and "no_such_thing" in found) == (fault == "does not compile")
         again = sums_and_gradient(
@@ -410,15 +444,16 @@ class TestTrial:
     def test_an_error_of_ours_is_not_called_one_of_triton(self, monkeypatch: pytest.MonkeyPatch) -> None:
         input, target = case(3, "softmax", False, dtype=torch.float32)
         softdice.overlap_statistics(input, target, activation="softmax")
-        monkeypatch.setattr(trial, "_found", {})
+        monkeypatch.setattr(selftest, "_outcomes", {})
         monkeypatch.setattr(declared, "terms", lambda *_: {}["no such term"])
         with pytest.warns(RuntimeWarning, match="got an error of softdice: KeyError: 'no such term'"):
             softdice.overlap_statistics(input, target, activation="softmax")
 
+    @pytest.mark.triton
     def test_softdice_check_shows_it(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         from softdice.cli.check import check
 
-        monkeypatch.setattr(registry, "kernel_backends", dict)  # the whole image takes the interpreter a minute
+        monkeypatch.setattr(route, "kernel_backends", dict)  # the whole image takes the interpreter a minute
         check()
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("triton trial")]
         assert len(lines) == 9
@@ -426,7 +461,7 @@ class TestTrial:
         real = declared.terms
         wrong = {"PLUS": declared._jit("plus(sums, w, p, q, a, b, t, m)", "return sums")}
         monkeypatch.setattr(declared, "terms", lambda *given: real(*given) | wrong)
-        monkeypatch.setattr(trial, "_found", {})
+        monkeypatch.setattr(selftest, "_outcomes", {})
         with (
             pytest.warns(RuntimeWarning, match="Please report what `softdice check` prints"),
             pytest.raises(typer.Exit),
@@ -437,16 +472,16 @@ class TestTrial:
     def test_a_backend_by_name_is_not_tried(self) -> None:
         with softdice.use_backend("triton"):
             softdice.overlap_statistics(*case(3, "softmax", False), activation="softmax")
-        assert trial._found == {}
+        assert selftest._outcomes == {}
 
     def test_nothing_is_tried_while_a_graph_is_captured(self, monkeypatch: pytest.MonkeyPatch) -> None:
         input, target = case(3, "softmax", False, dtype=torch.float32)
-        monkeypatch.setattr(trial, "_capturing", lambda device: True)
+        monkeypatch.setattr(selftest, "_capturing", lambda device: True)
         softdice.overlap_statistics(input, target, activation="softmax")
-        assert trial._found == {}
-        monkeypatch.setattr(trial, "_capturing", lambda device: False)
+        assert selftest._outcomes == {}
+        monkeypatch.setattr(selftest, "_capturing", lambda device: False)
         softdice.overlap_statistics(input, target, activation="softmax")
-        assert list(trial._found.values()) == [None]
+        assert list(selftest._outcomes.values()) == [None]
 
     def test_compiled_code_knows_what_failed_before(self, launches: list[str]) -> None:
         input, target = case(3, "softmax", False, dtype=torch.float32)
@@ -459,6 +494,6 @@ class TestTrial:
         compiled = torch.compile(intersection, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(input), right)
         assert launches == ["forward_kernel"]
-        trial._failed.append("statistics that are off by 1")
+        selftest._failed.append("statistics that are off by 1")
         torch.testing.assert_close(compiled(input), right)
         assert launches == ["forward_kernel"]

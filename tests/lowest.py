@@ -15,7 +15,8 @@ from distribution import ROOT, environment, run, step
 
 TESTS = (
     "statistics", "losses", "loss_objects", "functional", "edge_cases", "indices", "reference", "validation", "kernels",
-    "threads", "head_module", "metrics", "files", "images_faults", "cli", "training_step", "environments",
+    "threads", "head_module", "metrics", "files", "images_faults", "images_place", "images_matrix", "images_writers",
+    "cli", "training_step", "environments",
 )  # fmt: skip
 """What meets other packages, and the core; not their numbers against peers, which the pinned versions have."""
 

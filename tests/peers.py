@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from conftest import BACKENDS
+from conftest import BACKENDS, serving
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
-
-import softdice
 
 
 def smp_losses() -> Any:
@@ -31,6 +31,11 @@ def smp_losses() -> Any:
         for part in ("dice", "jaccard", "tversky", "focal", "soft_ce", "soft_bce", "mcc", "lovasz"):
             importlib.import_module(f"{name}.{part}")
     return sys.modules[name]
+
+
+def configurations(test: Any) -> Any:
+    """Mark a test that draws options for another library's loss: `make test-peers` runs it."""
+    return pytest.mark.peers(settings(max_examples=200)(test))
 
 
 @dataclass
@@ -73,7 +78,7 @@ def agree(ours: Any, theirs: Any, logits: Tensor, *rest: Tensor, **keywords: Ten
     results = []
     for loss in (ours, theirs):
         x = logits.clone().requires_grad_()
-        with softdice.use_backend(backend):
+        with serving(backend):
             value = loss(x, *(tensor.clone() for tensor in rest), **keywords)
         if isinstance(value, Tensor) and value.requires_grad:
             # a random direction, so that reduction="none" is compared element by element too

@@ -16,20 +16,20 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import BACKENDS
+from conftest import BACKENDS, serving
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import softdice
-from softdice.settings import FIELDS
-from softdice.terms import MAPPED, NAMES
+from softdice.backends.cpu.walk import JOB
+from softdice.statistics.declared import BUNDLES, FIELDS, MAPPED, NAMES
 
 KERNELS = [name for name in BACKENDS if name != "reference"]
 
 # --- which loop of the CPU kernel ran -----------------------------------------------------------------------------
 
-DRIVER, PLAN = "softdice.kernels.cpu.driver", "kind_of"
+DRIVER, PLAN = "softdice.backends.cpu.driver", "plan"
 """The function that settles which loop serves a pass: the test wraps it, and `path_of` reads what it returned."""
 
 PATHS = {
@@ -40,8 +40,8 @@ PATHS = {
 """Every loop that there is for an activation; one that no example reached fails the test."""
 
 
-def path_of(kind: Any) -> str:
-    return "union" if kind.union else str(kind.target)
+def path_of(made: Any) -> str:
+    return "union" if np.frombuffer(made.job, JOB)["unions"][0] else str(made.kind.target)
 
 
 @pytest.fixture
@@ -52,12 +52,11 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     plan = getattr(driver, PLAN)
 
     def record(*arguments: Any) -> Any:
-        kind = plan(*arguments)
-        paths.add(path_of(kind))
-        return kind
+        made = plan(*arguments)
+        paths.add(path_of(made))
+        return made
 
     monkeypatch.setattr(driver, PLAN, record)
-    driver._plan.cache_clear()  # what was settled before this test
     return paths
 
 
@@ -67,18 +66,9 @@ CLASSES = st.one_of(st.sampled_from([1, 2, 3, 4, 12, 13]), st.integers(5, 12), s
 SIZES = {1: (1, 1), 7: (7, 1), 511: (7, 73), 513: (27, 19), 9000: (90, 100)}
 """Voxels, and the same in two dimensions: less than a block of 512 voxels, one and a bit, more than a chunk of 8192."""
 
-USUAL = (
-    FIELDS,
-    ("intersection", "prediction", "target"),
-    ("intersection", "prediction", "target", "cross_entropy"),
-    ("intersection", "prediction", "target", "focal", "labelled"),
-    ("intersection", "prediction_squared", "target_squared"),
-    ("difference", "prediction", "target"),
-    ("cross_entropy", "labelled"),
-    ("focal", "voxels"),
-    ("intersection", "prediction", "target", *MAPPED),
-)
-"""What the losses ask for. Any other selection is drawn, too, but rarely: a kernel may be compiled for each."""
+LEAN = (BUNDLES[0], FIELDS, NAMES)
+"""The bundles that are drawn: the smallest, and those of everything. Each further one would compile a kernel for every
+loop; the loops of all bundles are written by one generator, which `test_every_bundle` runs with each of them."""
 
 LABEL_DTYPES = {
     torch.uint8: 256,
@@ -88,7 +78,8 @@ LABEL_DTYPES = {
     torch.int64: 1 << 31,
     torch.bool: 2,
 }
-INPUT_DTYPES = (torch.float64, torch.float32, torch.float32, torch.float16, torch.bfloat16)
+INPUT_DTYPES = (torch.float32, torch.float32, torch.float16, torch.bfloat16)
+"""What kernels serve; float64 is tested on the definition in slices."""
 
 
 @dataclass
@@ -111,7 +102,7 @@ class Problem:
     def run(self, backend: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """-> sums (F, B, K), and dL/dinput, both float64; the latter laid out as it came."""
         leaf = self.input.detach().to(dtype or self.input.dtype).requires_grad_()
-        with softdice.use_backend(backend):
+        with serving(backend):
             stats = softdice.overlap_statistics(leaf, self.target, **self.keywords)
         sums = torch.stack([getattr(stats, name) for name in stats.fields])
         if not sums.requires_grad:  # the reference knows that these do not depend on the input
@@ -157,17 +148,17 @@ def hardened(draw: st.DrawFn, logits: Tensor, labels: Tensor | None, generator: 
 def problems(draw: st.DrawFn, activation: str, hard: bool = False, most_elements: int = 250_000) -> Problem:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     own = activation == "softmax" and draw(st.sampled_from([False, False, True]))  # loops of their own
+    kind = "labels" if own else draw(st.sampled_from(["labels", "labels", "soft", "multi-hot"]))
     B, C = draw(st.integers(1, 3)), draw(st.sampled_from([13, 20, 40, 130]) if own else CLASSES)
     V = draw(st.sampled_from([size for size in SIZES if size * B * C <= most_elements]))
     keywords: dict[str, Any] = {
         "activation": activation,
-        "fields": draw(st.one_of(*[st.just(fields) for fields in USUAL], st.sets(st.sampled_from(NAMES), min_size=1))),
+        "fields": draw(st.one_of(*map(st.just, LEAN), st.sets(st.sampled_from(NAMES), min_size=12))),
         "gamma": draw(st.sampled_from([2.0, 0.0, 0.25, 0.5, 0.999, 1.0, 1.5, 3.7, 5.0])),
         "power": draw(st.sampled_from([1.0, 1.0, 1.5, 2.0, 3.0])),
         "label_smoothing": 0.0 if own else draw(st.sampled_from([0.0, 0.0, 0.1])),
     }
     keywords["fields"] = tuple(name for name in NAMES if name in keywords["fields"])
-    kind = "labels" if own else draw(st.sampled_from(["labels", "labels", "soft", "multi-hot"]))
 
     # the target
     if kind == "labels":
@@ -300,6 +291,22 @@ def test_drawn_hard_values(kernel: str, activation: str, reached: set[str]) -> N
     assert reached == PATHS[activation], "draw what reaches each loop"
 
 
+@pytest.mark.parametrize("number", range(len(BUNDLES)))
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_bundle(kernel: str, number: int) -> None:
+    """The gradient is linear in the coefficients of the statistics: random ones show every loss on a bundle."""
+    generator = torch.Generator().manual_seed(number)
+    logits = 3 * torch.randn(2, 5, 9000, generator=generator)
+    labels = torch.randint(0, 5, (2, 9000), generator=generator)
+    keywords: dict[str, Any] = {"activation": "softmax", "fields": BUNDLES[number]}
+    if number % 2:
+        keywords["voxel_weight"] = torch.rand(2, 9000, generator=generator) * (labels > 0)
+    if not set(MAPPED).isdisjoint(BUNDLES[number]):
+        keywords["voxel_map"] = torch.randn(2, 1, 9000, generator=generator)
+    mix = torch.randn(len(BUNDLES[number]), 2, 5, generator=generator, dtype=torch.float64)
+    assert_agreement(Problem(logits, labels, keywords, mix), kernel)
+
+
 # --- hard values, row by row, against as many digits as it takes --------------------------------------------------
 
 
@@ -418,7 +425,7 @@ def found(
     """-> each field (R,), and the gradient of its sum (C, V)."""
     x = row.input(dtype).requires_grad_()
     target = torch.tensor(row.labels).unsqueeze(0)
-    with softdice.use_backend(backend):
+    with serving(backend):
         stats = softdice.overlap_statistics(x, target, fields=fields, **row.keywords)
     values = {name: getattr(stats, name)[0] for name in fields}
     gradients = {
@@ -461,7 +468,7 @@ def test_a_union_that_underflows_by_hand(backend: str) -> None:
     """-ln of e^0 + e^0 over e^0 + e^200 + e^0 is 200 - ln 2; each of the two equal classes takes half of the slope."""
     logits = torch.tensor([[[0.0], [200.0], [0.0]]], requires_grad=True)
     regions = ((0, 2), (1,))
-    with softdice.use_backend(backend):
+    with serving(backend):
         loss = softdice.CrossEntropyLoss(3, activation="softmax", regions=regions)(logits, torch.tensor([[0]]))
     loss.backward()
     assert loss.item() == pytest.approx(200 - np.log(2), rel=1e-6)
@@ -473,7 +480,7 @@ def test_a_union_that_underflows_by_hand(backend: str) -> None:
 def test_merged_classes_that_underflow(backend: str) -> None:
     logits = torch.tensor([[[1.0, 3.0], [150.0, -140.0], [1.0, 2.0]]], requires_grad=True)
     loss = softdice.CrossEntropyLoss(3, activation="softmax")
-    with softdice.use_backend(backend):
+    with serving(backend):
         value = loss(logits, torch.tensor([[0, 1]]), merge={0: (2,)})
     value.backward()
     assert value.item() == pytest.approx((149 - np.log(2) + 143 + np.log1p(np.exp(-1))) / 2, rel=1e-6)
@@ -518,7 +525,7 @@ def test_a_label_beyond_32_bits_is_out_of_range(backend: str, label: int, ignore
 @pytest.mark.parametrize("ignore", [2**31, 2**40, -(2**31) - 1, 2**63 - 1, -(2**63)])
 def test_an_ignore_index_beyond_32_bits(backend: str, ignore: int) -> None:
     logits, labels = torch.zeros(1, 3, 4), torch.tensor([[0, ignore, 2, ignore]])
-    with softdice.use_backend(backend):
+    with serving(backend):
         stats = softdice.overlap_statistics(logits, labels, activation="softmax", ignore_index=ignore)
     assert stats.target.tolist() == [[1, 0, 1]]
     assert stats.voxels.tolist() == [[2, 2, 2]]
@@ -554,7 +561,7 @@ def test_a_gradient_is_laid_out_as_its_input(
         logits = logits[0].unsqueeze(0)
     target = torch.rand(shape, generator=generator) if dense else torch.zeros(shape[0], *shape[2:], dtype=torch.uint8)
     logits.requires_grad_()
-    with softdice.use_backend(kernel):
+    with serving(kernel):
         stats = softdice.overlap_statistics(logits, target, activation="sigmoid", fields=FIELDS[:2])
     (gradient,) = torch.autograd.grad(stats.intersection.sum(), logits)
     assert gradient.is_contiguous(memory_format=format)

@@ -49,7 +49,9 @@ def test_version_and_help() -> None:
 
 def test_train_and_predict(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = call("train", data, "--out", out, "--loss", "dice", "--epochs", 1, "--patch", "16", "--lr", 0.01)
+    result = call(
+        "train", data, "--out", out, "--loss", "dice", "--epochs", 1, "--batch-size", 4, "--patch", "16", "--lr", 0.01
+    )
     assert result.exit_code == 0, result.output
     for part in (
         "2 for training, 1 held out, 2-D",
@@ -70,7 +72,7 @@ def test_train_and_predict(data: Path, tmp_path: Path) -> None:
 def test_label_values_are_shown_mapped(data: Path, tmp_path: Path) -> None:
     for name in "abc":
         save(data, "labels", name, np.eye(16) * 255)
-    result = call("train", data, "--out", tmp_path / "out", "--loss", "dice", "--epochs", 1)
+    result = call("train", data, "--out", tmp_path / "out", "--loss", "dice", "--max-steps", 1)
     assert "Labels mapped: 0 -> 0, 255 -> 1" in result.output
 
 

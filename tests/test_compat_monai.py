@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import Case, agree, cases
+from peers import Case, agree, cases, configurations
 from torch import Tensor
 
 from softdice.compat import monai as ours
@@ -17,7 +17,6 @@ from softdice.compat import monai as ours
 pytestmark = pytest.mark.filterwarnings(
     "ignore:single channel prediction", "ignore:No mask value", "ignore:`include_background=False`, scalar"
 )
-configurations = settings(max_examples=200)
 flags = st.booleans()
 smoothing = st.sampled_from([1e-5, 0.1, 1.0])
 
@@ -79,6 +78,7 @@ def test_dice(case: Case, options: dict[str, Any], soft_label: bool, data: st.Da
     agree(ours.DiceLoss(**options), monai.losses.DiceLoss(**options), bounded(case, options), target)
 
 
+@pytest.mark.peers
 @settings(max_examples=60)
 @given(case=cases(), options=dice_options(), ignored=st.sampled_from([0, 1, 2, 255, -1]), tversky=flags)
 def test_ignore_index(case: Case, options: dict[str, Any], ignored: int, tversky: bool) -> None:

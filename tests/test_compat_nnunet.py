@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.training.loss import compound_losses, dice
 from nnunetv2.utilities.helpers import softmax_helper_dim1
-from peers import Case, agree, cases
+from peers import Case, agree, cases, configurations
 from torch import Tensor, nn
 
 from softdice.compat import nnunet as ours
 from softdice.compat import nnunet_training as training
 
-configurations = settings(max_examples=200)
 flags = st.booleans()
 nonlinearities = st.sampled_from([softmax_helper_dim1, nn.Softmax(1), torch.sigmoid, nn.Sigmoid(), torch.tanh, None])
 
@@ -151,6 +150,7 @@ def _rank(rank: int, store: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.peers
 def test_batch_dice_over_two_ranks(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_rank, args=(str(tmp_path / "store"),), nprocs=2)
 
@@ -248,6 +248,7 @@ def test_the_directory_of_trainers_is_safe_on_the_path() -> None:
 # --- counts
 
 
+@pytest.mark.peers
 @settings(max_examples=60)
 @given(cases(), st.data())
 def test_counts(case: Case, data: st.DataObject) -> None:

@@ -23,6 +23,7 @@ from peers import agree, smp_losses
 from torch import Tensor, nn
 
 import softdice
+from softdice.backends import op
 from softdice.compat import monai as m
 from softdice.compat import nnunet as n
 from softdice.compat import smp as s
@@ -300,6 +301,9 @@ def test_monais_masked_loss() -> None:
         ours = m.MaskedLoss(getattr(m, wrapped), include_background=False)
         peer = monai.losses.MaskedLoss(getattr(monai.losses, wrapped), include_background=False)
         agree(ours, peer, logits().sigmoid(), hot(), mask)
+    for wrong in ([], None, "DiceLoss", {"loss": 1}):
+        with pytest.raises(ValueError, match="MaskedLoss: expected loss to be callable, got"):
+            m.MaskedLoss(wrong)
     with pytest.raises(ValueError, match="MaskedLoss: expected mask of shape"):
         ours(logits(), hot(), mask.expand(1, C, *SPACE))
 
@@ -452,14 +456,14 @@ def test_meta_tensors_take_the_fast_path(backend: str) -> None:
 
 def test_meta_tensors_are_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    whole = softdice.statistics.sum_voxels
+    run = op.run
 
-    def look(given: Any, *rest: Any) -> Tensor:
-        assert type(given.input) is type(given.target) is Tensor
-        seen.extend((given.input.data_ptr(), given.target.data_ptr()))
-        return whole(given, *rest)
+    def look(request: Any, *rest: Any) -> Tensor:
+        assert type(request.input) is type(request.target) is Tensor
+        seen.extend((request.input.data_ptr(), request.target.data_ptr()))
+        return run(request, *rest)
 
-    monkeypatch.setattr(softdice.statistics, "sum_voxels", look)
+    monkeypatch.setattr(op, "run", look)
     x, y = MetaTensor(logits()), MetaTensor(labels())
     m.DeepSupervisionLoss(m.DiceCELoss(to_onehot_y=True, softmax=True))([x], y)
     assert seen == [x.data_ptr(), y.data_ptr()]

@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from peers import Case, agree, cases, smp_losses
+from peers import Case, agree, cases, configurations, smp_losses
 from torch import Tensor
 
 from softdice.compat import smp as ours
 
 theirs = smp_losses()
-configurations = settings(max_examples=200)
 flags = st.booleans()
 MODES = ("binary", "multiclass", "multilabel")
 
@@ -143,6 +142,35 @@ def test_classes_in_another_dimension() -> None:
     logits, labels = torch.randn(2, 5, 4), torch.randint(0, 4, (2, 5))
     last = ours.SoftCrossEntropyLoss(dim=2)(logits, labels)
     torch.testing.assert_close(last, torch.nn.functional.cross_entropy(logits.movedim(2, 1), labels))
+
+
+SAMPLES = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+"""Logits of single values: (N, C), or (V,)."""
+LABELS = torch.tensor([0, 1, 2, 3, 4, 4])
+
+
+def test_logits_without_space() -> None:
+    """The values that smp's own tests have for its losses, and random ones."""
+    hard = 18 * torch.eye(4) - 9
+    found = [
+        ours.SoftBCEWithLogitsLoss(smooth_factor=0.1)(
+            torch.tensor([-9.0, 9, 1, 9, -9]), torch.tensor([0, 1, -100, 1, 0])
+        ),
+        ours.SoftCrossEntropyLoss(smooth_factor=0.1)(hard, torch.tensor([0, 1, -100, 3])),
+    ]
+    assert found == pytest.approx([0.7201, 1.0125], abs=1e-4)
+    labels = torch.tensor([0, 1, -100, 3, 4, 4])
+    for keywords in ({"smooth_factor": 0.0}, {"smooth_factor": 0.2, "reduction": "sum"}):
+        agree(ours.SoftCrossEntropyLoss(**keywords), theirs.soft_ce.SoftCrossEntropyLoss(**keywords), SAMPLES, labels)
+    for per_image in (False, True):
+        one, other = (module.LovaszLoss("multiclass", per_image=per_image) for module in (ours, theirs.lovasz))
+        torch.testing.assert_close(one(SAMPLES.float(), LABELS), other(SAMPLES.float(), LABELS))
+    values, mask = SAMPLES[:, 0], torch.tensor([0.0, 1, -100, 1, 0, 1])
+    for weight in (None, torch.tensor([2.5]), torch.arange(1.0, 7)):
+        pair = (module.SoftBCEWithLogitsLoss(pos_weight=weight) for module in (ours, theirs.soft_bce))
+        agree(*pair, values, mask)
+    one, other = (module.LovaszLoss("binary") for module in (ours, theirs.lovasz))
+    torch.testing.assert_close(one(values.float(), mask.clamp_min(0)), other(values.float(), mask.clamp_min(0)))
 
 
 def test_smooth_factor_none_is_zero_where_smp_fails() -> None:

@@ -261,7 +261,10 @@ def test_a_tolerance_for_each_class() -> None:
         ({"num_classes": 0}, r"expected num_classes >= 1, got 0\."),
         ({"target": torch.zeros(1, 4, 6).long()}, r"expected target of shape \(1, 4, 5\), got \(1, 4, 6\)\."),
         ({"input": torch.zeros(1, 4, 5)}, r"expected integer labels in input, got torch.float32\."),
-        ({"input": np.zeros((1, 4, 5))}, r"expected input to be a Tensor, got ndarray\."),
+        ({"input": np.zeros((1, 4, 5))}, r"expected integer labels in input, got torch.float64\."),
+        ({"input": [[[0]]]}, r"expected input to be a Tensor, got list\."),
+        ({"spacing": "1"}, r"expected spacing of 2 positive numbers for images of shape \(4, 5\), got '1'\."),
+        ({"spacing": np.ones((2, 1))}, r"expected spacing of 2 positive numbers"),
         ({"ignore_index": 1.5}, r"expected ignore_index to be an int or None, got 1\.5\."),
         ({"target": torch.full((1, 4, 5), 7)}, r"target with labels in \[0, 3\), got 7 \(20 voxels\)\. Raise"),
         ({"input": torch.full((1, 4, 5), -1)}, r"input with labels in \[0, 3\), got -1 \(20 voxels\)\."),
@@ -271,6 +274,30 @@ def test_mistakes(change: dict[str, Any], text: str) -> None:
     arguments = {"input": torch.zeros(1, 4, 5).long(), "target": torch.zeros(1, 4, 5).long(), "num_classes": 3}
     with pytest.raises((ValueError, TypeError), match=text):
         hausdorff_distance(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    "spacing, plain",
+    [
+        (np.array([1.0, 1, 3]), (1, 1, 3)), (np.array([1, 1, 3], np.int16), (1, 1, 3)), (np.int64(2), 2),
+        (torch.tensor(2.0), 2), (torch.tensor([2]), (2,) * 3), (np.float32(0.5), 0.5), (np.array(2), 2),
+        ([torch.tensor(1.0), np.float64(2), 3], (1, 2, 3)), (torch.tensor([1, 2, 3]), (1, 2, 3)),
+    ],
+)  # fmt: skip
+def test_numbers_of_numpy_and_torch(spacing: Any, plain: Any) -> None:
+    t = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    t[0, 2:5, 2:5, 2:5] = 1
+    p, options = t.roll(1, 3), {"num_classes": 2, "classes": [1]}
+    if isinstance(spacing, Tensor) and spacing.shape == (1,):
+        spacing = spacing.expand(3)
+    for score, more, same in (
+        (hausdorff_distance, {"percentile": np.float32(95)}, {"percentile": 95}),
+        (average_surface_distance, {}, {}),
+        (surface_dice, {"tolerance": torch.tensor(1.5)}, {"tolerance": 1.5}),
+        (surface_dice, {"tolerance": np.array([1])}, {"tolerance": [1]}),
+    ):
+        found = score(p, t, spacing=spacing, **options, **more)  # type: ignore[operator]
+        assert torch.equal(found, score(p, t, spacing=plain, **options, **same))  # type: ignore[operator]
 
 
 def test_more_mistakes() -> None:
@@ -326,6 +353,7 @@ def agrees_with_monai(p: np.ndarray, t: np.ndarray, classes: int, spacing: tuple
     return int(rows[0][0].isfinite().sum())
 
 
+@pytest.mark.peers
 def test_monai_on_random_pairs() -> None:
     """500 masks in 115 pairs, half of them in 2-D."""
     compared = 0
@@ -345,6 +373,7 @@ def real(*parts: str) -> np.ndarray:
     return np.asarray(pytest.importorskip("nibabel").load(path).dataobj).astype(np.uint8)
 
 
+@pytest.mark.peers
 def test_monai_on_organs() -> None:
     p, t = (real("totalsegmentator", f"{name}.nii.gz") for name in ("example_seg_fast", "example_seg"))
     seen = sorted({*np.unique(p)} | {*np.unique(t)})
@@ -384,6 +413,7 @@ def deepmind(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pytest.importorskip("surface_distance", reason="surface-distance is not installed: run make test")
 
 
+@pytest.mark.peers
 def test_deepmind(deepmind: Any) -> None:
     """Surface Dice at two tolerances, robust Hausdorff, and the mean of each direction, of 500 masks in 180 pairs."""
     compared = 0
@@ -483,6 +513,65 @@ def test_the_table_of_empty_masks() -> None:
                 cells += [str(each).replace("(", "").replace(")", "") for each in (both, one)]
             row = f"| {program} | {' | '.join(cells)} |".replace("0.0", "0")
             assert row in page, row
+
+
+def panoptica_distances(p: np.ndarray, t: np.ndarray) -> tuple[float, float, float]:
+    """HD95, mean distance and surface Dice of two masks, each taken as one object."""
+    panoptica: Any = pytest.importorskip("panoptica", reason="panoptica is not installed: run make test")
+    metric = panoptica.Metric
+    evaluator = panoptica.Panoptica_Evaluator(
+        expected_input=panoptica.InputType.UNMATCHED_INSTANCE,
+        instance_matcher=panoptica.NaiveThresholdMatching(matching_threshold=0.1),
+        instance_metrics=[metric.IOU, metric.HD95, metric.ASSD, metric.NSD],
+        global_metrics=[],
+    )
+    found = evaluator.evaluate(p.astype(np.uint8), t.astype(np.uint8), verbose=False)["ungrouped"]
+    return found.sq_hd95, found.sq_assd, found.sq_nsd
+
+
+def test_the_table_of_other_numbers() -> None:
+    """docs/distances.md, "Same name, other number": what each program returns, and what we do."""
+    binary = pytest.importorskip("medpy.metric.binary")
+    monai = pytest.importorskip("monai.metrics")
+    sitk: Any = pytest.importorskip("SimpleITK")
+    skimage = pytest.importorskip("skimage.metrics")
+    p, t, whole, slab, moved = (np.zeros(shape, bool) for shape in [(12, 12)] * 3 + [(8, 8, 1)] * 2)
+    t[1:10, 1:8], p[3:10, 3:6], whole[1:8, 1:8], slab[2:6, 2:6], moved[3:7, 2:6] = [True] * 5
+    holed = whole.copy()
+    holed[3:6, 3:6] = False
+
+    def ours(score: Any, one: np.ndarray, other: np.ndarray, **options: Any) -> float:
+        return float(score(one[None], other[None], num_classes=1, **options).item())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hd95, mean, share = panoptica_distances(p, t)
+        assert binary.hd95(p, t) == hd95
+        far = sitk.HausdorffDistanceImageFilter()
+        far.Execute(*(sitk.GetImageFromArray(each.astype(np.uint8)) for each in (whole, holed)))
+        assert far.GetHausdorffDistance() == skimage.hausdorff_distance(whole, holed)
+        pair = [torch.from_numpy(np.stack([~each, each]))[None].float() for each in (slab, moved)]
+        flat = binary.assd(slab, moved)
+        assert monai.compute_average_surface_distance(*pair, symmetric=True).item() == flat
+    together = ours(hausdorff_distance, p, t, percentile=95)
+    rows = [
+        ("HD95", "MedPy, panoptica", hd95, together),
+        ("mean distance", "panoptica", mean, ours(average_surface_distance, p, t)),
+        ("surface Dice at 0.5", "panoptica", share, ours(surface_dice, p, t, tolerance=0.5)),
+        (
+            "Hausdorff distance",
+            "SimpleITK, scikit-image",
+            far.GetHausdorffDistance(),
+            ours(hausdorff_distance, whole, holed),
+        ),
+        ("mean distance of a square", "MONAI, MedPy", flat, ours(average_surface_distance, slab, moved)),
+    ]
+    lines = (Path(__file__).parents[1] / "docs" / "distances.md").read_text(encoding="utf-8").splitlines()
+    for score, programs, theirs, own in rows:
+        (line,) = [line for line in lines if line.startswith(f"| {score}") and f"| {programs} |" in line]
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[4] == f"{theirs:.5g}", line
+        assert cells[5] == f"{own:.5g}" != cells[4], line
 
 
 # --- metrics that stream
@@ -632,7 +721,8 @@ def test_the_command_measures_in_mm(tmp_path: Path, number: Callable[[int], int]
         found = columns(result)[number(label)]
         assert found == (["inf", "inf", 0] if label == 4 else pytest.approx(row, rel=1e-12))
     overall = result["results"][0]["overall"]
-    assert overall["macro_hd95"] == "inf"
+    finite = expected[:2, 0].mean().item()
+    assert (overall["macro_hd95"], overall["hd95_infinite"]) == (pytest.approx(finite), 1)
     assert overall["macro_surface_dice"] == pytest.approx(expected[:, 2].mean().item())
 
 

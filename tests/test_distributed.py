@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import softdice
 from softdice.head import FusedHead
 from softdice.losses.base import Loss
-from softdice.statistics import OverlapStatistics, measure
+from softdice.statistics.api import OverlapStatistics, measure
 
 C, SIDE = 3, 12
 SHARES = {2: (4, 1), 3: (3, 2, 0)}
@@ -285,37 +285,50 @@ def test_statistics_over_all_and_some_ranks(ranks: list[dict[Any, Any]]) -> None
 # --- what goes wrong
 
 
-def on_a_rank_that_is_left_alone(rank: int, folder: str, manner: str) -> None:
+MANNERS = ("hangs", "dies")
+"""In this order: the second ends the process."""
+
+
+def on_a_rank_that_is_left_alone(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=2)
-    )
     image, target = whole_batch()
-    torch.distributed.barrier()
-    if rank == 1:
-        if manner == "dies":
-            os._exit(0)
-        while not Path(folder, "message").exists():  # it hangs: it never calls the loss
-            pass
-        os._exit(0)
-    try:
-        LOSSES["dice"]("world")(network()(image), target)
-    except RuntimeError as problem:
-        Path(folder, "writing").write_text(str(problem))
-        Path(folder, "writing").rename(Path(folder, "message"))
+    for manner in MANNERS:
+        message = Path(folder, manner)
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/store {manner}", rank=rank, world_size=2, timeout=timedelta(seconds=2)
+        )
+        torch.distributed.barrier()
+        if rank == 1:
+            if manner == "dies":
+                os._exit(0)
+            while not message.exists():  # it hangs: it never calls the loss
+                pass
+        else:
+            try:
+                LOSSES["dice"]("world")(network()(image), target)
+            except RuntimeError as problem:
+                message.with_suffix(".half").write_text(str(problem))
+                message.with_suffix(".half").rename(message)
+        torch.distributed.destroy_process_group()
     os._exit(0)
 
 
-@pytest.mark.parametrize("manner", ["dies", "hangs"])
-def test_a_rank_that_is_missing_makes_the_others_fail(manner: str, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(on_a_rank_that_is_left_alone, (str(tmp_path), manner), nprocs=2)
-    message = (tmp_path / "message").read_text()
-    assert message.startswith("OverlapStatistics.all_reduce: expected every rank of the group to add its sums within")
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    torch.multiprocessing.spawn(on_a_rank_that_is_left_alone, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+def test_a_rank_that_is_missing_makes_the_others_fail(manner: str, left_alone: Path) -> None:
+    message = (left_alone / manner).read_text()
+    assert message.startswith("SoftDiceLoss: expected every rank of the group to add its sums within")
     assert "A rank has stopped, or did not call the loss" in message
 
 
 def test_group_needs_torch_distributed_to_be_started() -> None:
-    message = "all_reduce: expected an initialised process group, since group is set, got none. Start with torchrun"
+    message = "SoftDiceLoss: expected an initialised process group, since group is set, got none. Start with torchrun"
     with pytest.raises(RuntimeError, match=message):
         LOSSES["dice"]("world")(torch.zeros(1, C, 4), torch.zeros(1, 4, dtype=torch.long))
 

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,54 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+CODE = [path for folder in ("src", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+NAMED = [*PAGES, ROOT / "CONTRIBUTING.md", *CODE]
+"""Texts that name modules of the package: every page, and what is written in the code."""
+MODULE = re.compile(r"(?<![\w./-])softdice(?:\.[A-Za-z_]\w*)+(?![\w/-])")
+SOURCE = re.compile(r"(?<![\w./<-])(?:[\w-]+/)+[\w-]+\.pyi?\b")
+
+
+COMMAND = "softdice.exe"
+"""The one dotted name that is no module: the command on Windows."""
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name leads to a module of the package, or to something in one."""
+    place, parts = ROOT / "src" / "softdice", name.split(".")[1:]
+    while parts and ((place / parts[0]).is_dir() or (place / f"{parts[0]}.py").exists()):
+        place /= parts.pop(0)
+    if not parts:
+        return True
+    try:
+        value: Any = importlib.import_module(".".join(place.relative_to(ROOT / "src").parts))
+    except ModuleNotFoundError:  # it stands in another library, which is not here: its text must do
+        return re.search(rf"\b{parts[0]}\b", place.with_suffix(".py").read_text()) is not None
+    *parts, last = parts
+    for part in parts:
+        value = getattr(value, part, None)
+    return hasattr(value, last) or last in getattr(value, "__annotations__", ())
+
+
+@pytest.mark.parametrize("page", NAMED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_modules_and_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    missing = [name for name in MODULE.findall(text) if name != COMMAND and not exists(name)]
+    if page.suffix == ".md":
+        roots = (ROOT, ROOT / "src" / "softdice", page.parent)
+        missing += [path for path in SOURCE.findall(text) if not any((root / path).exists() for root in roots)]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", ["softdice.kernels", "softdice.statistics.no_such", "softdice.SoftDiceLoss.no_such"])
+def test_a_module_that_is_gone_is_seen(name: str) -> None:
+    assert MODULE.findall(f"see `{name}`.") == [name]
+    assert not exists(name)
+    assert SOURCE.findall("`src/softdice/kernels/cpu/driver.py`, `kernels/ops.py`") == [
+        "src/softdice/kernels/cpu/driver.py",
+        "kernels/ops.py",
+    ]
 
 
 def test_every_public_name_is_in_the_documentation() -> None:

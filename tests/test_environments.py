@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor
 
 import softdice
-from softdice.kernels import registry
+from softdice.backends import route
 from softdice.losses.base import words
 
 WITHOUT = """
@@ -47,42 +51,80 @@ def said(run: subprocess.CompletedProcess[str]) -> str:
     return run.stdout
 
 
-def test_a_processor_without_any_extension(tmp_path: Any) -> None:
-    """Numba's "generic" has no conversion of half precision: code that names one aborts the process."""
-    for dtype in ("float32", "float16"):
-        code = LOSS.replace(".requires_grad_()", f".to(torch.{dtype}).requires_grad_()")
-        generic = said(python(code, NUMBA_CPU_NAME="generic", NUMBA_CACHE_DIR=str(tmp_path))).split()
-        reference = said(python(code, SOFTDICE_BACKEND="reference")).split()
-        assert [float(number) for number in generic] == pytest.approx([float(number) for number in reference], rel=3e-3)
+def here(code: str, **environment: str) -> str:
+    """Return what the code prints in this process."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(printed):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        exec(code, {})
+    return printed.getvalue()
 
 
-def test_a_long_sum_keeps_its_digits_with_few_lanes(tmp_path: Any) -> None:
-    """The bound of `test_many_voxels_lose_no_accuracy`: fewer lanes must not mean longer sums in each."""
-    code = """
-import torch, softdice
+NOTICE = "softdice: compiling the CPU kernel for this machine (once; it is kept for the next process)\n"
+DTYPES = "".join(
+    LOSS.replace(".requires_grad_()", f".to(torch.{name}).requires_grad_()") for name in ("float32", "float16")
+)
+LONG_SUM = """
 voxels = 2**22 + 1
 input = torch.full((1, 1, voxels), 0.1)
-stats = softdice.overlap_statistics(input, torch.ones(1, voxels, dtype=torch.uint8), fields=("intersection",))
+with softdice.use_backend("cpu"):
+    stats = softdice.overlap_statistics(input, torch.ones(1, voxels, dtype=torch.uint8), fields=("intersection",))
 print(stats.intersection.double().item() / (voxels * torch.tensor(0.1).double().item()) - 1)
 """
-    off = said(python(code, NUMBA_CPU_NAME="generic", NUMBA_CACHE_DIR=str(tmp_path), SOFTDICE_BACKEND="cpu"))
-    assert abs(float(off)) <= 2.4e-7
+
+
+@pytest.fixture(scope="module")
+def generic(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], subprocess.CompletedProcess[str]]:
+    """A processor without any extension, and an empty cache: the environment, and a run that compiles."""
+    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+    return environment, python(DTYPES + LONG_SUM, **environment)
+
+
+Generic = tuple[dict[str, str], "subprocess.CompletedProcess[str]"]
+
+
+def test_a_processor_without_any_extension(generic: Generic) -> None:
+    """Numba's "generic" has no conversion of half precision: code that names one aborts the process."""
+    numbers = [float(number) for number in said(generic[1]).split()[:4]]
+    reference = [float(number) for number in here(DTYPES, SOFTDICE_BACKEND="reference").split()]
+    assert numbers == pytest.approx(reference, rel=3e-3)
+
+
+def test_a_long_sum_keeps_its_digits_with_few_lanes(generic: Generic) -> None:
+    """The bound of `test_many_voxels_lose_no_accuracy`: fewer lanes must not mean longer sums in each."""
+    assert abs(float(said(generic[1]).split()[4])) <= 2.4e-7
+
+
+def test_what_compiles_says_so_and_what_waits_does_not(generic: Generic, tmp_path: Path) -> None:
+    environment, first = generic
+    assert first.stderr == NOTICE  # several kernels, one line
+    assert python(DTYPES + LONG_SUM, **environment).stderr == ""
+    forward = LOSS[: LOSS.index("loss.backward()")]
+    assert python(forward, LOCAL_RANK="1", NUMBA_CACHE_DIR=str(tmp_path)).stderr == ""
 
 
 def test_numba_that_may_not_compile() -> None:
-    off = {"NUMBA_DISABLE_JIT": "1"}
-    assert said(python(LOSS, **off)) == said(python(LOSS, SOFTDICE_BACKEND="reference"))
-    code = "from softdice.cli import main; main()"
-    shown = said(python(code, "info", **off))
+    scores = "print(softdice.dice_score(torch.tensor([0, 1]), torch.tensor([1, 1]), 2).tolist())\n"
+    by_name = f"""
+import os, sys
+os.environ["SOFTDICE_BACKEND"] = "cpu"
+try:
+    exec({LOSS!r})
+except RuntimeError as error:
+    print(error, file=sys.stderr)
+del os.environ["SOFTDICE_BACKEND"]
+"""
+    info = "from softdice.cli import main; main()"
+    run = python(LOSS + scores + by_name + info, "info", NUMBA_DISABLE_JIT="1")
+    shown = said(run)
+    expected = here(LOSS, SOFTDICE_BACKEND="reference") + here("import torch, softdice\n" + scores)
+    assert shown.startswith(expected)
     assert "  cpu: not on this machine: NUMBA_DISABLE_JIT=1 keeps numba from compiling" in shown
     assert "to 'cpu'" not in shown
-    run = python(LOSS, SOFTDICE_BACKEND="cpu", **off)
     assert "the 'cpu' backend serves, got a case that it does not: NUMBA_DISABLE_JIT=1" in run.stderr
     assert said(python(LOSS, NUMBA_DISABLE_JIT="0")).startswith("1.")
-    scores = (
-        "import torch, softdice; print(softdice.dice_score(torch.tensor([0, 1]), torch.tensor([1, 1]), 2).tolist())"
-    )
-    assert said(python(scores, **off)) == said(python(scores))
+    assert python(LOSS).stderr == ""  # kept by the process before
 
 
 def test_info_promises_what_there_is() -> None:
@@ -109,6 +151,28 @@ def test_without_torchmetrics() -> None:
     assert run.stderr.count("expected torchmetrics") == 1
 
 
+@pytest.fixture(scope="module")
+def commands() -> dict[str, tuple[int, str]]:
+    """Command -> exit code and standard error, in one process in which more and more packages are missing."""
+    gone = {"info": "typer,rich", "score": "typer,rich", "predict": "monai", "train": "lightning,matplotlib"}
+    code = f"""
+import contextlib, io, json
+ended = {{}}
+for command, names in {gone!r}.items():
+    sys.argv[1:] = [names]
+    exec({WITHOUT!r}, {{}})
+    sys.argv[1:] = [command]
+    from softdice.cli import main
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        try:
+            main()
+        except SystemExit as end:
+            ended[command] = end.code, error.getvalue()
+print(json.dumps(ended))
+"""
+    return {name: tuple(end) for name, end in json.loads(said(python("import sys\n" + code))).items()}
+
+
 @pytest.mark.parametrize(
     "command, names, extra",
     [
@@ -118,13 +182,12 @@ def test_without_torchmetrics() -> None:
         ("info", "typer, rich", "cli"),
     ],
 )
-def test_a_command_names_all_that_it_misses(command: str, names: str, extra: str) -> None:
-    code = WITHOUT + f"sys.argv[1:] = [{command!r}]\nfrom softdice.cli import main; main()"
-    run = python(code, names.replace(" ", ""))
-    assert run.returncode == 2
+def test_a_command_names_all_that_it_misses(
+    command: str, names: str, extra: str, commands: dict[str, tuple[int, str]]
+) -> None:
     caller = "softdice" if command == "info" else f"softdice {command}"
     advice = f"Run: pip install 'softdice[{extra}]'"
-    assert run.stderr == f"{caller}: expected {names} to be installed, got no such packages. {advice}\n"
+    assert commands[command] == (2, f"{caller}: expected {names} to be installed, got no such packages. {advice}\n")
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -238,23 +301,14 @@ def test_a_metric_elsewhere_refuses_meta_tensors() -> None:
         softdice.dice_score(torch.zeros(2, 8, 9, dtype=torch.long), labels, 3)
 
 
-def test_what_compiles_says_so_and_what_waits_does_not(tmp_path: Any) -> None:
-    notice = "softdice: compiling the CPU kernel for this machine (once; it is kept for the next process)\n"
-    places = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    assert python(LOSS, **places).stderr == notice  # both directions, one line
-    assert python(LOSS, **places).stderr == ""
-    other = {"NUMBA_CACHE_DIR": str(tmp_path / "other")}
-    assert python(LOSS, LOCAL_RANK="1", **other).stderr == ""
-
-
 def test_xpu_and_rocm_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(registry, "_HAS_TRITON", True)
-    words = "; ".join(registry.automatic())
+    monkeypatch.setattr(route, "_HAS_TRITON", True)
+    words = "; ".join(route.automatic())
     assert "'triton'" not in words
     assert "ROCm inputs go to 'reference', since no kernel is checked there" in words
     assert "XPU inputs go to 'reference'" in words
-    assert registry.kernel_backends()["triton"] == "the kernels are not checked on ROCm"
+    assert route.kernel_backends()["triton"] == "the kernels are not checked on ROCm"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SHORT = {"plain_pytorch": 25, "monai_unet": 8, "lightning_module": 2, "fused_head": 20, "upsampled": 20}
+SHORT = {"plain_pytorch": 25, "monai_unet": 8, "lightning_module": 2, "fused_head": 8, "upsampled": 20}
 """What `main` of each is given here."""
 
 pytestmark = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import softdice
-from softdice import statistics
+from softdice.backends import op
 from softdice.losses.supervision import at_resolution
 
 # Two voxels, labels 0 and 1. Class 0: I 3/4, P 5/4, T 1, Q 13/16, R 1, D 3/4. Class 1: I 1/2, P 3/4, T 1, Q 5/16, R 1,
@@ -106,6 +107,34 @@ def test_mcc_is_symmetric_in_the_two_classes_and_zero_for_chance() -> None:
     assert chance.item() == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("full", [1.0, 0.0])
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 1.0])
+def test_mcc_of_a_patch_of_one_class(full: float, eps: float) -> None:
+    """With p right in all N voxels: e a / e = 1; wrong in all: -1; at p = 1/2 there is no agreement to add."""
+    target = torch.full((1, 1, 40), full)
+    loss = softdice.MCCLoss(1, eps=eps)
+    losses = [loss(torch.full((1, 1, 40), right if full else 1 - right), target).item() for right in SHARES]
+    assert losses == sorted(losses, reverse=True)
+    assert len({*losses}) == len(losses)
+    assert [losses[0], losses[SHARES.index(0.5)], losses[-1]] == pytest.approx([2, 1, 0], abs=1e-6)
+    p = torch.full((1, 1, 40), 0.25, requires_grad=True)
+    loss(p, target).backward()
+    assert (p.grad.sign() == (-1 if full else 1)).all()
+
+
+SHARES = [0.0, 0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999, 1.0]
+
+
+def test_only_a_perfect_prediction_has_no_mcc_loss() -> None:
+    """Every hard prediction of three voxels, against every target: 0 where they are equal, 2 where all are opposite."""
+    maps = list(itertools.product((0.0, 1.0), repeat=3))
+    for t, p in itertools.product(maps, maps):
+        loss = softdice.MCCLoss(1)(torch.tensor([[p]]), torch.tensor([[t]])).item()
+        wrong = sum(a != b for a, b in zip(p, t, strict=True))
+        assert (loss < 1e-6) == (wrong == 0)
+        assert (loss > 2 - 1e-6) == (wrong == 3)
+
+
 def logits_and_labels(classes: int = 4) -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
     return torch.randn(2, classes, 5, 3, dtype=torch.float64), torch.randint(0, classes, (2, 5, 3))
@@ -162,13 +191,13 @@ def test_absent_skip_of_an_index_over_classes(backend: str) -> None:
 
 def test_sum_of_three_is_one_pass(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    run = statistics.sum_voxels
+    run = op.run
 
     def counted(*args: Any) -> Tensor:
         calls.append(args)
         return run(*args)
 
-    monkeypatch.setattr(statistics, "sum_voxels", counted)
+    monkeypatch.setattr(op, "run", counted)
     logits, labels = logits_and_labels()
     parts = [
         softdice.SoftDiceLoss(4, activation="softmax"),

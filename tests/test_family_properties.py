@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BACKENDS
+from conftest import BACKENDS, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import softdice
-from softdice.statistics import measure
+from softdice.statistics.api import measure
 
 INFINITE = float("inf")
 
@@ -196,14 +196,15 @@ def test_ignored_voxels_are_as_if_cut_out(name: str, problem: tuple[Tensor, Tens
 @every
 @given(problem=problems(), activation=st.sampled_from(["softmax", "sigmoid"]), smoothing=st.sampled_from([0.0, 0.2]))
 def test_backends_agree(name: str, problem: tuple[Tensor, Tensor], activation: str, smoothing: float) -> None:
+    """The definition whole and in slices. That the kernels agree on every statistic is shown in test_agreement.py."""
     logits, labels = (tensor.clone() for tensor in problem)
     loss = build(name, logits.shape[1], activation=activation, label_smoothing=smoothing)
     results = []
     for which in BACKENDS:
         x = logits.clone().requires_grad_()
-        with softdice.use_backend(which):
+        with serving(which):
             value = loss(x, labels)
-        value.backward()
+            value.backward()
         results.append((value.detach(), x.grad))
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=1e-9, atol=1e-9)

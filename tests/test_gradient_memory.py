@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import softdice
-from softdice.kernels.cpu import memory
+from softdice.backends.cpu import gradient_memory as memory
 
 pytest.importorskip("numba", reason="the CPU kernel needs numba")
 pytestmark = pytest.mark.skipif(not memory._ABLE, reason="the system has no MADV_FREE")

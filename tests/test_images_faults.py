@@ -124,8 +124,16 @@ def itk(path: Path, array: np.ndarray, names: tuple[str, ...] = (), *, layers: b
     for number, name in enumerate(names):
         picture.SetMetaData(f"Segment{number}_LabelValue", str(number + 1))
         picture.SetMetaData(f"Segment{number}_Name", name)
+        picture.SetMetaData(f"Segment{number}_Layer", str(number if layers else 0))
     sitk.WriteImage(picture, str(path))
     return path
+
+
+def renumbered(path: Path) -> object:
+    """A layered segmentation whose second segment has the number of the first, as 3D Slicer writes it."""
+    picture = sitk.ReadImage(str(path))
+    picture.SetMetaData("Segment1_LabelValue", "1")
+    return picture
 
 
 def series(
@@ -292,8 +300,17 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
         lambda d: itk(d / "p.seg.nrrd", VOLUME, ("liver", "cyst")), lambda d: itk(d / "t.mha", VOLUME), (),
         {1: 1.0, 2: 1.0}),
     "G28 segments that overlap": (
-        lambda d: itk(d / "p.seg.nrrd", np.stack([VOLUME] * 2, -1), ("a", "b"), layers=True),
+        lambda d: itk(d / "p.seg.nrrd", np.stack([VOLUME > 0, (VOLUME > 1) * 2], -1).astype(np.uint8), ("a", "b"),
+                      layers=True),
         lambda d: itk(d / "t.mha", VOLUME), (), ("got segments in 2 layers, for they overlap",)),
+    "segments in layers that do not overlap": (
+        lambda d: itk(d / "p.seg.nrrd", np.stack([VOLUME == 1, (VOLUME == 2) * 2], -1).astype(np.uint8), ("a", "b"),
+                      layers=True),
+        lambda d: itk(d / "t.mha", VOLUME), (), {1: 1.0, 2: 1.0}),
+    "segments in layers that share a number": (
+        lambda d: sitk.WriteImage(renumbered(itk(d / "p.seg.nrrd", np.stack([VOLUME == 1, VOLUME == 2], -1).astype(
+            np.uint8), ("a", "b"), layers=True)), str(d / "p.seg.nrrd")),
+        lambda d: itk(d / "t.mha", VOLUME), (), {1: 1.0, 2: 1.0}),
     "G28 probabilities": (
         lambda d: itk(d / "p.nrrd", (VOLUME > 1) * np.float32(0.7)), lambda d: itk(d / "t.mha", VOLUME),
         ("--threshold", "0.6", "--labels", "2"), {2: 1.0}),
@@ -618,7 +635,7 @@ def test_the_same_volume_as_in_nifti(suffix: str, dtype: type, tmp_path: Path) -
     assert image.array.dtype == dtype
     assert np.array_equal(image.array, expected.array)
     assert image.affine == pytest.approx(expected.affine, abs=1e-5)
-    assert image.spacing == pytest.approx(expected.spacing)
+    assert image.spacing_mm == pytest.approx(expected.spacing_mm)
     assert image.names == {1: "liver", 2: "cyst [b]"}
     mask = write_image(tmp_path / "mask", VOLUME > 0, image)
     assert mask.suffix == {".mhd": ".mha", ".seg.nrrd": ".nrrd"}.get(suffix, suffix)

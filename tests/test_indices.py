@@ -60,7 +60,8 @@ def mcc(voxels: Voxels) -> float:
     n = len(voxels)
     p, t = sum(p for p, _ in voxels) / n, sum(y for _, y in voxels) / n
     covariance = sum((value - p) * (y - t) for value, y in voxels) / n
-    return (covariance + EPS / n) / math.sqrt((p * (1 - p) + EPS / n) * (t * (1 - t) + EPS / n))
+    agreement = sum(1 - 2 * (value + y - 2 * value * y) for value, y in voxels) / n
+    return (covariance + agreement * EPS / n) / math.sqrt((p * (1 - p) + EPS / n) * (t * (1 - t) + EPS / n))
 
 
 def dice_semimetric(voxels: Voxels) -> float:

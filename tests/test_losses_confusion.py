@@ -13,8 +13,9 @@ from monai.losses import GeneralizedWassersteinDiceLoss
 from torch import Tensor
 
 import softdice
-from softdice.kernels import chunks
-from softdice.statistics import confusion_pass, prepare
+from softdice.statistics import check, sliced
+from softdice.statistics.api import confusion_pass
+from softdice.statistics.request import Pass
 
 ROOT = Path(__file__).parents[1]
 NEAR = [[0.0, 2.0, 2.0, 2.0], [2.0, 0.0, 1.0, 0.5], [2.0, 1.0, 0.0, 1.5], [2.0, 0.5, 1.5, 0.0]]
@@ -86,15 +87,15 @@ def test_value_and_gradient(backend: str, activation: str, classes: int, case: s
 
 def test_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """What serves where there is no kernel; a last piece is smaller."""
-    monkeypatch.setattr(chunks, "ELEMENTS", 4 * 2 * 100)
+    monkeypatch.setattr(sliced, "ELEMENTS", 4 * 2 * 100)
     logits, labels = problem()
-    settings = confusion_pass(softdice.settings.Pass("softmax"))
-    given = prepare(logits, labels, None, settings)
-    close(chunks.statistics(given, settings).transpose(0, 1), definition(logits, labels, "softmax"), 1e-6)
+    settings = confusion_pass(Pass("softmax"))
+    request = check.request(logits, labels, None, settings)
+    close(sliced.forward(request).transpose(0, 1), definition(logits, labels, "softmax"), 1e-6)
     wide = logits.double().requires_grad_()
     mix = torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(2))
     (expected,) = torch.autograd.grad((definition(wide, labels, "softmax").transpose(0, 1) * mix).sum(), wide)
-    close(chunks.gradient(mix, given, settings).view_as(logits), expected, 1e-6)
+    close(sliced.gradient(mix, request).view_as(logits), expected, 1e-6)
 
 
 def test_derivatives(backend: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import softdice
 from softdice.head import FusedHead
-from softdice.terms import MAPPED
+from softdice.statistics.declared import MAPPED
 
 REGIONS = ((0, 1), (2,))
 
@@ -201,3 +201,17 @@ def test_distance_map(spacing: Any) -> None:
 def test_distance_map_of_wrong_spacing(spacing: Any) -> None:
     with pytest.raises(ValueError, match=r"^distance_map: expected spacing of 2 numbers above 0"):
         softdice.distance_map(torch.zeros(1, 3, 3, dtype=torch.int64), 2, spacing=spacing)
+
+
+@pytest.mark.parametrize("spacing", [0.5, 1.0, 2.0])
+def test_the_published_map_takes_off_one_whatever_the_spacing(spacing: float) -> None:
+    """docs/losses.md: its code has -(distance - 1) inside of a class; ours takes off a voxel. 16 voxels deep: 8 mm."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    inside = np.zeros(40, bool)
+    inside[4:36] = True
+    far, deep = (ndimage.distance_transform_edt(mask, sampling=[spacing]) for mask in (~inside, inside))
+    published = far * ~inside - (deep - 1) * inside
+    ours = softdice.distance_map(torch.from_numpy(inside)[None].long(), 2, spacing=[spacing])[0, 1].numpy()
+    np.testing.assert_allclose(ours - published, np.where(inside, spacing - 1, 0), atol=1e-6)
+    if spacing == 0.5:
+        assert (published[19], ours[19]) == (-7.0, -7.5)

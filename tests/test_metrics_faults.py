@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import softdice
 from softdice.metrics import counting
 from softdice.metrics.formulas import dice_score
 
 pytest.importorskip("torchmetrics")
-from softdice.metrics import DiceScore, JaccardScore, OverlapMetric, PrecisionScore, RecallScore
+from torchmetrics import MetricCollection
+
+from softdice.metrics import (
+    CentrelineDice,
+    DiceScore,
+    HausdorffDistance,
+    JaccardScore,
+    LesionDice,
+    OverlapMetric,
+    PanopticQuality,
+    PrecisionScore,
+    RecallScore,
+    SurfaceDice,
+    average_surface_distance,
+    centreline_dice,
+    hausdorff_distance,
+    lesion_dice,
+    panoptic_quality,
+    surface_dice,
+)
 
 NAN = float("nan")
 P = torch.tensor([[3, 0, 1, 2, 2, 1, 0, 3], [0, 0, 1, 1, 2, 2, 3, 3]])
@@ -169,17 +192,128 @@ A, B = np.array([[0, 1], [2, 1]]), [torch.tensor([0, 1]), torch.tensor([2, 1])]
 @pytest.mark.parametrize(
     "p, t, said",
     [
-        (A, torch.from_numpy(A), r"(prediction|input) to be a Tensor, got ndarray. Wrap (prediction|input) in torch"),
-        (torch.from_numpy(A), A, r"target to be a Tensor, got ndarray. Wrap target in torch.as_tensor."),
+        (A.tolist(), torch.from_numpy(A), r"(prediction|input) to be a Tensor, got list. Wrap (prediction|input)"),
+        (torch.from_numpy(A), A.astype("U1"), r"target to be a Tensor, got ndarray. Wrap target in torch.as_tensor."),
         (B, torch.from_numpy(A), r"(prediction|input) to be a Tensor, got list. Stack them with torch.stack."),
         (torch.from_numpy(A), tuple(B), r"target to be a Tensor, got tuple. Stack them with torch.stack."),
         (torch.from_numpy(A), None, r"target to be a Tensor, got NoneType. Wrap target in torch.as_tensor."),
     ],
 )  # fmt: skip
 def test_what_is_no_tensor_is_named(score: Callable[[object, object], object], p: object, t: object, said: str) -> None:
-    """G25: lists of decollated batches, arrays."""
+    """Lists of decollated batches, texts."""
     with pytest.raises(TypeError, match=said):
         score(p, t)
+
+
+class Foreign:
+    """An array of another library: all that it has is DLPack."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: object) -> object:
+        return self.array.__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        np.asarray, np.asfortranarray, read_only, Foreign, lambda a: a.astype(">i2"), lambda a: a.astype(np.uint16),
+        lambda a: np.flip(np.flip(a).copy()),
+    ],
+)  # fmt: skip
+def test_arrays_of_other_libraries(kind: Callable[[np.ndarray], Any]) -> None:
+    rng = np.random.default_rng(0)
+    p, t = rng.integers(0, 3, (2, 2, 9, 10), np.uint8)
+    one, other = torch.from_numpy(p), torch.from_numpy(t)
+    scores = [
+        lambda p, t: dice_score(p, t, 3), lambda p, t: DiceScore(3, pooling="sample")(p, t),
+        lambda p, t: HausdorffDistance(3)(p, t),
+        *(partial(each, num_classes=3) for each in (hausdorff_distance, average_surface_distance)),
+        partial(surface_dice, num_classes=3, tolerance=1),
+        *(partial(each, num_classes=3) for each in (lesion_dice, panoptic_quality, centreline_dice)),
+    ]  # fmt: skip
+    for score in scores:
+        expected = score(one, other)
+        for pair in ((kind(p), kind(t)), (kind(p), other), (one, kind(t))):
+            found = score(*pair)
+            assert isinstance(found, Tensor)
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_dice_of_each_sample() -> None:
+    """Sample 0: class 0 has 1 of 1 and 2, class 1 has 2 of 3 and 2, class 2 none. Sample 1: class 2 is missed."""
+    p, t = torch.tensor([[0, 1, 1, 1], [0, 0, 0, 0]]), torch.tensor([[0, 0, 1, 1], [0, 0, 2, 2]])
+    expected = np.array([[2 / 3, 4 / 5, np.nan], [4 / 6, np.nan, 0]])
+    np.testing.assert_allclose(dice_score(p, t, 3, pooling="sample"), expected, rtol=1e-15)
+    expected[1] = [1, np.nan, np.nan]
+    np.testing.assert_allclose(dice_score(p, t, 3, pooling="sample", ignore_index=2), expected, rtol=1e-15)
+    np.testing.assert_allclose(dice_score(p, t, 3), [2 * 3 / 9, 0.8, 0], rtol=1e-15)
+    hot = [torch.nn.functional.one_hot(each, 3).movedim(-1, 1) for each in (p, t)]
+    np.testing.assert_array_equal(dice_score(*hot, 3, pooling="sample"), dice_score(p, t, 3, pooling="sample"))
+    masks = torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 0]])
+    np.testing.assert_allclose(dice_score(*masks, 1, pooling="sample"), [[2 / 3]], rtol=1e-15)
+    assert dice_score(p[:0], t[:0], 3, pooling="sample").shape == (0, 3)
+    with pytest.raises(ValueError, match=r"dice_score: expected pooling to be one of 'all', 'sample', got 'case'"):
+        dice_score(p, t, 3, pooling="case")  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"dice_score: expected prediction and target of one shape \(B, \*S\), got \(2, 4\) a"
+    ):
+        dice_score(p, t[:1], 3, pooling="sample")
+
+
+EVERY_METRIC: list[Callable[[], Any]] = [
+    lambda: DiceScore(3), lambda: JaccardScore(3, pooling="sample"), lambda: RecallScore(3, pooling="sample"),
+    lambda: HausdorffDistance(3), lambda: SurfaceDice(3, tolerance=1.0), lambda: PanopticQuality(3),
+    lambda: LesionDice(3), lambda: CentrelineDice(3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", EVERY_METRIC)
+def test_a_change_of_dtype_leaves_the_counts(make: Callable[[], Any], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 3, 16, 16), torch.randint(0, 3, (2, 16, 16))
+    plain, cast, cast_before = make(), make(), make().set_dtype(dtype)
+    for _ in range(2):
+        plain.update(x, y)
+        cast.update(x, y)
+        cast_before.update(x, y)
+        cast.set_dtype(dtype)
+    assert {name: value.dtype for name, value in cast._defaults.items()} == dict.fromkeys(cast._defaults, torch.int64)
+    for each in (cast, cast_before):
+        assert all(torch.equal(getattr(each, name), getattr(plain, name)) for name in plain._defaults)
+        assert each.compute() == plain.compute()
+    cast.reset()
+    assert cast(x, y) == make()(x, y)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_one_score_per_class_keeps_its_axis(number: int) -> None:
+    labels = torch.zeros(2, 6, 6, dtype=torch.int64)
+    labels[:, 1:4, 1:4] = 1
+    classes = list(range(1, number + 1))
+    options: dict[str, Any] = {"average": "none", "classes": classes}
+    metrics = [
+        DiceScore(3, **options), DiceScore(3, pooling="sample", **options), HausdorffDistance(3, **options),
+        PanopticQuality(3, **options),
+    ]  # fmt: skip
+    for metric in metrics:
+        assert metric(labels, labels).shape == (number,)
+        assert metric.compute().shape == (number,)
+        assert pickle.loads(pickle.dumps(metric)).compute().shape == (number,)
+        assert MetricCollection({"m": metric}).compute()["m"].shape == (number,)
+    assert DiceScore(1, average="none")(labels > 0, labels > 0).shape == (1,)
+    assert DiceScore(3)(labels, labels).shape == ()
 
 
 @pytest.mark.parametrize(
@@ -208,10 +342,92 @@ def test_masks_whose_void_could_be_a_value_are_refused() -> None:
 @pytest.mark.parametrize("average", ["macro", "micro"])
 def test_mean_over_very_many_samples_at_once(metric: type[OverlapMetric], average: str) -> None:
     """The sum of their fractions does not fit 64 bits."""
-    t = torch.zeros(80_000, 40, dtype=torch.uint8)
+    t = torch.zeros(36_000, 40, dtype=torch.uint8)
     p = t.clone()
     p[:, 39] = 1
     one = metric(2, average=average, pooling="sample", classes=[0])  # type: ignore[arg-type]
     single = metric(2, average=average, classes=[0])(p[:1], t[:1]).item()  # type: ignore[arg-type]
     assert single > 0.96
+    assert len(t) * single > 2**15  # of 2^63, with 48 bits after the point
     assert one(p, t).item() == pytest.approx(single, abs=1e-12)
+
+
+def test_metrics_say_their_settings() -> None:
+    said = {
+        "DiceScore(num_classes=3)": DiceScore(3),
+        "DiceScore(num_classes=3, average='none', pooling='sample', classes=(1, 2), ignore_index=255)": DiceScore(
+            3, average="none", pooling="sample", classes=[1, 2], ignore_index=255
+        ),
+        "RecallScore(num_classes=2, threshold=0.5)": RecallScore(2, threshold=0.5),
+        "HausdorffDistance(num_classes=3, spacing=(1, 2.5), penalty=50.0, percentile=95)": HausdorffDistance(
+            3, spacing=[1, 2.5], penalty=50.0, percentile=95
+        ),
+        "SurfaceDice(num_classes=2, classes=(1,), tolerance=(1.0,))": SurfaceDice(2, classes=[1], tolerance=1),
+        "PanopticQuality(num_classes=1, quality='rq', objects='numbers')": PanopticQuality(
+            1, quality="rq", objects="numbers"
+        ),
+        "LesionDice(num_classes=2, matching='BraTS-MET')": LesionDice(2, matching="BraTS-MET"),
+        "CentrelineDice(num_classes=2, keep_scores=True)": CentrelineDice(2, keep_scores=True),
+    }
+    for text, metric in said.items():
+        assert repr(metric) == text
+        assert repr(pickle.loads(pickle.dumps(metric))) == text
+
+
+def test_lazy_names_are_listed() -> None:
+    assert {"DiceScore", "dice_score", "SoftDiceLoss", "metrics"} <= {*dir(softdice)}
+    assert {"HausdorffDistance", "hausdorff_distance", "LesionDice", "lesion_dice"} <= {*dir(softdice.metrics)}
+
+
+KEEPING: list[Callable[[], Any]] = [
+    lambda: DiceScore(3, pooling="sample", keep_scores=True),
+    lambda: RecallScore(3, pooling="sample", classes=[2, 1], average="none", keep_scores=True),
+    lambda: JaccardScore(3, pooling="sample", average="micro", keep_scores=True),
+    lambda: HausdorffDistance(3, classes=[1, 2], keep_scores=True, penalty=99.0),
+    lambda: PanopticQuality(3, keep_scores=True),
+]
+
+
+@pytest.mark.parametrize("make", KEEPING)
+def test_scores_of_the_samples_on_request(make: Callable[[], Any]) -> None:
+    """Each is what a metric of that sample alone says, in the order in which they came."""
+    rng = np.random.default_rng(1)
+    p, t = torch.from_numpy(rng.integers(0, 3, (2, 5, 8, 9)))
+    p[1][p[1] == 2] = 0
+    metric = make()
+    assert metric.sample_scores().shape[0] == 0
+    metric.update(p[:2], t[:2])
+    metric(p[2:], t[2:])
+    metric.set_dtype(torch.float16)
+    found = metric.sample_scores()
+    for i in range(5):
+        alone = make()
+        alone.update(p[i : i + 1], t[i : i + 1])
+        torch.testing.assert_close(found[i : i + 1], alone.sample_scores(), equal_nan=True, rtol=0, atol=0)
+        if found.shape[1] == 1:
+            assert found[i].item() == pytest.approx(alone.compute().item(), abs=2**-48)
+    means = found.nanmean(0)
+    expected = means if metric.average == "none" else means.nanmean()
+    torch.testing.assert_close(metric.compute(), expected, rtol=1e-12, atol=0)
+    metric.reset()
+    assert metric.sample_scores().numel() == 0
+
+
+def test_scores_that_were_not_kept() -> None:
+    with pytest.raises(ValueError, match=r"DiceScore: expected keep_scores with pooling='sample', got pooling='all'"):
+        DiceScore(3, keep_scores=True)
+    with pytest.raises(
+        ValueError, match=r"expected a metric that keeps its scores.*Pass keep_scores=True to HausdorffD"
+    ):
+        HausdorffDistance(3).sample_scores()
+
+
+def test_metrics_plot_themselves() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    x, y = torch.randn(2, 3, 16, 16), torch.randint(0, 3, (2, 16, 16))
+    for metric in (DiceScore(3), DiceScore(3, average="none"), HausdorffDistance(3), PanopticQuality(3)):
+        values = [metric(x, y), metric(x.flip(0), y)]
+        for value in (None, values[0], values):
+            figure, axes = metric.plot(value)
+            assert axes.lines or axes.patches or axes.collections
+            pyplot.close(figure)

@@ -288,7 +288,7 @@ def test_monais_supervised_trainer(half: bool) -> None:
 
 @pytest.fixture
 def mmseg(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """MMSegmentation's registry. It imports mmcv's compiled operators, which a plain head does not use: a stand-in."""
+    """MMSegmentation's route. It imports mmcv's compiled operators, which a plain head does not use: a stand-in."""
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import softdice
-from softdice.settings import FIELDS
+from softdice.statistics.declared import FIELDS
 
 # Three voxels, two classes:          voxel   0    1    2
 PROBABILITY = torch.tensor([[[0.9, 0.2, 0.5],  # class 0

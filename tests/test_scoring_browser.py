@@ -92,7 +92,7 @@ def test_sort_and_filter(opened: Callable[..., Any]) -> None:
 
     def shown(*clicked: int) -> list[str]:
         for column in clicked:
-            cases.locator("th button").nth(column).click()
+            cases.locator("th [role=button]").nth(column).click()
         return cases.locator("tbody tr").evaluate_all(ROWS)
 
     mean = table(13, 3).dice.mean(1)
@@ -105,6 +105,10 @@ def test_sort_and_filter(opened: Callable[..., Any]) -> None:
     assert shown() == ["case 1", "case 10", "case 11", "case 12"]
     page.locator("input").fill("")
     assert len(shown()) == 13
+    heading = cases.locator("th [role=button]").nth(1)
+    for key in ("Enter", " "):
+        heading.press(key)
+        assert shown() == (order if key == "Enter" else order[::-1])
 
 
 @pytest.mark.parametrize("classes", [3, 41])
@@ -120,6 +124,51 @@ def test_nothing_is_out_of_sight(classes: int, width: int, opened: Callable[...,
     assert boxes == [True] * 3 * classes
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.locator(".plot span").first.evaluate("one => getComputedStyle(one).fontSize") == "13px"
+
+
+SHAPES = ("surface", "lesions")
+
+
+def measured(cases: int, seed: int) -> Table:
+    """A table of three classes with all that --surface and --lesions measure."""
+    side = table(cases, 3, seed)
+    side.metrics = SHAPES
+    side.measured = np.random.default_rng(seed).uniform(0, 1, (cases, len(side.shapes), 3))
+    side.measured[0, :2] = np.inf
+    return side
+
+
+def test_what_was_asked_for_is_in_sight(opened: Callable[..., Any]) -> None:
+    """Three models, surfaces and lesions: at 1280 pixels no table of means is scrolled for what was asked for."""
+    sides = {f"model {k}": measured(8, k) for k in range(3)}
+    first, *others = sides.values()
+    comparisons = [compare(first, other) for other in others]
+    summaries = {name: summarise(side) for name, side in sides.items()}
+    page = opened(to_html(sides, summaries, comparisons, Options(metrics=SHAPES), "labels"), width=1280)
+    asked = {"Dice", "95 % interval", "HD95", "HD95 median", "HD95 inf", "mean distance", "surface Dice", "lesion Dice"}
+    asked |= {"PQ", "SQ", "RQ (F1)"}
+    edges = page.locator("table").evaluate_all(
+        """tables => tables.map(one => Object.fromEntries([...one.querySelectorAll("th")].map(
+        head => [head.textContent, head.getBoundingClientRect().right])))"""
+    )
+    seen = [heads for heads in edges if "HD95" in heads]
+    assert len(seen) == 4  # of the models together, and of each
+    for heads in seen:
+        assert {*heads} >= asked - {"HD95 median"}
+        assert max(right for name, right in heads.items() if name in asked) <= 1280
+    assert page.locator("nav a").count() == page.locator("h2").count()
+    page.locator("nav a").last.click()
+    assert page.locator("h2").last.bounding_box()["y"] < 900
+
+
+def test_heads_repeat_on_paper(opened: Callable[..., Any]) -> None:
+    """Chromium repeats a head that is allowed to stand on every sheet and holds nothing that can not be drawn twice."""
+    page = opened(report(60, 3), width=703)
+    page.emulate_media(media="print")
+    head = page.locator("thead").last
+    assert head.evaluate("one => getComputedStyle(one).display") == "table-header-group"
+    assert head.evaluate("one => getComputedStyle(one).breakInside") == "avoid"
+    assert head.locator("button, input, svg").count() == 0
 
 
 def test_dark_and_light(opened: Callable[..., Any]) -> None:

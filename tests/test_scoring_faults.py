@@ -13,8 +13,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pytest
@@ -287,6 +290,18 @@ def test_a_summary_of_nnunet_is_not_replaced(folders: tuple[Path, Path], tmp_pat
     assert score(*options, "--overwrite").exit_code == 0
 
 
+@contextlib.contextmanager
+def standard_output(file: TextIO) -> Iterator[None]:
+    """Send what this process writes to its standard output into a file."""
+    before = os.dup(1)
+    os.dup2(file.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+
+
 def test_devices_and_links_are_written_into(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """S1"""
     expected = score(*folders, "--format", "csv").stdout
@@ -298,17 +313,22 @@ def test_devices_and_links_are_written_into(folders: tuple[Path, Path], tmp_path
         assert (tmp_path / name).is_symlink()
         assert whole.read_text() == expected
     os.mkfifo(tmp_path / "pipe")
-    command = [sys.executable, "-m", "softdice", "score", *folders, "--format", "csv", "--out", tmp_path / "pipe"]
-    with subprocess.Popen([str(part) for part in command]) as process:
-        assert (tmp_path / "pipe").read_text() == expected
-    assert process.returncode == 0
+    command = (*folders, "--format", "csv", "--out")
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit((tmp_path / "pipe").read_text)
+        assert score(*command, tmp_path / "pipe").exit_code == 0
+        assert read.result() == expected
     assert (tmp_path / "pipe").is_fifo()
-    command = [*map(str, command[:-1]), "/dev/stdout"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == expected
     with (tmp_path / "redirected").open("a") as file:
         file.write("before\n")
         file.flush()
-        subprocess.run(command, stdout=file, check=True)
+        with standard_output(file):
+            assert score(*command, "/dev/stdout").exit_code == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "softdice", "score", *map(str, command), "/dev/stdout"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == expected
     assert (tmp_path / "redirected").read_text() == "before\n" + expected
     assert not list(tmp_path.glob("*.partial"))
 
@@ -348,11 +368,13 @@ def test_a_file_of_another_kind_in_the_place_of_the_journal(folders: tuple[Path,
         assert (tmp_path / "o.csv.partial").read_text() == text
 
 
+QUICK = {"NUMBA_DISABLE_JIT": "1"}
+"""For processes that score a few voxels: loading Numba takes a third of their time."""
+
 KILLING = """
 import os, sys
 from pathlib import Path
-from softdice.scoring import cases, runner
-from softdice.cli.app import app
+from softdice.scoring import runner
 def deadly(prediction, truth, options, case, score=runner.score_pair):
     if case == "case_2" and (sys.argv[-1] == "always" or not Path("once").exists()):
         Path("once").touch()
@@ -360,6 +382,7 @@ def deadly(prediction, truth, options, case, score=runner.score_pair):
     return score(prediction, truth, options, case)
 runner.score_pair = deadly
 if __name__ == "__main__":
+    from softdice.cli.app import app
     sys.exit(app(["score", "p", "t", "--jobs", "2", "--format", "csv"]))
 """
 
@@ -370,8 +393,9 @@ def test_a_worker_that_is_killed_loses_its_own_case_at_most(when: str, folders: 
     script = folders[0].parent / "main.py"
     script.write_text(KILLING)
     done = subprocess.run(
-        [sys.executable, script, when], capture_output=True, text=True, cwd=script.parent, check=False
-    )
+        [sys.executable, script, when], capture_output=True, text=True, cwd=script.parent, check=False,
+        env=os.environ | QUICK,
+    )  # fmt: skip
     lines = score(*folders, "--format", "csv").stdout.splitlines()
     if when == "once":
         assert (done.returncode, done.stdout.splitlines()) == (0, lines)
@@ -382,9 +406,11 @@ def test_a_worker_that_is_killed_loses_its_own_case_at_most(when: str, folders: 
         assert "case_2.npy: the process that scored it was ended" in done.stderr
 
 
-def test_workers_that_are_killed_between_two_cases(folders: tuple[Path, Path]) -> None:
+def test_workers_that_are_killed_between_two_cases(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from softdice.scoring import Options, pair_files, run
 
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
     for case in range(4, 16):
         for folder, array in zip(folders, maps(case), strict=True):
             save(folder / f"case_{case}.npy", array)
@@ -407,9 +433,11 @@ def running(group: int) -> list[str]:
 
 def test_a_parent_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     """S19"""
-    for case in range(60):
-        for part in "pt":
-            save(tmp_path / part / f"case_{case}.npy", np.zeros((1000, 3000), np.float64))
+    large = save(tmp_path / "large.npy", np.zeros((1000, 3000), np.float64))
+    for part in "pt":
+        (tmp_path / part).mkdir()
+        for case in range(60):
+            os.link(large, tmp_path / part / f"case_{case}.npy")
     out = tmp_path / "o.csv"
     command = [sys.executable, "-m", "softdice", "score", tmp_path / "p", tmp_path / "t", "--jobs", "2", "--out", out]
     process = subprocess.Popen([str(part) for part in command], start_new_session=True, stderr=subprocess.DEVNULL)
@@ -435,9 +463,10 @@ def test_ctrl_c_in_the_first_seconds(how: str, after_s: float, folders: tuple[Pa
             "import sys\nfrom softdice.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
         )
         start = [sys.executable, str(script)]
+    large = save(folders[0].parent / "large.npy", np.zeros((700, 900)))
     for case in range(4, 40):
         for folder in folders:
-            save(folder / f"case_{case}.npy", np.zeros((700, 900)))
+            os.link(large, folder / f"case_{case}.npy")
     command = [*start, "score", *map(str, folders), "--jobs", "2", "--format", "csv"]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -491,7 +520,7 @@ def test_names_are_shown_as_they_are_and_harmless(name: str, tmp_path: Path) -> 
     labels = f"{name}=1" if name.isprintable() and "=" not in name else "1"
     done = score(*sides, "--labels", labels, "--out", out, "--report", report)
     assert done.exit_code == 1
-    (line,) = done.stderr.splitlines()[1:]
+    (line,) = done.stderr.splitlines()[1:-1]
     shown = STRANGE[name].replace("/", "")
     assert f"{shown}2.npy: " in line
     assert line.strip().isprintable()
@@ -666,7 +695,7 @@ def test_what_the_reference_holds_and_no_option_names(
         options = (*options, "--resume")
     done = score("p", "t", *options, "--out", "o.json", "--report", "r.html")
     line = f"The reference holds labels that no option names, and which are not scored: {said}" if said else ""
-    assert (done.exit_code, done.stderr.strip()) == (0, line)
+    assert (done.exit_code, done.stderr.splitlines()[:-1]) == (0, [line] if said else [])
     assert bool(json.loads(Path("o.json").read_text())["unnamed_labels"]) == bool(said)
     assert line in Path("r.html").read_text()
 
@@ -674,10 +703,10 @@ def test_what_the_reference_holds_and_no_option_names(
 @pytest.mark.parametrize(
     "extra, listed",
     [
-        (("p/b.nhdr", "t/b.nhdr"), ["p/b.nhdr and t/b.nhdr: expected a file ending in"]),
+        (("p/b.mnc", "t/b.mnc"), ["p/b.mnc and t/b.mnc: expected a file ending in"]),
         (("p/c.png", "t/c.czi"), ["t/c.czi: expected a file ending in"]),
-        (("p/d.mgz",), ["p/d.mgz: expected"]),
-        (("t/e.gif", "p/e.webp", "p/f.gipl.gz"), ["p/e.webp and t/e.gif: expected", "p/f.gipl.gz: expected"]),
+        (("p/d.gipl",), ["p/d.gipl: expected"]),
+        (("t/e.tga", "p/e.heic", "p/f.gipl.gz"), ["p/e.heic and t/e.tga: expected", "p/f.gipl.gz: expected"]),
         (("p/case_1.tga", "t/case_1.dcm", "p/notes.md", "p/plans.json", "p/.d.bmp", "t/x.pkl", "t/Thumbs.db"), []),
     ],
 )
@@ -692,7 +721,12 @@ def test_files_that_are_not_read_are_not_passed_over(
     assert done.exit_code == (1 if listed else 0)
     assert done.stdout == score("p", "t", "--format", "csv").stdout
     assert done.stdout.count("\n") == 13
-    lines = done.stderr.splitlines()
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Left out of")]
+    if not listed:
+        assert done.stderr.splitlines() == [
+            "Left out of p: case_1.tga, notes.md, plans.json",
+            "Left out of t: Thumbs.db, case_1.dcm, x.pkl",
+        ]
     assert lines[:1] == ([f"Not scored: {len(listed)} of {4 + len(listed)}"] if listed else [])
     for line, part in zip(lines[1:], listed, strict=True):
         assert part in line
@@ -801,8 +835,8 @@ def test_a_transposed_pair_can_be_said_to_be_one(shape: tuple[int, int], tmp_pat
     found = rows(*files, "--transpose")
     for label in (1, 2):
         assert found[label]["dice"] == pytest.approx(dice(p == label, t == label))
-    volume = save(tmp_path / "v.npy", np.zeros((3, 3, 3), np.uint8))
-    refused(score(volume, volume, "--transpose"), "--transpose: expected an image of 2 axes, got shape", code=1)
+    volume = save(tmp_path / "v.npy", np.zeros((3, 3, 3, 3), np.uint8))
+    refused(score(volume, volume, "--transpose"), "--transpose: expected an image of 2 or 3 axes, got shape", code=1)
     refused(score(*files, "--transpose", "--resample"), "expected --resample or --transpose, got both")
 
 
@@ -897,7 +931,7 @@ def test_more_than_two_are_ranked(tmp_path: Path) -> None:
     assert f"first minus {tmp_path / 'r'}" in shown
     page = (tmp_path / "r.html").read_text()
     assert "Mean rank (1 is best, of 3 scores): r 1.67, p 2.17, q 2.17." in page
-    assert page.index("<h2>p and q</h2>") < page.index("<h2>p and r</h2>")
+    assert page.index(">p and q</h2>") < page.index(">p and r</h2>")
     refused(score(*options, "--versus", tmp_path / "q"), "--versus: expected other predictions than", "got the same")
 
 
@@ -1031,7 +1065,7 @@ def test_rows_of_a_csv(volumes: tuple[Path, Path], tmp_path: Path) -> None:
     for row, one in zip(classes, content["classes"], strict=True):
         assert float(row["dice_sd"] or "nan") == pytest.approx(one["dice_sd"] or np.nan, nan_ok=True)
         assert float(row["dice_quartiles_high"]) == one["dice_quartiles"][1]
-        assert float(row["dice_95_low"]) == one["dice_95"][0]
+        assert (row["dice_95_low"], one["dice_95"][0]) == ("", None)  # three cases
     cases = table("--format", "csv", "--rows", "cases")
     assert list(cases[0]) == ["case", "1 a", "2 =b", "3"]
     for row, one in zip(cases, content["cases"], strict=True):
@@ -1040,7 +1074,9 @@ def test_rows_of_a_csv(volumes: tuple[Path, Path], tmp_path: Path) -> None:
     score(*volumes, "--versus", volumes[1], "--out", out, "--rows", "classes")
     both = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"))))
     assert [row["predictions"] for row in both] == [str(volumes[0])] * 3 + [str(volumes[1])] * 3
-    refused(score(*volumes, "--rows", "classes"), "--rows: expected one of pairs, classes, cases, with --format csv")
+    refused(
+        score(*volumes, "--rows", "classes"), "--rows: expected one of pairs, classes, cases, with --format csv or json"
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning", "ignore:.*:UserWarning:monai", "ignore:.*pkg_resources.*"
 )
 
+NUMPY = tuple(map(int, np.__version__.split(".")[:2]))
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SOFTDICE_DATA", REPOSITORY.parent / "shared" / "data"))
 
@@ -145,7 +146,7 @@ def _table() -> dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], float
     nan = math.nan
     return {
         "softdice": (ours, nan, 0.0),
-        "MedPy": (medpy, nan, 0.0),
+        "MedPy": (medpy, nan, 0.0) if NUMPY >= (2, 3) else (medpy, 1.0, 0.0),
         "MONAI": (monai, nan, nan),
         "torchmetrics": (torchmetrics, nan, 0.0),
         "SimpleITK": (sitk, 0.0, 0.0),
@@ -165,9 +166,12 @@ def test_what_each_says_of_empty_masks(who: str) -> None:
 def test_the_table_of_the_documentation_is_the_one_that_is_run() -> None:
     lines = (REPOSITORY / "docs" / "scores.md").read_text(encoding="utf-8").splitlines()
     cells = {
-        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in lines if "|" in line
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]]
+        for line in lines
+        if line.count("|") == 4
     }
     for who, (_, both_empty, target_empty) in _table().items():
+        both_empty = math.nan if who == "MedPy" else both_empty  # with NumPy 2.3 or newer, as the page says
         assert cells[who] == ["nan" if math.isnan(value) else f"{value:g}" for value in (both_empty, target_empty)]
 
 
@@ -225,3 +229,72 @@ def _same(ours: object, theirs: object) -> None:
         assert ours == theirs
     else:
         np.testing.assert_allclose(float(ours), float(theirs), rtol=0, atol=1e-12)  # type: ignore[arg-type]
+
+
+def _means() -> dict[tuple[str, str], float]:
+    """Program and setting -> the mean of two samples of two classes; of none where no class is there to score."""
+    metrics = pytest.importorskip("monai.metrics")
+    segmentation = pytest.importorskip("torchmetrics.segmentation")
+    from softdice.metrics import DiceScore
+
+    p = torch.tensor([[[1, 1, 0, 0], [0, 0, 0, 0]], [[1, 0, 0, 0], [0, 0, 0, 2]]])
+    t = torch.tensor([[[1, 1, 0, 0], [0, 0, 0, 0]], [[1, 1, 1, 0], [0, 0, 2, 0]]])
+    np.testing.assert_allclose(
+        dice_score(p, t, 3, pooling="sample")[:, 1:], [[1, math.nan], [0.5, 0]], rtol=1e-15, equal_nan=True
+    )
+
+    def hot(labels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
+
+    def monai(p: torch.Tensor, t: torch.Tensor) -> float:
+        metric = metrics.DiceMetric(include_background=False, reduction="mean")
+        metric(hot(p), hot(t))
+        return float(metric.aggregate())
+
+    def torchmetrics(average: str) -> float:
+        options = {"aggregation_level": "samplewise", "average": average, "input_format": "index"}
+        metric = segmentation.DiceScore(3, include_background=False, **options)
+        metric.update(p, t)
+        return float(metric.compute())
+
+    def ours(average: str) -> float:
+        return float(DiceScore(3, classes=[1, 2], pooling="sample", average=average)(p, t))
+
+    none = torch.zeros_like(t)
+    return {
+        ("softdice", '`DiceScore(pooling="sample")`'): ours("macro"),
+        ("MONAI", '`DiceMetric(reduction="mean")`'): monai(p, t),
+        ("torchmetrics", '`DiceScore(aggregation_level="samplewise", average="macro")`'): torchmetrics("macro"),
+        ("softdice", '`DiceScore(pooling="sample", average="weighted")`'): ours("weighted"),
+        ("torchmetrics", '`DiceScore(aggregation_level="samplewise", average="weighted")`'): torchmetrics("weighted"),
+        ("MONAI", "`DiceMetric().aggregate()` where no class was there to score"): monai(none, none),
+        ("softdice", "`DiceScore().compute()` there"): float(DiceScore(3, classes=[1, 2])(none, none)),
+    }
+
+
+def test_the_means_of_the_documentation() -> None:
+    """docs/scores.md, "Means in another order", run."""
+    lines = (REPOSITORY / "docs" / "scores.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    said = {(row[0], row[1]): row[3] for row in rows if len(row) == 4}
+    for key, value in _means().items():
+        assert said[key] == ("nan" if math.isnan(value) else f"{value:.4g}"), key
+
+
+def test_steps_that_change_masks() -> None:
+    """docs/scores.md: labels resampled on their own grid, and a mask that is cleaned in place."""
+    sitk = pytest.importorskip("SimpleITK")
+    transforms = pytest.importorskip("monai.transforms")
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[3:10, 3:10, 3:10], labels[14, 14, 14], labels[16:18, 5:7, 5] = 1, 2, 3
+    image = sitk.GetImageFromArray(labels)
+    found = {
+        name: sitk.GetArrayFromImage(sitk.Resample(image, image, sitk.Transform(), getattr(sitk, name), 0))
+        for name in ("sitkLabelGaussian", "sitkNearestNeighbor")
+    }
+    assert np.unique(found["sitkLabelGaussian"]).tolist() == [0, 1]
+    np.testing.assert_array_equal(found["sitkNearestNeighbor"], labels)
+    mask = (labels[None] > 0).astype(np.float32)
+    before = mask.copy()
+    transforms.KeepLargestConnectedComponent(applied_labels=[1])(mask)
+    assert mask.sum() < before.sum()

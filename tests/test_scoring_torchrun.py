@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,30 +19,26 @@ pytest.importorskip("typer")
 pytest.importorskip("nibabel")
 
 from commands import score
+from torchrun import Ended, Scenario, series
 
-CASES = 7
+from softdice.scoring import runner
 
-
-def command(*arguments: object, program: tuple[object, ...] = ("-m", "softdice", "score")) -> list[str]:
-    start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    return [*map(str, (*start, *program, *arguments))]
+CASES, MANY = 7, 600
 
 
-def torchrun(*arguments: object, **more: Any) -> Any:
-    return subprocess.run(command(*arguments, **more), capture_output=True, text=True, timeout=120)
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Masks that agree in part; the last two cases have no labels of the same shape, or none at all."""
+def write(folder: Path, count: int = CASES) -> tuple[Path, Path]:
+    """Masks that agree in part."""
     for case in range(CASES):
         rng = np.random.default_rng(case)
         truth = rng.integers(0, 4, (9, 8, 7), np.uint8)
         mask = np.where(rng.random(truth.shape) < 0.3, 0, truth).astype(np.uint8)
         for name, array in (("p", mask), ("t", truth)):
-            (tmp_path / name).mkdir(exist_ok=True)
-            np.save(tmp_path / name / f"case_{case}.npy", array)
-    return tmp_path / "p", tmp_path / "t"
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            np.save(folder / name / f"case_{case}.npy", array)
+    for case in range(CASES, count):
+        for name in "pt":
+            shutil.copy(folder / name / f"case_{case % CASES}.npy", folder / name / f"case_{case}.npy")
+    return folder / "p", folder / "t"
 
 
 def damage(folders: tuple[Path, Path]) -> None:
@@ -52,84 +48,97 @@ def damage(folders: tuple[Path, Path]) -> None:
     (folders[1] / "case_6.npy").unlink()
 
 
-@pytest.mark.parametrize("suffix", ["csv", "json"])
-def test_the_result_has_the_bytes_of_one_process_and_lists_the_same_errors(
-    suffix: str, folders: tuple[Path, Path], tmp_path: Path
-) -> None:
-    damage(folders)
-    one, two = tmp_path / f"one.{suffix}", tmp_path / f"two.{suffix}"
-    expected = score(*folders, "--out", one)
-    jobs = ("--jobs", 2) if suffix == "json" else ()
-    done = torchrun(*folders, "--out", two, *jobs)
-    assert two.read_bytes() == one.read_bytes()
-    assert expected.exit_code == 1
-    assert done.returncode == 1
-    assert "Not scored: 3 of 7" in expected.stderr
-    assert expected.stderr in done.stderr  # once, and beside it what torchrun says of the exit code 1
-    assert done.stderr.count("Not scored") == 1
-    assert done.stdout == ""
-    assert not list(tmp_path.glob("*.partial"))
+def die_at_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.environ["RANK"] == "1":
+        monkeypatch.setattr(runner, "_one", lambda *_: os._exit(9))
 
 
-def test_two_sides_to_standard_output(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(folders[1], other)
-    arguments = (*folders, "--versus", other, "--format", "json")
-    done = torchrun(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == score(*arguments).stdout
+class Launched(NamedTuple):
+    """What all tests look at: folders by name, the run that was stopped, how the others ended, and their launch."""
+
+    folders: dict[str, tuple[Path, Path]]
+    out: Path
+    stopped: subprocess.CompletedProcess[str]
+    journal: str
+    ended: dict[str, Ended]
+    launch: subprocess.CompletedProcess[str]
 
 
-def test_wrong_usage_is_told_once(folders: tuple[Path, Path]) -> None:
-    done = torchrun(folders[0], folders[1] / "nowhere")
-    assert done.stderr.count("LABELS: expected a file or a folder") == 1
-    assert "exitcode  : 2" in done.stderr
-
-
-def test_interrupted_and_resumed(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    count = 600
-    for case in range(CASES, count):
-        for folder in folders:
-            shutil.copy(folder / f"case_{case % CASES}.npy", folder / f"case_{case}.npy")
-    out, partial = tmp_path / "out.csv", tmp_path / "out.csv.partial"
-    process = subprocess.Popen(
-        command(*folders, "--out", out), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+def interrupt(folders: tuple[Path, Path], out: Path) -> subprocess.CompletedProcess[str]:
+    """Start torchrun, and send what Ctrl-C sends when five cases are scored."""
+    partial = out.with_name(f"{out.name}.partial")
+    start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "softdice")
+    command = [*map(str, (*start, "score", *folders, "--out", out))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     waited = time.monotonic() + 60
     while (not partial.exists() or partial.read_bytes().count(b"\n") < 5) and time.monotonic() < waited:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: torchrun and all that it started
     stderr = process.communicate(timeout=60)[1]
-    assert process.returncode != 0
-    match = re.search(rf"Stopped after (\d+) of {count}. The same command with --resume goes on", stderr)
+    return subprocess.CompletedProcess(command, process.returncode, "", stderr)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    out = tmp_path_factory.mktemp("out")
+    folders = {name: write(tmp_path_factory.mktemp(name)) for name in ("whole", "damaged")}
+    folders["many"] = write(tmp_path_factory.mktemp("many"), MANY)
+    damage(folders["damaged"])
+    shutil.copytree(folders["whole"][1], out / "other")
+    stopped = interrupt(folders["many"], out / "many.csv")
+    assert not (out / "many.csv").exists()
+    journal = (out / "many.csv.partial").read_text()
+    ended, launch = series(
+        tmp_path_factory.mktemp("said"),
+        Scenario("csv", ("score", *folders["damaged"], "--out", out / "two.csv")),
+        Scenario("json", ("score", *folders["damaged"], "--out", out / "two.json", "--jobs", 2)),
+        Scenario("versus", ("score", *folders["whole"], "--versus", out / "other", "--format", "json")),
+        Scenario("usage", ("score", folders["whole"][0], folders["whole"][1] / "nowhere")),
+        Scenario("resumed", ("score", *folders["many"], "--out", out / "many.csv", "--resume")),
+        Scenario("dies", ("score", *folders["whole"], "--out", out / "dies.csv"), die_at_a_case),
+    )
+    return Launched(folders, out, stopped, journal, ended, launch)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_the_result_has_the_bytes_of_one_process_and_lists_the_same_errors(suffix: str, launched: Launched) -> None:
+    one, done = launched.out / f"one.{suffix}", launched.ended[suffix]
+    expected = score(*launched.folders["damaged"], "--out", one)
+    assert (launched.out / f"two.{suffix}").read_bytes() == one.read_bytes()
+    assert expected.exit_code == 1
+    assert done.codes == [1, 0]
+    assert "Not scored: 3 of 7" in expected.stderr
+    assert done.stderr == expected.stderr.replace(f"one.{suffix}", f"two.{suffix}")  # once
+    assert done.stdout == ""
+    assert not any((launched.out / f"{name}.{suffix}.partial").exists() for name in ("one", "two"))
+
+
+def test_two_sides_to_standard_output(launched: Launched) -> None:
+    done = launched.ended["versus"]
+    assert done.codes == [0, 0], done.stderr
+    arguments = (*launched.folders["whole"], "--versus", launched.out / "other", "--format", "json")
+    assert done.stdout == score(*arguments).stdout
+
+
+def test_wrong_usage_is_told_once(launched: Launched) -> None:
+    done = launched.ended["usage"]
+    assert done.stderr.count("LABELS: expected a file or a folder") == 1
+    assert done.codes[0] == 2
+
+
+def test_interrupted_and_resumed(launched: Launched) -> None:
+    assert launched.stopped.returncode != 0
+    stderr = launched.stopped.stderr
+    match = re.search(rf"Stopped after (\d+) of {MANY}. The same command with --resume goes on", stderr)
     assert match is not None, stderr
-    assert not out.exists()
-    assert 5 <= partial.read_text().count("\n") - 1 == int(match[1]) < count
-    done = torchrun(*folders, "--out", out, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert not partial.exists()
-    assert out.read_text() == score(*folders, "--format", "csv").stdout
+    assert 5 <= launched.journal.count("\n") - 1 == int(match[1]) < MANY
+    done = launched.ended["resumed"]
+    assert done.codes == [0, 0], done.stderr
+    assert not (launched.out / "many.csv.partial").exists()
+    assert (launched.out / "many.csv").read_text() == score(*launched.folders["many"], "--format", "csv").stdout
 
 
-DYING = """
-import os, sys
-from softdice.scoring import runner
-
-def dies(*_):
-    os._exit(9)
-
-if os.environ["RANK"] == "1":
-    runner._one = dies
-sys.argv[0:1] = ["softdice", "score"]
-from softdice.cli import main
-main()
-"""
-
-
-def test_a_process_that_dies_ends_the_others(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(DYING)
-    done = torchrun(*folders, "--out", tmp_path / "out.csv", program=(program,))
-    assert done.returncode == 1
-    assert "exitcode  : 9" in done.stderr
-    assert not (tmp_path / "out.csv").exists()
+def test_a_process_that_dies_ends_the_others(launched: Launched) -> None:
+    assert launched.launch.returncode == 1
+    assert "exitcode  : 9" in launched.launch.stderr
+    assert not (launched.out / "dies.csv").exists()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import softdice
-from softdice.settings import FIELDS
+from softdice.statistics.declared import FIELDS
 
 ACTIVATIONS = ["none", "softmax", "sigmoid"]
 WEIGHTS = (1.0, -0.7, 0.3, 0.9, -0.2, 0.5, 0.8, -0.4)  # one per field with a gradient, no two alike

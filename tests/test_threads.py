@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from softdice.kernels.cpu import threads
+from softdice.parallel import threads
 
 pytest.importorskip("numba", reason="the CPU kernel needs numba")
 

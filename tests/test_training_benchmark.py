@@ -151,7 +151,7 @@ def test_whole_runs_are_measured_once_and_published_when_complete(
     page.write_text("\n".join(runs.MARKS))
     monkeypatch.setattr(benchmark_, "FOLDER", tmp_path)
     monkeypatch.setattr(runs.publish, "FOLDER", tmp_path)
-    for name, value in {"PAGE": page, "SEEDS": (0, 1), "RUNS": {"nuclei": runs.Run(0.15, 5)}}.items():
+    for name, value in {"PAGE": page, "SEEDS": (0, 1), "RUNS": {"nuclei": runs.Run(0.05, 5)}}.items():
         monkeypatch.setattr(runs, name, value)
 
     def call(*arguments: str) -> str:
@@ -164,13 +164,13 @@ def test_whole_runs_are_measured_once_and_published_when_complete(
     call("--seed", "0", "1")
     first, second = runs.publish.kept("runs")
     assert [(row["data"], row["seed"], row["minutes"], row["held_out"]) for row in (first, second)] == [
-        ("nuclei", 1, 0.15, 1),
-        ("nuclei", 0, 0.15, 1),
+        ("nuclei", 1, 0.05, 1),
+        ("nuclei", 0, 0.05, 1),
     ]
     assert first["steps"] > 0
     assert first["time_of_asked"] > 0.3
     assert "first filters" in first["plan"]
-    assert "| nuclei | 0.15 | " in page.read_text()
+    assert "| nuclei | 0.05 | " in page.read_text()
     assert runs.publish.kept("nothing") == []
 
 

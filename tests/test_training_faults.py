@@ -34,9 +34,9 @@ from softdice.training.plan import fit
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def make_data(folder: Path, void: int | None = None) -> Path:
-    """Five noisy squares; with void, rows 16 to 19 are of no class, and bright like the square."""
-    for number in range(5):
+def make_data(folder: Path, void: int | None = None, count: int = 5) -> Path:
+    """Noisy squares; with void, rows 16 to 19 are of no class, and bright like the square."""
+    for number in range(count):
         rng = np.random.default_rng(number)
         label = np.zeros((24, 24), np.int16)
         row, column = rng.integers(2, 5, 2)
@@ -278,7 +278,9 @@ def test_intensities_of_8_bits_are_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("void", [-1, 255, 1000])
 def test_voxels_of_the_ignored_label_enter_neither_loss_nor_scores(void: int, tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", void)
-    result = call("train", data, "--out", tmp_path / "o", "--loss", "dice+ce", "--epochs", 2, "--ignore", void)
+    result = call(
+        "train", data, "--out", tmp_path / "o", "--loss", "dice+ce", "--epochs", 2, "--batch-size", 4, "--ignore", void
+    )
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert [row["name"] for row in summary["classes"]] == ["label 0", "label 1"]
@@ -377,8 +379,8 @@ def test_the_end_of_a_run_is_kept_back_from_its_minutes_but_not_more_than_half()
 
 
 def test_minutes_hold_several_validations_and_the_plan_is_told(tmp_path: Path) -> None:
-    data = make_data(tmp_path / "data")
-    result = call("train", data, "--out", tmp_path / "o", "--loss", "dice", "--max-minutes", 0.2, "--val-fraction", 0.4)
+    data = make_data(tmp_path / "data", count=10)  # five held out: fewer have no interval
+    result = call("train", data, "--out", tmp_path / "o", "--loss", "dice", "--max-minutes", 0.2, "--val-fraction", 0.5)
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert summary["epochs_done"] >= 4

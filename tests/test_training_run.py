@@ -296,7 +296,7 @@ def test_a_mask_has_the_format_and_geometry_of_its_image(
     if affine is not None:
         assert mask.affine is not None
         np.testing.assert_allclose(mask.affine, affine, atol=1e-6)
-        np.testing.assert_allclose(mask.spacing, image.spacing)
+        np.testing.assert_allclose(mask.spacing_mm, image.spacing_mm)
 
 
 def test_predictions_refuse_what_does_not_fit(run: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,20 +19,16 @@ import torch
 pytest.importorskip("lightning")
 pytest.importorskip("monai")
 
+from torchrun import Ended, Scenario, series
+
+from softdice.images.files import FileError
 from softdice.training import TrainConfig, TrainingError, train
+from softdice.training import run as runs
 from softdice.training.checkpoint import load_checkpoint
+from softdice.training.patches import Patches
 from softdice.training.together import lost
 
 FILES = ["curves.png", "metrics.csv", "model.ckpt", "overlays.png", "summary.json"]
-
-
-def torchrun(*arguments: object, program: tuple[object, ...] = ("-m", "softdice", "train")) -> Any:
-    """Two processes -> return code, stdout, stderr."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *program]
-    return subprocess.run(
-        [*map(str, command), *map(str, arguments)], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
 
 def history(out: Path) -> list[dict[str, str]]:
@@ -56,21 +53,74 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+DAMAGED = "scan.npy: it is damaged"
+
+
+def continue_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run of the first scenario, in the folder of this one."""
+    out = Path(sys.argv[sys.argv.index("--out") + 1])
+    if os.environ["RANK"] == "0":
+        out.mkdir()
+        (out / "model.ckpt").write_bytes((out.parent / "two" / "model.ckpt").read_bytes())
+
+
+def damaged(*_: object, **__: object) -> None:
+    raise FileError(DAMAGED)
+
+
+def fail_while_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.environ["RANK"] == "1":
+        monkeypatch.setattr(runs, "read_folder", damaged)
+
+
+def fail_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.environ["RANK"] == "1":
+        monkeypatch.setattr(Patches, "_start", damaged)
+
+
+def be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.environ["RANK"] == "1":
+        monkeypatch.setattr(Patches, "_start", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+Launched = tuple[Path, dict[str, Ended], "subprocess.CompletedProcess[str]"]
+
+
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    out = tmp_path_factory.mktemp("two")
-    done = torchrun(data, "--out", out, "--loss", "dice", "--epochs", 2, "--batch-size", 1)
-    assert done.returncode == 0, done.stderr
-    return out, done
+def launched(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """All scenarios: the folder of what they wrote, by name; how they ended; the launch, which the last one ends."""
+    out = tmp_path_factory.mktemp("out")
+
+    def scenario(name: str, *arguments: object, prepare: Any = None) -> Scenario:
+        return Scenario(name, ("train", *arguments, "--out", out / name), prepare)
+
+    ended, launch = series(
+        tmp_path_factory.mktemp("said"),
+        scenario("two", data, "--loss", "dice", "--epochs", 2, "--batch-size", 1),
+        scenario("brain", "--batch-size", 1, "--max-steps", 1),
+        scenario("resumed", data, "--resume", "--epochs", 3, prepare=continue_elsewhere),
+        scenario("nowhere", "nowhere"),
+        scenario("devices", "--devices", 3),
+        scenario("reading", data, prepare=fail_while_reading),
+        scenario("training", data, prepare=fail_in_a_step),
+        scenario("killed", data, prepare=be_killed),
+    )
+    return out, ended, launch
 
 
-def test_the_first_step_on_the_brain_is_that_of_one_process(tmp_path: Path) -> None:
-    train(TrainConfig(out=str(tmp_path / "one"), batch_size=2, max_steps=1))
-    done = torchrun("--out", tmp_path / "two", "--batch-size", 1, "--max-steps", 1)
-    assert done.returncode == 0, done.stderr
-    one, two = (float(history(tmp_path / name)[0]["loss"]) for name in ("one", "two"))
+@pytest.fixture(scope="module")
+def run(launched: Launched) -> tuple[Path, Ended]:
+    out, ended, _ = launched
+    assert ended["two"].codes == [0, 0], ended["two"].stderr
+    return out / "two", ended["two"]
+
+
+def test_the_first_step_on_the_brain_is_that_of_one_process(launched: Launched, tmp_path: Path) -> None:
+    train(TrainConfig(out=str(tmp_path), batch_size=2, max_steps=1))
+    assert launched[1]["brain"].codes == [0, 0], launched[1]["brain"].stderr
+    one, two = (float(history(out)[0]["loss"]) for out in (tmp_path, launched[0] / "brain"))
     assert two == pytest.approx(one, rel=1e-6)
-    ours, theirs = (load_checkpoint(tmp_path / name / "model.ckpt") for name in ("two", "one"))
+    ours, theirs = (load_checkpoint(out / "model.ckpt") for out in (launched[0] / "brain", tmp_path))
     assert ours["step"] == theirs["step"] == 1
     # AdamW's first moment is a tenth of the gradient. A convolution rounds otherwise for a batch of another size.
     found, expected = (
@@ -80,7 +130,7 @@ def test_the_first_step_on_the_brain_is_that_of_one_process(tmp_path: Path) -> N
     assert (found - expected).norm() <= 1e-3 * expected.norm()
 
 
-def test_a_whole_run_learns_as_one_process_does(run: tuple[Path, Any], data: Path, tmp_path: Path) -> None:
+def test_a_whole_run_learns_as_one_process_does(run: tuple[Path, Ended], data: Path, tmp_path: Path) -> None:
     summary = train(TrainConfig(data=str(data), out=str(tmp_path), loss="dice", epochs=2, batch_size=2))
     found = json.loads((run[0] / "summary.json").read_text())
     assert found["mean_dice"] == pytest.approx(summary["mean_dice"], abs=0.02)
@@ -91,7 +141,7 @@ def test_a_whole_run_learns_as_one_process_does(run: tuple[Path, Any], data: Pat
     assert first == pytest.approx(other, rel=1e-2)
 
 
-def test_rank_0_alone_talks_and_writes(run: tuple[Path, Any]) -> None:
+def test_rank_0_alone_talks_and_writes(run: tuple[Path, Ended]) -> None:
     out, done = run
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert done.stdout.count("Written to") == done.stdout.count("Data: ") == 1
@@ -99,7 +149,7 @@ def test_rank_0_alone_talks_and_writes(run: tuple[Path, Any]) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_it_ends_with_the_weights_of_devices_2(run: tuple[Path, Any], data: Path, tmp_path: Path) -> None:
+def test_it_ends_with_the_weights_of_devices_2(run: tuple[Path, Ended], data: Path, tmp_path: Path) -> None:
     command = ("train", data, "--out", tmp_path, "--loss", "dice", "--epochs", 2, "--batch-size", 1, "--devices", 2)
     done = subprocess.run(
         [sys.executable, "-m", "softdice", *map(str, command)], capture_output=True, text=True, timeout=120,
@@ -111,68 +161,47 @@ def test_it_ends_with_the_weights_of_devices_2(run: tuple[Path, Any], data: Path
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
 
 
-def test_it_goes_on_from_its_checkpoint_with_as_many_processes(run: tuple[Path, Any], tmp_path: Path) -> None:
-    (tmp_path / "model.ckpt").write_bytes((run[0] / "model.ckpt").read_bytes())
-    content = load_checkpoint(tmp_path / "model.ckpt")
-    done = torchrun(content["settings"]["data"], "--out", tmp_path, "--resume", "--epochs", 3)
-    assert done.returncode == 0, done.stderr
-    assert "Resumed after epoch 2" in done.stdout
-    assert [row["epoch"] for row in history(tmp_path)] == ["1", "2", "3"]
+def test_it_goes_on_from_its_checkpoint_with_as_many_processes(launched: Launched) -> None:
+    out, ended, _ = launched
+    assert ended["resumed"].codes == [0, 0], ended["resumed"].stderr
+    assert "Resumed after epoch 2" in ended["resumed"].stdout
+    assert [row["epoch"] for row in history(out / "resumed")] == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "name, message",
     [
-        (("nowhere",), "softdice train: expected a folder nowhere, got none."),
-        (("--devices", "3"), "expected devices 2, as many processes as torchrun started, got 3. Leave --devices out."),
+        ("nowhere", "softdice train: expected a folder nowhere, got none."),
+        ("devices", "expected devices 2, as many processes as torchrun started, got 3. Leave --devices out."),
     ],
 )
-def test_an_error_of_all_ranks_is_told_once(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    done = torchrun(*arguments, "--out", tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.count(message) == 1
-    assert "exitcode  : 2" in done.stderr
-    assert not list(tmp_path.iterdir())
+def test_an_error_of_all_ranks_is_told_once(name: str, message: str, launched: Launched) -> None:
+    out, ended, _ = launched
+    assert ended[name].stderr.count(message) == 1
+    assert ended[name].codes[0] == 2
+    assert not (out / name).exists()
 
 
-FAILING = """
-import os, sys
-from softdice.images.files import FileError
-from softdice.training import patches, run
-
-when = sys.argv[1]
-
-def fails(*_, **__):
-    if when == "killed":
-        os.kill(os.getpid(), 9)
-    raise FileError("scan.npy: it is damaged")
-
-if os.environ["RANK"] == "1":
+@pytest.mark.parametrize("when", ["reading", "training"])
+def test_an_error_of_one_rank_ends_all(when: str, launched: Launched) -> None:
+    out, ended, _ = launched
+    assert 2 in ended[when].codes
+    assert DAMAGED in ended[when].stderr
+    assert not (out / when).exists()
     if when == "reading":
-        run.read_folder = fails
-    else:
-        patches.Patches._start = fails
-sys.argv[0:2] = ["softdice", "train"]
-from softdice.cli import main
-main()
-"""
+        assert f"rank 1: {DAMAGED}" in ended[when].stderr
+        assert ended[when].stderr.count("it is damaged") == 1
 
 
-@pytest.mark.parametrize("when", ["reading", "training", "killed"])
-def test_an_error_of_one_rank_ends_all(when: str, data: Path, tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(FAILING)
-    done = torchrun(data, "--out", tmp_path / "out", program=(program, when))
-    assert done.returncode == 1
-    assert ("exitcode  : -9" if when == "killed" else "scan.npy: it is damaged") in done.stderr
-    assert not list((tmp_path / "out").glob("*"))  # nor the folder, where rank 0 was not killed itself
-    if when == "reading":
-        assert "rank 1: scan.npy: it is damaged" in done.stderr
-        assert done.stderr.count("it is damaged") == 1
+def test_a_rank_that_is_killed_ends_all(launched: Launched) -> None:
+    out, _, launch = launched
+    assert launch.returncode == 1
+    assert "exitcode  : -9" in launch.stderr
+    assert not list((out / "killed").glob("*"))  # nor the folder, where rank 0 was not killed itself
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux answers on all of 127.0.0.0/8 unasked")
-def test_two_machines_that_share_no_folder(run: tuple[Path, Any], data: Path, tmp_path: Path) -> None:
+def test_two_machines_that_share_no_folder(run: tuple[Path, Ended], data: Path, tmp_path: Path) -> None:
     """Two agents of torchrun on the loopback range, with the same data and folders of their own for the result."""
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "model.ckpt").write_bytes((run[0] / "model.ckpt").read_bytes())
@@ -209,8 +238,8 @@ def test_a_lost_process_is_told_in_one_line() -> None:
     assert lost(2, RuntimeError("sizes do not match")) is None
 
 
-def test_another_number_of_processes_is_refused(run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from softdice.distributed import Ranks
+def test_another_number_of_processes_is_refused(run: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    from softdice.parallel.ranks import Ranks
     from softdice.training.together import devices
 
     stored = load_checkpoint(run[0] / "model.ckpt")

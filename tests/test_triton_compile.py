@@ -1,5 +1,7 @@
 """The Triton kernels compiled ahead of time, as they are launched: no local memory in a loop. No GPU is needed.
 
+`make test` has a representative set; `make test-triton` adds the tests that are marked.
+
 `nvdisasm`, which Triton's wheel carries, shows the machine's instructions. Registers spilled to memory (STL, LDL) for
 every tile would cost more than the whole pass; a number that waits there from the first tile to the last costs nothing.
 """
@@ -22,11 +24,12 @@ if os.environ.get("TRITON_INTERPRET"):
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from softdice.kernels.triton import declared, launch  # noqa: E402
-from softdice.kernels.triton import driver as cuda  # noqa: E402
-from softdice.kernels.triton.backward import backward_kernel  # noqa: E402
-from softdice.kernels.triton.forward import forward_kernel, rows_kernel  # noqa: E402
-from softdice.settings import FIELDS, Pass, Voxels  # noqa: E402
+from softdice.backends.cuda import declared, launch  # noqa: E402
+from softdice.backends.cuda import driver as cuda  # noqa: E402
+from softdice.backends.cuda.backward import backward_kernel  # noqa: E402
+from softdice.backends.cuda.forward import forward_kernel, rows_kernel  # noqa: E402
+from softdice.statistics.declared import FIELDS  # noqa: E402
+from softdice.statistics.request import Pass, Request  # noqa: E402
 
 NVDISASM = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
 TYPES = {
@@ -93,15 +96,15 @@ def binaries(
     target = empty(2, C, V, dtype=dtype) if dense else empty(2, V, dtype=label)
     weight = empty(2, V) if weighted else None
     member = empty(regions, C, dtype=torch.bool) if regions else None
-    given = Voxels(x, target, weight, member)
     ignore = None if dense else 255
     settings = Pass(activation, ignore, smoothing, fields=tuple(fields))
+    request = Request(x, target, weight, member, settings=settings)
     rows = list(dict.fromkeys(cuda._same_sum(name, not dense, smoothing > 0) for name in fields))
     wide = empty(2, V, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     rest = {"programs": 2112, "steps": 17}
     found = {}
 
-    call = cuda.arguments(given, settings) | declared.terms(tuple(rows), cuda.constants(x, settings))
+    call = cuda.arguments(request) | declared.terms(tuple(rows), cuda.constants(x, settings))
     tile = launch.tile(launch.FORWARD, C, regions, x.element_size(), len(rows))
     two_steps = activation == "softmax" and C > launch.WIDEST and not regions
     call |= {**rest, **tile.constants, "VALIDATE": True, "LOW": -1e-3, "HIGH": 1.001}
@@ -111,7 +114,7 @@ def binaries(
     if two_steps:
         found["rows"] = compiled(rows_kernel, call, tile, capability)
 
-    call = cuda.arguments(given, settings) | declared.slopes(tuple(fields), cuda.constants(x, settings))
+    call = cuda.arguments(request) | declared.slopes(tuple(fields), cuda.constants(x, settings))
     tile = launch.tile(launch.BACKWARD, C, regions, x.element_size(), call["SLOPED"])
     call |= {**rest, **tile.constants, "grad": wide, "gF": 2 * C, "gB": C, "gK": 1, "out": x}
     call |= dict(zip(("oB", "oC", "oV"), x.stride(), strict=True))
@@ -124,8 +127,26 @@ def assert_no_spills(found: dict[str, Any], folder: Path) -> None:
         assert spilled(binary, folder) == [], name
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(("rows", "itemsize"), sorted(launch.FORWARD))
+def beyond(*values: Any) -> Any:
+    """Return a parameter that `make test` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.triton)
+
+
+REPRESENTATIVE = ((4, 4, 90), (64, 2, 90), (16, 8, 80))
+"""Rows of a tile, bytes of a number, capability."""
+
+
+def test_the_representative_set_is_in_the_table() -> None:
+    assert {entry[:2] for entry in REPRESENTATIVE} <= launch.FORWARD.keys()
+
+
+def entries() -> list[Any]:
+    """Return every entry of the table for every capability; those beyond the representative set are marked."""
+    every = [(*entry, capability) for entry in sorted(launch.FORWARD) for capability in CAPABILITIES]
+    return [each if each in REPRESENTATIVE else beyond(*each) for each in every]
+
+
+@pytest.mark.parametrize(("rows", "itemsize", "capability"), entries())
 def test_every_entry_of_the_table_compiles_without_spills(
     rows: int, itemsize: int, capability: int, tmp_path: Path
 ) -> None:
@@ -137,19 +158,19 @@ def test_every_entry_of_the_table_compiles_without_spills(
 @pytest.mark.parametrize(
     ("C", "dtype", "fields", "options"),
     [
-        (2, torch.float16, DICE, {"label": torch.uint8}),
-        (14, torch.bfloat16, DICE, {}),
+        beyond(2, torch.float16, DICE, {"label": torch.uint8}),
+        beyond(14, torch.bfloat16, DICE, {}),
         (14, torch.bfloat16, DICE, {"channels_last": True}),
-        (118, torch.float32, DICE, {"label": torch.int16, "weighted": True}),
-        (4, torch.float32, FIELDS, {"smoothing": 0.1, "weighted": True}),
-        (118, torch.bfloat16, FIELDS, {"smoothing": 0.1, "weighted": True}),
-        (16, torch.float64, FIELDS, {"smoothing": 0.1, "dense": True}),
-        (3, torch.float32, FIELDS, {"activation": "sigmoid", "dense": True, "weighted": True}),
-        (4, torch.float32, FIELDS, {"activation": "none", "weighted": True}),
+        beyond(118, torch.float32, DICE, {"label": torch.int16, "weighted": True}),
+        beyond(4, torch.float32, FIELDS, {"smoothing": 0.1, "weighted": True}),
+        beyond(118, torch.bfloat16, FIELDS, {"smoothing": 0.1, "weighted": True}),
+        beyond(16, torch.float64, FIELDS, {"smoothing": 0.1, "dense": True}),
+        beyond(3, torch.float32, FIELDS, {"activation": "sigmoid", "dense": True, "weighted": True}),
+        beyond(4, torch.float32, FIELDS, {"activation": "none", "weighted": True}),
         (4, torch.bfloat16, FIELDS, {"regions": 3}),
-        (150, torch.float32, FIELDS, {"regions": cuda.REGIONS, "dense": True}),
+        beyond(150, torch.float32, FIELDS, {"regions": cuda.REGIONS, "dense": True}),
         (200, torch.float32, DICE_AND_CROSS_ENTROPY, {}),
-        (1024, torch.bfloat16, FIELDS, {"smoothing": 0.1}),
+        beyond(1024, torch.bfloat16, FIELDS, {"smoothing": 0.1}),
     ],
 )
 def test_other_cases_compile_without_spills(

@@ -17,8 +17,9 @@ from test_kernels import case, sums_and_gradient
 from torch import Tensor
 
 import softdice
-from softdice.kernels import registry, trial
-from softdice.settings import FIELDS, Pass, Voxels
+from softdice.backends import route, selftest
+from softdice.statistics.declared import FIELDS
+from softdice.statistics.request import Pass, Request
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available() and not os.environ.get("SOFTDICE_REQUIRE_GPU"):
@@ -27,8 +28,8 @@ if not torch.cuda.is_available() and not os.environ.get("SOFTDICE_REQUIRE_GPU"):
 
 @pytest.fixture(autouse=True)
 def _on_the_kernel() -> Iterator[None]:
-    assert registry.kernel_backends()["triton"] is None, registry.kernel_backends()["triton"]
-    assert not registry.interpreting(), "the kernels would be interpreted: unset TRITON_INTERPRET"
+    assert route.kernel_backends()["triton"] is None, route.kernel_backends()["triton"]
+    assert not route.interpreting(), "the kernels would be interpreted: unset TRITON_INTERPRET"
     with softdice.use_backend("triton"):
         yield
 
@@ -53,7 +54,7 @@ def step(loss: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> tuple[T
 def test_auto_chooses_the_kernels() -> None:
     input, target = on_gpu(3, "softmax", False)
     with softdice.use_backend("auto"):
-        assert registry.choose(input, target, None) == "triton"
+        assert route.choose(Request(input.flatten(2), target.flatten(1))) == "triton"
 
 
 def test_the_trial_of_a_kind_passes_and_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,10 +62,10 @@ def test_the_trial_of_a_kind_passes_and_is_short(monkeypatch: pytest.MonkeyPatch
     seconds = []
     with softdice.use_backend("auto"):
         for _ in range(2):  # the first compiles
-            monkeypatch.setattr(trial, "_found", {})
+            monkeypatch.setattr(selftest, "_outcomes", {})
             torch.cuda.synchronize()
             start = time.perf_counter()
-            found = trial.problem(Voxels(input.flatten(2), target.flatten(1)), Pass(activation="softmax"))
+            found = selftest.problem(Request(input.flatten(2), target.flatten(1), settings=Pass(activation="softmax")))
             seconds.append(time.perf_counter() - start)
             assert found is None
     assert seconds[1] < 0.05

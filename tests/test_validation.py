@@ -12,8 +12,10 @@ from torch import Tensor
 
 import softdice
 from softdice import OverlapLoss, SoftDiceLoss, costs, overlap_statistics, validation
-from softdice.kernels import registry
-from softdice.terms import NAMES
+from softdice.backends import route
+from softdice.statistics import check
+from softdice.statistics.declared import NAMES
+from softdice.statistics.request import Request
 
 X = torch.full((2, 3, 4, 4), 1 / 3)
 Y = torch.zeros(2, 4, 4, dtype=torch.int64)
@@ -76,7 +78,8 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: stats(target=changed(Y, -1), ignore_index=255), ValueError,
      PASS + f"expected target with labels in [0, 3) or 255, got -1 (1 voxels). {IN_RANGE}"),
     (lambda: stats(X[:, :1], changed(Y, 255)), ValueError,
-     PASS + f"expected target with labels in [0, 2) (1 is in the only class), got 255 (1 voxels). {IN_RANGE}"),
+     PASS + "expected target with labels in [0, 2) (1 is in the only class), got 255 (1 voxels). If 255 marks the "
+     "class, pass target // 255; if it marks voxels to leave out, set ignore_index=255."),
     (lambda: stats(target=changed(Y.float(), 0.5, 0.25)), ValueError,
      PASS + "expected whole labels in target, got 0.5 (2 of 32 voxels are not whole). "
      "A float label map must hold whole values; per-class values have shape (B, C, *S)."),
@@ -215,18 +218,18 @@ def test_labels_that_are_ignored_may_be_anything(backend: str) -> None:
 
 
 def test_backend_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    allowed = ", ".join(repr(name) for name in registry.NAMES)
+    allowed = ", ".join(repr(name) for name in route.NAMES)
     advice = "Correct the spelling or pick another."
     with pytest.raises(ValueError) as error, softdice.use_backend("gpu"):
         pass
     assert str(error.value) == f"use_backend: expected name to be one of {allowed}, got 'gpu'. {advice}"
     monkeypatch.setenv("SOFTDICE_BACKEND", "reference")
-    assert registry.asked() == "reference"
+    assert route.asked() == "reference"
     with softdice.use_backend("auto"):
-        assert registry.asked() == "auto"
+        assert route.asked() == "auto"
     monkeypatch.setenv("SOFTDICE_BACKEND", "fast")
     with pytest.raises(ValueError) as error:
-        registry.asked()
+        route.asked()
     assert str(error.value) == f"SOFTDICE_BACKEND: expected the variable to be one of {allowed}, got 'fast'. {advice}"
 
 
@@ -239,11 +242,13 @@ def test_a_named_backend_never_falls_back() -> None:
         "target, voxel_weight or voxel_map requires a gradient. Use 'auto' or 'reference'."
     )
     with softdice.use_backend("auto"):
-        assert registry.choose(torch.zeros(1, 2, 2**14), target, None) == "reference"
+        assert route.choose(Request(torch.zeros(1, 2, 2**14), target)) == "reference"
+    with softdice.use_backend("cpu"), pytest.raises(RuntimeError, match="input is float64, which the definition"):
+        overlap_statistics(torch.rand(1, 2, 8, dtype=torch.float64), target.detach())
 
 
 def test_an_assertion_text_needs_no_value() -> None:
-    assert validation.weights_error().startswith("softdice: expected voxel_weight >= 0, got values outside (some")
+    assert check.weights_error().startswith("softdice: expected voxel_weight >= 0, got values outside (some")
 
 
 class Boundary:
@@ -333,3 +338,45 @@ def test_a_value_is_checked_whether_its_class_is_in_a_region_or_not(backend: str
             with pytest.raises(ValueError, match=r"got 1\.5 "):
                 softdice.overlap_statistics(input, wrong, regions=((0, 1),), activation=activation)
     softdice.overlap_statistics(input, labels, regions=((0, 1),))
+
+
+@pytest.mark.parametrize(
+    ("input", "target", "advice"),
+    [
+        (torch.zeros(2, 5, 6, 4), torch.zeros(2, 5, 6), "The classes stand last: pass input.movedim(-1, 1)."),
+        (torch.zeros(2, 9, 4), torch.zeros(2, 9), "The classes stand last: pass input.movedim(-1, 1)."),
+        (torch.zeros(4, 5, 6), torch.zeros(5, 6), "The batch axis is missing: pass input[None] and target[None]."),
+        (torch.zeros(4, 5, 6, 7), torch.zeros(1, 5, 6, 7), "The batch axis is missing: pass input[None] and target."),
+        (torch.zeros(2, 3, 6), torch.zeros(2, 6), "Make num_classes the number of channels, which stand second."),
+        ({"aux": 1, "logits": torch.zeros(2, 4, 6)}, torch.zeros(2, 6), "for example input['logits']."),
+    ],
+)
+def test_advice_leads_to_a_call_that_works(input: Any, target: torch.Tensor, advice: str) -> None:
+    loss = SoftDiceLoss(4, activation="softmax")
+    with pytest.raises((TypeError, ValueError)) as error:
+        loss(input, target)
+    assert str(error.value).endswith(advice)
+    call = advice.rpartition("pass ")[2].removesuffix(".")
+    if "pass " in advice:
+        right = call.partition(" and ")
+        loss(eval(right[0], {"input": input}), eval(right[2] or "target", {"target": target}))
+
+
+def test_a_mask_of_0_and_255_is_told_both_ways() -> None:
+    with pytest.raises(ValueError, match=r"pass target // 255; if it marks voxels to leave out, set ignore_index=255"):
+        SoftDiceLoss(2, activation="softmax")(torch.zeros(1, 2, 4), torch.tensor([[0, 255, 255, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "advice"),
+    [
+        ({"smooth": 1.0}, "smooth is called eps here."),
+        ({"include_background": False}, "include_background=False is classes=range(1, num_classes)."),
+        ({"softmax": True, "weight": None}, "softmax=True is activation='softmax'; weight is class_weight"),
+        ({"activaton": "softmax"}, "Correct the spelling."),
+    ],
+)
+def test_keywords_of_others_are_translated(keyword: dict[str, Any], advice: str) -> None:
+    with pytest.raises(TypeError) as error:
+        SoftDiceLoss(3, **keyword)
+    assert advice in str(error.value)

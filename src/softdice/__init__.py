@@ -8,8 +8,8 @@ from typing import Any
 import softdice.interrupt as _interrupt  # noqa: F401 - first: the imports below take seconds
 import softdice.validation as _validation
 from softdice import costs, functional, indices, losses, metrics, reductions
+from softdice.backends.route import use_backend
 from softdice.head import FusedHead, Upsampled
-from softdice.kernels.registry import use_backend
 from softdice.losses import DeepSupervision, OverlapLoss
 from softdice.losses.centreline import *  # noqa: F403
 from softdice.losses.confusion import *  # noqa: F403
@@ -20,9 +20,8 @@ from softdice.losses.voxelwise import *  # noqa: F403
 from softdice.maps import distance_map
 from softdice.metrics.formulas import dice_score
 from softdice.reproducibility import SystemConfig, setup_system
-from softdice.statistics import OverlapStatistics, overlap_statistics, soft_confusion
+from softdice.statistics import OverlapStatistics, overlap_statistics, soft_confusion, voxel_cross_entropy
 from softdice.version import __version__
-from softdice.voxelwise import voxel_cross_entropy
 
 # What needs torchmetrics; `import *` brings it where that is installed.
 _METRICS = ("DiceScore", "JaccardScore", "PrecisionScore", "RecallScore", "VolumeDifference")
@@ -55,6 +54,10 @@ __all__ += losses.ranked.__all__
 __all__ += losses.voxelwise.__all__
 __all__ += losses.mapped.__all__
 __all__.sort()
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,11 @@
 # Written by tests/functional_stub.py from the classes of the losses.
 # fmt: off
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from softdice.costs import Cost
 from softdice.losses import LossSettings
 from softdice.masks import *  # noqa: F403
 
@@ -102,53 +101,37 @@ def skeleton_recall_loss(
 
 def cl_dice_loss(
     input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
-    iterations: int = 3, eps: float = 1.0, floor: float = 0.0001,
-    activation: Literal["none", "softmax", "sigmoid"] = "none", cost: str | Cost = "one_minus",
-    pooling: Literal["batch", "sample"] = "batch", classes: Sequence[int] | None = None,
-    ignore_index: int | None = None, reduction: Literal["mean", "sum", "none"] = "mean", group: Any = None,
-    validate: bool = True,
+    iterations: int = 3, eps: float = 1.0, floor: float = 0.0001, **settings: Unpack[LossSettings],
 ) -> Tensor:
     """input, target -> what `softdice.ClDiceLoss` returns."""
 
 def multi_class_mcc_loss(
     input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
-    eps: float = 1e-05, activation: Literal["none", "softmax"] = "none", cost: str | Cost = "one_minus",
-    pooling: Literal["batch", "sample"] = "batch", ignore_index: int | None = None,
-    reduction: Literal["mean", "sum", "none"] = "mean", group: Any = None, validate: bool = True,
+    eps: float = 1e-05, **settings: Unpack[LossSettings],
 ) -> Tensor:
     """input, target -> what `softdice.MultiClassMCCLoss` returns."""
 
 def wasserstein_dice_loss(
     input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
     distance: Tensor | Sequence[Sequence[float]] | None = None,
-    weighting: Literal["foreground", "volume"] = "foreground", eps: float = 1e-05,
-    activation: Literal["none", "softmax"] = "none", cost: str | Cost = "one_minus",
-    pooling: Literal["batch", "sample"] = "batch", ignore_index: int | None = None,
-    reduction: Literal["mean", "sum", "none"] = "mean", group: Any = None, validate: bool = True,
+    weighting: Literal["foreground", "volume"] = "foreground", eps: float = 1e-05, **settings: Unpack[LossSettings],
 ) -> Tensor:
     """input, target -> what `softdice.WassersteinDiceLoss` returns."""
 
 def lovasz_loss(
     input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
-    activation: Literal["none", "softmax", "sigmoid"] = "none", pooling: Literal["batch", "sample"] = "batch",
-    classes: Sequence[int] | None = None, class_weight: Tensor | Sequence[float] | None = None,
-    absent: Literal["count", "skip"] = "count", ignore_index: int | None = None,
-    reduction: Literal["mean", "sum", "none"] = "mean", validate: bool = True,
+    **settings: Unpack[LossSettings],
 ) -> Tensor:
     """input, target -> what `softdice.LovaszLoss` returns."""
 
 def ohem_cross_entropy_loss(
     input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
-    threshold: float = 0.7, min_kept: int = 100000, activation: Literal["none", "softmax", "sigmoid"] = "none",
-    ignore_index: int | None = None, label_smoothing: float = 0.0, reduction: Literal["mean", "sum"] = "mean",
-    validate: bool = True,
+    threshold: float = 0.7, min_kept: int = 100000, **settings: Unpack[LossSettings],
 ) -> Tensor:
     """input, target -> what `softdice.OHEMCrossEntropyLoss` returns."""
 
 def top_k_cross_entropy_loss(
     input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,
-    k: float = 0.1, activation: Literal["none", "softmax", "sigmoid"] = "none",
-    pooling: Literal["batch", "sample"] = "batch", ignore_index: int | None = None, label_smoothing: float = 0.0,
-    reduction: Literal["mean", "sum"] = "mean", validate: bool = True,
+    k: float = 0.1, **settings: Unpack[LossSettings],
 ) -> Tensor:
     """input, target -> what `softdice.TopKCrossEntropyLoss` returns."""

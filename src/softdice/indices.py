@@ -185,10 +185,12 @@ def generalized_dice(
 def mcc(stats: OverlapStatistics, *, eps: float = 1e-5) -> Tensor:
     """statistics -> Matthews correlation coefficient per class, each against the rest.
 
-        mcc = (I/N - pt + e) / sqrt((p (1 - p) + e) (t (1 - t) + e)),    p = P/N, t = T/N, e = eps/N
+        mcc = (I/N - pt + e a) / sqrt((p (1 - p) + e) (t (1 - t) + e)),    p = P/N, t = T/N, e = eps/N,
+        a = 1 - 2 (p + t - 2 I/N): the share of the voxels that agree minus the share of those that do not
 
     which for eps = 0 is (TP TN - FP FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN)), divided through by N^2 so
-    that large volumes do not overflow.
+    that large volumes do not overflow. The smoothing keeps 1 for a perfect prediction and -1 for its opposite, also
+    where every voxel has the class, or none has.
 
     Args:
         stats: statistics with `intersection`, `prediction`, `target` and `voxels`, (B, C) or (C,).
@@ -197,8 +199,9 @@ def mcc(stats: OverlapStatistics, *, eps: float = 1e-5) -> Tensor:
     Returns:
         The score in [-1, 1], same shape as the statistics: 0 is what chance gives.
 
-    Edge cases: a class that is neither predicted nor present, and one that fills everything and is predicted
-    everywhere, and no voxels: 1 (nan for eps = 0); predicted and not present: about sqrt(eps / predicted voxels).
+    Edge cases: a class that is neither predicted nor present, one that fills everything and is predicted everywhere,
+    and no voxels: 1 (nan for eps = 0). Where a class fills everything, or nothing, the score is monotone in p: 1 where
+    every p is right, 0 at p = 1/2, -1 where every p is wrong; in between about +-sqrt(eps / wrong or right voxels).
 
     Example:
         >>> import torch, softdice
@@ -211,10 +214,11 @@ def mcc(stats: OverlapStatistics, *, eps: float = 1e-5) -> Tensor:
     """
     voxels = torch.where(stats.voxels > 0, stats.voxels, 1.0)
     e, p, t = eps / voxels, stats.prediction / voxels, stats.target / voxels
-    covariance = stats.intersection / voxels - p * t
+    both = stats.intersection / voxels
+    covariance, agreement = both - p * t, 1 - 2 * (p + t - 2 * both)
     # a sum of probabilities may exceed N by rounding
     spread = ((p * (1 - p)).clamp_min(0) + e) * ((t * (1 - t)).clamp_min(0) + e)
-    return (covariance + e) / spread.sqrt()
+    return (covariance + e * agreement) / spread.sqrt()
 
 
 @validation.public

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from softdice import validation
+from softdice.statistics import check
 
 
 @validation.public
@@ -58,9 +59,9 @@ def distance_map(target: Tensor, num_classes: int, *, spacing: Sequence[float] |
 def _labels(target: Tensor) -> np.ndarray:
     """labels (B, *S) or (B, 1, *S) -> (B, *S)."""
     validation.are_tensors(target=target)
-    if target.dtype not in validation.LABEL_DTYPES:
+    if target.dtype not in check.LABEL_DTYPES:
         validation.fail("target of an integer dtype or bool", target.dtype, "Pass labels.", TypeError)
     if target.ndim < 2:
         validation.fail("target of shape (B, *S)", tuple(target.shape), "Add the missing dimension with unsqueeze.")
-    labels = validation.without_metadata(target).detach().cpu().numpy()
+    labels = check.without_metadata(target).detach().cpu().numpy()
     return labels[:, 0] if labels.ndim > 2 and labels.shape[1] == 1 else labels

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from softdice import costs, indices, validation
-from softdice.reference import result_dtype, without_autocast
-from softdice.settings import Pass
-from softdice.statistics import OverlapStatistics, measure
+from softdice.statistics import check
+from softdice.statistics.api import OverlapStatistics, measure
+from softdice.statistics.request import Pass, result_dtype, without_autocast
 
 __all__ = ["mask_dice_loss", "mask_focal_loss", "pairwise_mask_dice_loss", "pairwise_mask_focal_loss"]
 
@@ -176,7 +176,7 @@ def pairwise_mask_focal_loss(
 def _statistics(input: Tensor, target: Tensor, fields: tuple[str, ...], gamma: float = 2.0) -> OverlapStatistics:
     """(N, *S) logits and masks of that shape -> statistics (N, 1): each mask is a sample of one class."""
     _fitting(input, target, "(N, *S)", input.shape if isinstance(input, Tensor) else ())
-    settings = validation.pass_settings(Pass("sigmoid", fields=fields, gamma=gamma))
+    settings = check.pass_settings(Pass("sigmoid", fields=fields, gamma=gamma))
     shape = (len(input), 1, input.shape[1:].numel())
     return measure(input.reshape(shape), target.reshape(shape), None, settings)
 
@@ -185,7 +185,7 @@ def _pairs(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """(N, *S) logits, (M, *S) masks -> (N, V) and (M, V) in the dtype of statistics."""
     _fitting(input, target, "(M, *S)", (len(target), *input.shape[1:]) if isinstance(input, Tensor) else ())
     if target.is_floating_point():
-        validation.check((target < 0) | (target > 1), None, target, validation.target_error)
+        check.check((target < 0) | (target > 1), None, target, check.target_error)
     else:
         _hard(target)
     dtype = result_dtype(input.dtype)
@@ -195,7 +195,7 @@ def _pairs(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fitting(input: Tensor, target: Tensor, which: str, shape: tuple[int, ...]) -> None:
     validation.are_tensors(input=input, target=target)
-    if input.dtype not in validation.INPUT_DTYPES:
+    if input.dtype not in check.INPUT_DTYPES:
         advice = "Pass logits first, masks second."
         validation.fail("input of dtype float16, bfloat16, float32 or float64", input.dtype, advice, TypeError)
     if input.ndim < 2 or tuple(target.shape) != tuple(shape):
@@ -208,7 +208,7 @@ def _fitting(input: Tensor, target: Tensor, which: str, shape: tuple[int, ...]) 
 def _hard(target: Tensor) -> None:
     if isinstance(target, Tensor):
         advice = "Round it; fractional masks fit Dice, and alpha=None with gamma=0."
-        validation.hard(target, "target", advice)
+        check.hard(target, "target", advice)
 
 
 def _sides(alpha: float | None) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from softdice import validation
-from softdice.distributed import has_ranks
+from softdice.parallel.groups import has_ranks
 
 
 @dataclass

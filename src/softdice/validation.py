@@ -1,31 +1,19 @@
-"""what a user passes -> what the pass works on, or one clear error: every check of the package and its message.
+"""The one form of error, whose it is, checks of single settings, and packages that may be missing.
 
-Messages read `function: expected X, got Y. What to do.` Shapes, dtypes and settings are checked always; the ranges of
-labels, probabilities and weights only with `validate=True`, because that reads every voxel. The CPU kernel counts its
-range errors during the pass itself and comes here for the message; CUDA and compiled code assert without a host sync.
+Messages read `function: expected X, got Y. What to do.` Checks of tensors are in `softdice.statistics.check`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial, wraps
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
-
-from softdice.reference import equals, signed
-from softdice.settings import ACTIVATIONS, Pass, Voxels
-from softdice.terms import NAMES
-
-LABEL_DTYPES = (
-    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool, torch.uint16,
-    torch.uint32, torch.uint64,
-)  # fmt: skip
-INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,8 +51,8 @@ def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
             return function(*args, **keywords)
         except Exception as error:
             if not torch.compiler.is_compiling():
-                own = type(args[0]).__name__ + method if is_method else function.__name__
-                _say_whose(error, name or own)
+                default = type(args[0]).__name__ + method if is_method else function.__name__
+                _say_whose(error, name or default)
             raise
 
     # torch.compile remembers by code object what varies between calls, and how often it compiled: each has its own
@@ -111,28 +99,6 @@ def num_classes(value: object) -> int:
     return value
 
 
-def pass_settings(settings: Pass) -> Pass:
-    """Settings of a pass -> the same, with the fields in the package's order; or an error that names the setting."""
-    choice("activation", settings.activation, ACTIVATIONS)
-    number("label_smoothing", settings.label_smoothing, 0, 1, below=True)
-    number("gamma", settings.gamma, 0)
-    number("power", settings.power, 1)
-    ignore_index, regions = settings.ignore_index, settings.regions
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
-        fail("ignore_index to be an int or None", repr(ignore_index), "Pass the label to leave out.", TypeError)
-    for field in settings.fields:
-        choice("fields", field, NAMES)
-    if not settings.fields:
-        fail("at least one name in fields", "none", f"The names are {', '.join(NAMES)}.")
-    if regions is not None:
-        if settings.activation == "sigmoid":
-            advice = "With a sigmoid each channel is a region already: pass per-class targets."
-            fail("activation 'softmax' or 'none' with regions", "'sigmoid'", advice)
-        if not regions or any(len(region) == 0 for region in regions):
-            fail("every region to name a class", repr(regions), "Pass tuples of class numbers.")
-    return settings.but(fields=tuple(name for name in NAMES if name in settings.fields))
-
-
 def frozen_regions(regions: Any) -> tuple[tuple[int, ...], ...] | None:
     """A sequence of sequences of class numbers -> tuples; which classes there are is checked with the input."""
     if regions is None:
@@ -167,222 +133,29 @@ def class_weights(values: Any, count: int) -> Tensor:
         fail(f"class_weight of shape ({count},)", tuple(weight_C.shape), "Pass one weight per class.")
     right, expected = ((weight_C >= 0) & weight_C.isfinite()).all() & (weight_C > 0).any(), "finite, >= 0 and not all 0"
     if weight_C.is_meta or torch.compiler.is_compiling():
-        torch._assert_async(right, message(f"class_weight {expected}", UNSEEN, "Pass other weights."))
+        torch._assert_async(right, message(f"class_weight {expected}", "values outside", "Pass other weights."))
     elif not bool(right):
         fail(f"class_weight {expected}", weight_C.tolist(), "Pass other weights.")
     return weight_C
 
 
-def tensors(
-    input: Tensor,
-    target: Tensor,
-    voxel_weight: Tensor | None,
-    num_classes: int | None,
-    ignore_index: int | None,
-    validate: bool,
-) -> Voxels:
-    """What a user has -> input (B, C, V), target (B, V) or (B, C, V), weight (B, V) or None: views where possible."""
-    are_tensors(input=input, target=target, **({} if voxel_weight is None else {"voxel_weight": voxel_weight}))
-    if input.dtype not in INPUT_DTYPES:
-        advice = "Pass logits or probabilities first, labels second."
-        fail("input of dtype float16, bfloat16, float32 or float64", input.dtype, advice, TypeError)
-    if input.ndim < 3:
-        fail("input of shape (B, C, *S)", tuple(input.shape), "Add the missing dimension with unsqueeze.")
-    if num_classes is not None and input.shape[1] != num_classes:
-        expected = f"input of shape (B, {num_classes}, *S) for num_classes={num_classes}"
-        fail(expected, tuple(input.shape), "Make num_classes the number of channels, which stand second.")
-    same_device(input.device, "input", target=target, voxel_weight=voxel_weight)
-
-    input, target = without_metadata(input), signed(without_metadata(target))
-    B, C, S = input.shape[0], input.shape[1], tuple(input.shape[2:])
-    dense = C > 1 and tuple(target.shape) == (B, C, *S)
-    if not dense and tuple(target.shape) not in ((B, *S), (B, 1, *S)):
-        expected = f"target of shape {(B, *S)}, {(B, 1, *S)} or {(B, C, *S)} for input {(B, C, *S)}"
-        advice = "Labels have no channel dimension, per-class values have one channel per class."
-        fail(expected, tuple(target.shape), advice)
-    if target.dtype not in LABEL_DTYPES + INPUT_DTYPES:
-        fail("target of an integer, bool or floating dtype", target.dtype, "Convert it.", TypeError)
-    soft_mask = C == 1 and target.is_floating_point() and ignore_index is None
-    if dense or soft_mask:
-        if ignore_index is not None:
-            got = f"ignore_index={ignore_index} and target {tuple(target.shape)}"
-            advice = "Pass voxel_weight with 0 at the voxels to leave out."
-            fail("no ignore_index with per-class values", got, advice)
-        target = target.flatten(1).unsqueeze(1) if soft_mask else target.flatten(2)
-    else:
-        target = (_whole(target, validate) if target.is_floating_point() else target).flatten(1)
-    return Voxels(input.flatten(2), target, _weight(voxel_weight, B, S))
-
-
-def labels_alone(input: Tensor, target: Tensor) -> None:
-    """A label map of several classes, where each voxel has to have one label."""
-    if isinstance(input, Tensor) and input.ndim > 1 and input.shape[1] == 1:
-        advice = "With a single channel there is nothing to confuse: pass both classes."
-        fail("input of at least two classes", tuple(input.shape), advice)
-    if isinstance(target, Tensor) and isinstance(input, Tensor) and target.shape == input.shape:
-        fail("a label map, (B, *S) or (B, 1, *S)", f"target of shape {tuple(target.shape)}", "Pass target.argmax(1).")
-
-
-def are_tensors(advice: str | None = None, /, **given: object) -> None:
-    """Values by name -> they are Tensors; else what to do about the first that is none."""
-    for name, value in given.items():
+def are_tensors(advice: str | None = None, /, **values: object) -> None:
+    """Raise TypeError for the first value that is not a Tensor."""
+    for name, value in values.items():
         if not isinstance(value, Tensor):
             parts = isinstance(value, (list, tuple)) and value and hasattr(value[0], "shape")
             how = "Stack them with torch.stack." if parts else f"Wrap {name} in torch.as_tensor."
+            if isinstance(value, Mapping):  # what torchvision's and transformers' networks return
+                key = next((key for key, part in value.items() if isinstance(part, Tensor)), "out")
+                how = f"Pass the tensor in it, for example {name}[{key!r}]."
             fail(f"{name} to be a Tensor", type(value).__name__, advice or how, TypeError)
 
 
-def same_device(device: torch.device, owner: str, **given: Tensor | None) -> None:
+def same_device(device: torch.device, owner: str, **tensors: Tensor | None) -> None:
     """Tensors by name, or None -> they are on the device, which is the owner's."""
-    for name, value in given.items():
+    for name, value in tensors.items():
         if value is not None and value.device != device:
             fail(f"{name} on {device} like {owner}", value.device, f"Move it: {name}.to({owner}.device).")
-
-
-def without_metadata(tensor: Tensor) -> Tensor:
-    """A subclass that only carries metadata (MONAI's MetaTensor) -> the Tensor in it; others as they are."""
-    if type(tensor) is Tensor:
-        return tensor
-    metadata_only = type(tensor).__torch_function__ is not Tensor.__torch_function__ and (
-        type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
-    )
-    return tensor.as_subclass(Tensor) if metadata_only else tensor
-
-
-def _weight(voxel_weight: Tensor | None, B: int, S: tuple[int, ...]) -> Tensor | None:
-    if voxel_weight is None:
-        return None
-    if tuple(voxel_weight.shape) not in ((B, *S), (B, 1, *S)):
-        advice = "One weight per voxel; expand it where it is the same for all."
-        fail(f"voxel_weight of shape {(B, *S)} or {(B, 1, *S)}", tuple(voxel_weight.shape), advice)
-    if voxel_weight.dtype.is_complex:
-        fail("voxel_weight of a real dtype", voxel_weight.dtype, "Convert it.", TypeError)
-    return without_metadata(voxel_weight).flatten(1)
-
-
-def voxel_map(values: Tensor | None, input: Tensor, columns: int, read: bool) -> Tensor | None:
-    """What a user has, input (B, C, *S), classes or regions -> the map (B, 1 or columns, V), where one is read."""
-    if not read:
-        if values is not None:
-            advice = "Leave it out, or ask for a statistic that reads it, as BoundaryLoss does."
-            fail("no voxel_map, since no statistic of this pass reads one", tuple(values.shape), advice)
-        return None
-    advice = "Pass the numbers that the loss multiplies with, for example softdice.distance_map(target, C)."
-    are_tensors(advice, voxel_map=values)
-    assert values is not None
-    B, S = input.shape[0], tuple(input.shape[2:])
-    shapes = ((B, *S), (B, 1, *S), (B, columns, *S))
-    if tuple(values.shape) not in shapes:
-        expected = f"voxel_map of shape {shapes[0]}, {shapes[1]} or {shapes[2]}"
-        fail(expected, tuple(values.shape), "Give a number per voxel, or per voxel and class.")
-    if values.dtype.is_complex:
-        fail("voxel_map of a real dtype", values.dtype, "Convert it.", TypeError)
-    if values.device != input.device:
-        fail(f"voxel_map on {input.device} like input", values.device, f"Move it: voxel_map.to({input.device!s}).")
-    values = signed(without_metadata(values))
-    return values.flatten(2) if tuple(values.shape) != shapes[0] else values.flatten(1).unsqueeze(1)
-
-
-def _whole(target: Tensor, validate: bool) -> Tensor:
-    """A float map with whole values -> int32 labels."""
-    labels = target.to(torch.int32)
-    if validate:
-        wrong = labels.to(target.dtype) != target
-        advice = "A float label map must hold whole values; per-class values have shape (B, C, *S)."
-        if _deferred(target):
-            torch._assert_async(~wrong.any(), message("whole labels in target", "values outside", advice))
-        elif bool(wrong.any()):
-            got = f"{target[wrong][0].item():g} ({int(wrong.sum())} of {target.numel()} voxels are not whole)"
-            fail("whole labels in target", got, advice)
-    return labels
-
-
-def _deferred(tensor: Tensor) -> bool:
-    """Whether there are no values, or a look at them would stop the device or the compiler: an assertion is left."""
-    return tensor.is_cuda or tensor.is_meta or torch.compiler.is_compiling()
-
-
-def values(given: Voxels, settings: Pass) -> None:
-    """Ranges of labels, probabilities and weights, by plain torch operations on what `tensors` returned."""
-    input, target, weight, *_ = given
-    C = input.shape[1]
-    valid = None if weight is None else weight > 0
-    if settings.ignore_index is not None:
-        labelled = ~equals(target, settings.ignore_index)
-        valid = labelled if valid is None else valid & labelled
-    if target.ndim == 2 and target.dtype != torch.bool:
-        labels = signed(target)
-        wrong = labels < 0
-        top = max(C, 2)
-        if top <= torch.iinfo(labels.dtype).max:
-            wrong = wrong | (labels >= top)
-        check(wrong, valid, labels, partial(labels_error, C, settings.ignore_index))
-    elif target.ndim == 3 and target.dtype != torch.bool:
-        check((target < 0) | (target > 1), valid, target, target_error)
-    if settings.activation == "none":
-        slack = probability_slack(input.dtype)
-        check((input < -slack) | (input > 1 + slack), valid, input, probabilities_error)
-    if weight is not None and weight.dtype != torch.bool:
-        check(~(weight >= 0), None, weight, weights_error)
-
-
-def check(wrong: Tensor, valid: Tensor | None, source: Tensor, error: Callable[..., str]) -> None:
-    """Raise where a voxel that counts is wrong; where no value can be looked at, leave an assertion or say less."""
-    if valid is not None:
-        wrong = wrong & (valid if wrong.ndim == 2 else valid.unsqueeze(1))
-    if _deferred(source):
-        torch._assert_async(~wrong.any(), error())
-    elif torch._C._functorch.is_functorch_wrapped_tensor(wrong):  # vmap lets nobody look at a value: look beneath it
-        while torch._C._functorch.is_functorch_wrapped_tensor(wrong):
-            wrong = torch._C._functorch.get_unwrapped(wrong)
-        if bool(wrong.any()):
-            raise ValueError(error())
-    elif bool(wrong.any()):
-        raise ValueError(error(source[wrong][0].item(), int(wrong.sum())))
-
-
-def hard(values: Tensor, what: str = "target", advice: str = "Round it, or use softdice.FocalLoss.") -> Tensor:
-    """Per-class values or a mask -> the same, all 0 or 1; the formulas for values between are no sums over voxels."""
-
-    def error(value: object = UNSEEN, count: object = SOME) -> str:
-        got = f"values such as {value:g}" if isinstance(value, float) else f"{value}"
-        return message(f"a {what} of zeros and ones", got, advice)
-
-    if values.dtype != torch.bool:
-        check((values != 0) & (values != 1), None, values, error)
-    return values
-
-
-def probability_slack(dtype: torch.dtype) -> float:
-    """How far beyond [0, 1] a probability may lie by rounding alone."""
-    return max(1e-5, 4 * torch.finfo(dtype).eps)
-
-
-UNSEEN, SOME = "values outside", "some"
-"""In the place of the value that is wrong and of their number, where nobody can look."""
-
-
-def labels_error(num_classes: int, ignore_index: int | None, value: object = UNSEEN, count: object = SOME) -> str:
-    """A label outside [0, C) that is not ignore_index -> what to say."""
-    allowed = f"labels in [0, {max(num_classes, 2)})" + ("" if ignore_index is None else f" or {ignore_index}")
-    what = "target with " + (allowed if num_classes > 1 else f"{allowed} (1 is in the only class)")
-    return message(what, f"{value} ({count} voxels)", "Raise num_classes, remap the labels, or set ignore_index.")
-
-
-def target_error(value: object = UNSEEN, count: object = SOME) -> str:
-    """A per-class value outside [0, 1] -> what to say."""
-    return message("per-class values in [0, 1] in target", f"{value} ({count} values)", "Scale target to [0, 1].")
-
-
-def probabilities_error(value: object = UNSEEN, count: object = SOME) -> str:
-    """Logits where probabilities should be -> what to say."""
-    advice = "For logits pass activation='softmax' or activation='sigmoid'."
-    return message("probabilities in [0, 1] in input (activation='none')", f"{value} ({count} values)", advice)
-
-
-def weights_error(value: object = UNSEEN, count: object = SOME) -> str:
-    """A negative or NaN weight -> what to say."""
-    return message("voxel_weight >= 0", f"{value} ({count} voxels)", "Use 0 for a voxel that should not count.")
 
 
 def package(caller: str, name: str, extra: str) -> ModuleType:

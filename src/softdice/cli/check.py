@@ -7,8 +7,8 @@ import typer
 from torch import Tensor
 
 from softdice import SoftDiceLoss, SystemConfig, setup_system, use_backend
-from softdice.kernels import registry, trial
-from softdice.settings import Pass, Voxels
+from softdice.backends import route, selftest
+from softdice.statistics.request import Pass, Request
 
 SEED_LOSS = 1.8738912343978882
 """What the seed document prints, a float32."""
@@ -28,21 +28,21 @@ def seed_case() -> tuple[Tensor, Tensor]:
 
 def loss_on(backend: str, prediction: Tensor, ground_truth: Tensor) -> float:
     """backend name, tensors -> the seed's loss as that backend computes it."""
-    device = "cuda" if backend == "triton" and not registry.interpreting() else "cpu"
+    device = "cuda" if backend == "triton" and not route.interpreting() else "cpu"
     with use_backend(backend):
         return SoftDiceLoss(num_classes=3)(prediction.to(device), ground_truth.to(device)).item()
 
 
 def trials(device: torch.device) -> list[tuple[str, str | None]]:
-    """device -> the kinds of pass that losses have, and how Triton's kernels fail each of them there, or None."""
-    input, found = torch.zeros(1, 3, 8, device=device), []
+    """Return the passes that losses have, with how Triton's kernels fail each of them on a device, or None."""
+    input, outcomes = torch.zeros(1, 3, 8, device=device), []
     labels, values = torch.zeros(1, 8, dtype=torch.long, device=device), torch.zeros_like(input)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for activation, target in (("softmax", labels), ("sigmoid", values), ("none", labels)):
             settings = Pass(activation=activation)
             kind = f"{str(dtype).removeprefix('torch.')} {activation}"
-            found.append((kind, trial.problem(Voxels(input.to(dtype), target), settings)))
-    return found
+            outcomes.append((kind, selftest.problem(Request(input.to(dtype), target, settings=settings))))
+    return outcomes
 
 
 def check() -> None:
@@ -53,20 +53,19 @@ def check() -> None:
     print(f"Loss: {loss}")
     print(f"float64: {exact}")
     rows = [("reference float32", abs(loss - exact), f"{loss}")]
-    for backend, missing in registry.kernel_backends().items():
+    for backend, missing in route.kernel_backends().items():
         if missing is not None:
             print(f"{backend}: not on this machine: {missing}")
             continue
-        for dtype in (torch.float32, torch.float64):
-            value = loss_on(backend, prediction.to(dtype), ground_truth)
-            rows.append((f"{backend} {str(dtype).removeprefix('torch.')}", abs(value - exact), f"{value}"))
+        value = loss_on(backend, prediction, ground_truth)
+        rows.append((f"{backend} float32", abs(value - exact), f"{value}"))
     failed = False
     for name, distance, shown in rows:
         right = distance <= TOLERANCE
         failed |= not right
         print(f"{name:18} {shown:20} distance to float64 {distance:.2e}  {'ok' if right else 'OFF'}")
-    if registry.triton_missing() is None:
-        for kind, problem in trials(torch.device("cpu" if registry.interpreting() else "cuda")):
+    if route.triton_missing() is None:
+        for kind, problem in trials(torch.device("cpu" if route.interpreting() else "cuda")):
             failed |= problem is not None
             print(f"triton trial of {kind:17} {'ok' if problem is None else 'OFF: ' + problem}")
     if failed:

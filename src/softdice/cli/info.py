@@ -10,8 +10,8 @@ import shlex
 import torch
 import typer
 
+from softdice.backends import route
 from softdice.compat.nnunet_training import TRAINERS
-from softdice.kernels import registry
 from softdice.version import __version__
 
 PACKAGES = (
@@ -38,10 +38,10 @@ def info(
     print(f"CPU: {torch.get_num_threads()} threads")
     for device in range(torch.cuda.device_count()):
         print(f"CUDA {device}: {torch.cuda.get_device_name(device)}")
-    print(f"Backend asked for: {registry.asked()}")
-    print(f"  auto: {'; '.join(registry.automatic())}")
+    print(f"Backend asked for: {route.asked()}")
+    print(f"  auto: {'; '.join(route.automatic())}")
     print("  reference: any device")
-    for backend, missing in registry.kernel_backends().items():
+    for backend, missing in route.kernel_backends().items():
         print(f"  {backend}: {'ready' if missing is None else 'not on this machine: ' + missing}")
 
 

@@ -29,6 +29,7 @@ def predict(
     """
     console = Console()
     with one_line():
+        from softdice.images.files import is_store, left_out, list_images
         from softdice.training import predict as run
         from softdice.training.inference import PredictionError
 
@@ -45,6 +46,9 @@ def predict(
                 written, errors = problem.written, problem.errors
         masks = f"{len(written)} mask{'' if len(written) == 1 else 's'}"
         console.print(f"{masks} written to {out}", markup=False, highlight=False, soft_wrap=True)
+        others = left_out(images, list_images(images).values()) if images.is_dir() and not is_store(images) else ""
+        if others:
+            print(shown(others), file=sys.stderr)
         if errors:
             lines = (shown(" ".join(error.split())) for error in errors)
             print(f"Not predicted: {len(errors)} of {len(written) + len(errors)}", *lines, sep="\n  ", file=sys.stderr)

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from softdice.cli.errors import one_line
 from softdice.cli.progress import drawn
-from softdice.distributed import Ranks
+from softdice.parallel.ranks import Ranks
 from softdice.validation import package
 
 if TYPE_CHECKING:
@@ -57,14 +57,12 @@ def score(
     round: Annotated[
         bool, typer.Option("--round", help="Round labels that are stored as nearly whole numbers.")
     ] = False,
-    resample: Annotated[
-        bool, typer.Option("--resample", help="Bring predictions to the grid of the label (NIfTI).")
-    ] = False,
+    resample: Annotated[bool, typer.Option("--resample", help="Bring predictions to the grid of the label.")] = False,
     ignore_geometry: Annotated[
         bool, typer.Option("--ignore-geometry", help="Compare voxels by position, whatever the affines say.")
     ] = False,
     transpose: Annotated[
-        bool, typer.Option("--transpose", help="The rows of 2-D predictions are the columns of the labels.")
+        bool, typer.Option("--transpose", help="Axes of predictions stand in reversed order: rows are columns.")
     ] = False,
     layout: Annotated[
         str,
@@ -79,15 +77,28 @@ def score(
         str | None,
         typer.Option(help="HD95, mean distance and surface Dice at this tolerance: 2mm, 2mm,liver=1mm or 3px."),
     ] = None,
+    penalty: Annotated[
+        str | None,
+        typer.Option(help="With --surface: distance of a class that only one side has, as 374 (inf), or diagonal."),
+    ] = None,
     lesions: Annotated[
         bool, typer.Option("--lesions", help="Lesion Dice, panoptic quality and its factors, of connected parts.")
     ] = False,
     matching: Annotated[
         str | None,
-        typer.Option(help="With --lesions: overlap (IoU) of lesions that match, or BraTS-GLI, -SSA, -PED, -MEN, -MET."),
+        typer.Option(
+            help="With --lesions, --instances: they match above this overlap (IoU), 0.5, or from it on, '>=0.5'; "
+            "or BraTS-GLI, -SSA, -PED, -MEN, -MET."
+        ),
     ] = None,
     centreline: Annotated[
         bool, typer.Option("--centreline", help="Dice of the centre lines of vessels (clDice).")
+    ] = False,
+    instances: Annotated[
+        bool,
+        typer.Option(
+            "--instances", help="Each number is an object, as of a cell: panoptic quality, F1 and AP by matching them."
+        ),
     ] = False,
     empty: Annotated[
         str, typer.Option(help="Score of a class in neither map of a case: nan (in no mean) or 1.")
@@ -98,8 +109,12 @@ def score(
         str | None, typer.Option(help="table, csv, json or nnunet (its summary.json). Default: by --out, else table.")
     ] = None,
     rows: Annotated[
-        str, typer.Option(help="Of a CSV: pairs of case and class; classes, with means; cases, a column per class.")
-    ] = "pairs",
+        str | None,
+        typer.Option(
+            help="Of a CSV: pairs of case and class (default); classes, with means; cases, a column per class. "
+            "With json: the same as a flat list, which pandas.read_json takes."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the result; else standard output.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for a report in HTML, one page with pictures.")] = None,
     images: Annotated[
@@ -142,10 +157,10 @@ def score(
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
-                empty=empty, missing=missing, metrics=metrics, surface=surface, lesions=lesions, matching=matching,
-                centreline=centreline,
+                empty=empty, missing=missing, metrics=metrics, surface=surface, penalty=penalty, lesions=lesions,
+                matching=matching, centreline=centreline, instances=instances,
             )  # fmt: skip
-            pairs = _pairs(task, (labels, regions, ignore))
+            pairs = _pairs(task, (labels, regions, ignore, "--instances" if instances else None))
             failed = _score(task, pairs, options, _journal(task, options, resume=resume), run)
         if failed:
             raise typer.Exit(failed)
@@ -161,7 +176,7 @@ class Task:
     versus: tuple[Path, ...]
     jobs: int
     format: str
-    rows: str
+    rows: str | None
     out: Path | None
     report: Path | None
     images: Path | None
@@ -170,7 +185,7 @@ class Task:
 
 
 def _check(
-    format: str | None, rows: str, versus: tuple[Path, ...], out: Path | None, report: Path | None, resume: bool
+    format: str | None, rows: str | None, versus: tuple[Path, ...], out: Path | None, report: Path | None, resume: bool
 ) -> str:
     """What can be said of the options alone; the format."""
     from softdice.scoring.classes import ScoreError
@@ -186,13 +201,14 @@ def _check(
         if given:
             package(option, name, "score")
     kind = kind_of(out, format)
-    if rows not in ROWS or (rows != "pairs" and kind != "csv"):
-        raise ScoreError(f"--rows: expected one of {', '.join(ROWS)}, with --format csv, got {rows!r}.")
+    if rows is not None and (rows not in ROWS or kind not in ("csv", "json")):
+        raise ScoreError(f"--rows: expected one of {', '.join(ROWS)}, with --format csv or json, got {rows!r}.")
     return kind
 
 
 def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
     """Both sides' pairs; a wrong path must not touch what is there. said: options that may name files."""
+    from softdice.images.files import stored
     from softdice.scoring import pair_files
     from softdice.scoring.classes import ScoreError
     from softdice.scoring.writing import check_places
@@ -201,7 +217,7 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
         raise ScoreError(f"--images: expected a folder, with --report, got {str(task.images)!r}.")
     if task.layout == "classes" and (any(said) or task.format == "nnunet"):
         raise ScoreError(
-            "--layout classes: expected no --labels, --regions, --ignore or nnunet: files are the classes."
+            "--layout classes: expected no --labels, --regions, --ignore, --instances or nnunet: files are the classes."
         )
     sides = (task.predictions, *task.versus)
     for i, side in enumerate(sides):
@@ -209,7 +225,7 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
         if same is not None:
             raise ScoreError(f"--versus: expected other predictions than {same}, got the same.")
     pairs = {str(side): pair_files(side, task.truth, task.layout) for side in sides}
-    read = (path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path)
+    read = {stored(path) for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path}
     files = (file for path in read for file in (path.iterdir() if path.is_dir() else (path,)))
     check_places(
         task.out,
@@ -242,7 +258,8 @@ def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
 def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: Journal | None, run: Run) -> int:
     """Score, write, list what failed; the exit code."""
     from softdice.scoring import compare, summarise, tabulate
-    from softdice.scoring.summary import unnamed_line
+    from softdice.scoring.summary import renumbered_line, unnamed_line
+    from softdice.scoring.tables import done_line
     from softdice.scoring.writing import save, shown
 
     total = sum(map(len, pairs.values()))
@@ -283,18 +300,38 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
         )  # fmt: skip
         save(task.report, [page])
     unnamed = unnamed_line(next(iter(tables.values())))
-    if unnamed:
-        print(unnamed, file=sys.stderr)
+    for line in filter(None, (unnamed, renumbered_line(tables.values()))):
+        print(line, file=sys.stderr)
     empty = sum(prediction == "" for table in tables.values() for prediction in table.predictions)
     if empty:
         print(f"Without a prediction, scored as an empty one: {empty} of {total}", file=sys.stderr)
+    for line in _left_out(task, pairs):
+        print(shown(line), file=sys.stderr)
     errors = [error for table in tables.values() for error in table.errors]
     if errors:
         print(f"Not scored: {len(errors)} of {total}", *map(shown, errors), sep="\n  ", file=sys.stderr)
+    if task.out is not None or task.report is not None:
+        print(done_line(tables, summaries, task.out, task.report), file=sys.stderr)
     if done < total:
         print(f"Stopped after {done} of {total}: these are the scores so far.", file=sys.stderr)
         return 130
     return 1 if errors else 0
+
+
+def _left_out(task: Task, pairs: dict[str, list[Pair]]) -> Iterator[str]:
+    """Name what the folders hold beside the files of the pairs, a line for each folder."""
+    from softdice.images.files import FileError, left_out
+    from softdice.scoring.cases import class_files
+    from softdice.scoring.pairing import case_folders
+
+    read = [path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path]
+    for folder in [path for path in read if path.is_dir()] if task.layout == "classes" else ():
+        with suppress(FileError):  # told where the case is scored
+            read += class_files(folder).values()
+    for root in dict.fromkeys((*map(Path, pairs), task.truth)):
+        for folder, files in case_folders(root, read, task.layout).items():
+            if line := left_out(folder, files):
+                yield line
 
 
 def _cases(
@@ -356,7 +393,9 @@ def _write(
     if task.format == "table":
         text = _shown(tables, summaries, comparisons, plain=task.out is not None)
     elif task.format == "csv":
-        text = output.to_csv(tables, summaries, task.rows)
+        text = output.to_csv(tables, summaries, task.rows or "pairs")
+    elif task.format == "json" and task.rows is not None:
+        text = output.to_json_rows(tables, summaries, task.rows)
     elif task.format == "json":
         text = output.to_json(tables, summaries, comparisons, options)
     else:
@@ -377,6 +416,7 @@ def _shown(
         class_grid,
         comparison_grid,
         different_lines,
+        models_grid,
         rank_line,
         shapes_grid,
         terminal,
@@ -386,6 +426,8 @@ def _shown(
     if not console.is_terminal:
         console = Console(file=console.file, width=PLAIN_WIDTH)
     grids = [terminal(side, class_grid(table, summaries[side]), console.width) for side, table in tables.items()]
+    if len(tables) > 1:
+        grids.insert(0, terminal("all predictions", models_grid(tables, [*summaries.values()]), console.width))
     for grid in grids:
         with console.capture() as captured:
             console.print(grid)

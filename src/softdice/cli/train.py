@@ -14,7 +14,7 @@ from rich.text import Text
 
 from softdice.cli.errors import one_line
 from softdice.cli.progress import Bar
-from softdice.distributed import Ranks
+from softdice.parallel.ranks import Ranks
 from softdice.scoring.writing import shown
 from softdice.training.config import DEFAULT_EPOCHS, DEFAULTS, OUT, PRECISIONS, TrainConfig, TrainingError
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from typing_extensions import Self, dataclass_transform
 
-from softdice import distributed, validation
-from softdice.reference import signed
-from softdice.settings import Pass
-from softdice.statistics import OverlapStatistics, measure
-from softdice.voxelwise import voxel_cross_entropy
+from softdice import validation
+from softdice.parallel import groups
+from softdice.statistics import OverlapStatistics, voxel_cross_entropy
+from softdice.statistics import check as checks
+from softdice.statistics.api import measure
+from softdice.statistics.request import Pass, signed
 
 # --- the declaration of a class
 
@@ -129,10 +130,9 @@ def sums(
     """
     check = activation != "none" or probabilities
     wanted = tuple(dict.fromkeys(fields))
-    settled = validation.pass_settings(Pass(activation=activation, validate=check, fields=wanted, **settings))
+    settled = checks.pass_settings(Pass(activation=activation, validate=check, fields=wanted, **settings))
     if not check:
-        flat = validation.tensors(input, target, weight, None, settled.ignore_index, True)
-        validation.values(flat, settled.but(activation="softmax"))
+        checks.values(checks.tensors(input, target, weight, None, settled.but(activation="softmax", validate=True)))
     return measure(input, target, weight, settled)
 
 
@@ -180,7 +180,7 @@ def balanced(
 
 def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
     """this rank's pooled statistics -> the sum over all ranks, differentiable; alone, the statistics as they are."""
-    return stats.all_reduce("world") if distributed.has_ranks() else stats
+    return stats.all_reduce("world") if groups.has_ranks() else stats
 
 
 # --- its terms

@@ -26,8 +26,8 @@ from torch.nn.functional import softplus
 from softdice import reductions, validation
 from softdice.compat import common
 from softdice.losses.supervision import at_resolution
-from softdice.reference import result_dtype
-from softdice.statistics import OverlapStatistics
+from softdice.statistics import OverlapStatistics, check
+from softdice.statistics.request import result_dtype
 
 Weight = Sequence[float] | float | Tensor | None
 Two = Callable[[Tensor, Tensor], Tensor]
@@ -122,7 +122,7 @@ def _ignored(option: str) -> None:
 
 
 def _mask(mask: Tensor) -> Tensor:
-    return validation.hard(
+    return check.hard(
         mask, "mask", "Fractional masks enter MONAI's sums squared; pass voxel_weight to a softdice loss."
     )
 
@@ -429,7 +429,7 @@ class FocalLoss(_MonaiLoss):
             found = self.each(input, target, labels, weight, ignored)
             return found.reshape(*found.shape[:2], *space)
         if not (labels or self.use_softmax):
-            validation.hard(target)
+            check.hard(target)
         balance = self.alpha is not None and not self.use_softmax
         foreground = not self.include_background and input.shape[1] > 1 and (balance or self.use_softmax)
         if labels and (balance or foreground):
@@ -668,7 +668,7 @@ def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tenso
     shared = shared and focal.reduction != "none"
     if shared and (dice.to_onehot_y, getattr(dice, "ignore_index", None)) == (focal.to_onehot_y, focal.ignore_index):
         if not (dice.to_onehot_y and input.shape[1] > 1):
-            validation.hard(target)
+            check.hard(target)
         stats = dice.statistics(input, target, (*dice.reads, *FOCAL), gamma=focal.gamma)
         second = focal.from_statistics(focal.counted(stats))
         return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
@@ -739,15 +739,21 @@ class MaskedLoss(common.DropIn):
     Args:
         loss: a loss, or the class of one with the arguments that follow.
 
+    Raises:
+        ValueError: something that cannot be called.
+
     Example:
         >>> loss = MaskedLoss(DiceLoss, sigmoid=True)
         >>> loss(torch.zeros(1, 1, 2), torch.ones(1, 1, 2), torch.tensor([[[1.0, 0.0]]]))
         tensor(0.5000)
     """
 
+    @validation.public
     def __init__(self, loss: Callable[..., Any], *loss_args: Any, **loss_kwargs: Any) -> None:
         super().__init__()
         self.loss = loss(*loss_args, **loss_kwargs) if isinstance(loss, type) else loss
+        if not callable(self.loss):
+            validation.fail("loss to be callable", repr(loss), "Pass a loss, or the class of one and its arguments.")
 
     @validation.public
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from softdice import distributed, losses, validation
+from softdice import losses, validation
 from softdice.compat import nnunet
 from softdice.compat.nnunet import DC_and_BCE_loss, DC_and_CE_loss
 from softdice.head import FusedHead
 from softdice.losses.base import StatisticsLoss
+from softdice.parallel import groups
 
 TRAINERS = Path(__file__).with_name("nnunet_trainers")
 """The directory that nnU-Net searches for trainers, once it stands in nnUNet_extTrainer."""
@@ -64,7 +65,7 @@ def native(loss: Compound, num_classes: int, **of_dice: Any) -> StatisticsLoss:
     shared: dict[str, Any] = {
         "activation": "sigmoid" if regions else "softmax",
         "ignore_index": None if isinstance(loss, DC_and_BCE_loss) else loss.ignore_label,
-        "group": "world" if dc.ddp and dc.batch_dice and distributed.has_ranks() else None,
+        "group": "world" if dc.ddp and dc.batch_dice and groups.has_ranks() else None,
     }
     own: dict[str, Any] = {
         "cost": "one_minus",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from softdice import losses, validation
 from softdice.compat import common
-from softdice.statistics import OverlapStatistics
+from softdice.statistics import OverlapStatistics, check
 
 BINARY_MODE = "binary"
 MULTICLASS_MODE = "multiclass"
@@ -46,6 +46,11 @@ def flat(mode: str, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
         validation.fail("two channels or more with mode='multiclass'", "1", advice)
     voxels = y_pred.shape[1:].numel() // channels
     return y_pred.reshape(-1, channels, voxels), y_true.reshape(-1, 1 if labels else channels, voxels)
+
+
+def _with_space(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits (N, C) with an axis of one voxel, and their labels, (N,) or (N, 1), as (N, 1)."""
+    return (logits.unsqueeze(2), labels.reshape(-1, 1)) if logits.ndim == 2 else (logits, labels)
 
 
 class _ModeLoss(common.DropIn):
@@ -254,7 +259,7 @@ class FocalLoss(_ModeLoss):
             input = input.log() if self.mode == MULTICLASS_MODE else (input / (1 - input)).log()
         target, keep = self.valid(input, target)
         if target.shape == input.shape:
-            validation.hard(target)
+            check.hard(target)
         fields = ("focal", "voxels", *(("difference",) if self.normalized else ()))
         settings: dict[str, Any] = {"activation": "sigmoid", "gamma": self.gamma, "power": max(self.gamma, 1.0)}
         stats = self.statistics(input, target, keep, fields=fields, **settings)
@@ -279,7 +284,7 @@ class SoftCrossEntropyLoss(common.DropIn):
         as segmentation_models_pytorch.losses.SoftCrossEntropyLoss, with reduction "mean" or "sum". smooth_factor None,
         its default, fails in smp; here it is 0.
 
-    Shapes: y_pred (N, C, *S), classes in dimension `dim`; y_true (N, *S) or (N, 1, *S).
+    Shapes: y_pred (N, C, *S) or (N, C), classes in dimension `dim`; y_true (N, *S) or (N, 1, *S).
 
     Example:
         >>> loss = SoftCrossEntropyLoss(smooth_factor=0.0)
@@ -300,9 +305,10 @@ class SoftCrossEntropyLoss(common.DropIn):
         y_pred, y_true = common.taken(y_pred, y_true)
         if y_true.ndim == y_pred.ndim:
             y_true = y_true.movedim(self.dim, 1)
+        y_pred, y_true = _with_space(y_pred.movedim(self.dim, 1), y_true)
         settings: dict[str, Any] = {"ignore_index": self.ignore_index, "label_smoothing": self.smooth_factor or 0.0}
         fields = ("cross_entropy",)
-        stats = common.sums(y_pred.movedim(self.dim, 1), y_true, fields=fields, activation="softmax", **settings)
+        stats = common.sums(y_pred, y_true, fields=fields, activation="softmax", **settings)
         total = stats.cross_entropy.sum()
         return total if self.reduction == "sum" else total / max(y_true.numel(), 1)
 
@@ -315,7 +321,7 @@ class LovaszLoss(common.DropIn):
         as segmentation_models_pytorch.losses.LovaszLoss; from_logits concerns nothing, there as here. For "binary" and
         "multilabel" all channels are ranked together.
 
-    Shapes: y_pred (N, C, *S); y_true (N, *S) labels for "multiclass", else as many values as y_pred.
+    Shapes: y_pred (N, C, *S) or (N, C); y_true (N, *S) labels for "multiclass", else as many values as y_pred.
 
     Example:
         >>> loss = LovaszLoss("multiclass")
@@ -336,6 +342,7 @@ class LovaszLoss(common.DropIn):
         y_pred, y_true = common.taken(y_pred, y_true)
         shared: dict[str, Any] = {"pooling": "sample" if self.per_image else "batch", "ignore_index": self.ignore_index}
         if self.mode == MULTICLASS_MODE:
+            y_pred, y_true = _with_space(y_pred, y_true)
             return losses.LovaszLoss(y_pred.shape[1], activation="softmax", absent="skip", **shared)(y_pred, y_true)
         masks = y_true.reshape(len(y_pred), -1)
         hinge = losses.LovaszLoss(1, activation="sigmoid", **shared)
@@ -349,7 +356,7 @@ class SoftBCEWithLogitsLoss(common.BinaryCrossEntropyLoss):
         as segmentation_models_pytorch.losses.SoftBCEWithLogitsLoss, without weight, with reduction "mean" or "sum".
         smooth_factor s makes the targets s and 1 - s of 0 and 1.
 
-    Shapes: y_pred (N, C, *S); y_true of the same shape, zeros and ones, values between, or ignore_index.
+    Shapes: y_pred (N, C, *S) or (V,); y_true of the same shape, zeros and ones, values between, or ignore_index.
 
     Example:
         >>> loss = SoftBCEWithLogitsLoss(smooth_factor=0.1)
@@ -378,6 +385,9 @@ class SoftBCEWithLogitsLoss(common.BinaryCrossEntropyLoss):
         y_pred, y_true = common.taken(y_pred, y_true)
         if y_true.shape != y_pred.shape:
             validation.fail(f"target of shape {tuple(y_pred.shape)}", tuple(y_true.shape), "Give one value per logit.")
+        if y_pred.ndim == 1:  # with a pos_weight for each logit: a channel each
+            axes = (1, -1) if self.pos_weight is not None and self.pos_weight.numel() > 1 else (1, 1, -1)
+            y_pred, y_true = y_pred.reshape(axes), y_true.reshape(axes)
         keep = None
         if self.ignore_index is not None:
             keep = y_true != self.ignore_index

@@ -1,4 +1,4 @@
-"""small tensors, target -> the sums of the pass over the logits made of them, chunk by chunk, with their gradients.
+"""Sums of a pass over logits that are made of small tensors, chunk by chunk, with their gradients.
 
 Forward: the logits of each chunk of voxels are made and its statistics are added up. Backward: they are made again,
 then g = dL/dlogits goes through the adjoint of what made them. An overlap loss needs complete sums before any gradient,
@@ -21,11 +21,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from softdice import validation
-from softdice.kernels import trial
-from softdice.reference import without_autocast
-from softdice.settings import Pass, Voxels
-from softdice.statistics import OverlapStatistics, gradient, sum_voxels
+from softdice.backends import op, route
+from softdice.statistics import OverlapStatistics, check
+from softdice.statistics.request import TENSORS, Pass, Request, without_autocast
 
 LANES = 8
 """Shares of the chunks that may be computed side by side on a CPU; the budget is divided among them."""
@@ -110,24 +108,25 @@ class LinearMap(Protocol):
         """All logits (B, C, V), differentiable as often as one likes."""
 
 
-def statistics(made: LinearMap, given: Voxels, settings: Pass, *inputs: Tensor | None) -> OverlapStatistics:
-    """inputs -> statistics (B, C or R) of the logits that the map makes of them.
+def statistics(made: LinearMap, request: Request, *inputs: Tensor | None) -> OverlapStatistics:
+    """Return the statistics (B, C or R) of the logits that the map makes of the inputs.
 
-    given: what `softdice.statistics.prepare` returned; its input is an outline, one number with the logits' shape.
+    request: its input is an outline, one number with the logits' shape.
 
     The gradient of a target, of a weight or of a map takes the path on which all logits exist.
     """
-    if any(part is not None and part.requires_grad for part in given[1:]):
-        sums = _separate(made, given, settings, inputs)
+    if any(isinstance(part, Tensor) and part.requires_grad for part in request[1:TENSORS]):
+        sums = _separate(made, request, inputs)
     else:
         run = torch.compiler.disable(_ChunkedSums.apply) if torch.compiler.is_compiling() else _ChunkedSums.apply
-        sums = run(made, settings, *given[1:], *inputs)
-    return OverlapStatistics.unstack(settings.fields, sums)
+        sums = run(made, request.settings, *request[1:TENSORS], *inputs)
+    return OverlapStatistics.unstack(request.settings.fields, sums)
 
 
-def _separate(made: LinearMap, given: Voxels, settings: Pass, inputs: Sequence[Any]) -> Tensor:
-    with without_autocast(given.target.device):
-        return sum_voxels(given._replace(input=made.whole(*inputs)), settings)
+def _separate(made: LinearMap, request: Request, inputs: Sequence[Any]) -> Tensor:
+    with without_autocast(request.target.device):
+        request = request._replace(input=made.whole(*inputs))
+        return op.run(request, route.choose(request))
 
 
 def _in_lanes(lane: Callable[[list[Chunk]], Any], made: LinearMap, device: torch.device) -> list[Any]:
@@ -172,7 +171,7 @@ def _memory(chunks: list[Chunk], made: LinearMap, device: torch.device) -> Tenso
     return torch.empty(largest * made.shape[1], dtype=made.dtype, device=device)
 
 
-BESIDE = len(Voxels._fields) - 1
+BESIDE = TENSORS - 1
 """Tensors that belong to the voxels beside the logits."""
 
 
@@ -183,20 +182,20 @@ class _ChunkedSums(torch.autograd.Function):
     def forward(ctx: Any, made: LinearMap, settings: Pass, *tensors: Any) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.fixed = made, settings
-        given, inputs = _outlined(made, tensors)
+        request, inputs = _outlined(made, tensors, settings)
         B, _, V = made.shape
-        device = given.target.device
-        backend = ctx.backend = trial.choose(given.at(*made.grid.chunks(B, V)[0]), settings)  # one for all chunks
+        device = request.target.device
+        backend = ctx.backend = route.choose(request.cut(*made.grid.chunks(B, V)[0]))  # one for all chunks
 
         def lane(chunks: list[Chunk]) -> Tensor:
             memory = _memory(chunks, made, device)
-            sums = torch.zeros((len(settings.fields), B, given.columns), dtype=torch.float64, device=device)
+            sums = torch.zeros((len(settings.fields), B, request.columns), dtype=torch.float64, device=device)
             for chunk in chunks:
                 logits = made.logits(inputs, chunk, memory)
                 try:
-                    sums[:, chunk[0]] += sum_voxels(given.at(*chunk)._replace(input=logits), settings, backend)
+                    sums[:, chunk[0]] += op.run(request.cut(*chunk)._replace(input=logits), backend)
                 except ValueError:  # the chunk knows only its own voxels: count them all
-                    validation.values(given, settings)
+                    check.values(request)
                     raise
             return sums
 
@@ -206,27 +205,27 @@ class _ChunkedSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (made, settings), nothing = ctx.fixed, [None] * (2 + BESIDE)
-        given, inputs = _outlined(made, ctx.saved_tensors)
+        request, inputs = _outlined(made, ctx.saved_tensors, settings)
         needed = ctx.needs_input_grad[len(nothing) :]
         if torch.is_grad_enabled():  # create_graph
             wanted = [value for value, needs in zip(inputs, needed, strict=True) if needs]
-            sums = _separate(made, given, settings, inputs)
+            sums = _separate(made, request, inputs)
             found = iter(torch.autograd.grad(sums, wanted, grad, create_graph=True))
             return *nothing, *(next(found) if needs else None for needs in needed)
         adjoint = made.adjoint(inputs, needed)
 
         def lane(chunks: list[Chunk]) -> Any:
-            memory, kept = _memory(chunks, made, given.target.device), adjoint.lane(chunks)
+            memory, kept = _memory(chunks, made, request.target.device), adjoint.lane(chunks)
             for chunk in chunks:
-                part = given.at(*chunk)._replace(input=made.logits(inputs, chunk, memory))
+                part = request.cut(*chunk)._replace(input=made.logits(inputs, chunk, memory))
                 # the gradient has no name here: it is gone before the next one is made
-                adjoint.add(kept, chunk, gradient(grad[:, chunk[0]], part, settings, ctx.backend))
+                adjoint.add(kept, chunk, op.gradient(grad[:, chunk[0]], part, ctx.backend))
             return kept
 
-        return *nothing, *adjoint.result(_in_lanes(lane, made, given.target.device))
+        return *nothing, *adjoint.result(_in_lanes(lane, made, request.target.device))
 
 
-def _outlined(made: LinearMap, tensors: Sequence[Any]) -> tuple[Voxels, Sequence[Any]]:
-    """-> what belongs to the voxels, with one number that has the logits' shape in their place; the map's inputs."""
+def _outlined(made: LinearMap, tensors: Sequence[Any], settings: Pass) -> tuple[Request, Sequence[Any]]:
+    """Return the request, with one number that has the logits' shape in their place; and the map's inputs."""
     outline = torch.zeros((), dtype=made.dtype, device=tensors[0].device).expand(made.shape)
-    return Voxels(outline, *tensors[:BESIDE]), tensors[BESIDE:]
+    return Request._make([outline, *tensors[:BESIDE], settings]), tensors[BESIDE:]

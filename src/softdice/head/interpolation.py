@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softdice.backends.route import compiled_loops
 from softdice.head.chunked import Chunk, Grid
-from softdice.kernels.registry import compiled_loops
 
 CHUNK_ELEMENTS = 3 << 17
 """Logits of a chunk on a CPU: the calls weigh little beside them, and they stay in the second-level cache."""

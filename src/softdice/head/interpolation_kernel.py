@@ -5,7 +5,7 @@ Along the last axis a low row is stretched once for all the output rows of a chu
 stretched rows then make one output row. The adjoint goes the same way back, with the transposed table of the last axis.
 
 low and sums are (B, C, D, H, w), from plane z0 of the low planes on; out and grad are flat, (B, C, rows, W). A row is a
-place in a flat array, and offsets are unsigned, as in `softdice.kernels.cpu.rows`.
+place in a flat array, and offsets are unsigned, as in `softdice.backends.cpu.convert`.
 """
 
 # mypy: allow-untyped-defs
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from softdice.kernels.cpu.compiled import alive, borrowed, jit, kernel, read_apart, write_apart
+from softdice.backends.cpu.compiler import jit, kernel
+from softdice.backends.cpu.intrinsics import alive, borrowed, read, write
 
 u = np.uint64
 SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
@@ -30,10 +31,10 @@ def stretch(row, i, index, share, out, o):
     """out[o + j] = sum over k of share[k, j] row[i + index[k, j]]."""
     W = u(index.shape[1])
     for j in range(W):
-        write_apart(out, o + j, read_apart(row, i + index[0, j]) * share[0, j])
+        write(out, o + j, read(row, i + index[0, j]) * share[0, j])
     for k in range(u(1), u(index.shape[0])):
         for j in range(W):
-            write_apart(out, o + j, out[o + j] + read_apart(row, i + index[k, j]) * share[k, j])
+            write(out, o + j, out[o + j] + read(row, i + index[k, j]) * share[k, j])
 
 
 @jit
@@ -124,8 +125,8 @@ def add_adjoint(grad, z, y, back, width, first, sums, z0):
                         wide[p + j] += (of_p + of_q) * grad[o + j]
                 else:
                     for j in range(W):
-                        write_apart(wide, p + j, wide[p + j] + of_p * read_apart(grad, o + j))
-                        write_apart(wide, q + j, wide[q + j] + of_q * read_apart(grad, o + j))
+                        write(wide, p + j, wide[p + j] + of_p * read(grad, o + j))
+                        write(wide, q + j, wide[q + j] + of_q * read(grad, o + j))
         for i in range(count):
             stretch(wide, u(i) * W, index, share, line, u(0))
             for j in range(w):

@@ -19,7 +19,7 @@ from softdice.head.chunked import Grid, statistics
 from softdice.head.product import Product, autocasts, product_dtype
 from softdice.head.upsampled import Upsampled
 from softdice.losses.base import StatisticsLoss
-from softdice.statistics import prepare
+from softdice.statistics import check
 
 CHUNK_MIB = 32.0
 """Budget for the logits of a chunk and their gradient together."""
@@ -117,11 +117,11 @@ class FusedHead(nn.Module):
         dtype = product_dtype(features)
         # has the logits' shape, dtype and device, and one element of memory
         shape = features.new_zeros((), dtype=dtype).expand(features.shape[0], C, *features.shape[2:])
-        given = prepare(shape, target, voxel_weight, settings, C, voxel_map)
+        request = check.request(shape, target, voxel_weight, settings, C, voxel_map)
         inputs = (features.flatten(2), self.weight.reshape(C, -1), self.bias)
         B, V = len(features), inputs[0].shape[2]
         made = Product((B, C, V), dtype, Grid.of(B, C, V, dtype, features.device, self.chunk_mib))
-        stats = statistics(made, given, settings, *inputs)
+        stats = statistics(made, request, *inputs)
         if self.loss.group is not None:
             stats = stats.pool().all_reduce(self.loss.group)
         return self.loss.from_statistics(stats, counted)
@@ -176,7 +176,7 @@ class FusedHead(nn.Module):
         converted = autocasts(features.device.type) and torch.float64 not in (
             features.dtype, self.weight.dtype,
         )  # fmt: skip
-        if features.dtype not in validation.INPUT_DTYPES or not (converted or features.dtype == self.weight.dtype):
+        if features.dtype not in check.INPUT_DTYPES or not (converted or features.dtype == self.weight.dtype):
             advice = "Convert one of them, or use torch.autocast."
             validation.fail(f"features of dtype {self.weight.dtype} like the weight", features.dtype, advice, TypeError)
         return features.movedim(-1, 1) if linear else features

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from softdice import distributed, validation
+from softdice import validation
 from softdice.head.chunked import statistics
 from softdice.head.interpolation import Interpolation
 from softdice.losses.base import StatisticsLoss
-from softdice.statistics import prepare
+from softdice.statistics import check
 
 CHUNK_MIB = 48.0
 """Budget for the upsampled logits of the chunks under way and their gradient together: for each of eight threads eight
@@ -108,8 +108,8 @@ class Upsampled(nn.Module):
         )  # fmt: skip
         # has the upsampled logits' shape, dtype and device, and one element of memory
         outline = logits.new_zeros((), dtype=dtype).expand(*logits.shape[:2], *size)
-        given = prepare(outline, target, voxel_weight, settings, self.num_classes, voxel_map)
-        stats = statistics(made, given, settings, logits)
+        request = check.request(outline, target, voxel_weight, settings, self.num_classes, voxel_map)
+        stats = statistics(made, request, logits)
         if self.loss.group is not None:
             stats = stats.pool().all_reduce(self.loss.group)
         return self.loss.from_statistics(stats, counted)
@@ -118,10 +118,10 @@ class Upsampled(nn.Module):
         """Logits of the right kind, and the spatial shape of target."""
         validation.are_tensors("Pass the logits first, the target second.", logits=logits, target=target)
         for value in (logits, target):
-            if distributed.is_dtensor(value):
+            if check.is_dtensor(value):
                 advice = "Pass the local parts, to a loss with group."
                 validation.fail("plain tensors", "a DTensor", advice, TypeError)
-        if logits.dtype not in validation.INPUT_DTYPES:
+        if logits.dtype not in check.INPUT_DTYPES:
             advice = "Pass the logits first, the target second."
             validation.fail("logits of dtype float16, bfloat16, float32 or float64", logits.dtype, advice, TypeError)
         rank, C = logits.ndim - 2, self.num_classes
@@ -136,7 +136,7 @@ class Upsampled(nn.Module):
             S = "(D, H, W)" if rank == 3 else "(H, W)"
             advice = "Labels have no channel dimension, per-class values have one channel per class."
             validation.fail(f"target (B, *S), (B, 1, *S) or (B, C, *S) with S = {S}", tuple(target.shape), advice)
-        return validation.without_metadata(logits), tuple(target.shape[target.ndim - rank :])
+        return check.without_metadata(logits), tuple(target.shape[target.ndim - rank :])
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}, align_corners={self.align_corners}, chunk_mib={self.chunk_mib:g}"

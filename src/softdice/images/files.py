@@ -14,7 +14,7 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,18 +23,20 @@ from types import ModuleType
 import numpy as np
 
 from softdice.images.formats import BY_SUFFIX
-from softdice.images.image import FileError, Format, Image
+from softdice.images.image import FileError, Format, Image, is_dicom
 from softdice.validation import package
 
-__all__ = ["SUFFIXES", "FileError", "Image", "image_name", "list_images", "read_image", "split_name", "write_image"]
+__all__ = [
+    "SUFFIXES", "FileError", "Image", "image_name", "is_collection", "is_store", "left_out", "list_entries",
+    "list_images", "read_image", "split_name", "stored", "write_image",
+]  # fmt: skip
 
-SUFFIXES = tuple(sorted(BY_SUFFIX))
+SUFFIXES = tuple(sorted(suffix for suffix, format in BY_SUFFIX.items() if format.entries is None))
 """What `read_image` reads."""
 
 
 _FOREIGN = {
-    (0, b"\x1f\x8b"): "compressed by gzip", (0, b"BM"): "that of a .bmp file", (0, b"GIF8"): "that of a .gif file",
-    (0, b"\x89HDF"): "HDF5", (0, b"<"): "HTML or XML",
+    (0, b"\x1f\x8b"): "compressed by gzip", (0, b"\x89HDF"): "HDF5", (0, b"<"): "HTML or XML",
     (0, b"version https://git-lfs"): "a pointer of Git LFS, to be fetched by git lfs pull",
 }  # fmt: skip
 """Position and bytes -> kinds of files that get a wrong name, beside those that are read."""
@@ -56,12 +58,68 @@ def split_name(path: str | Path) -> tuple[str, str] | None:
 
 
 def image_name(path: str | Path) -> tuple[str, str] | None:
-    """path -> (stem, suffix) as `split_name`; of a folder that is one image, such as a series of DICOM, its name."""
+    """path -> (stem, suffix) as `split_name`; DICOM without a suffix and a folder that is one image have their name."""
     path = Path(path)
+    if stored(path) != path:
+        return path.name, stored(path).suffix.lower()
     if not path.is_dir():
-        return split_name(path)
-    inside = {name[1] for name in map(split_name, path.iterdir()) if name and BY_SUFFIX[name[1]].folder}
+        return split_name(path) or ((path.name, ".dcm") if is_dicom(path) else None)
+    if is_store(path):
+        return split_name(path) or (path.name, ".zarr")
+    listed = list(path.iterdir())
+    inside = {name[1] for name in map(split_name, listed) if name and BY_SUFFIX[name[1]].folder}
+    if not inside and any(split_name(each) is None and is_dicom(each) for each in listed):
+        inside = {".dcm"}
     return (path.name, inside.pop()) if len(inside) == 1 else None
+
+
+def stored(path: Path) -> Path:
+    """Return the file on disk in which an image lies: itself, or the file of many images that its path leads into."""
+    return path.parent if is_collection(path.parent) else path
+
+
+def is_collection(path: Path) -> bool:
+    """Whether a file holds many images, such as the annotations of COCO."""
+    format = BY_SUFFIX.get(path.suffix.lower())
+    return format is not None and format.entries is not None and path.is_file()
+
+
+def list_entries(path: Path, beside: Path | None = None) -> dict[str, Path]:
+    """file of many images, another that may know their names -> {stem: path of an image in it}.
+
+    Raises:
+        FileError: it is none, or cannot be read.
+    """
+    entries = BY_SUFFIX[path.suffix.lower()].entries
+    assert entries is not None
+    try:
+        return entries(path, beside if beside is not None and is_collection(beside) else None)
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(f"list_images: {path}: {_one_line(error)}") from error
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is itself a file of a format, such as zarr."""
+    name = split_name(path)
+    if not path.is_dir() or (name and not BY_SUFFIX[name[1]].store):
+        return False
+    return name is not None or any((path / each).is_file() for each in (".zarray", ".zgroup", "zarr.json"))
+
+
+def left_out(folder: Path, cases: Iterable[Path]) -> str:
+    """folder, the files and folders in it that are read -> a line that names all others, "" where there are none.
+
+    Hidden files are not told, nor files beside a header that hold its voxels.
+    """
+    used = {path.name for path in cases if path.parent == folder}
+    names = [(name[0], BY_SUFFIX[name[1]].beside) for name in map(split_name, used) if name]
+    voxels = {f"{stem}{suffix}".lower() for stem, suffixes in names for suffix in suffixes}
+    others = sorted(
+        name for name in os.listdir(folder) if name[0] != "." and name not in used and name.lower() not in voxels
+    )
+    return f"Left out of {folder}: {', '.join(others)}" if others else ""
 
 
 def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from softdice.images.image import FileError, Image
+from softdice.images.image import PATIENT, FileError, Image
 
 SAME_PLACE_VOXELS = 0.05
 """Two grids are the same when no corner of the volume lies further apart than this share of a voxel."""
@@ -17,20 +18,41 @@ SAME_PLACE_VOXELS = 0.05
 
 def one_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     """Whether two shapes are equal but for axes of length 1, which hold nothing."""
-    return [n for n in a if n != 1] == [n for n in b if n != 1]
+    return _long(a) == _long(b)
+
+
+def one_frame(a: Image, b: Image) -> bool:
+    """Whether both images say where their voxels lie, in the same space or on the same map."""
+    return a.place.frame == b.place.frame != ""
+
+
+def by_position(a: Image, b: Image) -> bool:
+    """Whether equal indices are known to mean equal voxels in two images without a common frame.
+
+    Pictures, stacks and maps have rows before columns, and so has an array that was saved beside them. In a patient
+    an order of axes says nothing of their directions.
+    """
+    if PATIENT in (a.place.frame, b.place.frame) or (a.place.frame and b.place.frame):
+        return False
+    if {a.place.axes, b.place.axes} <= {"zyx", "any"}:
+        return True
+    if a.place.axes != b.place.axes or a.spacing_mm is None or b.spacing_mm is None:
+        return a.place.axes == b.place.axes
+    axes = min(a.spatial_ndim, b.spatial_ndim)
+    return bool(np.allclose(a.spacing_mm[:axes], b.spacing_mm[:axes], rtol=1e-3))
 
 
 def same_place(a: Image, b: Image) -> bool:
-    """Two images with affines -> whether their voxels are the same ones."""
+    """Whether the voxels of two images of one frame are the same ones."""
     if not one_shape(a.shape, b.shape):
         return False
     first, second = _long_axes_first(a), _long_axes_first(b)
-    apart = np.linalg.norm(((first - second) @ _corners([n for n in a.shape if n != 1]).T)[:3], axis=0).max()
-    return bool(apart <= SAME_PLACE_VOXELS * np.linalg.norm(second[:3, :3], axis=0).min())
+    apart = np.linalg.norm(((first - second) @ _corners(_long(a.shape)).T)[:3], axis=0).max()
+    return bool(apart <= SAME_PLACE_VOXELS * np.linalg.norm(second[:3, : len(_long(b.shape)) or 3], axis=0).min())
 
 
 def overlap(a: Image, b: Image) -> bool:
-    """Two images with affines -> whether the boxes around them share a place, seen along the axes of either."""
+    """Whether the boxes around two images of one frame share a place, seen along the axes of either."""
     assert a.affine is not None
     assert b.affine is not None
     for one, other, shape, others in ((a.affine, b.affine, a.shape, b.shape), (b.affine, a.affine, b.shape, a.shape)):
@@ -42,46 +64,75 @@ def overlap(a: Image, b: Image) -> bool:
 
 
 def extended(image: Image, other: Image) -> Image:
-    """A segmentation without the slices that hold nothing, an image -> with zeros, as far as the other reaches."""
-    if not image.partial or image.affine is None or other.affine is None or other.spatial_ndim != 3:
+    """Pad a segmentation that leaves out what holds nothing by zeros, as far as the other image reaches."""
+    place = image.place
+    if not place.partial or not one_frame(image, other) or other.spatial_ndim != 3 or image.spatial_ndim != 3:
         return image
+    assert image.affine is not None
+    assert other.affine is not None
     size = np.array(image.shape)
     within = (np.linalg.inv(image.affine) @ other.affine @ _corners(other.shape).T)[:3]
     beside = (within.max(1) < -0.5) | (within.min(1) > size - 0.5)
-    if beside[:2].any() or (beside[2] and not other.partial):
+    both = {*place.partial} & {*other.place.partial}
+    if {*np.flatnonzero(beside).tolist()} - both:
         return image  # another place: not what was left out
     before = np.maximum(0, -np.rint(within.min(1)).astype(int))
     after = np.maximum(0, np.rint(within.max(1)).astype(int) + 1 - size)
     widths = [*zip(before, after, strict=True), *[(0, 0)] * (image.array.ndim - 3)]
     moved = np.eye(4)
     moved[:3, 3] = -before
-    return replace(image, array=np.pad(image.array, widths), affine=image.affine @ moved)
+    return replace(image, array=np.pad(image.array, widths), place=replace(place, affine=image.affine @ moved))
 
 
 def check_same_place(
-    path: Path, image: Image, other_path: Path, other: Image, *, advice: str, or_else: str = ""
+    path: Path, image: Image, other_path: Path, other: Image, *, advice: str, transpose: str = ""
 ) -> None:
-    """Two images of one shape: nothing, where their voxels are the same ones as far as the files say.
+    """Raise FileError unless the voxels of two images of one shape are the same ones, as far as the files say.
 
     Args:
-        advice: what to do where they lie elsewhere. or_else: and where only one says where.
-
-    Raises:
-        FileError: only one of them says how its voxels lie in space, or they say that the voxels lie elsewhere.
+        advice: what to do where they lie elsewhere.
+        transpose: what to do where the axes of one are those of the other in reversed order.
     """
-    if (image.affine is None and other.affine is None) or (
-        image.affine is not None and other.affine is not None and same_place(image, other)
-    ):
+    if by_position(image, other):
         return
-    if image.placed != other.placed or image.affine is None or other.affine is None:
-        known = path if image.placed else other_path
-        advice = f"Pass --ignore-geometry if their axes agree{or_else}."
-        raise FileError(f"{path}: only {known.name} says how its voxels lie in space. {advice}")
-    check_inverse(path, image, other_path, other)
-    if not overlap(image, other):
-        raise FileError(f"{path}: expected {apart(other_path, True)}")
-    got = f"{_axes(image.affine)} voxels elsewhere than the {_axes(other.affine)} voxels of {other_path.name}"
-    raise FileError(f"{path}: expected the same orientation and affine, got {got}. {advice}")
+    if one_frame(image, other):
+        if same_place(image, other):
+            return
+        check_inverse(path, image, other_path, other)
+        if not overlap(image, other):
+            raise FileError(f"{path}: expected {apart(other_path, True)}")
+        got = "{} elsewhere than the {} of {}".format(*_lying(image, other), other_path.name)
+        sizes = [np.linalg.norm(each.affine[:3, 0]) for each in (image, other) if each.affine is not None]
+        if abs(abs(math.log(sizes[0] / sizes[1], 1000)) - 1) < 1e-3:
+            advice = f"Is the unit of length of one wrong? Then correct its header. {advice}"
+        raise FileError(f"{path}: expected the same orientation and affine, got {got}. {advice}")
+    raise FileError(f"{path}: {_without_frame(path, image, other_path, other, transpose)}")
+
+
+def _without_frame(path: Path, image: Image, other_path: Path, other: Image, transpose: str) -> str:
+    """Say why two images of one shape cannot be compared voxel by voxel, and what to do."""
+    frames, axes = (image.place.frame, other.place.frame), (image.place.axes, other.place.axes)
+    if all(frames):
+        got = f"it lies in {frames[0]}, and {other_path.name} in {frames[1]}"
+    elif any(frames):
+        got = f"only {(path if frames[0] else other_path).name} says how its voxels lie in space"
+    elif axes[0] == axes[1]:
+        got = f"its voxels have another size than those of {other_path.name}"
+    else:
+        got = f"neither it nor {other_path.name} says how its voxels lie in space"
+    if axes[0] == axes[1] or not reversed_shape(image.shape, other.shape):
+        return f"{got}. Pass --ignore-geometry if their axes agree."
+    if "any" in axes:
+        array, order = (path if axes[0] == "any" else other_path).name, "(x, y, z)"[: 3 * len(_long(image.shape)) - 1]
+        how = f"If {array} was saved in the order {order}), as nibabel has it, pass --ignore-geometry."
+        return f"{got}. {how} If in the reversed order, as SimpleITK has it: {transpose}"
+    first, last = ("columns", "rows") if axes[0] == "xyz" else ("rows", "columns")
+    return f"{got}, and its first axis is that of the {first}, not of the {last} as there. {transpose}"
+
+
+def reversed_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether two shapes are each other's reverse but for axes of length 1."""
+    return len(_long(a)) > 1 and _long(a) == _long(b)[::-1]
 
 
 def apart(path: Path, same_shape: bool) -> str:
@@ -96,6 +147,22 @@ def check_inverse(path: Path, image: Image, other_path: Path, other: Image) -> N
         if each.affine is not None and np.linalg.matrix_rank(each.affine) < 4:
             advice = "--ignore-geometry compares as is."
             raise FileError(f"{name}: expected an affine that can be inverted, got a singular one. {advice}")
+
+
+def _long(shape: Sequence[int]) -> list[int]:
+    """Return the shape without axes of length 1."""
+    return [n for n in shape if n != 1]
+
+
+def _lying(a: Image, b: Image) -> list[str]:
+    """Say which way voxels run, such as "RAS voxels", and how large they are where that differs."""
+    assert a.affine is not None
+    assert b.affine is not None
+    sizes = [np.linalg.norm(affine[:3, : a.spatial_ndim], axis=0) for affine in (a.affine, b.affine)]
+    alike = np.allclose(sizes[0], sizes[1][: len(sizes[0])], rtol=1e-3)
+    lengths = ["" if alike else " of " + " x ".join(f"{n:.4g}" for n in size) + " mm" * a.placed for size in sizes]
+    kinds = [f"{_axes(each.affine)} voxels" if each.affine is not None and each.placed else "pixels" for each in (a, b)]
+    return [kind + length for kind, length in zip(kinds, lengths, strict=True)]
 
 
 def _corners(shape: Sequence[int], margin: float = 0.0) -> np.ndarray:

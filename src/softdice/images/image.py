@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,43 +18,67 @@ class FileError(ValueError):
     """A file that cannot be read or written as an image, and why, in one line."""
 
 
+PATIENT = "patient"
+"""The frame of medical images: to the right, the front and the head of a patient, in mm."""
+
+MM = {"mm": 1.0, "um": 1e-3, "micron": 1e-3, "\u00b5m": 1e-3, "nm": 1e-6, "cm": 10.0, "m": 1e3, "meter": 1e3}
+MM |= {"nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "centimeter": 10.0}
+"""Units of length, as file formats write them, in mm."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """How the voxels of an image lie: all that comparing, resampling, volumes and distances know of it.
+
+    Args:
+        axes: order of the axes of the array: "xyz" (columns, rows, slices), "zyx" (slices, rows, columns), or "any", as
+            the program that saved the array had them.
+        frame: where `affine` leads to: `PATIENT`, the name of another space or of the coordinate system of a map, or ""
+            where the file does not say. Then `affine` knows the size of a voxel alone.
+        affine: (4, 4), from indices to the frame; None where the file knows no size of a voxel.
+        unit_mm: length of a unit of the frame in mm, nan where it is unknown or no length.
+        partial: axes along which the file leaves out what holds nothing: beyond its voxels all is 0.
+    """
+
+    axes: str = "zyx"
+    frame: str = ""
+    affine: np.ndarray | None = None
+    unit_mm: float = 1.0
+    partial: tuple[int, ...] = ()
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...] | None:
+        """Size of a voxel along three axes, None where the file does not say."""
+        if self.affine is None or math.isnan(self.unit_mm):
+            return None
+        return tuple((np.linalg.norm(self.affine[:3, :3], axis=0) * self.unit_mm).tolist())
+
+
 @dataclass(frozen=True)
 class Image:
     """An image in memory.
 
     Args:
-        array: spatial axes first, a channel axis last where `array.ndim > spatial_ndim`. Medical formats have
-            (x, y, z), PNG, JPEG and TIFF rows before columns; .npy and .npz are taken as they are, every axis spatial.
+        array: spatial axes first, in the order of `place.axes`; a channel axis last where `array.ndim > spatial_ndim`.
         spatial_ndim: number of spatial axes.
-        affine: (4, 4), from indices to the right, front and head of a patient; None where the file does not say.
-        spacing: in the file's own unit (mm in medical formats), 1.0 where the file does not say.
+        place: how the voxels lie.
         header: what the writer of the format needs beside.
         suffix: lower case, `.nii.gz` in one piece.
         palette: (n, 3) uint8, the colours of the indices; (n, 4) with alpha.
         scale: slope and intercept by which the voxels were stored.
-        placed: whether the file itself says how its voxels lie in space; never without an affine.
         names: of labels, from a table in the file.
         no_labels: why the file cannot hold labels, where its reader knows that.
-        partial: the file leaves out what holds nothing: beyond its slices all is 0.
     """
 
     array: np.ndarray
     spatial_ndim: int
-    affine: np.ndarray | None = None
-    spacing: tuple[float, ...] = ()
+    place: Place = Place()
     header: object | None = None
     suffix: str = ""
     palette: np.ndarray | None = None
     scale: tuple[float, float] | None = None
     names: dict[int, str] = field(default_factory=dict)
-    placed: bool = True
     no_labels: str = ""
-    partial: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.spacing:
-            object.__setattr__(self, "spacing", (1.0,) * self.spatial_ndim)
-        object.__setattr__(self, "placed", self.placed and self.affine is not None)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,13 +86,20 @@ class Image:
         return self.array.shape[: self.spatial_ndim]
 
     @property
+    def affine(self) -> np.ndarray | None:
+        """(4, 4), from indices to `place.frame`."""
+        return self.place.affine
+
+    @property
+    def placed(self) -> bool:
+        """Whether the file says where in a patient its voxels lie."""
+        return self.place.frame == PATIENT
+
+    @property
     def spacing_mm(self) -> tuple[float, ...] | None:
-        """Spacing in mm, None where the file does not say how large a voxel is."""
-        if self.affine is None:
-            return None
-        unit = getattr(self.header, "get_xyzt_units", lambda: ("mm", ""))()[0]
-        factor = {"meter": 1e3, "micron": 1e-3}.get(unit, 1.0)
-        return tuple(float(size) * factor for size in self.spacing)
+        """Size of a voxel along the spatial axes, None where the file does not say."""
+        sizes = self.place.spacing_mm
+        return None if sizes is None else sizes[: self.spatial_ndim]
 
 
 @dataclass(frozen=True)
@@ -83,6 +115,10 @@ class Format:
         masks: the suffix that a mask of such an image gets, where it is not its own.
         magic: position and bytes by which such a file is known.
         folder: a folder of such files is one image.
+        store: such a file is itself a folder.
+        beside: suffixes of files that hold the voxels of such a file.
+        entries: of a file that holds many images: path, and one beside it that may know their names -> {stem: path of
+            an image, which is the path of the file and the name in it}.
     """
 
     suffixes: tuple[str, ...]
@@ -92,6 +128,9 @@ class Format:
     masks: str = ""
     magic: tuple[tuple[int, bytes], ...] = ()
     folder: bool = False
+    store: bool = False
+    beside: tuple[str, ...] = ()
+    entries: Callable[[Path, Path | None], dict[str, Path]] | None = None
 
 
 class _Complaints(logging.Filter):
@@ -128,6 +167,21 @@ def without_alpha(array: np.ndarray) -> tuple[np.ndarray, str]:
     return array[..., 0] if array.shape[-1] == 2 else array[..., :3], reason if alpha.min() != alpha.max() else ""
 
 
+def as_shown(array: np.ndarray, orientation: object, *, rows: int = 0) -> np.ndarray:
+    """Turn a picture as viewers do, by the tag Orientation of TIFF and EXIF; anything but 2 to 8 leaves it as it is.
+
+    Args:
+        rows: number of the axis of the rows; the next one is that of the columns.
+
+    Example:
+        >>> as_shown(np.array([[1, 2, 3], [4, 5, 6]]), 6).tolist()
+        [[4, 1], [5, 2], [6, 3]]
+    """
+    array = array.swapaxes(rows, rows + 1) if orientation in (5, 6, 7, 8) else array
+    array = np.flip(array, rows) if orientation in (3, 4, 7, 8) else array
+    return np.flip(array, rows + 1) if orientation in (2, 3, 6, 7) else array
+
+
 def native(array: np.ndarray) -> np.ndarray:
     """The same values in the byte order of this machine, in memory that may be written to."""
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -138,3 +192,18 @@ def storable(array: np.ndarray) -> np.ndarray:
     """The same values in a type that medical formats have."""
     wider = {np.dtype(bool): np.uint8, np.dtype(np.float16): np.float32, np.dtype(np.longdouble): np.float64}
     return array.astype(wider.get(array.dtype, array.dtype))
+
+
+DICOM = (128, b"DICM")
+"""Position and bytes by which a file of DICOM is known, whatever its name."""
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the content of a file that is not hidden is DICOM."""
+    try:
+        if path.name.startswith(".") or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(132)[DICOM[0] :] == DICOM[1]
+    except OSError:
+        return False

@@ -44,7 +44,7 @@ def labels(
         far = float(apart.max())
         if not rounded or far > ROUNDED:
             scale = "" if image.scale is None else ", stored with slope {:g} and intercept {:g}".format(*image.scale)
-            example = f"such as {array.flat[int(apart.argmax())]:.8g}{scale}"
+            example = f"such as {array.flat[int(apart.argmax())]}{scale}"
             got = f"{int((apart > 0).sum())} voxels, at most {far:.2g} from a whole number, {example}"
             advice = f"Pass --round to round them. {advice}" if far <= ROUNDED else advice
             raise FileError(f"{path}: expected labels, got values that are not whole: {got}. {advice}")
@@ -112,7 +112,7 @@ def _one_channel(path: Path, image: Image) -> np.ndarray:
         raise FileError(f"{path}: expected numbers, got nan or infinity ({int((~finite).sum())} voxels).")
     if array.ndim > image.spatial_ndim:
         channels = range(1, array.shape[-1])
-        if image.affine is not None or any((array[..., 0] != array[..., i]).any() for i in channels):
+        if image.place.axes == "xyz" or any((array[..., 0] != array[..., i]).any() for i in channels):
             advice = "Save the argmax of probabilities, or one file per class." if array.dtype.kind == "f" else ""
             raise FileError(f"{path}: expected one label per voxel, got {array.shape[-1]} channels. {advice}".rstrip())
         array = array[..., 0]  # grey that was saved as colour

@@ -6,8 +6,9 @@ from softdice.losses.centreline import *  # noqa: F403
 from softdice.losses.confusion import *  # noqa: F403
 from softdice.losses.mapped import *  # noqa: F403
 from softdice.losses.named import *  # noqa: F403
-from softdice.losses.overlap import LossSettings, OverlapLoss
+from softdice.losses.overlap import OverlapLoss
 from softdice.losses.ranked import *  # noqa: F403
+from softdice.losses.settings import LossSettings
 from softdice.losses.supervision import DeepSupervision
 from softdice.losses.voxelwise import *  # noqa: F403
 

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softdice import distributed, validation
-from softdice.settings import SETTINGS, Pass
-from softdice.statistics import OverlapStatistics, measure
-from softdice.terms import READERS
+from softdice import validation
+from softdice.costs import Cost
+from softdice.statistics import check
+from softdice.statistics.api import OverlapStatistics, measure
+from softdice.statistics.declared import READERS
+from softdice.statistics.request import SETTINGS, Pass
 
 
 class Loss(nn.Module):
@@ -26,13 +28,28 @@ class Loss(nn.Module):
     `ignore_index` keeps it under that name. Errors in its `__init__` and `forward` begin with the name of the class.
     """
 
+    TAKES: tuple[str, ...] = ()
+    """Keywords of `LossSettings` that mean something for the loss."""
+
     num_classes: int
     ignore_index: int | None = None
+    # what `softdice.losses.settings.adopt` keeps
+    cost: Cost
+    pooling: str
+    absent: str
+    reduction: str
+    classes: tuple[int, ...] | None
+    class_weight: Tensor | None
+    group: Any
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        for name in {"__init__", "forward"} & {*vars(cls)}:
-            setattr(cls, name, validation.public(vars(cls)[name]))
+        for name in (
+            "__init__",
+            "forward",
+        ):  # an inherited one, too: torch.compile limits recompilations per code object
+            method = getattr(cls, name)
+            setattr(cls, name, validation.public(getattr(method, "__wrapped__", method)))
 
     def __add__(self, other: Loss) -> Loss:
         if not isinstance(other, Loss):
@@ -87,11 +104,8 @@ class StatisticsLoss(Loss):
                 classes 2 and 3 to that of class 0, takes their labels for label 0, and leaves classes 2 and 3 out of
                 the mean (nan for reduction="none"). For images on which someone did not annotate classes 2 and 3.
         """
-        distributed.check_mesh(input, self.group)
         settings, counted = self.merged(merge, input)
-        stats = measure(input, target, voxel_weight, settings, self.num_classes, voxel_map)
-        if self.group is not None:
-            stats = stats.pool().all_reduce(self.group)
+        stats = measure(input, target, voxel_weight, settings, self.num_classes, voxel_map, self.group)
         return self.from_statistics(stats, counted)
 
     def merged(self, merge: Mapping[int, Sequence[int]] | None, input: Tensor) -> tuple[Pass, Tensor | None]:
@@ -221,7 +235,7 @@ def _one_pass(a: Pass, b: Pass) -> Pass:
             _agree(name, getattr(a, name), getattr(b, name))
         elif readers & {*b.fields}:
             both = both.but(**{name: getattr(b, name)})
-    return validation.pass_settings(both)
+    return check.pass_settings(both)
 
 
 def _agree(name: str, ours: object, theirs: object) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from softdice import costs, distributed, reductions, validation
-from softdice.costs import Cost
+from softdice import reductions, validation
 from softdice.losses.base import Loss
-from softdice.settings import CENTRELINE, Pass
-from softdice.statistics import sums_of
+from softdice.losses.settings import LossSettings, adopt, pass_of
+from softdice.statistics import check
+from softdice.statistics.api import run_pass
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["ClDiceLoss"]
 
@@ -30,9 +32,9 @@ class ClDiceLoss(Loss):
         num_classes: channels of `input`; input is (B, C, H, W) or (B, C, D, H, W).
         iterations: erosions, >= 0: as many as half the largest diameter of a tube, in voxels.
         eps: smoothing in voxels, >= 0. floor: added to the last denominator, >= 0 (the paper's is 0, MONAI's 1e-4).
-        activation, cost, pooling, ignore_index, reduction, validate, group: as for every loss, see `LossSettings`;
-            reduction="none" gives (1,) or, with pooling="sample", (B, 1). MONAI's has pooling="sample".
-        classes: those that enter the sums; None for all. Without the background: `range(1, C)`.
+        settings: of `LossSettings` the keywords activation, cost, pooling, classes (those that enter the sums; without
+            the background: `range(1, C)`), ignore_index, reduction, group and validate. reduction="none" gives (1,) or,
+            with pooling="sample", (B, 1). MONAI's has pooling="sample".
 
     When called: a voxel of label `ignore_index` or of weight 0 enters no sum and has a gradient of 0; the skeletons see
     it as a voxel of no class with p = 0. Other weights multiply the voxel's terms of the sums.
@@ -55,6 +57,8 @@ class ClDiceLoss(Loss):
     segmentation", CVPR 2021, eqs. 1 and 2 and algorithm 2.
     """
 
+    TAKES = ("activation", "cost", "pooling", "classes", "ignore_index", "reduction", "group", "validate")
+
     def __init__(
         self,
         num_classes: int,
@@ -62,47 +66,33 @@ class ClDiceLoss(Loss):
         *,
         eps: float = 1.0,
         floor: float = 1e-4,
-        activation: Literal["none", "softmax", "sigmoid"] = "none",
-        cost: str | Cost = "one_minus",
-        pooling: Literal["batch", "sample"] = "batch",
-        classes: Sequence[int] | None = None,
-        ignore_index: int | None = None,
-        reduction: Literal["mean", "sum", "none"] = "mean",
-        group: Any = None,
-        validate: bool = True,
+        **settings: Unpack[LossSettings],
     ) -> None:
         super().__init__()
         validation.number("eps", eps, 0)
         validation.number("floor", floor, 0)
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
             validation.fail("iterations to be an int >= 0", repr(iterations), "Pass how often to erode.")
-        validation.choice("pooling", pooling, reductions.POOLINGS)
-        validation.choice("reduction", reduction, reductions.REDUCTIONS)
-        distributed.check_group(group, pooling)
-        self.num_classes = validation.num_classes(num_classes)
-        settings = validation.pass_settings(Pass(activation, ignore_index, validate=bool(validate)))
-        self.settings = settings.but(fields=CENTRELINE, iterations=iterations)
-        self.classes = None if classes is None else validation.class_numbers("classes", classes, num_classes)
-        self.eps, self.floor, self.cost, self.ignore_index = eps, floor, costs.resolve(cost), ignore_index
-        self.pooling, self.reduction, self.group = pooling, reduction, group
+        chosen = adopt(self, num_classes, settings, self.TAKES)
+        self.settings = pass_of(chosen, kind="skeletons", iterations=iterations)
+        self.eps, self.floor, self.ignore_index = eps, floor, chosen["ignore_index"]
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
         if isinstance(input, Tensor) and input.ndim not in (4, 5):
             expected = "input of shape (B, C, H, W) or (B, C, D, H, W)"
             validation.fail(expected, tuple(input.shape), "A skeleton needs two or three dimensions.")
-        if distributed.is_dtensor(input) and any(p.is_shard() and p.dim > 1 for p in _placements(input)):
+        if check.is_dtensor(input) and any(p.is_shard() and p.dim > 1 for p in _placements(input)):
             validation.fail("input that is not split over space", _placements(input), "Split it over the batch.")
-        distributed.check_mesh(input, self.group)
         settings = self.settings.but(shape=tuple(input.shape[2:]) if isinstance(input, Tensor) else None)
-        sums_4BC = sums_of(input, target, voxel_weight, settings, self.num_classes)
+        sums_4BC = run_pass(input, target, voxel_weight, settings, self.num_classes, group=self.group)
+        if self.group is not None:
+            sums_4BC = sums_4BC.unsqueeze(1)
         if self.classes is not None:
             sums_4BC = sums_4BC[:, :, list(self.classes)]
         sums_4B1 = sums_4BC.sum(2, keepdim=True)
         if self.pooling == "batch":
             sums_4B1 = sums_4B1.sum(1)
-        if self.group is not None:
-            sums_4B1 = distributed.all_reduce(sums_4B1, self.group)
         score = cl_dice(sums_4B1, eps=self.eps, floor=self.floor)
         return reductions.reduce(self.cost(score), reduction=self.reduction)
 
@@ -111,7 +101,7 @@ class ClDiceLoss(Loss):
 
 
 def cl_dice(sums: Tensor, *, eps: float, floor: float) -> Tensor:
-    """The sums CENTRELINE, (4, ...) -> soft clDice, (...)."""
+    """Return soft clDice, (...), for the sums of skeletons, (4, ...)."""
     on_true, of_prediction, on_prediction, of_true = sums
     precision, sensitivity = (on_true + eps) / (of_prediction + eps), (on_prediction + eps) / (of_true + eps)
     return 2 * precision * sensitivity / (precision + sensitivity + floor)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from softdice import costs, distributed, reductions, validation
-from softdice.costs import Cost
+from softdice import costs, reductions, validation
 from softdice.losses.base import Loss
-from softdice.settings import Pass
-from softdice.statistics import confusion, confusion_pass
+from softdice.losses.settings import LossSettings, adopt, pass_of
+from softdice.statistics.api import confusion_pass, run_pass
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["MultiClassMCCLoss", "WassersteinDiceLoss"]
 
@@ -25,38 +27,23 @@ __all__ = ["MultiClassMCCLoss", "WassersteinDiceLoss"]
 class _ConfusionLoss(Loss):
     """input, target -> loss: confusion matrix, pool, score of the matrix, cost, reduce."""
 
-    def __init__(
-        self,
-        num_classes: int,
-        eps: float,
-        activation: str,
-        cost: str | Cost,
-        pooling: str,
-        ignore_index: int | None,
-        reduction: str,
-        group: Any,
-        validate: bool,
-    ) -> None:
+    TAKES = ("activation", "cost", "pooling", "ignore_index", "reduction", "group", "validate")
+
+    def __init__(self, num_classes: int, eps: float, settings: LossSettings) -> None:
         super().__init__()
         validation.number("eps", eps, 0)
-        validation.choice("pooling", pooling, reductions.POOLINGS)
-        validation.choice("reduction", reduction, reductions.REDUCTIONS)
-        distributed.check_group(group, pooling)
-        self.num_classes = validation.num_classes(num_classes)
+        chosen = adopt(self, num_classes, settings, self.TAKES)
         if num_classes < 2:
             validation.fail("num_classes >= 2", num_classes, "With one class there is nothing to confuse.")
-        self.settings = confusion_pass(Pass(activation, ignore_index, validate=bool(validate)))
-        self.eps, self.cost, self.ignore_index = eps, costs.resolve(cost), ignore_index
-        self.pooling, self.reduction, self.group = pooling, reduction, group
+        self.settings = confusion_pass(pass_of(chosen))
+        self.eps, self.ignore_index = eps, chosen["ignore_index"]
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
-        distributed.check_mesh(input, self.group)
-        matrix_BLC = confusion(input, target, voxel_weight, self.settings, self.num_classes)
+        rows = run_pass(input, target, voxel_weight, self.settings, self.num_classes, group=self.group)
+        matrix_BLC = (rows if self.group is None else rows.unsqueeze(1)).transpose(0, 1)
         if self.pooling == "batch":
             matrix_BLC = matrix_BLC.sum(0, keepdim=True)
-        if self.group is not None:
-            matrix_BLC = distributed.all_reduce(matrix_BLC, self.group)
         cost_B = self.cost(self.score(matrix_BLC))
         return reductions.reduce(cost_B if self.pooling == "batch" else cost_B.unsqueeze(1), reduction=self.reduction)
 
@@ -84,9 +71,9 @@ class WassersteinDiceLoss(_ConfusionLoss):
             for 1 between any two classes.
         weighting: "foreground" (the paper's) or "volume" (rare classes weigh more, class 0 counts).
         eps: smoothing in voxels, >= 0.
-        activation: "none" (probabilities that sum to 1) or "softmax" (logits).
-        cost, pooling, ignore_index, reduction, group, validate: as for every loss, see `LossSettings`; reduction="none"
-            gives (1,) or, with pooling="sample", (B, 1). MONAI's has pooling="sample".
+        settings: of `LossSettings` the keywords activation ("none": probabilities that sum to 1; "softmax"), cost,
+            pooling, ignore_index, reduction, group and validate. reduction="none" gives (1,) or, with
+            pooling="sample", (B, 1). MONAI's has pooling="sample".
 
     Edge cases: no voxel that counts, or nothing but background, all of it right: 0 (nan for eps = 0).
 
@@ -108,16 +95,10 @@ class WassersteinDiceLoss(_ConfusionLoss):
         *,
         weighting: Literal["foreground", "volume"] = "foreground",
         eps: float = 1e-5,
-        activation: Literal["none", "softmax"] = "none",
-        cost: str | Cost = "one_minus",
-        pooling: Literal["batch", "sample"] = "batch",
-        ignore_index: int | None = None,
-        reduction: Literal["mean", "sum", "none"] = "mean",
-        group: Any = None,
-        validate: bool = True,
+        **settings: Unpack[LossSettings],
     ) -> None:
         validation.choice("weighting", weighting, ("foreground", "volume"))
-        super().__init__(num_classes, eps, activation, cost, pooling, ignore_index, reduction, group, validate)
+        super().__init__(num_classes, eps, settings)
         self.weighting = weighting
         self.distance: Tensor
         self.register_buffer("distance", _distances(distance, num_classes), persistent=False)
@@ -130,7 +111,7 @@ class WassersteinDiceLoss(_ConfusionLoss):
 class MultiClassMCCLoss(_ConfusionLoss):
     """input, target -> 1 - R_K, the correlation of prediction and truth over all classes at once; in [0, 2].
 
-        R_K = (k - sum_c t_c p_c + e) / sqrt((1 - sum_c p_c^2 + e) (1 - sum_c t_c^2 + e)),    e = eps / N
+        R_K = (k - sum_c t_c p_c + e (2 k - 1)) / sqrt((1 - sum_c p_c^2 + e) (1 - sum_c t_c^2 + e)),    e = eps / N
 
     with N the sum of the soft confusion matrix and, over N, k its trace, t its row sums and p its column sums. For two
     classes it is the MCC of either; `MCCLoss` is the mean of each class against the rest.
@@ -138,8 +119,10 @@ class MultiClassMCCLoss(_ConfusionLoss):
     Args:
         num_classes: channels of `input`, >= 2.
         eps: smoothing in voxels, >= 0.
-        activation, cost, pooling, ignore_index, reduction, group, validate: as for `WassersteinDiceLoss`;
-            cost="neg_log" is refused, since the score may be negative.
+        settings: as for `WassersteinDiceLoss`; cost="neg_log" is refused, since the score may be negative.
+
+    The smoothing leaves a perfect prediction at 1 and a wrong one of everything at -1, where one class is all there is,
+    too.
 
     Edge cases: all voxels of one class, and predicted so, and no voxel that counts: 0 (nan for eps = 0).
 
@@ -153,21 +136,9 @@ class MultiClassMCCLoss(_ConfusionLoss):
     Biology and Chemistry 28, 2004, eq. 8, with probabilities in the place of assignments.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        eps: float = 1e-5,
-        activation: Literal["none", "softmax"] = "none",
-        cost: str | Cost = "one_minus",
-        pooling: Literal["batch", "sample"] = "batch",
-        ignore_index: int | None = None,
-        reduction: Literal["mean", "sum", "none"] = "mean",
-        group: Any = None,
-        validate: bool = True,
-    ) -> None:
-        costs.refuse_logarithm(cost)
-        super().__init__(num_classes, eps, activation, cost, pooling, ignore_index, reduction, group, validate)
+    def __init__(self, num_classes: int, *, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
+        costs.refuse_logarithm(settings.get("cost", "one_minus"))
+        super().__init__(num_classes, eps, settings)
 
     def score(self, matrix_BLC: Tensor) -> Tensor:
         """confusion matrices -> R_K of each, (B,)."""
@@ -198,7 +169,8 @@ def multiclass_mcc(matrix_BLC: Tensor, *, eps: float) -> Tensor:
     right_B = share_BLC.diagonal(dim1=1, dim2=2).sum(-1)
     covariance_B = one_B * right_B - (true_BL * predicted_BC).sum(-1)
     spread_B = [(one_B**2 - (x**2).sum(-1)).clamp_min(0) + e_B for x in (predicted_BC, true_BL)]
-    return ((covariance_B + e_B) / (spread_B[0] * spread_B[1]).sqrt()).to(matrix_BLC.dtype)
+    agreement_B = torch.where(total_B11[:, 0, 0] > 0, 2 * right_B - one_B, 1.0)
+    return ((covariance_B + e_B * agreement_B) / (spread_B[0] * spread_B[1]).sqrt()).to(matrix_BLC.dtype)
 
 
 def _distances(values: Any, count: int) -> Tensor:

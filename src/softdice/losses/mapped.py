@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from softdice import costs, indices, validation
-from softdice.losses.overlap import LossSettings, OverlapLoss
+from softdice.losses.overlap import OverlapLoss
+from softdice.losses.settings import LossSettings
 from softdice.losses.voxelwise import fixed_cost
 
 if TYPE_CHECKING:

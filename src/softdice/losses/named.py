@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from softdice import costs, indices, validation
-from softdice.losses.overlap import Index, LossSettings, OverlapLoss
+from softdice.losses.overlap import Index, OverlapLoss
+from softdice.losses.settings import LossSettings
 from softdice.losses.voxelwise import fixed_cost
 
 if TYPE_CHECKING:

@@ -8,59 +8,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from softdice import costs, distributed, reductions, validation
-from softdice.costs import Cost
+from softdice import costs, reductions, validation
 from softdice.losses.base import StatisticsLoss
-from softdice.settings import Pass
+from softdice.losses.settings import DEFAULTS, LossSettings, adopt, pass_of
 from softdice.statistics import OverlapStatistics
-from softdice.terms import NAMES
+from softdice.statistics.declared import NAMES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Index = Callable[..., Tensor]
-
-
-class LossSettings(TypedDict, total=False):
-    """Keywords that every loss shares::
-
-    ================= ============================================ ====================================================
-    keyword           values (default first)                       meaning
-    ================= ============================================ ====================================================
-    activation        "none", "softmax", "sigmoid"                 what turns input into probabilities, in the pass
-    cost              "neg_log" for SoftDiceLoss, else             score -> cost
-                      "one_minus"; "log_cosh"; a callable
-    pooling           "batch", "sample"                            add over the batch before the index, or not
-    classes           None = all; a sequence of ints               the classes that enter the mean
-    class_weight      None; (C,)                                   weighted mean: sum(w cost) / sum(w)
-    absent            "count", "skip"                              a class with no target voxel in the pool: counted
-                                                                   like any other, or left out
-    ignore_index      None; int                                    voxels with this label enter no sum
-    label_smoothing   0.0; [0, 1)                                  y' = (1 - e) y + e / K
-    regions           None; tuples of class numbers                unions of classes in the place of the classes
-    reduction         "mean", "sum", "none"                        "none": (C,) or, pooled per sample, (B, C)
-    group             None; "world"; a ProcessGroup                the sums of all ranks together, before the index
-    validate          True, False                                  check the ranges of labels and probabilities
-    ================= ============================================ ====================================================
-    """
-
-    activation: Literal["none", "softmax", "sigmoid"]
-    cost: str | Cost
-    pooling: Literal["batch", "sample"]
-    classes: Sequence[int] | None
-    class_weight: Tensor | Sequence[float] | None
-    absent: Literal["count", "skip"]
-    ignore_index: int | None
-    label_smoothing: float
-    regions: Sequence[Sequence[int]] | None
-    reduction: Literal["mean", "sum", "none"]
-    group: Any
-    validate: bool
 
 
 class OverlapLoss(StatisticsLoss):
@@ -94,7 +56,7 @@ class OverlapLoss(StatisticsLoss):
         tensor(0.1250)
     """
 
-    class_weight: Tensor | None
+    TAKES = tuple(DEFAULTS)
 
     def __init__(
         self,
@@ -106,45 +68,17 @@ class OverlapLoss(StatisticsLoss):
         **settings: Unpack[LossSettings],
     ) -> None:
         super().__init__()
-        if unknown := set(settings) - set(_DEFAULTS):
-            got = ", ".join(sorted(unknown))
-            validation.fail(f"the keywords {', '.join(_DEFAULTS)}", got, "Correct the spelling.", TypeError)
-        chosen: dict[str, Any] = {**_DEFAULTS, **settings}
-        words = {"pooling": reductions.POOLINGS, "absent": reductions.ABSENT, "reduction": reductions.REDUCTIONS}
-        for name, allowed in words.items():
-            validation.choice(name, chosen[name], allowed)
-        distributed.check_group(chosen["group"], chosen["pooling"])
-        self.num_classes = validation.num_classes(num_classes)
-        if num_classes == 1 and chosen["activation"] == "softmax":
-            advice = "A softmax over one channel is 1 everywhere and cannot be trained: use 'sigmoid'."
-            validation.fail("activation 'sigmoid' or 'none' for one class", "'softmax'", advice)
-        regions = validation.frozen_regions(chosen["regions"])
+        chosen = adopt(self, num_classes, settings)
+        self.index, self.over_classes = index, _over_classes(index)
+        regions = chosen["regions"]
         columns = num_classes if regions is None else len(regions)
-        self.index = index
-        self.cost = costs.resolve(chosen["cost"])
-        self.pooling, self.absent, self.reduction = chosen["pooling"], chosen["absent"], chosen["reduction"]
-        self.group = chosen["group"]
-        self.classes = None
-        if chosen["classes"] is not None:
-            self.classes = validation.class_numbers("classes", chosen["classes"], columns)
-        class_weight = chosen["class_weight"]
-        if class_weight is not None:
-            class_weight = validation.class_weights(class_weight, columns)
-            class_weight = class_weight if self.classes is None else class_weight[list(self.classes)]
-        self.over_classes = _over_classes(index)
-        self.register_buffer("class_weight", class_weight, persistent=False)
         extra = ("labelled",) if self.absent == "skip" else ()
-        settings_of_pass = Pass(
-            activation=chosen["activation"],
-            ignore_index=chosen["ignore_index"],
-            label_smoothing=chosen["label_smoothing"],
-            regions=regions,
-            validate=bool(chosen["validate"]),
+        self.settings = pass_of(
+            chosen,
             gamma=gamma,
             power=power,
             fields=fields_read(index, columns if self.classes is None else len(self.classes)) + extra,
         )
-        self.settings = validation.pass_settings(settings_of_pass)
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
         """statistics of one batch, (B, C) or pooled (C,) -> loss. counted: (C,) bool, False leaves a class out."""
@@ -188,23 +122,7 @@ class OverlapLoss(StatisticsLoss):
             "reduction": self.reduction,
             "group": self.group,
         }
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value != _DEFAULTS.get(name, ...))
-
-
-_DEFAULTS: dict[str, Any] = {
-    "activation": "none",
-    "cost": "one_minus",
-    "pooling": "batch",
-    "classes": None,
-    "class_weight": None,
-    "absent": "count",
-    "ignore_index": None,
-    "label_smoothing": 0.0,
-    "regions": None,
-    "reduction": "mean",
-    "group": None,
-    "validate": True,
-}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value != DEFAULTS.get(name, ...))
 
 
 class _Probe(OverlapStatistics):

@@ -6,19 +6,21 @@ A term of this kind in a sum, `SoftDiceLoss(...) + 0.5 * LovaszLoss(...)`, has p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from softdice import lovasz, reductions, validation
-from softdice.kernels import registry
+from softdice import internals, reductions, validation
 from softdice.losses.base import Loss
-from softdice.reference import equals
-from softdice.settings import Pass
-from softdice.voxelwise import cross_entropy
+from softdice.losses.settings import LossSettings, adopt, pass_of
+from softdice.statistics import check
+from softdice.statistics.api import cross_entropy_map, map_pass, run_pass
+from softdice.statistics.request import equals
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["LovaszLoss", "OHEMCrossEntropyLoss", "TopKCrossEntropyLoss"]
 
@@ -26,32 +28,26 @@ __all__ = ["LovaszLoss", "OHEMCrossEntropyLoss", "TopKCrossEntropyLoss"]
 class _VoxelEntropyLoss(Loss):
     """What the losses of some voxels' cross-entropy share: the settings of the map, and how it is made."""
 
-    def _settle(
-        self,
-        num_classes: int,
-        activation: str,
-        ignore_index: int | None,
-        label_smoothing: float,
-        reduction: str,
-        validate: bool,
-    ) -> None:
-        self.num_classes = validation.num_classes(num_classes)
-        if num_classes == 1 and activation != "sigmoid":
-            validation.fail("activation='sigmoid' for a single class", repr(activation), "Or pass two channels.")
-        validation.choice("reduction", reduction, ("mean", "sum"))
-        settings = Pass(activation, ignore_index, label_smoothing, validate=bool(validate), fields=("cross_entropy",))
-        self.settings, self.ignore_index = validation.pass_settings(settings), ignore_index
-        self.reduction = reduction
+    TAKES: tuple[str, ...] = ("activation", "ignore_index", "label_smoothing", "reduction", "validate")
+
+    def __init__(self, num_classes: int, settings: LossSettings) -> None:
+        super().__init__()
+        chosen = adopt(self, num_classes, settings, self.TAKES)
+        if num_classes == 1 and chosen["activation"] != "sigmoid":
+            got = repr(chosen["activation"])
+            validation.fail("activation='sigmoid' for a single class", got, "Or pass two channels.")
+        validation.choice("reduction", chosen["reduction"], ("mean", "sum"))
+        self.settings, self.ignore_index = map_pass(pass_of(chosen)), chosen["ignore_index"]
 
     def _entropies(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None) -> Tensor:
         """-> the map, (B, V), times voxel_weight."""
-        entropy = cross_entropy(input, target, self.settings, self.num_classes).flatten(1)
+        entropy = cross_entropy_map(input, target, self.settings, self.num_classes).flatten(1)
         if voxel_weight is None:
             return entropy
-        flat = validation.tensors(input, target, voxel_weight, self.num_classes, self.ignore_index, False)[2]
+        flat = check.tensors(input, target, voxel_weight, self.num_classes, self.settings).weight
         assert flat is not None
         if self.settings.validate:
-            validation.check(~(flat >= 0), None, flat, validation.weights_error)
+            check.check(~(flat >= 0), None, flat, check.weights_error)
         return torch.where(flat > 0, entropy, 0.0) * flat.to(entropy.dtype)
 
 
@@ -66,9 +62,9 @@ class TopKCrossEntropyLoss(_VoxelEntropyLoss):
         num_classes: channels of `input`; a single one needs activation="sigmoid".
         k: a float in (0, 1] is the share of all voxels of the batch (rounded down, but one voxel at least), an int >= 1
             their number (all of them, if there are fewer).
-        activation, ignore_index, label_smoothing, validate: as for `softdice.voxel_cross_entropy`.
-        pooling: "batch" seeks among the voxels of all samples, "sample" takes k of each sample (the share of its own).
-        reduction: "mean" or "sum", over the voxels that were taken.
+        settings: of `LossSettings` the keywords activation, ignore_index, label_smoothing, validate, pooling ("batch"
+            seeks among the voxels of all samples, "sample" takes k of each sample, the share of its own) and reduction
+            ("mean" or "sum", over the voxels that were taken).
 
     Shapes: as for `OverlapLoss`. A voxel_weight multiplies E before the largest are sought.
 
@@ -88,26 +84,15 @@ class TopKCrossEntropyLoss(_VoxelEntropyLoss):
     segmentation", arXiv:1605.06885, 2016, section 2.2; the form, F. Isensee et al., "nnU-Net", Nature Methods 18, 2021.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        k: float = 0.1,
-        *,
-        activation: Literal["none", "softmax", "sigmoid"] = "none",
-        pooling: Literal["batch", "sample"] = "batch",
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        reduction: Literal["mean", "sum"] = "mean",
-        validate: bool = True,
-    ) -> None:
-        super().__init__()
-        self._settle(num_classes, activation, ignore_index, label_smoothing, reduction, validate)
-        validation.choice("pooling", pooling, reductions.POOLINGS)
+    TAKES = (*_VoxelEntropyLoss.TAKES, "pooling")
+
+    def __init__(self, num_classes: int, k: float = 0.1, **settings: Unpack[LossSettings]) -> None:
+        super().__init__(num_classes, settings)
         share = isinstance(k, float)
         validation.number("k", k, 0 if share else 1, 1 if share else math.inf)
         if k == 0:
             validation.fail("k in (0, 1], or a number of voxels", repr(k), "Choose k in that range.")
-        self.k, self.pooling = k, pooling
+        self.k = k
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
@@ -133,8 +118,8 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
         num_classes: channels of `input`; a single one needs activation="sigmoid".
         threshold: in [0, 1).
         min_kept: how many voxels per sample of the batch are kept, on the average, however easy they are; >= 0.
-        activation, ignore_index, label_smoothing, validate: as for `softdice.voxel_cross_entropy`.
-        reduction: "mean" or "sum", over the voxels that are kept. (mmseg divides the sum by all voxels.)
+        settings: of `LossSettings` the keywords activation, ignore_index, label_smoothing, validate and reduction
+            ("mean" or "sum", over the voxels that are kept; mmseg divides the sum by all voxels).
 
     Shapes: as for `OverlapLoss`. A voxel_weight multiplies E, and what it leaves is sorted.
 
@@ -154,19 +139,9 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        threshold: float = 0.7,
-        min_kept: int = 100_000,
-        *,
-        activation: Literal["none", "softmax", "sigmoid"] = "none",
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        reduction: Literal["mean", "sum"] = "mean",
-        validate: bool = True,
+        self, num_classes: int, threshold: float = 0.7, min_kept: int = 100_000, **settings: Unpack[LossSettings]
     ) -> None:
-        super().__init__()
-        self._settle(num_classes, activation, ignore_index, label_smoothing, reduction, validate)
+        super().__init__(num_classes, settings)
         validation.number("threshold", threshold, 0, 1, below=True)
         if isinstance(min_kept, bool) or not isinstance(min_kept, int) or min_kept < 0:
             validation.fail("min_kept to be an int >= 0", repr(min_kept), "Pass a number of voxels.")
@@ -177,8 +152,8 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
         entropy = self._entropies(input, target, voxel_weight).reshape(1, -1)
         ranked = entropy.detach()
         if self.ignore_index is not None:
-            labels = validation.tensors(input, target, None, self.num_classes, self.ignore_index, False)[1]
-            counted = ~equals(labels, self.ignore_index).reshape(1, -1)
+            request = check.tensors(input, target, None, self.num_classes, self.settings)
+            counted = ~equals(request.target, self.ignore_index).reshape(1, -1)
             ranked = torch.where(counted, ranked, -math.inf)
         bound = ranked.new_tensor(-math.log(self.threshold) if self.threshold else math.inf)
         if self.min_kept and entropy.numel():
@@ -220,7 +195,7 @@ def largest(rows: Tensor, k: int) -> Tensor:
 
 def _readable(tensor: Tensor) -> bool:
     """Whether numpy can look at it."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and registry.transform() is None
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and internals.active_transform() is None
 
 
 class LovaszLoss(Loss):
@@ -234,15 +209,11 @@ class LovaszLoss(Loss):
 
     Args:
         num_classes: channels of `input`; for "sigmoid" each is a mask of its own.
-        activation: "none" (probabilities), "softmax" or "sigmoid" (logits).
-        pooling: "batch" ranks the voxels of all samples together, "sample" is the mean of the samples' losses (the
-            authors' per_image).
-        classes: the classes that enter the mean, None for all. class_weight: (C,), for a weighted mean.
-        absent: a class with no voxel costs its largest error, and so counts ("count", the authors' classes="all"), or
-            is left out ("skip", their "present", which is what they use for a softmax).
-        ignore_index: voxels with this label are left out, as if they were not there.
-        reduction: "mean" or "sum" over the classes, or "none": (C,), or (B, C) with pooling="sample".
-        validate: check the ranges of labels, probabilities and weights.
+        settings: of `LossSettings` the keywords activation, pooling ("batch" ranks the voxels of all samples together,
+            "sample" is the mean of the samples' losses, the authors' per_image), classes, class_weight, absent (a class
+            with no voxel costs its largest error, and so counts: "count", the authors' classes="all"; or is left out:
+            "skip", their "present", which is what they use for a softmax), ignore_index (voxels with this label are
+            left out, as if they were not there), reduction and validate.
 
     Shapes: input (B, C, *S); target (B, *S) or (B, 1, *S) labels, or (B, C, *S) values of 0 and 1; voxel_weight (B, *S)
     or (B, 1, *S), of 0 and 1: 0 leaves a voxel out.
@@ -266,55 +237,34 @@ class LovaszLoss(Loss):
     J. Yu, M. Blaschko, "Learning submodular losses with the Lovasz hinge", ICML 2015.
     """
 
-    class_weight: Tensor | None
+    TAKES = (
+        "activation", "pooling", "classes", "class_weight", "absent", "ignore_index", "reduction", "validate",
+    )  # fmt: skip
 
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        activation: Literal["none", "softmax", "sigmoid"] = "none",
-        pooling: Literal["batch", "sample"] = "batch",
-        classes: Sequence[int] | None = None,
-        class_weight: Tensor | Sequence[float] | None = None,
-        absent: Literal["count", "skip"] = "count",
-        ignore_index: int | None = None,
-        reduction: Literal["mean", "sum", "none"] = "mean",
-        validate: bool = True,
-    ) -> None:
+    def __init__(self, num_classes: int, **settings: Unpack[LossSettings]) -> None:
         super().__init__()
-        self.num_classes = validation.num_classes(num_classes)
-        if num_classes == 1 and activation == "softmax":
-            validation.fail("activation 'sigmoid' or 'none' for one class", "'softmax'", "Or pass two channels.")
-        words = {"pooling": reductions.POOLINGS, "absent": reductions.ABSENT, "reduction": reductions.REDUCTIONS}
-        for name, value in (("pooling", pooling), ("absent", absent), ("reduction", reduction)):
-            validation.choice(name, value, words[name])
-        settings = Pass(activation, ignore_index, validate=bool(validate), fields=("prediction",))
-        self.settings, self.ignore_index = validation.pass_settings(settings), ignore_index
-        self.pooling, self.absent, self.reduction = pooling, absent, reduction
-        self.classes = None if classes is None else validation.class_numbers("classes", classes, num_classes)
-        weight = None if class_weight is None else validation.class_weights(class_weight, num_classes)
-        self.register_buffer("class_weight", weight, persistent=False)
+        chosen = adopt(self, num_classes, settings, self.TAKES)
+        self.ignore_index, per_sample = chosen["ignore_index"], self.pooling == "sample"
+        self.settings = pass_of(chosen, kind="ranks", per_sample=per_sample, classes=self.classes)
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
         per_sample, chosen = self.pooling == "sample", self.classes
-        found, present = lovasz.costs(
-            input, target, voxel_weight, self.settings,
-            num_classes=self.num_classes, per_sample=per_sample, classes=chosen,
-        )  # fmt: skip
+        costs_PC, voxels_PC = run_pass(input, target, voxel_weight, self.settings, self.num_classes)
+        present_PC = voxels_PC > 0
+        costs, present = (costs_PC, present_PC) if per_sample else (costs_PC[0], present_PC[0])
         weight = self.class_weight
         if chosen is not None:
-            found, present = found[..., list(chosen)], present[..., list(chosen)]
-            weight = None if weight is None else weight[list(chosen)]
+            costs, present = costs[..., list(chosen)], present[..., list(chosen)]
 
         def reduced(cost: Tensor, there: Tensor) -> Tensor:
             kept = there if self.absent == "skip" else None
             return reductions.reduce(cost, class_weight=weight, present=kept, reduction=self.reduction)
 
         if not per_sample or self.reduction != "mean":
-            return reduced(found, present)
-        samples = [reduced(*sample) for sample in zip(found, present, strict=True)]
-        return torch.stack(samples).mean() if samples else found.sum()
+            return reduced(costs, present)
+        samples = [reduced(*sample) for sample in zip(costs, present, strict=True)]
+        return torch.stack(samples).mean() if samples else costs.sum()
 
     def extra_repr(self) -> str:
         shown = f"num_classes={self.num_classes}, activation={self.settings.activation!r}, pooling={self.pooling!r}"

@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from softdice import costs, indices, validation
-from softdice.losses.overlap import LossSettings, OverlapLoss
+from softdice.losses.overlap import OverlapLoss
+from softdice.losses.settings import LossSettings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

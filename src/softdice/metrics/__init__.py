@@ -18,6 +18,10 @@ __all__ = ["dice_score", *DISTANCES, *COMPONENTS]
 __all__ += [*STREAMING, *SURFACES, *LESIONS] if HAS_TORCHMETRICS else ()
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """What few need is imported when first asked for; torchmetrics takes a second to import."""
     homes: dict[str, tuple[str, ...]] = {"distances": DISTANCES, "lesions": COMPONENTS}

@@ -9,7 +9,7 @@ without Numba, and on other devices, `torch.bincount` does. Counts are integers:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from typing import Any
 
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softdice.kernels.cpu.threads import for_each
-from softdice.kernels.registry import compiled_loops
-from softdice.reference import equals
+from softdice.backends.route import compiled_loops
+from softdice.internals import untraced
+from softdice.parallel.threads import for_each
+from softdice.statistics.request import equals
 from softdice.validation import are_tensors, fail, message, same_device
 
 CHUNK = 1 << 20
@@ -149,6 +150,44 @@ def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_inde
     return prediction, target
 
 
+def numbers_of(values: object) -> Any:
+    """Return a number of NumPy or torch as Python's, and an array or a sequence of numbers as a tuple of those.
+
+    Anything else is returned as it is, for the check that follows.
+
+    Example:
+        >>> numbers_of(np.float32(0.5)), numbers_of(torch.tensor([1, 2])), numbers_of([np.int64(3), 1.5])
+        (0.5, (1, 2), (3, 1.5))
+    """
+    if isinstance(values, (Tensor, np.ndarray, np.generic)):
+        values = values.tolist()
+    if isinstance(values, Iterable) and not isinstance(values, (str, bytes)):
+        return tuple(map(numbers_of, values))
+    return values
+
+
+def as_tensor(array: Any) -> Any:
+    """Return a tensor of an array of NumPy, or of anything that speaks DLPack, without a copy where torch allows it.
+
+    Anything else is returned as it is, for the check that follows.
+
+    Example:
+        >>> as_tensor(np.array([[0, 1]], np.uint8))
+        tensor([[0, 1]], dtype=torch.uint8)
+    """
+    if isinstance(array, Tensor):
+        return array
+    if isinstance(array, np.ndarray) and array.dtype.kind in "biufc":
+        array = np.asarray(array, array.dtype.newbyteorder("="))
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides):  # torch takes neither
+            array = array.copy()
+        return torch.from_numpy(array)
+    if hasattr(array, "__dlpack__") and not isinstance(array, (np.ndarray, np.generic)):
+        return torch.from_dlpack(array)
+    return array
+
+
+@untraced
 def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """labels, labels -> every pair that occurs and how often: (labels of prediction, labels of target, counts), int64
     (labels above 2^63: Python's int).
@@ -175,6 +214,7 @@ def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray,
 # --- CPU, Numba -------------------------------------------------------------------------------------------------------
 
 
+@untraced
 def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore_index: int | None) -> np.ndarray:
     """(3, C + 1), the last column for labels outside."""
     is_bytes = all(array.dtype in (np.uint8, np.bool_) for array in (prediction, target))

@@ -10,7 +10,7 @@ B is a sample, K a class that is scored, S the axes of an image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.kernels.cpu.threads import for_each
+from softdice.internals import untraced
 from softdice.metrics import counting, surfaces
+from softdice.metrics.counting import as_tensor, numbers_of
 from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
+from softdice.parallel.threads import for_each
 
 _SLAB = 1 << 20
 """Voxels in which labels are looked for at a time."""
@@ -57,7 +59,8 @@ def hausdorff_distance(
 
     Args:
         input: bool or integer labels in [0, C), (B, *S) with 2 or 3 axes S; axes of length 1 do not count. For logits
-            pass `logits.argmax(1)`. Input and target that are both one-hot (B, C, *S) are taken as that.
+            pass `logits.argmax(1)`. Input and target that are both one-hot (B, C, *S) are taken as that. Tensors,
+            arrays of NumPy, or anything that speaks DLPack.
         target: bool or integer labels of the same shape, in [0, C) or `ignore_index`.
         num_classes: C. With C = 1 the maps are masks and their one class is 1.
         percentile: None for the maximum, or a number in [0, 100]. "voxels": linear interpolation between the two
@@ -74,7 +77,7 @@ def hausdorff_distance(
         or it is `ignore_index`; inf: it is in one of them only. On the device of `input`; computed on the CPU.
 
     Raises:
-        ValueError: shapes differ, a label is out of range, a setting is. TypeError: no Tensors, or labels that are not
+        ValueError: shapes differ, a label is out of range, a setting is. TypeError: no arrays, or labels that are not
             integers.
 
     Example:
@@ -86,7 +89,7 @@ def hausdorff_distance(
 
     Source: D. P. Huttenlocher et al., "Comparing images using the Hausdorff distance", IEEE TPAMI 15, 1993.
     """
-    check_percentile(percentile)
+    percentile = checked_percentile(percentile)
     validation.choice("direction", direction, surfaces.DIRECTIONS)
 
     def formula(distances: SurfaceDistances, _: int) -> float:
@@ -164,8 +167,8 @@ def surface_dice(
     voxels, the area for surface elements.
 
     Args:
-        tolerance: >= 0, in the unit of spacing; one number, or one for each class that is scored. Distances that exceed
-            it by rounding alone (a millionth) are within.
+        tolerance: 0 or more, in the unit of spacing; one number, or one for each class that is scored. Distances that
+            exceed it by rounding alone (a millionth) are within.
 
     The other arguments, errors, and what is ignored are those of `hausdorff_distance`.
 
@@ -196,10 +199,12 @@ def surface_dice(
 # --- settings
 
 
-def check_percentile(percentile: float | None) -> None:
-    """None, or a number in [0, 100]."""
+def checked_percentile(percentile: float | None) -> float | None:
+    """None, or a number in [0, 100] -> the same."""
+    percentile = numbers_of(percentile)
     if percentile is not None:
         validation.number("percentile", percentile, 0, 100)
+    return percentile
 
 
 def scored(num_classes: int, classes: Sequence[int] | None) -> tuple[int, ...]:
@@ -211,9 +216,8 @@ def scored(num_classes: int, classes: Sequence[int] | None) -> tuple[int, ...]:
 
 def each_class(name: str, values: float | Sequence[float], count: int) -> tuple[float, ...]:
     """A finite number >= 0, or one for each class that is scored -> one for each."""
-    if not isinstance(values, Iterable):
-        values = (values,) * count
-    numbers = tuple(values)
+    plain = numbers_of(values)
+    numbers = plain if isinstance(plain, tuple) else (plain,) * count
     for value in numbers:
         validation.number(name, value, 0)
     if len(numbers) != count:
@@ -222,20 +226,21 @@ def each_class(name: str, values: float | Sequence[float], count: int) -> tuple[
     return tuple(map(float, numbers))
 
 
-def voxel_sizes(spacing: float | Sequence[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:
+def voxel_sizes(spacing: object, shape: tuple[int, ...]) -> tuple[float, ...]:
     """spacing -> one number for each axis of the image."""
-    axes = len(shape)
-    values = (1.0 if spacing is None else spacing,) * axes if not isinstance(spacing, Iterable) else tuple(spacing)
-    good = all(isinstance(v, (int, float, np.floating, Tensor)) and 0 < float(v) < np.inf for v in values)
-    if len(values) != axes or not good:
+    axes, values = len(shape), numbers_of(spacing)
+    sizes = values if isinstance(values, tuple) else (1.0 if values is None else values,) * axes
+    good = all(isinstance(v, (int, float)) and 0 < v < math.inf for v in sizes)
+    if len(sizes) != axes or not good:
         advice = "Pass the size of a voxel along each axis."
         validation.fail(f"spacing of {axes} positive numbers for images of shape {shape}", repr(spacing), advice)
-    return tuple(map(float, values))
+    return tuple(map(float, sizes))
 
 
 # --- label maps -> scores
 
 
+@untraced
 def measure(
     input: Tensor,
     target: Tensor,
@@ -247,16 +252,8 @@ def measure(
     ignore_index: int | None,
 ) -> Tensor:
     """labels, labels -> what each formula says of each sample and class, (formulas, B, K) float64, from one pass."""
-    validation.are_tensors(input=input, target=target)
-    counting.check_ignore_index(ignore_index)
     numbers = scored(num_classes, classes)
-    for name, labels in (("input", input), ("target", target)):
-        if labels.is_floating_point() or labels.is_complex():
-            advice = "Convert with .long(), or take argmax."
-            validation.fail(f"integer labels in {name}", labels.dtype, advice, TypeError)
-    if input.shape != target.shape:
-        advice = "Bring both to the same shape."
-        validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
+    input, target = integer_pair(input, target, ignore_index)
     if input.is_meta or target.is_meta:
         return torch.empty((len(formulas), len(input), len(numbers)), dtype=torch.float64, device="meta")
     maps = counting.label_maps(input.detach().cpu(), target.detach().cpu(), num_classes, ignore_index)
@@ -264,6 +261,22 @@ def measure(
     return measure_maps(*maps, formulas, C, spacing, compare, numbers, ignore_index).to(input.device)
 
 
+def integer_pair(input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """Return two integer maps of one shape as tensors; raise ValueError or TypeError for anything else."""
+    input, target = as_tensor(input), as_tensor(target)
+    validation.are_tensors(input=input, target=target)
+    counting.check_ignore_index(ignore_index)
+    for name, labels in (("input", input), ("target", target)):
+        if labels.is_floating_point() or labels.is_complex():
+            advice = "Convert with .long(), or take argmax."
+            validation.fail(f"integer labels in {name}", labels.dtype, advice, TypeError)
+    if input.shape != target.shape:
+        advice = "Bring both to the same shape."
+        validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
+    return input, target
+
+
+@untraced
 def measure_maps(
     input: Tensor,
     target: Tensor,

@@ -10,34 +10,45 @@ Source: L. R. Dice, "Measures of the amount of ecologic association between spec
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.metrics.counting import check_ignore_index, class_counts, label_maps
+from softdice.metrics.counting import as_tensor, check_ignore_index, class_counts, label_maps
 
 
 @validation.public
-def dice_score(prediction: Tensor, target: Tensor, num_classes: int, *, ignore_index: int | None = None) -> Tensor:
-    """labels, labels -> the Dice coefficient of each class, (C,)
+def dice_score(
+    prediction: Tensor,
+    target: Tensor,
+    num_classes: int,
+    *,
+    pooling: Literal["all", "sample"] = "all",
+    ignore_index: int | None = None,
+) -> Tensor:
+    """labels, labels -> the Dice coefficient of each class, (C,), or of each sample and class, (B, C)
 
         dice_c = 2 #[p = c and t = c] / (#[p = c] + #[t = c])
 
-    over all voxels of all samples. Tensors are read once, whatever C is, and nothing is copied.
+    over all voxels of all samples, or of each sample. Maps are read once, whatever C is, and nothing is copied.
 
     Args:
-        prediction: bool or integer labels in [0, C), any shape. For logits pass `logits.argmax(1)`. Where prediction
-            and target are one-hot (B, C, *S), they are taken as that.
+        prediction: bool or integer labels in [0, C), any shape; (B, *S) for "sample". For logits pass
+            `logits.argmax(1)`. Where prediction and target are one-hot (B, C, *S), they are taken as that. A Tensor, an
+            array of NumPy, or anything that speaks DLPack.
         target: bool or integer labels of the same shape, in [0, C) or `ignore_index`.
         num_classes: C. With C = 1 the maps are masks and their one class is 1.
+        pooling: "all": the voxels of all samples are added first; "sample": each sample has scores of its own.
         ignore_index: voxels where target has this label are left out, and it is not scored where it is a class.
 
     Returns:
-        (C,) float64 in [0, 1]; higher is better. nan: the class is in neither, or it is `ignore_index`; 0: in one of
-        the two only.
+        (C,), with pooling="sample" (B, C), float64 in [0, 1]; higher is better. nan: the class is in neither, or it is
+        `ignore_index`; 0: in one of the two only.
 
     Raises:
-        ValueError: shapes differ, a label is out of range, or masks (B, C, *S) are not one-hot. TypeError: no Tensors,
+        ValueError: shapes differ, a label is out of range, or masks (B, C, *S) are not one-hot. TypeError: no arrays,
             or labels that are not integers.
 
     Example:
@@ -47,9 +58,19 @@ def dice_score(prediction: Tensor, target: Tensor, num_classes: int, *, ignore_i
 
     Source: L. R. Dice, Ecology 26, 1945.
     """
+    validation.choice("pooling", pooling, ("all", "sample"))
+    prediction, target = as_tensor(prediction), as_tensor(target)
     validation.are_tensors(prediction=prediction, target=target)
     prediction, target = label_maps(prediction, target, num_classes, ignore_index)
-    return dice(mask_counts(prediction, target, num_classes, ignore_index))
+    if pooling == "all":
+        return dice(mask_counts(prediction, target, num_classes, ignore_index))
+    if prediction.dim() == 0 or prediction.shape != target.shape:
+        advice = "Pass label maps of one shape, the samples along the first axis."
+        validation.fail(
+            "prediction and target of one shape (B, *S)", f"{tuple(prediction.shape)} and {tuple(target.shape)}", advice
+        )
+    counts = [mask_counts(p, t, num_classes, ignore_index) for p, t in zip(prediction, target, strict=True)]
+    return dice(torch.stack(counts, 1) if counts else prediction.new_zeros((3, 0, num_classes), dtype=torch.int64))
 
 
 def mask_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from softdice import validation
 from softdice.metrics import lesions
-from softdice.metrics.lesions import Challenge, Lesions, Neighbours, Quality
+from softdice.metrics.lesions import Challenge, Lesions, Neighbours, Objects, Quality, Reach, Rule
 from softdice.metrics.surface_streaming import CaseMetric
 
 
-class LesionDice(CaseMetric):
+class _LesionMetric(CaseMetric):
+    """The part that scores of lesions share: what a lesion is, and which two belong together."""
+
+    rule: Rule
+    matching = property(lambda self: self.rule.matching)
+    reach = property(lambda self: self.rule.reach)
+    neighbours = property(lambda self: self.rule.neighbours)
+    objects = property(lambda self: self.rule.objects)
+
+    def measure(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None) -> Tensor:
+        """See `CaseMetric.measure`."""
+        options = (self.num_classes, spacing, self.classes, self.ignore_index)
+        return self.rule.measure(input, target, [self.score], *options)[0]
+
+
+class LesionDice(_LesionMetric):
     """input, target, case by case -> the mean of the lesion Dice, in [0, 1].
 
     Args:
-        matching, neighbours: see `lesion_dice`. The others: `CaseMetric`.
+        matching, reach, neighbours, objects: see `lesion_dice`. The others: `CaseMetric`.
 
     Example:
         >>> import torch
@@ -35,24 +53,25 @@ class LesionDice(CaseMetric):
         num_classes: int,
         *,
         matching: float | Challenge = 0.5,
+        reach: Reach = "above",
         neighbours: Neighbours = "corners",
+        objects: Objects = "components",
         **options: Any,
     ) -> None:
         super().__init__(num_classes, **options)
-        self.matching, self.neighbours = matching, neighbours
-        self.compare = lesions.matching_rule(matching, neighbours)
-        self._tell_apart(matching, neighbours)
+        self.rule = Rule(matching, reach, neighbours, objects)
+        self._tell_apart(self.rule)
 
     def score(self, found: Lesions, k: int) -> float:
         """See `CaseMetric.score`."""
         return lesions.mean_dice(found)
 
 
-class PanopticQuality(CaseMetric):
+class PanopticQuality(_LesionMetric):
     """input, target, case by case -> the mean of the panoptic quality, or of one of its factors, in [0, 1].
 
     Args:
-        quality, matching, neighbours: see `panoptic_quality`. The others: `CaseMetric`.
+        quality, matching, reach, neighbours, objects: see `panoptic_quality`. The others: `CaseMetric`.
 
     Example:
         >>> import torch
@@ -72,14 +91,16 @@ class PanopticQuality(CaseMetric):
         *,
         quality: Quality = "pq",
         matching: float = 0.5,
+        reach: Reach = "above",
         neighbours: Neighbours = "corners",
+        objects: Objects = "components",
         **options: Any,
     ) -> None:
         super().__init__(num_classes, **options)
         validation.choice("quality", quality, lesions.QUALITIES)
-        self.quality, self.matching, self.neighbours = quality, matching, neighbours
-        self.compare = lesions.overlap_rule(matching, neighbours)
-        self._tell_apart(quality, matching, neighbours)
+        lesions.no_challenge(matching)
+        self.quality, self.rule = quality, Rule(matching, reach, neighbours, objects)
+        self._tell_apart(quality, self.rule)
 
     def score(self, found: Lesions, k: int) -> float:
         """See `CaseMetric.score`."""

@@ -3,8 +3,8 @@
 A lesion is a connected component of the voxels of a class. Two rules say which belong together:
 
 * by overlap: pairs of a lesion of the input and one of the target, taken by their intersection over union (IoU), the
-  largest first, as long as it reaches a threshold and neither is taken yet. From 0.5 on a lesion has no second
-  candidate. As in panoptica.
+  largest first, as long as it is above a threshold ("above", as in Kirillov et al.) or reaches it ("at_least", as in
+  panoptica), and neither is taken yet. Above 0.5 a lesion has no second candidate.
 * BraTS 2023: lesions of the target that touch once dilated are one; all lesions of the input that touch it dilated
   are scored together against it as it was. Lesions of the target that are no larger than the challenge's volume do
   not count, whether found or not. Voxels touch by their corners.
@@ -19,21 +19,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.metrics.distances import Compare, measure
+from softdice.internals import untraced
+from softdice.metrics.counting import numbers_of
+from softdice.metrics.distances import Compare, Formula, integer_pair, measure
+from softdice.metrics.instances import Overlaps, object_overlaps, shared_voxels
 
 Neighbours = Literal["corners", "faces"]
-Quality = Literal["pq", "sq", "rq"]
+Quality = Literal["pq", "sq", "rq", "ap"]
+Reach = Literal["above", "at_least"]
+Objects = Literal["components", "numbers"]
 Challenge = Literal["BraTS-GLI", "BraTS-SSA", "BraTS-PED", "BraTS-MEN", "BraTS-MET"]
 
 NEIGHBOURS: tuple[Neighbours, ...] = ("corners", "faces")
-QUALITIES: tuple[Quality, ...] = ("pq", "sq", "rq")
+QUALITIES: tuple[Quality, ...] = ("pq", "sq", "rq", "ap")
+REACHES: tuple[Reach, ...] = ("above", "at_least")
+OBJECTS: tuple[Objects, ...] = ("components", "numbers")
 
 CHALLENGES: dict[str, tuple[int, float]] = {
     "BraTS-GLI": (3, 50.0),
@@ -44,9 +54,6 @@ CHALLENGES: dict[str, tuple[int, float]] = {
 }
 """Task of BraTS 2023 -> how often the target is dilated, and the volume, in the cube of the unit of spacing, up to
 which its lesions do not count."""
-
-_DENSE = 1 << 22
-"""Pairs of lesions up to which each has a place in a table; more are sorted."""
 
 
 class Lesions(NamedTuple):
@@ -71,35 +78,59 @@ def mean_dice(lesions: Lesions) -> float:
 
 
 def quality_of(lesions: Lesions, which: Quality) -> float:
-    """lesions -> panoptic, segmentation or recognition quality; nan where there is no lesion."""
-    found, others = len(lesions.iou), lesions.missed + lesions.extra
-    if not found:
+    """lesions -> panoptic, segmentation or recognition quality, or average precision; nan where there is no lesion."""
+    matched, others = len(lesions.iou), lesions.missed + lesions.extra
+    if not matched:
         return 0.0 if others else math.nan
-    divisor = {"pq": found + others / 2, "sq": found, "rq": 1.0}[which]
-    return float(lesions.iou.sum()) / divisor if which != "rq" else found / (found + others / 2)
+    total = float(lesions.iou.sum())
+    return {
+        "pq": total / (matched + others / 2),
+        "sq": total / matched,
+        "rq": matched / (matched + others / 2),
+        "ap": matched / (matched + others),
+    }[which]
 
 
 # --- masks -> lesions
 
 
 def by_overlap(
-    input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], threshold: float, neighbours: Neighbours
+    input: np.ndarray,
+    target: np.ndarray,
+    spacing: tuple[float, ...],
+    threshold: float,
+    neighbours: Neighbours,
+    reach: Reach,
 ) -> Lesions:
     """mask, mask -> lesions; pairs by their IoU, the largest first, each lesion once."""
     (found, n), (true, m) = components(input, neighbours), components(target, neighbours)
     sizes = np.bincount(found.reshape(-1), minlength=n + 1), np.bincount(true.reshape(-1), minlength=m + 1)
-    of_input, of_target, both = overlaps(found, n, true, m)
-    together = sizes[0][of_input] + sizes[1][of_target]
+    return paired(*sizes, shared_voxels(found, n, true, m), threshold, reach)
+
+
+def paired(
+    input_sizes: np.ndarray, target_sizes: np.ndarray, shared: Overlaps, threshold: float, reach: Reach
+) -> Lesions:
+    """Match lesions by their IoU, the largest first, each lesion once.
+
+    Args:
+        input_sizes, target_sizes: voxels of each number, 0 where there is none; those of number 0 are not read.
+        shared: the pairs that have voxels in common, and how many.
+    """
+    of_input, of_target, both = shared
+    together = input_sizes[of_input] + target_sizes[of_target]
     iou = both / (together - both)
-    taken: list[int] = []
-    free = (np.ones(n + 1, bool), np.ones(m + 1, bool))
-    for i in np.argsort(-iou, kind="stable"):
-        p, t = of_input[i], of_target[i]
-        if iou[i] >= threshold and free[0][p] and free[1][t]:
-            free[0][p] = free[1][t] = False
-            taken.append(int(i))
-    pairs = np.array(taken, np.int64)
-    return Lesions(iou[pairs], 2 * both[pairs] / together[pairs], m - len(taken), n - len(taken))
+    enough = np.flatnonzero(iou >= threshold if reach == "at_least" else iou > threshold)
+    pairs: list[int] = []
+    taken: tuple[set[int], set[int]] = (set(), set())
+    for i in enough[np.argsort(-iou[enough], kind="stable")].tolist():
+        p, t = int(of_input[i]), int(of_target[i])
+        if p not in taken[0] and t not in taken[1]:
+            taken[0].add(p)
+            taken[1].add(t)
+            pairs.append(i)
+    n, m = (int(np.count_nonzero(sizes[1:])) for sizes in (input_sizes, target_sizes))
+    return Lesions(iou[pairs], 2 * both[pairs] / together[pairs], m - len(pairs), n - len(pairs))
 
 
 def by_challenge(input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], challenge: str) -> Lesions:
@@ -113,7 +144,7 @@ def by_challenge(input: np.ndarray, target: np.ndarray, spacing: tuple[float, ..
     (found, n), (extent, m) = components(input, "corners"), components(dilated, "corners")
     true = np.where(target, extent, extent.dtype.type(0))
     sizes = np.bincount(found.reshape(-1), minlength=n + 1), np.bincount(true.reshape(-1), minlength=m + 1)
-    touching, within = overlaps(found, n, extent, m), overlaps(found, n, true, m)
+    touching, within = shared_voxels(found, n, extent, m), shared_voxels(found, n, true, m)
     both = np.bincount(within[1], within[2], minlength=m + 1)
     predicted = np.bincount(touching[1], sizes[0][touching[0]], minlength=m + 1)
     counted = sizes[1] * math.prod(spacing) > volume
@@ -134,37 +165,56 @@ def components(mask: np.ndarray, neighbours: Neighbours) -> tuple[np.ndarray, in
     return labels, int(number)
 
 
-def overlaps(one: np.ndarray, n: int, other: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers up to n and numbers up to m -> pairs that share voxels, and how many: three arrays (P,).
-
-    Example:
-        >>> overlaps(np.array([0, 1, 1, 2]), 2, np.array([1, 1, 1, 0]), 1)
-        (array([1]), array([1]), array([2]))
-    """
-    at = (one != 0) & (other != 0)
-    codes = one[at].astype(np.int64) * (m + 1) + other[at]
-    if (n + 1) * (m + 1) <= _DENSE:
-        table = np.bincount(codes, minlength=1)
-        seen = np.flatnonzero(table)
-        return seen // (m + 1), seen % (m + 1), table[seen]
-    seen, voxels = np.unique(codes, return_counts=True)
-    return seen // (m + 1), seen % (m + 1), voxels
-
-
 def skeletons(input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
-    """masks -> the share of the input's centre line inside the target, and of the target's inside the input.
+    """Return the share of the input's centre line inside the target, and of the target's inside the input.
 
-    0 where one of the masks is empty; nan for a mask without centre line: scikit-image thins compact bodies of even
-    width, such as 2 x 2 x 2 voxels, to nothing.
+    0 where one of the masks is empty.
     """
     if not (input.any() and target.any()):
         return 0.0, 0.0
-    morphology = validation.package("centreline_dice", "skimage.morphology", "lesions")
     shares = []
-    for own, other in ((input, target), (target, input)):
-        line = np.asarray(morphology.skeletonize(own)) != 0
-        shares.append(float((line & other).sum() / line.sum()) if line.any() else math.nan)
+    for mask, other in ((input, target), (target, input)):
+        line = centre_line(mask)
+        shares.append(float((line & other).sum() / line.sum()))
     return shares[0], shares[1]
+
+
+def centre_line(mask: np.ndarray) -> np.ndarray:
+    """Return the skeleton of a mask by scikit-image, with a line for every component.
+
+    scikit-image (0.26 and older) thins bodies of even width, such as a straight vessel of 4 x 4 voxels, to nothing
+    (https://github.com/scikit-image/scikit-image/issues/3757). Such a component is thinned again one voxel narrower.
+    """
+    morphology = validation.package("centreline_dice", "skimage.morphology", "lesions")
+    ndimage = validation.package("centreline_dice", "scipy.ndimage", "lesions")
+    line = np.asarray(morphology.skeletonize(mask)) != 0
+    numbers, count = components(mask, "corners")
+    lost = np.setdiff1d(np.arange(1, count + 1), numbers[line])
+    boxes = ndimage.find_objects(numbers) if lost.size else ()
+    for number in lost.tolist():
+        box = boxes[number - 1]
+        line[box] |= _narrowed_line(np.pad(numbers[box] == number, 1), morphology, ndimage)[(slice(1, -1),) * mask.ndim]
+    return line
+
+
+def _narrowed_line(part: np.ndarray, morphology: Any, ndimage: Any) -> np.ndarray:
+    """Return the skeleton of a component that is made one voxel narrower along one axis, else along two, or three.
+
+    Of the axes the ones that leave the longest line. Its deepest voxel where nothing is left either way.
+    """
+    for number in range(1, part.ndim + 1):
+        lines = []
+        for axes in combinations(range(part.ndim), number):
+            narrow = part
+            for axis in axes:
+                narrow = narrow & np.roll(narrow, -1, axis)
+            lines.append(np.asarray(morphology.skeletonize(narrow)) != 0)
+        longest = max(lines, key=np.count_nonzero)
+        if longest.any():
+            return longest
+    line = np.zeros_like(part)
+    line.flat[int(ndimage.distance_transform_edt(part).argmax())] = True
+    return line
 
 
 def harmonic(shares: tuple[float, float]) -> float:
@@ -182,7 +232,9 @@ def lesion_dice(
     *,
     num_classes: int,
     matching: float | Challenge = 0.5,
+    reach: Reach = "above",
     neighbours: Neighbours = "corners",
+    objects: Objects = "components",
     spacing: float | Sequence[float] | None = None,
     classes: Sequence[int] | None = None,
     ignore_index: int | None = None,
@@ -195,11 +247,16 @@ def lesion_dice(
     without partner is missed, one of the input is extra: each scores 0.
 
     Args:
-        matching: an IoU in (0, 1] that a pair must reach, the largest first, each lesion once; or the rules of a task
-            of BraTS 2023, by name: "BraTS-GLI", "BraTS-SSA", "BraTS-PED" (the target dilated 3 times, lesions above 50
+        matching: the IoU above which pairs match, the largest first, each lesion once; or the rules of a task of
+            BraTS 2023, by name: "BraTS-GLI", "BraTS-SSA", "BraTS-PED" (the target dilated 3 times, lesions above 50
             volume units), "BraTS-MEN" (once, 50), "BraTS-MET" (once, 2). There p is all that touches t dilated.
+        reach: whether the IoU has to be "above" `matching`, as `panoptic_quality` has it, or "at_least" that, as in
+            panoptica. The rules of BraTS do not read it.
         neighbours: voxels of a lesion touch by their "corners" (26 of a voxel, 8 in 2-D) or "faces" (6, 4). BraTS:
             corners.
+        objects: a lesion is one of the "components" of a class, or, with num_classes=1, all voxels of one of the
+            "numbers" of the map above 0, as cellpose and StarDist write them. Which number an object has in the two
+            maps does not matter.
         spacing: size of a voxel, which says what volume a lesion has. Only the rules of BraTS ask for it.
 
     The other arguments and errors are those of `hausdorff_distance`.
@@ -218,8 +275,8 @@ def lesion_dice(
     github.com/rachitsaluja/BraTS-2023-Metrics (BraTS); F. Kofler et al., "Panoptica: instance-wise evaluation of 3D
     semantic and instance segmentation maps", arXiv:2312.02608, 2023 (matching by overlap).
     """
-    compare, formula = matching_rule(matching, neighbours), _first(mean_dice)
-    return measure(input, target, [formula], num_classes, spacing, compare, classes, ignore_index)[0]
+    rule, formula = Rule(matching, reach, neighbours, objects), _first(mean_dice)
+    return rule.measure(input, target, [formula], num_classes, spacing, classes, ignore_index)[0]
 
 
 @validation.public
@@ -230,7 +287,9 @@ def panoptic_quality(
     num_classes: int,
     quality: Quality = "pq",
     matching: float = 0.5,
+    reach: Reach = "above",
     neighbours: Neighbours = "corners",
+    objects: Objects = "components",
     spacing: float | Sequence[float] | None = None,
     classes: Sequence[int] | None = None,
     ignore_index: int | None = None,
@@ -240,13 +299,13 @@ def panoptic_quality(
         PQ = SQ RQ        SQ = mean_(p, t) IoU(p, t)        RQ = matched / (matched + missed / 2 + extra / 2)
 
     over pairs (p, t) of a lesion of the input and one of the target that belong together. RQ is the F1 score of the
-    detection of lesions.
+    detection of lesions; AP = matched / (matched + missed + extra) is what is reported of cells under that name.
 
     Args:
-        quality: "pq", "sq" or "rq".
-        matching: an IoU in (0, 1] that a pair must reach, the largest first, each lesion once.
-        neighbours: see `lesion_dice`.
-
+        quality: "pq", "sq", "rq" or "ap".
+        matching: the IoU above which pairs match, the largest first, each lesion once; in [0, 1).
+        reach: "above", as in the paper, or "at_least", as in panoptica: then `matching` is in (0, 1].
+        neighbours, objects: see `lesion_dice`.
         spacing: as in the other scores of label maps, so that all take one dict of settings; overlap knows no lengths.
 
     The other arguments and errors are those of `hausdorff_distance`.
@@ -261,11 +320,13 @@ def panoptic_quality(
         >>> [panoptic_quality(input[None], target[None], num_classes=1, quality=q).item() for q in ("sq", "rq", "pq")]
         [0.6666666666666666, 0.6666666666666666, 0.4444444444444444]
 
-    Source: A. Kirillov et al., "Panoptic segmentation", CVPR 2019, equations 1 and 2.
+    Source: A. Kirillov et al., "Panoptic segmentation", CVPR 2019, equations 1 and 2; J. C. Caicedo et al., "Nucleus
+    segmentation across imaging experiments: the 2018 Data Science Bowl", Nature Methods 16, 2019 (AP, "at_least").
     """
     validation.choice("quality", quality, QUALITIES)
-    compare, formula = overlap_rule(matching, neighbours), _first(partial(quality_of, which=quality))
-    return measure(input, target, [formula], num_classes, spacing, compare, classes, ignore_index)[0]
+    no_challenge(matching)
+    rule, formula = Rule(matching, reach, neighbours, objects), _first(partial(quality_of, which=quality))
+    return rule.measure(input, target, [formula], num_classes, spacing, classes, ignore_index)[0]
 
 
 @validation.public
@@ -283,7 +344,8 @@ def centreline_dice(
         clDice = 2 Tp Ts / (Tp + Ts)        Tp = |S(P) and T| / |S(P)|        Ts = |S(T) and P| / |S(T)|
 
     P and T are the voxels of the class in input and target, S their skeletons, one voxel wide: of vessels, roads or
-    fibres the tree that they form, whatever their width.
+    fibres the tree that they form, whatever their width. Skeletons are scikit-image's; a component that these leave
+    nothing of, as a straight vessel of 4 x 4 voxels, is thinned again one voxel narrower, so that each has a line.
 
     Args:
         spacing: as in the other scores of label maps, so that all take one dict of settings; skeletons count voxels.
@@ -291,8 +353,8 @@ def centreline_dice(
     The other arguments and errors are those of `hausdorff_distance`.
 
     Returns:
-        (B, C), or one column for each entry of `classes`; float64, 1 is best. nan: the class is in neither map, it is
-        `ignore_index`, or a body so compact that nothing is left of it when it is thinned; 0: it is in one map only.
+        (B, C), or one column for each entry of `classes`; float64, 1 is best. nan: the class is in neither map, or it
+        is `ignore_index`; 0: it is in one of them only, or lies wholly beside the target.
 
     Example:
         >>> import torch
@@ -309,24 +371,82 @@ def centreline_dice(
 # --- settings
 
 
-def matching_rule(matching: float | str, neighbours: Neighbours) -> Compare:
-    """How lesions are matched -> masks, masks, spacing -> lesions."""
-    if not isinstance(matching, str):
-        return overlap_rule(matching, neighbours)
-    validation.choice("matching", matching, CHALLENGES)
-    if neighbours != "corners":
-        advice = "Leave it out: lesions of BraTS touch by their corners."
-        validation.fail(f"neighbours 'corners' with matching={matching!r}", repr(neighbours), advice)
-    return partial(by_challenge, challenge=matching)
+@dataclass(frozen=True)
+class Rule:
+    """What a lesion is, and which two belong together; see `lesion_dice`."""
+
+    matching: float | str = 0.5
+    reach: Reach = "above"
+    neighbours: Neighbours = "corners"
+    objects: Objects = "components"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "matching", numbers_of(self.matching))
+        for name, allowed in (("reach", REACHES), ("neighbours", NEIGHBOURS), ("objects", OBJECTS)):
+            validation.choice(name, getattr(self, name), allowed)
+        if isinstance(self.matching, str):
+            validation.choice("matching", self.matching, CHALLENGES)
+            if self.neighbours != "corners":
+                advice = "Leave it out: lesions of BraTS touch by their corners."
+                validation.fail(f"neighbours 'corners' with matching={self.matching!r}", repr(self.neighbours), advice)
+        else:
+            validation.number("matching", self.matching, 0, 1)
+            if self.matching == (1 if self.reach == "above" else 0):
+                words = {"above": ("below 1", "at_least"), "at_least": ("above 0", "above")}[self.reach]
+                advice = f"Pass an intersection over union, such as 0.5, or reach={words[1]!r}."
+                validation.fail(f"matching {words[0]} with reach={self.reach!r}", self.matching, advice)
+        if self.objects == "numbers" and (isinstance(self.matching, str) or self.neighbours != "corners"):
+            got = f"matching={self.matching!r}, neighbours={self.neighbours!r}"
+            advice = "Leave neighbours out, and pass an intersection over union, such as 0.5, for matching."
+            validation.fail("a number as matching and no neighbours with objects='numbers'", got, advice)
+
+    @property
+    def compare(self) -> Compare:
+        """masks, masks, spacing -> lesions."""
+        if isinstance(self.matching, str):
+            return partial(by_challenge, challenge=self.matching)
+        return partial(by_overlap, threshold=self.matching, neighbours=self.neighbours, reach=self.reach)
+
+    @property
+    def threshold(self) -> float:
+        """The overlap of lesions that match; 0.5 beside the rules of a challenge, which have none."""
+        return 0.5 if isinstance(self.matching, str) else self.matching
+
+    @untraced
+    def measure(
+        self,
+        input: Tensor,
+        target: Tensor,
+        formulas: Sequence[Formula],
+        num_classes: int,
+        spacing: float | Sequence[float] | None,
+        classes: Sequence[int] | None,
+        ignore_index: int | None,
+    ) -> Tensor:
+        """labels, labels -> what each formula says of each sample and class, (formulas, B, K) float64."""
+        if self.objects == "components":
+            return measure(input, target, formulas, num_classes, spacing, self.compare, classes, ignore_index)
+        if num_classes != 1 or classes is not None:
+            got = f"num_classes={num_classes!r}, classes={classes!r}"
+            validation.fail("num_classes=1 and no classes with objects='numbers'", got, "All numbers are of one class.")
+        input, target = integer_pair(input, target, ignore_index)
+        if input.is_meta or target.is_meta:
+            return torch.empty((len(formulas), len(input), 1), dtype=torch.float64, device="meta")
+        scores = [
+            [formula(self.match(*pair, ignore_index), 0) for formula in formulas]
+            for pair in zip(input.detach().cpu().numpy(), target.detach().cpu().numpy(), strict=True)
+        ]
+        return torch.tensor(scores, dtype=torch.float64).reshape(-1, len(formulas), 1).movedim(1, 0).to(input.device)
+
+    def match(self, input: np.ndarray, target: np.ndarray, ignore_index: int | None = None) -> Lesions:
+        """numbers of objects, numbers of objects -> lesions."""
+        return paired(*object_overlaps(input, target, ignore_index), self.threshold, self.reach)
 
 
-def overlap_rule(matching: float, neighbours: Neighbours) -> Compare:
-    """An IoU in (0, 1] -> masks, masks, spacing -> lesions."""
-    validation.choice("neighbours", neighbours, NEIGHBOURS)
-    validation.number("matching", matching, 0, 1)
-    if matching == 0:
-        validation.fail("matching above 0", matching, "Pass an intersection over union, such as 0.5.")
-    return partial(by_overlap, threshold=matching, neighbours=neighbours)
+def no_challenge(matching: object) -> None:
+    """Raise TypeError for a name: the rules of a challenge have no panoptic quality."""
+    if isinstance(matching, str):
+        validation.number("matching", matching, 0, 1)
 
 
 def _first(formula: Callable[[Any], float]) -> Callable[[Any, int], float]:

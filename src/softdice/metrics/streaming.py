@@ -12,15 +12,19 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import signature
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
 from softdice import validation
 from softdice.metrics import counting
 from softdice.metrics import formulas as scores
+from softdice.metrics.counting import as_tensor, numbers_of
 
 FRACTION_BITS = 48
 """Bits after the point in the sum of sample scores: each is rounded once, by at most 2^-49."""
@@ -48,7 +52,93 @@ def from_fixed_point(total: Tensor) -> Tensor:
     return total[0].double() + total[1].double() / 2.0**FRACTION_BITS
 
 
-class OverlapMetric(Metric):
+class IntegerStates(Metric):
+    """A metric whose states are integers, and which returns one score per class with `average="none"`.
+
+    Args:
+        keep_scores: keep the scores of each sample, 8 bytes per sample and class, for `sample_scores`.
+    """
+
+    num_classes: int
+    average: str
+    kept: Any
+
+    def __init__(self, *, keep_scores: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.keep_scores = keep_scores
+        if keep_scores:
+            self.add_state("kept", [], dist_reduce_fx="cat")
+
+    def sample_scores(self) -> Tensor:
+        """Return the scores of the samples that this process has seen since the last reset, in their order.
+
+        Returns:
+            (N, C), or one column per entry of `classes`; float64. nan and inf as the functions have them; a penalty of
+            the metric stands in the place of inf.
+
+        Raises:
+            ValueError: the metric was made without `keep_scores=True`.
+        """
+        if not self.keep_scores:
+            advice = f"Pass keep_scores=True to {type(self).__name__}; with pooling='all' there are none."
+            validation.fail("a metric that keeps its scores", "keep_scores=False", advice)
+        kept = [self.kept] if isinstance(self.kept, Tensor) else self.kept
+        return torch.cat(kept) if kept else torch.zeros(0, self._columns(), dtype=torch.float64, device=self.device)
+
+    @abstractmethod
+    def _columns(self) -> int:
+        """Return how many scores a sample has."""
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Return figure and axes of a value, or of a sequence of values, as torchmetrics draws them (matplotlib).
+
+        Args:
+            val: what `compute` or `forward` returned, or a list of such values; None for `compute()`. ax: axes.
+        """
+        return self._plot(val, ax)
+
+    def extra_repr(self) -> str:
+        """Return the settings that are not as they are by default."""
+        kinds = [kind for kind in type(self).__mro__ if issubclass(kind, IntegerStates) and "__init__" in vars(kind)]
+        shown = {}
+        for kind in kinds[::-1]:
+            for name, parameter in signature(kind.__init__).parameters.items():
+                value = getattr(self, name, None)
+                if parameter.kind == parameter.KEYWORD_ONLY and repr(value) != repr(parameter.default):
+                    shown[name] = value
+        if shown.get("classes") == tuple(range(self.num_classes)):
+            del shown["classes"]
+        return ", ".join(f"{name}={value!r}" for name, value in {"num_classes": self.num_classes, **shown}.items())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        """Move states as torchmetrics does, but keep integers as they are: `set_dtype` would cast and round them."""
+        before = {name: (default, getattr(self, name)) for name, default in self._defaults.items()}
+        super()._apply(fn, exclude_state)
+        for name, (default, state) in before.items():
+            self._defaults[name] = _uncast(default, self._defaults[name])
+            setattr(self, name, _uncast(state, getattr(self, name)))
+        return self
+
+    def _wrap_compute(self, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Wrap as torchmetrics does, which drops the axis of a single class."""
+        wrapped = super()._wrap_compute(compute)
+
+        @wraps(compute)
+        def with_axis(*args: Any, **keywords: Any) -> Tensor:
+            value = wrapped(*args, **keywords)
+            return value.reshape(-1) if self.average == "none" else value
+
+        return with_axis
+
+
+def _uncast(before: Any, after: Any) -> Any:
+    """Return a state, or a list of states, that was moved, with its values and dtype of before where it was cast."""
+    if isinstance(before, list):
+        return [_uncast(*pair) for pair in zip(before, after, strict=True)]
+    return after if after.dtype == before.dtype else before.to(after.device)
+
+
+class OverlapMetric(IntegerStates):
     """input, target, batch by batch -> a score of everything seen; the common part of the metrics below.
 
     Args:
@@ -63,6 +153,7 @@ class OverlapMetric(Metric):
             a class leaves out by this value, which must not be 0 or 1.
         threshold: None: classes exclude each other and floating input is decided by its argmax. A number: each class is
             decided by itself, `input > threshold`: 0.5 for probabilities, 0.0 for logits.
+        keep_scores: keep the score of each sample and class for `sample_scores()`; needs pooling="sample".
 
     `update(input, target)`: input (B, *S) integer labels, or (B, C, *S) floats (with a threshold also per-class masks);
     target (B, *S) or (B, 1, *S) integer labels, with a threshold also (B, C, *S) masks. Input and target that are both
@@ -100,8 +191,12 @@ class OverlapMetric(Metric):
         self.num_classes = validation.num_classes(num_classes)
         validation.choice("average", average, ("macro", "micro", "weighted", "none"))
         validation.choice("pooling", pooling, ("all", "sample"))
+        threshold = numbers_of(threshold)
         if threshold is not None:
             validation.number("threshold", threshold, float("-inf"))
+        if self.keep_scores and pooling != "sample":
+            advice = "Pass pooling='sample' too: with 'all' no sample has a score of its own."
+            validation.fail("keep_scores with pooling='sample'", f"pooling={pooling!r}", advice)
         counting.check_ignore_index(ignore_index)
         self.average, self.pooling = average, pooling
         self.classes = (
@@ -112,12 +207,15 @@ class OverlapMetric(Metric):
         self.add_state("counts", torch.zeros(3, width, dtype=torch.int64), dist_reduce_fx="sum")
         # MetricCollection shares one state between metrics whose states agree after the first batch. This number keeps
         # apart those that count differently but happened to agree.
-        how = (self.classes, ignore_index, threshold, pooling, self._per_sample())
+        how = (self.classes, ignore_index, threshold, pooling, self._per_sample(), self.keep_scores)
         self.add_state("settings", torch.tensor(zlib.crc32(repr(how).encode())), dist_reduce_fx="max")
         if pooling == "sample":
             width = 1 if average == "micro" else width
             self.add_state("score_sum", torch.zeros(2, width, dtype=torch.int64), dist_reduce_fx="sum")
             self.add_state("samples", torch.zeros(width, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _columns(self) -> int:
+        return 1 if self.average == "micro" else len(self.classes)
 
     def _per_sample(self) -> str:
         return f"{type(self).__qualname__} {self.average == 'micro'}" if self.pooling == "sample" else ""
@@ -139,6 +237,8 @@ class OverlapMetric(Metric):
         self.counts += counts_3BC.sum(1)
         if self.pooling == "sample":
             score_BC = self.score(counts_3BC.sum(2, keepdim=True) if self.average == "micro" else counts_3BC)
+            if self.keep_scores:
+                self.kept.append(score_BC)
             self.samples += (~score_BC.isnan()).sum(0)
             self.score_sum = fixed_point_sum(self.score_sum, score_BC.nan_to_num(0.0))
 
@@ -158,6 +258,7 @@ class OverlapMetric(Metric):
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
         """What the user passes -> how to count one sample of it, input and target as integers (B, ...)."""
         C = self.num_classes
+        input, target = as_tensor(input), as_tensor(target)
         validation.are_tensors(input=input, target=target)
 
         def count(prediction: Tensor, labels: Tensor) -> Tensor:

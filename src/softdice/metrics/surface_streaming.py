@@ -14,18 +14,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from softdice import validation
 from softdice.metrics import counting, distances, surfaces
+from softdice.metrics.counting import as_tensor, numbers_of
 from softdice.metrics.distances import Compare
-from softdice.metrics.streaming import fixed_point_sum, from_fixed_point
+from softdice.metrics.streaming import IntegerStates, fixed_point_sum, from_fixed_point
 from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
 
 Average = Literal["macro", "none"]
 
 
-class CaseMetric(Metric):
+class CaseMetric(IntegerStates):
     """input, target, case by case -> the mean of a score of label maps over the cases; the common part of the metrics
     of surfaces and of lesions.
 
@@ -35,6 +35,7 @@ class CaseMetric(Metric):
         average: over the classes. "macro": the mean of the class means, nan skipped; "none": one score per class.
         classes: the classes that count, None for all; `range(1, C)` leaves the background out.
         ignore_index: voxels where target has this label are in no class; that class is not scored.
+        keep_scores: keep the score of each case and class for `sample_scores()`.
 
     `update(input, target, spacing=None)`: input (B, *S) integer labels, or (B, C, *S) floats, which are decided by
     their argmax; target (B, *S) or (B, 1, *S) integer labels. `compute()`: 0-d float64, for "none" (C,) or one per
@@ -72,13 +73,16 @@ class CaseMetric(Metric):
         counting.check_ignore_index(ignore_index)
         self.num_classes, self.width = num_classes, len(distances.scored(num_classes, classes))
         self.classes = None if classes is None else tuple(classes)
-        self.spacing, self.average, self.ignore_index = spacing, average, ignore_index
+        self.spacing, self.average, self.ignore_index = numbers_of(spacing), average, ignore_index
         for name, shape in (("score_sum", (2, self.width)), ("cases", self.width), ("infinite", self.width)):
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
+    def _columns(self) -> int:
+        return self.width
+
     def _tell_apart(self, *own: object) -> None:
         """A collection shares the state of metrics that agree after one batch; this number differs where they may."""
-        how = (type(self).__qualname__, self.classes, self.ignore_index, self.spacing, own)
+        how = (type(self).__qualname__, self.classes, self.ignore_index, self.spacing, self.keep_scores, own)
         self.add_state("settings", torch.tensor(zlib.crc32(repr(how).encode())), dist_reduce_fx="max")
 
     @abstractmethod
@@ -90,13 +94,18 @@ class CaseMetric(Metric):
         """Score one batch, whose images have one spacing."""
         input, target = self._as_labels(input, target)
         validation.same_device(self.cases.device, "metric", input=input)
-        spacing = self.spacing if spacing is None else spacing
-        options = (self.num_classes, spacing, self.compare, self.classes, self.ignore_index)
-        (score_BK,) = distances.measure(input, target, [self.score], *options)
+        score_BK = self.measure(input, target, self.spacing if spacing is None else spacing)
         score_BK = torch.where(score_BK.isinf(), self.penalty, score_BK)
+        if self.keep_scores:
+            self.kept.append(score_BK)
         self.cases += (~score_BK.isnan()).sum(0)
         self.infinite += score_BK.isinf().sum(0)
         self.score_sum = fixed_point_sum(self.score_sum, torch.nan_to_num(score_BK, 0.0, posinf=0.0))
+
+    def measure(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None) -> Tensor:
+        """label maps, label maps -> the score of each case and class, (B, K) float64."""
+        options = (self.num_classes, spacing, self.compare, self.classes, self.ignore_index)
+        return distances.measure(input, target, [self.score], *options)[0]
 
     def compute(self) -> Tensor:
         """The mean of all cases seen since the last reset."""
@@ -106,6 +115,7 @@ class CaseMetric(Metric):
 
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """What the user passes -> label maps of one shape; other shapes are refused by `measure`."""
+        input, target = as_tensor(input), as_tensor(target)
         validation.are_tensors(input=input, target=target)
         if input.is_floating_point() and self.num_classes > 1:
             if input.dim() < 2 or input.shape[1] != self.num_classes:
@@ -137,7 +147,8 @@ class SurfaceMetric(CaseMetric):
         self, num_classes: int, *, definition: Definition = "voxels", penalty: float = math.inf, **options: Any
     ) -> None:
         super().__init__(num_classes, **options)
-        if not (math.isinf(penalty) or math.isnan(penalty)):
+        penalty = numbers_of(penalty)
+        if not (isinstance(penalty, float) and (math.isinf(penalty) or math.isnan(penalty))):
             validation.number("penalty", penalty, 0)
         self.definition, self.penalty, self.compare = definition, penalty, surfaces.between(definition)
 
@@ -171,10 +182,9 @@ class HausdorffDistance(SurfaceMetric):
         **options: Any,
     ) -> None:
         super().__init__(num_classes, **options)
-        distances.check_percentile(percentile)
         validation.choice("direction", direction, surfaces.DIRECTIONS)
-        self.percentile, self.direction = percentile, direction
-        self._tell_apart(percentile, direction)
+        self.percentile, self.direction = distances.checked_percentile(percentile), direction
+        self._tell_apart(self.percentile, direction)
 
     def score(self, found: SurfaceDistances, k: int) -> float:
         """See `SurfaceMetric.score`."""
@@ -211,7 +221,7 @@ class SurfaceDice(SurfaceMetric):
     """input, target, case by case -> the mean surface Dice at a tolerance (NSD), in [0, 1].
 
     Args:
-        tolerance: >= 0, in the unit of spacing; one number, or one for each class that counts. The others:
+        tolerance: 0 or more, in the unit of spacing; one number, or one for each class that counts. The others:
             `SurfaceMetric`.
 
     Example:

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from softdice import validation
-from softdice.kernels.registry import compiled_loops
+from softdice.backends.route import compiled_loops
 
 Definition = Literal["voxels", "surface"]
 Direction = Literal["symmetric", "from_input", "from_target"]

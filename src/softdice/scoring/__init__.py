@@ -2,6 +2,7 @@
 
 from softdice.scoring.cases import Case, score_pair
 from softdice.scoring.classes import Options, ScoreError
+from softdice.scoring.folders import Scores, score_folders
 from softdice.scoring.pairing import Pair, pair_files
 from softdice.scoring.runner import run
 from softdice.scoring.summary import Comparison, Summary, Table, compare, summarise, tabulate
@@ -12,11 +13,13 @@ __all__ = [
     "Options",
     "Pair",
     "ScoreError",
+    "Scores",
     "Summary",
     "Table",
     "compare",
     "pair_files",
     "run",
+    "score_folders",
     "score_pair",
     "summarise",
     "tabulate",

@@ -11,11 +11,21 @@ import numpy as np
 
 from softdice.images.files import Image, list_images, read_image, split_name
 from softdice.images.formats import BY_SUFFIX
-from softdice.images.geometry import apart, check_inverse, check_same_place, extended, one_shape, overlap, same_place
+from softdice.images.geometry import (
+    apart,
+    check_inverse,
+    check_same_place,
+    extended,
+    one_frame,
+    one_shape,
+    overlap,
+    reversed_shape,
+    same_place,
+)
 from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.metrics.counting import CHUNK, pair_counts
-from softdice.scoring.classes import Options, ScoreError
-from softdice.scoring.doubts import check_grey, check_names, check_scales, unnamed, voxels_of
+from softdice.scoring.classes import OBJECTS, Options, ScoreError
+from softdice.scoring.doubts import check_grey, check_names, check_scales, renumbered, unnamed, voxels_of
 from softdice.scoring.measured import mask_scores, measured_scores
 
 
@@ -26,7 +36,8 @@ class Case:
     `keys` are labels, or names of regions; `counts` is (3, keys) int64, float64 sums of probabilities for soft
     predictions. `voxel_ml` is the volume of a voxel, nan where the file does not say. `unnamed` are labels of the truth
     that no option names, with their voxels; `colours` those of its labels where it has a palette. `measured` is
-    (M, keys): the columns of `Options.measured`. Where there was an error nothing was counted.
+    (M, keys): the columns of `Options.measured`. `renumbered`: most labels of the truth lie under other numbers in the
+    prediction, as those of objects do. Where there was an error nothing was counted.
     """
 
     case: str
@@ -41,6 +52,7 @@ class Case:
     unnamed: dict[int, int] = field(default_factory=dict)
     colours: dict[int, str] = field(default_factory=dict)
     measured: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    renumbered: bool = False
 
 
 def score_pair(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
@@ -50,6 +62,8 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
         FileError: a file cannot be read. ScoreError: the two cannot be compared.
     """
     p, t, names, grid = load_pair(prediction, truth, options)
+    if options.instances:
+        return _score_objects(prediction, truth, p, t, grid, options, case)
     soft = p.dtype.kind == "f"
     labels_p, labels_t, n = pair_counts(t if soft else p, t)
     counted = ~np.isin(labels_t, options.ignore)
@@ -75,6 +89,31 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
         unnamed=unnamed(held[1], options),
         colours=colours(grid),
         measured=found,
+        renumbered=not soft and renumbered(labels_p, labels_t, n, options),
+    )
+
+
+def _score_objects(
+    prediction: Path | None, truth: Path, p: np.ndarray, t: np.ndarray, grid: Image, options: Options, case: str
+) -> Case:
+    """Maps in which each number is an object -> Case of one class: where there is an object at all."""
+    for path, array in ((prediction or truth, p), (truth, t)):
+        lowest = array.min(initial=0, where=~np.isin(array, options.ignore))
+        if lowest < 0:
+            advice = "Name it with --ignore where it marks voxels that nobody annotated."
+            raise ScoreError(f"{path}: --instances: expected objects numbered from 1 on, got {lowest}. {advice}")
+    if options.ignore:
+        counted = ~np.isin(t, options.ignore)
+        p, t = np.where(counted, p, p.dtype.type(0)), np.where(counted, t, t.dtype.type(0))
+        voxels = int(counted.sum())
+    else:
+        voxels = t.size
+    in_p, in_t = p != 0, t != 0
+    counts = np.array([[(in_p & in_t).sum()], [in_p.sum()], [in_t.sum()]])
+    measured = measured_scores(prediction or truth, p, t, grid, (OBJECTS,), {}, options)
+    named = "" if prediction is None else str(prediction)
+    return Case(
+        case or truth.name, named, str(truth), (OBJECTS,), counts, voxels, voxel_ml=_voxel_ml(grid), measured=measured
     )
 
 
@@ -173,6 +212,8 @@ def _voxel_ml(image: Image) -> float:
 
 def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:
     """labels, a class -> bool mask of it."""
+    if options.instances:
+        return array != 0
     return np.isin(array, (options.regions or {}).get(str(key), (key,)) if isinstance(key, str) else (key,))
 
 
@@ -198,13 +239,13 @@ def _on_grid(
 ) -> np.ndarray:
     """The prediction on the grid of the truth."""
     a, b, shape = prediction_image.affine, truth_image.affine, truth_image.shape
-    flat = p if p.ndim < 3 else p.reshape([n for n in p.shape if n != 1])
+    long = p.reshape([n for n in p.shape if n != 1])
     if options.transpose:
-        if flat.ndim != 2:
-            raise ScoreError(f"{prediction}: --transpose: expected an image of 2 axes, got shape {p.shape}.")
-        p = flat.T
-    placed = prediction_image.placed and truth_image.placed
-    if options.resample and placed and a is not None and b is not None and p.ndim == len(shape) == 3:
+        if long.ndim not in (2, 3):
+            raise ScoreError(f"{prediction}: --transpose: expected an image of 2 or 3 axes, got shape {p.shape}.")
+        p = long.T
+    placed = one_frame(prediction_image, truth_image) and p.ndim <= 3 and len(shape) <= 3
+    if options.resample and placed and a is not None and b is not None:
         if same_place(prediction_image, truth_image):
             return p.reshape(shape)
         check_inverse(prediction, prediction_image, truth, truth_image)
@@ -212,16 +253,19 @@ def _on_grid(
             raise ScoreError(f"{prediction}: --resample: expected {apart(truth, p.shape == shape)}")
         return resampled(p, a, b, shape)
     if not one_shape(p.shape, shape):
-        hint = " --resample brings it to the grid of the label." if placed and p.ndim == 3 else ""
-        if flat.ndim == 2 and one_shape(flat.T.shape, shape):
+        hint = " --resample brings it to the grid of the label." if placed else ""
+        if not placed and reversed_shape(p.shape, shape):
             hint = " --transpose swaps its axes."
-        if flat.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
+        if long.ndim == len(shape) + 1:  # nnU-Net's .npz, for one
             hint = " Of probabilities of several classes save the argmax, or one file per class."
+        for path, image in ((prediction, prediction_image), (truth, truth_image)):
+            if image.place.partial and not placed:
+                hint = f" {path.name} leaves out what holds nothing: export it on the whole grid of its image."
         raise ScoreError(f"{prediction}: expected shape {shape} as in {truth.name}, got {p.shape}.{hint}")
     if not (options.ignore_geometry or options.transpose):
-        or_else = ", --transpose if the rows of one are the columns of the other" if flat.ndim == 2 else ""
         advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
-        check_same_place(prediction, prediction_image, truth, truth_image, advice=advice, or_else=or_else)
+        transpose = "Pass --transpose, which reverses the axes of the prediction."
+        check_same_place(prediction, prediction_image, truth, truth_image, advice=advice, transpose=transpose)
     return p.reshape(shape)
 
 
@@ -229,6 +273,9 @@ def resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, sha
     """Nearest voxel for labels, linear for probabilities; 0 outside the prediction, which its outermost voxels fill."""
     from scipy.ndimage import affine_transform
 
+    if p.ndim < 3 or len(shape) < 3:
+        volumes = [(*each, *[1] * (3 - len(each))) for each in (p.shape, shape)]
+        return resampled(p.reshape(volumes[0]), from_affine, to_affine, volumes[1]).reshape(shape)
     matrix = np.round(np.linalg.inv(from_affine) @ to_affine, 9)  # an exact flip stays exact
     source = p.astype(np.uint8) if p.dtype.kind == "b" else p
     if p.dtype.kind != "f":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from softdice.metrics.lesions import CHALLENGES
+from softdice.metrics.lesions import CHALLENGES, Reach, Rule
 from softdice.validation import package
 
 
@@ -26,11 +26,15 @@ METRICS = {
     "surface": ("hd95", "mean_distance", "surface_dice"),
     "lesions": ("lesion_dice", "pq", "sq", "rq"),
     "centreline": ("centreline_dice",),
+    "instances": ("pq", "sq", "rq", "ap50", "ap75", "ap90", "matched", "missed", "extra"),
 }
 """What may be asked for beside Dice and IoU -> its columns."""
 
-MEASURED = ("surface", "lesions", "centreline")
+MEASURED = ("surface", "lesions", "centreline", "instances")
 """Those that need more than counts, each by an option of its own."""
+
+OBJECTS = "objects"
+"""The one class of maps in which each number is an object."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Options:
         soft: a float prediction counts with its probability: soft Dice, 2 sum(p t) / (sum(p) + sum(t)).
         resample: a prediction on another grid is brought to the grid of the reference, by its affine.
         ignore_geometry: voxels are compared by position whatever the affines say.
-        transpose: the same, after the two axes of a 2-D prediction were swapped.
+        transpose: the same, after the axes of the prediction were reversed.
         empty: score of a class that is in neither map of a case: nan, which is in no mean, or 1.
         missing: a reference without prediction: "skip", which lists it as not scored, or "0", an empty prediction.
         metrics: scores beside Dice and IoU, of `METRICS`.
@@ -55,7 +59,9 @@ class Options:
         round: labels that are nearly whole are rounded.
         surface: class, by number or name -> tolerance of its surface Dice; "" for all others. None: no distances.
         surface_unit: "mm", or "px": every voxel is 1 wide.
-        matching: of lesions, see `lesion_dice`.
+        penalty: distance of a class that only one of the two maps of a case has, in that unit; inf; or "diagonal", that
+            of the image.
+        matching, reach: of lesions, see `lesion_dice`.
     """
 
     labels: tuple[int, ...] | None = None
@@ -75,7 +81,19 @@ class Options:
     round: bool = False
     surface: dict[str, float] | None = None
     surface_unit: str = "mm"
+    penalty: float | str = math.inf
     matching: float | str = 0.5
+    reach: Reach = "above"
+
+    @property
+    def rule(self) -> Rule:
+        """What a lesion is, and which two belong together."""
+        return Rule(self.matching, self.reach)
+
+    @property
+    def instances(self) -> bool:
+        """Whether each number above 0 is an object."""
+        return "instances" in self.metrics
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -85,6 +103,8 @@ class Options:
     @property
     def keys(self) -> tuple[int | str, ...] | None:
         """The classes where they are known beforehand; a label that is ignored is none."""
+        if self.instances:
+            return (OBJECTS,)
         if self.regions is not None:
             return tuple(self.regions)
         return None if self.labels is None else tuple(label for label in self.labels if label not in self.ignore)
@@ -128,8 +148,13 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
     if not {*asked} <= {*by_name}:
         raise ScoreError(f"--metrics: expected some of {', '.join(by_name)}, got {others['metrics']!r}.")
     surface, matching = others.pop("surface", None), others.pop("matching", None)
+    penalty = others.pop("penalty", None)
+    if penalty is not None:
+        others["penalty"] = parse_penalty(penalty)
+        if surface is None:
+            raise ScoreError("--penalty: expected --surface with it, got none. Pass --surface, too.")
     flags = {"surface": surface is not None, "lesions": others.pop("lesions", False)}
-    flags |= {"centreline": others.pop("centreline", False)}
+    flags |= {"centreline": others.pop("centreline", False), "instances": others.pop("instances", False)}
     asked += [name for name in MEASURED if flags[name]]
     if any(flags.values()) and others["soft"]:
         option = next(name for name in MEASURED if flags[name])
@@ -139,10 +164,22 @@ def parse_options(labels: str | None, regions: str | None, ignore: str | None, *
         package("--lesions", "cc3d", "lesions")
     if flags["centreline"]:
         package("--centreline", "skimage", "lesions")
+    if flags["instances"]:
+        rivals = {"--labels": labels, "--regions": regions, "--include-background": others["include_background"]}
+        rivals |= {"--lesions": flags["lesions"], "--threshold": threshold is not None}
+        rival = next((option for option, passed in rivals.items() if passed), None)
+        if rival is not None:
+            raise ScoreError(
+                f"--instances: expected no {rival}, got both. Each number above 0 is an object of one class."
+            )
     if matching is not None:
-        others["matching"] = parse_matching(matching)
-        if not flags["lesions"]:
-            raise ScoreError("--matching: expected --lesions with it, got none. Pass --lesions, too.")
+        others["matching"], others["reach"] = parse_matching(matching)
+        if not (flags["lesions"] or flags["instances"]):
+            raise ScoreError(
+                "--matching: expected --lesions or --instances with it, got neither. Pass one of them, too."
+            )
+        if flags["instances"] and isinstance(others["matching"], str):
+            raise ScoreError(f"--matching: expected an overlap (IoU) with --instances, got {matching!r}. Example: 0.5")
     if surface is not None:
         others["surface"], others["surface_unit"] = parse_surface(surface)
         known = {*map(str, table.labels or ()), *table.names.values(), *(unions or ())}
@@ -237,19 +274,37 @@ def parse_surface(text: str) -> tuple[dict[str, float], str]:
     return tolerances, units.pop()
 
 
-def parse_matching(text: str) -> float | str:
-    """text -> the overlap that lesions must reach, or the name of a challenge.
+def parse_penalty(text: str) -> float | str:
+    """text -> the distance of a class that only one map has, in the unit of --surface, or "diagonal".
 
     Example:
-        >>> parse_matching("0.5"), parse_matching("BraTS-MET")
-        (0.5, 'BraTS-MET')
+        >>> parse_penalty("374"), parse_penalty("diagonal"), parse_penalty("inf")
+        (374.0, 'diagonal', inf)
+    """
+    text = text.strip().lower()
+    if text != "diagonal" and not re.fullmatch(r"\d+\.?\d*|\.\d+|inf", text):
+        wanted = "a distance in the unit of --surface, diagonal (of the image) or inf"
+        raise ScoreError(f"--penalty: expected {wanted}, got {text!r}. Example: 374")
+    return text if text == "diagonal" else float(text)
+
+
+def parse_matching(text: str) -> tuple[float | str, Reach]:
+    """text -> the overlap above which, or from which on, lesions match, or the name of a challenge.
+
+    Example:
+        >>> parse_matching("0.5"), parse_matching(">=0.5"), parse_matching("BraTS-MET")
+        ((0.5, 'above'), (0.5, 'at_least'), ('BraTS-MET', 'above'))
     """
     if text in CHALLENGES:
-        return text
-    if not re.fullmatch(r"(\d+\.?\d*|\.\d+)", text) or not 0 < float(text) <= 1:
-        wanted = f"a number above 0, at most 1, or one of {', '.join(CHALLENGES)}"
-        raise ScoreError(f"--matching: expected {wanted}, got {text!r}. Example: 0.5")
-    return float(text)
+        return text, "above"
+    match = re.fullmatch(r"\s*(>=|>)?\s*(\d+\.?\d*|\.\d+)\s*", text)
+    try:
+        if match is not None:
+            return float(match[2]), Rule(float(match[2]), "at_least" if match[1] == ">=" else "above").reach
+    except ValueError:
+        pass
+    wanted = f"an overlap (IoU) below 1 that pairs exceed, >= and one above 0, or one of {', '.join(CHALLENGES)}"
+    raise ScoreError(f"--matching: expected {wanted}, got {text!r}. Example: 0.5 or '>=0.5'")
 
 
 BACKGROUND = ("background", (0,))

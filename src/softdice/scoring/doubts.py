@@ -42,6 +42,23 @@ def unnamed(held: dict[int, int], options: Options) -> dict[int, int]:
     return {label: voxels for label, voxels in held.items() if label not in said and label != 0} if said else {}
 
 
+def renumbered(p: np.ndarray, t: np.ndarray, n: np.ndarray, options: Options) -> bool:
+    """Pairs of labels, how often each occurs -> whether most labels of the reference, and five at least, lie under
+    another number in the prediction (IoU above 1/2), as those of objects do, which are numbered as they come.
+
+    Not where options name labels.
+    """
+    classes = [*dict.fromkeys(t[t != 0].tolist())]
+    if len(classes) < _LACKED or options.labels is not None or options.regions is not None:
+        return False
+    sizes = [dict(voxels_of(labels, n)) for labels in (p, t)]
+    moved = sum(
+        label_p != label_t != 0 != label_p and 3 * both > sizes[0][label_p] + sizes[1][label_t]
+        for label_p, label_t, both in zip(p.tolist(), t.tolist(), n.tolist(), strict=True)
+    )
+    return moved >= _LACKED and 2 * moved > len(classes)
+
+
 def named(options: Options) -> set[int]:
     """The labels that options speak of."""
     regions = [label for labels in (options.regions or {}).values() for label in labels]

@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from softdice.scoring.classes import METRICS, Options
-from softdice.scoring.summary import Comparison, Summary, Table, mean, mean_ranks
+from softdice.scoring.summary import DISTANCES, Comparison, Summary, Table, mean, mean_ranks, mean_score
 from softdice.scoring.writing import shown
 from softdice.version import __version__
 
@@ -45,24 +46,44 @@ def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
         }
 
 
+Rows = Mapping[str, Iterable[Iterable[dict[str, Any]]]]
+"""Rows in groups, by name of the predictions."""
+
+
 def to_csv(tables: dict[str, Table], summaries: dict[str, Summary], rows: str = "pairs") -> Iterator[str]:
     """{name of the predictions: Table}, their summaries -> CSV; with two of them the first column says which.
 
     Rows are pairs of case and class; "classes", with their means; or "cases", with the Dice of each class in a column.
     """
+    return _csv(*_table(tables, summaries, rows))
+
+
+def to_json_rows(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -> Iterator[str]:
+    """The same as a list of objects in JSON, a line for each, which `pandas.read_json` takes."""
+    _, sides = _table(tables, summaries, rows)
+    before = "[\n"
+    for name, groups in sides.items():
+        for row in chain.from_iterable(groups):
+            yield before + json.dumps({"predictions": name} | row if len(sides) > 1 else row, allow_nan=False)
+            before = ",\n"
+    yield "\n]\n" if before == ",\n" else "[]\n"
+
+
+def _table(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -> tuple[list[str], Rows]:
+    """Return the columns, and the rows of each set of predictions."""
     first = next(iter(tables.values()))
     if rows == "pairs":
         asked = [name for metric in first.metrics for name in METRICS[metric]]
         columns = ["case", "label", "name", "dice", "iou", "tp", "fp", "fn", "n_pred", "n_ref", *asked]
-        return _csv(columns, {name: map(partial(case_rows, t), range(len(t.cases))) for name, t in tables.items()})
+        return columns, {name: map(partial(case_rows, t), range(len(t.cases))) for name, t in tables.items()}
     if rows == "cases":
         labels = {key: table.label(key) for table in tables.values() for key in table.keys}
         sides = {name: map(partial(_case_row, t, labels), range(len(t.cases))) for name, t in tables.items()}
-        return _csv(["case", *labels.values()], sides)
+        return ["case", *labels.values()], sides
     classes = {
-        name: [[dict(_flat(row)) for row in class_rows(table, summaries[name])]] for name, table in tables.items()
+        name: [[dict(flat(row)) for row in class_rows(table, summaries[name])]] for name, table in tables.items()
     }
-    return _csv(list(dict.fromkeys(key for (side,) in classes.values() for row in side for key in row)), classes)
+    return list(dict.fromkeys(key for (side,) in classes.values() for row in side for key in row)), classes
 
 
 def _case_row(table: Table, labels: dict[int | str, str], i: int) -> list[dict[str, Any]]:
@@ -70,7 +91,7 @@ def _case_row(table: Table, labels: dict[int | str, str], i: int) -> list[dict[s
     return [{"case": table.cases[i], **{label: dice.get(key) for key, label in labels.items()}}]
 
 
-def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The two bounds of an interval as columns of their own."""
     for key, value in row.items():
         if isinstance(value, list):
@@ -79,8 +100,7 @@ def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _csv(columns: list[str], sides: Mapping[str, Iterable[Iterable[dict[str, Any]]]]) -> Iterator[str]:
-    """Rows in groups, by name of the predictions."""
+def _csv(columns: list[str], sides: Rows) -> Iterator[str]:
     several = ["predictions"] if len(sides) > 1 else []
     line = io.StringIO()
     writer = csv.writer(line, lineterminator="\n")
@@ -122,6 +142,7 @@ def to_json(
     unnamed = next(iter(tables.values())).unnamed
     rows_u = [{"label": label, "voxels": voxels, "cases": cases} for label, (voxels, cases) in unnamed.items()]
     yield ',\n"unnamed_labels": ' + json.dumps(rows_u)
+    yield ',\n"renumbered_cases": ' + json.dumps(max(table.renumbered for table in tables.values()))
     yield ',\n"errors": ' + json.dumps([error for table in tables.values() for error in table.errors], indent=1)
     yield ',\n"results": ['
     for number, (name, table) in enumerate(tables.items()):
@@ -137,8 +158,9 @@ def to_json(
 
 
 def options_row(options: Options) -> dict[str, Any]:
-    """The options as JSON has them, which knows no nan."""
-    return {**asdict(options), "empty": number(options.empty)}
+    """The options as JSON has them, which knows neither nan nor inf."""
+    penalty = options.penalty if isinstance(options.penalty, str) else number(options.penalty)
+    return {**asdict(options), "empty": number(options.empty), "penalty": penalty}
 
 
 def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
@@ -152,9 +174,16 @@ def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
         "iou": summary.iou,
         "pooled_dice": summary.pooled_dice,
         "pooled_iou": summary.pooled_iou,
-        **summary.asked,
     }
+    for name, means in summary.asked.items():
+        columns[name] = means
+        if name in summary.distances:
+            median, low, high, _ = summary.distances[name]
+            columns |= {f"{name}_median": median, f"{name}_quartiles": np.stack([low, high], 1)}
     rows = _rows(table, table.keys, summary.cases, columns)
+    for name, (*_, infinite) in summary.distances.items():
+        for row, number_of_cases in zip(rows, infinite.tolist(), strict=True):
+            row[f"{name}_infinite"] = int(number_of_cases)
     for row, (empty, predicted) in zip(rows, summary.empty.T.tolist(), strict=True):
         row |= {"empty_references": empty, "predicted_in_empty": predicted}
     return rows
@@ -169,6 +198,7 @@ def overall_row(summary: Summary) -> dict[str, Any]:
         "pooled_dice": number(summary.micro_dice),
         "pooled_iou": number(summary.micro_iou),
         **{f"macro_{name}": number(mean(means)) for name, means in summary.asked.items()},
+        **{f"{name}_infinite": int(rows[3].sum()) for name, rows in summary.distances.items()},
     }
 
 
@@ -187,6 +217,8 @@ def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
     for name, other in comparison.shapes.items():
         shapes |= {f"macro_{name}_difference": number(other.macro_difference)}
         for k, row in enumerate(classes):
+            if name in DISTANCES:
+                row |= {f"{name}_infinite": other.infinite[:, k].tolist()}
             row |= {f"{name}_cases": int(other.cases[k]), f"{name}_difference": number(other.difference[k])}
             row |= {f"{name}_difference_95": number(other.interval[:, k]), f"{name}_p_holm": number(other.p_holm[k])}
     return {
@@ -238,7 +270,8 @@ def to_nnunet(table: Table, options: Options) -> Iterator[str]:
         "n_ref": true,
         **table.asked,
     }
-    means = {name: mean(values.astype(np.float64)) for name, values in metrics_NK.items()}
+    means = {name: mean_score(name, values.astype(np.float64)) for name, values in metrics_NK.items()}
+    means |= {f"{name}_infinite": np.isinf(metrics_NK[name]).sum(0) for name in DISTANCES if name in metrics_NK}
     foreground = [k for k, key in enumerate(keys) if key != "0"]
     head = {
         "foreground_mean": {name: float(mean(values[foreground])) for name, values in means.items()},

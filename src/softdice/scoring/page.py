@@ -14,7 +14,7 @@ PAGE = """<!DOCTYPE html>
   :root {{ --ink: #e6eaf0; --faint: #98a2b0; --line: #333b45; --back: #14181d; --soft: #1c2229; --mark: #6cabff;
     --bad: #ff8a80; --shade: rgba(255, 255, 255, .22); }}
 }}
-body {{ margin: 0 auto; max-width: 1100px; padding: 24px; background: var(--back); color: var(--ink);
+body {{ margin: 0 auto; max-width: 1240px; padding: 24px; background: var(--back); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }}
 h1 {{ font-size: 22px; overflow-wrap: anywhere; }}
 h2 {{ font-size: 18px; margin: 40px 0 12px; overflow-wrap: anywhere; }}
@@ -31,14 +31,14 @@ h3 {{ font-size: 15px; margin: 24px 0 8px; }}
     linear-gradient(to left, var(--shade), transparent) right / 14px 100%;
   background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }}
 table {{ border-collapse: collapse; min-width: 100%; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 4px 12px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
-th {{ vertical-align: bottom; }}
+th, td {{ padding: 4px 8px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
+th {{ vertical-align: bottom; white-space: normal; }}
 th:first-child, td:first-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere;
-  min-width: clamp(110px, 20vw, 200px); position: sticky; left: 0; background: var(--back); }}
-th button {{ all: unset; cursor: pointer; font-weight: 600; }}
-th button:focus-visible {{ outline: 2px solid var(--mark); }}
-th[aria-sort=ascending] button::after {{ content: " \\2191"; }}
-th[aria-sort=descending] button::after {{ content: " \\2193"; }}
+  min-width: clamp(110px, 12vw, 180px); position: sticky; left: 0; background: var(--back); }}
+th span {{ cursor: pointer; font-weight: 600; }}
+th span:focus-visible {{ outline: 2px solid var(--mark); }}
+th[aria-sort=ascending] span::after {{ content: " \\2191"; }}
+th[aria-sort=descending] span::after {{ content: " \\2193"; }}
 td.zero, .plot em {{ color: var(--bad); font-style: normal; font-weight: 600; }}
 tbody tr:hover, tbody tr:hover td:first-child {{ background: var(--soft); }}
 input {{ font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--line); border-radius: 6px;
@@ -68,6 +68,11 @@ figcaption {{ padding: 8px 12px; font-size: 13px; overflow-wrap: anywhere; }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: 13px; }}
 dt {{ color: var(--faint); }} dd {{ margin: 0; overflow-wrap: anywhere; }}
 details {{ margin: 12px 0; }} summary {{ cursor: pointer; }}
+nav ul {{ display: flex; flex-wrap: wrap; gap: 4px 20px; list-style: none; padding: 0; margin: 0 0 8px; }}
+a {{ color: var(--mark); overflow-wrap: anywhere; }}
+tfoot td {{ font-weight: 600; border-bottom: 0; }}
+.meanings {{ font-size: 13px; color: var(--faint); }}
+.meanings b {{ font-weight: 600; color: var(--ink); }}
 .errors li, footer {{ color: var(--faint); overflow-wrap: anywhere; }}
 footer {{ margin-top: 40px; font-size: 13px; }}
 @media screen {{ :is(th, td):not(:first-child) wbr {{ display: none; }} }}
@@ -81,7 +86,7 @@ footer {{ margin-top: 40px; font-size: 13px; }}
   @page {{ size: A4; margin: 12mm; }}
   * {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
   body {{ max-width: none; padding: 0; font-size: 10pt; }}
-  input, .screen {{ display: none; }}
+  input, .screen, nav {{ display: none; }} .meanings {{ font-size: 7.5pt; }}
   .scroll {{ overflow: visible; background: none; }}
   table {{ font-size: 7.5pt; }} th, td {{ padding: 1.5pt 4pt; white-space: normal; }}
   th {{ overflow-wrap: anywhere; min-width: 34pt; }}
@@ -90,7 +95,8 @@ footer {{ margin-top: 40px; font-size: 13px; }}
   table:has(th:nth-child(13)) :is(th, td) {{ padding: 1.5pt 2pt; }}
   th:first-child, td:first-child {{ min-width: 55pt; position: static; }}
   .numbers {{ grid-template-columns: repeat(4, 1fr); }}
-  thead {{ display: table-header-group; }} tr, .plot div, .numbers {{ break-inside: avoid; }}
+  thead {{ display: table-header-group; break-inside: avoid; }} tfoot {{ display: table-row-group; }}
+  tr, .plot div, .numbers {{ break-inside: avoid; }}
   h2, h3, .legend {{ break-after: avoid; }}
   .plot div {{ grid-template-columns: 150px 1fr; }} .plot span {{ text-align: right; font-size: 8pt; }}
   .pictures {{ grid-template-columns: repeat(3, 1fr); }} .view, .frame img {{ height: auto; max-height: 200px; }}
@@ -105,7 +111,11 @@ scores 0. Means skip what is not scored; pooled scores add the voxels of all cas
 bootstrap over the cases. softdice {version}.</footer>
 <script>
 for (const table of document.querySelectorAll("table")) {{
-  table.querySelectorAll("th").forEach((head, column) => head.firstChild.addEventListener("click", () => {{
+  table.querySelectorAll("th").forEach((head, column) => {{
+   head.firstChild.addEventListener("keydown", event => {{
+    if (event.key === "Enter" || event.key === " ") {{ event.preventDefault(); head.firstChild.click(); }}
+   }});
+   head.firstChild.addEventListener("click", () => {{
     const up = head.getAttribute("aria-sort") !== "ascending";
     table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
@@ -117,7 +127,8 @@ for (const table of document.querySelectorAll("table")) {{
       return up ? order : -order;
     }});
     table.tBodies[0].append(...rows);
-  }}));
+   }});
+  }});
 }}
 for (const field of document.querySelectorAll("input")) field.addEventListener("input", () => {{
   const words = field.value.toLowerCase();

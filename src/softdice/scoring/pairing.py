@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from softdice.images.files import SUFFIXES, image_name, split_name
+from softdice.images.files import SUFFIXES, image_name, is_collection, is_store, list_entries, split_name
 from softdice.images.formats import BY_SUFFIX
-from softdice.images.image import Format
+from softdice.images.image import Format, is_dicom
 from softdice.scoring.classes import ScoreError
 
 NOT_READ = (
-    ".nhdr", ".mgz", ".mgh", ".mnc", ".hdr", ".img", ".img.gz", ".gipl",
-    ".gipl.gz", ".ima", ".vtk", ".vti", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
-    ".exr", ".heic", ".avif", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".zarr", ".h5", ".hdf5", ".mat", ".b2nd",
+    ".mnc", ".img", ".img.gz", ".gipl", ".gipl.gz", ".ima", ".vtk", ".vti", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
+    ".exr", ".heic", ".avif", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".h5", ".hdf5", ".mat", ".b2nd",
     ".npy.gz",
 )  # fmt: skip
 """Suffixes of images and masks in formats that `softdice.images` does not read: such files are listed as not scored."""
@@ -50,20 +49,28 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
             case is a folder, and a file in it is the mask of the class that it is named after.
 
     Raises:
-        ScoreError: a path does not exist, a file against a folder, or no image at all in a folder.
+        ScoreError: a path does not exist, a file against a folder, no image at all in a folder, or no name in common.
     """
     for name, path in (("PREDICTIONS", predictions), ("LABELS", truth)):
         if not path.exists():
             raise ScoreError(f"{name}: expected a file or a folder, got {str(path)!r}, which does not exist.")
-    folders = [path for path in (predictions, truth) if path.is_dir()]
+    sides = predictions, truth
+    folders = [path for path in sides if (path.is_dir() and not is_store(path)) or is_collection(path)]
     if len(folders) == 1 and image_name(folders[0]) is None:
         raise ScoreError("PREDICTIONS and LABELS: expected two files or two folders, got one of each.")
     if len(folders) < 2:
         split = image_name(truth)
         return [Pair(split[0] if split else truth.name, predictions, truth)]
+    if layout != "files" and any(map(is_collection, folders)):
+        raise ScoreError(f"--layout {layout}: expected two folders, got a file of many images. Leave the option out.")
     if layout == "classes":
-        return _pair_folders(predictions, truth)
-    found = [_by_stem(folder, deep=layout == "subfolders") for folder in (predictions, truth)]
+        return _some_in_common(_pair_folders(predictions, truth), predictions, truth)
+    found = [
+        {stem: [path] for stem, path in list_entries(side, other).items()}
+        if is_collection(side)
+        else _by_stem(side, deep=layout == "subfolders")
+        for side, other in (sides, sides[::-1])
+    ]
     for path, files in zip((predictions, truth), found, strict=True):
         if not any(_format(file) for stem in files.values() for file in stem):
             advice = "Are they in folders of it? See --layout."
@@ -73,7 +80,21 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
         other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"
         if other in truths and other not in predicted:
             predicted[other] = predicted.pop(stem)
-    return [_pair(stem, predicted.get(stem, []), truths.get(stem, [])) for stem in sorted({*predicted, *truths})]
+    pairs = [_pair(stem, predicted.get(stem, []), truths.get(stem, [])) for stem in sorted({*predicted, *truths})]
+    return _some_in_common(pairs, predictions, truth)
+
+
+def _some_in_common(pairs: list[Pair], predictions: Path, truth: Path) -> list[Pair]:
+    """Return the pairs; raise ScoreError, with an example of each side, if no name is in both folders."""
+    sides = [[path for path in side if path] for side in zip(*((p.prediction, p.truth) for p in pairs), strict=True)]
+    if any(pair.prediction and pair.truth for pair in pairs) or not all(sides):
+        return pairs
+    examples = [
+        f"{len(side)} in {root}, such as {side[0].relative_to(root)}"
+        for side, root in zip(sides, (predictions, truth), strict=True)
+    ]
+    advice = "Rename one side so that the names without suffix agree, or see --layout for masks in folders."
+    raise ScoreError(f"score: expected files of one name in both folders, got none: {' and '.join(examples)}. {advice}")
 
 
 def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
@@ -83,13 +104,26 @@ def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
     }
 
 
+def case_folders(root: Path, read: list[Path], layout: str) -> dict[Path, list[Path]]:
+    """Return the folders that are searched for cases below `root`, and what of each is read; {} for a file."""
+    if not root.is_dir() or (root in read and layout != "classes"):
+        return {}
+    folders: dict[Path, list[Path]] = {folder: [] for folder in ([root] if layout == "files" else _folders(root))}
+    for path in read:
+        if layout == "subfolders":
+            folders.pop(path, None)  # one image
+        if path.parent in folders:
+            folders[path.parent].append(path)
+    return {folder: [*files, *(each for each in folders if each.parent == folder)] for folder, files in folders.items()}
+
+
 def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
     """Folders that hold images, by their path in the two folders."""
     found = [
         {
             _case_name(path.relative_to(root)): path
             for path in _folders(root)
-            if any(_stem(name) for name in os.listdir(path))
+            if any(_stem(path, name) for name in os.listdir(path))
         }
         for root in (predictions, truth)
     ]
@@ -112,7 +146,7 @@ def _folders(root: Path, around: tuple[str, ...] = ()) -> Iterator[Path]:
         return
     yield root
     for name in sorted(os.listdir(root)):
-        if not name.startswith(".") and os.path.isdir(root / name):
+        if not name.startswith(".") and os.path.isdir(root / name) and not is_store(root / name):
             yield from _folders(root / name, (*around, real))
 
 
@@ -129,20 +163,24 @@ def _by_stem(root: Path, *, deep: bool = False) -> dict[str, list[Path]]:
             listed = list(entries)
         if folder != root and image_name(folder) is not None:  # a series of slices, named below
             continue
-        found |= {within + entry.name: [folder / entry.name] for entry in listed if _is_series(entry)}
-        files = sorted(entry.name for entry in listed if _stem(entry.name) and _is_file(entry))
+        for name, path in ((image_name(entry.path), entry.path) for entry in listed if _is_series(entry)):
+            assert name is not None
+            found.setdefault(within + name[0], []).append(Path(path))
+        files = sorted(entry.name for entry in listed if _stem(folder, entry.name) and _is_file(entry))
         for file in sorted(files, key=lambda name: split_name(name) is None):
-            others = found.setdefault(within + _stem(file), [])
+            others = found.setdefault(within + _stem(folder, file), [])
             if not others or split_name(file) is not None:
                 others.append(folder / file)
     return found
 
 
-def _stem(name: str) -> str:
+def _stem(folder: Path, name: str) -> str:
     """The name without its suffix, empty where it is no image."""
     split = split_name(name)
     suffix = next((suffix for suffix in NOT_READ if name.lower().endswith(suffix)), "")
-    return split[0] if split else name[: -len(suffix)] if suffix and not name.startswith(".") else ""
+    if split or (suffix and not name.startswith(".")):
+        return split[0] if split else name[: -len(suffix)]
+    return name if is_dicom(folder / name) else ""
 
 
 def _is_series(entry: os.DirEntry[str]) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import image_name, read_image
-from softdice.images.geometry import one_shape, overlap, same_place, voxel_axes
+from softdice.images.geometry import check_same_place, one_frame, one_shape, overlap, same_place, voxel_axes
 from softdice.images.image import Image
 from softdice.scoring.cases import load_class, load_pair, region_mask, resampled
 from softdice.scoring.classes import Options, ScoreError
@@ -108,13 +108,16 @@ def _grey(path: Path, grid: Image, options: Options) -> np.ndarray:
     array = np.nan_to_num(image.array.astype(np.float32))
     if array.ndim == image.spatial_ndim + 1:
         array = array.mean(-1)  # colours
-    placed = image.placed and grid.placed and array.ndim == len(grid.shape) == 3
-    if placed and not options.ignore_geometry and not same_place(image, grid) and overlap(image, grid):
+    elsewhere = one_frame(image, grid) and not options.ignore_geometry and not same_place(image, grid)
+    if elsewhere and max(array.ndim, len(grid.shape)) <= 3 and overlap(image, grid):
         assert image.affine is not None
         assert grid.affine is not None
         array = resampled(array, image.affine, grid.affine, grid.shape)
-    if not one_shape(array.shape, grid.shape):
+    elif not one_shape(array.shape, grid.shape):
         raise ScoreError(f"{path}: expected an image of shape {grid.shape} as the masks, got {array.shape}.")
+    elif not options.ignore_geometry:
+        advice = "Give the images on which the masks were drawn."
+        check_same_place(path, image, Path("the mask"), grid, advice=advice, transpose="Save both in one format.")
     array = array.reshape(grid.shape)
     low, high = np.percentile(array, (1, 99))
     return np.clip((array - low) * (255 / max(high - low, 1e-9)), 0, 255)

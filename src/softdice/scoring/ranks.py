@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from softdice.distributed import LostRankError, Ranks
+from softdice.parallel.ranks import LostRankError, Ranks
 from softdice.scoring import runner
 from softdice.scoring.cases import Case
 from softdice.scoring.classes import Options, ScoreError

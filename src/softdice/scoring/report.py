@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import math
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,15 @@ from softdice.scoring.output import MOST_DIFFERENT, difference_row
 from softdice.scoring.page import PAGE
 from softdice.scoring.pictures import EXTRA, MISSED, OTHER, RIGHT, picture
 from softdice.scoring.plots import box_plots, escape
-from softdice.scoring.summary import DISTANCES, Comparison, Summary, Table, mean, unnamed_line
+from softdice.scoring.summary import UNBOUNDED, Comparison, Summary, Table, mean, renumbered_line, unnamed_line
 from softdice.scoring.tables import (
     CLASSES,
+    LEGEND,
     Grid,
     alone_line,
     class_grid,
     comparison_grid,
+    models_grid,
     rank_line,
     shapes_grid,
     text,
@@ -34,8 +38,9 @@ from softdice.version import __version__
 WORST, LISTED = 12, 1000
 """Figures with a picture, and cases in the list of all."""
 
-_ONE_CASE = ("cases", "95 % interval", "pooled Dice", "pooled IoU")
-"""Columns that say nothing of a single case."""
+
+PAPER = 14
+"""Columns that a sheet of paper has room for; more than these are left out from the standard deviation on."""
 
 
 def to_html(
@@ -60,11 +65,15 @@ def to_html(
     names = _short([*tables, truth])
     first, table = next(iter(tables.items()))
     drawn = _Pictures(options, images or {}, view)
-    parts = [f"<p>{escape(unnamed_line(table))}</p>"] if table.unnamed else []
+    doubts = (unnamed_line(table), renumbered_line(tables.values()))
+    parts = [f"<p>{escape(line)}</p>" for line in doubts if line]
     errors = [error for each in tables.values() for error in each.errors]
     if errors:
         listed = "".join(f"<li>{escape(error)}</li>" for error in errors)
         parts.append(f"<details><summary>Not scored: {len(errors)}</summary><ul class='errors'>{listed}</ul></details>")
+    if len(tables) > 1:
+        grid = models_grid({names[name]: each for name, each in tables.items()}, [*summaries.values()])
+        parts.append("<h2>All predictions</h2>" + _html_table(grid.columns, grid.rows) + _meanings(grid.columns))
     if len(tables) > 2:
         parts.append(f"<p>{escape(rank_line({names[name]: each for name, each in tables.items()}))}</p>")
     for other, comparison in zip(list(tables)[1:], comparisons or (), strict=True):
@@ -79,7 +88,17 @@ def to_html(
     *some, last = (names[name] for name in tables)
     title = f"{', '.join(some) + ' and ' * bool(some)}{last} against {names[truth]}"
     empty = "is not scored there" if math.isnan(options.empty) else f"scores {options.empty:g} there"
-    return PAGE.format(title=escape(title), version=__version__, empty=empty, body="\n".join(parts))
+    body = _with_contents("\n".join(parts))
+    return PAGE.format(title=escape(title), version=__version__, empty=empty, body=body)
+
+
+def _with_contents(body: str) -> str:
+    """Return the page's body with its headings numbered as targets, and a table of contents before it."""
+    headings = re.findall(r"<h2>(.*?)</h2>", body)
+    numbers = count(1)
+    body = re.sub(r"<h2>", lambda _: f"<h2 id='part{next(numbers)}'>", body)
+    links = "".join(f"<li><a href='#part{i}'>{heading}</a></li>" for i, heading in enumerate(headings, 1))
+    return f"<nav aria-label='Contents'><ul>{links}</ul></nav>\n{body}"
 
 
 def _short(paths: Sequence[str]) -> dict[str, str]:
@@ -95,9 +114,10 @@ def _short(paths: Sequence[str]) -> dict[str, str]:
 
 def _side(name: str, table: Table, summary: Summary) -> str:
     grid = class_grid(table, summary)
-    left_out = _ONE_CASE if len(table.cases) == 1 else ()
-    kept = [i for i, column in enumerate(grid.columns) if column not in left_out]
-    grid_table = _html_table([grid.columns[i] for i in kept], [[row[i] for i in kept] for row in grid.rows])
+    wide = len(grid.columns) > PAPER
+    on_screen_from = next((i for i, name in enumerate(grid.columns) if wide and name == CLASSES["dice_sd"]), 10**9)
+    grid_table = _html_table(grid.columns, grid.rows, total=grid.total, on_screen_from=on_screen_from)
+    grid_table += _meanings(grid.columns)
     plot = ""
     if len(table.cases) > 1:
         labels = [table.label(key) for key in table.keys]
@@ -110,28 +130,43 @@ def _side(name: str, table: Table, summary: Summary) -> str:
 
 def _folded(title: str, labels: list[str], values: np.ndarray, name: str, *, signed: bool = False) -> str:
     """Box plots that are drawn when they are asked for: with 40 classes each takes a screen."""
-    plot = box_plots(labels, values, CLASSES[name], signed=signed, longest=None if name in DISTANCES else 1.0)
+    plot = box_plots(labels, values, CLASSES[name], signed=signed, longest=None if name in UNBOUNDED else 1.0)
     return f"<details><summary>{escape(title)}</summary>{plot}</details>"
 
 
 def _key_numbers(table: Table, grid: Grid) -> str:
     total = dict(zip(grid.columns, grid.total, strict=True))
-    cases, dice, spread, pooled = (total[name] for name in ("cases", "Dice", "95 % interval", "pooled Dice"))
-    cells = [
-        ("mean Dice of the classes", dice, "" if spread == "-" else f"95 % {spread}"),
-        ("pooled Dice", pooled, "all voxels of all cases"),
-        ("cases", cases, f"{len(table.errors)} not scored" if table.errors else "all scored"),
-        ("classes", str(len(grid.rows)), ""),
-    ]
+    spread = total.get("95 % interval", "-")
+    cells = [("mean Dice of the classes", total["Dice"], "" if spread == "-" else f"95 % {spread}")]
+    if "pooled Dice" in total:
+        cells.append(("pooled Dice", total["pooled Dice"], "all voxels of all cases"))
+    cells.append(("cases", str(len(table.cases)), f"{len(table.errors)} not scored" if table.errors else "all scored"))
+    cells.append(("classes", str(len(grid.rows)), ""))
     return "<div class='numbers'>" + "".join(
         f"<div><b>{value}</b><span>{what}</span><small>{note}</small></div>" for what, value, note in cells
     ) + "</div>"  # fmt: skip
 
 
-def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, on_screen_from: int = 10**9) -> str:
+def _meanings(columns: Sequence[str]) -> str:
+    """Return a legend: what the columns mean that do not say it themselves."""
+    said = {CLASSES[key]: meaning for key, meaning in LEGEND.items()}
+    parts = [f"<b>{escape(name)}</b> {escape(said[name])}" for name in columns if name in said]
+    return f"<p class='meanings'>{'; '.join(parts)}.</p>"
+
+
+def _html_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    total: Sequence[str] = (),
+    on_screen_from: int = 10**9,
+) -> str:
     """Click on a column to sort by it; the first column is text, the others are numbers. A zero is marked.
 
+    Headings are no <button>: Chromium repeats no head with one on the next sheet of paper.
+
     Args:
+        total: a last row, which stays where it is.
         on_screen_from: columns from this one on are left out on paper, which is not so wide.
     """
 
@@ -140,13 +175,14 @@ def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, on_scr
         for i, cell in enumerate(cells):
             words = ["zero"] * (tag == "td" and i > 0 and cell == "0.0000") + ["screen"] * (i >= on_screen_from)
             inner = escape(cell).replace(" .. ", "&nbsp;.. ").replace("_", "_<wbr>")
-            inner = f"<button>{inner}</button>" if tag == "th" else inner
+            inner = f"<span role='button' tabindex='0'>{inner}</span>" if tag == "th" else inner
             about = " scope='col'" if tag == "th" else ""
             parts.append(f"<{tag}{about}{' class=' + repr(' '.join(words)) if words else ''}>{inner}</{tag}>")
         return f"<tr>{''.join(parts)}</tr>"
 
     body = "".join(row("td", cells) for cells in rows)
-    return f"<div class='scroll'><table><thead>{row('th', columns)}</thead><tbody>{body}</tbody></table></div>"
+    foot = f"<tfoot>{row('td', total)}</tfoot>" if total and len(rows) > 1 else ""
+    return f"<div class='scroll'><table><thead>{row('th', columns)}</thead><tbody>{body}</tbody>{foot}</table></div>"
 
 
 def _comparison(comparison: Comparison, tables: dict[str, Table], names: list[str], drawn: _Pictures) -> str:
@@ -160,7 +196,9 @@ def _comparison(comparison: Comparison, tables: dict[str, Table], names: list[st
     if comparison.shapes:
         shapes = shapes_grid(table, comparison)
         others = (f"{CLASSES[name]}: differences of the cases, by class" for name in comparison.shapes)
-        plot += "<h3>Differences of shapes, means of the cases</h3>" + _html_table(shapes.columns, shapes.rows)
+        plot += "<h3>Differences of shapes, means of the cases</h3>" + _html_table(
+            shapes.columns, shapes.rows, total=shapes.total
+        )
         plot += "".join(
             _folded(title, labels, other.each, name, signed=True)
             for title, (name, other) in zip(others, comparison.shapes.items(), strict=True)
@@ -179,7 +217,7 @@ def _comparison(comparison: Comparison, tables: dict[str, Table], names: list[st
     listed = _html_table(["case", "difference", "largest", "in class"], rows)
     most = f"<h3>Cases that differ most</h3>{listed}{_legend()}<div class='pictures'>{''.join(figures)}</div>"
     alone = f"<p>{alone_line(comparison)}</p>"
-    table_html = _html_table(grid.columns, grid.rows)
+    table_html = _html_table(grid.columns, grid.rows, total=grid.total)
     head = f"<h2>{escape(names[0])} and {escape(names[1])}</h2><p>{said}</p>"
     return head + table_html + alone + plot + (most if different else "")
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from softdice.images.files import FileError, image_name
+from softdice.images.files import FileError, image_name, stored
 from softdice.scoring.cases import Case, score_classes, score_pair
 from softdice.scoring.classes import Options, ScoreError
 from softdice.scoring.pairing import Pair
@@ -183,7 +183,7 @@ def _stamp(*paths: str) -> list[list[int]]:
     """Size and time of files, to see whether one was changed between two runs."""
     stamps = []
     for path in filter(None, paths):
-        files = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
+        files = sorted(Path(path).rglob("*")) if Path(path).is_dir() else [stored(Path(path))]
         stats = [file.stat() for file in files if file.exists()]
         stamps.append([number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)])
     return stamps
@@ -194,7 +194,10 @@ _BY_LABEL = ("names", "unnamed", "colours")
 
 
 def _to_record(side: str, case: Case) -> dict[str, Any]:
-    record = {name: getattr(case, name) for name in ("case", "prediction", "truth", "keys", "voxels", "voxel_ml")}
+    record = {
+        name: getattr(case, name)
+        for name in ("case", "prediction", "truth", "keys", "voxels", "voxel_ml", "renumbered")
+    }
     labels = {name: {str(label): value for label, value in getattr(case, name).items()} for name in _BY_LABEL}
     stamp = _stamp(case.prediction, case.truth)
     arrays = {"counts": case.counts.tolist(), "measured": case.measured.tolist()}
@@ -214,5 +217,6 @@ def _from_record(record: dict[str, Any]) -> Case:
         voxel_ml=record["voxel_ml"],
         unnamed=labels["unnamed"],
         colours=labels["colours"],
+        renumbered=record["renumbered"],
         measured=np.array(record["measured"]).reshape(len(record["measured"]), len(record["keys"])),
     )

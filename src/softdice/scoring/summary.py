@@ -19,8 +19,14 @@ from softdice.scoring.writing import shown
 DISTANCES = ("hd95", "mean_distance")
 """Columns whose best value is 0, and that have no upper bound."""
 
+UNBOUNDED = (*DISTANCES, "matched", "missed", "extra")
+"""Columns that are no shares."""
+
 RESAMPLES = 2000
 """Resamples of a bootstrap."""
+
+LEAST = 5
+"""Cases from which on there is an interval: of fewer a bootstrap draws little but the same cases again."""
 
 _MOST_UNNAMED = 8
 _SEED = 0
@@ -33,7 +39,8 @@ class Table:
     """Cases (N) by classes (K): counts (N, 3, K), and what is known of each case.
 
     A class that a case has neither in the prediction nor in the truth has counts 0 there, hence the score nan.
-    `unnamed`: label of the truth that no option names -> its voxels, and the cases that hold it.
+    `unnamed`: label of the truth that no option names -> its voxels, and the cases that hold it. `renumbered`: cases
+    that look like numbered objects.
     """
 
     keys: tuple[int | str, ...] = ()
@@ -49,6 +56,7 @@ class Table:
     empty: float = np.nan
     metrics: tuple[str, ...] = ()
     measured: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
+    renumbered: int = 0
 
     @property
     def dice(self) -> np.ndarray:
@@ -100,6 +108,17 @@ class Table:
         return shown(f"{key} {self.names[key]}" if isinstance(key, int) and key in self.names else str(key))
 
 
+def renumbered_line(tables: Iterable[Table]) -> str:
+    """The doubt whether numbers are classes; an empty text where there is none."""
+    cases = max(table.renumbered for table in tables)
+    if not cases:
+        return ""
+    doubt = (
+        f"In {cases} case{'s' * (cases != 1)} most labels of the reference lie under other numbers in the prediction"
+    )
+    return f"{doubt}. If each number is an object, as of a cell, and no class, pass --instances."
+
+
 def unnamed_line(table: Table) -> str:
     """What the reference holds and no option names, with counts; an empty text where there is nothing."""
     if not table.unnamed:
@@ -136,6 +155,7 @@ def tabulate(
             table.errors.append(str(error))
             continue
         table.cases.append(case.case)
+        table.renumbered += case.renumbered
         table.predictions.append(case.prediction)
         table.truths.append(case.truth)
         table.voxels.append(case.voxels)
@@ -181,10 +201,12 @@ def intervals(values_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """values of N cases and K classes -> 95 % intervals of the class means (2, K), and of the mean of those, (2,).
 
     Percentile bootstrap over the cases (2000 resamples, fixed seed); nan is skipped as in the mean itself; nan for
-    fewer than two cases. Source: B. Efron, Annals of Statistics 7, 1979.
+    fewer than five cases that have a score. Source: B. Efron, Annals of Statistics 7, 1979.
     """
     N, K = values_NK.shape
-    if N < 2 or K == 0:
+    scored_NK = ~np.isnan(values_NK)
+    enough_K = scored_NK.sum(0) >= LEAST
+    if scored_NK.any(1).sum() < LEAST:
         return np.full((2, K), np.nan), np.full(2, np.nan)
     generator = np.random.default_rng(_SEED)
     valid_NK = ~np.isnan(values_NK)
@@ -198,17 +220,27 @@ def intervals(values_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         total, number = times_RN @ filled_NK, times_RN @ valid_NK
         np.divide(total, number, out=means_RK[start : start + R], where=number > 0)
     bounds = (0.025, 0.975)
-    return quantiles(means_RK, bounds), quantiles(mean(means_RK.T)[:, None], bounds)[:, 0]
+    of_classes = np.where(enough_K, quantiles(means_RK, bounds), np.nan)
+    return of_classes, quantiles(mean(means_RK.T)[:, None], bounds)[:, 0]
 
 
 def quantiles(values_NK: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """(N, K) -> (shares, K): of what is not nan, nan where nothing is left."""
+    """(N, K) -> (shares, K): of what is not nan, nan where nothing is left. Between a number and inf lies inf."""
     found = np.full((len(shares), values_NK.shape[1]), np.nan)
     for k, column in enumerate(values_NK.T):
         column = column[~np.isnan(column)]
-        if column.size:
+        if np.isinf(column).any():
+            low, high = (np.quantile(column, shares, method=side) for side in ("lower", "higher"))
+            column = np.where(np.isinf(column), column[np.isfinite(column)].max(initial=0), column)
+            found[:, k] = np.where(np.isinf(high), np.where(low == high, low, high), np.quantile(column, shares))
+        elif column.size:
             found[:, k] = np.quantile(column, shares)
     return found
+
+
+def mean_score(name: str, values: np.ndarray) -> np.ndarray:
+    """A column, (N, ...) -> (...): the mean over the cases, of distances over the finite ones."""
+    return mean(np.where(np.isinf(values), np.nan, values) if name in DISTANCES else values)
 
 
 def deviation(values_NK: np.ndarray) -> np.ndarray:
@@ -227,7 +259,8 @@ class Summary:
         dice: mean over cases; dice_interval: (2, K); iou: mean over cases. dice_sd: standard deviation (n - 1);
             dice_median; dice_quartiles: (2, K).
         empty: cases whose truth lacks the class, and those of them where it was predicted, (2, K).
-        asked: further metrics by name, means over the cases (K,).
+        asked: further metrics by name, means over the cases (K,), of distances over the finite ones.
+        distances: distances by name -> median, quartiles and how many are infinite, (4, K).
         pooled_dice, pooled_iou: from the counts of all cases added, (K,).
         macro_dice, macro_interval: mean of the class means; macro_iou.
         micro_dice, micro_iou: from the counts of all cases and classes added.
@@ -249,11 +282,12 @@ class Summary:
     micro_iou: float
     empty: np.ndarray
     asked: dict[str, np.ndarray]
+    distances: dict[str, np.ndarray]
 
 
 def summarise(table: Table) -> Summary:
     """Table -> Summary."""
-    dice_NK, iou_NK, pooled_3K = table.dice, table.iou, table.counts.sum(0)
+    dice_NK, iou_NK, pooled_3K, asked = table.dice, table.iou, table.counts.sum(0), table.asked
     interval, macro_interval = intervals(dice_NK)
     everything = pooled_3K.sum(1, keepdims=True)
     low, median, high = quantiles(dice_NK, (0.25, 0.5, 0.75))
@@ -274,7 +308,12 @@ def summarise(table: Table) -> Summary:
         micro_dice=float(score(scores.dice, everything)[0]),
         micro_iou=float(score(scores.jaccard, everything)[0]),
         empty=np.stack([empty_NK.sum(0), (empty_NK & predicted_NK).sum(0)]),
-        asked={name: mean(values) for name, values in table.asked.items()},
+        asked={name: mean_score(name, values) for name, values in asked.items()},
+        distances={
+            name: np.concatenate([quantiles(asked[name], (0.5, 0.25, 0.75)), [np.isinf(asked[name]).sum(0)]])
+            for name in DISTANCES
+            if name in asked
+        },
     )
 
 
@@ -285,6 +324,7 @@ class Comparison:
     Args:
         keys: the classes, (K,). cases: pairs that each rests on (both scores defined), (K,).
         alone: cases that only the first, and only the second has a score of, (2, K): the other and the truth are empty.
+        infinite: cases where the distance of the first, and of the second, is infinite, (2, K): they are in no pair.
         difference: mean; interval: (2, K) bootstrap over the cases; p_value: Wilcoxon's signed-rank test, two-sided;
             p_holm: the same, corrected for the number of classes.
         macro_difference, macro_interval: mean over the classes of the differences.
@@ -295,6 +335,7 @@ class Comparison:
     keys: tuple[int | str, ...]
     cases: np.ndarray
     alone: np.ndarray
+    infinite: np.ndarray
     difference: np.ndarray
     interval: np.ndarray
     p_value: np.ndarray
@@ -338,6 +379,7 @@ def _compare(first: Table, second: Table, what: str) -> Comparison:
     return Comparison(
         keys=keys,
         cases=(~np.isnan(difference)).sum(0),
+        infinite=np.isinf(sides).sum(1),
         alone=np.stack([(~missing[0] & missing[1]).sum(0), (missing[0] & ~missing[1]).sum(0)]),
         difference=mean(difference),
         interval=interval,

@@ -4,43 +4,80 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table as Terminal
 from rich.text import Text
 
-from softdice.scoring.classes import METRICS
-from softdice.scoring.output import class_rows, comparison_rows, difference_row, overall_row
-from softdice.scoring.summary import Comparison, Summary, Table, mean_ranks
+from softdice.scoring.output import class_rows, comparison_rows, difference_row, number, overall_row
+from softdice.scoring.summary import DISTANCES, Comparison, Summary, Table, mean_ranks
 from softdice.scoring.writing import shown
 
 CLASSES = {
-    "cases": "cases", "dice": "Dice", "dice_95": "95 % interval", "dice_sd": "SD", "dice_median": "median",
-    "dice_quartiles": "quartiles", "pooled_dice": "pooled Dice", "iou": "IoU", "pooled_iou": "pooled IoU",
+    "cases": "cases", "dice": "Dice", "dice_95": "95 % interval",
     "precision": "precision", "recall": "recall", "specificity": "specificity", "ml_pred": "predicted ml",
-    "ml_ref": "reference ml", "volume_difference": "volume difference", "hd95": "HD95",
-    "mean_distance": "mean distance", "surface_dice": "surface Dice", "lesion_dice": "lesion Dice", "pq": "PQ",
-    "sq": "SQ", "rq": "RQ (F1)", "centreline_dice": "centre-line Dice", "in_empty": "in empty",
+    "ml_ref": "reference ml", "volume_difference": "volume difference",
+    "hd95": "HD95", "hd95_median": "HD95 median", "hd95_infinite": "HD95 inf",
+    "mean_distance": "mean distance", "mean_distance_median": "mean distance median",
+    "surface_dice": "surface Dice", "lesion_dice": "lesion Dice", "pq": "PQ",
+    "sq": "SQ", "rq": "RQ (F1)", "ap50": "AP 0.5", "ap75": "AP 0.75", "ap90": "AP 0.9",
+    "matched": "matched", "missed": "missed", "extra": "extra", "centreline_dice": "centre-line Dice",
+    "dice_sd": "SD", "dice_median": "median", "dice_quartiles": "quartiles", "hd95_quartiles": "HD95 quartiles",
+    "mean_distance_quartiles": "mean distance quartiles", "pooled_dice": "pooled Dice",
+    "iou": "IoU", "pooled_iou": "pooled IoU", "in_empty": "in empty",
 }  # fmt: skip
+"""Columns of a class in the order of the table: what was asked for stands beside Dice."""
+
 COMPARISON = {
     "cases": "pairs", "cases_alone": "one only", "difference": "difference", "difference_95": "95 % interval",
     "p_wilcoxon": "Wilcoxon p", "p_holm": "Holm p",
 }  # fmt: skip
 """Keys of the rows of `softdice.scoring.output` -> headings."""
 
+LEGEND = {
+    "dice": "mean over the cases; in the last row the mean of the classes",
+    "dice_95": "interval of the mean, bootstrap over the cases; from five cases on",
+    "volume_difference": "relative to the mean of both volumes",
+    "hd95": "95th percentile of the distance of the surfaces, the larger of both directions; mean of the finite ones",
+    "hd95_median": "of all cases, those with an infinite distance too",
+    "hd95_infinite": "cases in which only one of prediction and reference has the class",
+    "mean_distance": "between the surfaces, over both directions; mean of the finite ones",
+    "surface_dice": "share of both surfaces that is within the tolerance",
+    "lesion_dice": "mean Dice of the lesions, 0 for one without partner",
+    "pq": "panoptic quality, SQ times RQ",
+    "sq": "mean IoU of the lesions that match",
+    "rq": "F1 of finding the lesions",
+    "ap50": "matched / (matched + missed + extra), from an IoU of 0.5 on",
+    "matched": "objects of a case with a partner",
+    "missed": "objects of the reference without partner",
+    "extra": "objects of the prediction without partner",
+    "centreline_dice": "Dice of centre lines (clDice)",
+    "pooled_dice": "voxels of all cases added first",
+    "in_empty": "cases with a prediction, of those whose reference lacks the class",
+}
+"""What a column is, where its heading leaves it open."""
+
 FORMS = {
     "ml_pred": ".2f",
     "ml_ref": ".2f",
-    "hd95": ".2f",
-    "mean_distance": ".2f",
+    **{f"{name}{part}": ".2f" for name in DISTANCES for part in ("", "_median", "_quartiles")},
     "volume_difference": "+.4f",
+    **dict.fromkeys(("matched", "missed", "extra"), ".1f"),
     "difference": "+.4f",
     "difference_95": "+.4f",
     "p_wilcoxon": ".3g",
     "p_holm": ".3g",
     "cases_alone": "d",
+    "mean_rank": ".2f",
 }
+
+
+ONE_CASE = (
+    "cases", "dice_95", "dice_sd", "dice_median", "dice_quartiles", "pooled_dice", "pooled_iou", "in_empty",
+    *(f"{name}_{part}" for name in DISTANCES for part in ("median", "quartiles")),
+)  # fmt: skip
+"""Columns that say nothing of a single case."""
 
 
 class Grid(NamedTuple):
@@ -57,9 +94,10 @@ def class_grid(table: Table, summary: Summary) -> Grid:
     rows = class_rows(table, summary)
     for row in rows if summary.empty[1].any() else ():
         row["in_empty"] = f"{row['predicted_in_empty']} of {row['empty_references']}"
-    left_out = {"dice_sd", "dice_median", "dice_quartiles"} if len(table.cases) < 2 else set()
-    left_out |= {*chain(*METRICS.values())} - {*summary.asked} | ({"in_empty"} if not summary.empty[1].any() else set())
-    headings = {key: heading for key, heading in CLASSES.items() if key not in left_out}
+    filled = {key for row in rows for key in row} | {"cases", "dice"}
+    left_out = {*ONE_CASE} if len(table.cases) < 2 else set()
+    left_out |= {f"{name}_infinite" for name, rows_4K in summary.distances.items() if not rows_4K[3].any()}
+    headings = {key: heading for key, heading in CLASSES.items() if key in filled - left_out}
     return _grid(headings, table, table.keys, rows, overall)
 
 
@@ -70,12 +108,48 @@ def comparison_grid(table: Table, comparison: Comparison) -> Grid:
 
 
 def shapes_grid(table: Table, comparison: Comparison) -> Grid:
-    """The same of what was measured of shapes: the mean difference of each, and Holm's p. No columns without any."""
+    """The same of what was measured of shapes, a row for each score and class: difference, interval, pairs, Holm's p.
+
+    Of distances also in how many cases that of the first and that of the second is infinite: these are no pairs.
+    """
     overall = comparison_rows(comparison, table)
-    headings: dict[str, str] = {}
+    classes = [(table.label(key), row) for key, row in zip(comparison.keys, overall.pop("classes"), strict=True)]
+    headings = {key: COMPARISON[key] for key in ("difference", "difference_95", "cases")}
+    headings |= {"infinite": "inf"} if any(other.infinite.any() for other in comparison.shapes.values()) else {}
+    headings["p_holm"] = COMPARISON["p_holm"]
+    rows = []
     for name in comparison.shapes:
-        headings |= {f"{name}_difference": CLASSES[name], f"{name}_p_holm": f"{CLASSES[name]} p"}
-    return _grid(headings, table, comparison.keys, overall.pop("classes"), overall)
+        form = f"+{FORMS.get(name, '.4f')}"
+        forms = {"difference": form, "difference_95": form, "p_holm": FORMS["p_holm"], "infinite": "d"}
+        if len(classes) > 1:
+            rows.append([CLASSES[name], text(overall[f"macro_{name}_difference"], form), *[""] * (len(headings) - 1)])
+        for label, row in classes:
+            cells = (text(row.get(f"{name}_{key}", ""), forms.get(key, "")) for key in headings)
+            rows.append([f"{CLASSES[name]}: {label}", *cells])
+    return Grid(["score: class", *headings.values()], rows, [])
+
+
+def models_grid(tables: dict[str, Table], summaries: Sequence[Summary]) -> Grid:
+    """Sets of predictions, best first: mean Dice with its interval, what was asked for, pooled, rank, what failed.
+
+    The best is the one with the lowest mean rank of Dice over cases and classes.
+    """
+    ranks, _ = mean_ranks(list(tables.values()))
+    rows = []
+    for (name, table), summary, rank in zip(tables.items(), summaries, ranks.tolist(), strict=True):
+        row = {key.removeprefix("macro_"): value for key, value in overall_row(summary).items()}
+        row |= {"mean_rank": rank, "cases": len(table.cases), "failed": len(table.errors)}
+        row |= {"empty_predictions": sum(prediction == "" for prediction in table.predictions)}
+        rows.append((rank, shown(name), row))
+    rows.sort(key=lambda row: row[0])
+    kept = [key for key in CLASSES if any(key in row for *_, row in rows) and key not in ("cases", "iou", "pooled_iou")]
+    kept = [key for key in kept if not key.endswith("_infinite") or any(row[key] for *_, row in rows)]
+    headings = {key: CLASSES[key] for key in kept}
+    headings |= {"mean_rank": "mean rank", "cases": "cases", "failed": "not scored"}
+    if any(row["empty_predictions"] for *_, row in rows):
+        headings["empty_predictions"] = "without prediction"
+    cells = [[name, *(text(row.get(key, math.nan), _form(key)) for key in headings)] for _, name, row in rows]
+    return Grid(["predictions", *headings.values()], cells, [])
 
 
 def _grid(
@@ -95,22 +169,31 @@ def _grid(
 
 
 def _form(key: str) -> str:
-    if key.endswith("_p_holm"):
-        return FORMS["p_holm"]
-    own, difference = key.removesuffix("_difference"), key.endswith("_difference") and key != "volume_difference"
-    return f"+{FORMS.get(own, '.4f')}" if difference else FORMS.get(key, ".4f")
+    return FORMS.get(key, ".4f")
 
 
 def text(value: Any, form: str = ".4f") -> str:
     """A number or the two bounds of an interval, a dash for what is undefined."""
-    if isinstance(value, (int, str)):
+    if isinstance(value, int) or (isinstance(value, str) and value != "inf"):
         return str(value)
-    low, high = value if isinstance(value, list) else (value, value)
+    low, high = (math.inf if v == "inf" else v for v in (value if isinstance(value, list) else (value, value)))
     if low is None or math.isnan(low):
         return "-"
     if form == "d":  # how many of the first, how many of the second
         return f"{low} + {high}" if low or high else "-"
     return f"{low:{form}} .. {high:{form}}" if isinstance(value, list) else format(float(low), form)
+
+
+def done_line(tables: dict[str, Table], summaries: dict[str, Summary], out: Path | None, report: Path | None) -> str:
+    """What was scored, the mean Dice of each set of predictions, and where the files are."""
+    scores = []
+    for name, summary in summaries.items():
+        interval = text(number(summary.macro_interval))
+        spread = "" if interval == "-" else f" (95 % interval {interval})"
+        scores.append(f"{f'{shown(name)} ' if len(tables) > 1 else ''}{text(summary.macro_dice)}{spread}")
+    cases = len(next(iter(tables.values())).cases)
+    files = [f"{what}: {shown(str(path))}" for what, path in (("Scores", out), ("Report", report)) if path is not None]
+    return f"{cases} case{'s' * (cases != 1)}, mean Dice {', '.join(scores)}. {'. '.join(files)}."
 
 
 def alone_line(comparison: Comparison) -> str:
@@ -143,14 +226,17 @@ def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list
     return lines
 
 
-DROPPED: tuple[str, ...] = (
-    *(f"{heading} p" for heading in CLASSES.values()),
-    "in empty", "mean distance", "volume difference", "reference ml", "predicted ml", "specificity", "pooled IoU",
-    "quartiles", "SD", "median", "recall", "precision", "IoU", "pooled Dice", "SQ", "PQ", "RQ (F1)", "centre-line Dice",
-    "lesion Dice", "surface Dice", "HD95", "cases", "pairs",
-    "one only", "95 % interval", "Wilcoxon p", "Holm p",
+_FIRST = (
+    "pooled IoU", "quartiles", "SD", "in empty", "median", "pooled Dice", "IoU", "cases",
+    "mean distance quartiles", "HD95 quartiles", "mean distance median", "HD95 median", "mean distance",
+    "volume difference", "reference ml", "predicted ml", "specificity", "AP 0.9", "AP 0.75", "AP 0.5", "matched",
+    "missed", "extra", "SQ", "recall", "precision", "PQ", "RQ (F1)",
+    "centre-line Dice", "lesion Dice", "surface Dice", "HD95",
 )  # fmt: skip
-
+DROPPED: tuple[str, ...] = (
+    *(heading + more for heading in _FIRST for more in ("", " inf")),
+    "one only", "95 % interval", "Wilcoxon p", "Holm p", "pairs", "inf",
+)  # fmt: skip
 """Columns that a narrow terminal does without, the first rather than the last. A number is never cut."""
 
 NAMES = 12
@@ -159,7 +245,8 @@ NAMES = 12
 
 def terminal(title: str, grid: Grid, width: int) -> Terminal:
     """Grid -> table of at most so many columns, which says what it left out for that."""
-    sizes = [max(map(len, column)) for column in zip(grid.columns, *grid.rows, grid.total, strict=True)]
+    totals = [grid.total] if grid.total else []
+    sizes = [max(map(len, column)) for column in zip(grid.columns, *grid.rows, *totals, strict=True)]
     kept = {i for i, heading in enumerate(grid.columns) if heading not in DROPPED}
     for heading in reversed(DROPPED):
         more = kept | {grid.columns.index(heading)} if heading in grid.columns else kept
@@ -178,5 +265,6 @@ def terminal(title: str, grid: Grid, width: int) -> Terminal:
     for row in grid.rows:
         drawn.add_row(*(Text(row[column]) for column in sorted(kept)))
     drawn.add_section()
-    drawn.add_row(*(grid.total[column] for column in sorted(kept)))
+    for row in totals:
+        drawn.add_row(*(row[column] for column in sorted(kept)))
     return drawn

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import read_image
-from softdice.images.geometry import check_same_place, extended, one_shape
+from softdice.images.geometry import check_same_place, extended, one_frame, one_shape, reversed_shape
 from softdice.images.labels import colours, labels, one_palette
-from softdice.training.channels import emptiness, read_channels, scaled, size
+from softdice.training.channels import ONE_FORMAT, emptiness, read_channels, scaled, size
 from softdice.training.config import TrainingError
 from softdice.training.layout import find_layout
 
@@ -47,6 +47,7 @@ class Cases:
         ignored: the label value of voxels that are left out, or None.
         joint: channels are the colours of pictures, scaled together. by_channel: images are one file per channel.
         empty: names of images, and what is wrong with them, from which nothing can be learnt.
+        left_out: lines that name what else lies in the folders.
         keep_bytes: memory for cases that have been read.
     """
 
@@ -63,6 +64,7 @@ class Cases:
     joint: bool = True
     by_channel: bool = False
     empty: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     keep_bytes: int = 0
     _kept: dict[int, Case] = field(default_factory=dict)
 
@@ -136,13 +138,14 @@ def read_folder(
         shape, classes = image.shape, labels(label_paths[name], label, rounded=round, advice=advice)
         one_palette(label_paths[name], colours(label), seen)
         if not one_shape(shape, classes.shape):
+            turned = not one_frame(image, label) and reversed_shape(shape, classes.shape)
             raise TrainingError(
                 f"softdice train: expected one shape, got {size(shape)} for {path} and {size(classes.shape)} "
-                f"for {label_paths[name]}. Resample one of them."
+                f"for {label_paths[name]}. {ONE_FORMAT if turned else 'Resample one of them.'}"
             )
         if not ignore_geometry:
             advice_place = "Resample one of them; --ignore-geometry takes them as they are."
-            check_same_place(label_paths[name], label, path, image, advice=advice_place)
+            check_same_place(label_paths[name], label, path, image, advice=advice_place, transpose=ONE_FORMAT)
         if len(shape) not in (2, 3) or (shapes and len(shape) != len(shapes[0])):
             raise TrainingError(
                 f"softdice train: {path}: expected {'2-D or 3-D' if not shapes else f'{len(shapes[0])}-D'} "
@@ -203,6 +206,7 @@ def read_folder(
         joint=joint,
         by_channel=layout.by_channel,
         empty=empty,
+        left_out=layout.left_out,
         keep_bytes=memory_bytes() // 2,
     )
 

@@ -21,6 +21,9 @@ PERCENTILES = (0.5, 99.5)
 SAMPLED_VOXELS = 1_000_000
 COLOURS = 3
 
+ONE_FORMAT = "Their axes stand in reversed order: save both in one format."
+"""What to do about a picture beside a medical image, one of which has columns first, the other rows."""
+
 Files = Mapping[int, Path]
 """Channel number -> file."""
 
@@ -80,9 +83,10 @@ def read_channels(files: Files, *, ignore_geometry: bool = False) -> tuple[Image
                 f"got {size(image.shape)}. Resample it."
             )
         if not ignore_geometry:
-            check_same_place(files[number], image, files[0], first, advice="Resample one of them.")
+            advice = "Resample one of them."
+            check_same_place(files[number], image, files[0], first, advice=advice, transpose=ONE_FORMAT)
     array = np.concatenate([_channels_first(image) for image in images])
-    picture = len(images) == 1 and first.affine is None and array.shape[0] == COLOURS
+    picture = len(images) == 1 and first.place.axes == "zyx" and array.shape[0] == COLOURS
     return first, array, picture or array.shape[0] == 1
 
 

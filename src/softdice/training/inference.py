@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from softdice.images.files import FileError, Image, image_name, list_images, mask_suffix, write_image
+from softdice.images.files import FileError, Image, image_name, is_store, list_images, mask_suffix, write_image
 from softdice.training.channels import Files, channel_files, read_channels, scaled
 from softdice.training.checkpoint import load_checkpoint, load_network, made_folder
 from softdice.training.config import TrainingError, no_memory
@@ -55,12 +55,13 @@ def predict(
     """
     content = load_checkpoint(checkpoint)
     images, out = Path(images), Path(out)
-    listed = list_images(images) if images.is_dir() else {(image_name(images) or (images.name, ""))[0]: images}
+    several = images.is_dir() and not is_store(images)
+    listed = list_images(images) if several else {(image_name(images) or (images.name, ""))[0]: images}
     if not listed or not images.exists():
         raise TrainingError(f"softdice predict: expected images in {images}, got none. Check the path.")
     by_channel = content["data"].get("by_channel", False)
     found = channel_files(listed) if by_channel else {stem: {0: path} for stem, path in listed.items()}
-    if by_channel and not images.is_dir():  # the other channels lie beside it
+    if by_channel and not several:  # the other channels lie beside it
         beside = channel_files(list_images(images.parent))
         found = {name: beside.get(name, files) for name, files in found.items()}
     paths = [files[min(files)] for files in found.values()]

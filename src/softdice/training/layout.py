@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from softdice.images.files import FileError, list_images
+from softdice.images.files import FileError, left_out, list_images
 from softdice.scoring.classes import ScoreError, parse_labels
 from softdice.training.channels import Files, channel_files
 from softdice.training.config import TrainingError
@@ -25,6 +25,7 @@ class Layout:
         label_names: of label values, as far as dataset.json says.
         ignore: the label value that dataset.json calls "ignore", or None.
         by_channel: whether images are kept in one file per channel.
+        left_out: lines that name what else the folders hold.
     """
 
     images: dict[str, Files]
@@ -32,6 +33,7 @@ class Layout:
     label_names: dict[int, str]
     ignore: int | None
     by_channel: bool
+    left_out: list[str]
 
 
 def find_layout(folder: Path) -> Layout:
@@ -53,7 +55,10 @@ def find_layout(folder: Path) -> Layout:
     _check_names(folder, where, list(images), list(labels))
     names, ignore = _declared(folder / "dataset.json") if parts == NNUNET else ({}, None)
     by_channel = any(name not in files for name in images)
-    return Layout({name: images[name] for name in sorted(images)}, labels, names, ignore, by_channel)
+    others = [left_out(part, found.values()) for part, found in zip(where, (files, labels), strict=True)]
+    return Layout(
+        {name: images[name] for name in sorted(images)}, labels, names, ignore, by_channel, [*filter(None, others)]
+    )
 
 
 def check_out(out: Path, folder: Path) -> None:

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import softdice
-from softdice.losses import MAPPED, Loss, StatisticsLoss
+from softdice.losses import MAPPED, Loss
 from softdice.losses.base import words
 from softdice.training.config import TrainingError
 
@@ -50,7 +50,7 @@ def parse_loss(text: str, num_classes: int, group: str | None = None, ignore_ind
     """
     names = loss_names()
     full = {long: names[short] for long, short in SHORT.items() if short in names} | names
-    given = {
+    shared: dict[str, Any] = {
         "activation": "softmax", "absent": "skip", "group": group, "validate": False, "ignore_index": ignore_index,
     }  # fmt: skip
     total: Loss | None = None
@@ -78,15 +78,10 @@ def parse_loss(text: str, num_classes: int, group: str | None = None, ignore_ind
                 f"softdice train: expected a number from {FACTORS[0]:g} to {FACTORS[1]:g} before '*', got "
                 f"{weight[:40]}. Change --loss."
             )
-        term: Loss = full[key](num_classes, **_taken(full[key], given))
+        term: Loss = full[key](
+            num_classes, **{name: value for name, value in shared.items() if name in full[key].TAKES}
+        )
         term = term if factor == 1 else factor * term
         total = term if total is None else total + term
     assert total is not None  # split never gives an empty list
     return total
-
-
-def _taken(loss: type[Loss], given: dict[str, Any]) -> dict[str, Any]:
-    """Keywords -> those that the loss has: one that is no function of the statistics may lack some."""
-    if issubclass(loss, StatisticsLoss):
-        return given
-    return {name: value for name, value in given.items() if name in inspect.signature(loss).parameters}

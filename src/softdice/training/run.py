@@ -18,8 +18,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from softdice.distributed import LostRankError, Ranks
 from softdice.losses import StatisticsLoss
+from softdice.parallel.ranks import LostRankError, Ranks
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.training.brain import brain_cases
 from softdice.training.cases import Cases, memory_bytes, read_folder, split
@@ -372,6 +372,8 @@ def _tell(reporter: Reporter, module: Segmenter, held_out: Sequence[int], settin
         f"Data: {what}: {len(module.training_numbers)} for training, {len(held_out)} held out, {cases.spatial_ndim}-D, "
         f"{cases.channels} channel{'s' if cases.channels > 1 else ''}, {len(cases.values)} classes"
     )
+    for line in cases.left_out:
+        reporter.line(line)
     if cases.mapping is not None:
         shown = [f"{value} -> {number}" for value, number in cases.mapping.items()]
         reporter.line(f"Labels mapped: {', '.join(shown[:12])}{', ...' if len(shown) > 12 else ''}")

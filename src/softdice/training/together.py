@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 
-from softdice.distributed import LostRankError, Ranks
 from softdice.images.files import FileError
+from softdice.parallel.ranks import LostRankError, Ranks
 from softdice.training.config import TrainConfig, TrainingError
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from softdice.images.image import FileError, Format, Image, native
+from softdice.images.image import FileError, Format, Image, Place, native
 
 
 def _read_npy(path: Path, _: Any) -> Image:
@@ -30,7 +30,7 @@ def _one_array(file: Any) -> Image:
     array = np.lib.format.read_array(file, allow_pickle=False)
     if file.read(1):  # also what makes zipfile verify the checksum
         raise FileError("damaged: there is more in the file than its header says")
-    return Image(native(array), array.ndim)
+    return Image(native(array), array.ndim, Place("any"))
 
 
 def _write_numpy(array: np.ndarray, like: Image, _: Any) -> bytes:

@@ -2,51 +2,114 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from softdice.images.image import FileError, Format, Image, storable
+from softdice.images.image import MM, PATIENT, FileError, Format, Image, Place, storable
 
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 """ITK's axes point to the left, the back and the head of a patient; those of NIfTI to the right, front and head."""
 
 
-def _read(path: Path, sitk: Any, *, reader: str) -> Image:
+def _read_nrrd(path: Path, sitk: Any) -> Image:
+    fields = _nrrd_header(path)
+    encoding = fields.get("encoding", "raw").lower()
+    if encoding in ("bzip2", "bz2"):
+        advice = f"Run: unu save -f nrrd -e gzip -i {path.name} -o OTHER.nrrd"
+        raise FileError(f"compressed by bzip2, which SimpleITK does not read. {advice}")
+    picture, told = _opened(path, sitk, "NrrdImageIO")
+    space, flat = told.get("NRRD_space", ""), picture.GetDimension() == 2
+    # Two axes have no space with a name: those that SimpleITK writes lie as its other files do.
+    frame = PATIENT if space in _ANATOMICAL or (flat and "space directions" in fields) else space
+    units = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
+    sizes = any(field in fields for field in ("space directions", "spacings"))
+    return _segmented(image_of(picture, sitk, frame, units[: 2 if flat else 3], sizes=sizes), told)
+
+
+_ANATOMICAL = "left-posterior-superior", "left-posterior-superior-time"
+"""Spaces of NRRD; ITK brings right-anterior-superior and left-anterior-superior to the first."""
+
+
+def _nrrd_header(path: Path) -> dict[str, str]:
+    """Return the fields of a header of NRRD, names in lower case."""
+    with path.open("rb") as file:
+        head = file.read(1 << 20).replace(b"\r\n", b"\n").partition(b"\n\n")[0].decode("latin-1")
+    fields = re.findall(r"(?m)^([^:#\n]+): (.*)$", head)
+    return {name.strip().lower(): value.strip() for name, value in fields}
+
+
+def _segmented(image: Image, told: dict[str, str]) -> Image:
+    """Return an image with the segments of 3D Slicer that its header lists: of its scene it holds the part with them.
+
+    Segments that overlap lie in layers, each a channel; so may others, and then the layers become one label map. Where
+    two layers number alike, labels are 1, 2 ... in the order of the list, as 3D Slicer exports a label map.
+    """
+    segments = [match[1] for key in told if (match := re.fullmatch(r"(Segment\d+)_LabelValue", key))]
+    if not segments:
+        return image
+    segments.sort(key=lambda each: int(each.removeprefix("Segment")))
+    values = [int(told[f"{each}_LabelValue"]) for each in segments]
+    labels = values if len({*values}) == len(values) else [*range(1, len(values) + 1)]
+    names = {label: told.get(f"{each}_Name", "") for each, label in zip(segments, labels, strict=True)}
+    image = replace(image, names=names, place=replace(image.place, partial=(0, 1, 2)))
+    if image.array.ndim == image.spatial_ndim:
+        return image
+    layers = [int(told.get(f"{each}_Layer", "0")) for each in segments]
+    masks = [image.array[..., layer] == value for layer, value in zip(layers, values, strict=True)]
+    if np.sum(masks, 0, np.int32).max() > 1:
+        advice = "Export one label map, or one file per segment."
+        return replace(image, no_labels=f"segments in {image.array.shape[-1]} layers, for they overlap. {advice}")
+    label_map = np.zeros(image.shape, np.min_scalar_type(max(labels)))
+    for mask, label in zip(masks, labels, strict=True):
+        label_map[mask] = label
+    return replace(image, array=label_map)
+
+
+def _read_meta(path: Path, sitk: Any) -> Image:
+    picture, told = _opened(path, sitk, "MetaImageIO")
+    units = [told.get("ITK_VoxelUnits", "")] * min(picture.GetDimension(), 3)
+    return _segmented(image_of(picture, sitk, PATIENT, units), told)
+
+
+def _opened(path: Path, sitk: Any, reader: str) -> tuple[Any, dict[str, str]]:
     path.open("rb").close()  # a missing file in the words of the system
     with quiet():
         picture = sitk.ReadImage(str(path), imageIO=reader)
-    told = {key: picture.GetMetaData(key) for key in picture.GetMetaDataKeys()}
-    segments = [match[1] for key in told if (match := re.fullmatch(r"(Segment\d+)_LabelValue", key))]
-    channels = picture.GetNumberOfComponentsPerPixel()
-    layers = f"segments in {channels} layers, for they overlap. Export one label map, or one file per segment."
-    return replace(
-        image_of(picture, sitk, placed=reader != "NrrdImageIO" or "NRRD_space" in told),
-        names={int(told[f"{each}_LabelValue"]): told.get(f"{each}_Name", "") for each in segments},
-        no_labels=layers if segments and channels > 1 else "",
-    )
+    return picture, {key: picture.GetMetaData(key) for key in picture.GetMetaDataKeys()}
 
 
-def image_of(picture: Any, sitk: Any, *, placed: bool) -> Image:
+def image_of(picture: Any, sitk: Any, frame: str, units: Sequence[str] = (), *, sizes: bool = True) -> Image:
+    """Return a picture of SimpleITK as an image.
+
+    Args:
+        frame: where its axes lead to. units: of the axes of that frame, mm where none is said.
+        sizes: whether the file knows the size of a voxel.
+    """
     ndim, channels = picture.GetDimension(), picture.GetNumberOfComponentsPerPixel()
     spatial, reverse = min(ndim, 3), [*range(ndim)][::-1]  # x is the last axis there
     array = sitk.GetArrayFromImage(picture).transpose([*reverse, ndim] if channels > 1 else reverse)
     array = np.array(array if array.ndim <= spatial + 1 else array.reshape(*array.shape[:spatial], -1), order="F")
-    spacing, origin = picture.GetSpacing()[:spatial], picture.GetOrigin()[:spatial]
+    known = {MM.get(unit, math.nan) for unit in units if unit not in ("", "?")} or {1.0}
+    mm = known.pop() if len(known) == 1 else math.nan
+    scale = 1.0 if math.isnan(mm) else mm
+    spacing, origin = (tuple(n * scale for n in each[:spatial]) for each in (picture.GetSpacing(), picture.GetOrigin()))
     direction = np.array(picture.GetDirection()).reshape(ndim, ndim)[:spatial, :spatial]
     affine = np.eye(4)
     affine[:spatial, :spatial], affine[:spatial, 3] = direction * spacing, origin
     header = spacing, origin, direction.ravel().tolist()
-    return Image(array, spatial, LPS_TO_RAS @ affine if placed else None, spacing, header)
+    frame = f"{frame} in {', '.join(units)}" if math.isnan(mm) and frame else frame
+    place = Place("xyz", frame, LPS_TO_RAS @ affine if sizes or frame else None, mm if math.isnan(mm) else 1.0)
+    return Image(array, spatial, place, header)
 
 
 @contextmanager
@@ -61,6 +124,7 @@ def quiet() -> Iterator[None]:
         except RuntimeError as error:
             file.seek(0)
             reason = " ".join(file.read().decode(errors="replace").split()) or str(error).strip().splitlines()[-1]
+            reason = re.sub(r"\(?0x[0-9a-f]+\)?", "", reason)  # an address in memory, other in every run
             raise FileError(f"truncated or damaged: {reason}") from error
         finally:
             os.dup2(kept, 2)
@@ -78,16 +142,22 @@ def _write(array: np.ndarray, like: Image, sitk: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"mask{like.suffix}"
         sitk.WriteImage(picture, str(path), useCompression=True)
-        return path.read_bytes()
+        content = path.read_bytes()
+    if like.suffix == ".mha" or like.placed:
+        return content
+    head, end, voxels = content.partition(b"\n\n")  # SimpleITK says where every NRRD lies: take that back
+    lines = [line for line in head.split(b"\n") if like.affine is not None or not line.startswith(b"space")]
+    says = f"space: {like.place.frame}" if like.place.frame else f"space dimension: {like.spatial_ndim}"
+    return b"\n".join(says.encode() if line.startswith(b"space: ") else line for line in lines) + end + voxels
 
 
 SITK = ("SimpleITK", "itk")
-_NRRD, _META = partial(_read, reader="NrrdImageIO"), partial(_read, reader="MetaImageIO")
 _NRRD_MAGIC, _META_MAGIC = ((0, b"NRRD"),), ((0, b"ObjectType"), (0, b"NDims"), (0, b"Comment"))
 
 FORMATS = (
-    Format((".nrrd",), _NRRD, _write, SITK, magic=_NRRD_MAGIC),
-    Format((".seg.nrrd",), _NRRD, None, SITK, masks=".nrrd", magic=_NRRD_MAGIC),
-    Format((".mha",), _META, _write, SITK, magic=_META_MAGIC),
-    Format((".mhd",), _META, None, SITK, masks=".mha", magic=_META_MAGIC),
+    Format((".nrrd",), _read_nrrd, _write, SITK, magic=_NRRD_MAGIC),
+    Format((".seg.nrrd",), _read_nrrd, None, SITK, masks=".nrrd", magic=_NRRD_MAGIC),
+    Format((".nhdr",), _read_nrrd, None, SITK, masks=".nrrd", magic=_NRRD_MAGIC, beside=(".raw", ".raw.gz")),
+    Format((".mha",), _read_meta, _write, SITK, magic=_META_MAGIC),
+    Format((".mhd",), _read_meta, None, SITK, masks=".mha", magic=_META_MAGIC, beside=(".raw", ".zraw")),
 )

@@ -1,10 +1,11 @@
-"""NIfTI-1 and NIfTI-2 through nibabel, compressed or not."""
+"""NIfTI-1 and NIfTI-2, compressed or not, in one file or in two, and FreeSurfer's MGH, through nibabel."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import logging
+import os
 import re
 import struct
 import xml.etree.ElementTree as ElementTree
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from softdice.images.image import FileError, Format, Image, complaints, native, storable
+from softdice.images.image import MM, PATIENT, FileError, Format, Image, Place, complaints, native, storable
 
 _HARMLESS = ("pixdim", "bitpix", "not divisible by 16")
 """Words of nibabel's complaints about headers that many programs write."""
@@ -21,39 +22,66 @@ _HARMLESS = ("pixdim", "bitpix", "not divisible by 16")
 GZIP = b"\x1f\x8b"
 
 MAGIC = (344, b"n+1"), (4, b"n+2"), (344, b"ni1"), (4, b"ni2"), (0, GZIP)
+MGH = 0, b"\0\0\0\1\0\0"
 
 MAX_QUATERNION = 1.01
 """Longest (b, c, d) that counts as rounding."""
 
 
+def _unpacked(path: Path, plain: str, zipped: str) -> bytes:
+    """Return the content of a file; raise FileError where it is compressed and its name says it is not, or reversed."""
+    data, compressed = path.read_bytes(), path.name.lower().endswith(zipped)
+    if data.startswith(GZIP) and not compressed:
+        raise FileError(f"compressed by gzip: name it {zipped}")
+    if compressed and not data.startswith(GZIP):
+        known = any(data[position:].startswith(word) for position, word in (*MAGIC[:4], MGH))
+        raise FileError("not compressed by gzip" + (f": name it {plain}" if known else ""))
+    if not compressed:
+        return data
+    try:
+        return gzip.decompress(data)  # to the end, so that its checksum is verified
+    except gzip.BadGzipFile as error:
+        if "Not a gzipped file" in str(error):
+            raise FileError("damaged: something follows the compressed data") from None
+        raise
+
+
 def _read(path: Path, nibabel: Any) -> Image:
+    data = _unpacked(path, ".nii", ".nii.gz")
+    return _image(data, data, nibabel)
+
+
+def _read_pair(path: Path, nibabel: Any) -> Image:
+    """Read a header (.hdr) with its voxels, which lie beside it (.img)."""
     data = path.read_bytes()
-    named, compressed = path.suffix.lower() == ".gz", data.startswith(GZIP)
-    if compressed and not named:
-        raise FileError("compressed by gzip: name it .nii.gz")
-    if named and not compressed:
-        plain = any(data[position:].startswith(word) for position, word in MAGIC)
-        raise FileError("not compressed by gzip" + (": name it .nii" if plain else ""))
-    if compressed:
-        try:
-            data = gzip.decompress(data)  # to the end, so that its checksum is verified
-        except gzip.BadGzipFile as error:
-            if "Not a gzipped file" in str(error):
-                raise FileError("damaged: something follows the compressed data") from None
-            raise
-    sizes = {struct.unpack(order + "i", data[:4])[0] for order in "<>"} if len(data) >= 4 else set()
-    header_class = nibabel.Nifti2Header if 540 in sizes else nibabel.Nifti1Header if 348 in sizes else None
-    if header_class is None:
-        raise FileError("compressed by gzip twice" if data.startswith(GZIP) else "not a NIfTI file")
+    if data[:4] in (struct.pack("<i", 348), struct.pack(">i", 348)) and not data[344:].startswith(b"ni1"):
+        advice = "Convert it to NIfTI with a program that knows which side is left, and look at the result"
+        raise FileError(f"expected NIfTI, got Analyze 7.5, which does not say left from right. {advice}")
+    names = [name for name in os.listdir(path.parent) if name.lower() == f"{path.stem}.img".lower()]
+    voxels = path.with_suffix(".img").name
+    if not names:
+        raise FileError(f"expected the voxels in {voxels} beside it, got no such file. Copy both")
+    return _image(data, path.with_name(voxels if voxels in names else names[0]).read_bytes(), nibabel)
+
+
+def _image(head: bytes, data: bytes, nibabel: Any) -> Image:
+    """Content with a header, content with the voxels, which are the same in a file of its own -> image."""
+    single = head is data
+    sizes = {struct.unpack(order + "i", head[:4])[0] for order in "<>"} if len(head) >= 4 else set()
+    kinds = ("Nifti1Header", "Nifti2Header") if single else ("Nifti1PairHeader", "Nifti2PairHeader")
+    kind = kinds[1] if 540 in sizes else kinds[0] if 348 in sizes else None
+    if kind is None:
+        raise FileError("compressed by gzip twice" if head.startswith(GZIP) else "not a NIfTI file")
+    header_class = getattr(nibabel.nifti2 if kind == kinds[1] else nibabel.nifti1, kind)
     with complaints("nibabel.global", logging.WARNING) as messages:
-        header = header_class.from_fileobj(io.BytesIO(data))
+        header = header_class.from_fileobj(io.BytesIO(head))
     for message in messages:  # repaired by nibabel; only a repair that changes nothing we use is let through
         if not any(harmless in message for harmless in _HARMLESS):
             raise FileError(f"damaged header: {message.partition(';')[0]}")
     dtype, shape, offset = header.get_data_dtype(), header.get_data_shape(), int(header["vox_offset"])
     if dtype.kind not in "iuf":
         raise FileError(f"expected one number per voxel, got the NIfTI type {header.get_value_label('datatype')}")
-    if min(shape, default=0) < 1 or offset < header.single_vox_offset:
+    if min(shape, default=0) < 1 or offset < (header.single_vox_offset if single else 0):
         raise FileError(f"damaged header: shape {tuple(shape)}, voxels at byte {offset}")
     end = offset + dtype.itemsize * int(np.prod([int(n) for n in shape], dtype=object))
     if len(data) < end:
@@ -68,24 +96,20 @@ def _read(path: Path, nibabel: Any) -> Image:
         scale = float(slope), float(intercept)
         array = array * np.float64(slope) + np.float64(intercept)
     _shorten_quaternion(header)
-    affine, zooms = header.get_best_affine(), header.get_zooms()
+    affine = header.get_best_affine()
     if not (np.abs(affine) < 1e9).all():
         raise FileError("damaged header: the affine is not finite, or points out of this world")
+    affine[:3] *= MM.get(header.get_xyzt_units()[0], 1.0)
+    array, says = _channels_last(array), header["sform_code"] > 0 or header["qform_code"] > 0
+    place = Place("xyz", PATIENT if says else "", affine)
+    return Image(array, min(array.ndim, 3), place, header, scale=scale, names=_label_names(header))
+
+
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    """Return the array with its axes beyond three as one, and without it where it holds nothing."""
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.ndim > 3:
-        array = array.reshape(*array.shape[:3], -1)
-    spatial = min(array.ndim, 3)
-    return Image(
-        array,
-        spatial,
-        affine,
-        tuple(float(z) for z in zooms[:spatial]),
-        header,
-        scale=scale,
-        names=_label_names(header),
-        placed=bool(header["sform_code"] > 0 or header["qform_code"] > 0),
-    )
+    return array.reshape(*array.shape[:3], -1) if array.ndim > 3 else array
 
 
 def _shorten_quaternion(header: Any) -> None:
@@ -125,13 +149,40 @@ def _write(array: np.ndarray, like: Image, nibabel: Any) -> bytes:
     if wide and (array.size == 0 or (abs(array).max() < 2**31)):
         array = array.astype(np.int32)  # few programs read 64-bit integers
     image_class = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
-    fresh = header.copy()
-    fresh.extensions.clear()
+    fresh = image_class.header_class(header.binaryblock, header.endianness, check=False)  # without its extensions
     fresh.set_data_dtype(array.dtype)
     fresh.set_slope_inter(1, 0)
     fresh["cal_min"] = fresh["cal_max"] = 0
-    content = image_class(array, like.affine, fresh).to_bytes()
+    content = image_class(array, header.get_best_affine(), fresh).to_bytes()
     return gzip.compress(content, 6, mtime=0) if like.suffix == ".nii.gz" else content
 
 
-FORMATS = (Format((".nii.gz", ".nii"), _read, _write, ("nibabel", "images"), magic=MAGIC),)
+def _read_mgh(path: Path, nibabel: Any) -> Image:
+    image = nibabel.MGHImage.from_bytes(_unpacked(path, ".mgh", ".mgz"))
+    header = image.header
+    array = _channels_last(native(np.asarray(image.dataobj)))
+    place = Place("xyz", PATIENT if header["goodRASFlag"] == 1 else "", np.array(image.affine, np.float64))
+    if not (np.abs(image.affine) < 1e9).all():
+        raise FileError("damaged header: the affine is not finite, or points out of this world")
+    return Image(array, min(array.ndim, 3), place, header)
+
+
+def _write_mgh(array: np.ndarray, like: Image, nibabel: Any) -> bytes:
+    array = storable(array)
+    if array.dtype.kind in "iu" and array.dtype not in (np.uint8, np.int16, np.int32):
+        low, high = int(array.min()), int(array.max())
+        if low < -(2**31) or high >= 2**31:
+            raise FileError(f"expected values of 32 bits for MGH, got {low}..{high}")
+        array = array.astype(np.int32)
+    header: Any = like.header
+    fresh = header.copy()
+    fresh.set_data_dtype(array.dtype if array.dtype.kind in "iu" else np.float32)
+    content = nibabel.MGHImage(array, header.get_affine(), fresh).to_bytes()
+    return gzip.compress(content, 6, mtime=0) if like.suffix == ".mgz" else content
+
+
+FORMATS = (
+    Format((".nii.gz", ".nii"), _read, _write, ("nibabel", "images"), magic=MAGIC),
+    Format((".hdr",), _read_pair, None, ("nibabel", "images"), masks=".nii.gz", magic=MAGIC[2:4], beside=(".img",)),
+    Format((".mgz", ".mgh"), _read_mgh, _write_mgh, ("nibabel", "images"), magic=(MGH, (0, GZIP))),
+)

@@ -1,16 +1,18 @@
-"""PNG and JPEG through Pillow."""
+"""PNG, JPEG, BMP, GIF, WebP and JPEG 2000 through Pillow, turned as viewers show them."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from softdice.images.image import FileError, Format, Image, without_alpha
+from softdice.images.image import FileError, Format, Image, as_shown, without_alpha
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -65,16 +67,60 @@ def _read_jpeg(path: Path, pil: Any) -> Image:
     from PIL.JpegImagePlugin import JpegImageFile
 
     with JpegImageFile(str(path)) as picture:
-        array = _picture_array(picture.convert("RGB") if picture.mode == "CMYK" else picture)
+        array = _picture_array(picture, "RGB" if picture.mode == "CMYK" else "")
     return Image(array, 2, no_labels="a JPEG, which changes them. Save masks as PNG.")
 
 
-def _picture_array(picture: Any) -> np.ndarray:
-    """picture -> (H, W) grey values or palette indices, (H, W, channels) colours."""
-    if picture.mode not in ("1", "L", "P", "I", "I;16", "LA", "RGB", "RGBA"):
-        raise FileError(f"expected grey, palette or colour, got a picture of mode {picture.mode}")
-    array = np.array(picture)
-    return array.view(np.uint8) != 0 if picture.mode == "1" else array  # its True is the byte 255, which is no bool
+def _read_other(path: Path, pil: Any, *, kind: str) -> Image:
+    """Read a picture by the plugin of Pillow that is named so."""
+    data, colours = path.read_bytes(), None
+    with getattr(import_module(f"PIL.{kind}ImagePlugin"), _CLASSES[kind])(io.BytesIO(data)) as picture:
+        if getattr(picture, "n_frames", 1) != 1:
+            raise FileError(f"expected one picture, got an animation of {picture.n_frames}")
+        array = _picture_array(picture)
+        if picture.mode == "P":
+            colours = np.array(picture.getpalette("RGBA"), np.uint8).reshape(-1, 4)
+    lossy = {"WebP": _is_lossy_webp, "Jpeg2K": _is_lossy_jpeg2000}.get(kind, lambda data: False)(data)
+    no_labels = f"a lossy {path.suffix}, which changes them. Save masks as PNG." if lossy else ""
+    if kind == "Gif" and colours is not None and (colours[np.unique(array), :3] == colours[np.unique(array), :1]).all():
+        return Image(colours[array, 0], 2)  # grey values, which GIF keeps as a palette of those that occur
+    if colours is None and array.ndim == 3 and array.shape[-1] in (2, 4):
+        array, varies = without_alpha(array)
+        no_labels = no_labels or varies
+    return Image(array, 2, palette=colours, no_labels=no_labels)
+
+
+def _is_lossy_webp(data: bytes) -> bool:
+    """Whether one of the chunks of a WebP is a lossy picture."""
+    position, kinds = 12, set[bytes]()
+    while position + 8 <= len(data):
+        kinds.add(data[position : position + 4])
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + size + size % 2
+    return b"VP8 " in kinds
+
+
+def _is_lossy_jpeg2000(data: bytes) -> bool:
+    """Whether the coding style (COD) names the wavelet that rounds."""
+    start = data.find(b"\xff\x52")
+    return start >= 0 and data[start + 13 : start + 14] == b"\0"
+
+
+_CLASSES = {"Bmp": "BmpImageFile", "Gif": "GifImageFile", "WebP": "WebPImageFile", "Jpeg2K": "Jpeg2KImageFile"}
+
+
+def _picture_array(picture: Any, mode: str = "") -> np.ndarray:
+    """Return grey values or palette indices (H, W), or colours (H, W, channels), as viewers show the picture."""
+    shown = picture.convert(mode) if mode else picture
+    if shown.mode not in ("1", "L", "P", "I", "I;16", "LA", "RGB", "RGBA"):
+        raise FileError(f"expected grey, palette or colour, got a picture of mode {shown.mode}")
+    array = np.array(shown)
+    array = array.view(np.uint8) != 0 if shown.mode == "1" else array  # its True is the byte 255, which is no bool
+    return np.ascontiguousarray(as_shown(array, picture.getexif().get(_ORIENTATION)))
+
+
+_ORIENTATION = 274
+"""Tag of EXIF: how the picture is to be turned."""
 
 
 def _write_png(array: np.ndarray, like: Image, pil: Any) -> bytes:
@@ -90,7 +136,19 @@ def _write_png(array: np.ndarray, like: Image, pil: Any) -> bytes:
     return buffer.getvalue()
 
 
+_PIL = ("PIL.Image", "images")
+_JPEG2000 = ((0, b"\0\0\0\x0cjP"), (0, b"\xff\x4f\xff\x51"))
+
+
+def _other(suffix: str, kind: str, *magic: tuple[int, bytes]) -> Format:
+    return Format((suffix,), partial(_read_other, kind=kind), None, _PIL, masks=".png", magic=magic)
+
+
 FORMATS = (
-    Format((".png",), _read_png, _write_png, ("PIL.Image", "images"), magic=((0, _PNG_SIGNATURE),)),
-    Format((".jpg", ".jpeg"), _read_jpeg, None, ("PIL.Image", "images"), masks=".png", magic=((0, b"\xff\xd8\xff"),)),
+    Format((".png",), _read_png, _write_png, _PIL, magic=((0, _PNG_SIGNATURE),)),
+    Format((".jpg", ".jpeg"), _read_jpeg, None, _PIL, masks=".png", magic=((0, b"\xff\xd8\xff"),)),
+    _other(".bmp", "Bmp", (0, b"BM")),
+    _other(".gif", "Gif", (0, b"GIF8")),
+    _other(".webp", "WebP", (8, b"WEBP")),
+    _other(".jp2", "Jpeg2K", *_JPEG2000),
 )

@@ -1,16 +1,17 @@
-"""TIFF images and stacks through tifffile."""
+"""TIFF images and stacks through tifffile, turned as viewers show them; GeoTIFF as its map lies."""
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from softdice.images.image import FileError, Format, Image, complaints, native, without_alpha
+from softdice.images.image import FileError, Format, Image, Place, as_shown, complaints, native, without_alpha
 
 MAGIC = (0, b"II*\0"), (0, b"MM\0*"), (0, b"II+\0"), (0, b"MM\0+")
 
@@ -19,6 +20,17 @@ MIN_IS_WHITE, PALETTE = 0, 3
 
 FAX, JPEG = (2, 3, 4), (6, 7)
 """Values of the tag Compression. On a fax 0 is white for every program."""
+
+_SCALE, _TIE, _MATRIX, _KEYS = 33550, 33922, 34264, 34735
+GEOTIFF = _SCALE, _TIE, _MATRIX, _KEYS, 34736, 34737
+"""Tags of GeoTIFF: size of a pixel, a pixel and its place, an affine instead of both, keys, and their long values."""
+
+_RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _LINEAR_UNIT = 1025, 2048, 3072, 3076
+_IS_POINT, _METRE, _USER_DEFINED = 2, 9001, 32767
+"""Keys of GeoTIFF, and values of them."""
+
+_MAP = "GeoTIFF"
+"""Name of those tags in the header of an image."""
 
 
 def _read(path: Path, tifffile: Any) -> Image:
@@ -54,6 +66,8 @@ def _stack(path: Path, tifffile: Any) -> Image:
         array = native(arrays[0] if len(arrays) == 1 else np.stack(arrays) if stack else np.concatenate(arrays))
         tags, no_labels = page.tags, _no_labels(page)
         header = {name: tags[name].value for name in ("XResolution", "YResolution", "ResolutionUnit") if name in tags}
+        header[_MAP] = [(t.code, t.dtype, t.count, t.value, True) for t in tags.values() if t.code in GEOTIFF]
+        orientation = tags.valueof("Orientation", 1)
         palettes = [
             np.asarray(part.tags["ColorMap"].value) for part in parts if "ColorMap" in getattr(part, "tags", ())
         ]
@@ -68,7 +82,36 @@ def _stack(path: Path, tifffile: Any) -> Image:
         array, varies = without_alpha(array)
         no_labels = no_labels or varies
     known = (palettes[0].reshape(3, -1) >> 8).T.astype(np.uint8) if palettes and page.photometric == PALETTE else None
-    return Image(array, array.ndim - colour, header=header, palette=known, no_labels=no_labels)
+    spatial = array.ndim - colour
+    place = _map_place({tag[0]: tag[3] for tag in header[_MAP]}) if spatial == 2 else Place()
+    if place.affine is None:  # programs of maps leave the tag alone
+        array = np.ascontiguousarray(as_shown(array, orientation, rows=spatial - 2))
+        if orientation in (5, 6, 7, 8) and {"XResolution", "YResolution"} <= {*header}:
+            header["XResolution"], header["YResolution"] = header["YResolution"], header["XResolution"]
+    return Image(array, spatial, place, header, palette=known, no_labels=no_labels)
+
+
+def _map_place(tags: dict[int, Any]) -> Place:
+    """Return where a GeoTIFF lies: (row, column) to the coordinates of its map, at the centres of the pixels."""
+    words = [int(word) for word in tags.get(_KEYS, ())]
+    keys = {words[i]: words[i + 3] for i in range(4, len(words) - 3, 4) if words[i + 1] == 0}
+    affine = np.eye(4)
+    if _MATRIX in tags:
+        affine[:] = np.reshape(tags[_MATRIX], (4, 4))[:, [1, 0, 2, 3]]
+        affine[:, 2] = 0, 0, 1, 0
+    elif _SCALE in tags and len(tags.get(_TIE, ())) == 6:
+        (column, row, _, x, y, _), (width, height) = tags[_TIE], tags[_SCALE][:2]
+        affine[:2] = [[0, width, 0, x - column * width], [-height, 0, 0, y + row * height]]
+    else:
+        return Place()
+    if not (np.isfinite(affine).all() and np.linalg.matrix_rank(affine) == 4):
+        raise FileError("damaged header: the scale or the place of its map is none")
+    if keys.get(_RASTER_TYPE) != _IS_POINT:
+        affine[:, 3] += (affine[:, 0] + affine[:, 1]) / 2
+    code = keys.get(_PROJECTED, keys.get(_GEOGRAPHIC, 0))
+    own = "" if not words else f" {words[4:]} {tags.get(34736, '')} {tags.get(34737, '')}"
+    name = f"EPSG:{code}" if code not in (0, _USER_DEFINED) else f"a coordinate system of its own{own}"
+    return Place("zyx", name, affine, 1000.0 if keys.get(_LINEAR_UNIT) == _METRE else math.nan)
 
 
 def _check_pages(parts: Iterable[Any], page: Any, size: int) -> None:
@@ -99,15 +142,14 @@ def _no_labels(page: Any) -> str:
 
 
 def _through_pillow(path: Path, page: Any, dtype: np.dtype) -> np.ndarray:
-    """Compressions that tifffile needs imagecodecs for: pages, numbers as they are stored."""
+    """Compressions that tifffile needs imagecodecs for: pages, numbers as they are stored and where they are stored."""
     compression = getattr(page.compression, "name", page.compression)
     try:
         from PIL import ImageSequence
         from PIL.TiffImagePlugin import TiffImageFile
 
         with TiffImageFile(path) as file:
-            pages = (each.convert("RGB") if each.mode == "YCbCr" else each for each in ImageSequence.Iterator(file))
-            array = np.stack([np.array(picture) for picture in pages])
+            array = np.stack([_unturned(each) for each in ImageSequence.Iterator(file)])
             inverted = page.photometric == MIN_IS_WHITE and file.mode in ("1", "L")
     except (ImportError, SyntaxError, OSError, ValueError, KeyError) as error:
         if "decoder error" in str(error):
@@ -125,12 +167,19 @@ def _through_pillow(path: Path, page: Any, dtype: np.dtype) -> np.ndarray:
     return array
 
 
+def _unturned(picture: Any) -> np.ndarray:
+    """Return a page of Pillow as it is stored: Pillow turns it when it loads it, tifffile does not."""
+    orientation = picture.getexif().get(274, 1)
+    array = np.array(picture.convert("RGB") if picture.mode == "YCbCr" else picture)
+    return as_shown(array, {6: 8, 8: 6}.get(orientation, orientation))
+
+
 def _write(array: np.ndarray, like: Image, tifffile: Any) -> bytes:
     buffer = io.BytesIO()
     header = like.header if isinstance(like.header, dict) else {}
-    known = {}
+    known: dict[str, Any] = {"extratags": header.get(_MAP, ())}
     if {"XResolution", "YResolution"} <= set(header):
-        known = {"resolution": (header["XResolution"], header["YResolution"])}
+        known["resolution"] = header["XResolution"], header["YResolution"]
         known["resolutionunit"] = header.get("ResolutionUnit", 2)
     colour = array.ndim > like.spatial_ndim
     tifffile.imwrite(buffer, array, photometric="rgb" if colour else "minisblack", compression="zlib", **known)

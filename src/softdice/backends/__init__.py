@@ -1,0 +1,1 @@
+"""What runs a pass: which implementation (route), the torch.library operators (op), the kernels (cpu, cuda)."""

@@ -1,0 +1,168 @@
+"""dL/dsums, logits, target -> dL/dlogits: the backward kernel (Triton).
+
+With q what the steep slopes of `softdice.backends.cuda.declared` add up to and k the straight ones:
+
+    softmax   dx_c = w (p_c (q_c - sum_j (p_j q_j + k_j)) + k_c)
+    sigmoid   dx_c = w (p_c (1 - p_c) q_c + k_c)
+    none      dx_c = w (q_c + k_c)
+
+Of unions r under a softmax dx_c = w sum_r (s_rc - p_c) (p_r q_r + k_r); a class in r has the share s_rc = p_c / p_r.
+"""
+
+# mypy: allow-untyped-defs
+# (Triton reads the annotations of a kernel and knows none for a runtime value.)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from softdice.backends.cuda.math import (
+    LN2,
+    LOG2E,
+    LOWEST,
+    SIGMOID,
+    SOFTMAX,
+    class_tile,
+    complement,
+    not_zero,
+    of_sigmoid,
+    region_tiles,
+    softmax_from,
+    softmax_rows,
+    softmax_tile,
+    truth_tile,
+    voxels,
+)
+
+
+@triton.jit
+def _store(out, c, v, inside, dx, w, oC, oV, C: tl.constexpr, MASKED: tl.constexpr):
+    """Exactly 0 where the voxel does not count, rounded to the dtype of the logits."""
+    if MASKED:
+        dx = tl.where((w > 0)[None, :], dx, 0.0)
+    place = out + (c[:, None] * oC + v[None, :] * oV)
+    tl.store(place, dx.to(out.dtype.element_ty), mask=(c < C)[:, None] & inside[None, :])
+
+
+@triton.jit
+def _slopes(
+    coefficients, value, p, d, log_sum, y, u, k, K: tl.constexpr, KT: tl.constexpr, ACT: tl.constexpr,
+    SLOPES: tl.constexpr,
+):  # fmt: skip
+    """Some classes or regions -> p, 1 - p, their steep and straight slopes. d, log_sum: -ln p = (log_sum - d) ln 2."""
+    a, other = p, p
+    if ACT == SIGMOID:
+        p, q, a, other = of_sigmoid(value)
+    else:
+        q = complement(p)
+        a = (log_sum[None, :] - d) * LN2 if ACT == SOFTMAX else -tl.log2(not_zero(p)) * LN2
+    if K % KT != 0:  # no infinite logarithm beyond the last class
+        a = tl.where((k < K)[:, None], a, 0.0)
+    steep, straight = SLOPES(coefficients, p, q, a, other, y, u)
+    if K % KT != 0:
+        steep = tl.where((k < K)[:, None], steep, 0.0)
+        straight = tl.where((k < K)[:, None], straight, 0.0)
+    return p, q, steep, straight
+
+
+@triton.jit(do_not_specialize=["programs", "steps", "ignore"])
+def backward_kernel(
+    grad, x, target, weight, voxel_map, member, out, V, programs, steps, gF, gB, gK, xB, xC, xV, tB, tC, tV, wB,
+    wV, uB, uC, uV, oB, oC, oV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
+    HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
+    MAPPED: tl.constexpr, TAKE: tl.constexpr, SLOPES: tl.constexpr,
+    CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """TAKE and SLOPES are the statistics' slopes (`softdice.backends.cuda.declared`)."""
+    MASKED: tl.constexpr = WEIGHTED or IGNORE
+    task = tl.program_id(0).to(tl.int64)
+    b = task // programs
+    xb = x + b * xB
+    tb = target + b * tB
+    ub = voxel_map
+    if MAPPED:
+        ub = voxel_map + b * uB
+    ob = out + b * oB
+    gb = grad + b * gB
+    k = (tl.program_id(1) * KT + tl.arange(0, KT)).to(tl.int64)
+    coefficients = TAKE(gb, k, gF, gK, k < K, W)  # where there is one set of classes, they stay in registers
+    for step in tl.range(0, steps, num_stages=STAGES):
+        tile = task % programs + step * programs
+        v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
+        inside = v < V
+        t, w, _, _ = voxels(
+            target, weight, b, v, inside, tB, tV, wB, wV, ignore, 1 if C == 1 else 0, TOP, HARD, WEIGHTED, IGNORE, W
+        )
+        if REGIONS:
+            m = w
+            log_sum = w
+            if ACT == SOFTMAX:
+                m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, C, CT, BV, MASKED, W)
+            p, part, y = region_tiles(
+                xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, tC, tV,
+                C, K, CT, KT, BV, ACT, HARD, MASKED, W,
+            )  # fmt: skip
+            u = p
+            if MAPPED:
+                u = class_tile(ub, k, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
+            p, _q, steep, straight = _slopes(coefficients, p, p, part, log_sum, y, u, k, K, KT, ACT, SLOPES)
+            slope = p * steep + straight if ACT == SOFTMAX else steep + straight
+            for c0 in range(0, C, CT):
+                c = (c0 + tl.arange(0, CT)).to(tl.int64)
+                value = class_tile(xb, c, v, inside, w, xC, xV, C, CT, MASKED, 0.0, W)
+                dx = tl.zeros([CT, BV], W)
+                pc = dx
+                if ACT == SOFTMAX:
+                    pc, _d = softmax_from(value, m, log_sum)
+                for r in range(K):
+                    chosen = tl.load(member + r * C + c, mask=c < C, other=0) > 0
+                    here = (k == r)[:, None]
+                    share = tl.where(chosen[:, None], 1.0, 0.0).to(W)
+                    if ACT == SOFTMAX:
+                        whole = tl.maximum(tl.sum(tl.where(here, part, 0.0), 0), LOWEST)
+                        power = (tl.maximum(value, LOWEST) - m[None, :]) * LOG2E - whole[None, :]
+                        share = tl.exp2(tl.where(chosen[:, None], power, LOWEST)) - pc
+                    dx += share * tl.sum(tl.where(here, slope, 0.0), 0)[None, :]
+                _store(ob, c, v, inside, dx * w[None, :], w, oC, oV, C, MASKED)
+        elif ACT == SOFTMAX and C > KT:  # maximum and sum, then sum_j p_j q_j + k_j, then the gradient
+            m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, C, KT, BV, MASKED, W)
+            dot = tl.zeros([BV], W)
+            for turn in tl.static_range(2):
+                for c0 in range(0, C, KT):
+                    c = (c0 + tl.arange(0, KT)).to(tl.int64)
+                    value = class_tile(xb, c, v, inside, w, xC, xV, C, KT, MASKED, float("-inf"), W)
+                    p, d = softmax_from(value, m, log_sum)
+                    u = p
+                    if MAPPED:
+                        u = class_tile(ub, c, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
+                    p, _q, steep, straight = _slopes(
+                        TAKE(gb, c, gF, gK, c < K, W), value, p, d, log_sum,
+                        truth_tile(tb, t, w, c, v, inside, tC, tV, C, HARD, MASKED, KT, W), u, c, K, KT, ACT, SLOPES,
+                    )  # fmt: skip
+                    if turn == 0:
+                        dot += tl.sum(p * steep + straight, 0)
+                    else:
+                        dx = w[None, :] * (p * (steep - dot[None, :]) + straight)
+                        _store(ob, c, v, inside, dx, w, oC, oV, C, MASKED)
+        else:
+            FILL: tl.constexpr = float("-inf") if ACT == SOFTMAX else 0.0
+            value = class_tile(xb, k, v, inside, w, xC, xV, C, KT, MASKED, FILL, W)
+            p, d, log_sum = value, value, w
+            if ACT == SOFTMAX:
+                p, d, log_sum = softmax_tile(value)
+            y = truth_tile(tb, t, w, k, v, inside, tC, tV, C, HARD, MASKED, KT, W)
+            u = p
+            if MAPPED:
+                u = class_tile(ub, k, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
+            p, q, steep, straight = _slopes(coefficients, value, p, d, log_sum, y, u, k, K, KT, ACT, SLOPES)
+            if ACT == SOFTMAX:
+                if HARD:  # that of the true class is taken off first: less cancellation where the network is sure
+                    steep -= tl.sum(steep * y, 0)[None, :]
+                dot = tl.sum(p * steep + straight, 0)
+                dx = p * (steep - dot[None, :]) + straight
+            elif ACT == SIGMOID:
+                dx = p * q * steep + straight
+            else:
+                dx = steep + straight
+            _store(ob, k, v, inside, dx * w[None, :], w, oC, oV, C, MASKED)

@@ -1,0 +1,84 @@
+"""Write the functions that a Triton kernel is compiled with, from the declared statistics that a pass asks for."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from softdice.backends.cuda.math import symbols
+from softdice.statistics.declared import STATISTICS, SYMBOLS, Statistic, function
+
+
+class Constants(NamedTuple):
+    """What the symbols depend on beside the voxel: the exponents, y' = keep y + share, the activation's number."""
+
+    keep: float
+    share: float
+    gamma: float
+    power: float
+    activation: int
+
+
+@cache
+def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
+    """Statistics -> NOTHING, PLUS and PUT of the forward kernel.
+
+    What is the same for every class of a voxel is summed once for all of them: in a lane, not in a row of lanes.
+    """
+    chosen = _chosen(fields)
+    shared = [not s.names(*SYMBOLS) for s in chosen]
+    zeros = ", ".join("lane" if same else "row" for same in shared)
+    plus = ", ".join(f"sums[{i}] + ({s.term}) * w" for i, s in enumerate(chosen))
+    put = [f"tl.store(partial + (row + {i}) * K + k, {_sum(i, same)}, mask=k < K)" for i, same in enumerate(shared)]
+    return {
+        "NOTHING": _jit("nothing(row, lane)", f"return ({zeros},)"),
+        "PLUS": _jit("plus(sums, w, p, q, a, b, t, m)", _known(chosen, constants, slope=False), f"return ({plus},)"),
+        "PUT": _jit("put(sums, partial, row, k, K)", *put),
+    }
+
+
+@cache
+def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
+    """Statistics -> TAKE and SLOPES of the backward kernel, and the number SLOPED of those that have one.
+
+    A slope with j = dp/dx in it is steep: it is divided by j, which is 1 among the symbols here, and applied when the
+    classes have been brought together. The others are straight: dL/dx as they are, and finite where p is 0.
+    """
+    chosen = [s for s in _chosen(fields) if s.slope != "0"]
+    take = ", ".join(
+        f"tl.load(grad + {fields.index(s.name)} * gF + k * gK, mask=inside, other=0.0).to(W)[:, None]" for s in chosen
+    )
+    steep, straight = (
+        " + ".join(f"coefficients[{i}] * ({s.slope})" for i, s in enumerate(chosen) if s.names("j", slope=True) == way)
+        or "p * 0.0"
+        for way in (True, False)
+    )
+    known = _known(chosen, constants, slope=True)
+    return {
+        "TAKE": _jit("take(grad, k, gF, gK, inside, W: tl.constexpr)", f"return ({take}{',' if take else ''})"),
+        "SLOPES": _jit("slopes(coefficients, p, q, a, b, t, m)", known, f"return {steep}, {straight}"),
+        "SLOPED": len(chosen),
+    }
+
+
+def _chosen(fields: tuple[str, ...]) -> list[Statistic]:
+    known = {statistic.name: statistic for statistic in STATISTICS}
+    return [known[name] for name in fields]
+
+
+def _known(chosen: list[Statistic], constants: Constants, slope: bool) -> str:
+    """The line that works the symbols out, and of those that cost something only the ones that are named."""
+    groups = (("a", "b", "s", "r", "f", "g"), ("u", "v"), ("d", "e"))
+    needed = [any(s.names(*group, slope=slope) for s in chosen) for group in groups]
+    return f"{', '.join(SYMBOLS)} = symbols(p, q, a, b, t, m, {', '.join(map(repr, (*constants, *needed)))})"
+
+
+def _sum(i: int, shared: bool) -> str:
+    return f"tl.zeros_like(k).to(sums[{i}].dtype) + tl.sum(sums[{i}], 1)" if shared else f"tl.sum(sums[{i}], 1)"
+
+
+def _jit(signature: str, *lines: str) -> Any:
+    return triton.jit(function(signature, "\n    ".join(lines), {"tl": tl, "symbols": symbols}))

@@ -1,0 +1,221 @@
+"""logits, target -> statistics, and their gradient, on a GPU: the driver of the Triton kernels.
+
+The tensors are read where they lie, whatever their strides. Nothing waits for the device. Beside its inputs the pass
+holds the partial sums and, in the backward pass, the gradient; for a softmax over more classes than a tile holds two
+numbers per voxel more, in the forward pass. The same program runs on CPU tensors where TRITON_INTERPRET=1 was set
+before Triton was imported.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from softdice.backends.cuda import declared, launch
+from softdice.backends.cuda.backward import backward_kernel
+from softdice.backends.cuda.forward import forward_kernel, rows_kernel
+from softdice.backends.cuda.launch import Tile
+from softdice.statistics import check, sliced
+from softdice.statistics.request import ACTIVATIONS, Pass, Request, outcomes, result_dtype
+
+INTERPRETED = not isinstance(forward_kernel, triton.runtime.JITFunction)
+"""Whether Triton was imported with TRITON_INTERPRET=1: the kernels are then Python that runs on CPU tensors."""
+REGIONS = 32
+"""Regions that one launch takes; more of them are done in groups, since their sums are independent."""
+
+_interpreter = threading.Lock()  # it patches the language while a kernel runs
+
+
+def _same_sum(name: str, hard: bool, smooth: bool) -> str:
+    """The statistic with the same value: y is 0 or 1 in a label map, and without smoothing y' is y."""
+    if smooth or not (name == "labelled" or (hard and name == "target_squared")):
+        return name
+    return "target"
+
+
+def arguments(request: Request) -> dict[str, Any]:
+    """Return what both kernels are called with, by name."""
+    input, target, weight, regions, voxel_map, s = request
+    C, columns, hard = input.shape[1], request.columns, request.hard
+    strides = dict(zip(("xB", "xC", "xV"), input.stride(), strict=True))
+    strides |= dict(zip(("tB", "tV") if hard else ("tB", "tC", "tV"), target.stride(), strict=True))
+    strides |= dict(zip(("wB", "wV"), (0, 0) if weight is None else weight.stride(), strict=True))
+    voxel_map = None if voxel_map is None else voxel_map.expand(-1, columns, -1)
+    strides |= dict(zip(("uB", "uC", "uV"), (0, 0, 0) if voxel_map is None else voxel_map.stride(), strict=True))
+    class_rows = launch.bucket(C)
+    return {
+        "x": input,
+        "target": launch.readable(target),
+        "weight": None if weight is None else launch.readable(weight),
+        "voxel_map": None if voxel_map is None else launch.readable(voxel_map),
+        "member": None if regions is None else launch.readable(regions.contiguous()),
+        "V": input.shape[2],
+        "tC": 0,
+        **strides,
+        "ignore": 0 if s.ignore_index is None else s.ignore_index,
+        "C": C,
+        "K": columns,
+        "TOP": max(C, 2),
+        "ACT": ACTIVATIONS.index(s.activation),
+        "HARD": hard,
+        "WEIGHTED": weight is not None,
+        "IGNORE": s.ignore_index is not None,
+        "REGIONS": regions is not None,
+        "MAPPED": voxel_map is not None,
+        "CT": class_rows,
+        "KT": class_rows if regions is None else triton.next_power_of_2(columns),
+        "W": tl.float64 if input.dtype == torch.float64 else tl.float32,
+    }
+
+
+def constants(input: Tensor, s: Pass) -> declared.Constants:
+    """Return what a statistic's term depends on beside the voxel."""
+    share = s.label_smoothing / outcomes(input.shape[1], s.activation)
+    activation = ACTIVATIONS.index(s.activation)
+    return declared.Constants(1.0 - s.label_smoothing, share, float(s.gamma), float(s.power), activation)
+
+
+def _start(kernel: Any, values: dict[str, Any], grid: tuple[int, int], warps: int) -> None:
+    """Launch on the tensors' device and its current stream, with what the kernel takes and nothing else."""
+    if values.keys() != set(kernel.arg_names):  # the interpreter drops what it does not know
+        raise TypeError(f"{kernel.__name__}: {sorted(values.keys() ^ set(kernel.arg_names))} are missing or unknown")
+    device = values["x"].device
+    if device.type == "cpu" and not INTERPRETED:
+        raise RuntimeError(
+            "use_backend('triton'): expected Triton imported with TRITON_INTERPRET=1, got CPU tensors and Triton "
+            "imported without it. Set the variable before Python starts."
+        )
+    if INTERPRETED:
+        with _interpreter:
+            kernel[grid](**values)
+        return
+    with launch.on(device):
+        kernel[grid](**values, num_warps=warps, num_stages=1, enable_fp_fusion=True)
+
+
+def _regions(request: Request) -> int:
+    return 0 if request.regions is None else request.regions.shape[0]
+
+
+def _groups(request: Request) -> list[Request]:
+    """Return a request for each group of regions that a launch takes, in order."""
+    if request.regions is None or len(request.regions) <= REGIONS:
+        return [request]
+    groups = request.regions.split(REGIONS)
+    maps: Sequence[Tensor | None] = [None] * len(groups)
+    if request.voxel_map is not None:
+        maps = request.voxel_map.expand(-1, request.columns, -1).split(REGIONS, dim=1)
+    return [request._replace(regions=regions, voxel_map=part) for regions, part in zip(groups, maps, strict=True)]
+
+
+def _columns(values: dict[str, Any], forward: bool) -> int:
+    """Return the programs along the classes: one per tile of them, or one where all classes are needed together."""
+    together = values["REGIONS"] or (values["ACT"] == ACTIVATIONS.index("softmax") and not forward)
+    return 1 if together else -(-values["K"] // values["KT"])
+
+
+def _partial(values: dict[str, Any], rows: int, validate: bool, tile: Tile) -> tuple[Tensor, Tensor | None]:
+    """Launch the forward kernel; return partial sums (B, programs, rows, K), and counts of what is out of range."""
+    x = values["x"]
+    B, _, V = x.shape
+    programs, steps = launch.grid(B, V, tile.voxels, launch.processors(x.device))
+    columns = _columns(values, forward=True)
+    partial = x.new_empty((B, programs, rows, values["K"]), dtype=result_dtype(x.dtype))
+    bad = x.new_empty((B * programs * columns, 4), dtype=torch.int32) if validate else None
+    maxima = logs = None
+    values = {**values, "programs": programs, "steps": steps, **tile.constants}
+    if columns > 1 and values["ACT"] == ACTIVATIONS.index("softmax"):
+        maxima, logs = x.new_empty((2, B, V), dtype=partial.dtype).unbind(0)
+        known = {**values, "maxima": maxima, "logs": logs}
+        _start(rows_kernel, {name: known[name] for name in rows_kernel.arg_names}, (B * programs, 1), tile.warps)
+    slack = check.probability_slack(x.dtype)
+    values |= {"maxima": maxima, "logs": logs, "partial": partial, "bad": bad, "ROWS": rows}
+    values |= {"VALIDATE": validate, "LOW": -slack, "HIGH": 1 + slack}
+    _start(forward_kernel, values, (B * programs, columns), tile.warps)
+    return partial, bad
+
+
+def forward(request: Request) -> Tensor:
+    """Return the statistics (fields, B, K); assert on the device, without waiting for it, that values are in range.
+
+    The map (B, V) has no kernel: torch makes it, slice by slice.
+    """
+    if request.settings.kind == "map":
+        return sliced.forward(request)
+    sums, bad = statistics(request)
+    if bad is not None:
+        if request.input.is_cuda:
+            assert_in_range(bad, request)
+        elif bool(bad.any()):
+            check.values(request)
+    return sums
+
+
+def statistics(request: Request) -> tuple[Tensor, Tensor | None]:
+    """Return sums (fields, B, K), and counts (n, 4) of what is out of range, per program.
+
+    The four columns: labels, per-class targets, probabilities, weights.
+    """
+    input, s = request.input, request.settings
+    dtype = result_dtype(input.dtype)
+    if input.numel() == 0:
+        return input.new_zeros((len(s.fields), input.shape[0], request.columns), dtype=dtype), None
+    groups = _groups(request)
+    if len(groups) > 1:
+        parts = [statistics(group) for group in groups]
+        return torch.cat([sums for sums, _ in parts], dim=2), parts[0][1]
+    same = [_same_sum(name, request.hard, s.label_smoothing > 0) for name in s.fields]
+    rows = list(dict.fromkeys(same))
+    call = arguments(request) | declared.terms(tuple(rows), constants(input, s))
+    tile = launch.tile(launch.FORWARD, input.shape[1], _regions(request), input.element_size(), len(rows))
+    partial, bad = _partial(call, len(rows), s.validate, tile)
+    sums = partial.sum(1, dtype=torch.float64)
+    if same == rows:
+        return sums.movedim(1, 0).to(dtype).contiguous(), bad
+    return torch.stack([sums[:, rows.index(name)] for name in same]).to(dtype), bad
+
+
+def assert_in_range(bad: Tensor, request: Request) -> None:
+    """Leave assertions on the device, which the host does not wait for, that no count is above 0."""
+    errors = (
+        (request.hard, check.labels_error(request.input.shape[1], request.settings.ignore_index)),
+        (not request.hard, check.target_error()),
+        (request.settings.activation == "none", check.probabilities_error()),
+        (request.weight is not None, check.weights_error()),
+    )
+    right = (bad == 0).all(0)
+    for kind, (checked, error) in enumerate(errors):
+        if checked:
+            torch._assert_async(right[kind], error)
+
+
+def _slope(values: dict[str, Any], out: Tensor, tile: Tile) -> None:
+    """Launch the backward kernel into `out`."""
+    B, _, V = out.shape
+    programs, steps = launch.grid(B, V, tile.voxels, launch.processors(out.device))
+    values = {**values, "out": out, "programs": programs, "steps": steps, **tile.constants}
+    values |= dict(zip(("oB", "oC", "oV"), out.stride(), strict=True))
+    _start(backward_kernel, values, (B * programs, _columns(values, forward=False)), tile.warps)
+
+
+def gradient(grad: Tensor, request: Request) -> Tensor:
+    """Return dL/dinput, dense and laid out as input, for dL/dstatistics (fields, B, K) of any strides."""
+    input, s = request.input, request.settings
+    out = torch.empty_like(input)
+    if input.numel() == 0:
+        return out
+    groups = _groups(request)
+    if len(groups) > 1:
+        parts = [gradient(part, group) for part, group in zip(grad.split(REGIONS, dim=2), groups, strict=True)]
+        return torch.stack(parts).sum(0, dtype=result_dtype(input.dtype)).to(input.dtype)
+    call = arguments(request) | declared.slopes(s.fields, constants(input, s))
+    call |= {"grad": grad} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))
+    tile = launch.tile(launch.BACKWARD, input.shape[1], _regions(request), input.element_size(), call.pop("SLOPED"))
+    _slope(call, out, tile)
+    return out

@@ -1,0 +1,96 @@
+"""How a Triton kernel is cut into programs: one table by classes and dtype, and nothing is tried out.
+
+A program's tile is [class bucket, voxels]. The bucket is the number of classes rounded up to a power of two; beyond
+WIDEST classes the kernels go over tiles of CLASSES classes.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+WIDEST = 128
+CLASSES = 64
+RUN = 64  # tiles that one program adds up at most: 64 numbers per lane of float32, 2^17 voxels per row
+PER_PROCESSOR = 16  # programs per multiprocessor, a few of which are there at a time, where there is work for so many
+FEW_SUMS = 4  # more sums than this take more registers: the tile shrinks
+
+
+class Tile(NamedTuple):
+    """Voxels of a tile, the warps that share it, and how many tiles are on their way from memory at once."""
+
+    voxels: int
+    warps: int = 4
+    stages: int = 2
+
+    @property
+    def vector(self) -> int:
+        """Neighbouring voxels that a thread reads at once: so few that it can hold all classes of them, where that is
+        possible, and the softmax need not leave the thread. Elsewhere four: what belongs to a voxel is then held by
+        fewer threads, and takes fewer registers."""
+        share = self.voxels // (32 * self.warps)
+        return share if share >= 2 else min(self.voxels, 4)
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """What a kernel has to know of it when it is compiled."""
+        return {"BV": self.voxels, "VECTOR": self.vector, "STAGES": self.stages}
+
+
+# Eight or sixteen elements per thread, whose sums stay in registers: as many as the compiler manages without spilling
+# one (tests/test_triton_compile.py). Not yet set by a clock.
+_VOXELS = {
+    # classes: voxels of a tile for logits of 2, 4 and 8 bytes
+    1: (2048, 2048, 512),
+    2: (512, 1024, 256),
+    4: (512, 512, 128),
+    8: (128, 256, 64),
+    16: (128, 128, 32),
+    32: (64, 64, 16),
+    64: (32, 32, 8),
+    128: (16, 16, 8),
+    2 * WIDEST: (16, 16, 8),  # and more
+}
+FORWARD = {(rows, 2 << i): Tile(voxels) for rows, sizes in _VOXELS.items() for i, voxels in enumerate(sizes)}
+BACKWARD = dict(FORWARD)
+FORWARD[2, 2] = Tile(512, stages=3)  # with two the compiler spills
+"""(class bucket, bytes of a logit) -> tile."""
+
+
+def bucket(C: int) -> int:
+    """Classes -> rows of a tile."""
+    return triton.next_power_of_2(C) if C <= WIDEST else CLASSES
+
+
+def tile(table: dict[tuple[int, int], Tile], C: int, regions: int, itemsize: int, sums: int = 0) -> Tile:
+    """Classes, regions (0: none), bytes of a logit, sums kept in registers -> the entry, shrunk for many sums."""
+    rows = 2 * WIDEST if C > WIDEST else max(bucket(C), triton.next_power_of_2(regions))
+    entry = table[rows, itemsize]
+    shrink = 1 if sums <= FEW_SUMS else 2 if sums <= 2 * FEW_SUMS else 4
+    return entry._replace(voxels=max(4, entry.voxels // shrink))
+
+
+def grid(B: int, V: int, voxels: int, processors: int) -> tuple[int, int]:
+    """Samples, voxels, voxels of a tile -> programs per sample, tiles that each of them walks."""
+    tiles = max(1, -(-V // voxels))
+    programs = min(tiles, max(PER_PROCESSOR * processors // max(B, 1), -(-tiles // RUN), 1))
+    return programs, -(-tiles // programs)
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the device; 1 where the interpreter plays it."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device and its current stream: make it the tensors' device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """bool as its bytes; all else as it is. No copy."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor

@@ -1,0 +1,263 @@
+"""One voxel tile at a time: what the Triton kernels of both directions are made of.
+
+Tiles are [class, voxel] or [region, voxel], in W: float32, or float64 for float64 input. A voxel has a class number t
+(-1: none) and a weight w (0: it does not count, and nothing that stands there may reach a sum). Offsets are 64-bit.
+"""
+
+# mypy: allow-untyped-defs
+# (Triton reads the annotations of a kernel and knows none for a runtime value.)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+NONE = tl.constexpr(0)  # softdice.statistics.request.ACTIVATIONS
+SOFTMAX = tl.constexpr(1)
+SIGMOID = tl.constexpr(2)
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+TINY = tl.constexpr(1.1754943508222875e-38)
+TINY64 = tl.constexpr(2.2250738585072014e-308)
+LOWEST = tl.constexpr(-1.0e38)  # below any logit that has a probability; no infinity, whose difference is NaN
+
+
+@triton.jit
+def voxels(
+    target, weight, b, v, inside, tB, tV, wB, wV, ignore, FIRST: tl.constexpr, TOP: tl.constexpr, HARD: tl.constexpr,
+    WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """Voxel numbers -> class numbers, weights, and where a label or a weight is out of range."""
+    w = tl.where(inside, 1.0, 0.0).to(W)
+    t = tl.where(inside, 0, -1)
+    bad_label = t > 0
+    bad_weight = t > 0
+    if WEIGHTED:
+        raw = tl.load(weight + b * wB + v * wV, mask=inside, other=0).to(W)
+        fine = raw >= 0
+        bad_weight = inside & (fine == 0)  # also where NaN
+        w = tl.where(raw > 0, raw, 0.0)
+    if HARD:
+        label = tl.load(target + b * tB + v * tV, mask=inside, other=0).to(tl.int64)
+        counts = inside
+        if IGNORE:
+            counts = inside & (label != ignore)
+            w = tl.where(counts, w, 0.0)
+        known = (label >= 0) & (label < TOP)
+        bad_label = counts & (known == 0) & (w > 0)
+        t = tl.where(counts & known, label - FIRST, -1).to(tl.int32)
+    return t, w, bad_label, bad_weight
+
+
+@triton.jit
+def class_tile(
+    x, c, v, inside, w, xC, xV, C: tl.constexpr, CT: tl.constexpr, MASKED: tl.constexpr, FILL: tl.constexpr,
+    W: tl.constexpr,
+):  # fmt: skip
+    """Class and voxel numbers -> values; 0 at voxels that do not count, FILL beyond the last class."""
+    value = tl.load(x + (c[:, None] * xC + v[None, :] * xV), mask=(c < C)[:, None] & inside[None, :], other=0.0).to(W)
+    if MASKED:
+        value = tl.where((w > 0)[None, :], value, 0.0)
+    if C % CT != 0 and FILL != 0:
+        value = tl.where((c < C)[:, None], value, FILL)
+    return value
+
+
+@triton.jit
+def truth_tile(
+    target, t, w, c, v, inside, tC, tV, C: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr, CT: tl.constexpr,
+    W: tl.constexpr,
+):  # fmt: skip
+    """Class and voxel numbers -> targets, before smoothing."""
+    if HARD:
+        y = tl.where(t[None, :] == c[:, None], 1.0, 0.0).to(W)
+    else:
+        y = class_tile(target, c, v, inside, w, tC, tV, C, CT, MASKED, 0.0, W)
+    return y
+
+
+@triton.jit
+def softmax_rows(
+    x, v, inside, w, xC, xV, C: tl.constexpr, CT: tl.constexpr, BV: tl.constexpr, MASKED: tl.constexpr,
+    W: tl.constexpr,
+):  # fmt: skip
+    """Any number of classes, tile after tile -> the maximum and log2 of the sum of exponentials of each voxel."""
+    m = tl.full([BV], LOWEST, W)
+    s = tl.zeros([BV], W)
+    for c0 in range(0, C, CT):
+        c = (c0 + tl.arange(0, CT)).to(tl.int64)
+        value = class_tile(x, c, v, inside, w, xC, xV, C, CT, MASKED, float("-inf"), W)
+        top = tl.maximum(m, tl.max(value, 0))
+        s = s * tl.exp2((m - top) * LOG2E) + tl.sum(tl.exp2((value - top[None, :]) * LOG2E), 0)
+        m = top
+    return m, tl.log2(s)
+
+
+@triton.jit
+def softmax_tile(value):
+    """All classes of the voxels -> p, d = log2 exp(x - max), log2 sum."""
+    m = tl.max(value, 0)
+    d = (value - m[None, :]) * LOG2E
+    e = tl.exp2(d)
+    s = tl.sum(e, 0)
+    return e * (1.0 / s)[None, :], d, tl.log2(s)
+
+
+@triton.jit
+def softmax_from(value, m, log_sum):
+    """Some classes of the voxels, and the voxels' maximum and log2 sum -> p, d."""
+    d = (value - m[None, :]) * LOG2E
+    return tl.exp2(d - log_sum[None, :]), d
+
+
+@triton.jit
+def exp_minus(x):
+    """x >= 0 -> e^-x with all its digits; of a product with log2(e) the last ones would be lost, the more the larger.
+
+    n = x / ln 2 to the nearest, and x - n ln 2 exactly: n has few bits, and the first part of ln 2, too.
+    """
+    n = tl.floor(x * LOG2E + 0.5)
+    if x.dtype == tl.float64:
+        rest = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6
+    else:
+        rest = (x - n * 0.693359375) + n * 2.12194440e-4
+    return tl.where(x >= 1e4, tl.zeros_like(x), tl.exp2(-n) * tl.exp2(-rest * LOG2E))
+
+
+@triton.jit
+def of_sigmoid(x):
+    """x -> p, 1 - p, -ln p, -ln(1 - p), without overflow and without cancellation."""
+    z = exp_minus(tl.abs(x))
+    large = 1.0 / (1.0 + z)
+    small = z * large
+    p = tl.where(x >= 0, large, small)
+    q = tl.where(x >= 0, small, large)
+    u = 1.0 + z  # log1p(z) = log(u) z / (u - 1), exact where u rounds
+    both = tl.where(u > 1.0, tl.log2(u) * LN2 * z / tl.where(u > 1.0, u - 1.0, 1.0), z)
+    a = both - tl.minimum(x, 0.0)
+    b = both + tl.maximum(x, 0.0)
+    return p, q, a, b
+
+
+@triton.jit
+def complement(p):
+    """1 - p, where rounding may have put p above 1."""
+    return tl.maximum(1.0 - p, 0.0)
+
+
+@triton.jit
+def not_zero(p):
+    """p, or the least number of its dtype with all digits in the place of one below that."""
+    return tl.maximum(p, TINY64 if p.dtype == tl.float64 else TINY)
+
+
+@triton.jit
+def power(base, EXPONENT: tl.constexpr):
+    """base^exponent for base >= 0; the small whole exponents of the papers without a logarithm."""
+    if EXPONENT == 0:
+        result = base * 0.0 + 1.0
+    elif EXPONENT == 1:
+        result = base
+    elif EXPONENT == 2:
+        result = base * base
+    else:
+        result = tl.exp2(EXPONENT * tl.log2(not_zero(base)))
+    return result
+
+
+@triton.jit
+def symbols(
+    p, q, a, b, t, m, KEEP: tl.constexpr, SHARE: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr,
+    ACT: tl.constexpr, LOGS: tl.constexpr, POWERS: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
+    """Probabilities, logarithms and targets -> the symbols of `softdice.statistics.declared`, in its order.
+
+    j is 1 here: the kernels apply dp/dx themselves. A symbol that no term or slope names (LOGS: a to g but for u to e,
+    POWERS: u and v, APART: d and e) is left as p.
+    """
+    y = t
+    if KEEP != 1.0:
+        y = KEEP * t + SHARE
+    n = 1.0 - y
+    u, v, d, e = p, p, p, p
+    zero = tl.zeros_like(p)
+    s, r, f, g = zero, zero, zero, zero
+    if LOGS:
+        a = tl.where(y == 0, 0.0, a)  # an infinite logarithm elsewhere is none of this class
+        if ACT == SIGMOID:
+            b = tl.where(n == 0, 0.0, b)
+            s, r, f, g = q, p, p * a, q * b
+        else:
+            b = zero
+            few = 1.0 + q * (0.5 + q * (1 / 3 + q * 0.25))  # of a / q, where q has few digits left
+            f = tl.where(q > 0.01, a / tl.where(q > 0.01, q, 1.0), few)
+            if ACT == NONE:
+                s = tl.where(p < not_zero(p), 0.0, 1.0 / not_zero(p))
+                f = tl.where(p < not_zero(p), 0.0, f)
+            else:
+                s = zero + 1.0
+                f = p * f
+    if POWERS:
+        u = power(q, GAMMA)
+        v = power(p, GAMMA)
+    if APART:
+        apart = p - y
+        d = power(tl.abs(apart), POWER)
+        if POWER == 2:
+            e = 2.0 * apart
+        else:
+            sign = tl.where(apart > 0, 1.0, 0.0) - tl.where(apart < 0, 1.0, 0.0)
+            e = POWER * power(tl.abs(apart), POWER - 1) * sign
+    return p, q, y, n, t, a, b, u, v, d, e, zero + 1.0, s, r, f, g, zero + GAMMA, m
+
+
+@triton.jit
+def outside(value, low, high):
+    """Tile -> 1 for each voxel with a value outside [low, high]."""
+    return tl.max(((value < low) | (value > high)).to(tl.int32), 0)
+
+
+@triton.jit
+def region_tiles(
+    x, target, member, m, log_sum, t, w, k, v, inside, xC, xV, tC, tV, C: tl.constexpr, K: tl.constexpr,
+    CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, ACT: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
+    W: tl.constexpr,
+):  # fmt: skip
+    """Voxels -> of each region p, log2 of the sum of its classes' exponentials (relative to m), and the target.
+
+    The logarithm is one of its own, since that of a sum of p would end where p underflows. m, log_sum: of all classes.
+    """
+    p = tl.zeros([KT, BV], W)
+    y = tl.zeros([KT, BV], W)
+    top = tl.full([KT, BV], LOWEST, W)
+    for c0 in range(0, C, CT):
+        c = (c0 + tl.arange(0, CT)).to(tl.int64)
+        value = class_tile(x, c, v, inside, w, xC, xV, C, CT, MASKED, 0.0, W)
+        true = value
+        if not HARD:
+            true = class_tile(target, c, v, inside, w, tC, tV, C, CT, MASKED, 0.0, W)
+        for r in range(K):
+            chosen = tl.load(member + r * C + c, mask=c < C, other=0) > 0
+            here = (k == r)[:, None]
+            if ACT == SOFTMAX:
+                far = tl.where(chosen[:, None], value, LOWEST)
+                peak = tl.max(far, 0)
+                row = tl.sum(tl.where(chosen[:, None], tl.exp2((far - peak[None, :]) * LOG2E), 0.0), 0)
+                most = tl.maximum(top, peak[None, :])
+                grown = p * tl.exp2((top - most) * LOG2E) + row[None, :] * tl.exp2((peak[None, :] - most) * LOG2E)
+                p = tl.where(here, grown, p)
+                top = tl.where(here, most, top)
+            else:
+                row = tl.sum(tl.where(chosen[:, None], value, 0.0), 0)
+                p += tl.where(here, row[None, :], 0.0)
+            if not HARD:
+                row = tl.max(tl.where(chosen[:, None], true, 0.0), 0)
+                y = tl.maximum(y, tl.where(here, row[None, :], 0.0))
+    part = p
+    if ACT == SOFTMAX:
+        part = tl.where(p == 0, float("-inf"), (top - m[None, :]) * LOG2E + tl.log2(tl.where(p == 0, 1.0, p)))
+        p = tl.exp2(part - log_sum[None, :])
+    if HARD:
+        place = k[:, None] * C + t[None, :]
+        y = tl.load(member + place, mask=(k < K)[:, None] & (t >= 0)[None, :], other=0).to(W)
+    return p, part, y

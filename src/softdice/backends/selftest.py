@@ -1,0 +1,132 @@
+"""The self-test of Triton's kernels on the device at hand, before "auto" trusts them.
+
+They are compiled on the user's machine, by the user's versions, for the user's card. So the first pass of a kind on a
+device is preceded by a small case of that kind, its statistics and its gradient by kernel and reference. Where they
+differ, or nothing compiles, the reference serves, and a warning says so once. A backend that was asked for by name is
+not tried: it never falls back.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Hashable
+from traceback import walk_tb
+
+import torch
+from torch import Tensor
+
+from softdice.statistics import reference
+from softdice.statistics.request import Pass, Request, without_autocast
+
+VOXELS = (2, 1500)
+"""Samples, and voxels of each: several tiles, the last one partly empty."""
+TOLERANCE = 1e-4
+"""Of float32 and half precision, relative to the largest value: rounding stays far below, a wrong kernel far above."""
+TOLERANCE_DOUBLE = 1e-9
+
+_outcomes: dict[Hashable, str | None] = {}
+_failed: list[str] = []
+_lock = threading.Lock()
+
+
+def failed(request: Request) -> bool:
+    """Return whether Triton's kernels are not to be trusted with a request; while compiling, what is known by then."""
+    return bool(_failed) if torch.compiler.is_compiling() else problem(request) is not None
+
+
+def problem(request: Request) -> str | None:
+    """Return how Triton's kernels fail a small case of the request's kind on its device, or None.
+
+    The answer is kept. While a CUDA graph is captured nothing new is tried.
+    """
+    input, target, weight, regions, voxel_map, settings = request
+    key = (
+        input.device, input.dtype, input.shape[1], input.stride(1) == 1, target.dtype, target.ndim,
+        None if weight is None else weight.dtype, None if regions is None else regions.shape[0],
+        None if voxel_map is None else (voxel_map.dtype, voxel_map.shape[1]), settings,
+    )  # fmt: skip
+    with _lock:
+        if key not in _outcomes:
+            if _capturing(input.device):
+                return None
+            outcome = _outcomes[key] = _outcome(_case(request))
+            if outcome is not None:
+                _failed.append(outcome)
+                warnings.warn(_advice(input.device, settings, outcome), RuntimeWarning, stacklevel=2)
+        return _outcomes[key]
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _advice(device: torch.device, settings: Pass, outcome: str) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return (
+        f"softdice: expected Triton's kernels to agree with the reference on {name}, got {outcome} "
+        f"({settings.activation}). The reference serves in their place. Please report what `softdice check` prints."
+    )
+
+
+def _case(request: Request) -> Request:
+    """Return a small request of the same kind on the same device; no generator of others is touched."""
+    input, target, weight, regions, voxel_map, settings = request
+    generator = torch.Generator().manual_seed(0)
+    (B, V), C = VOXELS, input.shape[1]
+    value = torch.rand(B, C, V, generator=generator, dtype=torch.float64) * 0.9 + 0.05  # 1 / p stays in half precision
+    if settings.activation != "none":
+        value = value * 10 - 5
+    elif settings.regions is not None:  # a union's probability is a sum
+        value = (value + 1) / (2 * C)
+    if target.ndim == 2:
+        truth = torch.randint(0, max(C, 2), (B, V), generator=generator)
+        if settings.ignore_index is not None:
+            truth[:, ::7] = settings.ignore_index if settings.ignore_index < 2**63 else 0
+    else:
+        truth = torch.rand(B, C, V, generator=generator, dtype=torch.float64)
+        truth = truth if target.is_floating_point() else truth.round()
+    if input.stride(1) == 1:  # channels last
+        value = value.transpose(1, 2).contiguous().transpose(1, 2)
+    if weight is not None:
+        weight = torch.randint(0, 3, (B, V), generator=generator).to(weight)
+    if voxel_map is not None:
+        voxel_map = torch.randint(0, 3, (B, voxel_map.shape[1], V), generator=generator).to(voxel_map)
+    return Request(value.to(input), truth.to(target), weight, regions, voxel_map, settings)
+
+
+def _outcome(request: Request) -> str | None:
+    """Return in what way kernel and reference differ on a case, or None."""
+    input = request.input
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast(input.device):
+        wide = input.detach().double().requires_grad_()
+        exact = reference.statistics(request._replace(input=wide))
+        mix = torch.linspace(0.5, 1, exact.numel(), dtype=exact.dtype, device=exact.device).view(exact.shape)
+        (slope,) = torch.autograd.grad(exact, wide, mix)
+        try:
+            from softdice.backends.cuda import driver
+
+            sums, _ = driver.statistics(request)
+            gradient = driver.gradient(mix.to(sums.dtype), request)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever Triton's versions and compilers raise
+            first = (str(error).splitlines() or [""])[0]
+            return f"an error of {_whose(error)}: {type(error).__name__}: {first}"
+    off = max(_distance(sums.flatten(1), exact.flatten(1)), _distance(gradient.flatten(), slope.flatten()))
+    rounding = 0.0 if input.dtype == torch.float64 else max(TOLERANCE, 2 * torch.finfo(input.dtype).eps)
+    return None if off <= max(TOLERANCE_DOUBLE, rounding) else f"statistics or a gradient that are off by {off:.1e}"
+
+
+def _whose(error: Exception) -> str:
+    """Name Triton with its version where the error came up through it, else this package, whose launch it is."""
+    through = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in walk_tb(error.__traceback__)}
+    return f"Triton {getattr(sys.modules['triton'], '__version__', '')}" if "triton" in through else "softdice"
+
+
+def _distance(ours: Tensor, exact: Tensor) -> float:
+    """Return the largest distance, relative to the largest value of its row; infinite where a number is nan."""
+    scale = exact.detach().abs().amax(-1).clamp_min(1e-3)
+    off = ((ours.double() - exact.detach()).abs().amax(-1) / scale).amax().item()
+    return off if off == off else float("inf")

@@ -1,0 +1,89 @@
+"""COCO: a JSON file of annotations, in which every image is a label map of its categories."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from softdice.images.image import FileError, Format, Image
+
+LOWEST_SCORE = 0.5
+"""Annotations of a lower score are not all meant to count: nobody says which are."""
+
+
+class _Content(NamedTuple):
+    """Sizes and names of images, names of categories, and annotations, by the number of the image as a text."""
+
+    sizes: dict[str, tuple[int, int]]
+    files: dict[str, str]
+    categories: dict[int, str]
+    annotations: dict[str, list[dict[str, Any]]]
+
+
+@lru_cache(maxsize=2)
+def _content(path: Path, changed_ns: int) -> _Content:
+    """Read a file once for all of its images; `changed_ns` is its time of change."""
+    said = json.loads(path.read_text(encoding="utf-8-sig"))
+    said = {"annotations": said} if isinstance(said, list) else said  # results have neither images nor categories
+    try:
+        annotations: dict[str, list[dict[str, Any]]] = {}
+        for each in said["annotations"]:
+            annotations.setdefault(str(each["image_id"]), []).append(each)
+        images = {str(each["id"]): each for each in said.get("images", ())}
+        sizes = {number: (int(each["height"]), int(each["width"])) for number, each in images.items()}
+        files = {number: Path(each["file_name"]).stem for number, each in images.items()}
+        categories = {int(each["id"]): str(each["name"]) for each in said.get("categories", ())}
+    except (KeyError, TypeError) as error:
+        raise FileError(f"{path}: expected annotations of COCO, got JSON where {error} is missing") from error
+    if len({*files.values()}) < len(files):
+        raise FileError(f"{path}: expected names of images that differ, got one twice. Rename the images")
+    return _Content(sizes, files, categories, annotations)
+
+
+def list_entries(path: Path, beside: Path | None) -> dict[str, Path]:
+    """Return the images of a file by the stems of their names; results take the names from a file beside them."""
+    content = _content(path, path.stat().st_mtime_ns)
+    if content.files:
+        return {stem: path / number for number, stem in content.files.items()}
+    names = {} if beside is None else _content(beside, beside.stat().st_mtime_ns).files
+    return {names.get(number, number): path / number for number in content.annotations}
+
+
+def _read(path: Path, coco: Any) -> Image:
+    content, number = _content(path.parent, path.parent.stat().st_mtime_ns), path.name
+    annotations, size = content.annotations.get(number, []), content.sizes.get(number)
+    low = min((each.get("score", 1.0) for each in annotations), default=1.0)
+    if low < LOWEST_SCORE:
+        raise FileError(f"expected annotations that all count, got scores down to {low:g}. Leave out the low ones")
+    if size is None and annotations and isinstance(annotations[0].get("segmentation"), dict):
+        size = tuple(annotations[0]["segmentation"]["size"])
+    if size is None:
+        raise FileError("expected the size of the image, got none. Add the list of images to the file")
+    highest = max((each["category_id"] for each in annotations), default=1)
+    label_map, overlapping = np.zeros(size, np.min_scalar_type(highest)), np.zeros(size, bool)
+    for each in annotations:
+        region, category = each.get("segmentation"), each["category_id"]
+        if not region or category < 1:
+            raise FileError(
+                f"expected a segmentation and a category above 0, got {region!r:.40} of category {category}"
+            )
+        if isinstance(region, list):
+            region = coco.merge(coco.frPyObjects(region, *size))
+        elif isinstance(region["counts"], list):
+            region = coco.frPyObjects(region, *size)
+        if tuple(region["size"]) != tuple(size):
+            raise FileError(f"damaged: a segmentation of size {region['size']} in an image of {[*size]}")
+        mask = coco.decode(region) != 0
+        overlapping |= mask & (label_map != 0) & (label_map != category)
+        label_map[mask] = category
+    count = int(overlapping.sum())
+    reason = f"annotations of several categories that overlap in {count} pixels. Give one file per category."
+    names = {k: content.categories[k] for k in np.unique(label_map).tolist() if k in content.categories}
+    return Image(label_map, 2, names=names, no_labels=reason if count else "")
+
+
+FORMATS = (Format((".json",), _read, None, ("pycocotools.mask", "coco"), masks=".png", entries=list_entries),)

@@ -1,0 +1,87 @@
+"""two maps in which each number is an object -> the voxels that each pair of objects shares.
+
+Label maps are made of runs along one axis. Everything after the first comparison of neighbours works on runs, which
+are fewer than voxels by the width of an object.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from softdice import validation
+
+_DENSE = 1 << 22
+"""Pairs of numbers up to which each has a place in a table; more are sorted."""
+
+_DIRECT = 1 << 22
+"""Numbers below it are places in a table as they are; larger ones are renumbered."""
+
+
+class Overlaps(NamedTuple):
+    """Pairs (P,) of an object of the input and one of the target, by their numbers, and the voxels that they share."""
+
+    of_input: np.ndarray
+    of_target: np.ndarray
+    voxels: np.ndarray
+
+
+def shared_voxels(one: np.ndarray, n: int, other: np.ndarray, m: int, voxels: np.ndarray | None = None) -> Overlaps:
+    """Numbers up to n and numbers up to m at the same places -> the pairs of them, both above 0, and their voxels.
+
+    Args:
+        voxels: how many voxels a place stands for, 1 each by default.
+
+    Example:
+        >>> shared_voxels(np.array([0, 1, 1, 2]), 2, np.array([1, 1, 1, 0]), 1)
+        Overlaps(of_input=array([1]), of_target=array([1]), voxels=array([2]))
+    """
+    at = (one != 0) & (other != 0)
+    codes = one[at].astype(np.int64) * (m + 1) + other[at]
+    weights = None if voxels is None else voxels[at]
+    if (n + 1) * (m + 1) <= _DENSE:
+        table = np.bincount(codes, weights, minlength=1)
+        seen = np.flatnonzero(table != 0)  # of bools: six times as fast as of floats
+        total = table[seen]
+    else:
+        seen, place = np.unique(codes, return_inverse=True)
+        total = np.bincount(place, weights)
+    return Overlaps(seen // (m + 1), seen % (m + 1), total.astype(np.int64))
+
+
+def object_overlaps(
+    input: np.ndarray, target: np.ndarray, ignore_index: int | None = None
+) -> tuple[np.ndarray, np.ndarray, Overlaps]:
+    """Return the voxels of each object of the input and of the target, and what the objects share.
+
+    Sizes are int64, (n + 1,), at the number of the object; numbers above some millions are replaced by their rank.
+
+    Raises:
+        ValueError: a number below 0.
+    """
+    runs_input, runs_target, voxels = _runs(input, target)
+    if ignore_index is not None:
+        void = runs_target == ignore_index
+        runs_input, runs_target = np.where(void, 0, runs_input), np.where(void, 0, runs_target)
+    numbers, sizes = [], []
+    for name, runs in (("input", runs_input), ("target", runs_target)):
+        if runs.size and runs.min() < 0:
+            advice = "0 is the background, and each object a number above it; name another with ignore_index."
+            validation.fail(f"objects numbered from 1 on in {name}", int(runs.min()), advice)
+        if runs.size and runs.max() >= _DIRECT:
+            runs = np.unique(np.append(runs, 0), return_inverse=True)[1][:-1]
+        numbers.append(runs.astype(np.int64))
+        sizes.append(np.bincount(numbers[-1], voxels, minlength=1).astype(np.int64))
+    shared = shared_voxels(numbers[0], len(sizes[0]) - 1, numbers[1], len(sizes[1]) - 1, voxels)
+    return sizes[0], sizes[1], shared
+
+
+def _runs(input: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the numbers of both maps at the runs along memory in which neither changes, and the runs' lengths."""
+    order = sorted(range(target.ndim), key=lambda axis: -abs(target.strides[axis]))
+    one, other = (array.transpose(order).reshape(-1) for array in (input, target))
+    one, other = (flat.view(np.uint8) != 0 if flat.dtype == np.bool_ else flat for flat in (one, other))
+    starts = np.flatnonzero((one[1:] != one[:-1]) | (other[1:] != other[:-1])) + 1
+    starts = np.concatenate([np.zeros(min(1, one.size), np.int64), starts])
+    return one[starts], other[starts], np.diff(starts, append=one.size)

@@ -1,0 +1,1 @@
+"""Many devices, many threads: groups of processes, DTensor, and the one thread pool."""

@@ -1,0 +1,115 @@
+"""DTensor: one tensor that many ranks hold together, and its loss is one loss.
+
+The sums of this rank's part are partial sums (split over space) or some of the samples (split over the batch), joined
+by DTensor itself, and each rank's gradient is its part of the whole one. Nothing is multiplied by the number of ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softdice import validation
+from softdice.parallel.groups import lost_rank
+from softdice.statistics import check
+from softdice.statistics.request import Pass
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How a DTensor's statistics lie on its mesh: placements of sums (fields, B, C)."""
+
+    mesh: Any
+    placements: tuple[Any, ...]
+    samples: int
+
+    def local_parts(
+        self,
+        input: Any,
+        target: Any,
+        voxel_weight: Any,
+        voxel_map: Any,
+        settings: Pass,
+        num_classes: int | None,
+    ) -> tuple[Any, Any, Any]:
+        """Return this rank's parts of input, target and voxel_weight, whose whole fits together on every rank."""
+        tensors = input, target, voxel_weight
+        if voxel_map is not None:
+            advice = "Gather the tensors, or pass the local parts to a loss with group."
+            validation.fail("plain tensors with voxel_map", "a DTensor", advice, TypeError)
+        x, y, w = (None if t is None else torch.empty(t.shape, dtype=t.dtype, device="meta") for t in tensors)
+        check.tensors(x, y, w, num_classes, settings.but(validate=False))  # type: ignore[arg-type]
+        return input.to_local(), target.to_local(), None if voxel_weight is None else voxel_weight.to_local()
+
+    def join(self, sums: Tensor) -> Tensor:
+        """Return the sums of the whole (fields, B, C) for this rank's (fields, b, C), on every rank; differentiable.
+
+        One all-reduce of all fields for a volume that is split, one all-gather for a batch that is; none backward.
+        """
+        from torch.distributed.tensor import DTensor
+
+        fields, _, columns = sums.shape
+        shape = torch.Size((fields, self.samples, columns))
+        stride = (self.samples * columns, columns, 1)
+        part = DTensor.from_local(sums.contiguous(), self.mesh, self.placements, shape=shape, stride=stride)
+        try:
+            return part.full_tensor()
+        except RuntimeError as problem:
+            raise lost_rank(problem) from problem
+
+
+def sharding(
+    input: Tensor, target: Tensor, voxel_weight: Tensor | None, settings: Pass, group: Any = None
+) -> Shards | None:
+    """Return how input, target and voxel_weight are split; None where none is a DTensor, or its parts do not add.
+
+    Raises:
+        TypeError: some are DTensors and some are not.
+        ValueError: split over the classes, partial, or not split alike; a group that would add the ranks once more.
+    """
+    if settings.kind in ("map", "ranks"):
+        return None
+    tensors = {"input": input, "target": target}
+    if voxel_weight is not None:
+        tensors["voxel_weight"] = voxel_weight
+    if not any(check.is_dtensor(value) for value in tensors.values()):
+        return None
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    for name, value in tensors.items():
+        if not check.is_dtensor(value):
+            advice = "Make it one with torch.distributed.tensor.distribute_tensor, or pass the local parts of all."
+            what = f"{name} to be a DTensor, since another is one"
+            validation.fail(what, type(value).__name__, advice, TypeError)
+    whole: Any = input
+    if group is not None:
+        ranks = torch.distributed.get_process_group_ranks(None if isinstance(group, str) else group)
+        if set(ranks) & set(whole.device_mesh.mesh.flatten().tolist()) - {torch.distributed.get_rank()}:
+            advice = "Leave group out: the loss of a DTensor is that of the whole already."
+            validation.fail("a group without the other ranks of input's mesh", f"group={group!r}", advice)
+    of_sums: list[Any] = []
+    for placement in whole.placements:
+        dim = placement.dim % input.ndim if type(placement) is Shard else None
+        if dim is None and not isinstance(placement, Replicate):
+            advice = "Call input.redistribute(placements=...) first."
+            validation.fail("input with the placements Shard or Replicate", placement, advice)
+        if dim == 1:
+            advice = "A softmax needs all classes of a voxel: redistribute input over the batch or over space."
+            validation.fail("input that is not sharded over the classes", f"{placement}", advice)
+        of_sums.append(Replicate() if dim is None else Shard(1) if dim == 0 else Partial())
+    for name, value in list(tensors.items())[1:]:
+        other: Any = value
+        missing = input.ndim - value.ndim  # labels without a channel dimension
+        expected = tuple(
+            Shard(p.dim % input.ndim - (missing if p.dim % input.ndim > 1 else 0)) if type(p) is Shard else p
+            for p in whole.placements
+        )
+        got = tuple(Shard(p.dim % value.ndim) if type(p) is Shard else p for p in other.placements)
+        if other.device_mesh != whole.device_mesh or got != expected:
+            what = f"{name} on the mesh of input with the placements {expected}, as input has {whole.placements}"
+            advice = f"Call {name}.redistribute(placements=...) first."
+            validation.fail(what, f"{other.placements} on {other.device_mesh}", advice)
+    return Shards(whole.device_mesh, tuple(of_sums), input.shape[0])

@@ -1,0 +1,66 @@
+"""The processes that torchrun starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+class LostRankError(RuntimeError):
+    """Another process has ended, or did not come in time."""
+
+
+@dataclass
+class Ranks:
+    """Which of the processes that torchrun started this is: `rank` of `count`, `per_node` of them on each machine.
+
+    The commands use it as a context: inside, the processes are connected.
+    """
+
+    rank: int = 0
+    count: int = 1
+    per_node: int = 1
+    connected_here: bool = False
+
+    @classmethod
+    def here(cls) -> Ranks | None:
+        """() -> what torchrun put into the environment, None where it did not start this process."""
+        if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
+            return None
+        rank, count, per_node = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        return cls(rank, count, per_node)
+
+    def __enter__(self) -> Ranks:
+        if not torch.distributed.is_initialized():
+            backend = "gloo"
+            if torch.cuda.is_available():
+                backend = "cpu:gloo,cuda:nccl"
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+            torch.distributed.init_process_group(backend)
+            self.connected_here = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.connected_here:  # after an error too: the others notice at once
+            torch.distributed.destroy_process_group()
+
+    def from_first(self, value: Any) -> Any:
+        """value of rank 0 -> the same on every rank. Pickled: between processes of one program."""
+        box = [value]
+        try:
+            torch.distributed.broadcast_object_list(box, src=0)
+        except RuntimeError as problem:
+            raise LostRankError(str(problem)) from problem
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """value of each rank -> all of them in the order of the ranks, on every rank."""
+        values: list[Any] = [None] * self.count
+        try:
+            torch.distributed.all_gather_object(values, value)
+        except RuntimeError as problem:
+            raise LostRankError(str(problem)) from problem
+        return values

@@ -1,0 +1,120 @@
+"""Run tasks on as many threads as torch may use: the one thread pool of the package.
+
+The threads are torch's own where its OpenMP runtime can be reached: they have just finished the layer before the loss
+and still wait for work in a loop, which would otherwise take a core from ours for some milliseconds. Elsewhere (another
+runtime, a forked process, whose copy of the runtime has lost its threads) they are Python's. Results cannot depend on
+it: every task writes to its own slot.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ALONE_NUMEL = 1 << 18  # fewer elements than this are done before a second thread has woken up
+SHARES = 4  # per thread, so that one that was held up does not hold up the rest
+
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+_forks: list[int] = []
+if hasattr(os, "register_at_fork"):  # from the package's first import on: the threads of a parent are gone in its child
+    os.register_at_fork(after_in_child=lambda: _forks.append(os.getpid()))
+
+
+def forked() -> bool:
+    """Return whether this process is a fork, whose copy of torch's OpenMP runtime has lost its threads."""
+    return bool(_forks)
+
+
+def share_out(kernel: Any, arguments: tuple[Any, ...], tasks: int, numel: int, scratch: int | None = None) -> None:
+    """Call kernel(*arguments, begin, end) for consecutive shares of range(tasks).
+
+    scratch: bytes of memory, of each call its own, whose address stands before begin.
+    """
+
+    def call(begin: int, end: int) -> None:
+        memory = np.empty(scratch or 0, np.uint8)
+        place = () if scratch is None else (np.uint64(memory.__array_interface__["data"][0]),)
+        kernel(*arguments, *place, np.uint64(begin), np.uint64(end))
+
+    if kernel not in _compiled:
+        call(0, 0)  # it compiles once, not in every thread
+        _compiled.add(kernel)
+    threads = 1 if numel < ALONE_NUMEL else min(torch.get_num_threads(), tasks)
+    if threads == 1:
+        call(0, tasks)
+        return
+    shares = min(tasks, threads * SHARES)
+    bounds = [tasks * i // shares for i in range(shares + 1)]
+    for_each(lambda i: call(bounds[i], bounds[i + 1]), range(shares), threads)
+
+
+_compiled: set[Any] = set()
+
+
+def for_each(work: Callable[[Any], None], tasks: Iterable[Any], threads: int) -> None:
+    """Call work(task) for every task, each in whichever thread is free."""
+    if threads <= 1:
+        for task in tasks:
+            work(task)
+        return
+    waiting, lock, end = iter(tasks), threading.Lock(), object()
+
+    def some() -> None:
+        while True:
+            with lock:
+                task = next(waiting, end)
+            if task is end:
+                return
+            work(task)
+
+    in_threads(some, threads)
+
+
+def in_threads(work: Callable[[], None], threads: int) -> None:
+    """Call work() once in each of `threads` threads, this one among them, and wait; the first error is raised."""
+    errors: list[BaseException] = []
+
+    def guarded(_: Any = None) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that asked
+            errors.append(error)
+
+    parallel = None if forked() else _openmp()
+    if parallel is not None:
+        parallel(_Body(guarded), None, threads, 0)
+    else:
+        others = [_pool(threads - 1, os.getpid()).submit(guarded) for _ in range(threads - 1)]
+        guarded()
+        for other in others:
+            other.result()
+    if errors:
+        raise errors[0]
+
+
+@lru_cache(maxsize=1)
+def _openmp() -> Any:
+    """GNU OpenMP's entry point as torch itself resolves it, or None where torch runs on something else."""
+    library = Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"
+    try:
+        parallel = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes, parallel.restype = (_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return parallel
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Workers beside the calling thread; a forked process makes its own."""
+    return ThreadPoolExecutor(max_workers=threads, thread_name_prefix="softdice")

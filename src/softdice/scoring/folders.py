@@ -1,0 +1,128 @@
+"""two folders of masks -> scores as rows of Python: what `softdice score` does, for scripts and notebooks."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from softdice.scoring.classes import parse_options
+from softdice.scoring.output import case_rows, class_rows, flat, overall_row
+from softdice.scoring.pairing import pair_files
+from softdice.scoring.runner import run
+from softdice.scoring.summary import summarise, tabulate
+
+Labels = str | Sequence[int] | Mapping[str, int]
+
+
+class Scores(list[dict[str, Any]]):
+    """Rows of case and class, which `pandas.DataFrame` takes, with what they add up to.
+
+    Args:
+        classes: a row for each class: means, intervals, pooled scores. overall: the same over all classes.
+        errors: for each case that could not be scored the reason.
+    """
+
+    def __init__(
+        self,
+        rows: list[dict[str, Any]],
+        classes: list[dict[str, Any]],
+        overall: dict[str, Any],
+        errors: list[str],
+    ) -> None:
+        super().__init__(rows)
+        self.classes, self.overall, self.errors = classes, overall, errors
+
+
+def score_folders(
+    predictions: str | PathLike[str],
+    reference: str | PathLike[str],
+    *,
+    labels: Labels | None = None,
+    regions: str | Mapping[str, Sequence[int]] | None = None,
+    ignore: str | int | Sequence[int] | None = None,
+    include_background: bool = False,
+    threshold: float | None = None,
+    soft: bool = False,
+    scale: float = 1.0,
+    round: bool = False,
+    resample: bool = False,
+    ignore_geometry: bool = False,
+    transpose: bool = False,
+    layout: Literal["files", "subfolders", "classes"] = "files",
+    metrics: str | Sequence[str] | None = None,
+    surface: str | None = None,
+    penalty: float | str | None = None,
+    lesions: bool = False,
+    matching: float | str | None = None,
+    centreline: bool = False,
+    instances: bool = False,
+    empty: Literal["nan", "1"] = "nan",
+    missing: Literal["skip", "0"] = "skip",
+    jobs: int = 1,
+) -> Scores:
+    """two folders of masks, or two masks -> Scores: a row of Dice, IoU and counts for each case and class.
+
+    The keywords are the options of `softdice score`, which the page "Scores" explains; numbers, lists and dicts may
+    stand for their texts. A case that cannot be scored raises nothing: a warning says so, and `errors` why.
+
+    Args:
+        predictions, reference: two files, or two folders whose files belong together by name.
+        labels: [1, 2], {"liver": 1}, or a text. regions: {"whole": [1, 2, 4]}, or a text. ignore: 255, or several.
+        surface: a text with its unit, as "2mm". penalty: a number in that unit, or "diagonal".
+        jobs: processes. Above 1 the script needs the guard `if __name__ == "__main__":`.
+
+    Raises:
+        ScoreError: a folder or an option that cannot be used, as the command says it.
+
+    Example:
+        >>> import numpy as np, pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for side, mask in (("p", [[0, 1, 1]]), ("t", [[0, 0, 1]])):
+        ...     (folder / side).mkdir()
+        ...     np.save(folder / side / "a.npy", np.array(mask, np.uint8))
+        >>> scores = score_folders(folder / "p", folder / "t", labels={"liver": 1})
+        >>> [(row["case"], row["name"], round(row["dice"], 4)) for row in scores]
+        [('a', 'liver', 0.6667)]
+    """
+    options = parse_options(
+        _text(labels, ",", "="), _text(regions, ";", "="), _text(ignore, ",", "="),
+        include_background=include_background, threshold=threshold, soft=soft, scale=scale, round=round,
+        resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, metrics=_text(metrics, ",", "="),
+        surface=surface, penalty=None if penalty is None else str(penalty), lesions=lesions,
+        matching=None if matching is None else str(matching), centreline=centreline, instances=instances,
+        empty=empty, missing=missing,
+    )  # fmt: skip
+    pairs = pair_files(Path(predictions), Path(reference), layout)
+    cases = run(pairs, options, jobs=jobs)
+    table = tabulate(cases, options.keys, options.names, empty=options.empty, metrics=options.metrics)
+    if table.errors:
+        said = (
+            f"score_folders: {len(table.errors)} of {len(pairs)} cases were not scored, see .errors: {table.errors[0]}"
+        )
+        warnings.warn(said, stacklevel=2)
+    summary = summarise(table)
+    rows = [_numbers(row) for i in range(len(table.cases)) for row in case_rows(table, i)]
+    classes = [_numbers(dict(flat(row))) for row in class_rows(table, summary)]
+    return Scores(rows, classes, _numbers(dict(flat(overall_row(summary)))), table.errors)
+
+
+def _text(value: Any, separator: str, equals: str) -> str | None:
+    """Return an option as the command has it: a text as it is, numbers and dicts of them as a text."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return f"{separator} ".join(f"{name}{equals}{_text(each, ',', equals)}" for name, each in value.items())
+    return ",".join(map(str, value)) if isinstance(value, Sequence) else str(value)
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with nan and inf where JSON has None and a word."""
+    words = {None: math.nan, "inf": math.inf}
+    names = ("case", "label", "name")
+    return {
+        key: value if key in names or isinstance(value, list) else words.get(value, value) for key, value in row.items()
+    }
