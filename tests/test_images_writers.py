@@ -232,6 +232,7 @@ def test_ngff_zarr(version: str, tmp_path: Path) -> None:
     assert (ours.affine @ [1, 2, 3, 1])[:3] == pytest.approx(np.array([1 + 3 * 0.7, 2 * 0.9, 5 + 2.5]) / 1000)
 
 
+@pytest.mark.filterwarnings("ignore:Call to deprecated class Scaler:DeprecationWarning")  # a default of ome-zarr's own
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_ome_zarr(version: str, tmp_path: Path) -> None:
     """An image of one channel with a label image inside, and that label image alone."""
