@@ -28,6 +28,20 @@ def test_ignored_voxels_may_hold_anything(backend: str) -> None:
         assert torch.count_nonzero(got[1][:, :, 1::3]) == got[1][:, :, 1::3].numel()
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_voxel_of_weight_zero_may_hold_logits_whose_difference_overflows(backend: str, activation: str) -> None:
+    input, labels = made("softmax", 1, 3, 40)
+    weight = torch.ones(1, 40)
+    weight[:, ::5] = 0
+    dirty = input.float()
+    expected = sums_and_gradient(dirty, labels, activation=activation, voxel_weight=weight)
+    dirty = dirty.clone()
+    dirty[:, 0, ::5], dirty[:, 1:, ::5] = 3e38, -3e38  # their own class among them
+    got = sums_and_gradient(dirty, labels, activation=activation, voxel_weight=weight)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_a_voxel_of_weight_zero_may_hold_anything(backend: str, dense: bool) -> None:
     input, labels = made("softmax", 1, 3, 8)

@@ -112,7 +112,8 @@ def choose(request: Request) -> str:
     if kind in ("map", "ranks") and torch.compiler.is_compiling():  # they are no operators
         return "reference"
     if unfit is not None:
-        return "reference" if kind == "sums" and input.dtype != torch.float64 else "sliced"
+        in_slices = input.dtype == torch.float64 or kind in ("confusion", "skeletons")
+        return "sliced" if in_slices else "reference"
     if name not in KINDS[kind] or (kind == "skeletons" and not request.hard):
         return "sliced"
     return "reference" if automatic and name == "triton" and selftest.failed(request) else name

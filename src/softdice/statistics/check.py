@@ -232,9 +232,14 @@ def values(request: Request) -> None:
     if weight is not None and weight.dtype != torch.bool:
         check(~(weight >= 0), None, weight, weights_error)
     if settings.kind == "ranks":
-        for name, numbers in (("target", target if target.ndim == 3 else None), ("voxel_weight", weight)):
-            if numbers is not None and numbers.dtype != torch.bool:
-                check((numbers != 0) & (numbers != 1), None, numbers, partial(zero_or_one_error, name))
+        zeros_and_ones(request)
+
+
+def zeros_and_ones(request: Request) -> None:
+    """Raise where a per-class value or a weight lies between 0 and 1: voxels that are ranked have no place for it."""
+    for name, numbers in (("target", None if request.hard else request.target), ("voxel_weight", request.weight)):
+        if numbers is not None and numbers.dtype != torch.bool:
+            check((numbers != 0) & (numbers != 1), None, numbers, partial(zero_or_one_error, name))
 
 
 def check(wrong: Tensor, valid: Tensor | None, source: Tensor, error: Callable[..., str]) -> None:

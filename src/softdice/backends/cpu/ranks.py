@@ -48,9 +48,8 @@ def ranks(request: Request) -> tuple[Tensor, Tensor]:
     errors = gradient_like(input) if input.dtype == torch.float32 else torch.empty_like(input, dtype=torch.float32)
     made = planned(request, errors)
     in_range = run(_errors(s.activation, request.hard), made, input)
-    between = not request.hard or request.weight is not None  # values and weights may lie between 0 and 1
-    if s.validate and (between or not in_range):
-        check.values(request)
+    if s.validate:
+        (check.zeros_and_ones if in_range else check.values)(request)
     keys = np.empty(V if s.per_sample else B * V, np.uint64)
     return sliced.rank_classes(errors, request, partial(rank, keys=keys)), errors
 

@@ -5,8 +5,9 @@ stay in cache. For each block the walk reads weights, labels and logits, runs th
 and writes the gradient where the tensor cannot be written in place. The body is all that differs between passes, so the
 walk is compiled once; bodies are in `sums`, `confusion`, `voxel_map` and `ranks`.
 
-Voxels that do not count have weight 0. In a block that holds one, logits, values and map are copied and set to 0 there,
-so that no NaN of theirs can reach a sum; elsewhere rows are read in place.
+Voxels that do not count have weight 0. In a block that holds one, values and map are copied and set to 0 there, so that
+no NaN of theirs can reach a sum; logits, too, unless all of the block are moderate, and probabilities always. Elsewhere
+rows are read in place.
 
 Addresses and strides are in bytes; `row` is the size of a row of scratch. Records are passed by address.
 """
@@ -31,6 +32,7 @@ from softdice.backends.cpu.softmax import fill
 U = np.uint64
 PAGE = U(2048)  # bytes, no more than a page of memory holds
 AHEAD = U(2048)  # voxels whose gradient's pages are touched together
+MODERATE = np.float32(1e38)
 
 
 def _record(unsigned: str, signed: str = "", single: str = "", nested: str = "") -> np.dtype:
@@ -137,21 +139,22 @@ def _read_voxels(job, k):
 
 
 @jit
-def _all_finite(x, ld, C, n):
-    zeros = ZERO
+def _all_moderate(x, ld, C, n):
+    """Return whether every term of these logits is finite: none is NaN, and no difference of two overflows."""
+    beyond = ZERO
     for c in range(C):
         for v in range(n):
-            zeros += read(x + c * ld, v) * ZERO
-    return zeros == ZERO
+            beyond += ZERO if abs(read(x + c * ld, v)) <= MODERATE else ONE
+    return beyond == ZERO
 
 
 @jit
 def _read_logits(job, k, copies):
-    """Set where the logits of a block are: in place, or copied. Finite logits have finite terms: weight 0 is enough."""
+    """Set where the logits of a block are: in place, or copied and cleared. A weight of 0 clears moderate ones."""
     plane = job.input
     if plane.direct != 0:
         k.x, k.ld = plane.address + k.b * plane.per_sample + k.v0 * plane.per_voxel, plane.per_class
-        if k.dead == 0 or (job.logits != 0 and _all_finite(k.x, k.ld, job.C, k.n)):
+        if k.dead == 0 or (job.logits != 0 and _all_moderate(k.x, k.ld, job.C, k.n)):
             return
     source = plane.address + k.b * plane.per_sample + k.v0 * plane.per_voxel
     call(plane.convert, (source, plane.step, k.n, copies, job.C, plane.per_class, k.row))
