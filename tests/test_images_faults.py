@@ -200,106 +200,106 @@ def appended(path: Path, pages: list[np.ndarray]) -> Path:
 
 PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple[str, ...], object]] = {
     # name: prediction, reference, options, {label: Dice} or parts of the refusal
-    "G6 bool, tifffile": (
+    "bool, tifffile": (
         lambda d: save(d / "p.tif", OTHER), lambda d: save(d / "t.tif", MASK), (), {1: dice(OTHER, MASK)}),
-    "G6 bool stack": (
+    "bool stack": (
         lambda d: save(d / "p.tif", VOLUME > 1), lambda d: save(d / "t.npy", VOLUME > 0), (),
         {1: dice(VOLUME > 1, VOLUME > 0)}),
-    "G6 fax by Pillow": (
+    "fax by Pillow": (
         lambda d: pillow(d / "p.tif", OTHER, compression="group3"), lambda d: save(d / "t.tif", MASK), (),
         {1: dice(OTHER, MASK)}),
-    "G6 fax that calls 0 white": (
+    "fax that calls 0 white": (
         lambda d: pillow(d / "p.tif", OTHER, compression="group4", tiffinfo={262: 0}),
         lambda d: save(d / "t.npy", MASK), (), {1: dice(OTHER, MASK)}),
-    "S35 labels, tifffile": (
+    "labels, tifffile": (
         lambda d: save(d / "p.tif", P, photometric="miniswhite"), lambda d: save(d / "t.npy", T), (), both(P, T)),
-    "S35 16 bits, ImageJ": (
+    "16 bits, ImageJ": (
         lambda d: save(d / "p.tif", P.astype(np.uint16), photometric="miniswhite", imagej=True, software=""),
         lambda d: save(d / "t.npy", T), (), both(P, T)),
-    "S35 writer unknown": (
+    "writer unknown": (
         lambda d: save(d / "p.tif", P, photometric="miniswhite", metadata=None, software=False),
         lambda d: save(d / "t.npy", T), (), ("p.tif: expected labels", "MINISWHITE")),
-    "G8 palettes in another order": (
+    "palettes in another order": (
         lambda d: palette(d / "p.png", P, "rg"), lambda d: palette(d / "t.png", T, "gr"), (),
         ("for label 1 as in", "t.png, got #ff0000", "one palette")),
-    "G8 another colour of one label": (
+    "another colour of one label": (
         lambda d: palette(d / "p.png", P, "rb"), lambda d: palette(d / "t.png", T, "rw"), (),
         ("expected #ffffff for label 2 as in", "got #0000ff")),
-    "G8 one palette": (
+    "one palette": (
         lambda d: palette(d / "p.png", P, "rgw"), lambda d: palette(d / "t.png", T, "rg"), (), both(P, T)),
-    "G8 unused colours differ": (
+    "unused colours differ": (
         lambda d: palette(d / "p.png", P, "rgw"), lambda d: palette(d / "t.png", T, "rgb"), (), both(P, T)),
-    "G8 palettes that differ in alpha alone": (
+    "palettes that differ in alpha alone": (
         lambda d: palette(d / "p.png", P % 2, "k", transparency=b"\0\xff"),
         lambda d: palette(d / "t.png", 1 - T % 2, "k", transparency=b"\xff\0"), (),
         ("expected #000000ff for label 0 as in", "got #00000000")),
-    "G9 a palette with a background that is transparent": (
+    "a palette with a background that is transparent": (
         lambda d: palette(d / "p.png", P, "rg", transparency=0), lambda d: palette(d / "t.png", T, "rg"), (),
         both(P, T)),
-    "G8 palette against grey": (
+    "palette against grey": (
         lambda d: palette(d / "p.png", P, "wb"), lambda d: save(d / "t.png", T), (), both(P, T)),
-    "G8 palettes of TIFF": (
+    "palettes of TIFF": (
         lambda d: palette(d / "p.tif", P, "bg"), lambda d: palette(d / "t.png", T, "gb"), (), ("for label 1 as in",)),
-    "G8 palette of TIFF, the same": (
+    "palette of TIFF, the same": (
         lambda d: palette(d / "p.tif", P, "bg", compression="tiff_lzw"), lambda d: palette(d / "t.png", T, "bg"), (),
         both(P, T)),
-    "G9 grey and alpha": (
+    "grey and alpha": (
         lambda d: save(d / "p.png", with_alpha(np.zeros((*T.shape, 1), np.uint8), MASK * 200)),
         lambda d: save(d / "t.png", T), (), ("an alpha channel that is not constant", "Save the mask as grey values")),
-    "G9 colours and alpha, reference": (
+    "colours and alpha, reference": (
         lambda d: save(d / "p.png", P), lambda d: save(d / "t.png", with_alpha(np.stack([T] * 3, -1), 255 - T)), (),
         ("t.png: expected labels, got an alpha channel",)),
-    "G9 alpha of TIFF": (
+    "alpha of TIFF": (
         lambda d: save(d / "p.tif", with_alpha(np.stack([P] * 3, -1), OTHER * 9), photometric="rgb"),
         lambda d: save(d / "t.npy", T), (), ("an alpha channel that is not constant",)),
-    "G9 alpha of a narrow TIFF stack": (
+    "alpha of a narrow TIFF stack": (
         lambda d: save(d / "p.tif", np.stack([VOLUME[..., :3], VOLUME[..., :3] * 0 + 7], -1), photometric="minisblack",
                        planarconfig="contig", extrasamples=["unassalpha"]),
         lambda d: save(d / "t.npy", VOLUME[..., :3]), (), {1: 1.0, 2: 1.0}),
-    "G9 alpha is constant": (
+    "alpha is constant": (
         lambda d: save(d / "p.png", with_alpha(np.stack([P] * 3, -1), 128)), lambda d: save(d / "t.npy", T), (),
         both(P, T)),
-    "G11 8 bits": (
+    "8 bits": (
         lambda d: save(d / "p.png", np.where(OTHER, 200, 30).astype(np.uint8)), lambda d: save(d / "t.npy", MASK),
         ("--threshold", "0.4"), ("--threshold: expected probabilities in [0, 1], got 30 to 200", "--scale")),
-    "S14 16 bits": (
+    "16 bits": (
         lambda d: save(d / "p.tif", np.where(OTHER, 60000, 9).astype(np.uint16), photometric="minisblack"),
         lambda d: save(d / "t.npy", MASK), ("--threshold", "0.5"), ("got 9 to 60000",)),
-    "S14 percent": (
+    "percent": (
         lambda d: save(d / "p.npy", OTHER * 98.5), lambda d: save(d / "t.npy", MASK), ("--soft",),
         ("--soft: expected probabilities in [0, 1], got 0.0 to 98.5",)),
-    "S14 8 bits, scaled": (
+    "8 bits, scaled": (
         lambda d: save(d / "p.png", np.where(OTHER, 103, 101).astype(np.uint8)), lambda d: save(d / "t.npy", MASK),
         ("--threshold", "0.4", "--scale", "255"), {1: dice(OTHER, MASK)}),
-    "S14 percent, scaled": (
+    "percent, scaled": (
         lambda d: save(d / "p.npy", OTHER * 100), lambda d: save(d / "t.npy", MASK), ("--soft", "--scale", "100"),
         {1: dice(OTHER, MASK)}),
-    "S14 beyond the scale": (
+    "beyond the scale": (
         lambda d: save(d / "p.npy", OTHER * 255), lambda d: save(d / "t.npy", MASK), ("--soft", "--scale", "100"),
         ("expected probabilities in [0, 100], got 0 to 255",)),
-    "S14 logits": (
+    "logits": (
         lambda d: save(d / "p.npy", np.where(OTHER, 0.7, -3.0)), lambda d: save(d / "t.npy", MASK),
         ("--threshold", "0.5"), ("got -3.0 to 0.7",)),
-    "G28 .mha against NIfTI": (
+    ".mha against NIfTI": (
         lambda d: itk(d / "p.mha", VOLUME), lambda d: itk(d / "t.nii.gz", VOLUME), (), {1: 1.0, 2: 1.0}),
-    "G28 .mhd against .nrrd": (
+    ".mhd against .nrrd": (
         lambda d: itk(d / "p.mhd", VOLUME).with_suffix(".raw").touch(), lambda d: itk(d / "t.nrrd", VOLUME), (),
         {1: 1.0, 2: 1.0}),
-    "G28 .nrrd turned over, resampled": (
+    ".nrrd turned over, resampled": (
         lambda d: sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(itk(d / "x.nrrd", VOLUME))), [True, False, True]),
                                   str(d / "p.mha")),
         lambda d: itk(d / "t.nrrd", VOLUME), ("--resample",), {1: 1.0, 2: 1.0}),
-    "G28 .nrrd turned over": (
+    ".nrrd turned over": (
         lambda d: sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(itk(d / "x.nrrd", VOLUME))), [True, False, True]),
                                   str(d / "p.mha")),
         lambda d: itk(d / "t.nrrd", VOLUME), (), ("got RPS voxels elsewhere than the LPI voxels of t.nrrd",)),
-    "G28 .nrrd on another grid": (
+    ".nrrd on another grid": (
         lambda d: save(d / "p.nii.gz", VOLUME), lambda d: itk(d / "t.nrrd", VOLUME), (),
         ("expected a grid that overlaps that of t.nrrd in space",)),
-    "G28 segmentation of 3D Slicer": (
+    "segmentation of 3D Slicer": (
         lambda d: itk(d / "p.seg.nrrd", VOLUME, ("liver", "cyst")), lambda d: itk(d / "t.mha", VOLUME), (),
         {1: 1.0, 2: 1.0}),
-    "G28 segments that overlap": (
+    "segments that overlap": (
         lambda d: itk(d / "p.seg.nrrd", np.stack([VOLUME > 0, (VOLUME > 1) * 2], -1).astype(np.uint8), ("a", "b"),
                       layers=True),
         lambda d: itk(d / "t.mha", VOLUME), (), ("got segments in 2 layers, for they overlap",)),
@@ -311,146 +311,146 @@ PAIRS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], tuple
         lambda d: sitk.WriteImage(renumbered(itk(d / "p.seg.nrrd", np.stack([VOLUME == 1, VOLUME == 2], -1).astype(
             np.uint8), ("a", "b"), layers=True)), str(d / "p.seg.nrrd")),
         lambda d: itk(d / "t.mha", VOLUME), (), {1: 1.0, 2: 1.0}),
-    "G28 probabilities": (
+    "probabilities": (
         lambda d: itk(d / "p.nrrd", (VOLUME > 1) * np.float32(0.7)), lambda d: itk(d / "t.mha", VOLUME),
         ("--threshold", "0.6", "--labels", "2"), {2: 1.0}),
-    "G21": (
+    "a quaternion slightly too long": (
         lambda d: turned(d / "p.nii", VOLUME, (0.0, 1.0004, 0.0)), lambda d: turned(d / "t.nii", VOLUME, (0, 1, 0)), (),
         {1: 1.0, 2: 1.0}),
-    "G21 far too long": (
+    "far too long": (
         lambda d: turned(d / "p.nii", VOLUME, (0.9, 0.9, 0)), lambda d: turned(d / "t.nii", VOLUME, (0, 1, 0)), (),
         ("p.nii: damaged header: a quaternion of length 1.27279",)),
-    "G23 one slice against a picture": (
+    "one slice against a picture": (
         lambda d: save(d / "p.nii.gz", P[:, None]), lambda d: save(d / "t.png", T), ("--ignore-geometry",), both(P, T)),
-    "S25 transposed": (
+    "transposed": (
         lambda d: save(d / "p.nii", P.T[..., None]), lambda d: save(d / "t.png", T), ("--transpose",), both(P, T)),
-    "S25 to be transposed": (
+    "to be transposed": (
         lambda d: save(d / "p.nii", P.T[..., None]), lambda d: save(d / "t.png", T), (),
         ("--transpose swaps its axes",)),
-    "S25 axis first": (lambda d: save(d / "p.npy", P[None]), lambda d: save(d / "t.npy", T[..., None]), (), both(P, T)),
-    "S25 NIfTI of two axes": (
+    "axis first": (lambda d: save(d / "p.npy", P[None]), lambda d: save(d / "t.npy", T[..., None]), (), both(P, T)),
+    "NIfTI of two axes": (
         lambda d: save(d / "p.nii", P), lambda d: save(d / "t.nii.gz", T[..., None]), (), both(P, T)),
-    "S25 NIfTI of two axes, resampled": (
+    "NIfTI of two axes, resampled": (
         lambda d: save(d / "p.nii", P[..., None]), lambda d: save(d / "t.nii.gz", T), ("--resample",), both(P, T)),
-    "G24 16 bits": (
+    "NIfTI of 16 bits, scaled": (
         lambda d: scaled(d / "p.nii", VOLUME * 7.0, np.int16), lambda d: save(d / "t.npy", VOLUME),
         ("--ignore-geometry",), ("at most ", "such as ", "stored with slope 0.000213", "Pass --round")),
-    "G24 rounded": (
+    "rounded": (
         lambda d: scaled(d / "p.nii", VOLUME * 7.0, np.int16), lambda d: scaled(d / "t.nii", VOLUME * 7.0, np.int16),
         ("--round",), {7: 1.0, 14: 1.0}),
-    "G24 nearly whole, reference": (
+    "nearly whole, reference": (
         lambda d: save(d / "p.npy", T), lambda d: save(d / "t.npy", T * 0.9943), (),
         ("t.npy: expected labels", "at most 0.011 from a whole number, such as 1.9886", "Pass --round to round them.")),
-    "G24 too far to be rounded": (
+    "too far to be rounded": (
         lambda d: save(d / "p.npy", T * 0.8), lambda d: save(d / "t.npy", T), ("--round",),
         ("at most 0.4 from a whole number", "--threshold 0.5 or --soft")),
-    "G26 pages": (
+    "pages": (
         lambda d: appended(d / "p.tif", [VOLUME[i] for i in range(5)]), lambda d: save(d / "t.npy", VOLUME), (),
         {1: 1.0, 2: 1.0}),
-    "G26 stacks": (
+    "stacks": (
         lambda d: appended(d / "p.tif", [VOLUME[:2], VOLUME[2:4]]), lambda d: save(d / "t.npy", VOLUME[:4]), (),
         {1: 1.0, 2: 1.0}),
-    "G26 pages, compressed and not": (
+    "pages, compressed and not": (
         lambda d: (
             tifffile.imwrite(d / "p.tif", VOLUME[0], photometric="minisblack"),
             tifffile.imwrite(d / "p.tif", VOLUME[1], photometric="minisblack", append=True, compression="zlib")),
         lambda d: save(d / "t.npy", VOLUME[:2]), (), {1: 1.0, 2: 1.0}),
-    "G26 pages that differ": (
+    "pages that differ": (
         lambda d: appended(d / "p.tif", [VOLUME[0], VOLUME[0].astype(np.uint16)]), lambda d: save(d / "t.npy", VOLUME),
         (), ("got 2 that differ: (6, 7) uint8, (6, 7) uint16",)),
-    "S26 above 63 bits, as a float": (
+    "above 63 bits, as a float": (
         lambda d: save(d / "p.npy", P * 2.0**63), lambda d: save(d / "t.npy", T),
         ("--labels", str(2**63)), ("got values from 0 to 18446744073709551616",)),
-    "S26 2 to the 63, as a float": (
+    "2 to the 63, as a float": (
         lambda d: save(d / "p.npy", OTHER * 2.0**63), lambda d: save(d / "t.npy", MASK * np.uint64(2**63)), (),
         {2**63: dice(OTHER, MASK)}),
-    "S27 LZW, 16 bits": (
+    "LZW, 16 bits": (
         lambda d: pillow(d / "p.tif", P.astype(np.uint16), compression="tiff_lzw"), lambda d: save(d / "t.npy", T), (),
         both(P, T)),
-    "S27 LZW, signed": (
+    "LZW, signed": (
         lambda d: lzw(d / "p.tif", P.astype(np.int16) - 1),
         lambda d: save(d / "t.npy", T.astype(np.int8) - 1), (), {-1: dice(P == 0, T == 0), 1: dice(P == 2, T == 2)}),
-    "S27 group 4 in pages": (
+    "group 4 in pages": (
         lambda d: PIL_Image.fromarray(VOLUME[0] > 0).save(
             d / "p.tif", compression="group4", save_all=True,
             append_images=[PIL_Image.fromarray(page > 0) for page in VOLUME[1:]]),
         lambda d: save(d / "t.npy", VOLUME > 0), (), {1: 1.0}),
-    "S27 lossy": (
+    "lossy": (
         lambda d: pillow(d / "p.tif", P, compression="jpeg"), lambda d: save(d / "t.npy", T), (),
         ("a TIFF compressed by JPEG",)),
-    "G28 SEG without its empty slices": (
+    "SEG without its empty slices": (
         lambda d: segmentation(d / "p.dcm", INNER), lambda d: itk(d / "t.nrrd", VOLUME), ("--resample",),
         both(INNER, VOLUME)),
-    "G28 SEG of labels, as the reference": (
+    "SEG of labels, as the reference": (
         lambda d: itk(d / "p.mha", VOLUME), lambda d: segmentation(d / "t.dcm", INNER, "LABELMAP"), ("--resample",),
         both(VOLUME, INNER)),
-    "G28 SEG as the reference, resampled": (
+    "SEG as the reference, resampled": (
         lambda d: sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(itk(d / "x.nrrd", VOLUME))), [True, False, True]),
                                   str(d / "p.nrrd")),
         lambda d: segmentation(d / "t.dcm", INNER), ("--resample",), both(VOLUME, INNER)),
-    "G28 SEG beside SEG": (
+    "SEG beside SEG": (
         lambda d: segmentation(d / "p.dcm", VOLUME * (np.arange(7) < 2)),
         lambda d: segmentation(d / "t.dcm", VOLUME * (np.arange(7) > 4)), (), {1: 0.0, 2: 0.0}),
-    "G28 SEG of occupancies": (
+    "SEG of occupancies": (
         lambda d: segmentation(d / "p.dcm", SHARES[..., :1], "FRACTIONAL", fractional_type="OCCUPANCY"),
         lambda d: itk(d / "t.nrrd", VOLUME), ("--threshold", "0.25", "--labels", "2", "--resample"),
         {2: dice(np.rint(SHARES[..., 0] * 255) >= 64, VOLUME == 2)}),
-    "G28 SEG of probabilities taken for labels": (
+    "SEG of probabilities taken for labels": (
         lambda d: segmentation(d / "p.dcm", SHARES[..., :1], "FRACTIONAL", fractional_type="PROBABILITY"),
         lambda d: itk(d / "t.nrrd", VOLUME), (), ("p.dcm: expected labels, got values that are not whole",)),
-    "G28 SEG of several probabilities": (
+    "SEG of several probabilities": (
         lambda d: segmentation(d / "p.dcm", SHARES, "FRACTIONAL", fractional_type="PROBABILITY"),
         lambda d: itk(d / "t.nrrd", VOLUME), ("--soft", "--resample"),
         ("expected one label per voxel, got 2 channels",)),
-    "G28 SEG that overlaps itself": (
+    "SEG that overlaps itself": (
         lambda d: segmentation(d / "p.dcm", np.stack([VOLUME > 0, VOLUME > 1], -1)),
         lambda d: itk(d / "t.nrrd", VOLUME), (), ("segments overlap. Export one file per segment",)),
-    "G28 SEG in another place": (
+    "SEG in another place": (
         lambda d: segmentation(d / "p.dcm", VOLUME), lambda d: save(d / "t.nii", VOLUME), (),
         ("expected a grid that overlaps that of t.nii in space",)),
-    "G28 SEG of a segment that is not described": (
+    "SEG of a segment that is not described": (
         lambda d: altered(segmentation(d / "p.dcm", VOLUME), lambda seg: seg.SegmentSequence.pop()),
         lambda d: itk(d / "t.nrrd", VOLUME), (), ("p.dcm: ",)),
-    "G28 SEG with a frame of no place": (
+    "SEG with a frame of no place": (
         lambda d: altered(segmentation(d / "p.dcm", VOLUME),
                           lambda seg: seg.PerFrameFunctionalGroupsSequence[3].pop("PlanePositionSequence")),
         lambda d: itk(d / "t.nrrd", VOLUME), (), ("p.dcm: ",)),
-    "G28 SEG with a frame beside the others": (
+    "SEG with a frame beside the others": (
         lambda d: altered(segmentation(d / "p.dcm", VOLUME), lambda seg: setattr(
             seg.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence[0], "ImagePositionPatient", [0, 1, 2])),
         lambda d: itk(d / "t.nrrd", VOLUME), (), ("p.dcm: ",)),
-    "G28 SEG, cut off": (
+    "SEG, cut off": (
         lambda d: segmentation(d / "p.dcm", VOLUME).write_bytes((d / "p.dcm").read_bytes()[:-20]),
         lambda d: itk(d / "t.nrrd", VOLUME), (), ("p.dcm: ",)),
-    "S28 gzip": (
+    "gzip": (
         lambda d: (d / "p.nii").write_bytes(gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes())),
         lambda d: save(d / "t.nii", VOLUME), (), ("p.nii: compressed by gzip: name it .nii.gz",)),
-    "S28 gzip twice": (
+    "gzip twice": (
         lambda d: (d / "p.nii.gz").write_bytes(
             gzip.compress(gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes()))),
         lambda d: save(d / "t.nii", VOLUME), (), ("p.nii.gz: compressed by gzip twice",)),
-    "S28 no gzip": (
+    "no gzip": (
         lambda d: (d / "p.nii.gz").write_bytes(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes()),
         lambda d: save(d / "t.nii", VOLUME), (), ("p.nii.gz: not compressed by gzip: name it .nii",)),
-    "S28 more than the gzip": (
+    "more than the gzip": (
         lambda d: (d / "p.nii.gz").write_bytes(
             gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes()) + b"from another"),
         lambda d: save(d / "t.nii", VOLUME), (), ("p.nii.gz: damaged: something follows the compressed data",)),
-    "S28 an affine that puts all slices into one place": (
+    "an affine that puts all slices into one place": (
         lambda d: flat(save(d / "p.nii", VOLUME)), lambda d: save(d / "t.nii", VOLUME), ("--resample",),
         ("p.nii: expected an affine that can be inverted, got a singular one. --ignore-geometry compares",)),
-    "S28 such an affine in the reference": (
+    "such an affine in the reference": (
         lambda d: save(d / "p.nii", VOLUME), lambda d: flat(save(d / "t.nii", VOLUME)), (),
         ("t.nii: expected an affine that can be inverted",)),
-    "S28 a picture": (
+    "a picture": (
         lambda d: save(d / "x.png", P).rename(d / "p.tif"), lambda d: save(d / "t.npy", T), (),
         ("Its content is that of a .png file",)),
-    "S28 empty": (
+    "empty": (
         lambda d: (d / "p.npy").write_bytes(b""), lambda d: save(d / "t.npy", T), (), ("The file is empty",)),
-    "S28 a pointer": (
+    "a pointer": (
         lambda d: (d / "p.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
         lambda d: save(d / "t.npy", T), (), ("not a PNG file. Its content is a pointer of Git LFS",)),
-    "S28 a web page": (
+    "a web page": (
         lambda d: (d / "p.nii.gz").write_text("<!DOCTYPE html>"), lambda d: save(d / "t.npy", T), (),
         ("not compressed by gzip. Its content is HTML",)),
 }  # fmt: skip
@@ -475,7 +475,6 @@ def test_a_pair(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["nan", "5", "inf", "-0.1", "1"])
 def test_a_threshold_is_a_probability(value: str, tmp_path: Path) -> None:
-    """S15"""
     files = save(tmp_path / "p.npy", MASK * 0.5), save(tmp_path / "t.npy", MASK)
     result = score(*files, f"--threshold={value}")
     assert result.exit_code == 2
@@ -507,7 +506,6 @@ def test_a_scale_that_is_none(options: tuple[str, ...], said: str, tmp_path: Pat
 def test_two_files_of_one_name_and_kind(
     predictions: tuple[str, ...], references: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """G10"""
     for side, names in (("p", predictions), ("t", references)):
         for name in names:
             (tmp_path / side).mkdir(exist_ok=True)
@@ -518,7 +516,7 @@ def test_two_files_of_one_name_and_kind(
 
 
 def test_a_label_has_one_colour_in_all_cases(tmp_path: Path) -> None:
-    """G8: in each pair the palettes agree, in the folder they do not."""
+    """In each pair the palettes agree, in the folder they do not."""
     for case, colours in (("a", "r"), ("b", "gb"), ("c", "rg")):
         for side in "pt":
             (tmp_path / side).mkdir(exist_ok=True)
@@ -531,7 +529,7 @@ def test_a_label_has_one_colour_in_all_cases(tmp_path: Path) -> None:
 
 
 def test_a_quaternion_means_a_turn(tmp_path: Path) -> None:
-    """G21: w = 0, the axis as it is written, as SimpleITK reads it."""
+    """W = 0, the axis as it is written, as SimpleITK reads it."""
     sitk = pytest.importorskip("SimpleITK")
     path = turned(tmp_path / "a.nii", VOLUME, (0.6, 0.8, 2e-3))
     affine = read_image(path).affine
@@ -542,7 +540,7 @@ def test_a_quaternion_means_a_turn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("photometric, expected", [(1, [0, 1, 2, 15, 9, 4]), (0, [15, 14, 13, 0, 6, 11])])
 def test_tiff_of_four_bits(photometric: int, expected: list[int], tmp_path: Path) -> None:
-    """S27, S35: numbers as they are stored, which Pillow stretches; where 0 is white, counted from the other end."""
+    """Numbers as they are stored, which Pillow stretches; where 0 is white, counted from the other end."""
     tags = {256: 6, 257: 1, 258: 4, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: 3}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     data = b"II*\0" + struct.pack("<I", 12) + b"\x01\x2f\x94\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
@@ -581,20 +579,21 @@ SHIFTED = np.diag([2.0, 2, 3, 1])
 SHIFTED[0, 3] = 4
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "G13": (lambda d: data(d, [T, P], ".jpeg"), "0.jpeg: expected labels, got a JPEG"),
-    "G14 mirrored": (
+    "a photograph as labels": (lambda d: data(d, [T, P], ".jpeg"), "0.jpeg: expected labels, got a JPEG"),
+    "mirrored": (
         lambda d: data(d, [VOLUME] * 2, ".nii", placed(np.diag([2.0, -2, 3, 1]))),
         "0.nii: expected the same orientation and affine, got RPS voxels elsewhere than the RAS voxels of 0.nii"),
-    "G14 shifted": (
+    "shifted": (
         lambda d: data(d, [VOLUME] * 2, ".nii", placed(SHIFTED)), "RAS voxels elsewhere than the RAS voxels"),
-    "G14 only one says": (lambda d: data(d, [VOLUME] * 2, ".npy"), "only 0.nii says how its voxels lie in space"),
-    "G8": (
+    "only one says": (lambda d: data(d, [VOLUME] * 2, ".npy"), "only 0.nii says how its voxels lie in space"),
+    "palettes in another order": (
         lambda d: data(d, [T, P], ".png", lambda *a: palette(*a, "rg" if a[0].name == "0.png" else "gr")),
         "1.png: expected #ff0000 for label 1 as in"),
-    "G9": (
+    "colours and alpha": (
         lambda d: data(d, [T, P], ".png", lambda path, array: save(path, with_alpha(array[..., None], array))),
         "0.png: expected labels, got an alpha channel that is not constant"),
-    "G24": (lambda d: data(d, [VOLUME] * 2, ".nii", lambda *a: placed(np.diag([2.0, 2, 3, 1]))(a[0], a[1] * 1.004)),
+    "nearly whole values": (
+        lambda d: data(d, [VOLUME] * 2, ".nii", lambda *a: placed(np.diag([2.0, 2, 3, 1]))(a[0], a[1] * 1.004)),
         "0.nii: expected labels, got values that are not whole"),
 }  # fmt: skip
 
@@ -611,7 +610,7 @@ def test_training_refuses_what_the_scorer_refuses(name: str, tmp_path: Path) -> 
 
 
 def test_training_on_request_and_on_wide_numbers(tmp_path: Path) -> None:
-    """G14 and G24 on request, S25 and S26 as in the scorer."""
+    """As in the scorer; more on request."""
     from softdice.training.cases import read_folder
 
     mirrored = data(

@@ -77,7 +77,7 @@ def wrapped(dtype: torch.dtype, void: int) -> Tensor:
 def test_an_ignored_number_that_the_dtype_cannot_hold_is_in_no_voxel(
     dtype: torch.dtype, stored: int, ignore: int, repeat: int
 ) -> None:
-    """G2: the strange labels are out of range, as they are without ignore_index."""
+    """The strange labels are out of range, as they are without ignore_index."""
     t, p = wrapped(dtype, stored).repeat(1, repeat), P.repeat(1, repeat)
     small = p.to(torch.uint8) if dtype == torch.uint8 else p
     with pytest.raises(ValueError, match=rf"expected target with labels in \[0, 4\) or {ignore}, got {stored} \("):
@@ -103,7 +103,7 @@ def test_no_label_is_ignored_without_being_asked(label: int) -> None:
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("ignore", [0, 1, 3, 77])
 def test_classes_decided_one_by_one_leave_out_the_same_voxels(ignore: int) -> None:
-    """G3: false positives on kept voxels of other classes stay false positives."""
+    """False positives on kept voxels of other classes stay false positives."""
     generator = torch.Generator().manual_seed(ignore)
     t = torch.randint(0, 4, (3, 7, 5), generator=generator)
     t[0, :2] = ignore
@@ -120,7 +120,7 @@ def test_classes_decided_one_by_one_leave_out_the_same_voxels(ignore: int) -> No
 @pytest.mark.parametrize("ignore", [0, 2])
 @pytest.mark.parametrize("average, pooling", [("none", "all"), ("macro", "all"), ("macro", "sample"), ("micro", "all")])
 def test_an_ignored_class_is_not_scored(ignore: int, average: str, pooling: str) -> None:
-    """G4: the mean is that of the other classes."""
+    """The mean is that of the other classes."""
     t = torch.tensor([[0, 0, 1, 2, 2, 1], [2, 2, 2, 0, 1, 0]])
     p = torch.tensor([[0, 2, 1, 2, 1, 0], [2, 0, 1, 0, 1, 1]])
     others = [c for c in range(3) if c != ignore]
@@ -146,7 +146,7 @@ def hot(labels: Tensor, C: int, dtype: torch.dtype = torch.int64) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
 @pytest.mark.parametrize("C, shape", [(4, (2, 5, 6)), (2, (1, 9)), (3, (2, 3, 3, 3))])
 def test_one_hot_masks_are_taken_as_classes(C: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """G5: dimension 1 holds the classes, as everywhere else."""
+    """Dimension 1 holds the classes, as everywhere else."""
     generator = torch.Generator().manual_seed(C)
     p, t = (torch.randint(0, C, shape, generator=generator) for _ in range(2))
     for ignore in (None, 0):
@@ -157,7 +157,7 @@ def test_one_hot_masks_are_taken_as_classes(C: int, shape: tuple[int, ...], dtyp
 
 
 def test_masks_of_overlapping_classes_need_a_threshold() -> None:
-    """G5: they are no label maps, and no one-hot ones either."""
+    """They are no label maps, and no one-hot ones either."""
     generator = torch.Generator().manual_seed(0)
     p, t = (torch.rand(2, 3, 8, generator=generator) > 0.4 for _ in range(2))
     for dtype in (torch.bool, torch.uint8, torch.int64):

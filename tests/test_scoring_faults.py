@@ -70,7 +70,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_an_ignored_label_is_no_class(pair: tuple[Path, Path]) -> None:
-    """G4 and S2, as in `softdice.metrics`."""
+    """As in `softdice.metrics`."""
     p, t = (np.load(path) for path in pair)
     found = rows(*pair, "--labels", "0,2,3", "--ignore", "0,3")
     keep = ~np.isin(t, (0, 3))
@@ -79,7 +79,6 @@ def test_an_ignored_label_is_no_class(pair: tuple[Path, Path]) -> None:
 
 
 def test_labels_above_63_bits_keep_their_number(tmp_path: Path) -> None:
-    """S26"""
     t = np.array([0, 2**63 + 9, 2**63 + 9, 7, 0], np.uint64)
     files = save(tmp_path / "p.npy", np.roll(t, 1)), save(tmp_path / "t.npy", t)
     assert {label: row["dice"] for label, row in rows(*files).items()} == {7: 0.0, 2**63 + 9: 0.5}
@@ -112,7 +111,7 @@ def dataset(folder: Path, content: object, encoding: str = "utf-8") -> Path:
 def test_ignore_and_regions_of_a_dataset(
     labels: dict, expected: dict, encoding: str, whole: bool, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """G1, S2, and a byte order mark (S32): classes and counts as nnU-Net's evaluation has them."""
+    """A byte order mark, too; classes and counts as nnU-Net's evaluation has them."""
     file = dataset(tmp_path, {"labels": labels, "name": "x"} if whole else labels, encoding)
     p, t = (np.load(path) for path in pair)
     found = rows(*pair, "--labels", file)
@@ -153,7 +152,6 @@ def test_the_summary_of_nnunet_with_an_ignore_label(pair: tuple[Path, Path], tmp
     ],
 )  # fmt: skip
 def test_files_that_say_two_things(content: object, said: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """S12, S32"""
     refused(score(*pair, "--labels", dataset(tmp_path, content)), said)
 
 
@@ -173,7 +171,6 @@ def test_files_that_say_two_things(content: object, said: str, pair: tuple[Path,
     ],
 )
 def test_options_that_say_two_things_or_nothing(options: tuple[str, str], said: str, pair: tuple[Path, Path]) -> None:
-    """S12, S32"""
     refused(score(*pair, *options), said)
 
 
@@ -217,7 +214,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_places_that_are_taken_or_cannot_be_written(
     options: tuple[str, ...], said: str, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S1, S22, S23: before any work, and every file is as it was."""
+    """Before any work, and every file is as it was."""
     monkeypatch.chdir(folders[0].parent)
     Path("link.csv").symlink_to("t/case_1.npy")
     os.link("t/case_3.npy", "hard.html")
@@ -303,7 +300,6 @@ def standard_output(file: TextIO) -> Iterator[None]:
 
 
 def test_devices_and_links_are_written_into(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """S1"""
     expected = score(*folders, "--format", "csv").stdout
     target = tmp_path / "kept.csv"
     target.write_text(expected.splitlines()[0])
@@ -338,7 +334,6 @@ def test_devices_and_links_are_written_into(folders: tuple[Path, Path], tmp_path
 def test_a_damaged_line_of_a_stopped_run_is_lost_alone(
     damage: bytes, place: int, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """S11"""
     from softdice.scoring import Options, pair_files, run
     from softdice.scoring.runner import Journal
 
@@ -389,7 +384,6 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("when", ["once", "always"])
 def test_a_worker_that_is_killed_loses_its_own_case_at_most(when: str, folders: tuple[Path, Path]) -> None:
-    """S18"""
     script = folders[0].parent / "main.py"
     script.write_text(KILLING)
     done = subprocess.run(
@@ -432,7 +426,6 @@ def running(group: int) -> list[str]:
 
 
 def test_a_parent_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
-    """S19"""
     large = save(tmp_path / "large.npy", np.zeros((1000, 3000), np.float64))
     for part in "pt":
         (tmp_path / part).mkdir()
@@ -455,7 +448,7 @@ def test_a_parent_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how, after_s", [("-m", 0.3), ("-m", 2.5), ("script", 0.8), ("script", 1.6)])
 def test_ctrl_c_in_the_first_seconds(how: str, after_s: float, folders: tuple[Path, Path]) -> None:
-    """S20: to all processes, as a terminal sends it."""
+    """To all processes, as a terminal sends it."""
     start = [sys.executable, "-m", "softdice"]
     if how == "script":  # what an installer writes
         script = folders[0].parent / "softdice"
@@ -485,7 +478,6 @@ def test_a_library_keeps_its_own_ctrl_c() -> None:
 
 
 def test_a_pipe_that_is_closed(folders: tuple[Path, Path]) -> None:
-    """S21, S33"""
     for case in range(4, 300):
         for folder, array in zip(folders, maps(case), strict=True):
             save(folder / f"case_{case}.npy", array)
@@ -509,7 +501,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("name", list(STRANGE), ids=list(map(ascii, STRANGE)))
 def test_names_are_shown_as_they_are_and_harmless(name: str, tmp_path: Path) -> None:
-    """G19, S7, S10, S30, S31: as a file, a folder and a class, in every output."""
+    """As a file, a folder and a class, in every output."""
     p, t = maps(1, 2)
     sides = tmp_path / f"p {name}", tmp_path / "t"
     file = name.replace("/", "")
@@ -537,7 +529,6 @@ def test_names_are_shown_as_they_are_and_harmless(name: str, tmp_path: Path) -> 
 
 
 def test_a_link_to_itself_or_to_nothing_is_one_failed_case(folders: tuple[Path, Path]) -> None:
-    """S9"""
     for name in ("loop", "lost"):
         (folders[0] / f"{name}.npy").symlink_to("loop.npy" if name == "loop" else "nothing.npy")
         save(folders[1] / f"{name}.npy", maps(0)[1])
@@ -548,7 +539,6 @@ def test_a_link_to_itself_or_to_nothing_is_one_failed_case(folders: tuple[Path, 
 
 @pytest.mark.parametrize("width", [40, 50, 60, 80, 200])
 def test_a_narrow_terminal_cuts_no_number(width: int, folders: tuple[Path, Path]) -> None:
-    """S8"""
     from rich.console import Console
 
     from softdice.scoring import Options, compare, pair_files, run, summarise, tabulate
@@ -597,7 +587,6 @@ def masks(seed: int, *values: int) -> tuple[np.ndarray, np.ndarray]:
 def test_scales_that_cannot_match(
     values: tuple[int, ...], advice: str, named: tuple[str, ...], turned: bool, tmp_path: Path
 ) -> None:
-    """S16, G12"""
     files = [save(tmp_path / f"{side}.npy", array) for side, array in zip("pt", masks(1, *values), strict=True)]
     held = [" and ".join(map(str, each)) for each in (values, range(len(values)))]
     if turned:
@@ -638,7 +627,7 @@ def image(kind: str) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["noise", "smooth", "volume", "jpeg", "resized"])
 @pytest.mark.parametrize("options", [(), ("--labels", "1")])
 def test_images_in_the_place_of_masks(kind: str, options: tuple[str, ...], tmp_path: Path) -> None:
-    """S16, S17: on either side, and on both."""
+    """On either side, and on both."""
     grey = image(kind)
     mask = np.uint8(grey > np.median(grey)) * np.uint8(255 if kind in ("jpeg", "resized") else 1)
     files = [save(tmp_path / f"{name}.npy", array) for name, array in (("grey", grey), ("mask", mask))]
@@ -678,7 +667,7 @@ def test_many_labels_are_no_image(tmp_path: Path) -> None:
 def test_what_the_reference_holds_and_no_option_names(
     options: tuple[str, ...], said: str, resumed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """G12: said once, with counts."""
+    """Said once, with counts."""
     monkeypatch.chdir(tmp_path)
     dataset(tmp_path, {"background": 0, "a": 1, "rest": [2, 3]})
     t = np.zeros((8, 9), np.uint8)
@@ -713,7 +702,6 @@ def test_what_the_reference_holds_and_no_option_names(
 def test_files_that_are_not_read_are_not_passed_over(
     extra: tuple[str, ...], listed: list[str], folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S4, G28"""
     monkeypatch.chdir(folders[0].parent)
     for name in extra:
         Path(name).write_bytes(b"x")
@@ -762,7 +750,7 @@ def grid(spacing: tuple[float, ...], origin: tuple[float, ...], turn: float = 0.
 def test_resampled_probabilities_are_those_of_simpleitk(
     coarse: np.ndarray, fine: np.ndarray, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """G7: up to the faces of the outermost voxels, 0 beyond them."""
+    """Up to the faces of the outermost voxels, 0 beyond them."""
     sitk = pytest.importorskip("SimpleITK")
     p = np.random.default_rng(3).uniform(0.2, 1, (6, 5, 4)).astype(np.float32)
     files = placed(tmp_path / "p.nii", p, coarse), placed(tmp_path / "t.nii", np.ones(shape, np.uint8), fine)
@@ -789,7 +777,6 @@ IDENTITY = grid((1, 1, 1), (0, 0, 0))
 def test_grids_that_do_not_overlap(
     affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """G22"""
     p, t = np.zeros((12, 10, 8), np.uint8), np.zeros(shape, np.uint8)
     p[3:9, 2:8, 1:6], t[3:9, 2:8, 1:6] = 1, 1
     files = placed(tmp_path / "p.nii.gz", p, affine), placed(tmp_path / "t.nii.gz", t, other)
@@ -812,7 +799,6 @@ def test_grids_that_touch_at_an_edge_are_resampled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [(), ("--resample",)])
 def test_a_header_that_says_nothing_of_its_place(options: tuple[str, ...], tmp_path: Path) -> None:
-    """S29"""
     array = np.eye(6, dtype=np.uint8)[..., None] * np.ones(3, np.uint8)
     silent = nib.Nifti1Image(array, None)
     silent.header.set_zooms((0.8, 0.8, 3))
@@ -828,7 +814,6 @@ def test_a_header_that_says_nothing_of_its_place(options: tuple[str, ...], tmp_p
 
 @pytest.mark.parametrize("shape", [(9, 9), (7, 12)])
 def test_a_transposed_pair_can_be_said_to_be_one(shape: tuple[int, int], tmp_path: Path) -> None:
-    """S24"""
     p, t = maps(6, 3, shape)
     files = placed(tmp_path / "p.nii.gz", p.T.copy(), IDENTITY), save(tmp_path / "t.png", t)
     refused(score(*files), "--transpose", code=1)
@@ -844,7 +829,7 @@ def test_a_transposed_pair_can_be_said_to_be_one(shape: tuple[int, int], tmp_pat
 
 
 def test_scores_without_a_partner_are_counted(tmp_path: Path) -> None:
-    """S3: class 1 is painted into empty references by the first, class 2 by the second."""
+    """Class 1 is painted into empty references by the first, class 2 by the second."""
     full, empty = np.ones((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
     cases = {"a": (full, empty, empty), "b": (full, empty, empty), "c": (full, full, full), "d": (2 * full, full, full)}
     cases["e"] = (empty, 2 * full, empty)
@@ -959,7 +944,6 @@ def tabled(path: Path, array: np.ndarray, names: dict[int, str]) -> Path:
     ],
 )
 def test_tables_of_labels_that_disagree(p: dict[int, str], t: dict[int, str], said: str, tmp_path: Path) -> None:
-    """S13"""
     arrays = maps(4, 3, (5, 6, 3))
     files = [tabled(tmp_path / f"{s}.nii.gz", a, n) for s, a, n in zip("pt", arrays, (p, t), strict=True)]
     if said:
@@ -970,7 +954,6 @@ def test_tables_of_labels_that_disagree(p: dict[int, str], t: dict[int, str], sa
 
 
 def test_the_line_of_usage_names_its_arguments() -> None:
-    """S34"""
     for command, names in (("score", "PREDICTIONS LABELS"), ("predict", "CHECKPOINT IMAGES OUT")):
         said = CliRunner().invoke(app, [command, "--help"]).stdout
         assert f"[OPTIONS] {names}" in re.sub("[{}]", "", said.splitlines()[0])  # braces are typer's
