@@ -76,6 +76,19 @@ def test_names_use_the_words_of_the_glossary(path: Path) -> None:
     assert not wrong, "\n".join(f"{path.name}:{line}: {text}" for line, text in sorted(wrong))
 
 
+def first_lines(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line, and first line of the docstring, of every class and function."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node.lineno, (ast.get_docstring(node) or "").partition("\n")[0]
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_docstrings_open_with_a_verb_and_no_arrow(path: Path) -> None:
+    wrong = [(line, text) for line, text in first_lines(ast.parse(path.read_text())) if "->" in text]
+    assert not wrong, "\n".join(f"{path.name}:{line}: say what it does: {text}" for line, text in wrong)
+
+
 @pytest.mark.parametrize(
     ("code", "expected"),
     [

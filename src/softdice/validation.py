@@ -39,7 +39,7 @@ _OF_THE_CLASS = ("__init__", "__post_init__", "__prepare_scriptable__", "forward
 
 
 def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
-    """A function that users call -> the same; errors that cross it begin with its name, unless they have one already.
+    """Put a function's name in front of the errors that cross it, unless they have one already.
 
     The name is the function's, the class's for those of `_OF_THE_CLASS`, `Class.method` for its other methods.
     """
@@ -100,7 +100,7 @@ def num_classes(value: object) -> int:
 
 
 def frozen_regions(regions: Any) -> tuple[tuple[int, ...], ...] | None:
-    """A sequence of sequences of class numbers -> tuples; which classes there are is checked with the input."""
+    """Return sequences of class numbers as tuples; which classes there are is checked with the input."""
     if regions is None:
         return None
     try:
@@ -152,20 +152,20 @@ def are_tensors(advice: str | None = None, /, **values: object) -> None:
 
 
 def same_device(device: torch.device, owner: str, **tensors: Tensor | None) -> None:
-    """Tensors by name, or None -> they are on the device, which is the owner's."""
+    """Raise ValueError for a tensor that is not on the owner's device."""
     for name, value in tensors.items():
         if value is not None and value.device != device:
             fail(f"{name} on {device} like {owner}", value.device, f"Move it: {name}.to({owner}.device).")
 
 
 def package(caller: str, name: str, extra: str) -> ModuleType:
-    """name of a package -> the package, imported; the error for a missing one names the extra that brings it."""
+    """Import a package; the error for a missing one names the extra that brings it."""
     packages(caller, (name,), extra)
     return import_module(name)
 
 
 def packages(caller: str, names: Iterable[str], extra: str) -> None:
-    """names of packages -> all of them can be imported; or one error that names all that are missing, and the extra."""
+    """Raise one error that names all packages that are missing, and the extra that brings them."""
     absent = list(dict.fromkeys(filter(None, map(_missing, names))))
     if absent:
         got = "no such package" if len(absent) == 1 else "no such packages"
@@ -176,7 +176,7 @@ def packages(caller: str, names: Iterable[str], extra: str) -> None:
 
 
 def _missing(name: str) -> str | None:
-    """name of a package -> of what cannot be found when it is imported, itself or one that it needs; None: nothing."""
+    """Return the name of the package, it or one that it needs, that an import cannot find; None if all are there."""
     try:
         import_module(name)
     except ModuleNotFoundError as error:
@@ -186,7 +186,7 @@ def _missing(name: str) -> str | None:
 
 
 def attribute_needs(attribute: str, name: str, extra: str) -> None:
-    """For a module's `__getattr__`: "module.attribute", name of the package that it needs -> the package is there.
+    """Raise for a module's attribute whose package is missing; called in the module's `__getattr__`.
 
     Else the module has no such attribute, and hasattr is False. `from module import attribute` would not show why, so
     what looks the name up for it gets the error itself.

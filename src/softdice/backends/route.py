@@ -49,7 +49,7 @@ _in_use: list[str] = []
 
 @public
 def use_backend(name: str) -> AbstractContextManager[None]:
-    """backend name -> every pass inside the `with` runs on it.
+    """Run every pass inside the `with` on one backend.
 
     Args:
         name: "auto" (by device and size), "reference" (plain PyTorch, any device), "cpu" (Numba; no float64), "triton"

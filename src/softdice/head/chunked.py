@@ -130,7 +130,7 @@ def _separate(made: LinearMap, request: Request, inputs: Sequence[Any]) -> Tenso
 
 
 def _in_lanes(lane: Callable[[list[Chunk]], Any], made: LinearMap, device: torch.device) -> list[Any]:
-    """-> what `lane` returns for each of at most LANES consecutive shares of the chunks, in order.
+    """Return what `lane` gives for each of at most LANES consecutive shares of the chunks, in order.
 
     On a CPU the lanes run side by side on as many threads as torch may use, each with single-threaded arithmetic: the
     logits of a chunk stay in the cache of one core, no core waits for another, and the bits do not depend on the

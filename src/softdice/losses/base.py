@@ -146,7 +146,7 @@ def _sum(terms: Sequence[tuple[float, Any]]) -> Loss:
 
 
 def _weights(terms: Sequence[tuple[float, Loss]]) -> tuple[float, ...]:
-    """Weighted losses -> their weights, which are finite; the losses have the same number of classes."""
+    """Return the weights; raise if one is not finite, or the losses differ in the number of classes."""
     for weight, term in terms:
         if not math.isfinite(weight):
             validation.fail("a finite factor", weight, "Scale a loss by a number.")
@@ -227,7 +227,7 @@ class MixedSumLoss(Loss):
 
 
 def _one_pass(a: Pass, b: Pass) -> Pass:
-    """Two losses' passes -> one that serves both."""
+    """Return the pass that serves both losses."""
     both = a.but(fields=a.fields + b.fields)
     for name in (name for name in SETTINGS if name != "fields"):
         readers = READERS.get(name)

@@ -174,7 +174,7 @@ def multiclass_mcc(matrix_BLC: Tensor, *, eps: float) -> Tensor:
 
 
 def _distances(values: Any, count: int) -> Tensor:
-    """What a user has -> distances between classes in [0, 1], (C, C)."""
+    """Return the distances between classes in [0, 1], (C, C), for what a user passed."""
     if values is None:
         return 1 - torch.eye(count)
     try:

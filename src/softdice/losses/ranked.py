@@ -40,7 +40,7 @@ class _VoxelEntropyLoss(Loss):
         self.settings, self.ignore_index = map_pass(pass_of(chosen)), chosen["ignore_index"]
 
     def _entropies(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None) -> Tensor:
-        """-> the map, (B, V), times voxel_weight."""
+        """Return the map, (B, V), times voxel_weight."""
         entropy = cross_entropy_map(input, target, self.settings, self.num_classes).flatten(1)
         if voxel_weight is None:
             return entropy

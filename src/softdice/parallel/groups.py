@@ -67,7 +67,7 @@ def _not_a_member(group: Any) -> bool:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """tensor -> sum over the ranks; its gradient is the sum of the ranks' gradients."""
+    """The sum over the ranks; its gradient is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:

@@ -27,7 +27,7 @@ class Ranks:
 
     @classmethod
     def here(cls) -> Ranks | None:
-        """() -> what torchrun put into the environment, None where it did not start this process."""
+        """Return the ranks that torchrun's environment names; None where it did not start this process."""
         if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
             return None
         rank, count, per_node = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
@@ -48,7 +48,7 @@ class Ranks:
             torch.distributed.destroy_process_group()
 
     def from_first(self, value: Any) -> Any:
-        """value of rank 0 -> the same on every rank. Pickled: between processes of one program."""
+        """Return the value of rank 0 on every rank. Pickled: between processes of one program."""
         box = [value]
         try:
             torch.distributed.broadcast_object_list(box, src=0)
@@ -57,7 +57,7 @@ class Ranks:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """value of each rank -> all of them in the order of the ranks, on every rank."""
+        """Return the values of all ranks in their order, on every rank."""
         values: list[Any] = [None] * self.count
         try:
             torch.distributed.all_gather_object(values, value)

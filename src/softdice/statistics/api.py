@@ -63,14 +63,14 @@ class OverlapStatistics:
 
     @classmethod
     def unstack(cls, fields: Sequence[str], sums: Tensor) -> OverlapStatistics:
-        """names, sums (len(fields), B, C) or (len(fields), C) -> statistics."""
+        """Return the statistics of some names with the sums (len(fields), B, C) or (len(fields), C)."""
         made = object.__new__(cls)  # by object's own name: torch.compile of torch 2.6 knows no other
         made._fields, made._stack, made._apart = tuple(fields), sums, None
         return made
 
     @property
     def _sums(self) -> dict[str, Tensor]:
-        """name -> field; taken apart once. (Not a cached_property, whose lock torch.compile cannot trace.)"""
+        """The fields by name; taken apart once. (Not a cached_property, whose lock torch.compile cannot trace.)"""
         if self._apart is None:
             self._apart = dict(zip(self._fields, self._stack.unbind(0), strict=True))
         return self._apart
@@ -100,7 +100,7 @@ class OverlapStatistics:
         return self._stack.ndim == 2
 
     def pool(self) -> OverlapStatistics:
-        """(B, C) statistics -> (C,), the samples of the batch added up. Pooled ones come back as they are."""
+        """Return the sums over the samples of the batch, (C,). Pooled statistics come back as they are."""
         return self if self.pooled else self._with(self._stack.sum(1))
 
     def _with(self, stack: Tensor) -> OverlapStatistics:
@@ -108,7 +108,7 @@ class OverlapStatistics:
 
     @validation.public
     def all_reduce(self, group: Any = "world") -> OverlapStatistics:
-        """pooled (C,) statistics of this rank -> the sums over all ranks of the group, in one all-reduce.
+        """Return the sums of pooled (C,) statistics over all ranks of the group, in one all-reduce.
 
         Args:
             group: a torch.distributed ProcessGroup, or "world" for all ranks. Every rank of it must call this.
@@ -126,11 +126,11 @@ class OverlapStatistics:
         return self._with(groups.all_reduce(self._stack, group))
 
     def select(self, classes: Sequence[int]) -> OverlapStatistics:
-        """statistics -> those of the classes named, in that order."""
+        """Return the statistics of some classes, in that order."""
         return self._with(self._stack[..., list(classes)])
 
     def fill(self, where: Tensor, value: float) -> OverlapStatistics:
-        """statistics -> the same with `value` in every field where `where` is true; no gradient passes there."""
+        """Return the statistics with `value` in every field where `where` is true; no gradient passes there."""
         return self._with(torch.where(where, value, self._stack))
 
     @validation.public
@@ -201,7 +201,7 @@ def overlap_statistics(
     validate: bool = True,
     voxel_map: Tensor | None = None,
 ) -> OverlapStatistics:
-    """input, target -> statistics, (B, C): one fused, differentiable pass over the voxels.
+    """Return the statistics of input and target, (B, C): one fused, differentiable pass over the voxels.
 
     Args:
         input: (B, C, *S), float16, bfloat16, float32 or float64; any strides, contiguous and channels-last are read
@@ -262,7 +262,7 @@ def soft_confusion(
     voxel_weight: Tensor | None = None,
     validate: bool = True,
 ) -> Tensor:
-    """input, target -> soft confusion matrix, (B, C, C): one differentiable pass over the voxels.
+    """Return the soft confusion matrix, (B, C, C): one differentiable pass over the voxels.
 
         K[b, l, c] = sum of w p_c over the voxels of sample b whose label is l
 
@@ -313,7 +313,7 @@ def voxel_cross_entropy(
     label_smoothing: float = 0.0,
     validate: bool = True,
 ) -> Tensor:
-    """input, target -> the cross-entropy of each voxel, (B, *S): 1 / C of the logits, and differentiable.
+    """Return the cross-entropy of each voxel, (B, *S): 1 / C of the size of the logits, and differentiable.
 
         E_v = -sum_c y_c ln p_c        sigmoid:  E_v = -sum_c (y_c ln p_c + (1 - y_c) ln(1 - p_c))
 

@@ -95,7 +95,7 @@ def _low(i, by):
 
 @jit
 def _around(box, by, shape):
-    """A box -> the one that is larger by so many voxels on each side, within the volume."""
+    """Return a box enlarged by so many voxels on each side, within the volume."""
     D, H, W = shape
     return Box(
         _low(box.z, by), min(box.Z + by, D), _low(box.y, by), min(box.Y + by, H), _low(box.x, by), min(box.X + by, W)
@@ -104,7 +104,7 @@ def _around(box, by, shape):
 
 @jit
 def _within(box, outer):
-    """A box in the volume -> the same, counted from the corner of another."""
+    """Return a box of the volume counted from the corner of another."""
     return Box(box.z - outer.z, box.Z - outer.z, box.y - outer.y, box.Y - outer.y, box.x - outer.x, box.X - outer.x)
 
 
@@ -125,7 +125,7 @@ def largest(a, b):
 
 @jit
 def erode(E, here, there, box, ny, nx, nz):
-    """E at `here` -> its erosion at `there`, in the box. Sizes of the tile: nz, ny, nx."""
+    """Write the erosion of E at `here` to `there`, in the box. Sizes of the tile: nz, ny, nx."""
     for z in range(box.z, box.Z):
         for y in range(box.y, box.Y):
             row = (z * ny + y) * nx
@@ -144,8 +144,8 @@ def erode(E, here, there, box, ny, nx, nz):
 
 @jit
 def dilate(E, here, box, ny, nx, nz, rows, planes):
-    """E -> in rows the largest of 3 in x, where y and z may be 1 off the box; in planes that of 3 x 3 in x and y,
-    where z may."""
+    """Write to rows the largest of 3 in x, one voxel beyond the box in y and z; to planes that of 3 x 3 in x and y, one
+    beyond it in z."""
     for z in range(_low(box.z, _1), min(box.Z + _1, nz)):
         for y in range(_low(box.y, _1), min(box.Y + _1, ny)):
             row = (z * ny + y) * nx
@@ -165,7 +165,7 @@ def dilate(E, here, box, ny, nx, nz, rows, planes):
 
 @jit
 def level(E, here, box, ny, nx, nz, planes, s, d, k, size):
-    """Level k in the box: d_k and s_k, behind those of the levels before."""
+    """Write d_k and s_k in the box behind those of the levels before."""
     i = k * size
     for z in range(box.z, box.Z):
         for y in range(box.y, box.Y):
@@ -196,7 +196,7 @@ def first_largest(E, a, b, c):
 
 @jit
 def undilate(E, here, box, ny, nx, nz, rows, planes, g, g_rows, g_planes, g_next):
-    """-g in the box (numbered from its corner), the gradient of the dilation -> added to g_next, that of E."""
+    """Add to g_next, the gradient of E, what -g, that of the dilation in the box (numbered from its corner), gives."""
     z0, z1 = _low(box.z, _1), min(box.Z + _1, nz)
     y0, y1 = _low(box.y, _1), min(box.Y + _1, ny)
     for z in range(z0, z1):
@@ -230,7 +230,7 @@ def undilate(E, here, box, ny, nx, nz, rows, planes, g, g_rows, g_planes, g_next
 
 @jit
 def unerode(E, here, box, ny, nx, nz, flat, g_next, g):
-    """g_next in the box, the gradient of the erosion -> added to g, that of E. flat: there is no axis z."""
+    """Add to g, the gradient of E, what g_next, that of the erosion in the box, gives. flat: there is no axis z."""
     for z in range(box.z, box.Z):
         for y in range(box.y, box.Y):
             row = (z * ny + y) * nx
@@ -258,7 +258,7 @@ def unerode(E, here, box, ny, nx, nz, flat, g_next, g):
 
 @jit
 def place(work, colour, task):
-    """A task of a colour -> its sample, class and box in the volume."""
+    """Return sample, class and box of a task of a colour."""
     D, H, W = work.shape
     tz, ty, tx = work.tile
     nz, ny, nx = (D + tz - _1) // tz, (H + ty - _1) // ty, (W + tx - _1) // tx
@@ -273,7 +273,7 @@ def place(work, colour, task):
 
 @jit
 def load(work, b, c, outer, E):
-    """The probabilities of class c in the box `outer`, into E; 0 where a voxel is ignored."""
+    """Write the probabilities of class c in the box `outer` into E; 0 where a voxel is ignored."""
     _, H, W = work.shape
     i = _0
     for z in range(outer.z, outer.Z):
@@ -292,7 +292,7 @@ def load(work, b, c, outer, E):
 
 @jit
 def build(work, b, c, core, outer, scratch):
-    """E of every level, and d and s of the core, numbered from its corner."""
+    """Write E of every level, and d and s of the core, numbered from its corner."""
     E, rows, planes, s, d = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
     nz, ny, nx = outer.Z - outer.z, outer.Y - outer.y, outer.X - outer.x
     size = nz * ny * nx
@@ -309,7 +309,7 @@ def build(work, b, c, core, outer, scratch):
 
 @jit
 def memory_of(work, back):
-    """Memory for a tile: E, rows, planes, s, d; for the gradient as much again of rows, planes and two of E."""
+    """Allocate a tile's E, rows, planes, s and d; for the gradient also rows, planes and two of E's size."""
     halo, levels = work.levels + _1, work.levels
     outer, core = _1, _1
     for axis in range(3):
@@ -333,7 +333,7 @@ def memory_of(work, back):
 
 @kernel("centreline forward")
 def _sums(work, colour, slots, begin, end):
-    """Tasks [begin, end) of a colour -> their four sums into slots (tasks, 4)."""
+    """Write the four sums of the tasks [begin, end) of a colour into slots (tasks, 4)."""
     work, slots = borrowed(work), borrowed(slots)
     kept = memory_of(work, False)
     scratch = borrowed(kept)
@@ -368,7 +368,7 @@ def _sums(work, colour, slots, begin, end):
 
 @kernel("centreline backward")
 def _gradient(work, colour, coefs, result, strides, begin, end):
-    """Tasks [begin, end) of a colour: dL/dp added to result, an address with strides."""
+    """Add dL/dp of the tasks [begin, end) of a colour to result, an address with strides."""
     work, coefs = borrowed(work), borrowed(coefs)
     kept = memory_of(work, True)
     scratch = borrowed(kept)
@@ -442,7 +442,7 @@ def _gradient(work, colour, coefs, result, strides, begin, end):
 
 @kernel("centreline labels")
 def _shrink(labels, smaller, skeleton, shape, mark, begin, end):
-    """Planes [begin, end): labels (B, V) -> smaller, where all six neighbours have the label, else NONE.
+    """Write to smaller, in planes [begin, end), the labels (B, V) whose six neighbours have the same label, else NONE.
 
     With mark: a voxel of labels that the dilation of smaller does not reach is on the skeleton.
     """
@@ -520,7 +520,7 @@ def _work(request: Request, input: Tensor) -> tuple[Work, list[Any]]:
 
 
 def _colours(work: Work, images: int) -> list[tuple[tuple[np.uint64, ...], int]]:
-    """-> colours, as the parity of a tile in each axis, with the number of their tasks."""
+    """Return the colours, a tile's parity in each axis, each with the number of its tasks."""
     counts = [-(-int(size) // int(tile)) for size, tile in zip(work.shape, work.tile, strict=True)]
     colours = []
     for colour in product((0, 1), repeat=3):

@@ -29,7 +29,7 @@ _idle: list[mmap.mmap] = []  # append, remove and clear are atomic, so no lock i
 
 
 def gradient_like(input: Tensor) -> Tensor:
-    """input -> uninitialised memory of its shape, strides (where dense) and dtype, as `torch.empty_like` gives it."""
+    """Return uninitialised memory of an input's shape, strides (where dense) and dtype, as `torch.empty_like` does."""
     size = input.numel() * input.element_size()
     if not _ABLE or size < SMALLEST or os.environ.get("SOFTDICE_REUSE_GRADIENT") == "0":
         return torch.empty_like(input)
@@ -42,7 +42,7 @@ def gradient_like(input: Tensor) -> Tensor:
 
 
 def forget() -> None:
-    """() -> nothing: what is kept goes back to the system."""
+    """Give the kept memory back to the system."""
     _idle.clear()
 
 
@@ -64,7 +64,7 @@ def _give_back(piece: Any) -> None:
 
 
 def _removed(piece: Any) -> bool:
-    """Whether this thread has taken the piece out, and no other was faster."""
+    """Return whether this thread has taken the piece out, and no other was faster."""
     try:
         _idle.remove(piece)
     except ValueError:

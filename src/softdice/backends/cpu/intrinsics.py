@@ -54,7 +54,7 @@ def _written(builder: Any) -> Any:
 
 
 def _load(dtype: Any, apart: bool) -> Any:
-    """Return an intrinsic (array or address, index) -> number; apart: `write` in the same loop does not touch it."""
+    """Return an intrinsic that loads a number; apart: it promises that `write` in the same loop does not touch it."""
 
     def load(typing_context: Any, base: Any, index: Any) -> Any:
         kind = base.dtype if isinstance(base, types.Array) else dtype
@@ -142,7 +142,7 @@ def call(typing_context: Any, function: Any, arguments: Any) -> Any:
 
 
 def record_at(dtype: Any) -> Any:
-    """Return an intrinsic: address -> the record of a dtype that lies there, whose fields can be read and set."""
+    """Return an intrinsic that sees a record of a dtype at an address; its fields can be read and set."""
     kind = from_dtype(dtype)
 
     def at(typing_context: Any, place: Any) -> Any:

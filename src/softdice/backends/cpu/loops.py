@@ -151,7 +151,7 @@ def kind_of(bundle: tuple[str, ...], activation: str, target: str, weighted: boo
 
 
 def _symbols(kind: Kind, truth: str | None) -> dict[str, str]:
-    """Return symbol -> expression; truth: of t, None where it is a parameter."""
+    """Return the expression of each symbol; truth: that of t, None where t is a parameter."""
     table = _SHARED | _BY_ACTIVATION[kind.activation]
     table |= (_USUAL_GAMMA if kind.usual_gamma else _ANY_GAMMA) | (_USUAL_POWER if kind.usual_power else _ANY_POWER)
     table |= {} if kind.weighted else {"w": "ONE"}

@@ -1,7 +1,7 @@
 """The softmax of a block: e = exp(x - m), m, 1 / sum e and ln sum e, four classes at a time (Numba).
 
 Called by address with (x, bytes between classes, C, n, m, r, ls, dot, e, bytes between rows, k, logs). Each loop is
-a function of its own, since `read` and `write` speak of one loop.
+a function of its own, since the promise of `read` and `write` holds for one loop.
 """
 
 # mypy: allow-untyped-defs
@@ -74,7 +74,7 @@ def _exponentials(size: int, weighted: bool) -> Any:
 
 @jit
 def _invert(r, ls, n, logs):
-    """Sum of exponentials in r -> its logarithm in ls, if wanted, and its inverse in r."""
+    """Replace the sum of exponentials in r by its inverse, and write its logarithm to ls if wanted."""
     if logs:
         for v in range(n):
             write(ls, v, log(reread(r, v)))

@@ -41,7 +41,7 @@ def _add_own(k):
 
 @cache
 def _class_rows(values: bool, mapped: bool, softmax: bool) -> Any:
-    """Return a function: class or region c -> addresses of its logits, exponentials, maxima, target and map."""
+    """Return a function that gives the addresses of a class's logits, exponentials, maxima, target and map."""
 
     @body((values, mapped, softmax))
     def class_rows(at_job, at_block, job, k, c):

@@ -50,7 +50,7 @@ def _slopes(
     coefficients, value, p, d, log_sum, y, u, k, K: tl.constexpr, KT: tl.constexpr, ACT: tl.constexpr,
     SLOPES: tl.constexpr,
 ):  # fmt: skip
-    """Some classes or regions -> p, 1 - p, their steep and straight slopes. d, log_sum: -ln p = (log_sum - d) ln 2."""
+    """Return p, 1 - p, steep and straight slopes of some classes or regions. d, log_sum: -ln p = (log_sum - d) ln 2."""
     a, other = p, p
     if ACT == SIGMOID:
         p, q, a, other = of_sigmoid(value)

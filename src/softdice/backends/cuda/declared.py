@@ -24,7 +24,7 @@ class Constants(NamedTuple):
 
 @cache
 def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
-    """Statistics -> NOTHING, PLUS and PUT of the forward kernel.
+    """Return NOTHING, PLUS and PUT of the forward kernel.
 
     What is the same for every class of a voxel is summed once for all of them: in a lane, not in a row of lanes.
     """
@@ -42,7 +42,7 @@ def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
 
 @cache
 def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
-    """Statistics -> TAKE and SLOPES of the backward kernel, and the number SLOPED of those that have one.
+    """Return TAKE and SLOPES of the backward kernel, and SLOPED, the number of statistics with a slope.
 
     A slope with j = dp/dx in it is steep: it is divided by j, which is 1 among the symbols here, and applied when the
     classes have been brought together. The others are straight: dL/dx as they are, and finite where p is 0.

@@ -38,7 +38,7 @@ def rows_kernel(
     TOP: tl.constexpr, HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, CT: tl.constexpr,
     BV: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """Softmax over more classes than a tile holds -> maximum and log2 of the sum of exponentials, (B, V) each."""
+    """Write maximum and log2 of the sum of exponentials, (B, V) each, for more classes than a tile holds."""
     b = (tl.program_id(0) // programs).to(tl.int64)
     for step in range(0, steps):
         tile = tl.program_id(0) % programs + step * programs

@@ -62,12 +62,12 @@ FORWARD[2, 2] = Tile(512, stages=3)  # with two the compiler spills
 
 
 def bucket(C: int) -> int:
-    """Classes -> rows of a tile."""
+    """Return the rows of a tile for a number of classes."""
     return triton.next_power_of_2(C) if C <= WIDEST else CLASSES
 
 
 def tile(table: dict[tuple[int, int], Tile], C: int, regions: int, itemsize: int, sums: int = 0) -> Tile:
-    """Classes, regions (0: none), bytes of a logit, sums kept in registers -> the entry, shrunk for many sums."""
+    """Return the tile for classes, regions (0: none) and bytes of a logit, smaller where many sums are in registers."""
     rows = 2 * WIDEST if C > WIDEST else max(bucket(C), triton.next_power_of_2(regions))
     entry = table[rows, itemsize]
     shrink = 1 if sums <= FEW_SUMS else 2 if sums <= 2 * FEW_SUMS else 4
@@ -75,7 +75,7 @@ def tile(table: dict[tuple[int, int], Tile], C: int, regions: int, itemsize: int
 
 
 def grid(B: int, V: int, voxels: int, processors: int) -> tuple[int, int]:
-    """Samples, voxels, voxels of a tile -> programs per sample, tiles that each of them walks."""
+    """Return the programs per sample, and the tiles that each of them walks."""
     tiles = max(1, -(-V // voxels))
     programs = min(tiles, max(PER_PROCESSOR * processors // max(B, 1), -(-tiles // RUN), 1))
     return programs, -(-tiles // programs)

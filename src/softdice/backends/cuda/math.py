@@ -27,7 +27,7 @@ def voxels(
     target, weight, b, v, inside, tB, tV, wB, wV, ignore, FIRST: tl.constexpr, TOP: tl.constexpr, HARD: tl.constexpr,
     WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """Voxel numbers -> class numbers, weights, and where a label or a weight is out of range."""
+    """Load class numbers and weights, and return where a label or a weight is out of range."""
     w = tl.where(inside, 1.0, 0.0).to(W)
     t = tl.where(inside, 0, -1)
     bad_label = t > 0
@@ -54,7 +54,7 @@ def class_tile(
     x, c, v, inside, w, xC, xV, C: tl.constexpr, CT: tl.constexpr, MASKED: tl.constexpr, FILL: tl.constexpr,
     W: tl.constexpr,
 ):  # fmt: skip
-    """Class and voxel numbers -> values; 0 at voxels that do not count, FILL beyond the last class."""
+    """Load values by class and voxel; 0 at voxels that do not count, FILL beyond the last class."""
     value = tl.load(x + (c[:, None] * xC + v[None, :] * xV), mask=(c < C)[:, None] & inside[None, :], other=0.0).to(W)
     if MASKED:
         value = tl.where((w > 0)[None, :], value, 0.0)
@@ -68,7 +68,7 @@ def truth_tile(
     target, t, w, c, v, inside, tC, tV, C: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr, CT: tl.constexpr,
     W: tl.constexpr,
 ):  # fmt: skip
-    """Class and voxel numbers -> targets, before smoothing."""
+    """Load targets by class and voxel, before smoothing."""
     if HARD:
         y = tl.where(t[None, :] == c[:, None], 1.0, 0.0).to(W)
     else:
@@ -81,7 +81,7 @@ def softmax_rows(
     x, v, inside, w, xC, xV, C: tl.constexpr, CT: tl.constexpr, BV: tl.constexpr, MASKED: tl.constexpr,
     W: tl.constexpr,
 ):  # fmt: skip
-    """Any number of classes, tile after tile -> the maximum and log2 of the sum of exponentials of each voxel."""
+    """Return each voxel's maximum and log2 of the sum of exponentials, over any number of classes."""
     m = tl.full([BV], LOWEST, W)
     s = tl.zeros([BV], W)
     for c0 in range(0, C, CT):
@@ -95,7 +95,7 @@ def softmax_rows(
 
 @triton.jit
 def softmax_tile(value):
-    """All classes of the voxels -> p, d = log2 exp(x - max), log2 sum."""
+    """Return p, d = log2 exp(x - max) and log2 sum, for all classes of the voxels."""
     m = tl.max(value, 0)
     d = (value - m[None, :]) * LOG2E
     e = tl.exp2(d)
@@ -105,14 +105,14 @@ def softmax_tile(value):
 
 @triton.jit
 def softmax_from(value, m, log_sum):
-    """Some classes of the voxels, and the voxels' maximum and log2 sum -> p, d."""
+    """Return p and d of some classes, from the voxels' maximum and log2 sum."""
     d = (value - m[None, :]) * LOG2E
     return tl.exp2(d - log_sum[None, :]), d
 
 
 @triton.jit
 def exp_minus(x):
-    """x >= 0 -> e^-x with all its digits; of a product with log2(e) the last ones would be lost, the more the larger.
+    """Return e^-x for x >= 0 with all its digits; a product with log2(e) loses the last ones, the more the larger x.
 
     n = x / ln 2 to the nearest, and x - n ln 2 exactly: n has few bits, and the first part of ln 2, too.
     """
@@ -126,7 +126,7 @@ def exp_minus(x):
 
 @triton.jit
 def of_sigmoid(x):
-    """x -> p, 1 - p, -ln p, -ln(1 - p), without overflow and without cancellation."""
+    """Return p, 1 - p, -ln p and -ln(1 - p) of a logit, without overflow and without cancellation."""
     z = exp_minus(tl.abs(x))
     large = 1.0 / (1.0 + z)
     small = z * large
@@ -170,7 +170,7 @@ def symbols(
     p, q, a, b, t, m, KEEP: tl.constexpr, SHARE: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr,
     ACT: tl.constexpr, LOGS: tl.constexpr, POWERS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
-    """Probabilities, logarithms and targets -> the symbols of `softdice.statistics.declared`, in its order.
+    """Return the symbols of `softdice.statistics.declared`, in its order.
 
     j is 1 here: the kernels apply dp/dx themselves. A symbol that no term or slope names (LOGS: a to g but for u to e,
     POWERS: u and v, APART: d and e) is left as p.
@@ -213,7 +213,7 @@ def symbols(
 
 @triton.jit
 def outside(value, low, high):
-    """Tile -> 1 for each voxel with a value outside [low, high]."""
+    """Return 1 for each voxel with a value outside [low, high]."""
     return tl.max(((value < low) | (value > high)).to(tl.int32), 0)
 
 
@@ -223,7 +223,7 @@ def region_tiles(
     CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, ACT: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
     W: tl.constexpr,
 ):  # fmt: skip
-    """Voxels -> of each region p, log2 of the sum of its classes' exponentials (relative to m), and the target.
+    """Return each region's p, log2 of the sum of its classes' exponentials (relative to m), and target.
 
     The logarithm is one of its own, since that of a sum of p would end where p underflows. m, log_sum: of all classes.
     """
