@@ -203,6 +203,11 @@ def triton_missing() -> str | None:
     return "there is no CUDA device (TRITON_INTERPRET=1 runs the kernels on CPU tensors)"
 
 
+def device_of(name: str) -> torch.device:
+    """Return the device on which a backend's kernels run in this process."""
+    return torch.device("cuda" if name == "triton" and not interpreting() else "cpu")
+
+
 def kernel_backends() -> dict[str, str | None]:
     """Return every kernel backend by name, with the reason why it cannot run on this machine, or None."""
     return {"cpu": cpu_missing(), "triton": triton_missing()}

@@ -17,7 +17,7 @@ TOLERANCE = 2.4e-7
 
 
 def seed_case() -> tuple[Tensor, Tensor]:
-    """() -> prediction (1, 3, 224, 224) of probabilities and ground truth (1, 224, 224), made as in the seed."""
+    """Return prediction (1, 3, 224, 224) of probabilities and ground truth (1, 224, 224), made as in the seed."""
     setup_system(SystemConfig(seed=42))
     ground_truth = torch.zeros(1, 224, 224)
     ground_truth[:, :50, :50] = 1
@@ -27,8 +27,8 @@ def seed_case() -> tuple[Tensor, Tensor]:
 
 
 def loss_on(backend: str, prediction: Tensor, ground_truth: Tensor) -> float:
-    """backend name, tensors -> the seed's loss as that backend computes it."""
-    device = "cuda" if backend == "triton" and not route.interpreting() else "cpu"
+    """Return the seed's loss as a backend computes it."""
+    device = route.device_of(backend)
     with use_backend(backend):
         return SoftDiceLoss(num_classes=3)(prediction.to(device), ground_truth.to(device)).item()
 
@@ -65,7 +65,7 @@ def check() -> None:
         failed |= not right
         print(f"{name:18} {shown:20} distance to float64 {distance:.2e}  {'ok' if right else 'OFF'}")
     if route.triton_missing() is None:
-        for kind, problem in trials(torch.device("cpu" if route.interpreting() else "cuda")):
+        for kind, problem in trials(route.device_of("triton")):
             failed |= problem is not None
             print(f"triton trial of {kind:17} {'ok' if problem is None else 'OFF: ' + problem}")
     if failed:
