@@ -51,6 +51,7 @@ def on_a_host(folder: str) -> None:
     found["host"] = os.environ["GROUP_RANK"]
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
+    os._exit(0)  # torch 2.13 with gloo and DDP, without softdice too, now and then aborts at the interpreter's own end
 
 
 def free_port() -> int:
@@ -61,19 +62,19 @@ def free_port() -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux answers on all of 127.0.0.0/8 unasked")
 def test_two_hosts_equal_one_process(tmp_path: Path) -> None:
-    endpoint = f"127.0.0.1:{free_port()}"
+    port = str(free_port())
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     hosts = [
         subprocess.Popen(
             [
                 sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
-                "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "hosts", "--local-addr", address,
+                "--node-rank", str(node), "--master-addr", "127.0.0.1", "--master-port", port, "--local-addr", address,
                 "--monitor-interval", "0.1",
                 __file__, str(tmp_path),
             ],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for address in ("127.0.0.1", "127.0.0.2")
+        for node, address in enumerate(("127.0.0.1", "127.0.0.2"))
     ]  # fmt: skip
     said = [host.communicate(timeout=60)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(said)

@@ -1,4 +1,4 @@
-"""Ctrl-C while the command is still importing what it needs: an end without a traceback.
+"""Ctrl-C while the command is still importing what it needs, or has done its work: an end without a traceback.
 
 Nothing happens where softdice is used as a library, or in a process that the command started: only the command itself,
 which no other code shares, is changed.
@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def is_command() -> bool:
@@ -24,10 +26,17 @@ def is_command() -> bool:
     return parent_process() is None
 
 
-def loud() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt again."""
-    if signal.getsignal(signal.SIGINT) is _stop:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+@contextmanager
+def heard() -> Iterator[None]:
+    """Inside, Ctrl-C is a KeyboardInterrupt again; after that there is nothing left to be stopped, and it is ignored."""
+    if signal.getsignal(signal.SIGINT) is not _stop:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stop(*_: object) -> None:

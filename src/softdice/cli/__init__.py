@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from softdice import interrupt, validation
+from softdice import validation
 
 EXTRAS = {"train": "train", "predict": "train", "score": "score"}
 """Command -> the extra that brings all of it; "cli" for the others."""
@@ -20,7 +20,6 @@ def main() -> None:
         sys.exit(2)
     from softdice.cli.app import app
 
-    interrupt.loud()
     try:
         app()
     except KeyboardInterrupt:

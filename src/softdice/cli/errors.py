@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
+from softdice import interrupt
 from softdice.images.image import FileError
 from softdice.scoring.classes import ScoreError
 from softdice.scoring.writing import shown
@@ -19,7 +20,8 @@ from softdice.training.config import TrainingError
 def one_line(interrupted: str = "Stopped.") -> Iterator[None]:
     """Inside, what the user can put right ends the command with a line and 2, Ctrl-C with a line and 130."""
     try:
-        yield
+        with interrupt.heard():
+            yield
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer must not end as an error
         raise typer.Exit(141) from None
