@@ -1,7 +1,7 @@
-"""A hook of mkdocs.yml: links that a page cannot have as a file, since it is read elsewhere, too.
+"""A hook of mkdocs.yml: what a page cannot say as a file, since it is read elsewhere, too.
 
 The notebook lies in examples/ and links to ../docs/page.md; on the site, to that page. A class of a loss that is the
-first cell of a row leads to its entry on the page of the API.
+first cell of a row leads to its entry on the page of the API. An option of a command is one word.
 """
 
 import re
@@ -35,6 +35,7 @@ def on_page_content(html: str, page: Page, files: Files, **_: object) -> str:
         anchor = ENTRIES.get(match[2])
         return f'{match[1]}<a href="{url("api.md")}#{anchor}">{match[3]}</a>' if anchor else match[0]
 
+    html = re.sub(r"<code>(?=--[\w-]+</code>)", '<code class="option">', html)
     if page.file.src_uri.endswith(".ipynb"):
         return re.sub(r'href="\.\./docs/([^"#]+)', lambda match: f'href="{url(match[1])}', html)
     if page.file.src_uri == "losses.md":

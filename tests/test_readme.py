@@ -106,3 +106,12 @@ def test_medpy_row(theirs: str, ours: str) -> None:
 
 def test_both_tables_have_rows() -> None:
     assert (len(rows("torchmetrics")), len(rows("MedPy"))) == (8, 4)
+
+
+def test_every_program_has_a_colour_of_its_own(summary: Any) -> None:
+    pictures = importlib.import_module("benchmarks.pictures")
+    losses = importlib.import_module("benchmarks.losses")
+    contenders = {row["contender"] for row in summary.publish.kept("losses")} - {"softdice uint8"}
+    assert len({pictures.colour(losses.label(name)) for name in contenders}) == len(contenders) == 7
+    assert pictures.colour("conv + MONAI DiceLoss") == pictures.colour("MONAI") != pictures.colour("FusedHead")
+    assert pictures.colour("interpolate + SoftDiceLoss") == pictures.colour("softdice")
