@@ -3,7 +3,8 @@
 `soft_dice_loss(input, target, voxel_weight=..., eps=..., **settings)` is `SoftDiceLoss(C, eps, **settings)(input,
 target, voxel_weight)`, with C read off input; so for every class in FAMILY, MAPPED and BEYOND of `softdice.losses`,
 from which the functions are made. Their types, for editors and type checkers, stand in functional.pyi, which `make
-format` writes. The losses of single masks, `mask_dice_loss` and its siblings, have no class: see `softdice.masks`.
+format` writes. The losses of single masks, `mask_dice_loss` and its siblings, have no class: see
+`softdice.losses.masks`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softdice import losses, masks, validation
-from softdice.losses import Loss
+from softdice import losses, validation
+from softdice.losses import Loss, masks
 from softdice.losses.base import words
-from softdice.masks import *  # noqa: F403
+from softdice.losses.masks import *  # noqa: F403
 
 DOCSTRING = """input, target -> what `softdice.{loss}` returns.
 
