@@ -17,9 +17,7 @@ FAMILY: tuple[type[OverlapLoss], ...] = tuple(
 )
 """The losses with an index of their own: each is public in `softdice` too, and a function in `softdice.functional`."""
 
-MAPPED: tuple[type[OverlapLoss], ...] = tuple(
-    getattr(mapped, name) for name in mapped.__all__ if name.endswith("Loss")
-)
+MAPPED: tuple[type[OverlapLoss], ...] = tuple(getattr(mapped, name) for name in mapped.__all__ if name.endswith("Loss"))
 """Those that read a map beside the target: public in the same way."""
 
 BEYOND: tuple[type[Loss], ...] = tuple(
