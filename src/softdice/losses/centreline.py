@@ -82,13 +82,14 @@ class ClDiceLoss(Loss):
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
-        if isinstance(input, Tensor) and input.ndim not in (4, 5):
+        validation.are_tensors(input=input)
+        if input.ndim not in (4, 5):
             expected = "input of shape (B, C, H, W) or (B, C, D, H, W)"
             validation.fail(expected, tuple(input.shape), "A skeleton needs two or three dimensions.")
         placements: Any = getattr(input, "placements", ()) if check.is_dtensor(input) else ()
         if any(placement.is_shard() and placement.dim > 1 for placement in placements):
             validation.fail("input that is not split over space", placements, "Split it over the batch.")
-        settings = self.settings.but(shape=tuple(input.shape[2:]) if isinstance(input, Tensor) else None)
+        settings = self.settings.but(shape=tuple(input.shape[2:]))
         sums_4BC = run_pass(input, target, voxel_weight, settings, self.num_classes, group=self.group)
         if self.group is not None:  # the group has added the samples
             sums_4BC = sums_4BC.unsqueeze(1)

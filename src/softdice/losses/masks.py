@@ -179,7 +179,8 @@ def pairwise_mask_focal_loss(
 
 def _statistics(input: Tensor, target: Tensor, fields: tuple[str, ...], gamma: float = 2.0) -> OverlapStatistics:
     """Return the statistics, (N, 1), of logits and masks (N, *S): each mask is a sample of one class."""
-    _check_masks(input, target, "(N, *S)", input.shape if isinstance(input, Tensor) else ())
+    validation.are_tensors(input=input, target=target)
+    _check_masks(input, target, "(N, *S)", input.shape)
     settings = check.pass_settings(Pass("sigmoid", fields=fields, gamma=gamma))
     shape = (len(input), 1, input.shape[1:].numel())
     return measure(input.reshape(shape), target.reshape(shape), None, settings)
@@ -187,7 +188,8 @@ def _statistics(input: Tensor, target: Tensor, fields: tuple[str, ...], gamma: f
 
 def _flat_pair(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits (N, *S) and masks (M, *S), checked, as (N, V) and (M, V) in the dtype of statistics."""
-    _check_masks(input, target, "(M, *S)", (len(target), *input.shape[1:]) if isinstance(input, Tensor) else ())
+    validation.are_tensors(input=input, target=target)
+    _check_masks(input, target, "(M, *S)", (len(target), *input.shape[1:]))
     if target.is_floating_point():
         check.check((target < 0) | (target > 1), None, target, check.target_error)
     else:
@@ -199,7 +201,6 @@ def _flat_pair(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_masks(input: Tensor, target: Tensor, expected_target: str, shape: tuple[int, ...]) -> None:
     """Raise if input are no logits (N, *S), or target has another shape than `shape`, written `expected_target`."""
-    validation.are_tensors(input=input, target=target)
     if input.dtype not in check.INPUT_DTYPES:
         advice = "Pass logits first, masks second."
         validation.fail("input of dtype float16, bfloat16, float32 or float64", input.dtype, advice, TypeError)
@@ -212,9 +213,8 @@ def _check_masks(input: Tensor, target: Tensor, expected_target: str, shape: tup
 
 def _refuse_fractions(target: Tensor) -> None:
     """Raise ValueError if a mask has values other than 0 and 1."""
-    if isinstance(target, Tensor):
-        advice = "Round it; fractional masks fit Dice, and alpha=None with gamma=0."
-        check.hard(target, "target", advice)
+    validation.are_tensors(target=target)
+    check.hard(target, "target", "Round it; fractional masks fit Dice, and alpha=None with gamma=0.")
 
 
 def _prices(alpha: float | None) -> tuple[float, float]:

@@ -112,6 +112,7 @@ def at_resolution(target: Tensor | None, output: Tensor, labels: bool = False) -
     """
     if target is None:
         return None
+    validation.are_tensors(output=output, target=target)
     size = output.shape[2:]
     rank = len(size)
     if target.shape[target.ndim - rank :] == size:
