@@ -19,9 +19,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from softdice import validation
 from softdice.backends import op, route
+from softdice.losses.base import StatisticsLoss
 from softdice.statistics import OverlapStatistics, check
 from softdice.statistics.request import TENSORS, Pass, Request, without_autocast
 
@@ -52,14 +54,17 @@ class Grid(NamedTuple):
 
         most: number of voxels beyond which a larger chunk gains nothing on a CPU.
         """
-        lanes = LANES if device.type == "cpu" else 1
-        fit = int(budget_mib * 2**20) // (2 * lanes * dtype.itemsize * C)
-        fit = min(fit, max(-(-B * V // lanes), -(-ELEMENTS // C)))  # small enough that every lane has a chunk
-        if most is not None and device.type == "cpu":
-            fit = min(fit, most)
-        if fit >= V > 0:
-            return cls(fit // V, V)
-        return cls(1, max(1, fit // align * align if fit >= align else fit))
+        on_cpu = device.type == "cpu"
+        lanes = LANES if on_cpu else 1
+        bytes_per_voxel = 2 * dtype.itemsize * C  # its logits and their gradient
+        in_budget = int(budget_mib * 2**20) // (lanes * bytes_per_voxel)
+        per_lane, worth_a_call = -(-B * V // lanes), -(-ELEMENTS // C)  # rounded up
+        voxels = min(in_budget, max(per_lane, worth_a_call))
+        if most is not None and on_cpu:
+            voxels = min(voxels, most)
+        if voxels >= V > 0:
+            return cls(voxels // V, V)
+        return cls(1, max(1, voxels // align * align if voxels >= align else voxels))
 
     def chunks(self, B: int, V: int) -> list[Chunk]:
         """Return the chunks of B samples of V voxels, in order."""
@@ -111,11 +116,31 @@ class LinearMap(Protocol):
         """Return all logits (B, C, V), differentiable any number of times."""
 
 
-def statistics(layer: LinearMap, request: Request, *inputs: Tensor | None) -> OverlapStatistics:
+def check_loss(loss: object, *others: type[nn.Module]) -> None:
+    """Raise TypeError unless loss is a function of the statistics, or of one of the other classes."""
+    if not isinstance(loss, (StatisticsLoss, *others)):
+        expected = "loss to be a loss of softdice that is a function of the statistics, or a sum of such"
+        validation.fail(expected, type(loss).__name__, "Use softdice.OverlapLoss for an index of your own.", TypeError)
+
+
+def loss_value(
+    loss: StatisticsLoss, layer: LinearMap, request: Request, counted: Tensor | None, *inputs: Tensor | None
+) -> Tensor:
+    """Return the loss of the logits that the layer makes of the inputs, with the sums of all ranks of its group.
+
+    In place of an input the request has an outline: one number, expanded to the logits' shape. counted: as in
+    `StatisticsLoss.from_statistics`.
+    """
+    stats = _statistics(layer, request, inputs)
+    if loss.group is not None:
+        stats = stats.pool().all_reduce(loss.group)
+    return loss.from_statistics(stats, counted)
+
+
+def _statistics(layer: LinearMap, request: Request, inputs: Sequence[Any]) -> OverlapStatistics:
     """Return the statistics, (B, C or R), of the logits that the layer makes of the inputs.
 
-    In place of an input the request has an outline: one number, expanded to the logits' shape. Where the target, the
-    weights or the map need a gradient, all logits are made at once.
+    Where the target, the weights or the map need a gradient, all logits are made at once.
     """
     if any(isinstance(part, Tensor) and part.requires_grad for part in request[1:TENSORS]):
         sums = _sums_of_whole(layer, request, inputs)

@@ -230,13 +230,13 @@ def _interpolated(low: Tensor, size: Sequence[int], mode: str, align_corners: bo
 
 @lru_cache(maxsize=64)
 def _table(low: int, out: int, rank: int, mode: str, align_corners: bool, dtype: torch.dtype) -> Table:
-    """Return the table of an axis with `low` inputs and `out` outputs, of an image or volume with `rank` dimensions.
+    """Return the table of an axis with `low` inputs and `out` outputs, for interpolation in `rank` dimensions.
 
-    Torch itself says where an output lies: it interpolates the positions 0, 1, 2...
+    Torch itself says where an output lies: interpolating the ramp 0, 1, 2... gives its position among the inputs.
     """
-    exact = dtype if mode == "nearest" else torch.float64  # which one is nearest depends on rounding in that dtype
+    ramp_dtype = dtype if mode == "nearest" else torch.float64  # which input is nearest is rounded in the logits' dtype
     with torch.inference_mode(False), torch.no_grad():
-        ramp = torch.arange(low, dtype=exact, device="cpu").view(1, 1, low, *[1] * (rank - 1))
+        ramp = torch.arange(low, dtype=ramp_dtype, device="cpu").view(1, 1, low, *[1] * (rank - 1))
         position = _interpolated(ramp, (out, *[1] * (rank - 1)), mode, align_corners).view(-1)
         below = position.floor()
         if mode == "nearest":
@@ -247,15 +247,18 @@ def _table(low: int, out: int, rank: int, mode: str, align_corners: bool, dtype:
 
 
 def _transposed(table: Table, low: int) -> Table:
-    """Return, for each of the `low` inputs of an axis, positions and weights of the outputs that read it.
+    """Return the table of the adjoint along an axis: for each of its `low` inputs, the outputs that read it.
 
-    These are consecutive. Every input has the same number of them, some with weight 0.
+    The outputs that read an input are consecutive. The table has rows for the largest number of them; where an input
+    has fewer, the other weights are 0.
     """
     index, weight = table
-    counts = weight > 0
-    source, output = index[counts], torch.arange(index.shape[1]).expand(len(index), -1)[counts]
-    first = torch.full((low,), index.shape[1]).scatter_reduce_(0, source, output, "amin")
-    most = int((output - first[source]).max()) + 1
-    first.clamp_(max=index.shape[1] - most)
-    weights = weight.new_zeros(most, low).index_put_((output - first[source], source), weight[counts], accumulate=True)
-    return first + torch.arange(most).unsqueeze(1), weights
+    outputs = index.shape[1]
+    is_read = weight > 0
+    source, output = index[is_read], torch.arange(outputs).expand(len(index), -1)[is_read]  # pairs: output reads source
+    first = torch.full((low,), outputs).scatter_reduce_(0, source, output, "amin")  # first output of each source
+    rows = int((output - first[source]).max()) + 1
+    first.clamp_(max=outputs - rows)
+    row = output - first[source]
+    weights = weight.new_zeros(rows, low).index_put_((row, source), weight[is_read], accumulate=True)
+    return first + torch.arange(rows).unsqueeze(1), weights

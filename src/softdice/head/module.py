@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.head.chunked import Grid, statistics
+from softdice.head.chunked import Grid, check_loss, loss_value
 from softdice.head.product import Product, autocasts, product_dtype
 from softdice.head.upsampled import Upsampled
 from softdice.losses.base import StatisticsLoss
@@ -80,10 +80,7 @@ class FusedHead(nn.Module):
     def __init__(self, conv: nn.Module, loss: StatisticsLoss | Upsampled, *, chunk_mib: float = CHUNK_MIB) -> None:
         super().__init__()
         _check_module(conv)
-        if not isinstance(loss, (StatisticsLoss, Upsampled)):
-            advice = "Use softdice.OverlapLoss for an index of your own."
-            expected = "loss to be a loss of softdice that is a function of the statistics, or a sum of such"
-            validation.fail(expected, type(loss).__name__, advice, TypeError)
+        check_loss(loss, Upsampled)
         validation.number("chunk_mib", chunk_mib, 0.001)
         weight: Any = conv.weight
         if weight.shape[0] != loss.num_classes:
@@ -121,10 +118,7 @@ class FusedHead(nn.Module):
         inputs = (features.flatten(2), self.weight.reshape(C, -1), self.bias)
         B, V = len(features), inputs[0].shape[2]
         product = Product((B, C, V), dtype, Grid.of(B, C, V, dtype, features.device, self.chunk_mib))
-        stats = statistics(product, request, *inputs)
-        if self.loss.group is not None:
-            stats = stats.pool().all_reduce(self.loss.group)
-        return self.loss.from_statistics(stats, counted)
+        return loss_value(self.loss, product, request, counted, *inputs)
 
     def logits(self, features: Tensor) -> Tensor:
         """features -> logits (B, C, *S), for inference: what the convolution returns, with channels second.

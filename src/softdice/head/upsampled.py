@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.head.chunked import statistics
+from softdice.head.chunked import check_loss, loss_value
 from softdice.head.interpolation import Interpolation
 from softdice.losses.base import StatisticsLoss
 from softdice.statistics import check
@@ -80,10 +80,7 @@ class Upsampled(nn.Module):
         chunk_mib: float = CHUNK_MIB,
     ) -> None:
         super().__init__()
-        if not isinstance(loss, StatisticsLoss):
-            advice = "Use softdice.OverlapLoss for an index of your own."
-            expected = "loss to be a loss of softdice that is a function of the statistics, or a sum of such"
-            validation.fail(expected, type(loss).__name__, advice, TypeError)
+        check_loss(loss)
         if mode is not None:
             validation.choice("mode", mode, RANKS)
         if align_corners and mode == "nearest":
@@ -121,10 +118,7 @@ class Upsampled(nn.Module):
         upsampling = Interpolation(
             logits.shape, size, mode, self.align_corners, dtype, logits.device, self.chunk_mib
         )  # fmt: skip
-        stats = statistics(upsampling, request, logits)
-        if self.loss.group is not None:
-            stats = stats.pool().all_reduce(self.loss.group)
-        return self.loss.from_statistics(stats, counted)
+        return loss_value(self.loss, upsampling, request, counted, logits)
 
     def _checked(self, logits: Tensor, target: Tensor) -> tuple[Tensor, tuple[int, ...], str]:
         """Return the logits as plain tensor, the spatial shape of target, and the mode; raise where they do not fit."""

@@ -47,7 +47,8 @@ class _ConfusionLoss(Loss):
         if self.pooling == "batch":
             matrix_BLC = matrix_BLC.sum(0, keepdim=True)
         cost_B = self.cost(self.score(matrix_BLC))
-        return reductions.reduce(cost_B if self.pooling == "batch" else cost_B.unsqueeze(1), reduction=self.reduction)
+        cost = cost_B if self.pooling == "batch" else cost_B.unsqueeze(1)  # (1,) or (B, 1): one cost for all classes
+        return reductions.reduce(cost, reduction=self.reduction)
 
     @abstractmethod
     def score(self, matrix_BLC: Tensor) -> Tensor:
