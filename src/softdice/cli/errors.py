@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import typer
 
 from softdice import interrupt
+from softdice.evaluation.labels import ScoreError
+from softdice.evaluation.text import shown
 from softdice.images.image import FileError
-from softdice.scoring.classes import ScoreError
-from softdice.scoring.writing import shown
 from softdice.training.config import TrainingError
 
 

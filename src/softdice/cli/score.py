@@ -23,8 +23,8 @@ from softdice.validation import package
 
 if TYPE_CHECKING:
     from softdice.scoring import Case, Comparison, Options, Pair, Summary, Table
-    from softdice.scoring.ranks import Run
-    from softdice.scoring.runner import Journal
+    from softdice.scoring.journal import Journal
+    from softdice.scoring.torchrun import Run
 
 FORMATS = ("table", "csv", "json", "nnunet")
 ROWS = ("pairs", "classes", "cases")
@@ -133,15 +133,16 @@ def score(
     A class that is in neither mask of a case is not scored there, one that is in only one of them scores 0.
     Exit code 0: all scored; 1: some files could not be scored, they are listed at the end; 2: wrong usage.
     """
-    from softdice.scoring.ranks import sharing
+    from softdice.scoring.torchrun import sharing
 
     with sharing() as run:
         if run is None:  # a rank that torchrun started beside the first
             return
         with one_line():
-            from softdice.scoring.classes import ScoreError, parse_options
+            from softdice.evaluation.labels import ScoreError
+            from softdice.scoring.error_pictures import VIEWS
+            from softdice.scoring.options import parse_options
             from softdice.scoring.pairing import LAYOUTS
-            from softdice.scoring.pictures import VIEWS
 
             others = tuple(versus or ())
             for option, given, allowed in (
@@ -188,8 +189,8 @@ def _check(
     format: str | None, rows: str | None, versus: tuple[Path, ...], out: Path | None, report: Path | None, resume: bool
 ) -> str:
     """What can be said of the options alone; the format."""
-    from softdice.scoring.classes import ScoreError
-    from softdice.scoring.writing import is_stream, kind_of
+    from softdice.evaluation.labels import ScoreError
+    from softdice.scoring.output_files import is_stream, kind_of
 
     if versus and format == "nnunet":
         raise ScoreError("--format nnunet: expected one folder of predictions, got --versus. Take --format json.")
@@ -208,10 +209,10 @@ def _check(
 
 def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
     """Both sides' pairs; a wrong path must not touch what is there. said: options that may name files."""
+    from softdice.evaluation.labels import ScoreError
     from softdice.images.files import stored
     from softdice.scoring import pair_files
-    from softdice.scoring.classes import ScoreError
-    from softdice.scoring.writing import check_places
+    from softdice.scoring.output_files import check_places
 
     if task.images is not None and not (task.images.is_dir() and task.report):
         raise ScoreError(f"--images: expected a folder, with --report, got {str(task.images)!r}.")
@@ -246,8 +247,8 @@ def _images(task: Task) -> dict[str, Path]:
 
 
 def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
-    from softdice.scoring.runner import Journal
-    from softdice.scoring.writing import is_stream
+    from softdice.scoring.journal import Journal
+    from softdice.scoring.output_files import is_stream
 
     if task.out is None or is_stream(task.out):
         return None
@@ -257,10 +258,11 @@ def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
 
 def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: Journal | None, run: Run) -> int:
     """Score, write, list what failed; the exit code."""
+    from softdice.evaluation.text import shown
     from softdice.scoring import compare, summarise, tabulate
+    from softdice.scoring.output_files import save
     from softdice.scoring.summary import renumbered_line, unnamed_line
-    from softdice.scoring.tables import done_line
-    from softdice.scoring.writing import save, shown
+    from softdice.scoring.text_tables import done_line
 
     total = sum(map(len, pairs.values()))
     tables: dict[str, Table] = {}
@@ -321,7 +323,7 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
 def _left_out(task: Task, pairs: dict[str, list[Pair]]) -> Iterator[str]:
     """Name what the folders hold beside the files of the pairs, a line for each folder."""
     from softdice.images.files import FileError, left_out
-    from softdice.scoring.cases import class_files
+    from softdice.scoring.pair_loading import class_files
     from softdice.scoring.pairing import case_folders
 
     read = [path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path]
@@ -372,7 +374,7 @@ def _ctrl_c() -> Iterator[list[bool]]:
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
     """A bar on a terminal; called once per case."""
-    from softdice.scoring.writing import shown
+    from softdice.evaluation.text import shown
 
     console = Console(stderr=True, emoji=False)
     with drawn(console) as bar:
@@ -387,19 +389,19 @@ def _write(
     comparisons: list[Comparison],
     options: Options,
 ) -> None:
-    from softdice.scoring import output
-    from softdice.scoring.writing import save
+    from softdice.scoring import formats
+    from softdice.scoring.output_files import save
 
     if task.format == "table":
         text = _shown(tables, summaries, comparisons, plain=task.out is not None)
     elif task.format == "csv":
-        text = output.to_csv(tables, summaries, task.rows or "pairs")
+        text = formats.to_csv(tables, summaries, task.rows or "pairs")
     elif task.format == "json" and task.rows is not None:
-        text = output.to_json_rows(tables, summaries, task.rows)
+        text = formats.to_json_rows(tables, summaries, task.rows)
     elif task.format == "json":
-        text = output.to_json(tables, summaries, comparisons, options)
+        text = formats.to_json(tables, summaries, comparisons, options)
     else:
-        text = output.to_nnunet(next(iter(tables.values())), options)
+        text = formats.to_nnunet(next(iter(tables.values())), options)
     if task.out is None:
         sys.stdout.writelines(piece.encode("utf-8", "backslashreplace").decode() for piece in text)
         sys.stdout.flush()  # a pipe that was closed is seen here
@@ -411,7 +413,7 @@ def _shown(
     tables: dict[str, Table], summaries: dict[str, Summary], comparisons: list[Comparison], *, plain: bool
 ) -> Iterator[str]:
     """Tables as text, with the colours of the terminal where there is one."""
-    from softdice.scoring.tables import (
+    from softdice.scoring.text_tables import (
         alone_line,
         class_grid,
         comparison_grid,

@@ -1,4 +1,4 @@
-"""The frame of the HTML report: style and the script that sorts and filters. Doubled braces are braces (str.format)."""
+"""Template of the HTML report: style, and the script that sorts and filters. Double braces are for str.format."""
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
