@@ -1,4 +1,4 @@
-"""The commands and the modules they live in: a new command is one line at the end of this file."""
+"""The commands of `softdice`: a new one is an import and a line at the end of this file."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    """Print the version and exit, if --version was passed."""
+    if requested:
         print(f"softdice {__version__}")
         raise typer.Exit
 
@@ -31,7 +32,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     """The Dice coefficient and its family as losses and scores for PyTorch."""
