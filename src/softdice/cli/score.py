@@ -1,4 +1,4 @@
-"""`softdice score`: the Dice coefficient and friends for folders of masks."""
+"""`softdice score`: Dice and other scores of folders of masks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import io
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,133 +28,171 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "nnunet")
 ROWS = ("pairs", "classes", "cases")
+LAYOUTS = ("files", "subfolders", "classes")
+VIEWS = ("radiological", "neurological")
+"""Choices of options."""
 
 PLAIN_WIDTH = 500
-"""Columns of a table that goes to a file or a pipe."""
+"""Characters of a line of a table that goes to a file or a pipe."""
+
+LABELS, READING, SCORES = "Labels", "Reading", "Scores"
+COMPARISON, OUTPUT, LONG_RUNS = "Comparison", "Output", "Long runs"
+"""Groups of options in the help."""
+
+EXAMPLES = """Examples:
+
+\b
+  softdice score predictions labels
+  softdice score predictions labels --labels liver=1,tumour=2 --surface 2mm --report report.html
+  softdice score predictions labels --versus others --out scores.csv --jobs 4
+"""
+
+
+def _option(group: str, help: str, *names: str, **settings: Any) -> Any:
+    """Return an option in a group of the help."""
+    return typer.Option(*names, help=help, rich_help_panel=group, **settings)
+
+
+def _choice(group: str, help: str, choices: Sequence[str]) -> Any:
+    """Return an option whose choices the help shows and the shell completes; the command itself checks the value."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return _option(group, help, metavar=f"[{'|'.join(choices)}]", autocompletion=complete)
 
 
 def score(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="A mask, or a folder of masks.")],
-    labels_path: Annotated[Path, typer.Argument(metavar="LABELS", help="The reference: a mask, or a folder of them.")],
-    versus: Annotated[
-        list[Path] | None, typer.Option(help="Other predictions of the same cases, to compare with; may be repeated.")
-    ] = None,
+    labels_path: Annotated[Path, typer.Argument(metavar="LABELS", help="The reference: a mask, or a folder of masks.")],
     labels: Annotated[
-        str | None, typer.Option(help="Labels to score: 1,2,5 or liver=1,tumour=2 or a dataset.json. Default: all.")
+        str | None, _option(LABELS, "Labels to score: 1,2,5 or liver=1,tumour=2 or a dataset.json. Default: all.")
     ] = None,
     regions: Annotated[
-        str | None, typer.Option(help="Score unions of labels instead: 'whole=1,2,4; core=1,4' or a .json.")
+        str | None, _option(LABELS, "Score unions of labels instead: 'whole=1,2,4; core=1,4' or a .json.")
     ] = None,
-    ignore: Annotated[str | None, typer.Option(help="Labels of the reference whose voxels are left out.")] = None,
-    include_background: Annotated[bool, typer.Option("--include-background", help="Score label 0 too.")] = False,
-    threshold: Annotated[
-        float | None, typer.Option(help="Predictions are probabilities: in the class where larger than this.")
-    ] = None,
-    scale: Annotated[
-        float, typer.Option(help="What stands for probability 1: 100 in percent, 255 in 8 bits, 65535 in 16.")
-    ] = 1.0,
-    soft: Annotated[bool, typer.Option("--soft", help="Predictions are probabilities: soft Dice.")] = False,
-    round: Annotated[
-        bool, typer.Option("--round", help="Round labels that are stored as nearly whole numbers.")
-    ] = False,
-    resample: Annotated[bool, typer.Option("--resample", help="Bring predictions to the grid of the label.")] = False,
-    ignore_geometry: Annotated[
-        bool, typer.Option("--ignore-geometry", help="Compare voxels by position, whatever the affines say.")
-    ] = False,
-    transpose: Annotated[
-        bool, typer.Option("--transpose", help="Axes of predictions stand in reversed order: rows are columns.")
-    ] = False,
+    ignore: Annotated[str | None, _option(LABELS, "Labels of the reference whose voxels are left out.")] = None,
+    include_background: Annotated[bool, _option(LABELS, "Score label 0 too.", "--include-background")] = False,
     layout: Annotated[
         str,
-        typer.Option(
-            help="files of the two folders; subfolders: theirs too; classes: a folder per case, with a file per class."
+        _choice(
+            READING,
+            "files of the two folders; subfolders: theirs too; classes: a folder per case, with a file per class.",
+            LAYOUTS,
         ),
     ] = "files",
+    missing: Annotated[
+        str, _choice(READING, "Cases without prediction: skip (listed), or 0: counted as empty.", ("skip", "0"))
+    ] = "skip",
+    threshold: Annotated[
+        float | None, _option(READING, "Predictions are probabilities; the class is where they exceed this.")
+    ] = None,
+    soft: Annotated[bool, _option(READING, "Predictions are probabilities: soft Dice.", "--soft")] = False,
+    scale: Annotated[
+        float, _option(READING, "Value that stands for probability 1: 100 in percent, 255 in 8 bits, 65535 in 16.")
+    ] = 1.0,
+    round: Annotated[
+        bool, _option(READING, "Round labels that are stored as nearly whole numbers.", "--round")
+    ] = False,
+    resample: Annotated[bool, _option(READING, "Bring predictions to the grid of the label.", "--resample")] = False,
+    ignore_geometry: Annotated[
+        bool, _option(READING, "Compare voxels by position, whatever the affines say.", "--ignore-geometry")
+    ] = False,
+    transpose: Annotated[
+        bool, _option(READING, "Reverse the axes of predictions: their rows are columns of the label.", "--transpose")
+    ] = False,
     metrics: Annotated[
-        str | None, typer.Option(help="Beside Dice and IoU: precision, recall, specificity, volume (ml, difference).")
+        str | None, _option(SCORES, "Beside Dice and IoU: precision, recall, specificity, volume (ml, difference).")
     ] = None,
     surface: Annotated[
         str | None,
-        typer.Option(help="HD95, mean distance and surface Dice at this tolerance: 2mm, 2mm,liver=1mm or 3px."),
+        _option(SCORES, "HD95, mean distance and surface Dice at this tolerance: 2mm, 2mm,liver=1mm or 3px."),
     ] = None,
     penalty: Annotated[
         str | None,
-        typer.Option(help="With --surface: distance of a class that only one side has, as 374 (inf), or diagonal."),
+        _option(SCORES, "With --surface: distance of a class that only one side has: inf (default), 374, or diagonal."),
     ] = None,
     lesions: Annotated[
-        bool, typer.Option("--lesions", help="Lesion Dice, panoptic quality and its factors, of connected parts.")
+        bool, _option(SCORES, "Lesion Dice, panoptic quality and its factors, of connected parts.", "--lesions")
     ] = False,
     matching: Annotated[
         str | None,
-        typer.Option(
-            help="With --lesions, --instances: they match above this overlap (IoU), 0.5, or from it on, '>=0.5'; "
-            "or BraTS-GLI, -SSA, -PED, -MEN, -MET."
+        _option(
+            SCORES,
+            "With --lesions or --instances: they match if their overlap (IoU) is above this, 0.5, or at least this, "
+            "'>=0.5'; or by the rules of BraTS-GLI, -SSA, -PED, -MEN or -MET.",
         ),
     ] = None,
     centreline: Annotated[
-        bool, typer.Option("--centreline", help="Dice of the centre lines of vessels (clDice).")
+        bool, _option(SCORES, "Dice of the centre lines of vessels (clDice).", "--centreline")
     ] = False,
     instances: Annotated[
         bool,
-        typer.Option(
-            "--instances", help="Each number is an object, as of a cell: panoptic quality, F1 and AP by matching them."
+        _option(
+            SCORES,
+            "Each number is an object, such as a cell: panoptic quality, F1 and AP by matching them.",
+            "--instances",
         ),
     ] = False,
     empty: Annotated[
-        str, typer.Option(help="Score of a class in neither map of a case: nan (in no mean) or 1.")
+        str, _choice(SCORES, "Score of a class that neither map of a case has: nan (in no mean) or 1.", ("nan", "1"))
     ] = "nan",
-    missing: Annotated[str, typer.Option(help="Cases without prediction: skip (listed), or 0: an empty one.")] = "skip",
-    jobs: Annotated[int, typer.Option(help="Processes. The results do not depend on it.", min=1)] = 1,
+    versus: Annotated[
+        list[Path] | None,
+        _option(COMPARISON, "Other predictions of the same cases to compare with; may be repeated.", metavar="<path>"),
+    ] = None,
+    out: Annotated[Path | None, _option(OUTPUT, "File for the result; else standard output.")] = None,
     format: Annotated[
-        str | None, typer.Option(help="table, csv, json or nnunet (its summary.json). Default: by --out, else table.")
+        str | None,
+        _choice(OUTPUT, "nnunet is its summary.json. Default: what the suffix of --out says, else table.", FORMATS),
     ] = None,
     rows: Annotated[
         str | None,
-        typer.Option(
-            help="Of a CSV: pairs of case and class (default); classes, with means; cases, a column per class. "
-            "With json: the same as a flat list, which pandas.read_json takes."
+        _choice(
+            OUTPUT,
+            "Rows of a CSV: pairs of case and class (default); classes, with means; cases, with a column per class. "
+            "With --format json: the same as a flat list, which pandas.read_json takes.",
+            ROWS,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File for the result; else standard output.")] = None,
-    report: Annotated[Path | None, typer.Option(help="File for a report in HTML, one page with pictures.")] = None,
+    report: Annotated[Path | None, _option(OUTPUT, "File for a report in HTML, one page with pictures.")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of the images, by the names of the cases, for the report's pictures.")
+        Path | None, _option(OUTPUT, "Folder of images, by the names of the cases, for the report's pictures.")
     ] = None,
     view: Annotated[
-        str, typer.Option(help="Of the pictures: radiological (the patient's left is right), or neurological.")
+        str, _choice(OUTPUT, "Side of the patient's left in pictures: radiological, right; neurological, left.", VIEWS)
     ] = "radiological",
-    resume: Annotated[bool, typer.Option("--resume", help="With --out: go on where a stopped run ended.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is no result of an earlier run, too.")
+        bool, _option(OUTPUT, "Replace a file that is no result of an earlier run, too.", "--overwrite")
     ] = False,
+    jobs: Annotated[int, _option(LONG_RUNS, "Processes. The results do not depend on it.", min=1)] = 1,
+    resume: Annotated[bool, _option(LONG_RUNS, "With --out: go on where a stopped run ended.", "--resume")] = False,
 ) -> None:
     """Score masks against labels: Dice and IoU per case and class, means with intervals, pooled.
 
-    A class that is in neither mask of a case is not scored there, one that is in only one of them scores 0.
+    A class that neither mask of a case has is not scored there; a class that only one of them has scores 0.
     Exit code 0: all scored; 1: some files could not be scored, they are listed at the end; 2: wrong usage.
     """
     from softdice.scoring.torchrun import sharing
 
     with sharing() as run:
-        if run is None:  # a rank that torchrun started beside the first
+        if run is None:  # a rank above 0 under torchrun, which has done its share
             return
         with one_line():
             from softdice.evaluation.labels import ScoreError
-            from softdice.scoring.error_pictures import VIEWS
             from softdice.scoring.options import parse_options
-            from softdice.scoring.pairing import LAYOUTS
 
-            others = tuple(versus or ())
-            for option, given, allowed in (
+            for option, value, choices in (
                 ("--format", format, (None, *FORMATS)), ("--layout", layout, LAYOUTS), ("--view", view, VIEWS),
             ):  # fmt: skip
-                if given not in allowed:
-                    wanted = ", ".join(filter(None, allowed))
-                    raise ScoreError(f"{option}: expected one of {wanted}, got {given!r}.")
-            kind = _check(format, rows, others, out, report, resume)
+                if value not in choices:
+                    wanted = ", ".join(filter(None, choices))
+                    raise ScoreError(f"{option}: expected one of {wanted}, got {value!r}.")
+            others = tuple(versus or ())
             task = Task(
-                predictions, labels_path, layout, others, jobs, kind, rows, out, report, images, view, overwrite
-            )
+                predictions, labels_path, layout, others, jobs, _check(format, rows, others, out, report, resume),
+                rows, out, report, images, view, overwrite,
+            )  # fmt: skip
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
@@ -162,14 +200,14 @@ def score(
                 matching=matching, centreline=centreline, instances=instances,
             )  # fmt: skip
             pairs = _pairs(task, (labels, regions, ignore, "--instances" if instances else None))
-            failed = _score(task, pairs, options, _journal(task, options, resume=resume), run)
-        if failed:
-            raise typer.Exit(failed)
+            exit_code = _score(task, pairs, options, _journal(task, options, resume=resume), run)
+        if exit_code:
+            raise typer.Exit(exit_code)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is read and what is written."""
+    """Which files are read, and what is written where."""
 
     predictions: Path
     truth: Path
@@ -188,18 +226,19 @@ class Task:
 def _check(
     format: str | None, rows: str | None, versus: tuple[Path, ...], out: Path | None, report: Path | None, resume: bool
 ) -> str:
-    """What can be said of the options alone; the format."""
+    """Raise ScoreError if options do not fit together, whatever the files hold; return the format."""
     from softdice.evaluation.labels import ScoreError
     from softdice.scoring.output_files import is_stream, kind_of
 
     if versus and format == "nnunet":
         raise ScoreError("--format nnunet: expected one folder of predictions, got --versus. Take --format json.")
     if resume and (out is None or is_stream(out)):
-        raise ScoreError("--resume: expected --out, beside which a stopped run leaves its cases, got none.")
+        advice = "Name the file of the stopped run: its cases are beside it."
+        raise ScoreError(f"--resume: expected --out with a file, got none. {advice}")
     if out is None and sys.stdout is None:
         raise ScoreError("score: expected a standard output, got a closed one. Pass --out.")
-    for option, given, name in (("--versus", versus, "scipy"), ("--report", report, "PIL")):
-        if given:
+    for option, value, name in (("--versus", versus, "scipy"), ("--report", report, "PIL")):
+        if value:
             package(option, name, "score")
     kind = kind_of(out, format)
     if rows is not None and (rows not in ROWS or kind not in ("csv", "json")):
@@ -207,8 +246,12 @@ def _check(
     return kind
 
 
-def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
-    """Both sides' pairs; a wrong path must not touch what is there. said: options that may name files."""
+def _pairs(task: Task, label_options: Sequence[str | None]) -> dict[str, list[Pair]]:
+    """Return the pairs of each set of predictions, once it is sure that no file is overwritten by mistake.
+
+    Args:
+        label_options: options that say something about labels; some may name JSON files.
+    """
     from softdice.evaluation.labels import ScoreError
     from softdice.images.files import stored
     from softdice.scoring import pair_files
@@ -216,7 +259,7 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
 
     if task.images is not None and not (task.images.is_dir() and task.report):
         raise ScoreError(f"--images: expected a folder, with --report, got {str(task.images)!r}.")
-    if task.layout == "classes" and (any(said) or task.format == "nnunet"):
+    if task.layout == "classes" and (any(label_options) or task.format == "nnunet"):
         raise ScoreError(
             "--layout classes: expected no --labels, --regions, --ignore, --instances or nnunet: files are the classes."
         )
@@ -231,14 +274,14 @@ def _pairs(task: Task, said: Iterable[str | None]) -> dict[str, list[Pair]]:
     check_places(
         task.out,
         task.report,
-        (*files, *_images(task).values(), *(Path(text) for text in said if text and text.endswith(".json"))),
+        (*files, *_images(task).values(), *(Path(text) for text in label_options if text and text.endswith(".json"))),
         overwrite=task.overwrite,
     )
     return pairs
 
 
 def _images(task: Task) -> dict[str, Path]:
-    """Case -> its image."""
+    """Return the image of each case."""
     if task.images is None:
         return {}
     from softdice.scoring.pairing import case_files
@@ -247,6 +290,7 @@ def _images(task: Task) -> dict[str, Path]:
 
 
 def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
+    """Open the journal beside --out; None if the result goes to a stream."""
     from softdice.scoring.journal import Journal
     from softdice.scoring.output_files import is_stream
 
@@ -257,7 +301,7 @@ def _journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
 
 
 def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: Journal | None, run: Run) -> int:
-    """Score, write, list what failed; the exit code."""
+    """Score all pairs, write the results, and list what failed; return the exit code."""
     from softdice.evaluation.text import shown
     from softdice.scoring import compare, summarise, tabulate
     from softdice.scoring.output_files import save
@@ -268,18 +312,18 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
     tables: dict[str, Table] = {}
     with _ctrl_c() as pressed, _progress(total) as step:
 
-        def seen(cases: Iterable[Case]) -> Iterator[Case]:
+        def until_pressed(cases: Iterable[Case]) -> Iterator[Case]:
             for case in cases:
                 step(case.case)
                 yield case
                 if pressed:
                     return
 
-        for side, found in pairs.items():
+        for side, side_pairs in pairs.items():
             if not (pressed and tables):
-                cases = _cases(side, found, journal, lambda left: run(left, options, jobs=task.jobs))
+                cases = _cases(side, side_pairs, journal, lambda remaining: run(remaining, options, jobs=task.jobs))
                 tables[side] = tabulate(
-                    seen(cases), options.keys, options.names, empty=options.empty, metrics=options.metrics
+                    until_pressed(cases), options.keys, options.names, empty=options.empty, metrics=options.metrics
                 )
     done = sum(len(table.cases) + len(table.errors) for table in tables.values())
     if done < total and journal is not None:
@@ -321,14 +365,14 @@ def _score(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: 
 
 
 def _left_out(task: Task, pairs: dict[str, list[Pair]]) -> Iterator[str]:
-    """Name what the folders hold beside the files of the pairs, a line for each folder."""
+    """Yield a line for each folder that holds other files than those of the pairs."""
     from softdice.images.files import FileError, left_out
     from softdice.scoring.pair_loading import class_files
     from softdice.scoring.pairing import case_folders
 
     read = [path for side in pairs.values() for pair in side for path in (pair.prediction, pair.truth) if path]
     for folder in [path for path in read if path.is_dir()] if task.layout == "classes" else ():
-        with suppress(FileError):  # told where the case is scored
+        with suppress(FileError):  # reported as the error of its case
             read += class_files(folder).values()
     for root in dict.fromkeys((*map(Path, pairs), task.truth)):
         for folder, files in case_folders(root, read, task.layout).items():
@@ -339,7 +383,7 @@ def _left_out(task: Task, pairs: dict[str, list[Pair]]) -> Iterator[str]:
 def _cases(
     side: str, pairs: list[Pair], journal: Journal | None, run: Callable[[list[Pair]], Generator[Case, None, None]]
 ) -> Iterator[Case]:
-    """Cases in the order of the pairs: those that a stopped run left, and the others scored now."""
+    """Yield cases in the order of the pairs: those in the journal, and the others as they are scored."""
     done = {} if journal is None else journal.done
     with closing(run([pair for pair in pairs if (side, pair.case) not in done])) as running:
         for pair in pairs:
@@ -353,9 +397,10 @@ def _cases(
 
 @contextmanager
 def _ctrl_c() -> Iterator[list[bool]]:
-    """Ctrl-C inside fills the list and lets the case that is being scored finish; a second one ends at once.
+    """Give a list that a Ctrl-C fills, so that the case at hand can finish; a second Ctrl-C stops at once.
 
-    Not under torchrun: it hands on each Ctrl-C that its processes have had already, and ends them itself in the end.
+    Under torchrun only the first counts: torchrun passes on a Ctrl-C that its processes have had already, and ends them
+    itself if they do not stop.
     """
     pressed: list[bool] = []
 
@@ -373,7 +418,7 @@ def _ctrl_c() -> Iterator[list[bool]]:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal; called once per case."""
+    """Show a bar on a terminal, and give a function to call with the name of each case."""
     from softdice.evaluation.text import shown
 
     console = Console(stderr=True, emoji=False)
@@ -389,11 +434,12 @@ def _write(
     comparisons: list[Comparison],
     options: Options,
 ) -> None:
+    """Write the result in its format to --out or to standard output."""
     from softdice.scoring import formats
     from softdice.scoring.output_files import save
 
     if task.format == "table":
-        text = _shown(tables, summaries, comparisons, plain=task.out is not None)
+        text = _table_text(tables, summaries, comparisons, plain=task.out is not None)
     elif task.format == "csv":
         text = formats.to_csv(tables, summaries, task.rows or "pairs")
     elif task.format == "json" and task.rows is not None:
@@ -404,15 +450,15 @@ def _write(
         text = formats.to_nnunet(next(iter(tables.values())), options)
     if task.out is None:
         sys.stdout.writelines(piece.encode("utf-8", "backslashreplace").decode() for piece in text)
-        sys.stdout.flush()  # a pipe that was closed is seen here
+        sys.stdout.flush()  # raises here if the pipe is closed
     else:
         save(task.out, text)
 
 
-def _shown(
+def _table_text(
     tables: dict[str, Table], summaries: dict[str, Summary], comparisons: list[Comparison], *, plain: bool
 ) -> Iterator[str]:
-    """Tables as text, with the colours of the terminal where there is one."""
+    """Yield the tables as text, in the colours and the width of the terminal unless `plain`."""
     from softdice.scoring.text_tables import (
         alone_line,
         class_grid,
@@ -442,10 +488,8 @@ def _shown(
             if comparison.shapes:
                 console.print(terminal(f"{title}: shapes", shapes_grid(first, comparison), console.width))
         yield captured.get()
-        different = different_lines(first, comparison)
-        lines = [
-            alone_line(comparison),
-            *(["Cases that differ most:", *(f"  {line}" for line in different)] * bool(different)),
-        ]
+        lines = [alone_line(comparison)]
+        if different := different_lines(first, comparison):
+            lines += ["Cases that differ most:", *(f"  {line}" for line in different)]
         yield "".join(f"{line}\n" for line in lines if line)
     yield "".join(f"{line}\n" for line in (rank_line(tables),) if line)

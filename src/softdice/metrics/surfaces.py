@@ -55,7 +55,7 @@ _TRIANGLES = {
 }
 """Codes of a corner, a bit for each of its 8 voxels that is inside (bit 7: the first along all axes, bit 0: the last),
 and the triangles that marching cubes draw there. A triangle is written as its normal, in eighths of a voxel's face
-along each axis. The table has one code of each kind: rotating or mirroring it, or exchanging inside and outside, gives the
+along each axis. The table has one code of each kind: rotating or mirroring it, or exchanging inside and outside, gives
 others with the same triangles."""
 
 _NEARBY = 500

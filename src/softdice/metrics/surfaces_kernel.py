@@ -27,8 +27,8 @@ _NO_NAN = {"nnan", "nsz", "reassoc"}  # without these flags a maximum is no vect
 def find_boxes(labels: np.ndarray, boxes: np.ndarray) -> None:
     """Write the lowest and the highest index of each label along each axis into boxes (C + 1, 6).
 
-    Labels (X, Y, Z) are uint8 or int64. The last row takes labels outside [0, C). The row of a label that does not occur
-    stays as it is.
+    Labels (X, Y, Z) are uint8 or int64. The last row takes labels outside [0, C). The row of a label that does not
+    occur stays as it is.
     """
     C = boxes.shape[0] - 1
     X, Y, Z = labels.shape
@@ -96,7 +96,7 @@ def surface_elements(mask: np.ndarray, codes: np.ndarray) -> int:
 
 @njit(nogil=True, cache=True, fastmath=_NO_NAN)
 def squares(codes: np.ndarray, spacing: np.ndarray, square: np.ndarray) -> None:
-    """Write the squared distance to the nearest element of the same x into square (X, Y, Z) float64; inf without one."""
+    """Write the squared distance to the nearest element of the same x into (X, Y, Z) float64; inf without one."""
     X, Y, Z = codes.shape
     square_along_z = np.empty((Y, Z))
     has_element = np.empty(Y, np.bool_)

@@ -30,8 +30,6 @@ RIGHT, EXTRA, MISSED, OTHER = (201, 208, 216), (230, 159, 0), (64, 156, 255), (5
 """Colours of right voxels, of voxels predicted in error, of missed ones, and of other classes, safe for colour-blind
 readers."""
 
-VIEWS = ("radiological", "neurological")
-"""Whether the patient's left is at the right of an axial or coronal picture (radiological), or at the left."""
 
 ENLARGED = 8
 """A class is drawn larger if it spans less than the plane divided by this, in both directions."""
@@ -68,7 +66,9 @@ def picture(
     """Draw the slice of a pair with the largest error of a class.
 
     Args:
-        under: image to draw below the masks. view: one of `VIEWS`.
+        under: image to draw below the masks.
+        view: "radiological" has the patient's left at the right of an axial or coronal picture, "neurological" at the
+            left.
         beside: other predictions whose errors count too, so that pictures of all of them show one slice.
 
     Raises:

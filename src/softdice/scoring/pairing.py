@@ -30,8 +30,6 @@ class Pair:
     error: str = ""
 
 
-LAYOUTS = ("files", "subfolders", "classes")
-
 INNER = "segmentations"
 """TotalSegmentator's folder between that of a case and the files of its classes; it is no part of the case's name."""
 

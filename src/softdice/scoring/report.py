@@ -70,7 +70,7 @@ def to_html(
     Args:
         tables, summaries: by the path of the predictions. truth: path of the reference.
         command: the command line that made the page. images: case -> the image to draw under its masks.
-        view: `softdice.scoring.error_pictures.VIEWS`.
+        view: see `softdice.scoring.error_pictures.picture`.
     """
     names = _short_names([*tables, truth])
     first, table = next(iter(tables.items()))
