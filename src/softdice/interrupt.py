@@ -28,7 +28,7 @@ def is_command() -> bool:
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Inside, Ctrl-C is a KeyboardInterrupt again; after that there is nothing left to be stopped, and it is ignored."""
+    """Make Ctrl-C a KeyboardInterrupt inside; afterwards ignore it, for the work is done."""
     if signal.getsignal(signal.SIGINT) is not _stop:
         yield
         return

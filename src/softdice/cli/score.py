@@ -228,7 +228,7 @@ def _check(
 ) -> str:
     """Raise ScoreError if options do not fit together, whatever the files hold; return the format."""
     from softdice.evaluation.labels import ScoreError
-    from softdice.scoring.output_files import is_stream, kind_of
+    from softdice.scoring.output_files import format_of, is_stream
 
     if versus and format == "nnunet":
         raise ScoreError("--format nnunet: expected one folder of predictions, got --versus. Take --format json.")
@@ -240,7 +240,7 @@ def _check(
     for option, value, name in (("--versus", versus, "scipy"), ("--report", report, "PIL")):
         if value:
             package(option, name, "score")
-    kind = kind_of(out, format)
+    kind = format_of(out, format)
     if rows is not None and (rows not in ROWS or kind not in ("csv", "json")):
         raise ScoreError(f"--rows: expected one of {', '.join(ROWS)}, with --format csv or json, got {rows!r}.")
     return kind

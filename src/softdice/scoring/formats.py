@@ -189,8 +189,8 @@ def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
     for name, (*_, infinite) in summary.distances.items():
         for row, number_of_cases in zip(rows, infinite.tolist(), strict=True):
             row[f"{name}_infinite"] = int(number_of_cases)
-    for row, (empty_references, predicted_in_empty) in zip(rows, summary.empty.T.tolist(), strict=True):
-        row |= {"empty_references": empty_references, "predicted_in_empty": predicted_in_empty}
+    for row, counts in zip(rows, summary.empty.T.tolist(), strict=True):
+        row |= dict(zip(("empty_references", "predicted_in_empty"), counts, strict=True))
     return rows
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from softdice.evaluation.labels import ScoreError
 from softdice.images.files import SUFFIXES, written_beside
 
-KINDS = {
+FORMATS = {
     ".csv": "csv", ".json": "json", ".txt": "table", ".text": "table", ".log": "table", ".out": "table", "": "table",
     ".html": "report", ".htm": "report",
 }  # fmt: skip
@@ -26,22 +26,22 @@ HEAD_BYTES = 65536
 """Bytes at the start of a file that are read to see whether it is a result."""
 
 
-def kind_of(out: Path | None, asked: str | None) -> str:
+def format_of(out: Path | None, chosen: str | None) -> str:
     """Return the format that --out and --format ask for; raise ScoreError if the two differ."""
     if out is None:
-        return asked or "table"
+        return chosen or "table"
     suffix = out.suffix.lower()
-    kind = KINDS.get(suffix)
-    wanted = {"table": ".txt", "nnunet": ".json"}.get(asked or "", f".{asked}")
-    if asked is None and kind in (None, "report"):
-        advice = "For a page in HTML pass --report." if kind else "Or name the --format."
-        raise ScoreError(f"--out: expected a file ending in .csv, .json or .txt, got {out.name!r}. {advice}")
-    other = suffix in OTHER_SUFFIXES or (kind and suffix and kind != KINDS.get(wanted))
-    if asked is not None and other:
-        raise ScoreError(
-            f"--out: expected a file ending in {wanted} for --format {asked}, got {out.name!r}. Rename it."
-        )
-    return asked or str(kind)
+    format = FORMATS.get(suffix)
+    if chosen is None:
+        if format in (None, "report"):
+            advice = "For a page in HTML pass --report." if format else "Or name the --format."
+            raise ScoreError(f"--out: expected a file ending in .csv, .json or .txt, got {out.name!r}. {advice}")
+        return str(format)
+    wanted = {"table": ".txt", "nnunet": ".json"}.get(chosen, f".{chosen}")
+    if suffix in OTHER_SUFFIXES or (format and suffix and format != FORMATS[wanted]):
+        got = f"{out.name!r}. Rename it."
+        raise ScoreError(f"--out: expected a file ending in {wanted} for --format {chosen}, got {got}")
+    return chosen
 
 
 def check_places(out: Path | None, report: Path | None, inputs: Iterable[Path], *, overwrite: bool = False) -> None:
@@ -63,7 +63,7 @@ def check_places(out: Path | None, report: Path | None, inputs: Iterable[Path], 
             )
         if not is_stream(path) and not os.access(folder, os.W_OK):
             raise ScoreError(f"{option}: expected a folder that can be written, got {str(folder)!r}. Choose another.")
-    if report is not None and report.suffix and KINDS.get(report.suffix.lower()) != "report":
+    if report is not None and report.suffix and FORMATS.get(report.suffix.lower()) != "report":
         raise ScoreError(
             f"--report: expected a file ending in .html, got {report.name!r}. The report is a page in HTML."
         )

@@ -62,21 +62,22 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
         raise ScoreError(f"--layout {layout}: expected two folders, got a file of many images. Leave the option out.")
     if layout == "classes":
         return _some_in_common(_pair_folders(predictions, truth), predictions, truth)
-    predicted, truths = (
+    prediction_files, truth_files = (
         {stem: [path] for stem, path in list_entries(side, other).items()}
         if is_collection(side)
         else _by_stem(side, deep=layout == "subfolders")
         for side, other in (sides, sides[::-1])
     )
-    for path, files in zip(sides, (predicted, truths), strict=True):
+    for path, files in zip(sides, (prediction_files, truth_files), strict=True):
         if not any(_format(file) for stem in files.values() for file in stem):
             advice = "Are they in folders of it? See --layout."
             raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them. {advice}")
-    for stem in [stem for stem in predicted if stem not in truths]:
+    for stem in [stem for stem in prediction_files if stem not in truth_files]:
         other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"
-        if other in truths and other not in predicted:
-            predicted[other] = predicted.pop(stem)
-    pairs = [_pair(stem, predicted.get(stem, []), truths.get(stem, [])) for stem in sorted({*predicted, *truths})]
+        if other in truth_files and other not in prediction_files:
+            prediction_files[other] = prediction_files.pop(stem)
+    stems = sorted({*prediction_files, *truth_files})
+    pairs = [_pair(stem, prediction_files.get(stem, []), truth_files.get(stem, [])) for stem in stems]
     return _some_in_common(pairs, predictions, truth)
 
 
@@ -199,25 +200,23 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return True
 
 
-def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
+def _pair(stem: str, prediction_files: list[Path], truth_files: list[Path]) -> Pair:
     """Return the pair of a stem from its files on both sides, or the reason why there is none."""
-    unread = [path for path in (*predicted, *truths) if not _format(path)]
+    p, t = next(iter(prediction_files), None), next(iter(truth_files), None)
+    unread = [path for path in (*prediction_files, *truth_files) if not _format(path)]
     if unread:
         names = " and ".join(str(path) for path in unread)
-        reason = f"{names}: expected a file ending in {', '.join(SUFFIXES)}. Convert it first."
-        return Pair(stem, predicted[0] if predicted else None, truths[0] if truths else None, reason)
-    if not predicted or not truths:
-        lone, side = (predicted[0], "reference") if predicted else (truths[0], "prediction")
-        reason = f"{lone}: no {side} of this name"
-        return Pair(stem, lone if predicted else None, None if predicted else lone, reason)
-    common = [(p, t) for p in predicted for t in truths if _format(p) == _format(t)]
-    if len(common) == 1:
-        return Pair(stem, *common[0])
-    if len(predicted) == len(truths) == 1:
-        return Pair(stem, predicted[0], truths[0])
-    several = predicted if len(predicted) > 1 else truths
+        return Pair(stem, p, t, f"{names}: expected a file ending in {', '.join(SUFFIXES)}. Convert it first.")
+    if p is None or t is None:
+        return Pair(stem, p, t, f"{p or t}: no {'prediction' if p is None else 'reference'} of this name")
+    same_format = [(p, t) for p in prediction_files for t in truth_files if _format(p) == _format(t)]
+    if len(same_format) == 1:
+        return Pair(stem, *same_format[0])
+    if len(prediction_files) == len(truth_files) == 1:
+        return Pair(stem, p, t)
+    several = prediction_files if len(prediction_files) > 1 else truth_files
     names = ", ".join(path.name for path in several)
-    return Pair(stem, predicted[0], truths[0], f"{several[0].parent}: expected one file of this name, got {names}")
+    return Pair(stem, p, t, f"{several[0].parent}: expected one file of this name, got {names}")
 
 
 def _format(path: Path) -> Format | None:

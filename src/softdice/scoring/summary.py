@@ -28,7 +28,7 @@ def tabulate(
     """Collect cases in a table whose classes are `keys`, or every class that occurs, ascending.
 
     The table takes 24 bytes per case and class. A case with an error, or whose palette gives a label another colour
-    than an earlier one, is only told in its `errors`.
+    than an earlier one, is in its `errors` only.
     """
     table, seen = Table(names=dict(names or {}), empty=empty, metrics=metrics), dict.fromkeys(keys or ())
     counts: list[np.ndarray] = []
@@ -117,7 +117,7 @@ def summarise(table: Table) -> Summary:
     interval, macro_interval = intervals(dice_NK)
     pooled_31 = pooled_3K.sum(1, keepdims=True)
     low, median, high = quantiles(dice_NK, (0.25, 0.5, 0.75))
-    empty_NK, predicted_NK = table.counts[:, 2] == 0, table.counts[:, 1] > 0
+    no_target_NK, has_prediction_NK = table.counts[:, 2] == 0, table.counts[:, 1] > 0
     return Summary(
         cases=(~np.isnan(dice_NK)).sum(0),
         dice=mean(dice_NK),
@@ -133,7 +133,7 @@ def summarise(table: Table) -> Summary:
         macro_iou=float(mean(mean(iou_NK))),
         micro_dice=float(score(formulas.dice, pooled_31)[0]),
         micro_iou=float(score(formulas.jaccard, pooled_31)[0]),
-        empty=np.stack([empty_NK.sum(0), (empty_NK & predicted_NK).sum(0)]),
+        empty=np.stack([no_target_NK.sum(0), (no_target_NK & has_prediction_NK).sum(0)]),
         further={name: mean_score(name, values_NK) for name, values_NK in further.items()},
         distances={
             name: np.concatenate([quantiles(further[name], (0.5, 0.25, 0.75)), [np.isinf(further[name]).sum(0)]])
