@@ -15,7 +15,7 @@ from softdice import metrics
 PACKAGE = Path(softdice.__file__).parent
 ROOMS = (
     "statistics", "backends", "parallel", "images", "metrics", "evaluation", "scoring", "internals.py", "validation.py",
-    "cli/app.py", "cli/check.py", "cli/errors.py", "cli/score.py",
+    "cli/app.py", "cli/check.py", "cli/errors.py", "cli/score.py", "cli/score_run.py",
 )  # fmt: skip
 """Folders and modules of the package whose names are held to the glossary."""
 

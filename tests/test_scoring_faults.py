@@ -359,7 +359,9 @@ def test_a_file_of_another_kind_in_the_place_of_the_journal(folders: tuple[Path,
         (tmp_path / "o.csv.partial").write_text(text)
         for resume in ((), ("--resume",)):
             done = score(*folders, "--out", tmp_path / "o.csv", *resume)
-            refused(done, "expected no file at", "o.csv.partial, got a file of another kind, or a run whose first line is")
+            refused(
+                done, "expected no file at", "o.csv.partial, got a file of another kind, or a run whose first line is"
+            )
         assert (tmp_path / "o.csv.partial").read_text() == text
 
 

@@ -87,30 +87,14 @@ _BY_LABEL = ("names", "unnamed", "colours")
 
 def _to_record(side: str, case: Case) -> dict[str, Any]:
     """Return a case of a set of predictions as JSON takes it."""
-    record = {
-        name: getattr(case, name)
-        for name in ("case", "prediction", "truth", "keys", "voxels", "voxel_ml", "renumbered")
-    }
-    labels = {name: {str(label): value for label, value in getattr(case, name).items()} for name in _BY_LABEL}
-    stamp = _stamp(case.prediction, case.truth)
-    arrays = {"counts": case.counts.tolist(), "measured": case.measured.tolist()}
-    return {**record, "side": side, **arrays, **labels, "stamp": stamp}
+    record = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(case).items()}
+    return {**record, "side": side, "stamp": _stamp(case.prediction, case.truth)}
 
 
 def _from_record(record: dict[str, Any]) -> Case:
     """Return the case of a record."""
-    labels = {name: {int(label): value for label, value in record[name].items()} for name in _BY_LABEL}
-    return Case(
-        record["case"],
-        record["prediction"],
-        record["truth"],
-        tuple(record["keys"]),
-        np.array(record["counts"]).reshape(3, len(record["keys"])),
-        record["voxels"],
-        labels["names"],
-        voxel_ml=record["voxel_ml"],
-        unnamed=labels["unnamed"],
-        colours=labels["colours"],
-        renumbered=record["renumbered"],
-        measured=np.array(record["measured"]).reshape(len(record["measured"]), len(record["keys"])),
-    )
+    fields = {name: value for name, value in record.items() if name not in ("side", "stamp")}
+    fields |= {name: {int(label): value for label, value in record[name].items()} for name in _BY_LABEL}
+    for name in ("counts", "measured"):
+        fields[name] = np.array(record[name]).reshape(len(record[name]), len(record["keys"]))
+    return Case(**{**fields, "keys": tuple(record["keys"])})

@@ -8,8 +8,10 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from importlib.resources import files
 from itertools import count
 from pathlib import Path
+from string import Template
 
 import numpy as np
 import torch
@@ -23,7 +25,6 @@ from softdice.scoring.error_pictures import EXTRA, MISSED, OTHER, RIGHT, picture
 from softdice.scoring.formats import MOST_DIFFERENT, difference_row
 from softdice.scoring.options import Options
 from softdice.scoring.plots import box_plots, escape
-from softdice.scoring.report_template import PAGE
 from softdice.scoring.summary import Summary, renumbered_line, unnamed_line
 from softdice.scoring.text_tables import (
     HEADINGS,
@@ -100,7 +101,8 @@ def to_html(
     title = f"{', '.join(others) + ' and ' * bool(others)}{last} against {names[truth]}"
     empty = "is not scored there" if math.isnan(options.empty) else f"scores {options.empty:g} there"
     body = _with_contents("\n".join(parts))
-    return PAGE.format(title=escape(title), version=__version__, empty=empty, body=body)
+    page = Template(files("softdice.scoring").joinpath("report.html").read_text("utf-8"))
+    return page.substitute(title=escape(title), version=__version__, empty=empty, body=body)
 
 
 def _with_contents(body: str) -> str:
@@ -228,9 +230,9 @@ def _comparison_part(comparison: Comparison, tables: dict[str, Table], figures: 
         label = table.label(row["label"])
         rows.append([row["case"], text(row["difference"], "+.4f"), text(row["class_difference"], "+.4f"), label])
         positions = [(name, side, side.cases.index(row["case"])) for name, side in tables.items()]
-        files = [Path(side.predictions[k]) if side.predictions[k] else None for _, side, k in positions]
+        predictions = [Path(side.predictions[k]) if side.predictions[k] else None for _, side, k in positions]
         for name, side, k in positions if len(pictures) < WORST else ():
-            pictures.append(figures.figure(side, k, row["label"], name, beside=files))
+            pictures.append(figures.figure(side, k, row["label"], name, beside=predictions))
     if rows:
         parts.append("<h3>Cases that differ most</h3>")
         parts.append(_html_table(["case", "difference", "largest", "in class"], rows))
