@@ -84,7 +84,7 @@ def class_counts(
         counts = torch.from_numpy(_counts_cpu(prediction.numpy(), target.numpy(), num_classes, ignore_index))
     else:
         counts = _counts_torch(prediction, target, num_classes, ignore_index)
-    outside = counts[1:, num_classes].sum()
+    outside = counts[1:, num_classes].sum()  # both return a last column of labels outside [0, C)
     if counts.is_cuda:
         torch._assert_async(outside == 0, message(f"labels in [0, {num_classes})", "others", ADVICE))
     elif outside:
@@ -384,15 +384,17 @@ def _sorted_pairs(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarra
 
 def _counts_torch(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
     """Return counts (3, C + 1), the last column of labels outside [0, C)."""
-    counts = torch.zeros(3, num_classes + 2, dtype=torch.int64, device=prediction.device)
+    C = num_classes
+    outside, left_out = C, C + 1  # columns behind those of the classes
+    counts = torch.zeros(3, C + 2, dtype=torch.int64, device=prediction.device)
     flat_p, flat_t = prediction.reshape(-1), target.reshape(-1)
     for start in range(0, flat_p.numel(), CHUNK):
         p, t = (flat[start : start + CHUNK].to(torch.int64) for flat in (flat_p, flat_t))
-        left_out = ignored(flat_t[start : start + CHUNK], ignore_index)
-        bins = []
-        for labels in (p, t):
-            inside = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
-            bins.append(inside.masked_fill(left_out, num_classes + 1))  # the last bin is not returned
-        bins.insert(0, bins[0].masked_fill(p != t, num_classes + 1))
-        counts += torch.stack([torch.bincount(labels, minlength=num_classes + 2) for labels in bins])
-    return counts[:, : num_classes + 1]
+        ignored_V = ignored(flat_t[start : start + CHUNK], ignore_index)
+        columns_p, columns_t = (
+            torch.where((labels >= 0) & (labels < C), labels, outside).masked_fill(ignored_V, left_out)
+            for labels in (p, t)
+        )
+        columns_both = columns_p.masked_fill(p != t, left_out)
+        counts += torch.stack([torch.bincount(at, minlength=C + 2) for at in (columns_both, columns_p, columns_t)])
+    return counts[:, : C + 1]

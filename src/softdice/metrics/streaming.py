@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from typing import Any, Literal
 
@@ -257,23 +257,15 @@ class OverlapMetric(IntegerStates):
         return value.nanmean()
 
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
-        """Return a function that counts one sample, and what the user passed as integers (B, ...)."""
+        """Return the function that counts one sample, and both arguments as integers, with a sample per row.
+
+        Without a threshold they become label maps (B, *S), with a threshold masks (B, C, *S).
+        """
         C = self.num_classes
         input, target = as_tensor(input), as_tensor(target)
         validation.are_tensors(input=input, target=target)
-
-        def count(prediction: Tensor, labels: Tensor) -> Tensor:
-            return scores.mask_counts(prediction, labels, C, self.ignore_index)
-
         if self.threshold is None and not input.is_floating_point():
-            if input.shape[1:2] == (1,) and input.dim() > 2 and target.dim() == input.dim() - 1:
-                input = input.squeeze(1)
-            if target.shape[1:2] == (1,) and target.dim() == input.dim() + 1:
-                target = target.squeeze(1)
-            if input.shape != target.shape or input.dim() == 0:
-                advice = "Pass label maps of one shape (B, *S), or floats (B, C, *S) as input."
-                validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
-            return count, *counting.label_maps(input, target, C, self.ignore_index)
+            return self._count_labels, *self._label_maps(input, target)
         if input.dim() < 2 or input.shape[1] != C:
             advice = "Set num_classes to the number of channels."
             validation.fail(f"input of shape (B, {C}, *S)", tuple(input.shape), advice)
@@ -283,30 +275,50 @@ class OverlapMetric(IntegerStates):
             wanted = " or ".join(str(shape) for shape in shapes)
             advice = "Pass label maps; per-class masks need a threshold."
             validation.fail(f"target of shape {wanted}", tuple(target.shape), advice)
-        if self.threshold is None:
-            if C == 1:
-                advice = "Pass threshold=0.5 for probabilities, threshold=0.0 for logits."
-                validation.fail("a threshold for floating input of one class", "None", advice)
-            return count, input.argmax(1), target.reshape(B, *S)
+        if self.threshold is not None:
+            masks = input > self.threshold if input.is_floating_point() else input
+            target, void, unscored = self._target_masks(target, tuple(masks.shape))
+            return partial(_mask_counts, void=void, unscored=unscored), masks, target
+        if C == 1:
+            advice = "Pass threshold=0.5 for probabilities, threshold=0.0 for logits."
+            validation.fail("a threshold for floating input of one class", "None", advice)
+        return self._count_labels, input.argmax(1), target.reshape(B, *S)
 
-        masks = input > self.threshold if input.is_floating_point() else input
-        if C == 1 or tuple(target.shape) == (B, C, *S):
-            void, unscored, target = self.ignore_index, None, target.reshape(B, C, *S)
-            if C > 1 and void in (0, 1):
+    def _label_maps(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return integer input and target as label maps of one shape."""
+        if input.shape[1:2] == (1,) and input.dim() > 2 and target.dim() == input.dim() - 1:
+            input = input.squeeze(1)
+        if target.shape[1:2] == (1,) and target.dim() == input.dim() + 1:
+            target = target.squeeze(1)
+        if input.shape != target.shape or input.dim() == 0:
+            advice = "Pass label maps of one shape (B, *S), or floats (B, C, *S) as input."
+            validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
+        return counting.label_maps(input, target, self.num_classes, self.ignore_index)
+
+    def _count_labels(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the counts (3, C) of the label maps of one sample."""
+        return scores.mask_counts(input, target, self.num_classes, self.ignore_index)
+
+    def _target_masks(self, target: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, int | None, int | None]:
+        """Return the target as masks (B, C, *S), the value of voxels that are left out, and the class not to score."""
+        B, C, *S = shape
+        if C == 1 or tuple(target.shape) == shape:
+            if C > 1 and self.ignore_index in (0, 1):
                 advice = "Write another number, such as 255, into the masks where a voxel is to be left out."
-                validation.fail("an ignore_index that is no value of a mask", void, advice)
-        else:
-            labels, void, unscored = target.reshape(B, 1, *S), 2, self.ignore_index
-            left_out = counting.ignored(labels, self.ignore_index)
-            counting.check_labels("target", labels, C, self.ignore_index, left_out)
-            numbers = torch.arange(C, device=target.device).reshape(1, C, *[1] * len(S))
-            target = (labels.to(torch.int64) == numbers).to(torch.uint8).masked_fill(left_out, void)
+                validation.fail("an ignore_index that is no value of a mask", self.ignore_index, advice)
+            return target.reshape(shape), self.ignore_index, None
+        labels, void = target.reshape(B, 1, *S), 2
+        left_out = counting.ignored(labels, self.ignore_index)
+        counting.check_labels("target", labels, C, self.ignore_index, left_out)
+        numbers = torch.arange(C, device=target.device).reshape(1, C, *[1] * len(S))
+        masks = (labels.to(torch.int64) == numbers).to(torch.uint8)
+        return masks.masked_fill(left_out, void), void, self.ignore_index
 
-        def count_masks(masks: Tensor, hot: Tensor) -> Tensor:
-            each = [scores.mask_counts(m, t, 1, void) for m, t in zip(masks, hot, strict=True)]
-            return torch.cat([torch.zeros_like(n) if c == unscored else n for c, n in enumerate(each)], 1)
 
-        return count_masks, masks, target
+def _mask_counts(input: Tensor, target: Tensor, void: int | None, unscored: int | None) -> Tensor:
+    """Return the counts (3, C) of the masks (C, *S) of one sample; 0 for a class that is not scored."""
+    counts = [scores.mask_counts(i, t, 1, void) for i, t in zip(input, target, strict=True)]
+    return torch.cat([torch.zeros_like(n) if c == unscored else n for c, n in enumerate(counts)], 1)
 
 
 class DiceScore(OverlapMetric):

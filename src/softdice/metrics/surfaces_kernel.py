@@ -198,7 +198,10 @@ def places(codes: np.ndarray, positions: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True, fastmath=_NO_NAN)
 def compare(remaining: np.ndarray, others: np.ndarray, spacing: np.ndarray, distances: np.ndarray) -> None:
-    """Write the distances of the elements that remain after `near`, by comparing them with all others (3, M)."""
+    """Write the distances of the elements that remain after `near`, by comparing each with all others.
+
+    remaining (N, 4) is what `near` wrote, others (3, M) the positions of the other boundary's elements.
+    """
     for i in range(len(remaining)):
         best = _INF
         x, y, z = remaining[i, 0], remaining[i, 1], remaining[i, 2]
@@ -211,7 +214,10 @@ def compare(remaining: np.ndarray, others: np.ndarray, spacing: np.ndarray, dist
 
 @njit(nogil=True, cache=True)
 def look_up(remaining: np.ndarray, square: np.ndarray, step: float, distances: np.ndarray) -> None:
-    """Write the distances of the elements that remain after `near`, from the other boundary's `squares`."""
+    """Write the distances of the elements that remain after `near`, from what `squares` wrote for the other boundary.
+
+    That is the squared distance within one x; the minimum over the other x is taken here.
+    """
     X = len(square)
     for i in range(len(remaining)):
         x, y, z = remaining[i, 0], remaining[i, 1], remaining[i, 2]

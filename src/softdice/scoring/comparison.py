@@ -105,7 +105,8 @@ def _aligned(tables: Sequence[Table], column: str = "dice") -> tuple[tuple[int |
             scores_NK, empty = table.dice, table.empty
         else:
             scores_NK, empty = table.further[column], table.empty_score(column)
-        scores_NK = np.column_stack([scores_NK, np.full(len(table.cases), empty)])  # last: a class that it lacks
+        # one column more, which index -1 takes for a class that this table lacks
+        scores_NK = np.column_stack([scores_NK, np.full(len(table.cases), empty)])
         scores.append(scores_NK[[rows[case] for case in cases]][:, [columns.get(key, -1) for key in keys]])
     return keys, cases, np.array(scores)
 

@@ -169,7 +169,7 @@ def options_row(options: Options) -> dict[str, Any]:
 
 
 def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
-    """Return a row of aggregates for each class."""
+    """Return a row for each class with its means and other aggregates, by the names that CSV and JSON have for them."""
     columns = {
         "dice": summary.dice,
         "dice_95": summary.dice_interval.T,
@@ -190,7 +190,7 @@ def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
         for row, number_of_cases in zip(rows, infinite.tolist(), strict=True):
             row[f"{name}_infinite"] = int(number_of_cases)
     for row, counts in zip(rows, summary.empty.T.tolist(), strict=True):
-        row |= dict(zip(("empty_references", "predicted_in_empty"), counts, strict=True))
+        row["empty_references"], row["predicted_in_empty"] = counts
     return rows
 
 

@@ -174,7 +174,10 @@ def _check_geometry(options: dict[str, Any]) -> None:
 
 
 def _check_measured(measured: dict[str, bool], options: dict[str, Any]) -> None:
-    """Raise ScoreError for scores that need masks beside --soft, and name a package that they need."""
+    """Raise ScoreError if --soft is passed with a score that needs masks.
+
+    Raise ModuleNotFoundError if a score needs a package that is not installed.
+    """
     option = next((name for name in MEASURED if measured[name]), None)
     if option is not None and options["soft"]:
         advice = "Probabilities have no surface, and no parts."
