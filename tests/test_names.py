@@ -12,15 +12,28 @@ from pathlib import Path
 import pytest
 
 import softdice
+from softdice import metrics
 
 PACKAGE = Path(softdice.__file__).parent
 ROOMS = (
-    "statistics", "backends", "parallel", "images", "internals.py", "validation.py",
-    "losses", "head", "compat", "costs.py", "functional.py", "indices.py", "reductions.py", "reproducibility.py",
-    "interrupt.py", "version.py", "__init__.py",
+    "statistics", "backends", "parallel", "images", "metrics", "evaluation", "scoring", "losses", "head", "compat",
+    "costs.py", "decisions.py", "decisions_kernel.py", "functional.py", "indices.py", "internals.py", "interrupt.py",
+    "reductions.py", "reproducibility.py", "validation.py", "version.py", "__init__.py",
+    "cli/app.py", "cli/check.py", "cli/errors.py", "cli/score.py", "cli/score_run.py",
 )  # fmt: skip
 """Folders and modules of the package whose names are held to the glossary."""
-WITH_ARROWS = ("losses", "head", "compat", "costs", "functional", "indices", "reductions", "reproducibility")
+WITH_ARROWS = (
+    "losses",
+    "head",
+    "compat",
+    "metrics",
+    "costs",
+    "decisions",
+    "functional",
+    "indices",
+    "reductions",
+    "reproducibility",
+)
 """Those with public functions of tensors, whose docstrings begin with an arrow."""
 
 SYNONYMS = {
@@ -32,8 +45,17 @@ SYNONYMS = {
     "subject": "case", "couple": "pair", "duo": "pair",
 }  # fmt: skip
 """A word that no name holds -> the glossary's word for the same thing."""
-TERMS = {"images": ("segment", "score", "category")}
-"""Room -> words of its formats: segments of 3D Slicer and DICOM, category and score of an annotation of COCO."""
+TERMS = {
+    "images": ("segment", "score", "category"),
+    "metrics": ("score", "metric", "penalty", "area", "point"),
+    "evaluation": ("score", "metric"),
+    "scoring": ("score", "metric", "penalty", "instance", "pixel"),
+    "cli": ("score", "metric", "penalty", "instance"),
+}
+"""Room -> words that are right in it. images: segments of 3D Slicer and DICOM, category and score of an annotation of
+COCO. Scores of hard masks: a score is what is computed, a metric is one of torchmetrics or of --metrics, a penalty a
+distance of --penalty, instances are objects of --instances, pixels those of a picture, an area that of a surface
+element, a fixed point one of arithmetic."""
 PARTICIPLES = ("given", "found", "told")
 """Words that say that something happened to a thing, and not what it is."""
 ALONE = (*PARTICIPLES, "own")
@@ -107,7 +129,7 @@ def test_names_use_the_words_of_the_glossary(path: Path) -> None:
     assert not wrong, "\n".join(f"{path.name}:{line}: {text}" for line, text in sorted(wrong))
 
 
-PUBLIC = {*softdice.__all__, *softdice.losses.__all__, *softdice.functional.__all__}
+PUBLIC = {*softdice.__all__, *softdice.losses.__all__, *softdice.functional.__all__, *metrics.__all__}
 WHOLLY_PUBLIC = ("costs", "indices", "reductions", "monai", "nnunet", "smp", "mmseg")
 """Modules of which users may call whatever has no underscore."""
 
