@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 import softdice
 from benchmarks import measure, pictures, publish
-from softdice.scoring.summary import mean
+from softdice.evaluation.averages import mean
 from softdice.training.cases import Cases, read_folder
 from softdice.training.config import DEFAULTS
 from softdice.training.evaluate import count, mean_dice, tabulated

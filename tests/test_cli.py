@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,40 @@ def test_version_and_help() -> None:
     ):  # fmt: skip
         assert f"--{option} " in options
     assert "IMAGES" in call("predict", "--help").output.upper()
+
+
+def test_the_help_of_score_is_in_groups() -> None:
+    """Each option stands in one group, and the groups in the order in which people need them."""
+    sections = re.split(r"^(\w[\w ]*):\n", call("score", "--help").output, flags=re.MULTILINE)[1:]
+    groups = dict(zip(sections[::2], sections[1::2], strict=True))
+    assert list(groups) == [
+        "Arguments", "Labels", "Reading", "Scores", "Comparison", "Output", "Long runs", "Options",
+    ]  # fmt: skip
+    for group, options in (
+        ("Labels", "labels regions ignore include-background"),
+        ("Reading", "layout missing threshold soft scale round resample ignore-geometry transpose"),
+        ("Scores", "metrics surface penalty lesions matching centreline instances empty"),
+        ("Comparison", "versus"),
+        ("Output", "out format rows report images view overwrite"),
+        ("Long runs", "jobs resume"),
+    ):
+        assert re.findall(r"^  --([\w-]+)", groups[group], flags=re.MULTILINE) == options.split()
+    assert "--format [table|csv|json|nnunet]" in groups["Output"]
+    assert groups["Options"].count("\n    softdice score predictions labels") == 3, "three examples"
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("score --format c", ["csv"]), ("score --layout ", ["files", "subfolders", "classes"]), ("inf", ["info"])],
+)
+def test_the_shell_completes_commands_and_choices(words: str, offered: list[str]) -> None:
+    line = f"softdice {words}"
+    environment = {"_SOFTDICE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv = ['softdice']; from softdice.cli import main; main()"],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == offered, done.stderr
 
 
 def test_train_and_predict(data: Path, tmp_path: Path) -> None:

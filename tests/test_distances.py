@@ -769,7 +769,7 @@ def test_the_command_gives_the_same_in_csv_after_a_stop_and_from_processes(tmp_p
     testing = pytest.importorskip("typer.testing")
     from softdice.cli.app import app
     from softdice.scoring import Case
-    from softdice.scoring.runner import _from_record, _to_record
+    from softdice.scoring.journal import _from_record, _to_record
 
     texts = []
     for jobs in (1, 2):

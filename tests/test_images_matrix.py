@@ -26,8 +26,8 @@ from test_images_faults import segmentation, series  # noqa: E402
 
 from softdice.images.files import FileError  # noqa: E402
 from softdice.metrics import hausdorff_distance  # noqa: E402
-from softdice.scoring.cases import score_pair  # noqa: E402
-from softdice.scoring.classes import Options  # noqa: E402
+from softdice.scoring.options import Options  # noqa: E402
+from softdice.scoring.pair_scores import score_pair  # noqa: E402
 
 SPACING = (1.5, 0.75, 3.0)
 TURN = np.array([[0.8, 0.6, 0], [-0.6, 0.8, 0], [0, 0, 1.0]])  # in LPS, rows of a patient
@@ -207,7 +207,7 @@ def test_every_format_against_every_other(formats: dict[str, Save], shape: tuple
             options = Options(labels=labels, metrics=("surface",), surface={"": 1.0}, surface_unit=unit)
             if rows[0] != rows[1]:
                 cropped = {a, b} & {".seg.nrrd", "DICOM, SEG"}
-                said = "leaves out what holds nothing: export it on the whole grid" if cropped else "--transpose"
+                said = "leaves out empty parts of its image: export it on the whole grid" if cropped else "--transpose"
                 with pytest.raises((FileError, ValueError), match=said):
                     score_pair(prediction, truth, options)
                 if cropped:

@@ -28,8 +28,8 @@ from test_images_faults import segmentation  # noqa: E402
 
 from softdice.images.files import list_images, read_image  # noqa: E402
 from softdice.images.labels import labels  # noqa: E402
-from softdice.scoring.cases import score_pair  # noqa: E402
-from softdice.scoring.classes import Options  # noqa: E402
+from softdice.scoring.options import Options  # noqa: E402
+from softdice.scoring.pair_scores import score_pair  # noqa: E402
 from softdice.scoring.pairing import pair_files  # noqa: E402
 
 LABELS = np.random.default_rng(3).integers(0, 3, (5, 6, 7), np.uint8)

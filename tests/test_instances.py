@@ -297,9 +297,7 @@ def test_what_the_command_refuses(options: tuple[str, ...], said: str, folders: 
 
 
 def test_objects_that_are_taken_for_classes_are_doubted(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    said = (
-        "In 4 cases most labels of the reference lie under other numbers in the prediction. If each number is an object"
-    )
+    said = "In 4 cases most labels of the reference have another number in the prediction. If each number is an object"
     done = command(*folders, "--report", tmp_path / "r.html")
     assert said in done.stderr
     assert said in (tmp_path / "r.html").read_text(encoding="utf-8")

@@ -23,10 +23,11 @@ PIL_Image = pytest.importorskip("PIL.Image")
 
 from commands import score  # noqa: E402
 
+from softdice.evaluation.averages import RESAMPLES, intervals  # noqa: E402
+from softdice.evaluation.labels import parse_labels, parse_regions  # noqa: E402
+from softdice.evaluation.table import Table  # noqa: E402
 from softdice.scoring import Options, ScoreError, compare, pair_files, run, summarise, tabulate  # noqa: E402
-from softdice.scoring.classes import parse_labels, parse_regions  # noqa: E402
 from softdice.scoring.report import to_html  # noqa: E402
-from softdice.scoring.summary import RESAMPLES, Table, intervals  # noqa: E402
 
 DATA = Path(os.environ.get("SOFTDICE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

@@ -17,9 +17,9 @@ import nibabel
 import numpy as np
 import pytest
 
+from softdice.evaluation.table import Table
 from softdice.scoring import Options, compare, pair_files, run, summarise, tabulate
 from softdice.scoring.report import to_html
-from softdice.scoring.summary import Table
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LACKING = [name for name, found in (("Chromium", BROWSER), ("Playwright", find_spec("playwright"))) if not found]

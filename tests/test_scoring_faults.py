@@ -335,7 +335,7 @@ def test_a_damaged_line_of_a_stopped_run_is_lost_alone(
     damage: bytes, place: int, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     from softdice.scoring import Options, pair_files, run
-    from softdice.scoring.runner import Journal
+    from softdice.scoring.journal import Journal
 
     out, path = tmp_path / "o.csv", tmp_path / "o.csv.partial"
     about = [str(folder.resolve()) for folder in folders]
@@ -359,7 +359,9 @@ def test_a_file_of_another_kind_in_the_place_of_the_journal(folders: tuple[Path,
         (tmp_path / "o.csv.partial").write_text(text)
         for resume in ((), ("--resume",)):
             done = score(*folders, "--out", tmp_path / "o.csv", *resume)
-            refused(done, "o.csv.partial to be free, got a file of another kind, or a run whose first line is damaged")
+            refused(
+                done, "expected no file at", "o.csv.partial, got a file of another kind, or a run whose first line is"
+            )
         assert (tmp_path / "o.csv.partial").read_text() == text
 
 
@@ -397,7 +399,7 @@ def test_a_worker_that_is_killed_loses_its_own_case_at_most(when: str, folders: 
         assert done.returncode == 1
         assert done.stdout.splitlines() == [line for line in lines if not line.startswith("case_2")]
         assert "Not scored: 1 of 4" in done.stderr
-        assert "case_2.npy: the process that scored it was ended" in done.stderr
+        assert "case_2.npy: the process that scored it was killed" in done.stderr
 
 
 def test_workers_that_are_killed_between_two_cases(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -542,7 +544,7 @@ def test_a_narrow_terminal_cuts_no_number(width: int, folders: tuple[Path, Path]
     from rich.console import Console
 
     from softdice.scoring import Options, compare, pair_files, run, summarise, tabulate
-    from softdice.scoring.tables import class_grid, comparison_grid, terminal
+    from softdice.scoring.text_tables import class_grid, comparison_grid, terminal
 
     names = {1: "left kidney with a name that is very long indeed", 2: "b", 3: "c"}
     table = tabulate(run(pair_files(*folders), Options()), names=names)
@@ -676,7 +678,7 @@ def test_what_the_reference_holds_and_no_option_names(
         save(tmp_path / "t" / f"{case}.npy", truth)
         save(tmp_path / "p" / f"{case}.npy", np.uint8(truth == 1) if "--soft" in options else truth)
     if resumed:
-        from softdice.scoring.runner import Journal
+        from softdice.scoring.journal import Journal
 
         close = Journal.close
         monkeypatch.setattr(Journal, "close", lambda self, *, finished: close(self, finished=False))
@@ -842,7 +844,9 @@ def test_scores_without_a_partner_are_counted(tmp_path: Path) -> None:
     assert content[0]["difference"] == -0.5
     shown = score(*options).stdout
     assert re.search(r"│ 1 +│ +2 │ +2 \+ 0 │ +-0.5000 ", shown)
-    said = "Not compared: 3 scores of the first and 1 of the second, which are in their means: where one prediction"
+    said = (
+        "Not compared: 3 scores of the first and 1 of the second, which are in their means. The other side has no score"
+    )
     assert said in shown
     score(*options, "--out", tmp_path / "o.json", "--report", tmp_path / "r.html")
     assert said in (tmp_path / "r.html").read_text()
@@ -863,7 +867,7 @@ def test_scores_without_a_partner_are_counted(tmp_path: Path) -> None:
     ],
 )
 def test_holm(p: list[float], expected: list[float]) -> None:
-    from softdice.scoring.summary import holm
+    from softdice.scoring.comparison import holm
 
     assert holm(np.array(p)) == pytest.approx(np.array(expected), nan_ok=True)
 

@@ -14,8 +14,8 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from softdice.cli.app import app
+from softdice.evaluation.averages import intervals
 from softdice.scoring import Options, pair_files, run, tabulate
-from softdice.scoring.summary import intervals
 
 
 def save(path: Path, array: np.ndarray) -> Path:

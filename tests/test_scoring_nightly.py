@@ -19,7 +19,7 @@ nib = pytest.importorskip("nibabel")
 
 from commands import refused, score  # noqa: E402
 
-from softdice.scoring.summary import intervals, quantiles  # noqa: E402
+from softdice.evaluation.averages import intervals, quantiles  # noqa: E402
 
 INF, NAN = float("inf"), float("nan")
 SPACING = (1.0, 2.0, 3.0)

@@ -182,7 +182,7 @@ def test_summary_json_equals_that_of_nnunet(tmp_path: Path, monkeypatch: pytest.
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
     from softdice.scoring import Options, pair_files, run, tabulate
-    from softdice.scoring.output import to_nnunet
+    from softdice.scoring.formats import to_nnunet
 
     sitk = pytest.importorskip("SimpleITK")
     for side in ("a", "b"):

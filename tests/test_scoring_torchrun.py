@@ -50,7 +50,7 @@ def damage(folders: tuple[Path, Path]) -> None:
 
 def die_at_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.environ["RANK"] == "1":
-        monkeypatch.setattr(runner, "_one", lambda *_: os._exit(9))
+        monkeypatch.setattr(runner, "_scored", lambda *_: os._exit(9))
 
 
 class Launched(NamedTuple):

@@ -11,9 +11,10 @@ import torch
 
 pytest.importorskip("monai")
 
+from softdice.evaluation.averages import mean
+from softdice.evaluation.table import Table, score
 from softdice.metrics.counting import class_counts
 from softdice.metrics.formulas import dice
-from softdice.scoring.summary import Table, mean, score
 from softdice.training.brain import GAP, blocks, brain_cases
 from softdice.training.cases import Case, Cases, read_folder, split
 from softdice.training.channels import normalise

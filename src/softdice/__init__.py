@@ -9,6 +9,7 @@ import softdice.interrupt as _interrupt  # noqa: F401 - first: the imports below
 import softdice.validation as _validation
 from softdice import costs, functional, indices, losses, metrics, reductions
 from softdice.backends.route import use_backend
+from softdice.decisions import dice_confidence, dice_threshold
 from softdice.head import FusedHead, Upsampled
 from softdice.losses import DeepSupervision, OverlapLoss
 from softdice.losses.centreline import *  # noqa: F403
@@ -17,7 +18,6 @@ from softdice.losses.mapped import *  # noqa: F403
 from softdice.losses.named import *  # noqa: F403
 from softdice.losses.ranked import *  # noqa: F403
 from softdice.losses.voxelwise import *  # noqa: F403
-from softdice.maps import distance_map
 from softdice.metrics.formulas import dice_score
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.statistics import OverlapStatistics, overlap_statistics, soft_confusion, voxel_cross_entropy
@@ -35,8 +35,9 @@ __all__ = [
     "Upsampled",
     "__version__",
     "costs",
+    "dice_confidence",
     "dice_score",
-    "distance_map",
+    "dice_threshold",
     "functional",
     "indices",
     "overlap_statistics",

@@ -1,29 +1,50 @@
-"""The commands and the modules they live in: a new command is one line at the end of this file."""
+"""The commands of `softdice`: a new one is an import and a line at the end of this file."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperCommand
 
 from softdice.cli.check import check
 from softdice.cli.info import info
 from softdice.cli.predict import predict
-from softdice.cli.score import score
+from softdice.cli.score import EXAMPLES, score
 from softdice.cli.train import train
 from softdice.version import __version__
+
+
+class GroupedHelp(TyperCommand):
+    """A command whose help lists the options group by group; the group is an option's `rich_help_panel`."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments and then each group of options, in the order of the first option of each group."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            title = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or title, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
 
 app = typer.Typer(
     name="softdice",
     help="The Dice coefficient and its family as losses and scores for PyTorch.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    """Print the version and exit, if --version was passed."""
+    if requested:
         print(f"softdice {__version__}")
         raise typer.Exit
 
@@ -31,7 +52,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     """The Dice coefficient and its family as losses and scores for PyTorch."""
@@ -41,4 +62,4 @@ app.command()(check)
 app.command()(info)
 app.command()(train)
 app.command()(predict)
-app.command()(score)
+app.command(cls=GroupedHelp, epilog=EXAMPLES)(score)

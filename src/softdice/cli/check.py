@@ -11,13 +11,14 @@ from softdice.backends import route, selftest
 from softdice.statistics.request import Pass, Request
 
 SEED_LOSS = 1.8738912343978882
-"""What the seed document prints, a float32."""
+"""Loss that the seed document prints, a float32."""
+
 TOLERANCE = 2.4e-7
 """Two units in the last place of a float32 near the loss."""
 
 
 def seed_case() -> tuple[Tensor, Tensor]:
-    """Return prediction (1, 3, 224, 224) of probabilities and ground truth (1, 224, 224), made as in the seed."""
+    """Return the probabilities (1, 3, 224, 224) and the label map (1, 224, 224) of the seed's check."""
     setup_system(SystemConfig(seed=42))
     ground_truth = torch.zeros(1, 224, 224)
     ground_truth[:, :50, :50] = 1
@@ -27,14 +28,14 @@ def seed_case() -> tuple[Tensor, Tensor]:
 
 
 def loss_on(backend: str, prediction: Tensor, ground_truth: Tensor) -> float:
-    """Return the seed's loss as a backend computes it."""
+    """Return the loss of the seed's check on a backend."""
     device = route.device_of(backend)
     with use_backend(backend):
         return SoftDiceLoss(num_classes=3)(prediction.to(device), ground_truth.to(device)).item()
 
 
 def trials(device: torch.device) -> list[tuple[str, str | None]]:
-    """Return the passes that losses have, with how Triton's kernels fail each of them on a device, or None."""
+    """Try the passes of losses with Triton's kernels on a device: return the name of each and what fails, or None."""
     input, outcomes = torch.zeros(1, 3, 8, device=device), []
     labels, values = torch.zeros(1, 8, dtype=torch.long, device=device), torch.zeros_like(input)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -46,7 +47,7 @@ def trials(device: torch.device) -> list[tuple[str, str | None]]:
 
 
 def check() -> None:
-    """Repeat the seed's check, compare every backend with float64, try Triton's kernels. Exits 1 when one is off."""
+    """Repeat the seed's check, compare every backend with float64, try Triton's kernels. Exits with 1 if one is off."""
     prediction, ground_truth = seed_case()
     loss = loss_on("reference", prediction, ground_truth)
     exact = loss_on("reference", prediction.double(), ground_truth)

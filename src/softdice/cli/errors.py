@@ -1,4 +1,4 @@
-"""An error that the user can put right -> one line on standard error and exit code 2."""
+"""End a command with one line on standard error, and the exit code, for errors that the user can put right."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from contextlib import contextmanager
 import typer
 
 from softdice import interrupt
+from softdice.evaluation.labels import ScoreError
+from softdice.evaluation.text import shown
 from softdice.images.image import FileError
-from softdice.scoring.classes import ScoreError
-from softdice.scoring.writing import shown
 from softdice.training.config import TrainingError
 
 
 @contextmanager
 def one_line(interrupted: str = "Stopped.") -> Iterator[None]:
-    """Inside, what the user can put right ends the command with a line and 2, Ctrl-C with a line and 130."""
+    """Exit with 2 after one line for an error that the user can put right, and with 130 after a line for Ctrl-C."""
     try:
         with interrupt.heard():
             yield
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer must not end as an error
+    except BrokenPipeError:  # the reader has ended, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest of the buffer at exit: not an error
         raise typer.Exit(141) from None
     except (TrainingError, FileError, ScoreError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from softdice.cli.errors import one_line
 from softdice.cli.progress import drawn
-from softdice.scoring.writing import shown
+from softdice.evaluation.text import shown
 
 
 def predict(

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from softdice.cli.errors import one_line
 from softdice.cli.progress import Bar
+from softdice.evaluation.text import shown
 from softdice.parallel.ranks import Ranks
-from softdice.scoring.writing import shown
 from softdice.training.config import DEFAULT_EPOCHS, DEFAULTS, OUT, PRECISIONS, TrainConfig, TrainingError
 
 MOST_ROWS = 20

@@ -1,4 +1,4 @@
-"""label maps -> scores: formulas over counts, the counting, surfaces, lesions, and the classes that stream."""
+"""Scores of label maps: counts of voxels and their formulas, surfaces, lesions, and the classes that stream."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """What few need is imported when first asked for; torchmetrics takes a second to import."""
+    """Import a name when it is first used: torchmetrics takes a second to import."""
     homes: dict[str, tuple[str, ...]] = {"distances": DISTANCES, "lesions": COMPONENTS}
     homes |= {"streaming": STREAMING, "surface_streaming": SURFACES, "lesion_streaming": LESIONS}
     home = next((home for home, names in homes.items() if name in names), None)

@@ -1,9 +1,11 @@
-"""two label maps -> counts per class: the one place where hard segmentations are compared voxel by voxel.
+"""Count the voxels of each class in two label maps: the one place where hard segmentations are compared.
 
 With p and t the labels of a voxel, per class c:  both_c = #[p = c and t = c],  prediction_c = #[p = c],
 target_c = #[t = c]. Dice, Jaccard, precision and recall are functions of these (`formulas`). Every label map is
-read once, whatever the number of classes. On the CPU Numba counts, with one thread per `torch.get_num_threads()`;
-without Numba, and on other devices, `torch.bincount` does. Counts are integers: every path returns the same ones.
+read once, whatever the number of classes. On the CPU Numba counts, on `torch.get_num_threads()` threads; without
+Numba, and on other devices, `torch.bincount` does. Counts are integers, and every implementation returns the same.
+
+Arrays are split into pieces, one per task of a thread, and these into blocks that fit in cache.
 """
 
 from __future__ import annotations
@@ -29,13 +31,14 @@ CHUNK = 1 << 20
 ADVICE = "Raise num_classes, remap the labels, or set ignore_index."
 
 _TASK = 1 << 20
-"""Voxels that are worth tables of their own, or handing to a second thread."""
+"""Voxels that are worth a task: fewer cost more than they save, each task having tables of 576 KiB."""
 
 _SIDE = 512
-"""Voxels along the two fast axes of a block, where two arrays lie unlike in memory."""
+"""Voxels along the two fast axes of a block, where the two arrays have their axes in another order in memory."""
 
 
 def _kernels() -> Any:
+    """Return the compiled loops, or None without Numba."""
     return compiled_loops("softdice.metrics.counting_kernel")
 
 
@@ -46,7 +49,7 @@ def class_counts(
     *,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """labels, labels -> counts per class, (3, C) int64: voxels of both, of the prediction, of the target.
+    """Return the counts of each class, (3, C) int64: voxels of both maps, of the prediction, of the target.
 
     Args:
         prediction: bool or integer labels in [0, C), any shape, any strides.
@@ -58,7 +61,7 @@ def class_counts(
     Raises:
         ValueError: shapes differ, or a label outside [0, C) (on the CPU; on other devices an assertion that needs no
             host sync fails).
-        TypeError: what is no Tensor, labels that are not integers.
+        TypeError: an argument that is no Tensor, or labels that are not integers.
 
     Example:
         >>> class_counts(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2]), 3)
@@ -81,7 +84,7 @@ def class_counts(
         counts = torch.from_numpy(_counts_cpu(prediction.numpy(), target.numpy(), num_classes, ignore_index))
     else:
         counts = _counts_torch(prediction, target, num_classes, ignore_index)
-    outside = counts[1:, num_classes].sum()
+    outside = counts[1:, num_classes].sum()  # both return a last column of labels outside [0, C)
     if counts.is_cuda:
         torch._assert_async(outside == 0, message(f"labels in [0, {num_classes})", "others", ADVICE))
     elif outside:
@@ -94,23 +97,23 @@ def class_counts(
 
 
 def check_ignore_index(ignore_index: object) -> None:
-    """Raises TypeError for what is neither an int nor None."""
+    """Raise TypeError if the value is neither an int nor None."""
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
         fail("ignore_index to be an int or None", repr(ignore_index), "Pass the label to leave out.", TypeError)
 
 
 def ignored(target: Tensor, ignore_index: int | None) -> Tensor:
-    """labels of the target -> bool, where a voxel does not count: the one place that says what ignore_index means.
+    """Return a mask of the voxels that do not count: the one place that decides what ignore_index means.
 
-    Labels are compared as numbers: one that the dtype cannot hold (-1 in uint8) is in no voxel.
+    Labels are compared as numbers: no voxel has a label that its dtype cannot hold (-1 in uint8).
     """
     return torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else equals(target, ignore_index)
 
 
 def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None, left_out: Tensor) -> None:
-    """Raises ValueError for labels outside [0, C) where they count; on CUDA an assertion that needs no host sync.
+    """Raise ValueError if a voxel that counts has a label outside [0, C); on CUDA assert it without a host sync.
 
-    Meta tensors have no labels that could be wrong.
+    Meta tensors have no values and pass.
     """
     wide = labels.to(torch.int64)
     wrong = ((wide < 0) | (wide >= num_classes)) & ~left_out
@@ -123,10 +126,10 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int 
 
 
 def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """integers or bools of one shape -> label maps: the classes' numbers where both are one-hot along dimension 1.
+    """Return label maps; two arrays that are one-hot along dimension 1 become the numbers of their classes.
 
-    Label maps whose dimension 1 happens to have C entries stay what they are. Masks of several classes that are not
-    one-hot are refused where they can be told from label maps: bool, or more than two classes and nothing above 1.
+    Label maps whose dimension 1 happens to have C entries are returned as they are. Masks of several classes that are
+    not one-hot raise ValueError if they cannot be label maps: bool, or more than two classes and no value above 1.
 
     Example:
         >>> hot = torch.tensor([[[1, 0], [0, 1], [0, 0]]])
@@ -136,7 +139,7 @@ def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_inde
     C = num_classes
     if C < 2 or target.dim() < 3 or target.shape != prediction.shape or target.shape[1] != C or not target.numel():
         return prediction, target
-    if target.is_meta:  # nobody can see whether they are one-hot; there are as many counts either way
+    if target.is_meta:  # no values show whether they are one-hot; the counts have one shape either way
         return prediction, target
     void = torch.zeros_like(target, dtype=torch.bool) if ignore_index in (0, 1) else ignored(target, ignore_index)
     inside = [prediction == 1, (target == 1) | void]
@@ -189,11 +192,11 @@ def as_tensor(array: Any) -> Any:
 
 @untraced
 def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """labels, labels -> every pair that occurs and how often: (labels of prediction, labels of target, counts), int64
-    (labels above 2^63: Python's int).
+    """Return every pair of labels that occurs, as labels of the prediction and of the target, and how often; int64.
 
-    For labels that are not known beforehand; any number of them, any integer type, negative ones too. Arrays of bytes
-    are read in place, others are first mapped to bytes piece by piece (more than 256 labels are sorted instead).
+    For labels that are not known beforehand: any number of them, of any integer type, negative ones included; labels
+    above 2^63 are returned as Python's ints. Arrays of bytes are read in place, others are mapped to bytes block by
+    block; with more than 256 labels they are sorted instead.
 
     Example:
         >>> p, t, n = pair_counts(np.array([5, 5, -1]), np.array([5, 5, 300]))
@@ -204,7 +207,7 @@ def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray,
     if any(labels is None for labels, _ in tables):
         return _sorted_pairs(prediction, target)
     (labels_p, as_byte_p), (labels_t, as_byte_t) = tables
-    table = _zip_chunks(prediction, target, as_byte_p, as_byte_t)
+    table = _pair_table(prediction, target, as_byte_p, as_byte_t)
     p, t = np.nonzero(table)
     assert labels_p is not None
     assert labels_t is not None
@@ -216,20 +219,20 @@ def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray,
 
 @untraced
 def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore_index: int | None) -> np.ndarray:
-    """(3, C + 1), the last column for labels outside."""
+    """Return counts (3, C + 1), the last column of labels outside [0, C)."""
     is_bytes = all(array.dtype in (np.uint8, np.bool_) for array in (prediction, target))
     if is_bytes and num_classes <= 256 and prediction.size >= 1 << 16:
-        table = _zip_chunks(prediction, target, _as_bytes, _as_bytes)
-        if ignore_index is not None and 0 <= ignore_index < 256:
-            table[:, ignore_index] = 0  # ignored, as `ignored` has it: bytes hold no other number
+        table = _pair_table(prediction, target, _as_bytes, _as_bytes)
+        if ignore_index is not None and 0 <= ignore_index < 256:  # as in `ignored`: a byte holds no other number
+            table[:, ignore_index] = 0
         counts = np.zeros((3, num_classes + 1), np.int64)
         for row, sums in zip(counts, (np.diagonal(table), table.sum(1), table.sum(0)), strict=True):
             row[:num_classes] = sums[:num_classes]
             row[num_classes] = sums[num_classes:].sum()
         return counts
     limits = np.iinfo(np.uint8 if target.dtype == np.bool_ else target.dtype)
-    skip = ignore_index is not None and limits.min <= ignore_index <= limits.max  # as `ignored` has it
-    left_out = np.uint64((ignore_index or 0) % 2**64).astype(np.int64)  # as the loop sees labels above 2^63
+    skip = ignore_index is not None and limits.min <= ignore_index <= limits.max  # as in `ignored`
+    left_out = np.uint64((ignore_index or 0) % 2**64).astype(np.int64)  # the loop reads labels above 2^63 like this
 
     def count(p: np.ndarray, t: np.ndarray) -> np.ndarray:
         counts = np.zeros((3, num_classes + 1), np.int64)
@@ -238,16 +241,16 @@ def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ig
             _kernels().count_labels(*flat, skip, left_out, counts)
         return counts
 
-    return np.zeros((3, num_classes + 1), np.int64) + _added(count, prediction, target)
+    return np.zeros((3, num_classes + 1), np.int64) + _summed(count, prediction, target)
 
 
-def _zip_chunks(
+def _pair_table(
     prediction: np.ndarray,
     target: np.ndarray,
     as_byte_p: Callable[[np.ndarray], np.ndarray],
     as_byte_t: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Two arrays and what maps a piece of each to bytes -> the table of pairs, (256, 256) int64."""
+    """Return how often each pair of bytes occurs, (256, 256) int64; two functions map blocks of the arrays to bytes."""
     kernels = _kernels()
 
     def count(p: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -263,29 +266,29 @@ def _zip_chunks(
             kernels.count_bytes(p, t, *tables)
         return np.asarray(kernels.total(*tables))
 
-    return np.zeros((256, 256), np.int64) + _added(count, prediction, target)
+    return np.zeros((256, 256), np.int64) + _summed(count, prediction, target)
 
 
-def _added(count: Callable[[np.ndarray, np.ndarray], np.ndarray], prediction: np.ndarray, target: np.ndarray) -> Any:
-    """The sum of what `count` says of each piece; integers, so that their order does not matter. 0 for no voxels."""
+def _summed(count: Callable[[np.ndarray, np.ndarray], np.ndarray], prediction: np.ndarray, target: np.ndarray) -> Any:
+    """Return the sum of `count` over all pieces, 0 without voxels; the order of integers does not matter."""
     total: Any = 0
     lock, pieces = threading.Lock(), list(_pieces(prediction, target))
 
     def add(piece: tuple[np.ndarray, np.ndarray]) -> None:
         nonlocal total
-        found = count(*piece)
+        counts = count(*piece)
         with lock:
-            total = total + found
+            total = total + counts
 
     for_each(add, pieces, min(torch.get_num_threads(), len(pieces)))
     return total
 
 
 def _pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Two arrays of one shape -> views of parts that belong together, for one thread each.
+    """Yield views of the same voxels of both arrays, a task each.
 
-    Flat where both arrays lie alike in memory, whatever the order of their axes; else boxes, turned such that the
-    target is contiguous along the last axis and the prediction along the one before it.
+    They are flat if both arrays have their axes in one order in memory, whichever it is. Otherwise they are boxes with
+    the axes permuted so that the target is contiguous along the last axis, and the prediction along the one before it.
     """
     if prediction.size == 0:
         return
@@ -297,19 +300,19 @@ def _pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.nda
         along = min(range(p.ndim), key=lambda axis: (p.shape[axis] == 1, abs(p.strides[axis])))
         if along != p.ndim - 1:
             p, t = np.moveaxis(p, along, -2), np.moveaxis(t, along, -2)
-    # Large: each costs tables of 576 KiB. As many per thread as keeps the threads together.
+    # about four tasks per thread, so that no thread ends long before the others
     voxels = max(_TASK, -(-p.size // (4 * torch.get_num_threads())))
     yield from _boxes(p, t, min(voxels, 1 << 30), p.size)
 
 
 def _blocks(p: np.ndarray, t: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A part of two arrays -> flat blocks of at most 1 MiB each: views, or copies where memory is in another order."""
+    """Yield flat blocks of a piece, at most 1 MiB each: views, or copies if the memory has another order."""
     for box in _boxes(p, t, CHUNK // max(p.itemsize, t.itemsize), _SIDE if p.ndim > 1 else p.size):
         yield _flat(box[0]), _flat(box[1])
 
 
 def _boxes(p: np.ndarray, t: np.ndarray, voxels: int, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Two arrays -> views of boxes of at most so many voxels, the last two axes no longer than `side`."""
+    """Yield views of boxes of at most `voxels` voxels, at most `side` along each of the last two axes."""
     sizes = list[int]()
     for axis in reversed(range(p.ndim)):
         sizes.insert(0, min(p.shape[axis], voxels, side if len(sizes) < 2 else voxels))
@@ -320,6 +323,7 @@ def _boxes(p: np.ndarray, t: np.ndarray, voxels: int, side: int) -> Iterator[tup
 
 
 def _flat(box: np.ndarray) -> np.ndarray:
+    """Return a box as one row: a view if it is contiguous, else a copy, by squares if its last axes are swapped."""
     if box.flags.c_contiguous:
         return box.reshape(-1)
     if box.ndim < 2 or abs(box.strides[-1]) <= abs(box.strides[-2]) or _kernels() is None:
@@ -332,13 +336,17 @@ def _flat(box: np.ndarray) -> np.ndarray:
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.bool_:  # some libraries make arrays of bool whose True is 255
+    """Return an array of one byte per label as uint8."""
+    if array.dtype == np.bool_:  # True is not always 1: some libraries write 255
         return (array.view(np.uint8) != 0).view(np.uint8)
     return array.view(np.uint8)
 
 
 def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndarray], np.ndarray]]:
-    """array -> its labels in ascending order, and the map from a piece of it to their positions as bytes."""
+    """Return a table of labels, and a function that maps a block to their positions in it as bytes.
+
+    (None, ...) if the array has more than 256 labels.
+    """
     if array.dtype.itemsize == 1:
         if array.dtype == np.int8:
             labels = np.arange(256).astype(np.uint8).view(np.int8).astype(np.int64)
@@ -350,42 +358,43 @@ def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndar
     if low >= 0 and high < 256:
         return np.arange(256), lambda piece: piece.astype(np.uint8)
     if high - low < 1 << 20 and high < 2**63:
-        seen = np.zeros(high - low + 1, bool)
+        present = np.zeros(high - low + 1, bool)
         for piece in _pieces(array, array):
             for block, _ in _blocks(*piece):
-                seen[block.astype(np.int64) - low] = True
-        labels = np.flatnonzero(seen) + low
-        position = np.cumsum(seen) - 1
+                present[block.astype(np.int64) - low] = True
+        labels = np.flatnonzero(present) + low
+        position = np.cumsum(present) - 1
         if len(labels) <= 256:
             return labels, lambda piece: position[piece.astype(np.int64) - low].astype(np.uint8)
     return None, _as_bytes
 
 
 def _sorted_pairs(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `pair_counts` does, by sorting."""
     labels_p, p = np.unique(prediction, return_inverse=True)
     labels_t, t = np.unique(target, return_inverse=True)
     pairs, counts = np.unique(p.reshape(-1) * len(labels_t) + t.reshape(-1), return_counts=True)
     both = labels_p[pairs // len(labels_t)], labels_t[pairs % len(labels_t)]
-    wide = (
-        object if max(labels_p[-1], labels_t[-1]) >= 2**63 else np.int64
-    )  # numbers of Python where int64 is too small
-    return both[0].astype(wide), both[1].astype(wide), counts.astype(np.int64)
+    dtype = object if max(labels_p[-1], labels_t[-1]) >= 2**63 else np.int64
+    return both[0].astype(dtype), both[1].astype(dtype), counts.astype(np.int64)
 
 
 # --- any device, torch ------------------------------------------------------------------------------------------------
 
 
 def _counts_torch(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
-    """(3, C + 1), the last column for labels outside; column C + 1 of the bins takes the voxels that do not count."""
-    counts = torch.zeros(3, num_classes + 2, dtype=torch.int64, device=prediction.device)
+    """Return counts (3, C + 1), the last column of labels outside [0, C)."""
+    C = num_classes
+    outside, left_out = C, C + 1  # columns behind those of the classes
+    counts = torch.zeros(3, C + 2, dtype=torch.int64, device=prediction.device)
     flat_p, flat_t = prediction.reshape(-1), target.reshape(-1)
     for start in range(0, flat_p.numel(), CHUNK):
         p, t = (flat[start : start + CHUNK].to(torch.int64) for flat in (flat_p, flat_t))
-        left_out = ignored(flat_t[start : start + CHUNK], ignore_index)
-        bins = []
-        for labels in (p, t):
-            inside = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
-            bins.append(inside.masked_fill(left_out, num_classes + 1))
-        bins.insert(0, bins[0].masked_fill(p != t, num_classes + 1))
-        counts += torch.stack([torch.bincount(labels, minlength=num_classes + 2) for labels in bins])
-    return counts[:, : num_classes + 1]
+        ignored_V = ignored(flat_t[start : start + CHUNK], ignore_index)
+        columns_p, columns_t = (
+            torch.where((labels >= 0) & (labels < C), labels, outside).masked_fill(ignored_V, left_out)
+            for labels in (p, t)
+        )
+        columns_both = columns_p.masked_fill(p != t, left_out)
+        counts += torch.stack([torch.bincount(at, minlength=C + 2) for at in (columns_both, columns_p, columns_t)])
+    return counts[:, : C + 1]

@@ -1,11 +1,11 @@
-"""two label arrays -> how often each pair of labels occurs: the counting loops on the CPU.
+"""Numba loops that count how often each pair of labels occurs in two arrays.
 
-Label maps are made of runs, so the bytes are first compared in blocks, which the compiler turns into a few vector
-instructions; only a block that holds more than one pair is counted in smaller parts. Where neighbours differ all over
-(noise), comparing is wasted: there the pairs go, one by one, into a table that is as small as it can be. Labels are
-read eight at a time, since a processor makes few loads and about one addition to memory per cycle: separate histograms
-of prediction, target and agreement would make three additions. Nothing here depends on the number of classes. All sums
-are integers: any split over threads gives the same counts.
+Label maps are made of runs, so bytes are first compared in blocks, which takes a few vector instructions; only a block
+that holds more than one pair is counted in smaller parts. Where most neighbours differ (noise), comparing is wasted:
+there each pair is added to a small table. Labels are read eight at a time, because a processor makes few loads and
+about one addition to memory per cycle; separate histograms of prediction, target and agreement would take three
+additions per voxel. The time does not depend on the number of classes. All sums are integers, so that any split over
+threads gives the same counts.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ import numpy as np
 from numba import njit
 
 TILE, BLOCK, PART = 1024, 64, 8
-"""Voxels for which runs or noise is decided, that are compared at once, and in what parts a mixed block is compared."""
+"""Voxels of a tile, which is taken for runs or for noise as a whole; of a block, whose voxels are compared at once; and
+of a part of a block that holds more than one pair."""
 
-SAMPLES, ALIKE = 16, 12
-"""Places of a tile where neighbours are compared, and how many of them must be alike for a map of runs."""
+SAMPLES, EQUAL_SAMPLES = 16, 12
+"""Places of a tile where neighbours are compared, and how many of them must be equal for a tile of runs."""
 
 HALF = 128
-"""Labels below it are counted in the small table when they are noise."""
+"""Noise is counted in the small table if all labels of the tile are below this."""
 
-_FOUR = 0x0001000100010001
-_TOPS = 0x8080808080808080
-"""Of eight labels the bits that are set from HALF on."""
+_FOUR_COPIES = 0x0001000100010001
+"""Times a pair, this is four copies of it side by side."""
+_TOP_BITS = 0x8080808080808080
+"""The bits of eight labels that are set in labels from HALF on."""
 
 
 def tables() -> tuple[np.ndarray, np.ndarray]:
-    """Empty tables for `count_bytes`: 576 KiB."""
+    """Return empty tables for `count_bytes`, 576 KiB."""
     return np.zeros(HALF * HALF, np.uint32), np.zeros((2, 1 << 16), np.uint32)
 
 
 def total(small: np.ndarray, wide: np.ndarray) -> np.ndarray:
-    """Tables of `count_bytes` -> how often each pair occurred, (256, 256) int64."""
+    """Return how often each pair occurred, (256, 256) int64, from the tables of `count_bytes`."""
     counts = wide.sum(0, dtype=np.int64).reshape(256, 256)
     counts[:HALF, :HALF] += small.reshape(HALF, HALF)
     return counts
@@ -41,10 +43,10 @@ def total(small: np.ndarray, wide: np.ndarray) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, wide: np.ndarray) -> None:
-    """uint8 labels (V,), (V,) are added to the tables of `tables`; V < 2^32 in all.
+    """Add uint8 labels (V,), (V,) to the tables of `tables`; V < 2^32 in all.
 
-    small counts at 128 p + t, wide[0] + wide[1] at 256 p + t: two, because a processor waits when it adds twice in a
-    row to the same address.
+    `small` counts at 128 p + t, and both rows of `wide` at 256 p + t. There are two rows because a processor waits when
+    it adds to the same address twice in a row.
     """
     V = prediction.size
     pairs = np.empty(TILE, np.uint16)
@@ -53,17 +55,17 @@ def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, w
     whole = V - V % TILE
     eights_p, eights_t = prediction[:whole].view(np.uint64), target[:whole].view(np.uint64)
     for start in range(0, whole, TILE):
-        alike = 0
+        equal = 0
         for i in range(start, start + TILE, TILE // SAMPLES):
-            alike += (prediction[i] == prediction[i + 1]) & (target[i] == target[i + 1])
-        if alike < ALIKE:
+            equal += (prediction[i] == prediction[i + 1]) & (target[i] == target[i + 1])
+        if equal < EQUAL_SAMPLES:
             highest = np.uint64(0)
             for i in range(start // 8, (start + TILE) // 8):
                 highest |= eights_p[i] | eights_t[i]
-            if highest & np.uint64(_TOPS) == 0:
+            if highest & np.uint64(_TOP_BITS) == 0:
                 for i in range(start // 8, (start + TILE) // 8):
                     p_8, t_8 = eights_p[i], eights_t[i]
-                    for k in range(8):  # unrolled
+                    for k in range(8):  # the compiler unrolls it
                         shift = np.uint64(8 * k)
                         p_1, t_1 = (p_8 >> shift) & np.uint64(255), (t_8 >> shift) & np.uint64(255)
                         small[(p_1 << np.uint64(7)) | t_1] += np.uint32(1)
@@ -73,8 +75,8 @@ def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, w
             if prediction[block + BLOCK - 1] == p and target[block + BLOCK - 1] == t:
                 mixed = np.uint8(0)
                 for i in range(BLOCK):
-                    unlike = np.uint8(prediction[block + i] ^ p) | np.uint8(target[block + i] ^ t)
-                    mixed = np.uint8(mixed | np.uint8(unlike))  # without the types Numba widens to 64 bits
+                    different = np.uint8(prediction[block + i] ^ p) | np.uint8(target[block + i] ^ t)
+                    mixed = np.uint8(mixed | np.uint8(different))  # without the casts Numba widens to 64 bits
                 if mixed == 0:
                     one[(np.uint16(p) << np.uint16(8)) | np.uint16(t)] += np.uint32(BLOCK)
                     continue
@@ -82,7 +84,7 @@ def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, w
                 pairs[i] = (np.uint16(prediction[block + i]) << np.uint16(8)) | np.uint16(target[block + i])
             for part in range(0, BLOCK, PART):
                 pair = pairs[part]
-                run = np.uint64(pair) * np.uint64(_FOUR)
+                run = np.uint64(pair) * np.uint64(_FOUR_COPIES)
                 if fours[part // 4] == run and fours[part // 4 + 1] == run:
                     two[pair] += np.uint32(PART)
                     continue
@@ -95,9 +97,9 @@ def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, w
 
 @njit(nogil=True, cache=True)
 def gather(source: np.ndarray, rows: np.ndarray) -> None:
-    """source (X, Y, Z), contiguous along Y -> the same values in rows (X, Y, Z), contiguous along Z.
+    """Copy an array (X, Y, Z) that is contiguous along Y into one that is contiguous along Z.
 
-    In squares that fit the first-level cache, whose rows are whole cache lines of the source.
+    It is copied in squares that fit in the first-level cache, and whose rows are whole cache lines of the source.
     """
     X, Y, Z = source.shape
     square = np.empty((BLOCK, BLOCK), source.dtype)
@@ -116,10 +118,10 @@ def gather(source: np.ndarray, rows: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def count_labels(prediction: np.ndarray, target: np.ndarray, skip: bool, ignored: int, counts: np.ndarray) -> None:
-    """Labels of any integer type (V,), (V,) -> counts (3, C + 1) int64: voxels of both, of prediction, of target.
+    """Add labels (V,), (V,) of any integer type to counts (3, C + 1): voxels of both, of prediction, of target.
 
-    The last column takes labels outside [0, C). With `skip` voxels with target == ignored, whether that is a class or
-    not, are left out. Runs of one pair are added once.
+    The last column takes labels outside [0, C). With `skip`, voxels with target == ignored are left out, even if that
+    is a class. A run of one pair is added at once.
     """
     C, V = counts.shape[1] - 1, prediction.size
     p, t, run = np.int64(0), np.int64(0), np.int64(0)

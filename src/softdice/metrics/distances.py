@@ -1,10 +1,10 @@
-"""label maps -> distances between surfaces: Hausdorff distance, average surface distance, surface Dice.
+"""Distances between the surfaces of label maps: Hausdorff distance, average surface distance, surface Dice.
 
-Labels are scored one by one, each in the box that holds it in both maps, on as many threads as torch may use. What an
-element of a boundary is, and how its distance is measured, says `surfaces`; what a label map is, what is left out and
-what is refused, `counting`.
+Labels are scored one by one, each in the box that holds it in both maps, on as many threads as torch may use.
+`surfaces` decides what an element of a boundary is and how its distance is measured; `counting` decides what a label
+map is and what is ignored.
 
-B is a sample, K a class that is scored, S the axes of an image.
+B is a sample, K a class that is scored, S the axes of an image, F a formula.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from softdice.metrics.counting import as_tensor, numbers_of
 from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
 from softdice.parallel.threads import for_each
 
-_SLAB = 1 << 20
-"""Voxels in which labels are looked for at a time."""
+_CHUNK = 1 << 20
+"""Voxels of a task that looks for the boxes of labels."""
 
-_ALONE = 1 << 16
-"""Voxels that are not worth a second thread."""
+_ONE_THREAD = 1 << 16
+"""With up to this many voxels a second thread does not pay."""
 
 Compare = Callable[[np.ndarray, np.ndarray, tuple[float, ...]], Any]
-"""Masks of one class within a margin of one voxel outside, not both empty, and the spacing -> what is found of them."""
+"""Compares two masks of a class, which have a margin of one voxel and are not both empty, with voxels of that size."""
 
 Formula = Callable[[Any, int], float]
-"""What was found of a class, its position among those that are scored -> score."""
+"""Turns what a `Compare` returned, and the position of the class among those that are scored, into a score."""
 
 
 @validation.public
@@ -200,7 +200,7 @@ def surface_dice(
 
 
 def checked_percentile(percentile: float | None) -> float | None:
-    """None, or a number in [0, 100] -> the same."""
+    """Return a percentile, None or a number in [0, 100]; raise ValueError or TypeError for another value."""
     percentile = numbers_of(percentile)
     if percentile is not None:
         validation.number("percentile", percentile, 0, 100)
@@ -208,14 +208,14 @@ def checked_percentile(percentile: float | None) -> float | None:
 
 
 def scored(num_classes: int, classes: Sequence[int] | None) -> tuple[int, ...]:
-    """num_classes, classes -> the labels that are scored; 1 for a mask."""
+    """Return the labels that are scored; (1,) for a mask."""
     C = validation.num_classes(num_classes)
     numbers = tuple(range(C)) if classes is None else validation.class_numbers("classes", classes, C)
     return (1,) if C == 1 else numbers
 
 
 def each_class(name: str, values: float | Sequence[float], count: int) -> tuple[float, ...]:
-    """A finite number >= 0, or one for each class that is scored -> one for each."""
+    """Return a number for each class that is scored, from one for all or one for each; they must be finite and >= 0."""
     plain = numbers_of(values)
     numbers = plain if isinstance(plain, tuple) else (plain,) * count
     for value in numbers:
@@ -227,7 +227,7 @@ def each_class(name: str, values: float | Sequence[float], count: int) -> tuple[
 
 
 def voxel_sizes(spacing: object, shape: tuple[int, ...]) -> tuple[float, ...]:
-    """spacing -> one number for each axis of the image."""
+    """Return the size of a voxel along each axis of an image."""
     axes, values = len(shape), numbers_of(spacing)
     sizes = values if isinstance(values, tuple) else (1.0 if values is None else values,) * axes
     good = all(isinstance(v, (int, float)) and 0 < v < math.inf for v in sizes)
@@ -251,7 +251,7 @@ def measure(
     classes: Sequence[int] | None,
     ignore_index: int | None,
 ) -> Tensor:
-    """labels, labels -> what each formula says of each sample and class, (formulas, B, K) float64, from one pass."""
+    """Score each sample and class by each formula, (F, B, K) float64, with one comparison for all formulas."""
     numbers = scored(num_classes, classes)
     input, target = integer_pair(input, target, ignore_index)
     if input.is_meta or target.is_meta:
@@ -287,49 +287,50 @@ def measure_maps(
     numbers: Sequence[int],
     ignore_index: int | None,
 ) -> Tensor:
-    """The same of what is known to be label maps (B, *S) on the CPU, and of the labels `numbers`."""
+    """Score the labels `numbers` of two checked label maps (B, *S) on the CPU, (F, B, K) float64."""
     sizes = voxel_sizes(spacing, tuple(input.shape[1:]))
-    long = [axis for axis in range(1, input.dim()) if input.shape[axis] != 1]
-    long = sorted([*long, *(axis for axis in range(input.dim() - 1, 0, -1) if axis not in long)][: max(2, len(long))])
-    if len(long) not in (2, 3) or input.dim() < 3:
+    # axes of length 1 do not count, but there must be two axes
+    axes = sorted(range(1, input.dim()), key=lambda axis: (input.shape[axis] == 1, -axis))
+    axes = sorted(axes[: max(2, sum(n != 1 for n in input.shape[1:]))])
+    if len(axes) not in (2, 3) or input.dim() < 3:
         advice = "Label maps have 2 or 3 axes beside the batch; for one image add it with unsqueeze(0)."
         validation.fail("input of shape (B, *S) with 2 or 3 axes S", tuple(input.shape), advice)
-    shape = [input.shape[0], *(input.shape[axis] for axis in long)]
-    spacing_of_long = tuple(sizes[axis - 1] for axis in long)
-    found = np.full((len(formulas), shape[0], len(numbers)), np.nan)
-    for b, (one, other) in enumerate(zip(input.reshape(shape), target.reshape(shape), strict=True)):
-        pair = _Pair(one, other, num_classes, ignore_index)
+    shape = [input.shape[0], *(input.shape[axis] for axis in axes)]
+    spacing_of_axes = tuple(sizes[axis - 1] for axis in axes)
+    scores_FBK = np.full((len(formulas), shape[0], len(numbers)), np.nan)
+    for b, (input_S, target_S) in enumerate(zip(input.reshape(shape), target.reshape(shape), strict=True)):
+        pair = _LabelPair(input_S, target_S, num_classes, ignore_index)
 
-        def score(k: int, b: int = b, pair: _Pair = pair) -> None:
+        def score(k: int, b: int = b, pair: _LabelPair = pair) -> None:
             masks = pair.masks(numbers[k])
             if masks is not None:
-                seen = compare(*masks, spacing_of_long)
-                found[:, b, k] = [formula(seen, k) for formula in formulas]
+                comparison = compare(*masks, spacing_of_axes)
+                scores_FBK[:, b, k] = [formula(comparison, k) for formula in formulas]
 
-        effort = {k: int(pair.voxels[label]) for k, label in enumerate(numbers) if label != ignore_index}
-        threads = min(torch.get_num_threads(), len(effort)) if sum(effort.values()) > _ALONE else 1
-        for_each(score, sorted(effort, key=lambda k: -effort[k]), threads)  # the large ones first
-    return torch.from_numpy(found)
+        voxels = {k: int(pair.voxels[label]) for k, label in enumerate(numbers) if label != ignore_index}
+        threads = min(torch.get_num_threads(), len(voxels)) if sum(voxels.values()) > _ONE_THREAD else 1
+        for_each(score, sorted(voxels, key=lambda k: -voxels[k]), threads)  # large classes first
+    return torch.from_numpy(scores_FBK)
 
 
-class _Pair:
-    """Two label maps of one sample, and where each label lies in them."""
+class _LabelPair:
+    """Two label maps of one sample, and for each label the box that holds it in both: low, high, and its voxels."""
 
     def __init__(self, input: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
         self.labels, self.ignore_index = (input, target), ignore_index
-        found = [_boxes(labels.numpy(), num_classes) for labels in self.labels]
-        for name, labels, boxes in zip(("input", "target"), self.labels, found, strict=True):
-            if boxes[num_classes, 3] >= 0:  # labels outside, which are right where they are ignored
+        boxes_of_maps = [_boxes(labels.numpy(), num_classes) for labels in self.labels]
+        for name, labels, boxes in zip(("input", "target"), self.labels, boxes_of_maps, strict=True):
+            if boxes[num_classes, 3] >= 0:  # labels outside [0, C), which are right where they are ignored
                 ignore = ignore_index if name == "target" else None
                 counting.check_labels(name, labels, num_classes, ignore, counting.ignored(target, ignore_index))
 
         axes = slice(3 - input.ndim, 3)
-        self.low = np.min([boxes[:, axes] for boxes in found], 0)
-        self.high = np.max([boxes[:, 3:][:, axes] for boxes in found], 0)
+        self.low = np.min([boxes[:, axes] for boxes in boxes_of_maps], 0)
+        self.high = np.max([boxes[:, 3:][:, axes] for boxes in boxes_of_maps], 0)
         self.voxels = (self.high + 1 - self.low).clip(0).prod(1)
 
     def masks(self, label: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """label -> where it is in either map, in the box around both and a margin; None where it is in neither."""
+        """Return the masks of a label in its box with a margin of one voxel; None if neither map has the label."""
         if not self.voxels[label]:
             return None
         box = tuple(map(slice, self.low[label].tolist(), (self.high[label] + 1).tolist()))
@@ -343,46 +344,49 @@ class _Pair:
         return masks
 
     def _mask(self, labels: np.ndarray, label: int) -> np.ndarray:
-        """labels of a box -> where the label is, within a margin of one voxel."""
+        """Return the mask of a label in the labels of a box, with a margin of one voxel."""
         mask = np.zeros([n + 2 for n in labels.shape], np.bool_)
-        own = labels.view(np.uint8) != 0 if labels.dtype == np.bool_ else labels  # some libraries write True as 255
-        np.equal(own, label, out=mask[tuple(slice(1, -1) for _ in labels.shape)])
+        numbers = labels.view(np.uint8) != 0 if labels.dtype == np.bool_ else labels  # True is not always 1
+        np.equal(numbers, label, out=mask[tuple(slice(1, -1) for _ in labels.shape)])
         return mask
 
 
 def _boxes(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """labels (*S) -> (C + 1, 6), see `surfaces_kernel.find_boxes`; the first axis of 2-D images is missing."""
+    """Return the box of each label, (C + 1, 6), as `surfaces_kernel.find_boxes` has it; 2-D images lack the first axis.
+
+    Labels are read in the order of memory, chunk by chunk; the axes are put back in their places at the end.
+    """
     boxes = np.repeat([[np.iinfo(np.int64).max] * 3 + [-1] * 3], num_classes + 1, 0)
     order = sorted(range(labels.ndim), key=lambda axis: -abs(labels.strides[axis]))
-    turned = labels.transpose(order)  # as it lies in memory
-    turned = turned[(None,) * (3 - labels.ndim)]
+    in_memory_order = labels.transpose(order)[(None,) * (3 - labels.ndim)]
     kernels = surfaces.kernels()
-    rows = max(1, _SLAB // max(1, math.prod(turned.shape[1:])))
-    parts = [(start, boxes.copy()) for start in range(0, len(turned), rows)]
+    find = _find_boxes if kernels is None else kernels.find_boxes
+    rows = max(1, _CHUNK // max(1, math.prod(in_memory_order.shape[1:])))
+    tasks = [(start, boxes.copy()) for start in range(0, len(in_memory_order), rows)]
 
-    def find(part: tuple[int, np.ndarray]) -> None:
-        start, own = part
-        slab = turned[start : start + rows]
-        if slab.dtype == np.bool_:
-            slab = (slab.view(np.uint8) != 0).view(np.uint8)
-        elif slab.dtype != np.uint8:
-            slab = slab.astype(np.int64)
-        (_find_boxes if kernels is None else kernels.find_boxes)(slab, own)
-        own[own[:, 3] >= 0, ::3] += start
+    def run(task: tuple[int, np.ndarray]) -> None:
+        start, chunk_boxes = task
+        chunk = in_memory_order[start : start + rows]
+        if chunk.dtype == np.bool_:
+            chunk = (chunk.view(np.uint8) != 0).view(np.uint8)
+        elif chunk.dtype != np.uint8:
+            chunk = chunk.astype(np.int64)
+        find(chunk, chunk_boxes)
+        chunk_boxes[chunk_boxes[:, 3] >= 0, ::3] += start
 
-    for_each(find, parts, min(torch.get_num_threads(), len(parts)) if labels.size > _ALONE else 1)
-    for _, own in parts:
-        np.minimum(boxes[:, :3], own[:, :3], out=boxes[:, :3])
-        np.maximum(boxes[:, 3:], own[:, 3:], out=boxes[:, 3:])
-    back = np.arange(3)
-    back[3 - labels.ndim :] = 3 - labels.ndim + np.argsort(order)
-    return np.concatenate([boxes[:, back], boxes[:, 3 + back]], 1)
+    for_each(run, tasks, min(torch.get_num_threads(), len(tasks)) if labels.size > _ONE_THREAD else 1)
+    for _, chunk_boxes in tasks:
+        np.minimum(boxes[:, :3], chunk_boxes[:, :3], out=boxes[:, :3])
+        np.maximum(boxes[:, 3:], chunk_boxes[:, 3:], out=boxes[:, 3:])
+    axes = np.arange(3)
+    axes[3 - labels.ndim :] = 3 - labels.ndim + np.argsort(order)
+    return np.concatenate([boxes[:, axes], boxes[:, 3 + axes]], 1)
 
 
 def _find_boxes(labels: np.ndarray, boxes: np.ndarray) -> None:
-    """The same as `surfaces_kernel.find_boxes`, without Numba."""
+    """Do what `surfaces_kernel.find_boxes` does, without Numba."""
     C = len(boxes) - 1
     for label in np.unique(labels).tolist():
-        at = np.argwhere(labels == label)
+        positions = np.argwhere(labels == label)
         box = boxes[label if 0 <= label < C else C]
-        box[:3], box[3:] = np.minimum(box[:3], at.min(0)), np.maximum(box[3:], at.max(0))
+        box[:3], box[3:] = np.minimum(box[:3], positions.min(0)), np.maximum(box[3:], positions.max(0))

@@ -1,4 +1,4 @@
-"""counts -> score: hard Dice, Jaccard, precision, recall and volume difference of label maps.
+"""Scores of label maps from counts of voxels: hard Dice, Jaccard, precision, recall and volume difference.
 
 Counts are (3, ...) int64: voxels of both, of the prediction, of the target (`counting.class_counts`). Dice,
 Jaccard, precision and recall share one rule for absent classes: nan where prediction and target are both empty (there
@@ -74,7 +74,7 @@ def dice_score(
 
 
 def mask_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
-    """labels, labels -> counts (3, C); with C = 1 those of label 1, the only class of a mask."""
+    """Return the counts (3, C) of two label maps; with C = 1 those of label 1, the only class of a mask."""
     C = validation.num_classes(num_classes)
     check_ignore_index(ignore_index)
     counts = class_counts(prediction, target, max(C, 2), ignore_index=ignore_index)
@@ -82,7 +82,7 @@ def mask_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_ind
 
 
 def dice(counts: Tensor) -> Tensor:
-    """counts (3, ...) -> 2 both / (prediction + target), (...) float64 in [0, 1].
+    """Return 2 both / (prediction + target) of counts (3, ...), (...) float64 in [0, 1].
 
     Example:
         >>> dice(torch.tensor([[2, 0, 0], [3, 4, 0], [2, 0, 0]]))
@@ -93,13 +93,13 @@ def dice(counts: Tensor) -> Tensor:
 
 
 def jaccard(counts: Tensor) -> Tensor:
-    """counts (3, ...) -> both / (prediction + target - both), the intersection over the union, in [0, 1]."""
+    """Return both / (prediction + target - both) of counts (3, ...), the intersection over the union, in [0, 1]."""
     both, prediction, target = counts.double()
     return both / (prediction + target - both)
 
 
 def precision(counts: Tensor) -> Tensor:
-    """counts (3, ...) -> both / prediction, the share of the predicted voxels that are right, in [0, 1].
+    """Return both / prediction of counts (3, ...), the share of the predicted voxels that are right, in [0, 1].
 
     0 where nothing was predicted although the target has the class.
     """
@@ -108,7 +108,7 @@ def precision(counts: Tensor) -> Tensor:
 
 
 def recall(counts: Tensor) -> Tensor:
-    """counts (3, ...) -> both / target, the share of the target's voxels that were found, in [0, 1].
+    """Return both / target of counts (3, ...), the share of the target's voxels that were predicted, in [0, 1].
 
     0 where the target lacks a class that was predicted.
     """
@@ -117,9 +117,9 @@ def recall(counts: Tensor) -> Tensor:
 
 
 def specificity(counts: Tensor, voxels: Tensor) -> Tensor:
-    """counts (3, ...), all voxels (...) -> the share of the voxels without the class that were left without it.
+    """Return the share of the voxels without a class that were predicted without it, of counts (3, ...).
 
-    In [0, 1]; nan where every voxel of the target has the class.
+    `voxels` (...) is the number of all voxels. In [0, 1]; nan where every voxel of the target has the class.
 
     Example:
         >>> specificity(torch.tensor([[2], [4], [3]]), torch.tensor([10]))
@@ -130,7 +130,7 @@ def specificity(counts: Tensor, voxels: Tensor) -> Tensor:
 
 
 def volume_difference(counts: Tensor) -> Tensor:
-    """counts (3, ...) -> 2 (prediction - target) / (prediction + target), in [-2, 2]; 0 is best.
+    """Return 2 (prediction - target) / (prediction + target) of counts (3, ...), in [-2, 2]; 0 is best.
 
     Above 0 too much was predicted, below 0 too little; 2 and -2 where only one of the two has the class, nan where
     neither does. Relative to the mean of both volumes, so that an empty target gives no infinity.

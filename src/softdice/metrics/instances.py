@@ -1,7 +1,7 @@
-"""two maps in which each number is an object -> the voxels that each pair of objects shares.
+"""Count the voxels that each pair of objects shares in two maps in which each number is an object.
 
-Label maps are made of runs along one axis. Everything after the first comparison of neighbours works on runs, which
-are fewer than voxels by the width of an object.
+Such maps are made of runs along one axis. After one comparison of neighbours everything works on runs, which are fewer
+than voxels by the width of an object.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 from softdice import validation
 
 _DENSE = 1 << 22
-"""Pairs of numbers up to which each has a place in a table; more are sorted."""
+"""With up to this many possible pairs each has an entry in a table; with more they are sorted."""
 
-_DIRECT = 1 << 22
-"""Numbers below it are places in a table as they are; larger ones are renumbered."""
+_SMALL_NUMBERS = 1 << 22
+"""Numbers below it are used as they are; larger ones are replaced by their rank."""
 
 
 class Overlaps(NamedTuple):
-    """Pairs (P,) of an object of the input and one of the target, by their numbers, and the voxels that they share."""
+    """Pairs (P,) of objects that share voxels: number in the input, number in the target, and how many voxels."""
 
     of_input: np.ndarray
     of_target: np.ndarray
@@ -28,10 +28,10 @@ class Overlaps(NamedTuple):
 
 
 def shared_voxels(one: np.ndarray, n: int, other: np.ndarray, m: int, voxels: np.ndarray | None = None) -> Overlaps:
-    """Numbers up to n and numbers up to m at the same places -> the pairs of them, both above 0, and their voxels.
+    """Count the pairs of numbers above 0 that stand at one place in two arrays, of numbers up to n and up to m.
 
     Args:
-        voxels: how many voxels a place stands for, 1 each by default.
+        voxels: how many voxels each place stands for; 1 by default.
 
     Example:
         >>> shared_voxels(np.array([0, 1, 1, 2]), 2, np.array([1, 1, 1, 0]), 1)
@@ -42,20 +42,20 @@ def shared_voxels(one: np.ndarray, n: int, other: np.ndarray, m: int, voxels: np
     weights = None if voxels is None else voxels[at]
     if (n + 1) * (m + 1) <= _DENSE:
         table = np.bincount(codes, weights, minlength=1)
-        seen = np.flatnonzero(table != 0)  # of bools: six times as fast as of floats
-        total = table[seen]
+        present = np.flatnonzero(table != 0)  # six times as fast with bools as with floats
+        total = table[present]
     else:
-        seen, place = np.unique(codes, return_inverse=True)
-        total = np.bincount(place, weights)
-    return Overlaps(seen // (m + 1), seen % (m + 1), total.astype(np.int64))
+        present, position = np.unique(codes, return_inverse=True)
+        total = np.bincount(position, weights)
+    return Overlaps(present // (m + 1), present % (m + 1), total.astype(np.int64))
 
 
 def object_overlaps(
     input: np.ndarray, target: np.ndarray, ignore_index: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, Overlaps]:
-    """Return the voxels of each object of the input and of the target, and what the objects share.
+    """Return the sizes of the objects of the input and of the target, and their overlaps.
 
-    Sizes are int64, (n + 1,), at the number of the object; numbers above some millions are replaced by their rank.
+    Sizes are voxels, (n + 1,) int64, indexed by the number of the object; large numbers are replaced by their rank.
 
     Raises:
         ValueError: a number below 0.
@@ -69,7 +69,7 @@ def object_overlaps(
         if runs.size and runs.min() < 0:
             advice = "0 is the background, and each object a number above it; name another with ignore_index."
             validation.fail(f"objects numbered from 1 on in {name}", int(runs.min()), advice)
-        if runs.size and runs.max() >= _DIRECT:
+        if runs.size and runs.max() >= _SMALL_NUMBERS:
             runs = np.unique(np.append(runs, 0), return_inverse=True)[1][:-1]
         numbers.append(runs.astype(np.int64))
         sizes.append(np.bincount(numbers[-1], voxels, minlength=1).astype(np.int64))
@@ -78,7 +78,7 @@ def object_overlaps(
 
 
 def _runs(input: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the numbers of both maps at the runs along memory in which neither changes, and the runs' lengths."""
+    """Split both maps into runs, along memory, in which neither changes: return their numbers and the lengths."""
     order = sorted(range(target.ndim), key=lambda axis: -abs(target.strides[axis]))
     one, other = (array.transpose(order).reshape(-1) for array in (input, target))
     one, other = (flat.view(np.uint8) != 0 if flat.dtype == np.bool_ else flat for flat in (one, other))

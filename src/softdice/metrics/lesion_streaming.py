@@ -1,4 +1,4 @@
-"""label maps, case by case -> means of lesion and centre-line scores over the cases: torchmetrics.Metric subclasses."""
+"""torchmetrics classes that average scores of lesions and of centre lines over cases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from softdice.metrics.surface_streaming import CaseMetric
 
 
 class _LesionMetric(CaseMetric):
-    """The part that scores of lesions share: what a lesion is, and which two belong together."""
+    """The common part of the scores of lesions: what a lesion is, and which lesions match."""
 
     rule: Rule
     matching = property(lambda self: self.rule.matching)
@@ -23,7 +23,7 @@ class _LesionMetric(CaseMetric):
     objects = property(lambda self: self.rule.objects)
 
     def measure(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None) -> Tensor:
-        """See `CaseMetric.measure`."""
+        """Score each case and class, see `CaseMetric.measure`."""
         options = (self.num_classes, spacing, self.classes, self.ignore_index)
         return self.rule.measure(input, target, [self.score], *options)[0]
 
@@ -62,9 +62,9 @@ class LesionDice(_LesionMetric):
         self.rule = Rule(matching, reach, neighbours, objects)
         self._tell_apart(self.rule)
 
-    def score(self, found: Lesions, k: int) -> float:
-        """See `CaseMetric.score`."""
-        return lesions.mean_dice(found)
+    def score(self, comparison: Lesions, k: int) -> float:
+        """Return the score of a class, see `CaseMetric.score`."""
+        return lesions.mean_dice(comparison)
 
 
 class PanopticQuality(_LesionMetric):
@@ -102,9 +102,9 @@ class PanopticQuality(_LesionMetric):
         self.quality, self.rule = quality, Rule(matching, reach, neighbours, objects)
         self._tell_apart(quality, self.rule)
 
-    def score(self, found: Lesions, k: int) -> float:
-        """See `CaseMetric.score`."""
-        return lesions.quality_of(found, self.quality)
+    def score(self, comparison: Lesions, k: int) -> float:
+        """Return the score of a class, see `CaseMetric.score`."""
+        return lesions.quality_of(comparison, self.quality)
 
 
 class CentrelineDice(CaseMetric):
@@ -130,6 +130,6 @@ class CentrelineDice(CaseMetric):
         self.compare = lesions.skeletons
         self._tell_apart()
 
-    def score(self, found: tuple[float, float], k: int) -> float:
-        """See `CaseMetric.score`."""
-        return lesions.harmonic(found)
+    def score(self, comparison: tuple[float, float], k: int) -> float:
+        """Return the score of a class, see `CaseMetric.score`."""
+        return lesions.harmonic(comparison)

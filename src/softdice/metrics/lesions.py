@@ -1,6 +1,6 @@
-"""two masks -> which of their lesions belong together, centre lines, and the scores that are made of them.
+"""Scores of lesions, which are matched between two masks, and of centre lines.
 
-A lesion is a connected component of the voxels of a class. Two rules say which belong together:
+A lesion is a connected component of the voxels of a class. Two rules say which lesions match:
 
 * by overlap: pairs of a lesion of the input and one of the target, taken by their intersection over union (IoU), the
   largest first, as long as it is above a threshold ("above", as in Kirillov et al.) or reaches it ("at_least", as in
@@ -9,10 +9,10 @@ A lesion is a connected component of the voxels of a class. Two rules say which 
   are scored together against it as it was. Lesions of the target that are no larger than the challenge's volume do
   not count, whether found or not. Voxels touch by their corners.
 
-A lesion without partner scores 0. Here stand the rules and the formulas; components are labelled by
-connected-components-3d, centre lines drawn by scikit-image.
+A lesion without partner scores 0. connected-components-3d labels the components, scikit-image draws centre lines.
 
-B is a sample, K a class that is scored, S the axes of an image.
+B is a sample, K a class that is scored, S the axes of an image, F a formula; n and m are the numbers of lesions in the
+input and in the target.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ CHALLENGES: dict[str, tuple[int, float]] = {
     "BraTS-MEN": (1, 50.0),
     "BraTS-MET": (1, 2.0),
 }
-"""Task of BraTS 2023 -> how often the target is dilated, and the volume, in the cube of the unit of spacing, up to
-which its lesions do not count."""
+"""Tasks of BraTS 2023: how often the target is dilated, and the volume up to which its lesions do not count, in the
+cube of the unit of spacing."""
 
 
 class Lesions(NamedTuple):
-    """Of one class: IoU and Dice of the lesions that found a partner, (P,) float64, and how many did not.
+    """The lesions of one class: IoU and Dice of those that match, (P,) float64, and how many have no partner.
 
-    `missed` are lesions of the target, `extra` those of the input.
+    `missed` lesions are in the target, `extra` ones in the input.
     """
 
     iou: np.ndarray
@@ -72,13 +72,13 @@ class Lesions(NamedTuple):
 
 
 def mean_dice(lesions: Lesions) -> float:
-    """lesions -> the mean Dice of pairs, of missed ones and of extra ones, which score 0; nan for none."""
+    """Return the mean Dice of all lesions, of which missed and extra ones score 0; nan without lesions."""
     number = len(lesions.dice) + lesions.missed + lesions.extra
     return float(lesions.dice.sum()) / number if number else math.nan
 
 
 def quality_of(lesions: Lesions, which: Quality) -> float:
-    """lesions -> panoptic, segmentation or recognition quality, or average precision; nan where there is no lesion."""
+    """Return the panoptic, segmentation or recognition quality, or the average precision; nan without lesions."""
     matched, others = len(lesions.iou), lesions.missed + lesions.extra
     if not matched:
         return 0.0 if others else math.nan
@@ -102,10 +102,15 @@ def by_overlap(
     neighbours: Neighbours,
     reach: Reach,
 ) -> Lesions:
-    """mask, mask -> lesions; pairs by their IoU, the largest first, each lesion once."""
-    (found, n), (true, m) = components(input, neighbours), components(target, neighbours)
-    sizes = np.bincount(found.reshape(-1), minlength=n + 1), np.bincount(true.reshape(-1), minlength=m + 1)
-    return paired(*sizes, shared_voxels(found, n, true, m), threshold, reach)
+    """Match the lesions of two masks by their IoU, the largest first, each lesion once."""
+    (input_numbers, n), (target_numbers, m) = components(input, neighbours), components(target, neighbours)
+    shared = shared_voxels(input_numbers, n, target_numbers, m)
+    return paired(_sizes(input_numbers, n), _sizes(target_numbers, m), shared, threshold, reach)
+
+
+def _sizes(numbers: np.ndarray, count: int) -> np.ndarray:
+    """Return how many voxels each number has, (count + 1,)."""
+    return np.bincount(numbers.reshape(-1), minlength=count + 1)
 
 
 def paired(
@@ -114,12 +119,12 @@ def paired(
     """Match lesions by their IoU, the largest first, each lesion once.
 
     Args:
-        input_sizes, target_sizes: voxels of each number, 0 where there is none; those of number 0 are not read.
+        input_sizes, target_sizes: voxels of each number, 0 for a number that no lesion has; entry 0 is not read.
         shared: the pairs that have voxels in common, and how many.
     """
     of_input, of_target, both = shared
-    together = input_sizes[of_input] + target_sizes[of_target]
-    iou = both / (together - both)
+    size_sum = input_sizes[of_input] + target_sizes[of_target]
+    iou = both / (size_sum - both)
     enough = np.flatnonzero(iou >= threshold if reach == "at_least" else iou > threshold)
     pairs: list[int] = []
     taken: tuple[set[int], set[int]] = (set(), set())
@@ -130,45 +135,47 @@ def paired(
             taken[1].add(t)
             pairs.append(i)
     n, m = (int(np.count_nonzero(sizes[1:])) for sizes in (input_sizes, target_sizes))
-    return Lesions(iou[pairs], 2 * both[pairs] / together[pairs], m - len(pairs), n - len(pairs))
+    return Lesions(iou[pairs], 2 * both[pairs] / size_sum[pairs], m - len(pairs), n - len(pairs))
 
 
 def by_challenge(input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], challenge: str) -> Lesions:
-    """mask, mask -> lesions by the rules of a task of BraTS 2023."""
+    """Match the lesions of two masks by the rules of a task of BraTS 2023."""
     ndimage = validation.package("lesion_dice", "scipy.ndimage", "lesions")
     dilations, volume = CHALLENGES[challenge]
-    around = ndimage.generate_binary_structure(target.ndim, 2)
-    # In the box around both masks as in the whole image: of a path between two lesions that leaves the box, the nearest
-    # places inside of it are a path, too.
-    dilated = ndimage.binary_dilation(target, around, iterations=dilations)
-    (found, n), (extent, m) = components(input, "corners"), components(dilated, "corners")
-    true = np.where(target, extent, extent.dtype.type(0))
-    sizes = np.bincount(found.reshape(-1), minlength=n + 1), np.bincount(true.reshape(-1), minlength=m + 1)
-    touching, within = shared_voxels(found, n, extent, m), shared_voxels(found, n, true, m)
-    both = np.bincount(within[1], within[2], minlength=m + 1)
-    predicted = np.bincount(touching[1], sizes[0][touching[0]], minlength=m + 1)
-    counted = sizes[1] * math.prod(spacing) > volume
+    neighbourhood = ndimage.generate_binary_structure(target.ndim, 2)
+    # The box around both masks gives the components of the whole image: if a path between two lesions leaves the box,
+    # the voxels of the box next to it form a path, too.
+    dilated = ndimage.binary_dilation(target, neighbourhood, iterations=dilations)
+    (input_numbers, n), (dilated_numbers, m) = components(input, "corners"), components(dilated, "corners")
+    target_numbers = np.where(target, dilated_numbers, dilated_numbers.dtype.type(0))
+    input_sizes, target_sizes = _sizes(input_numbers, n), _sizes(target_numbers, m)
+    touching = shared_voxels(input_numbers, n, dilated_numbers, m)
+    inside = shared_voxels(input_numbers, n, target_numbers, m)
+    # per lesion of the target: voxels shared with the input, and voxels of all lesions of the input that touch it
+    both = np.bincount(inside.of_target, inside.voxels, minlength=m + 1)
+    touching_sizes = np.bincount(touching.of_target, input_sizes[touching.of_input], minlength=m + 1)
+    counted = target_sizes * math.prod(spacing) > volume
     counted[0] = False
-    seen = counted & (predicted > 0)
-    together, both = (predicted + sizes[1])[seen], both[seen]
-    extra = n - np.unique(touching[0]).size
-    return Lesions(both / (together - both), 2 * both / together, int((counted & ~seen).sum()), extra)
+    matched = counted & (touching_sizes > 0)
+    size_sum, both = (touching_sizes + target_sizes)[matched], both[matched]
+    extra = n - np.unique(touching.of_input).size
+    return Lesions(both / (size_sum - both), 2 * both / size_sum, int((counted & ~matched).sum()), extra)
 
 
 def components(mask: np.ndarray, neighbours: Neighbours) -> tuple[np.ndarray, int]:
-    """mask -> the number of each voxel's component, from 1 on, 0 outside of the mask; how many there are."""
+    """Number the connected components of a mask: return each voxel's number, 0 outside the mask, and how many."""
     cc3d = validation.package("lesion_dice", "cc3d", "lesions")
     touching = {2: {"corners": 8, "faces": 4}, 3: {"corners": 26, "faces": 6}}[mask.ndim][neighbours]
-    if mask.ndim == 2:  # of bool, 8-connected, 3.29.0 and 4.1.1 also label voxels outside of the mask: [[0], [0], [1]]
+    if mask.ndim == 2:  # with bool and 8 neighbours, 3.29.0 and 4.1.1 label voxels outside: [[False], [False], [True]]
         mask = mask.view(np.uint8)
     labels, number = cc3d.connected_components(mask, connectivity=touching, return_N=True)
     return labels, int(number)
 
 
 def skeletons(input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
-    """Return the share of the input's centre line inside the target, and of the target's inside the input.
+    """Return the share of the input's centre line that is inside the target, and the other way round.
 
-    0 where one of the masks is empty.
+    Both are 0 if one of the masks is empty.
     """
     if not (input.any() and target.any()):
         return 0.0, 0.0
@@ -189,22 +196,23 @@ def centre_line(mask: np.ndarray) -> np.ndarray:
     ndimage = validation.package("centreline_dice", "scipy.ndimage", "lesions")
     line = np.asarray(morphology.skeletonize(mask)) != 0
     numbers, count = components(mask, "corners")
-    lost = np.setdiff1d(np.arange(1, count + 1), numbers[line])
-    boxes = ndimage.find_objects(numbers) if lost.size else ()
-    for number in lost.tolist():
+    without_line = np.setdiff1d(np.arange(1, count + 1), numbers[line])
+    boxes = ndimage.find_objects(numbers) if without_line.size else ()
+    for number in without_line.tolist():
         box = boxes[number - 1]
         line[box] |= _narrowed_line(np.pad(numbers[box] == number, 1), morphology, ndimage)[(slice(1, -1),) * mask.ndim]
     return line
 
 
 def _narrowed_line(part: np.ndarray, morphology: Any, ndimage: Any) -> np.ndarray:
-    """Return the skeleton of a component that is made one voxel narrower along one axis, else along two, or three.
+    """Return the skeleton of a component after it is made one voxel narrower along one axis.
 
-    Of the axes the ones that leave the longest line. Its deepest voxel where nothing is left either way.
+    The axis that leaves the longest line is taken. If no line is left, the component is made narrower along two axes,
+    then along three; if that fails too, the line is its deepest voxel.
     """
-    for number in range(1, part.ndim + 1):
+    for count in range(1, part.ndim + 1):
         lines = []
-        for axes in combinations(range(part.ndim), number):
+        for axes in combinations(range(part.ndim), count):
             narrow = part
             for axis in axes:
                 narrow = narrow & np.roll(narrow, -1, axis)
@@ -218,7 +226,7 @@ def _narrowed_line(part: np.ndarray, morphology: Any, ndimage: Any) -> np.ndarra
 
 
 def harmonic(shares: tuple[float, float]) -> float:
-    """precision, sensitivity -> their harmonic mean, 0 where both are."""
+    """Return the harmonic mean of two shares, 0 if both are 0."""
     return 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0.0
 
 
@@ -373,7 +381,7 @@ def centreline_dice(
 
 @dataclass(frozen=True)
 class Rule:
-    """What a lesion is, and which two belong together; see `lesion_dice`."""
+    """What a lesion is, and which lesions match; see `lesion_dice`."""
 
     matching: float | str = 0.5
     reach: Reach = "above"
@@ -402,14 +410,14 @@ class Rule:
 
     @property
     def compare(self) -> Compare:
-        """masks, masks, spacing -> lesions."""
+        """Return the function that matches the lesions of two masks."""
         if isinstance(self.matching, str):
             return partial(by_challenge, challenge=self.matching)
         return partial(by_overlap, threshold=self.matching, neighbours=self.neighbours, reach=self.reach)
 
     @property
     def threshold(self) -> float:
-        """The overlap of lesions that match; 0.5 beside the rules of a challenge, which have none."""
+        """Return the overlap of lesions that match; 0.5 if the rules of a challenge, which have none, are used."""
         return 0.5 if isinstance(self.matching, str) else self.matching
 
     @untraced
@@ -423,7 +431,7 @@ class Rule:
         classes: Sequence[int] | None,
         ignore_index: int | None,
     ) -> Tensor:
-        """labels, labels -> what each formula says of each sample and class, (formulas, B, K) float64."""
+        """Score each sample and class by each formula, (F, B, K) float64."""
         if self.objects == "components":
             return measure(input, target, formulas, num_classes, spacing, self.compare, classes, ignore_index)
         if num_classes != 1 or classes is not None:
@@ -432,23 +440,24 @@ class Rule:
         input, target = integer_pair(input, target, ignore_index)
         if input.is_meta or target.is_meta:
             return torch.empty((len(formulas), len(input), 1), dtype=torch.float64, device="meta")
-        scores = [
+        scores_BF = [
             [formula(self.match(*pair, ignore_index), 0) for formula in formulas]
             for pair in zip(input.detach().cpu().numpy(), target.detach().cpu().numpy(), strict=True)
         ]
-        return torch.tensor(scores, dtype=torch.float64).reshape(-1, len(formulas), 1).movedim(1, 0).to(input.device)
+        scores_BF1 = torch.tensor(scores_BF, dtype=torch.float64).reshape(-1, len(formulas), 1)
+        return scores_BF1.movedim(1, 0).to(input.device)
 
     def match(self, input: np.ndarray, target: np.ndarray, ignore_index: int | None = None) -> Lesions:
-        """numbers of objects, numbers of objects -> lesions."""
+        """Match the objects of two maps in which each number is an object."""
         return paired(*object_overlaps(input, target, ignore_index), self.threshold, self.reach)
 
 
 def no_challenge(matching: object) -> None:
-    """Raise TypeError for a name: the rules of a challenge have no panoptic quality."""
+    """Raise TypeError for the name of a challenge, whose rules have no panoptic quality."""
     if isinstance(matching, str):
         validation.number("matching", matching, 0, 1)
 
 
 def _first(formula: Callable[[Any], float]) -> Callable[[Any, int], float]:
-    """A formula that is the same for every class."""
-    return lambda found, _: formula(found)
+    """Return a formula that ignores the position of the class."""
+    return lambda comparison, _: formula(comparison)

@@ -1,8 +1,8 @@
-"""labels or logits, batch by batch -> scores of everything seen: torchmetrics.Metric subclasses.
+"""torchmetrics classes that count voxels batch by batch and score everything that was seen.
 
 The state is a few int64 numbers per class, however many batches there are: voxel counts, and for `pooling="sample"`
-the exact sum of the scores of the samples in fixed point. Integers add without rounding, so neither the order of the
-batches nor their split over ranks changes a bit of the result; a sync is one gather of a few hundred numbers.
+the exact sum of the scores of the samples in fixed point. Integers add without rounding, so that neither the order of
+the batches nor their split over ranks changes a bit of the result. A sync gathers a few hundred numbers, once.
 
 Needs torchmetrics (`pip install 'softdice[metrics]'`); `softdice.dice_score` does not.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from typing import Any, Literal
 
@@ -27,20 +27,20 @@ from softdice.metrics import formulas as scores
 from softdice.metrics.counting import as_tensor, numbers_of
 
 FRACTION_BITS = 48
-"""Bits after the point in the sum of sample scores: each is rounded once, by at most 2^-49."""
+"""Bits after the point in the sum of sample scores; each score is rounded once, by at most 2^-49."""
 
-AT_ONCE = 1 << 14
-"""Samples whose fractions are added before they are carried over: their sum stays below 2^63."""
+SAMPLES_PER_CARRY = 1 << 14
+"""Samples whose fractions are added before the carry: their sum stays below 2^63."""
 
 Average = Literal["macro", "micro", "weighted", "none"]
 Pooling = Literal["all", "sample"]
 
 
 def fixed_point_sum(total: Tensor, score_BC: Tensor) -> Tensor:
-    """Sum so far (2, C) int64, finite scores -> their sum: whole part, and fraction in units of 2^-FRACTION_BITS."""
-    for some_BC in score_BC.split(AT_ONCE):
-        whole_BC = some_BC.floor()
-        fraction_BC = ((some_BC - whole_BC) * 2.0**FRACTION_BITS).round()
+    """Add finite scores to a sum (2, C) int64: its whole part, and its fraction in units of 2^-FRACTION_BITS."""
+    for chunk_BC in score_BC.split(SAMPLES_PER_CARRY):
+        whole_BC = chunk_BC.floor()
+        fraction_BC = ((chunk_BC - whole_BC) * 2.0**FRACTION_BITS).round()
         total = total + torch.stack([whole_BC.long().sum(0), fraction_BC.long().sum(0)])
         carry = total[1] >> FRACTION_BITS
         total = torch.stack([total[0] + carry, total[1] - (carry << FRACTION_BITS)])
@@ -48,7 +48,7 @@ def fixed_point_sum(total: Tensor, score_BC: Tensor) -> Tensor:
 
 
 def from_fixed_point(total: Tensor) -> Tensor:
-    """Sum (2, C) int64 -> (C,) float64."""
+    """Return a sum (2, C) in fixed point as (C,) float64."""
     return total[0].double() + total[1].double() / 2.0**FRACTION_BITS
 
 
@@ -98,7 +98,7 @@ class IntegerStates(Metric):
         return self._plot(val, ax)
 
     def extra_repr(self) -> str:
-        """Return the settings that are not as they are by default."""
+        """Return the settings that differ from their defaults."""
         kinds = [kind for kind in type(self).__mro__ if issubclass(kind, IntegerStates) and "__init__" in vars(kind)]
         shown = {}
         for kind in kinds[::-1]:
@@ -111,7 +111,7 @@ class IntegerStates(Metric):
         return ", ".join(f"{name}={value!r}" for name, value in {"num_classes": self.num_classes, **shown}.items())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
-        """Move states as torchmetrics does, but keep integers as they are: `set_dtype` would cast and round them."""
+        """Move the states as torchmetrics does, but keep integers, which `set_dtype` would cast and so round."""
         before = {name: (default, getattr(self, name)) for name, default in self._defaults.items()}
         super()._apply(fn, exclude_state)
         for name, (default, state) in before.items():
@@ -120,7 +120,7 @@ class IntegerStates(Metric):
         return self
 
     def _wrap_compute(self, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Wrap as torchmetrics does, which drops the axis of a single class."""
+        """Wrap `compute` as torchmetrics does, and put back the axis of a single class, which that drops."""
         wrapped = super()._wrap_compute(compute)
 
         @wraps(compute)
@@ -132,7 +132,7 @@ class IntegerStates(Metric):
 
 
 def _uncast(before: Any, after: Any) -> Any:
-    """Return a state, or a list of states, that was moved, with its values and dtype of before where it was cast."""
+    """Return a moved state, or a list of them; one that was also cast gets its old values and dtype."""
     if isinstance(before, list):
         return [_uncast(*pair) for pair in zip(before, after, strict=True)]
     return after if after.dtype == before.dtype else before.to(after.device)
@@ -205,10 +205,10 @@ class OverlapMetric(IntegerStates):
         self.ignore_index, self.threshold = ignore_index, threshold
         width = len(self.classes)
         self.add_state("counts", torch.zeros(3, width, dtype=torch.int64), dist_reduce_fx="sum")
-        # MetricCollection shares one state between metrics whose states agree after the first batch. This number keeps
-        # apart those that count differently but happened to agree.
-        how = (self.classes, ignore_index, threshold, pooling, self._per_sample(), self.keep_scores)
-        self.add_state("settings", torch.tensor(zlib.crc32(repr(how).encode())), dist_reduce_fx="max")
+        # MetricCollection shares one state between metrics whose states agree after the first batch. This number
+        # differs between metrics that count in another way.
+        options = (self.classes, ignore_index, threshold, pooling, self._sample_score(), self.keep_scores)
+        self.add_state("settings", torch.tensor(zlib.crc32(repr(options).encode())), dist_reduce_fx="max")
         if pooling == "sample":
             width = 1 if average == "micro" else width
             self.add_state("score_sum", torch.zeros(2, width, dtype=torch.int64), dist_reduce_fx="sum")
@@ -217,17 +217,18 @@ class OverlapMetric(IntegerStates):
     def _columns(self) -> int:
         return 1 if self.average == "micro" else len(self.classes)
 
-    def _per_sample(self) -> str:
+    def _sample_score(self) -> str:
+        """Return what the samples are scored by, "" if they are not scored one by one."""
         return f"{type(self).__qualname__} {self.average == 'micro'}" if self.pooling == "sample" else ""
 
     @staticmethod
     @abstractmethod
     def score(counts: Tensor) -> Tensor:
-        """counts (3, ...) -> score (...); the one thing that the metrics differ in."""
+        """Score counts (3, ...), (...); the subclasses differ in this alone."""
 
     @validation.public
     def update(self, input: Tensor, target: Tensor) -> None:
-        """Count one batch."""
+        """Count the voxels of one batch."""
         count, input, target = self._as_labels(input, target)
         validation.same_device(self.counts.device, "metric", input=input, target=target)
         if len(input) == 0:
@@ -243,9 +244,9 @@ class OverlapMetric(IntegerStates):
             self.score_sum = fixed_point_sum(self.score_sum, score_BC.nan_to_num(0.0))
 
     def compute(self) -> Tensor:
-        """The score of everything seen since the last reset."""
+        """Return the score of everything seen since the last reset."""
         if self.pooling == "sample":
-            value = from_fixed_point(self.score_sum) / self.samples  # 0 / 0 = nan: no sample had anything to score
+            value = from_fixed_point(self.score_sum) / self.samples  # 0 / 0 = nan if no sample had a score
         else:
             value = self.score(self.counts.sum(1, keepdim=True) if self.average == "micro" else self.counts)
         if self.average == "none":
@@ -256,23 +257,15 @@ class OverlapMetric(IntegerStates):
         return value.nanmean()
 
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
-        """What the user passes -> how to count one sample of it, input and target as integers (B, ...)."""
+        """Return the function that counts one sample, and both arguments as integers, with a sample per row.
+
+        Without a threshold they become label maps (B, *S), with a threshold masks (B, C, *S).
+        """
         C = self.num_classes
         input, target = as_tensor(input), as_tensor(target)
         validation.are_tensors(input=input, target=target)
-
-        def count(prediction: Tensor, labels: Tensor) -> Tensor:
-            return scores.mask_counts(prediction, labels, C, self.ignore_index)
-
         if self.threshold is None and not input.is_floating_point():
-            if input.shape[1:2] == (1,) and input.dim() > 2 and target.dim() == input.dim() - 1:
-                input = input.squeeze(1)
-            if target.shape[1:2] == (1,) and target.dim() == input.dim() + 1:
-                target = target.squeeze(1)
-            if input.shape != target.shape or input.dim() == 0:
-                advice = "Pass label maps of one shape (B, *S), or floats (B, C, *S) as input."
-                validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
-            return count, *counting.label_maps(input, target, C, self.ignore_index)
+            return self._count_labels, *self._label_maps(input, target)
         if input.dim() < 2 or input.shape[1] != C:
             advice = "Set num_classes to the number of channels."
             validation.fail(f"input of shape (B, {C}, *S)", tuple(input.shape), advice)
@@ -282,30 +275,50 @@ class OverlapMetric(IntegerStates):
             wanted = " or ".join(str(shape) for shape in shapes)
             advice = "Pass label maps; per-class masks need a threshold."
             validation.fail(f"target of shape {wanted}", tuple(target.shape), advice)
-        if self.threshold is None:
-            if C == 1:
-                advice = "Pass threshold=0.5 for probabilities, threshold=0.0 for logits."
-                validation.fail("a threshold for floating input of one class", "None", advice)
-            return count, input.argmax(1), target.reshape(B, *S)
+        if self.threshold is not None:
+            masks = input > self.threshold if input.is_floating_point() else input
+            target, void, unscored = self._target_masks(target, tuple(masks.shape))
+            return partial(_mask_counts, void=void, unscored=unscored), masks, target
+        if C == 1:
+            advice = "Pass threshold=0.5 for probabilities, threshold=0.0 for logits."
+            validation.fail("a threshold for floating input of one class", "None", advice)
+        return self._count_labels, input.argmax(1), target.reshape(B, *S)
 
-        masks = input > self.threshold if input.is_floating_point() else input
-        if C == 1 or tuple(target.shape) == (B, C, *S):
-            void, unscored, target = self.ignore_index, None, target.reshape(B, C, *S)
-            if C > 1 and void in (0, 1):
+    def _label_maps(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return integer input and target as label maps of one shape."""
+        if input.shape[1:2] == (1,) and input.dim() > 2 and target.dim() == input.dim() - 1:
+            input = input.squeeze(1)
+        if target.shape[1:2] == (1,) and target.dim() == input.dim() + 1:
+            target = target.squeeze(1)
+        if input.shape != target.shape or input.dim() == 0:
+            advice = "Pass label maps of one shape (B, *S), or floats (B, C, *S) as input."
+            validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
+        return counting.label_maps(input, target, self.num_classes, self.ignore_index)
+
+    def _count_labels(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the counts (3, C) of the label maps of one sample."""
+        return scores.mask_counts(input, target, self.num_classes, self.ignore_index)
+
+    def _target_masks(self, target: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, int | None, int | None]:
+        """Return the target as masks (B, C, *S), the value of voxels that are left out, and the class not to score."""
+        B, C, *S = shape
+        if C == 1 or tuple(target.shape) == shape:
+            if C > 1 and self.ignore_index in (0, 1):
                 advice = "Write another number, such as 255, into the masks where a voxel is to be left out."
-                validation.fail("an ignore_index that is no value of a mask", void, advice)
-        else:
-            labels, void, unscored = target.reshape(B, 1, *S), 2, self.ignore_index
-            left_out = counting.ignored(labels, self.ignore_index)
-            counting.check_labels("target", labels, C, self.ignore_index, left_out)
-            numbers = torch.arange(C, device=target.device).reshape(1, C, *[1] * len(S))
-            target = (labels.to(torch.int64) == numbers).to(torch.uint8).masked_fill(left_out, void)
+                validation.fail("an ignore_index that is no value of a mask", self.ignore_index, advice)
+            return target.reshape(shape), self.ignore_index, None
+        labels, void = target.reshape(B, 1, *S), 2
+        left_out = counting.ignored(labels, self.ignore_index)
+        counting.check_labels("target", labels, C, self.ignore_index, left_out)
+        numbers = torch.arange(C, device=target.device).reshape(1, C, *[1] * len(S))
+        masks = (labels.to(torch.int64) == numbers).to(torch.uint8)
+        return masks.masked_fill(left_out, void), void, self.ignore_index
 
-        def count_masks(masks: Tensor, hot: Tensor) -> Tensor:
-            each = [scores.mask_counts(m, t, 1, void) for m, t in zip(masks, hot, strict=True)]
-            return torch.cat([torch.zeros_like(n) if c == unscored else n for c, n in enumerate(each)], 1)
 
-        return count_masks, masks, target
+def _mask_counts(input: Tensor, target: Tensor, void: int | None, unscored: int | None) -> Tensor:
+    """Return the counts (3, C) of the masks (C, *S) of one sample; 0 for a class that is not scored."""
+    counts = [scores.mask_counts(i, t, 1, void) for i, t in zip(input, target, strict=True)]
+    return torch.cat([torch.zeros_like(n) if c == unscored else n for c, n in enumerate(counts)], 1)
 
 
 class DiceScore(OverlapMetric):

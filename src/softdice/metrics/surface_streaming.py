@@ -1,7 +1,7 @@
-"""label maps, case by case -> means of their scores over the cases: torchmetrics.Metric subclasses.
+"""torchmetrics classes that average scores of surfaces over cases, and their common part with those of lesions.
 
 The state is a few int64 numbers per class: how many cases had a score, and the exact sum of their scores in fixed
-point, as in `streaming`: neither the order of the cases nor their split over ranks changes a bit of the result.
+point, as in `streaming`. Neither the order of the cases nor their split over ranks changes a bit of the result.
 """
 
 from __future__ import annotations
@@ -80,14 +80,18 @@ class CaseMetric(IntegerStates):
     def _columns(self) -> int:
         return self.width
 
-    def _tell_apart(self, *own: object) -> None:
-        """A collection shares the state of metrics that agree after one batch; this number differs where they may."""
-        how = (type(self).__qualname__, self.classes, self.ignore_index, self.spacing, self.keep_scores, own)
-        self.add_state("settings", torch.tensor(zlib.crc32(repr(how).encode())), dist_reduce_fx="max")
+    def _tell_apart(self, *settings: object) -> None:
+        """Add a state that differs between metrics with other settings.
+
+        MetricCollection shares one state between metrics whose states agree after the first batch.
+        """
+        common = (type(self).__qualname__, self.classes, self.ignore_index, self.spacing, self.keep_scores)
+        checksum = zlib.crc32(repr((*common, settings)).encode())
+        self.add_state("settings", torch.tensor(checksum), dist_reduce_fx="max")
 
     @abstractmethod
-    def score(self, found: Any, k: int) -> float:
-        """What was found of a class, its position among those that are scored -> score; the metrics differ in it."""
+    def score(self, comparison: Any, k: int) -> float:
+        """Return the score of the k-th scored class from the comparison of its masks by `compare`."""
 
     @validation.public
     def update(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None = None) -> None:
@@ -103,18 +107,18 @@ class CaseMetric(IntegerStates):
         self.score_sum = fixed_point_sum(self.score_sum, torch.nan_to_num(score_BK, 0.0, posinf=0.0))
 
     def measure(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None) -> Tensor:
-        """label maps, label maps -> the score of each case and class, (B, K) float64."""
+        """Score each case and class, (B, K) float64."""
         options = (self.num_classes, spacing, self.compare, self.classes, self.ignore_index)
         return distances.measure(input, target, [self.score], *options)[0]
 
     def compute(self) -> Tensor:
-        """The mean of all cases seen since the last reset."""
-        value = from_fixed_point(self.score_sum) / self.cases  # 0 / 0 = nan: no case had the class
+        """Return the mean over all cases seen since the last reset."""
+        value = from_fixed_point(self.score_sum) / self.cases  # 0 / 0 = nan if no case had the class
         value = torch.where(self.infinite > 0, math.inf, value)
         return value if self.average == "none" else value.nanmean()
 
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What the user passes -> label maps of one shape; other shapes are refused by `measure`."""
+        """Return what the user passed as label maps of one shape; `measure` raises ValueError if shapes differ."""
         input, target = as_tensor(input), as_tensor(target)
         validation.are_tensors(input=input, target=target)
         if input.is_floating_point() and self.num_classes > 1:
@@ -152,8 +156,8 @@ class SurfaceMetric(CaseMetric):
             validation.number("penalty", penalty, 0)
         self.definition, self.penalty, self.compare = definition, penalty, surfaces.between(definition)
 
-    def _tell_apart(self, *own: object) -> None:
-        super()._tell_apart(self.definition, self.penalty, *own)
+    def _tell_apart(self, *settings: object) -> None:
+        super()._tell_apart(self.definition, self.penalty, *settings)
 
 
 class HausdorffDistance(SurfaceMetric):
@@ -186,9 +190,9 @@ class HausdorffDistance(SurfaceMetric):
         self.percentile, self.direction = distances.checked_percentile(percentile), direction
         self._tell_apart(self.percentile, direction)
 
-    def score(self, found: SurfaceDistances, k: int) -> float:
-        """See `SurfaceMetric.score`."""
-        return surfaces.hausdorff(found, self.percentile, self.direction)
+    def score(self, comparison: SurfaceDistances, k: int) -> float:
+        """Return the score of a class, see `CaseMetric.score`."""
+        return surfaces.hausdorff(comparison, self.percentile, self.direction)
 
 
 class AverageSurfaceDistance(SurfaceMetric):
@@ -212,9 +216,9 @@ class AverageSurfaceDistance(SurfaceMetric):
         self.direction = direction
         self._tell_apart(direction)
 
-    def score(self, found: SurfaceDistances, k: int) -> float:
-        """See `SurfaceMetric.score`."""
-        return surfaces.average(found, self.direction)
+    def score(self, comparison: SurfaceDistances, k: int) -> float:
+        """Return the score of a class, see `CaseMetric.score`."""
+        return surfaces.average(comparison, self.direction)
 
 
 class SurfaceDice(SurfaceMetric):
@@ -241,6 +245,6 @@ class SurfaceDice(SurfaceMetric):
         self.tolerance = distances.each_class("tolerance", tolerance, self.width)
         self._tell_apart(self.tolerance)
 
-    def score(self, found: SurfaceDistances, k: int) -> float:
-        """See `SurfaceMetric.score`."""
-        return surfaces.surface_overlap(found, self.tolerance[k])
+    def score(self, comparison: SurfaceDistances, k: int) -> float:
+        """Return the score of a class, see `CaseMetric.score`."""
+        return surfaces.surface_overlap(comparison, self.tolerance[k])

@@ -1,6 +1,6 @@
-"""two masks -> how far their boundaries lie apart, and the scores that are made of these distances.
+"""Distances between the boundaries of two masks, and scores of these distances.
 
-A boundary is a set of elements on a grid, each with a weight. Two definitions are in use, and they give other numbers:
+A boundary is a set of elements on a grid, each with a weight. Two definitions are in use, with different results:
 
 * "voxels": the voxels of the mask that share a face with a voxel outside of it (what lies beyond the image is outside);
   each weighs 1. As in MONAI and MedPy.
@@ -8,7 +8,7 @@ A boundary is a set of elements on a grid, each with a weight. Two definitions a
   the surface that marching cubes draw between these voxels. As in DeepMind's surface-distance.
 
 The distance of an element is the Euclidean one to the nearest element of the other boundary, in the unit of `spacing`.
-Here stands the definition, in NumPy and SciPy; `surfaces_kernel` has the same loops compiled.
+This file has the definition, in NumPy and SciPy; `surfaces_kernel` has compiled loops.
 
 Source: S. Nikolov et al., "Clinically applicable segmentation of head and neck anatomy for radiotherapy", J. Medical
 Internet Research 23, 2021 (surface elements, surface Dice); A. A. Taha and A. Hanbury, "Metrics for evaluating 3D
@@ -35,9 +35,8 @@ DEFINITIONS: tuple[Definition, ...] = ("voxels", "surface")
 DIRECTIONS: tuple[Direction, ...] = ("symmetric", "from_input", "from_target")
 
 SLACK = 1e-6
-"""A distance that is above a tolerance by no more than this share of it counts as within: headers round spacings to
-float32, and three times 0.1 is not 0.3 there."""
-
+"""A distance may exceed a tolerance by this share and still be within: headers round spacings to float32, where three
+times 0.1 is not 0.3."""
 
 _TRIANGLES = {
     0b00000001: ["111"],
@@ -54,23 +53,23 @@ _TRIANGLES = {
     0b00111100: ["220", "220", "220", "220"],
     0b01101001: ["111", "111", "111", "111"],
 }
-"""Which of 8 voxels are inside (bit 7: the first along all axes, bit 0: the last) -> the triangles between them, by the
-normal of each, in eighths of a voxel's face along each axis. Of each kind one: turned, mirrored, or with inside and
-outside exchanged, triangles are the same."""
+"""Codes of a corner, a bit for each of its 8 voxels that is inside (bit 7: the first along all axes, bit 0: the last),
+and the triangles that marching cubes draw there. A triangle is written as its normal, in eighths of a voxel's face
+along each axis. The table has one code of each kind: rotating or mirroring it, or exchanging inside and outside, gives
+others with the same triangles."""
 
+_NEARBY = 500
+"""Places around an element that are searched one by one."""
 
-_AROUND = 500
-"""Places around an element that are looked at one by one."""
-
-_WORTH = 16
-"""Pairs of elements that are compared in the time that a voxel of a distance transform takes."""
+_COMPARISONS = 16
+"""Pairs of elements that are compared in the time that a distance transform takes per voxel."""
 
 
 class SurfaceDistances(NamedTuple):
-    """Of one class: the distance of each element of a boundary to the other boundary, (N,) float64.
+    """The distance of each element of the boundaries of a class to the other boundary, (N,) float64, with weights.
 
-    Weights are None where every element weighs 1. Where only one of the two masks has a voxel, the distances of its
-    elements are inf; a mask without voxels has no element.
+    Weights are None if every element weighs 1. If only one of the two masks has a voxel, the distances of its elements
+    are inf; a mask without voxels has no element.
     """
 
     input: np.ndarray
@@ -80,11 +79,11 @@ class SurfaceDistances(NamedTuple):
 
     @classmethod
     def absent(cls, in_input: bool, in_target: bool) -> SurfaceDistances:
-        """Of a class that one of the two masks lacks, or both."""
-        return cls(*(np.full(int(there), np.inf) for there in (in_input, in_target)))
+        """Return the distances of a class that one of the two masks lacks, or both."""
+        return cls(*(np.full(int(present), np.inf) for present in (in_input, in_target)))
 
     def sides(self, direction: Direction) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Distances and weights, of one boundary or of both."""
+        """Yield distances and weights of one boundary, or of both."""
         if direction != "from_target":
             yield self.input, self.input_weight
         if direction != "from_input":
@@ -95,51 +94,57 @@ class SurfaceDistances(NamedTuple):
 
 
 def hausdorff(distances: SurfaceDistances, percentile: float | None, direction: Direction = "symmetric") -> float:
-    """distances -> the largest, or a percentile: the larger of the two directions."""
-    return _judged(distances, np.inf, lambda: max(_quantile(*side, percentile) for side in distances.sides(direction)))
+    """Return the largest distance, or a percentile of each direction's distances, the larger of the two directions."""
+    empty_score = _empty_score(distances, np.inf)
+    if empty_score is not None:
+        return empty_score
+    return max(_quantile(*side, percentile) for side in distances.sides(direction))
 
 
 def average(distances: SurfaceDistances, direction: Direction = "symmetric") -> float:
-    """distances -> their weighted mean, over the elements of both boundaries or of one."""
-
-    def mean() -> float:
-        sums = [values.sum() if weight is None else weight @ values for values, weight in sides]
-        return sum(sums) / sum(_size(*side) for side in sides)
-
+    """Return the weighted mean of the distances, over the elements of both boundaries or of one."""
+    empty_score = _empty_score(distances, np.inf)
+    if empty_score is not None:
+        return empty_score
     sides = tuple(distances.sides(direction))
-    return _judged(distances, np.inf, mean)
+    sums = [values.sum() if weight is None else weight @ values for values, weight in sides]
+    return float(sum(sums) / sum(_total_weight(*side) for side in sides))
 
 
 def surface_overlap(distances: SurfaceDistances, tolerance: float) -> float:
-    """distances -> the share of both boundaries that lies within the tolerance of the other, in [0, 1]."""
+    """Return the share of both boundaries that lies within the tolerance of the other, in [0, 1]."""
+    empty_score = _empty_score(distances, 0.0)
+    if empty_score is not None:
+        return empty_score
+    sides, within = tuple(distances.sides("symmetric")), 0.0
+    for values, weight in sides:
+        near = values <= tolerance * (1 + SLACK)
+        within += _total_weight(values[near], weight if weight is None else weight[near])
+    return within / sum(_total_weight(*side) for side in sides)
 
-    def share() -> float:
-        near = [(values <= tolerance * (1 + SLACK), values, weight) for values, weight in sides]
-        within = sum(_size(values[at], weight if weight is None else weight[at]) for at, values, weight in near)
-        return within / sum(_size(*side) for side in sides)
 
-    sides = tuple(distances.sides("symmetric"))
-    return _judged(distances, 0.0, share)
-
-
-def _size(values: np.ndarray, weight: np.ndarray | None) -> float:
-    """How much elements weigh together; summed alike for all and for a part, so that a share of 1 is exactly 1."""
+def _total_weight(values: np.ndarray, weight: np.ndarray | None) -> float:
+    """Return the total weight of elements. All and some are summed alike, so that a full share is exactly 1."""
     return float(values.size if weight is None else weight.sum())
 
 
-def _judged(distances: SurfaceDistances, worst: float, score: Callable[[], float]) -> float:
-    """The one place that says what empty masks score: nan where both are empty, the worst where one of them is."""
-    if distances.input.size == 0 or distances.target.size == 0:
-        return worst if distances.input.size or distances.target.size else np.nan
-    return float(score())
+def _empty_score(distances: SurfaceDistances, worst: float) -> float | None:
+    """Return nan if both masks are empty, the worst score if one is, None otherwise. No other place decides this."""
+    if distances.input.size and distances.target.size:
+        return None
+    return worst if distances.input.size or distances.target.size else np.nan
 
 
 def _quantile(values: np.ndarray, weight: np.ndarray | None, percentile: float | None) -> float:
-    """Of voxels linear interpolation between order statistics; of areas the first distance that reaches the share."""
+    """Return a percentile of distances, the largest for None.
+
+    Voxels are interpolated linearly between order statistics; with weights it is the first distance at which the
+    percentile of the total weight is reached.
+    """
     if percentile is None:
         return float(values.max())
     if weight is None:
-        position = percentile / 100 * (values.size - 1)  # as np.quantile, which needs 0.1 ms of its own
+        position = percentile / 100 * (values.size - 1)  # as np.quantile does, but without its 0.1 ms of overhead
         around = [math.floor(position), math.ceil(position)]
         low, high = np.partition(values, around)[around].tolist()
         return float(low + (position - around[0]) * (high - low))
@@ -155,15 +160,15 @@ def _quantile(values: np.ndarray, weight: np.ndarray | None, percentile: float |
 def measured(
     input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], definition: Definition
 ) -> SurfaceDistances:
-    """mask, mask -> distances, of masks within a margin of one voxel outside; by the compiled loops where they are."""
-    there = bool(input.any()), bool(target.any())
-    if not all(there):
-        return SurfaceDistances.absent(*there)
+    """Measure the distances between two masks with a margin of one voxel; with the compiled loops if Numba is here."""
+    present = bool(input.any()), bool(target.any())
+    if not all(present):
+        return SurfaceDistances.absent(*present)
     return (surface_distances if kernels() is None else compiled_distances)(input, target, spacing, definition)
 
 
 def between(definition: Definition) -> Callable[[np.ndarray, np.ndarray, tuple[float, ...]], SurfaceDistances]:
-    """definition -> masks, masks, spacing -> distances."""
+    """Return the function that measures distances by a definition."""
     validation.choice("definition", definition, DEFINITIONS)
     return partial(measured, definition=definition)
 
@@ -171,7 +176,7 @@ def between(definition: Definition) -> Callable[[np.ndarray, np.ndarray, tuple[f
 def surface_distances(
     input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], definition: Definition
 ) -> SurfaceDistances:
-    """mask, mask -> distances; bool arrays (*S) of 2 or 3 axes.
+    """Measure the distances between two masks, bool arrays (*S) of 2 or 3 axes: the definition.
 
     Example:
         >>> one, two = np.zeros((2, 5, 5), bool)
@@ -183,20 +188,23 @@ def surface_distances(
         return SurfaceDistances.absent(bool(input.any()), bool(target.any()))
     ndimage = validation.package("surface distances", "scipy.ndimage", "metrics")
     codes = [elements(mask, definition, ndimage) for mask in (input, target)]
-    there = [(code != 0) & (code != 255) for code in codes]
-    far = [ndimage.distance_transform_edt(~other, sampling=spacing)[own] for own, other in (there, there[::-1])]
+    boundaries = [(code != 0) & (code != 255) for code in codes]
+    distances = [
+        ndimage.distance_transform_edt(~other, sampling=spacing)[boundary]
+        for boundary, other in (boundaries, boundaries[::-1])
+    ]
     if definition == "voxels":
-        return SurfaceDistances(*far)
+        return SurfaceDistances(*distances)
     sizes = element_sizes(spacing)
-    return SurfaceDistances(*far, *(sizes[code[own]] for code, own in zip(codes, there, strict=True)))
+    return SurfaceDistances(*distances, *(sizes[code[at]] for code, at in zip(codes, boundaries, strict=True)))
 
 
 def elements(mask: np.ndarray, definition: Definition, ndimage: Any) -> np.ndarray:
-    """mask -> uint8 on the grid of the elements: 0 and 255 where there is none.
+    """Return the code of each place of the grid of elements, uint8; 0 and 255 are no element.
 
-    Voxels: 1 on the boundary. Surface: on the corners of the voxels, (n + 1) along each axis, a bit for each voxel
-    around a corner; the one that comes first along all axes has the highest. In 2-D there are 4, and each counts as if
-    it stood in both of two layers.
+    For "voxels" the code is 1 on the boundary. For "surface" the grid has the corners of the voxels, (n + 1) along each
+    axis, and the code has a bit for each voxel around a corner that is inside; the voxel that comes first along all
+    axes has the highest bit. In 2-D there are 4 voxels, and the code is that of two equal layers.
     """
     if definition == "voxels":
         return np.asarray(mask & ~ndimage.binary_erosion(mask), np.uint8)
@@ -210,10 +218,10 @@ def elements(mask: np.ndarray, definition: Definition, ndimage: Any) -> np.ndarr
 
 @lru_cache(maxsize=64)
 def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
-    """spacing -> area (3-D) or length (2-D) of the surface at a corner, for each of its 256 codes.
+    """Return the area (3-D) or length (2-D) of the surface at a corner for each of the 256 codes.
 
-    Marching cubes put the corners of triangles into the middle of edges between voxels of which one is inside. A
-    triangle is its normal, as long as its area is large: with axes stretched by s its area is |(nx sy sz, ny sx sz,
+    Marching cubes put the corners of a triangle into the middle of edges between a voxel inside and one outside. The
+    length of a normal n is the area of its triangle; with axes stretched by s the area is |(nx sy sz, ny sx sz,
     nz sx sy)|.
 
     Example:
@@ -231,73 +239,76 @@ def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
         faces = math.prod(spacing) / np.array(spacing) / 8
         for code, triangles in _TRIANGLES.items():
             normals = np.array([[*map(int, triangle)] for triangle in triangles])
-            for turn, mirror in product(permutations(range(3)), product((0, 1), repeat=3)):
-                turned = _turned(code, turn, mirror)
-                area = np.linalg.norm(normals[:, turn] * faces, axis=1).sum()
+            for order, flips in product(permutations(range(3)), product((0, 1), repeat=3)):
+                turned = _turned(code, order, flips)
+                area = np.linalg.norm(normals[:, order] * faces, axis=1).sum()
                 sizes[[turned, 255 - turned]] = area
     sizes.setflags(write=False)
     return sizes
 
 
-def _turned(code: int, turn: tuple[int, ...], mirror: tuple[int, ...]) -> int:
-    """code of a corner -> the same after the axes were exchanged and mirrored."""
+def _turned(code: int, order: tuple[int, ...], flips: tuple[int, ...]) -> int:
+    """Return the code of a corner with its axes in another order, and then mirrored where `flips` has 1."""
     turned = 0
     for bit in range(8):
         if code >> bit & 1:
-            place = [(7 - bit) >> shift & 1 for shift in (2, 1, 0)]
-            x, y, z = (place[axis] ^ flip for axis, flip in zip(turn, mirror, strict=True))
+            position = [(7 - bit) >> shift & 1 for shift in (2, 1, 0)]
+            x, y, z = (position[axis] ^ flip for axis, flip in zip(order, flips, strict=True))
             turned |= 1 << (7 - (4 * x + 2 * y + z))
     return turned
 
 
 def kernels() -> Any:
-    """The compiled loops, None where Numba is not installed."""
+    """Return the compiled loops, or None without Numba."""
     return compiled_loops("softdice.metrics.surfaces_kernel")
 
 
 def compiled_distances(
     input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], definition: Definition
 ) -> SurfaceDistances:
-    """The same as `surface_distances` from the compiled loops, of masks within a margin of one voxel outside."""
-    loops, flat, voxels = kernels(), len(spacing) == 2, definition == "voxels"
-    sizes = np.array([1.0] * flat + list(spacing))
-    sides, counts = [], []
+    """Do what `surface_distances` does with the compiled loops, for masks with a margin of one voxel.
+
+    `surfaces_kernel` describes the two stages: a search near each element, then a look at the elements that remain.
+    """
+    loops, is_2d, voxels = kernels(), len(spacing) == 2, definition == "voxels"
+    sizes = np.array([1.0] * is_2d + list(spacing))
+    boundaries, counts = [], []
     for mask in (input, target):
         layers = mask.view(np.uint8)
-        if flat:  # a layer between others like it: all that its voxels know of the missing axis
+        if is_2d:  # equal layers on both sides: the missing axis then adds no element
             layers = np.stack([layers] * (2 + voxels))
         codes = np.empty([n - (2 if voxels else 1) for n in layers.shape], np.uint8)
         counts.append((loops.boundary_voxels if voxels else loops.surface_elements)(layers, codes))
-        sides.append(codes)
-    steps, reach = _steps(spacing)
-    found = []
-    for own, other, count, others in zip(sides, sides[::-1], counts, counts[::-1], strict=True):
-        far, code, left = np.empty(count), np.empty(count, np.uint8), np.empty((count, 4), np.int64)
-        left = left[: loops.near(own, other, steps, reach, far, code, left)]
-        if len(left) * others < _WORTH * own.size:
-            places = np.empty((3, others))
-            loops.places(other, places)
-            loops.compare(left, places, sizes, far)
+        boundaries.append(codes)
+    steps, lengths = _steps(spacing)
+    distances, element_codes = [], []
+    for boundary, other, count, other_count in zip(boundaries, boundaries[::-1], counts, counts[::-1], strict=True):
+        distance_N, code_N, remaining = np.empty(count), np.empty(count, np.uint8), np.empty((count, 4), np.int64)
+        remaining = remaining[: loops.near(boundary, other, steps, lengths, distance_N, code_N, remaining)]
+        if len(remaining) * other_count < _COMPARISONS * boundary.size:
+            positions = np.empty((3, other_count))
+            loops.places(other, positions)
+            loops.compare(remaining, positions, sizes, distance_N)
         else:
-            square = np.empty(own.shape)
+            square = np.empty(boundary.shape)
             loops.squares(other, sizes, square)
-            loops.look_up(left, square, sizes[0], far)
-        found.append((far, code))
-    (far_i, code_i), (far_t, code_t) = found
+            loops.look_up(remaining, square, sizes[0], distance_N)
+        distances.append(distance_N)
+        element_codes.append(code_N)
     if voxels:
-        return SurfaceDistances(far_i, far_t)
+        return SurfaceDistances(*distances)
     weights = element_sizes(spacing)
-    return SurfaceDistances(far_i, far_t, weights[code_i], weights[code_t])
+    return SurfaceDistances(*distances, *(weights[code_N] for code_N in element_codes))
 
 
 @lru_cache(maxsize=64)
 def _steps(spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """spacing -> all steps from a voxel within some radius, (K, 3), and their lengths, (K,), ascending."""
+    """Return all steps from a place to those within some radius, (K, 3), and their lengths, (K,), ascending."""
     sizes = np.array([1.0] * (3 - len(spacing)) + list(spacing))
-    volume = _AROUND * math.prod(spacing)
+    volume = _NEARBY * math.prod(spacing)
     radius = math.sqrt(volume / math.pi) if len(spacing) == 2 else (0.75 * volume / math.pi) ** (1 / 3)
-    most = [0] * (3 - len(spacing)) + [int(radius / size) for size in spacing]
-    steps = np.array(list(product(*(range(-n, n + 1) for n in most))))
+    farthest = [0] * (3 - len(spacing)) + [int(radius / size) for size in spacing]
+    steps = np.array(list(product(*(range(-n, n + 1) for n in farthest))))
     lengths = np.sqrt((steps * sizes) ** 2 @ np.ones(3))
     order = [i for i in np.argsort(lengths, kind="stable") if lengths[i] <= radius]
     return steps[order], lengths[order]

@@ -1,12 +1,12 @@
-"""label maps, masks -> where each label lies, boundary elements, distances between them: the loops on the CPU.
+"""Numba loops that find the boxes of labels, the elements of boundaries, and the distances between two boundaries.
 
-Distances are exact, and most cost next to nothing: two segmentations that are worth comparing agree on most of their
-boundaries. `near` looks around an element, the nearest place first, and stops at the first element of the other
-boundary. The few that are left after some hundred places are compared with all elements of the other boundary
-(`compare`), or, where they are many, looked up in a transform of the whole box (`squares`, `look_up`). There, two
-scans along the last axis say how far the next element is; along the axis before it every row takes the minimum over
-the rows around it, row by row outwards until these are too far away to change anything, which the compiler turns into
-vector instructions; along the first axis the same is done for the elements that are left.
+Distances are exact, and most are cheap: two segmentations that are worth comparing agree on most of their boundaries.
+`near` searches the places around an element, the nearest first, and stops at the first element of the other boundary.
+Elements without one within some hundred places remain. They are compared with all elements of the other boundary
+(`compare`), or, if they are many, looked up in a distance transform of the whole box (`squares`, `look_up`). For the
+transform, two scans along the last axis give the distance to the next element; along the axis before it, each row takes
+the minimum over the rows around it, outwards until these are too far away to change anything, in vector instructions;
+along the first axis the same is done, for the remaining elements only.
 
 X, Y, Z are axes; a 2-D image has X = 1. Codes are those of `surfaces.elements`: no element where 0 or 255.
 """
@@ -20,14 +20,15 @@ BLOCK = 64
 """Labels that are compared at once."""
 
 _INF = np.inf
-_LEAST = {"nnan", "nsz", "reassoc"}  # a maximum is a vector instruction only where no nan is looked for
+_NO_NAN = {"nnan", "nsz", "reassoc"}  # without these flags a maximum is no vector instruction
 
 
 @njit(nogil=True, cache=True)
 def find_boxes(labels: np.ndarray, boxes: np.ndarray) -> None:
-    """labels (X, Y, Z), uint8 or int64 -> boxes (C + 1, 6): the lowest and highest index of each label along each axis.
+    """Write the lowest and the highest index of each label along each axis into boxes (C + 1, 6).
 
-    The last row takes labels outside [0, C). A label that does not occur keeps what stands in its row.
+    Labels (X, Y, Z) are uint8 or int64. The last row takes labels outside [0, C). The row of a label that does not
+    occur stays as it is.
     """
     C = boxes.shape[0] - 1
     X, Y, Z = labels.shape
@@ -38,10 +39,10 @@ def find_boxes(labels: np.ndarray, boxes: np.ndarray) -> None:
             while z < Z:
                 label, end = row[z], z + 1
                 while end + BLOCK <= Z:
-                    unlike = row[end] ^ label
+                    different = row[end] ^ label
                     for k in range(1, BLOCK):
-                        unlike |= row[end + k] ^ label
-                    if unlike != 0:
+                        different |= row[end + k] ^ label
+                    if different != 0:
                         break
                     end += BLOCK
                 while end < Z and row[end] == label:
@@ -54,21 +55,21 @@ def find_boxes(labels: np.ndarray, boxes: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def boundary_voxels(mask: np.ndarray, codes: np.ndarray) -> int:
-    """mask (X + 2, Y + 2, Z + 2) of 0 and 1 -> codes (X, Y, Z): 1 where a voxel or one that shares a face is 0.
+    """Mark the voxels of a mask that share a face with a voxel outside; return how many there are.
 
-    Returns how many there are.
+    The mask (X + 2, Y + 2, Z + 2) of 0 and 1 has a margin; codes (X, Y, Z) become 1 at boundary voxels, else 0.
     """
     X, Y, Z = codes.shape
     count = 0
     for x in range(X):
         for y in range(Y):
-            own, code = mask[x + 1, y + 1], codes[x, y]
+            row, code = mask[x + 1, y + 1], codes[x, y]
             low, high = mask[x, y + 1], mask[x + 2, y + 1]
             left, right = mask[x + 1, y], mask[x + 1, y + 2]
             number = 0
             for z in range(Z):
-                inside = own[z] & own[z + 2] & low[z + 1] & high[z + 1] & left[z + 1] & right[z + 1]
-                code[z] = own[z + 1] & (inside ^ np.uint8(1))
+                inside = row[z] & row[z + 2] & low[z + 1] & high[z + 1] & left[z + 1] & right[z + 1]
+                code[z] = row[z + 1] & (inside ^ np.uint8(1))
                 number += code[z]
             count += number
     return count
@@ -76,7 +77,7 @@ def boundary_voxels(mask: np.ndarray, codes: np.ndarray) -> int:
 
 @njit(nogil=True, cache=True)
 def surface_elements(mask: np.ndarray, codes: np.ndarray) -> int:
-    """mask (X + 1, Y + 1, Z + 1) of 0 and 1 -> codes (X, Y, Z) of the corners between voxels; how many are elements."""
+    """Write the codes (X, Y, Z) of the corners of a mask (X + 1, Y + 1, Z + 1) of 0 and 1; return how many elements."""
     X, Y, Z = codes.shape
     count = 0
     for x in range(X):
@@ -93,25 +94,25 @@ def surface_elements(mask: np.ndarray, codes: np.ndarray) -> int:
     return count
 
 
-@njit(nogil=True, cache=True, fastmath=_LEAST)
+@njit(nogil=True, cache=True, fastmath=_NO_NAN)
 def squares(codes: np.ndarray, spacing: np.ndarray, square: np.ndarray) -> None:
-    """codes (X, Y, Z) -> squared distance to the nearest element within the same x, (X, Y, Z) float64; inf for none."""
+    """Write the squared distance to the nearest element of the same x into (X, Y, Z) float64; inf without one."""
     X, Y, Z = codes.shape
-    along = np.empty((Y, Z))
-    some = np.empty(Y, np.bool_)
+    square_along_z = np.empty((Y, Z))
+    has_element = np.empty(Y, np.bool_)
     step_y, step_z = spacing[1], spacing[2]
     for x in range(X):
         for y in range(Y):
-            code, row = codes[x, y], along[y]
-            some[y] = False
+            code, row = codes[x, y], square_along_z[y]
+            has_element[y] = False
             away = -1
             for z in range(Z):
                 if code[z] != 0 and code[z] != 255:
-                    away, some[y] = 0, True
+                    away, has_element[y] = 0, True
                 elif away >= 0:
                     away += 1
                 row[z] = away * step_z if away >= 0 else _INF
-            if some[y]:
+            if has_element[y]:
                 away = -1
                 for z in range(Z - 1, -1, -1):
                     if row[z] == 0.0:
@@ -124,7 +125,7 @@ def squares(codes: np.ndarray, spacing: np.ndarray, square: np.ndarray) -> None:
             best = square[x, y]
             furthest = 0.0
             for z in range(Z):
-                best[z] = along[y, z]
+                best[z] = square_along_z[y, z]
                 furthest = max(furthest, best[z])
             for away in range(1, max(y, Y - 1 - y) + 1):
                 cost = (away * step_y) * (away * step_y)
@@ -132,86 +133,94 @@ def squares(codes: np.ndarray, spacing: np.ndarray, square: np.ndarray) -> None:
                     break
                 for side in range(2):
                     other = y - away if side == 0 else y + away
-                    if other < 0 or other >= Y or not some[other]:
+                    if other < 0 or other >= Y or not has_element[other]:
                         continue
-                    row = along[other]
+                    row = square_along_z[other]
                     furthest = 0.0
                     for z in range(Z):
-                        near = row[z] + cost
-                        least = near if near < best[z] else best[z]
+                        candidate = row[z] + cost
+                        least = candidate if candidate < best[z] else best[z]
                         best[z] = least
                         furthest = max(furthest, least)
 
 
 @njit(nogil=True, cache=True)
 def near(
-    own: np.ndarray,
+    boundary: np.ndarray,
     other: np.ndarray,
     steps: np.ndarray,
-    reach: np.ndarray,
-    found: np.ndarray,
+    lengths: np.ndarray,
+    distances: np.ndarray,
     codes: np.ndarray,
-    left: np.ndarray,
+    remaining: np.ndarray,
 ) -> int:
-    """Codes (X, Y, Z) of two boundaries, steps (K, 3) and their lengths (K,), ascending -> distances and codes (N,).
+    """Write the distance of each element of a boundary to the other one, and its code, (N,); return how many remain.
 
-    Of elements with no other one within these steps the position is written to left (N, 4), with their number among
-    all; returns how many these are.
+    Boundaries are codes (X, Y, Z). An element of the other one is searched at steps (K, 3), whose lengths (K,) ascend.
+    An element without one there remains: its position, and its number among all elements, go to remaining (N, 4).
     """
-    X, Y, Z = own.shape
+    X, Y, Z = boundary.shape
     n, remain = 0, 0
     for x in range(X):
         for y in range(Y):
             for z in range(Z):
-                code = own[x, y, z]
+                code = boundary[x, y, z]
                 if code == 0 or code == 255:
                     continue
                 codes[n] = code
-                near_by = -1.0
-                for k in range(len(reach)):
+                distance = -1.0
+                for k in range(len(lengths)):
                     a, b, c = x + steps[k, 0], y + steps[k, 1], z + steps[k, 2]
                     if 0 <= a < X and 0 <= b < Y and 0 <= c < Z and other[a, b, c] != 0 and other[a, b, c] != 255:
-                        near_by = reach[k]
+                        distance = lengths[k]
                         break
-                found[n] = near_by
-                if near_by < 0:
-                    left[remain, 0], left[remain, 1], left[remain, 2], left[remain, 3] = x, y, z, n
+                distances[n] = distance
+                if distance < 0:
+                    row = remaining[remain]
+                    row[0], row[1], row[2], row[3] = x, y, z, n
                     remain += 1
                 n += 1
     return remain
 
 
 @njit(nogil=True, cache=True)
-def places(codes: np.ndarray, found: np.ndarray) -> None:
-    """Codes (X, Y, Z) -> where the elements are, (3, N) float64."""
+def places(codes: np.ndarray, positions: np.ndarray) -> None:
+    """Write the positions of the elements of a boundary, codes (X, Y, Z), into (3, N) float64."""
     X, Y, Z = codes.shape
     n = 0
     for x in range(X):
         for y in range(Y):
             for z in range(Z):
                 if codes[x, y, z] != 0 and codes[x, y, z] != 255:
-                    found[0, n], found[1, n], found[2, n] = x, y, z
+                    positions[0, n], positions[1, n], positions[2, n] = x, y, z
                     n += 1
 
 
-@njit(nogil=True, cache=True, fastmath=_LEAST)
-def compare(left: np.ndarray, others: np.ndarray, spacing: np.ndarray, found: np.ndarray) -> None:
-    """What `near` has left, all elements of the other boundary (3, M) -> the distances that are missing."""
-    for i in range(len(left)):
+@njit(nogil=True, cache=True, fastmath=_NO_NAN)
+def compare(remaining: np.ndarray, others: np.ndarray, spacing: np.ndarray, distances: np.ndarray) -> None:
+    """Write the distances of the elements that remain after `near`, by comparing each with all others.
+
+    remaining (N, 4) is what `near` wrote, others (3, M) the positions of the other boundary's elements.
+    """
+    for i in range(len(remaining)):
         best = _INF
+        x, y, z = remaining[i, 0], remaining[i, 1], remaining[i, 2]
         for j in range(others.shape[1]):
-            a, b, c = left[i, 0] - others[0, j], left[i, 1] - others[1, j], left[i, 2] - others[2, j]
+            a, b, c = x - others[0, j], y - others[1, j], z - others[2, j]
             a, b, c = a * spacing[0], b * spacing[1], c * spacing[2]
             best = min(best, a * a + b * b + c * c)
-        found[left[i, 3]] = np.sqrt(best)
+        distances[remaining[i, 3]] = np.sqrt(best)
 
 
 @njit(nogil=True, cache=True)
-def look_up(left: np.ndarray, square: np.ndarray, step: float, found: np.ndarray) -> None:
-    """What `near` has left, what `squares` says of the other boundary -> the distances that are missing."""
+def look_up(remaining: np.ndarray, square: np.ndarray, step: float, distances: np.ndarray) -> None:
+    """Write the distances of the elements that remain after `near`, from what `squares` wrote for the other boundary.
+
+    That is the squared distance within one x; the minimum over the other x is taken here.
+    """
     X = len(square)
-    for i in range(len(left)):
-        x, y, z = left[i, 0], left[i, 1], left[i, 2]
+    for i in range(len(remaining)):
+        x, y, z = remaining[i, 0], remaining[i, 1], remaining[i, 2]
         best = square[x, y, z]
         for away in range(1, max(x, X - 1 - x) + 1):
             cost = (away * step) * (away * step)
@@ -221,4 +230,4 @@ def look_up(left: np.ndarray, square: np.ndarray, step: float, found: np.ndarray
                 best = min(best, square[x - away, y, z] + cost)
             if x + away < X:
                 best = min(best, square[x + away, y, z] + cost)
-        found[left[i, 3]] = np.sqrt(best)
+        distances[remaining[i, 3]] = np.sqrt(best)

@@ -1,11 +1,14 @@
 """Scores of folders of masks, as `softdice score` computes them."""
 
-from softdice.scoring.cases import Case, score_pair
-from softdice.scoring.classes import Options, ScoreError
+from softdice.evaluation.labels import ScoreError
+from softdice.evaluation.table import Table
+from softdice.scoring.comparison import Comparison, compare
 from softdice.scoring.folders import Scores, score_folders
+from softdice.scoring.options import Options
+from softdice.scoring.pair_scores import Case, score_pair
 from softdice.scoring.pairing import Pair, pair_files
 from softdice.scoring.runner import run
-from softdice.scoring.summary import Comparison, Summary, Table, compare, summarise, tabulate
+from softdice.scoring.summary import Summary, summarise, tabulate
 
 __all__ = [
     "Case",

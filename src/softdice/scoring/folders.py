@@ -1,4 +1,4 @@
-"""two folders of masks -> scores as rows of Python: what `softdice score` does, for scripts and notebooks."""
+"""Score two folders of masks from Python, as `softdice score` does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from softdice.scoring.classes import parse_options
-from softdice.scoring.output import case_rows, class_rows, flat, overall_row
+from softdice.scoring.formats import case_rows, class_rows, flat, overall_row
+from softdice.scoring.options import parse_options
 from softdice.scoring.pairing import pair_files
 from softdice.scoring.runner import run
 from softdice.scoring.summary import summarise, tabulate
@@ -19,11 +19,11 @@ Labels = str | Sequence[int] | Mapping[str, int]
 
 
 class Scores(list[dict[str, Any]]):
-    """Rows of case and class, which `pandas.DataFrame` takes, with what they add up to.
+    """A row for each case and class, which `pandas.DataFrame` takes, with their means.
 
     Args:
         classes: a row for each class: means, intervals, pooled scores. overall: the same over all classes.
-        errors: for each case that could not be scored the reason.
+        errors: the reason for each case that could not be scored.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ def score_folders(
     missing: Literal["skip", "0"] = "skip",
     jobs: int = 1,
 ) -> Scores:
-    """two folders of masks, or two masks -> Scores: a row of Dice, IoU and counts for each case and class.
+    """Score two folders of masks, or two masks: a row of Dice, IoU and counts for each case and class.
 
     The keywords are the options of `softdice score`, which the page "Scores" explains; numbers, lists and dicts may
-    stand for their texts. A case that cannot be scored raises nothing: a warning says so, and `errors` why.
+    stand for their texts. A case that cannot be scored raises no error: a warning says so, and `errors` why.
 
     Args:
         predictions, reference: two files, or two folders whose files belong together by name.
@@ -76,7 +76,7 @@ def score_folders(
         jobs: processes. Above 1 the script needs the guard `if __name__ == "__main__":`.
 
     Raises:
-        ScoreError: a folder or an option that cannot be used, as the command says it.
+        ScoreError: a folder or an option that cannot be used, with the command's message.
 
     Example:
         >>> import numpy as np, pathlib, tempfile
@@ -100,10 +100,8 @@ def score_folders(
     cases = run(pairs, options, jobs=jobs)
     table = tabulate(cases, options.keys, options.names, empty=options.empty, metrics=options.metrics)
     if table.errors:
-        said = (
-            f"score_folders: {len(table.errors)} of {len(pairs)} cases were not scored, see .errors: {table.errors[0]}"
-        )
-        warnings.warn(said, stacklevel=2)
+        count = f"{len(table.errors)} of {len(pairs)} cases"
+        warnings.warn(f"score_folders: {count} were not scored, see .errors: {table.errors[0]}", stacklevel=2)
     summary = summarise(table)
     rows = [_numbers(row) for i in range(len(table.cases)) for row in case_rows(table, i)]
     classes = [_numbers(dict(flat(row))) for row in class_rows(table, summary)]
@@ -111,16 +109,16 @@ def score_folders(
 
 
 def _text(value: Any, separator: str, equals: str) -> str | None:
-    """Return an option as the command has it: a text as it is, numbers and dicts of them as a text."""
+    """Return the text of an option as the command takes it, from a text, a number, a list or a dict."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return f"{separator} ".join(f"{name}{equals}{_text(each, ',', equals)}" for name, each in value.items())
+        return f"{separator} ".join(f"{name}{equals}{_text(part, ',', equals)}" for name, part in value.items())
     return ",".join(map(str, value)) if isinstance(value, Sequence) else str(value)
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with nan and inf where JSON has None and a word."""
+    """Return a row with nan and inf in the place of JSON's None and "inf"."""
     words = {None: math.nan, "inf": math.inf}
     names = ("case", "label", "name")
     return {

@@ -1,4 +1,4 @@
-"""two files or two folders -> pairs of files that belong together."""
+"""Find the files of two folders that belong together."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from softdice.evaluation.labels import ScoreError
 from softdice.images.files import SUFFIXES, image_name, is_collection, is_store, list_entries, split_name
 from softdice.images.formats import BY_SUFFIX
 from softdice.images.image import Format, is_dicom
-from softdice.scoring.classes import ScoreError
 
 NOT_READ = (
     ".mnc", ".img", ".img.gz", ".gipl", ".gipl.gz", ".ima", ".vtk", ".vti", ".j2k", ".pgm", ".ppm", ".pbm", ".tga",
     ".exr", ".heic", ".avif", ".svs", ".ndpi", ".czi", ".lif", ".nd2", ".h5", ".hdf5", ".mat", ".b2nd",
     ".npy.gz",
 )  # fmt: skip
-"""Suffixes of images and masks in formats that `softdice.images` does not read: such files are listed as not scored."""
+"""Suffixes of formats that `softdice.images` does not read: such files are listed as not scored."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A case: the files to compare, or the reason why there is nothing to compare."""
+    """The files of a case, or the reason why there is nothing to compare."""
 
     case: str
     prediction: Path | None
@@ -30,23 +30,20 @@ class Pair:
     error: str = ""
 
 
-LAYOUTS = ("files", "subfolders", "classes")
-
 INNER = "segmentations"
-"""The folder that TotalSegmentator puts between that of a case and the files of its classes: it names nothing."""
+"""TotalSegmentator's folder between that of a case and the files of its classes; it is no part of the case's name."""
 
 
 def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pair]:
-    """two files, or two folders -> pairs in the order of their names.
+    """Return the pairs of two files or of two folders, in the order of their names.
 
-    Files of two folders belong together when their names without suffix are equal (`case.nii.gz`, `case.png`), or equal
-    but for nnU-Net's `_0000`. Where one name has files of several types (nnU-Net leaves `case.npz` beside
-    `case.nii.gz`), the one of the other side's type is taken. What finds no partner, and an image in a format that is
-    not read, is a pair with an error.
+    Files belong together if their names without suffix are equal (`case.nii.gz`, `case.png`), apart from nnU-Net's
+    `_0000`. If a name has files of several formats (nnU-Net leaves `case.npz` beside `case.nii.gz`), the one of the
+    other side's format is taken. A file without partner, or in a format that is not read, becomes a pair with an error.
 
     Args:
-        layout: "files" of the two folders; those of "subfolders", too, by their path in the folder; or "classes": a
-            case is a folder, and a file in it is the mask of the class that it is named after.
+        layout: "files" pairs the files of the two folders, "subfolders" those below them too, by their path; with
+            "classes" a case is a folder, and a file in it is the mask of the class that it is named after.
 
     Raises:
         ScoreError: a path does not exist, a file against a folder, no image at all in a folder, or no name in common.
@@ -65,22 +62,22 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
         raise ScoreError(f"--layout {layout}: expected two folders, got a file of many images. Leave the option out.")
     if layout == "classes":
         return _some_in_common(_pair_folders(predictions, truth), predictions, truth)
-    found = [
+    prediction_files, truth_files = (
         {stem: [path] for stem, path in list_entries(side, other).items()}
         if is_collection(side)
         else _by_stem(side, deep=layout == "subfolders")
         for side, other in (sides, sides[::-1])
-    ]
-    for path, files in zip((predictions, truth), found, strict=True):
+    )
+    for path, files in zip(sides, (prediction_files, truth_files), strict=True):
         if not any(_format(file) for stem in files.values() for file in stem):
             advice = "Are they in folders of it? See --layout."
             raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them. {advice}")
-    predicted, truths = found
-    for stem in [stem for stem in predicted if stem not in truths]:
+    for stem in [stem for stem in prediction_files if stem not in truth_files]:
         other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"
-        if other in truths and other not in predicted:
-            predicted[other] = predicted.pop(stem)
-    pairs = [_pair(stem, predicted.get(stem, []), truths.get(stem, [])) for stem in sorted({*predicted, *truths})]
+        if other in truth_files and other not in prediction_files:
+            prediction_files[other] = prediction_files.pop(stem)
+    stems = sorted({*prediction_files, *truth_files})
+    pairs = [_pair(stem, prediction_files.get(stem, []), truth_files.get(stem, [])) for stem in stems]
     return _some_in_common(pairs, predictions, truth)
 
 
@@ -98,14 +95,17 @@ def _some_in_common(pairs: list[Pair], predictions: Path, truth: Path) -> list[P
 
 
 def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
-    """folder -> {case: file}; `_0000`, as nnU-Net names the first channel of an image, is no part of the name."""
+    """Return the file of each case; nnU-Net's `_0000`, the first channel of an image, is no part of the name."""
     return {
         stem.removesuffix("_0000"): files[0] for stem, files in _by_stem(folder, deep=deep).items() if _format(files[0])
     }
 
 
 def case_folders(root: Path, read: list[Path], layout: str) -> dict[Path, list[Path]]:
-    """Return the folders that are searched for cases below `root`, and what of each is read; {} for a file."""
+    """Return the folders below `root` that are searched for cases, and which of the `read` files each has.
+
+    {} if `root` is a file.
+    """
     if not root.is_dir() or (root in read and layout != "classes"):
         return {}
     folders: dict[Path, list[Path]] = {folder: [] for folder in ([root] if layout == "files" else _folders(root))}
@@ -114,49 +114,50 @@ def case_folders(root: Path, read: list[Path], layout: str) -> dict[Path, list[P
             folders.pop(path, None)  # one image
         if path.parent in folders:
             folders[path.parent].append(path)
-    return {folder: [*files, *(each for each in folders if each.parent == folder)] for folder, files in folders.items()}
+    return {
+        folder: [*files, *(inner for inner in folders if inner.parent == folder)] for folder, files in folders.items()
+    }
 
 
 def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
-    """Folders that hold images, by their path in the two folders."""
-    found = [
-        {
-            _case_name(path.relative_to(root)): path
-            for path in _folders(root)
-            if any(_stem(path, name) for name in os.listdir(path))
-        }
-        for root in (predictions, truth)
-    ]
-    for path, folders in zip((predictions, truth), found, strict=True):
+    """Pair the folders that hold images, by their path in the two folders."""
+    sides = []
+    for root in (predictions, truth):
+        folders = [path for path in _folders(root) if any(_stem(path, name) for name in os.listdir(path))]
         if not folders:
-            raise ScoreError(f"{path}: expected folders with a file per class, got none of them.")
+            raise ScoreError(f"{root}: expected folders with a file per class, got none of them.")
+        sides.append({_case_name(path.relative_to(root)): path for path in folders})
     pairs = []
-    for name in sorted({*found[0], *found[1]}):
-        p, t = (folders.get(name) for folders in found)
+    for name in sorted({*sides[0], *sides[1]}):
+        p, t = (side.get(name) for side in sides)
         lacking = "reference" if t is None else "prediction"
         reason = "" if p and t else f"{p or t}: no {lacking} of this name"
         pairs.append(Pair(name or truth.name, p, t, reason))
     return pairs
 
 
-def _folders(root: Path, around: tuple[str, ...] = ()) -> Iterator[Path]:
-    """The folder and those in it, links followed but for one that leads back to a folder around it."""
+def _folders(root: Path, parents: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield a folder and all folders below it; links are followed, except one that leads back to a parent."""
     real = os.path.realpath(root)
-    if real in around:
+    if real in parents:
         return
     yield root
     for name in sorted(os.listdir(root)):
         if not name.startswith(".") and os.path.isdir(root / name) and not is_store(root / name):
-            yield from _folders(root / name, (*around, real))
+            yield from _folders(root / name, (*parents, real))
 
 
 def _case_name(path: Path) -> str:
+    """Return the name of a case by the path of its folder, "" for the root itself."""
     return (path.parent if path.name == INNER else path).as_posix().removeprefix(".")
 
 
 def _by_stem(root: Path, *, deep: bool = False) -> dict[str, list[Path]]:
-    """Stem, behind its path in the folder -> its files; those that are not read only where there is no other."""
-    found: dict[str, list[Path]] = {}
+    """Return the files of each stem, which includes the path below `root`.
+
+    Files in a format that is not read are included only if the stem has no other.
+    """
+    by_stem: dict[str, list[Path]] = {}
     for folder in _folders(root) if deep else (root,):
         within = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
         with os.scandir(folder) as entries:  # not sorted(folder.iterdir()): paths that were compared keep their parts
@@ -165,17 +166,17 @@ def _by_stem(root: Path, *, deep: bool = False) -> dict[str, list[Path]]:
             continue
         for name, path in ((image_name(entry.path), entry.path) for entry in listed if _is_series(entry)):
             assert name is not None
-            found.setdefault(within + name[0], []).append(Path(path))
+            by_stem.setdefault(within + name[0], []).append(Path(path))
         files = sorted(entry.name for entry in listed if _stem(folder, entry.name) and _is_file(entry))
         for file in sorted(files, key=lambda name: split_name(name) is None):
-            others = found.setdefault(within + _stem(folder, file), [])
+            others = by_stem.setdefault(within + _stem(folder, file), [])
             if not others or split_name(file) is not None:
                 others.append(folder / file)
-    return found
+    return by_stem
 
 
 def _stem(folder: Path, name: str) -> str:
-    """The name without its suffix, empty where it is no image."""
+    """Return a file's name without its suffix, "" if it is no image."""
     split = split_name(name)
     suffix = next((suffix for suffix in NOT_READ if name.lower().endswith(suffix)), "")
     if split or (suffix and not name.startswith(".")):
@@ -184,7 +185,7 @@ def _stem(folder: Path, name: str) -> str:
 
 
 def _is_series(entry: os.DirEntry[str]) -> bool:
-    """A folder that is one image."""
+    """Return whether an entry is a folder that is one image."""
     try:
         return entry.is_dir() and not entry.name.startswith(".") and image_name(entry.path) is not None
     except OSError:  # a link to itself, or a folder that may not be read
@@ -192,33 +193,33 @@ def _is_series(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """A link to nothing, or to itself, is one too: a case that fails when it is read."""
+    """Return whether an entry is a file; a broken link counts too, as a case that fails when it is read."""
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
         return True
 
 
-def _pair(stem: str, predicted: list[Path], truths: list[Path]) -> Pair:
-    unread = [path for path in (*predicted, *truths) if not _format(path)]
+def _pair(stem: str, prediction_files: list[Path], truth_files: list[Path]) -> Pair:
+    """Return the pair of a stem from its files on both sides, or the reason why there is none."""
+    p, t = next(iter(prediction_files), None), next(iter(truth_files), None)
+    unread = [path for path in (*prediction_files, *truth_files) if not _format(path)]
     if unread:
         names = " and ".join(str(path) for path in unread)
-        reason = f"{names}: expected a file ending in {', '.join(SUFFIXES)}. Convert it first."
-        return Pair(stem, predicted[0] if predicted else None, truths[0] if truths else None, reason)
-    if not predicted or not truths:
-        lone, side = (predicted[0], "reference") if predicted else (truths[0], "prediction")
-        reason = f"{lone}: no {side} of this name"
-        return Pair(stem, lone if predicted else None, None if predicted else lone, reason)
-    common = [(p, t) for p in predicted for t in truths if _format(p) == _format(t)]
-    if len(common) == 1:
-        return Pair(stem, *common[0])
-    if len(predicted) == len(truths) == 1:
-        return Pair(stem, predicted[0], truths[0])
-    several = predicted if len(predicted) > 1 else truths
+        return Pair(stem, p, t, f"{names}: expected a file ending in {', '.join(SUFFIXES)}. Convert it first.")
+    if p is None or t is None:
+        return Pair(stem, p, t, f"{p or t}: no {'prediction' if p is None else 'reference'} of this name")
+    same_format = [(p, t) for p in prediction_files for t in truth_files if _format(p) == _format(t)]
+    if len(same_format) == 1:
+        return Pair(stem, *same_format[0])
+    if len(prediction_files) == len(truth_files) == 1:
+        return Pair(stem, p, t)
+    several = prediction_files if len(prediction_files) > 1 else truth_files
     names = ", ".join(path.name for path in several)
-    return Pair(stem, predicted[0], truths[0], f"{several[0].parent}: expected one file of this name, got {names}")
+    return Pair(stem, p, t, f"{several[0].parent}: expected one file of this name, got {names}")
 
 
 def _format(path: Path) -> Format | None:
+    """Return the format of a file, None if it is not read."""
     name = split_name(path) or image_name(path)
     return BY_SUFFIX[name[1]] if name else None

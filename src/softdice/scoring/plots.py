@@ -1,4 +1,4 @@
-"""values of cases by classes -> box plots as HTML that fits a phone and a sheet of paper: positions are percentages."""
+"""Box plots of the scores of cases by class, in HTML that fits a phone and a sheet of paper: positions are per cent."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ from html import escape as _escaped
 
 import numpy as np
 
-from softdice.scoring.summary import mean
-from softdice.scoring.writing import shown
+from softdice.evaluation.averages import mean
+from softdice.evaluation.text import shown
 
-_SORTED = 12
-"""Classes from which on they stand in the order of their means."""
+_UNSORTED = 12
+"""With more classes than this, rows are sorted by their means."""
 
 
 def escape(text: str) -> str:
-    """A name as HTML shows it."""
+    """Return a name that is safe to show in HTML."""
     return _escaped(shown(text))
 
 
 def box_plots(
     labels: Sequence[str], values_NK: np.ndarray, what: str, *, signed: bool = False, longest: float | None = 1.0
 ) -> str:
-    """One row per class: box from quartile to quartile, line at the median, whiskers to the furthest case within 1.5
-    box lengths, a dot for every case beyond, a ring at the mean. What lies beyond the axis is counted at its end.
+    """Write one row per class: a box from quartile to quartile, a line at the median, and a ring at the mean.
 
-    The axis runs from the lowest whisker to 1, for `signed` values symmetrically about 0, and for lengths (`longest`
-    None) from 0 to the highest whisker; inf lies beyond. How many cases are exactly 0 stands beside the name, but for
-    lengths, whose best that is. Source: J. W. Tukey, Exploratory Data Analysis, 1977.
+    Whiskers reach to the furthest case within 1.5 box lengths, with a dot for every case beyond. Cases beyond the axis
+    are counted at its end. The axis runs from the lowest whisker to 1; for `signed` values it is symmetric about 0; for
+    lengths (`longest` None) it runs from 0 to the highest whisker, and inf lies beyond. The number of cases that are
+    exactly 0 stands beside the name, except for lengths, for which 0 is best.
+    Source: J. W. Tukey, Exploratory Data Analysis, 1977.
     """
     columns = [np.sort(column[~np.isnan(column)]) for column in values_NK.T]
     finite = [column[np.isfinite(column)] for column in columns]
     boxes = [_box(column) for column in finite]
     low, high = _range([box for box in boxes if box is not None], signed, longest)
-    worst = mean(values_NK) if longest is not None else -mean(values_NK)
-    order = np.argsort(worst, kind="stable") if len(labels) > _SORTED else range(len(labels))
+    goodness_K = mean(values_NK) if longest is not None else -mean(values_NK)
+    order = np.argsort(goodness_K, kind="stable") if len(labels) > _UNSORTED else range(len(labels))
 
     def x(value: float) -> str:
         return f"{100 * (value - low) / (high - low):.2f}%"
@@ -55,19 +56,21 @@ def box_plots(
                 f"<div><span>{label}</span><svg>{grid}<text class='faint' x='4' y='15'>{why}</text></svg></div>"
             )
             continue
-        first, quarter, middle, three, last = box
-        told = f"{labels[k]}: median {middle:.4f}, quartiles {quarter:.4f} and {three:.4f}, {column.size} cases"
-        beyond = np.unique(column[(column < first) | (column > last)].round(3))
-        shown_beyond = beyond[(beyond >= low) & (beyond <= high)]
-        dots = "".join(f"<circle cx='{x(value)}' cy='11' r='2.5'/>" for value in shown_beyond)
-        outside = int((column < low).sum()), int((column > high).sum())
-        edges = f"<text class='faint' x='2' y='15'>◂ {outside[0]}</text>" if outside[0] else ""
-        edges += f"<text class='faint' x='100%' y='15' text-anchor='end'>{outside[1]} ▸</text>" if outside[1] else ""
+        first, quarter, middle, three_quarters, last = box
+        title = f"{labels[k]}: median {middle:.4f}, quartiles {quarter:.4f} and {three_quarters:.4f}"
+        title += f", {column.size} cases"
+        outliers = np.unique(column[(column < first) | (column > last)].round(3))
+        outliers = outliers[(outliers >= low) & (outliers <= high)]
+        dots = "".join(f"<circle cx='{x(value)}' cy='11' r='2.5'/>" for value in outliers)
+        below, above = int((column < low).sum()), int((column > high).sum())
+        edges = f"<text class='faint' x='2' y='15'>◂ {below}</text>" if below else ""
+        edges += f"<text class='faint' x='100%' y='15' text-anchor='end'>{above} ▸</text>" if above else ""
         centre = f"<circle class='mean' cx='{x(min(max(finite[k].mean(), low), high))}' cy='11' r='3.5'/>"
         rows.append(
-            f"<div><span>{label}</span><svg role='img'><title>{escape(told)}</title>{grid}"
+            f"<div><span>{label}</span><svg role='img'><title>{escape(title)}</title>{grid}"
             f"<line x1='{x(first)}' x2='{x(last)}' y1='11' y2='11'/>"
-            f"<rect x='{x(quarter)}' width='{100 * (three - quarter) / (high - low):.2f}%' y='4' height='14' rx='2'/>"
+            f"<rect x='{x(quarter)}' width='{100 * (three_quarters - quarter) / (high - low):.2f}%' "
+            "y='4' height='14' rx='2'/>"
             f"<line class='median' x1='{x(middle)}' x2='{x(middle)}' y1='4' y2='18'/>{dots}{centre}{edges}</svg></div>"
         )
     anchors = ["start", *["middle"] * 3, "end"]
@@ -80,7 +83,7 @@ def box_plots(
 
 
 def _box(values: np.ndarray) -> tuple[float, ...] | None:
-    """Sorted values -> whisker, quartile, median, quartile, whisker."""
+    """Return the whisker, quartile, median, quartile and whisker of sorted values; None without values."""
     if values.size == 0:
         return None
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
@@ -90,7 +93,7 @@ def _box(values: np.ndarray) -> tuple[float, ...] | None:
 
 
 def _range(boxes: list[tuple[float, ...]], signed: bool, longest: float | None) -> tuple[float, float]:
-    """The ends of the axis, in steps that give round ticks."""
+    """Return the ends of the axis, chosen so that ticks are round."""
     if longest is None:
         most = max((box[-1] if not signed else max(abs(box[0]), abs(box[-1])) for box in boxes), default=0.0)
         step = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from softdice.evaluation.averages import mean
+from softdice.evaluation.table import Table
 from softdice.metrics.counting import class_counts
-from softdice.scoring.summary import Table, mean
 from softdice.training.cases import Case, Cases
 
 WINDOW_OVERLAP = 0.25

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from softdice.evaluation.labels import ScoreError, parse_labels
 from softdice.images.files import FileError, left_out, list_images
-from softdice.scoring.classes import ScoreError, parse_labels
 from softdice.training.channels import Files, channel_files
 from softdice.training.config import TrainingError
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softdice.evaluation.averages import intervals, mean
+from softdice.evaluation.table import Table, score
+from softdice.evaluation.text import number
 from softdice.metrics import formulas
-from softdice.scoring.output import number
-from softdice.scoring.summary import Table, intervals, mean, score
 from softdice.training import pictures
 from softdice.training.cases import IGNORED
 from softdice.training.checkpoint import write_bytes

@@ -1,4 +1,4 @@
-"""summaries -> rows of cells that people read, and tables of them for a terminal."""
+"""Summaries and comparisons as tables of text, for the report and for a terminal, and as sentences."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 from rich.table import Table as Terminal
 from rich.text import Text
 
-from softdice.scoring.output import class_rows, comparison_rows, difference_row, number, overall_row
-from softdice.scoring.summary import DISTANCES, Comparison, Summary, Table, mean_ranks
-from softdice.scoring.writing import shown
+from softdice.evaluation.table import DISTANCES, Table
+from softdice.evaluation.text import number, shown
+from softdice.scoring.comparison import Comparison, mean_ranks
+from softdice.scoring.formats import class_rows, comparison_rows, difference_row, overall_row
+from softdice.scoring.summary import Summary
 
-CLASSES = {
+HEADINGS = {
     "cases": "cases", "dice": "Dice", "dice_95": "95 % interval",
     "precision": "precision", "recall": "recall", "specificity": "specificity", "ml_pred": "predicted ml",
     "ml_ref": "reference ml", "volume_difference": "volume difference",
@@ -27,38 +29,38 @@ CLASSES = {
     "mean_distance_quartiles": "mean distance quartiles", "pooled_dice": "pooled Dice",
     "iou": "IoU", "pooled_iou": "pooled IoU", "in_empty": "in empty",
 }  # fmt: skip
-"""Columns of a class in the order of the table: what was asked for stands beside Dice."""
+"""Keys of the rows of a class -> headings, in the order of the table; further scores stand beside Dice."""
 
-COMPARISON = {
+COMPARISON_HEADINGS = {
     "cases": "pairs", "cases_alone": "one only", "difference": "difference", "difference_95": "95 % interval",
     "p_wilcoxon": "Wilcoxon p", "p_holm": "Holm p",
 }  # fmt: skip
-"""Keys of the rows of `softdice.scoring.output` -> headings."""
+"""Keys of the rows of a comparison -> headings."""
 
-LEGEND = {
+MEANINGS = {
     "dice": "mean over the cases; in the last row the mean of the classes",
     "dice_95": "interval of the mean, bootstrap over the cases; from five cases on",
     "volume_difference": "relative to the mean of both volumes",
     "hd95": "95th percentile of the distance of the surfaces, the larger of both directions; mean of the finite ones",
-    "hd95_median": "of all cases, those with an infinite distance too",
+    "hd95_median": "over all cases, including infinite distances",
     "hd95_infinite": "cases in which only one of prediction and reference has the class",
     "mean_distance": "between the surfaces, over both directions; mean of the finite ones",
     "surface_dice": "share of both surfaces that is within the tolerance",
-    "lesion_dice": "mean Dice of the lesions, 0 for one without partner",
+    "lesion_dice": "mean Dice of the lesions, 0 for a lesion without partner",
     "pq": "panoptic quality, SQ times RQ",
     "sq": "mean IoU of the lesions that match",
     "rq": "F1 of finding the lesions",
     "ap50": "matched / (matched + missed + extra), from an IoU of 0.5 on",
-    "matched": "objects of a case with a partner",
+    "matched": "objects with a partner, in a case",
     "missed": "objects of the reference without partner",
     "extra": "objects of the prediction without partner",
     "centreline_dice": "Dice of centre lines (clDice)",
     "pooled_dice": "voxels of all cases added first",
     "in_empty": "cases with a prediction, of those whose reference lacks the class",
 }
-"""What a column is, where its heading leaves it open."""
+"""What a column means, if its heading does not say it."""
 
-FORMS = {
+NUMBER_FORMATS = {
     "ml_pred": ".2f",
     "ml_ref": ".2f",
     **{f"{name}{part}": ".2f" for name in DISTANCES for part in ("", "_median", "_quartiles")},
@@ -71,17 +73,17 @@ FORMS = {
     "cases_alone": "d",
     "mean_rank": ".2f",
 }
+"""How the numbers of a column are written; ".4f" for the others."""
 
-
-ONE_CASE = (
+NEEDS_CASES = (
     "cases", "dice_95", "dice_sd", "dice_median", "dice_quartiles", "pooled_dice", "pooled_iou", "in_empty",
     *(f"{name}_{part}" for name in DISTANCES for part in ("median", "quartiles")),
 )  # fmt: skip
-"""Columns that say nothing of a single case."""
+"""Columns that mean nothing with a single case."""
 
 
 class Grid(NamedTuple):
-    """Headings, a row of cells per class, and one over all classes."""
+    """A table of text: headings, rows of cells, and a last row over all of them, which may be empty."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -89,51 +91,49 @@ class Grid(NamedTuple):
 
 
 def class_grid(table: Table, summary: Summary) -> Grid:
-    """Mean over cases with its interval, pooled, IoU, and how many cases they rest on."""
+    """Return the table of means: Dice with its interval, further scores, pooled scores, and how many cases."""
     overall = {"cases": len(table.cases), **overall_row(summary)}
     rows = class_rows(table, summary)
     for row in rows if summary.empty[1].any() else ():
         row["in_empty"] = f"{row['predicted_in_empty']} of {row['empty_references']}"
     filled = {key for row in rows for key in row} | {"cases", "dice"}
-    left_out = {*ONE_CASE} if len(table.cases) < 2 else set()
-    left_out |= {f"{name}_infinite" for name, rows_4K in summary.distances.items() if not rows_4K[3].any()}
-    headings = {key: heading for key, heading in CLASSES.items() if key in filled - left_out}
+    omitted = {*NEEDS_CASES} if len(table.cases) < 2 else set()
+    omitted |= {f"{name}_infinite" for name, rows_4K in summary.distances.items() if not rows_4K[3].any()}
+    headings = {key: heading for key, heading in HEADINGS.items() if key in filled - omitted}
     return _grid(headings, table, table.keys, rows, overall)
 
 
 def comparison_grid(table: Table, comparison: Comparison) -> Grid:
-    """Paired difference of Dice with its interval, Wilcoxon's p, and how many cases have no score to compare with."""
+    """Return the table of differences of Dice: interval, p values, pairs, and cases that only one side has."""
     overall = comparison_rows(comparison, table)
-    return _grid(COMPARISON, table, comparison.keys, overall.pop("classes"), overall)
+    return _grid(COMPARISON_HEADINGS, table, comparison.keys, overall.pop("classes"), overall)
 
 
 def shapes_grid(table: Table, comparison: Comparison) -> Grid:
-    """The same of what was measured of shapes, a row for each score and class: difference, interval, pairs, Holm's p.
+    """Return the table of differences of the scores that need masks, a row for each score and class.
 
-    Of distances also in how many cases that of the first and that of the second is infinite: these are no pairs.
+    Distances also say in how many cases the first, and the second, is infinite: these are no pairs.
     """
     overall = comparison_rows(comparison, table)
     classes = [(table.label(key), row) for key, row in zip(comparison.keys, overall.pop("classes"), strict=True)]
-    headings = {key: COMPARISON[key] for key in ("difference", "difference_95", "cases")}
-    headings |= {"infinite": "inf"} if any(other.infinite.any() for other in comparison.shapes.values()) else {}
-    headings["p_holm"] = COMPARISON["p_holm"]
+    headings = {key: COMPARISON_HEADINGS[key] for key in ("difference", "difference_95", "cases")}
+    headings |= {"infinite": "inf"} if any(shape.infinite.any() for shape in comparison.shapes.values()) else {}
+    headings["p_holm"] = COMPARISON_HEADINGS["p_holm"]
     rows = []
     for name in comparison.shapes:
-        form = f"+{FORMS.get(name, '.4f')}"
-        forms = {"difference": form, "difference_95": form, "p_holm": FORMS["p_holm"], "infinite": "d"}
+        signed = f"+{_number_format(name)}"
+        formats = {"difference": signed, "difference_95": signed, "p_holm": NUMBER_FORMATS["p_holm"], "infinite": "d"}
         if len(classes) > 1:
-            rows.append([CLASSES[name], text(overall[f"macro_{name}_difference"], form), *[""] * (len(headings) - 1)])
+            macro = text(overall[f"macro_{name}_difference"], signed)
+            rows.append([HEADINGS[name], macro, *[""] * (len(headings) - 1)])
         for label, row in classes:
-            cells = (text(row.get(f"{name}_{key}", ""), forms.get(key, "")) for key in headings)
-            rows.append([f"{CLASSES[name]}: {label}", *cells])
+            cells = (text(row.get(f"{name}_{key}", ""), formats.get(key, "")) for key in headings)
+            rows.append([f"{HEADINGS[name]}: {label}", *cells])
     return Grid(["score: class", *headings.values()], rows, [])
 
 
 def models_grid(tables: dict[str, Table], summaries: Sequence[Summary]) -> Grid:
-    """Sets of predictions, best first: mean Dice with its interval, what was asked for, pooled, rank, what failed.
-
-    The best is the one with the lowest mean rank of Dice over cases and classes.
-    """
+    """Return the table of all sets of predictions, a row each, by their mean rank of Dice over cases and classes."""
     ranks, _ = mean_ranks(list(tables.values()))
     rows = []
     for (name, table), summary, rank in zip(tables.items(), summaries, ranks.tolist(), strict=True):
@@ -142,13 +142,13 @@ def models_grid(tables: dict[str, Table], summaries: Sequence[Summary]) -> Grid:
         row |= {"empty_predictions": sum(prediction == "" for prediction in table.predictions)}
         rows.append((rank, shown(name), row))
     rows.sort(key=lambda row: row[0])
-    kept = [key for key in CLASSES if any(key in row for *_, row in rows) and key not in ("cases", "iou", "pooled_iou")]
-    kept = [key for key in kept if not key.endswith("_infinite") or any(row[key] for *_, row in rows)]
-    headings = {key: CLASSES[key] for key in kept}
+    filled = {key for *_, row in rows for key in row} - {"cases", "iou", "pooled_iou"}
+    filled -= {key for key in filled if key.endswith("_infinite") and not any(row[key] for *_, row in rows)}
+    headings = {key: heading for key, heading in HEADINGS.items() if key in filled}
     headings |= {"mean_rank": "mean rank", "cases": "cases", "failed": "not scored"}
     if any(row["empty_predictions"] for *_, row in rows):
         headings["empty_predictions"] = "without prediction"
-    cells = [[name, *(text(row.get(key, math.nan), _form(key)) for key in headings)] for _, name, row in rows]
+    cells = [[name, *(text(row.get(key, math.nan), _number_format(key)) for key in headings)] for _, name, row in rows]
     return Grid(["predictions", *headings.values()], cells, [])
 
 
@@ -159,33 +159,40 @@ def _grid(
     rows: list[dict[str, Any]],
     overall: dict[str, Any],
 ) -> Grid:
+    """Return a table with a row for each class and a last one over all classes."""
     overall = {key.removeprefix("macro_"): value for key, value in overall.items()}
 
     def cells(label: str, row: dict[str, Any]) -> list[str]:
-        return [label, *(text(row[key], _form(key)) if key in row else "" for key in headings)]
+        return [label, *(text(row[key], _number_format(key)) if key in row else "" for key in headings)]
 
-    named = [cells(table.label(key), row) for key, row in zip(keys, rows, strict=True)]
-    return Grid(["class", *headings.values()], named, cells("all classes", overall))
-
-
-def _form(key: str) -> str:
-    return FORMS.get(key, ".4f")
+    class_cells = [cells(table.label(key), row) for key, row in zip(keys, rows, strict=True)]
+    return Grid(["class", *headings.values()], class_cells, cells("all classes", overall))
 
 
-def text(value: Any, form: str = ".4f") -> str:
-    """A number or the two bounds of an interval, a dash for what is undefined."""
+def _number_format(key: str) -> str:
+    """Return how the numbers of a column are written."""
+    return NUMBER_FORMATS.get(key, ".4f")
+
+
+def text(value: Any, number_format: str = ".4f") -> str:
+    """Return a number, or the two bounds of an interval, as text; a dash for what is undefined.
+
+    The format "d" joins two counts, of the first and of the second predictions.
+    """
     if isinstance(value, int) or (isinstance(value, str) and value != "inf"):
         return str(value)
     low, high = (math.inf if v == "inf" else v for v in (value if isinstance(value, list) else (value, value)))
     if low is None or math.isnan(low):
         return "-"
-    if form == "d":  # how many of the first, how many of the second
+    if number_format == "d":
         return f"{low} + {high}" if low or high else "-"
-    return f"{low:{form}} .. {high:{form}}" if isinstance(value, list) else format(float(low), form)
+    if isinstance(value, list):
+        return f"{low:{number_format}} .. {high:{number_format}}"
+    return format(float(low), number_format)
 
 
 def done_line(tables: dict[str, Table], summaries: dict[str, Summary], out: Path | None, report: Path | None) -> str:
-    """What was scored, the mean Dice of each set of predictions, and where the files are."""
+    """Return the last line of a run: how many cases, the mean Dice of each set of predictions, and the files."""
     scores = []
     for name, summary in summaries.items():
         interval = text(number(summary.macro_interval))
@@ -197,16 +204,16 @@ def done_line(tables: dict[str, Table], summaries: dict[str, Summary], out: Path
 
 
 def alone_line(comparison: Comparison) -> str:
-    """Scores without a partner, in words; an empty text where there are none."""
+    """Return a sentence about scores that only one side has; "" where there are none."""
     first, second = comparison.alone.sum(1).tolist()
     if not first + second:
         return ""
-    why = "where one prediction and the reference lack a class, that one has no score"
-    return f"Not compared: {first} scores of the first and {second} of the second, which are in their means: {why}."
+    counts = f"{first} scores of the first and {second} of the second, which are in their means"
+    return f"Not compared: {counts}. The other side has no score where it and the reference lack the class."
 
 
 def rank_line(tables: dict[str, Table]) -> str:
-    """Sets of predictions by their mean rank, best first; an empty text for fewer than three."""
+    """Return a sentence with the mean ranks, best first; "" for fewer than three sets of predictions."""
     if len(tables) < 3:
         return ""
     ranks, number = mean_ranks(list(tables.values()))
@@ -217,7 +224,7 @@ def rank_line(tables: dict[str, Table]) -> str:
 
 
 def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list[str]:
-    """The cases that differ most, a line each."""
+    """Return a line for each of the cases that differ most."""
     lines = []
     for i in comparison.most_different(most):
         row = difference_row(comparison, i, table)
@@ -226,7 +233,7 @@ def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list
     return lines
 
 
-_FIRST = (
+_DROPPED_FIRST = (
     "pooled IoU", "quartiles", "SD", "in empty", "median", "pooled Dice", "IoU", "cases",
     "mean distance quartiles", "HD95 quartiles", "mean distance median", "HD95 median", "mean distance",
     "volume difference", "reference ml", "predicted ml", "specificity", "AP 0.9", "AP 0.75", "AP 0.5", "matched",
@@ -234,26 +241,26 @@ _FIRST = (
     "centre-line Dice", "lesion Dice", "surface Dice", "HD95",
 )  # fmt: skip
 DROPPED: tuple[str, ...] = (
-    *(heading + more for heading in _FIRST for more in ("", " inf")),
+    *(heading + suffix for heading in _DROPPED_FIRST for suffix in ("", " inf")),
     "one only", "95 % interval", "Wilcoxon p", "Holm p", "pairs", "inf",
 )  # fmt: skip
-"""Columns that a narrow terminal does without, the first rather than the last. A number is never cut."""
+"""Columns that a narrow terminal leaves out, in this order. Numbers are never cut."""
 
-NAMES = 12
-"""Columns that the names of the classes keep at the least; longer ones are folded."""
+NAME_WIDTH = 12
+"""Characters that names of classes keep at least; longer ones are folded."""
 
 
 def terminal(title: str, grid: Grid, width: int) -> Terminal:
-    """Grid -> table of at most so many columns, which says what it left out for that."""
+    """Return a table that fits the width of a terminal; its caption names the columns that are left out."""
     totals = [grid.total] if grid.total else []
     sizes = [max(map(len, column)) for column in zip(grid.columns, *grid.rows, *totals, strict=True)]
     kept = {i for i, heading in enumerate(grid.columns) if heading not in DROPPED}
     for heading in reversed(DROPPED):
-        more = kept | {grid.columns.index(heading)} if heading in grid.columns else kept
-        if min(sizes[0], NAMES) + sum(sizes[column] for column in more if column) + 3 * len(more) + 1 <= width:
-            kept = more
-    left_out = [heading for i, heading in enumerate(grid.columns) if i not in kept]
-    caption = f"Too narrow for: {', '.join(left_out)}." if left_out else None
+        wider = kept | {grid.columns.index(heading)} if heading in grid.columns else kept
+        if min(sizes[0], NAME_WIDTH) + sum(sizes[column] for column in wider if column) + 3 * len(wider) + 1 <= width:
+            kept = wider
+    omitted = [heading for i, heading in enumerate(grid.columns) if i not in kept]
+    caption = f"Too narrow for: {', '.join(omitted)}." if omitted else None
     drawn = Terminal(
         title=Text(shown(title)), title_justify="left", title_style="bold", caption=caption, caption_justify="left"
     )

@@ -1,11 +1,10 @@
-"""tables and their summaries -> pieces of text: CSV, JSON, and the summary.json of nnU-Net, case by case."""
+"""Tables and their summaries as CSV, JSON and nnU-Net's summary.json, piece by piece: a data set may be large."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from softdice.scoring.classes import METRICS, Options
-from softdice.scoring.summary import DISTANCES, Comparison, Summary, Table, mean, mean_ranks, mean_score
-from softdice.scoring.writing import shown
+from softdice.evaluation.averages import mean
+from softdice.evaluation.table import DISTANCES, METRICS, Table, mean_score
+from softdice.evaluation.text import number, shown
+from softdice.scoring.comparison import Comparison, mean_ranks
+from softdice.scoring.options import Options
+from softdice.scoring.summary import Summary
 from softdice.version import __version__
 
 MOST_DIFFERENT = 12
@@ -24,25 +26,25 @@ MOST_DIFFERENT = 12
 
 
 def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
-    """Table, number of a case -> one row per class; scores are None where the class is in neither.
+    """Yield a row for each class of a case; scores are None where neither map has the class.
 
-    tp, fp, fn are voxels (sums of probabilities for soft scores) of this class: right, too many, missed.
+    tp, fp and fn are voxels of the class (sums of probabilities for soft scores): right, too many, missed.
     """
-    one = table.case(i)
-    asked = {name: values[0].tolist() for name, values in one.asked.items()}
-    both, predicted, true = table.counts[i].tolist()
-    for k, (key, dice, iou) in enumerate(zip(table.keys, one.dice[0].tolist(), one.iou[0].tolist(), strict=True)):
+    case = table.case(i)
+    further = {name: values_1K[0].tolist() for name, values_1K in case.further.items()}
+    both, in_prediction, in_reference = table.counts[i].tolist()
+    for k, (key, dice, iou) in enumerate(zip(table.keys, case.dice[0].tolist(), case.iou[0].tolist(), strict=True)):
         yield {
             "case": table.cases[i],
             **_class(table, key),
             "dice": number(dice),
             "iou": number(iou),
             "tp": both[k],
-            "fp": predicted[k] - both[k],
-            "fn": true[k] - both[k],
-            "n_pred": predicted[k],
-            "n_ref": true[k],
-            **{name: number(values[k]) for name, values in asked.items()},
+            "fp": in_prediction[k] - both[k],
+            "fn": in_reference[k] - both[k],
+            "n_pred": in_prediction[k],
+            "n_ref": in_reference[k],
+            **{name: number(values[k]) for name, values in further.items()},
         }
 
 
@@ -51,16 +53,17 @@ Rows = Mapping[str, Iterable[Iterable[dict[str, Any]]]]
 
 
 def to_csv(tables: dict[str, Table], summaries: dict[str, Summary], rows: str = "pairs") -> Iterator[str]:
-    """{name of the predictions: Table}, their summaries -> CSV; with two of them the first column says which.
+    """Write tables by name of the predictions as CSV; with two or more the first column has the name.
 
-    Rows are pairs of case and class; "classes", with their means; or "cases", with the Dice of each class in a column.
+    A row is a pair of case and class; with "classes" a class with its means; with "cases" a case with the Dice of each
+    class in a column.
     """
-    return _csv(*_table(tables, summaries, rows))
+    return _csv(*_rows_of(tables, summaries, rows))
 
 
 def to_json_rows(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -> Iterator[str]:
-    """The same as a list of objects in JSON, a line for each, which `pandas.read_json` takes."""
-    _, sides = _table(tables, summaries, rows)
+    """Write the rows of `to_csv` as a list of objects in JSON, a line for each, which `pandas.read_json` takes."""
+    _, sides = _rows_of(tables, summaries, rows)
     before = "[\n"
     for name, groups in sides.items():
         for row in chain.from_iterable(groups):
@@ -69,12 +72,12 @@ def to_json_rows(tables: dict[str, Table], summaries: dict[str, Summary], rows: 
     yield "\n]\n" if before == ",\n" else "[]\n"
 
 
-def _table(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -> tuple[list[str], Rows]:
+def _rows_of(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -> tuple[list[str], Rows]:
     """Return the columns, and the rows of each set of predictions."""
     first = next(iter(tables.values()))
     if rows == "pairs":
-        asked = [name for metric in first.metrics for name in METRICS[metric]]
-        columns = ["case", "label", "name", "dice", "iou", "tp", "fp", "fn", "n_pred", "n_ref", *asked]
+        further = [name for metric in first.metrics for name in METRICS[metric]]
+        columns = ["case", "label", "name", "dice", "iou", "tp", "fp", "fn", "n_pred", "n_ref", *further]
         return columns, {name: map(partial(case_rows, t), range(len(t.cases))) for name, t in tables.items()}
     if rows == "cases":
         labels = {key: table.label(key) for table in tables.values() for key in table.keys}
@@ -87,12 +90,13 @@ def _table(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -
 
 
 def _case_row(table: Table, labels: dict[int | str, str], i: int) -> list[dict[str, Any]]:
+    """Return the one row of a case, with the Dice of each class under its label."""
     dice = dict(zip(table.keys, map(number, table.case(i).dice[0]), strict=True))
     return [{"case": table.cases[i], **{label: dice.get(key) for key, label in labels.items()}}]
 
 
 def flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The two bounds of an interval as columns of their own."""
+    """Yield the cells of a row, the two bounds of an interval as two cells."""
     for key, value in row.items():
         if isinstance(value, list):
             yield from zip((f"{key}_low", f"{key}_high"), value, strict=True)
@@ -101,6 +105,7 @@ def flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(columns: list[str], sides: Rows) -> Iterator[str]:
+    """Write rows as CSV, a group at a time."""
     several = ["predictions"] if len(sides) > 1 else []
     line = io.StringIO()
     writer = csv.writer(line, lineterminator="\n")
@@ -115,7 +120,7 @@ def _csv(columns: list[str], sides: Rows) -> Iterator[str]:
 
 
 def _cell(value: object) -> object:
-    """Names as they are, but for what a spreadsheet would run: behind an apostrophe it is text."""
+    """Return a cell with an apostrophe before a name that a spreadsheet would run as a formula."""
     if not isinstance(value, str):
         return value
     return f"'{shown(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else shown(value)
@@ -124,9 +129,9 @@ def _cell(value: object) -> object:
 def to_json(
     tables: dict[str, Table], summaries: dict[str, Summary], comparisons: Sequence[Comparison], options: Options
 ) -> Iterator[str]:
-    """Everything: per case, per class, over all, comparisons and errors; null where a score is undefined.
+    """Write everything as JSON: cases, classes, overall, comparisons and errors; null where a score is undefined.
 
-    With more than two sets of predictions each is compared with the first, and their mean ranks are given.
+    The first predictions are compared with each of the others; with three or more, mean ranks follow.
     """
     yield '{\n"softdice": ' + json.dumps(__version__) + ',\n"options": ' + json.dumps(options_row(options))
     rows = [
@@ -140,31 +145,31 @@ def to_json(
         ranks = zip(tables, mean_ranks(list(tables.values()))[0].tolist(), strict=True)
         yield ',\n"mean_ranks": ' + json.dumps(dict(sorted(ranks, key=lambda item: item[1])), indent=1)
     unnamed = next(iter(tables.values())).unnamed
-    rows_u = [{"label": label, "voxels": voxels, "cases": cases} for label, (voxels, cases) in unnamed.items()]
-    yield ',\n"unnamed_labels": ' + json.dumps(rows_u)
+    labels = [{"label": label, "voxels": voxels, "cases": cases} for label, (voxels, cases) in unnamed.items()]
+    yield ',\n"unnamed_labels": ' + json.dumps(labels)
     yield ',\n"renumbered_cases": ' + json.dumps(max(table.renumbered for table in tables.values()))
     yield ',\n"errors": ' + json.dumps([error for table in tables.values() for error in table.errors], indent=1)
     yield ',\n"results": ['
-    for number, (name, table) in enumerate(tables.items()):
+    for position, (name, table) in enumerate(tables.items()):
         summary = summaries[name]
         head = {"predictions": name, "overall": overall_row(summary), "classes": class_rows(table, summary)}
-        yield (",\n" if number else "\n") + json.dumps(head, indent=1, allow_nan=False)[:-2] + ',\n "cases": ['
+        yield (",\n" if position else "\n") + json.dumps(head, indent=1, allow_nan=False)[:-2] + ',\n "cases": ['
         for i, case in enumerate(table.cases):
             files = {"case": case, "prediction": table.predictions[i], "reference": table.truths[i]}
-            rows_i = [{key: row[key] for key in row if key != "case"} for row in case_rows(table, i)]
-            yield (",\n" if i else "\n") + "  " + json.dumps({**files, "classes": rows_i}, allow_nan=False)
+            classes = [{key: row[key] for key in row if key != "case"} for row in case_rows(table, i)]
+            yield (",\n" if i else "\n") + "  " + json.dumps({**files, "classes": classes}, allow_nan=False)
         yield "]}"
     yield "\n]}\n"
 
 
 def options_row(options: Options) -> dict[str, Any]:
-    """The options as JSON has them, which knows neither nan nor inf."""
+    """Return the options for JSON, which has neither nan nor inf."""
     penalty = options.penalty if isinstance(options.penalty, str) else number(options.penalty)
     return {**asdict(options), "empty": number(options.empty), "penalty": penalty}
 
 
 def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
-    """One row of aggregates per class."""
+    """Return a row for each class with its means and other aggregates, by the names that CSV and JSON have for them."""
     columns = {
         "dice": summary.dice,
         "dice_95": summary.dice_interval.T,
@@ -175,8 +180,8 @@ def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
         "pooled_dice": summary.pooled_dice,
         "pooled_iou": summary.pooled_iou,
     }
-    for name, means in summary.asked.items():
-        columns[name] = means
+    for name, means_K in summary.further.items():
+        columns[name] = means_K
         if name in summary.distances:
             median, low, high, _ = summary.distances[name]
             columns |= {f"{name}_median": median, f"{name}_quartiles": np.stack([low, high], 1)}
@@ -184,26 +189,26 @@ def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
     for name, (*_, infinite) in summary.distances.items():
         for row, number_of_cases in zip(rows, infinite.tolist(), strict=True):
             row[f"{name}_infinite"] = int(number_of_cases)
-    for row, (empty, predicted) in zip(rows, summary.empty.T.tolist(), strict=True):
-        row |= {"empty_references": empty, "predicted_in_empty": predicted}
+    for row, counts in zip(rows, summary.empty.T.tolist(), strict=True):
+        row["empty_references"], row["predicted_in_empty"] = counts
     return rows
 
 
 def overall_row(summary: Summary) -> dict[str, Any]:
-    """Aggregates over all classes."""
+    """Return the aggregates over all classes."""
     return {
         "macro_dice": number(summary.macro_dice),
         "macro_dice_95": number(summary.macro_interval),
         "macro_iou": number(summary.macro_iou),
         "pooled_dice": number(summary.micro_dice),
         "pooled_iou": number(summary.micro_iou),
-        **{f"macro_{name}": number(mean(means)) for name, means in summary.asked.items()},
-        **{f"{name}_infinite": int(rows[3].sum()) for name, rows in summary.distances.items()},
+        **{f"macro_{name}": number(mean(means)) for name, means in summary.further.items()},
+        **{f"{name}_infinite": int(rows_4K[3].sum()) for name, rows_4K in summary.distances.items()},
     }
 
 
 def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
-    """Differences of Dice, first predictions minus second, per class and over all."""
+    """Return the differences of scores, first predictions minus second: overall, per class, and the largest cases."""
     columns = {
         "difference": comparison.difference,
         "difference_95": comparison.interval.T,
@@ -231,16 +236,21 @@ def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
 
 
 def difference_row(comparison: Comparison, i: int, table: Table) -> dict[str, Any]:
-    """Comparison, number of a case -> its mean difference, and the class that differs most."""
-    each = comparison.each[i]
-    k = int(np.nanargmax(np.abs(each)))
-    mean_difference = {"case": comparison.names[i], "difference": number(mean(each))}
-    return {**mean_difference, **_class(table, comparison.keys[k]), "class_difference": number(each[k])}
+    """Return the mean difference of a case, and the class that differs most."""
+    difference_K = comparison.each[i]
+    k = int(np.nanargmax(np.abs(difference_K)))
+    return {
+        "case": comparison.names[i],
+        "difference": number(mean(difference_K)),
+        **_class(table, comparison.keys[k]),
+        "class_difference": number(difference_K[k]),
+    }
 
 
 def _rows(
     table: Table, keys: Sequence[int | str], cases: np.ndarray, columns: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
+    """Return a row for each class: its label and name, its number of cases, and a cell of each column."""
     return [
         {**_class(table, key), "cases": int(cases[k]), **{name: number(column[k]) for name, column in columns.items()}}
         for k, key in enumerate(keys)
@@ -248,27 +258,28 @@ def _rows(
 
 
 def _class(table: Table, key: int | str) -> dict[str, Any]:
+    """Return the label and the name of a class; a region has its name for both."""
     return {"label": key, "name": table.names.get(key, "") if isinstance(key, int) else key}
 
 
 def to_nnunet(table: Table, options: Options) -> Iterator[str]:
-    """Table -> the summary.json of nnU-Net: metric_per_case, mean, foreground_mean; NaN as nnU-Net writes it.
+    """Write nnU-Net's summary.json: metric_per_case, mean, foreground_mean, and NaN as nnU-Net writes it.
 
-    Behind its own metrics stand those that were asked for.
+    nnU-Net's metrics come first, then the columns of `Table.further`.
     """
     keys = [_nnunet_key(key, options) for key in table.keys]
-    both, predicted, true = np.moveaxis(table.counts, 1, 0)
-    union = predicted + true - both
+    both, in_prediction, in_reference = np.moveaxis(table.counts, 1, 0)
+    union = in_prediction + in_reference - both
     metrics_NK = {
         "Dice": table.dice,
-        "FN": true - both,
-        "FP": predicted - both,
+        "FN": in_reference - both,
+        "FP": in_prediction - both,
         "IoU": table.iou,
         "TN": np.array(table.voxels, dtype=np.int64)[:, None] - union,
         "TP": both,
-        "n_pred": predicted,
-        "n_ref": true,
-        **table.asked,
+        "n_pred": in_prediction,
+        "n_ref": in_reference,
+        **table.further,
     }
     means = {name: mean_score(name, values.astype(np.float64)) for name, values in metrics_NK.items()}
     means |= {f"{name}_infinite": np.isinf(metrics_NK[name]).sum(0) for name in DISTANCES if name in metrics_NK}
@@ -286,17 +297,8 @@ def to_nnunet(table: Table, options: Options) -> Iterator[str]:
 
 
 def _nnunet_key(key: int | str, options: Options) -> str:
-    """nnU-Net names a region by the tuple of its labels."""
+    """Return nnU-Net's name of a class, which for a region is the tuple of its labels."""
     if isinstance(key, int) or options.regions is None:
         return str(key)
     labels = options.regions[str(key)]
     return str(labels if len(labels) > 1 else labels[0])
-
-
-def number(value: Any) -> Any:
-    """A number, or an array as a list of them; JSON has neither nan, which is None, nor inf, which is a word."""
-    if np.ndim(value):
-        return [number(each) for each in value]
-    if math.isinf(value):
-        return "inf"
-    return None if math.isnan(value) else float(value)

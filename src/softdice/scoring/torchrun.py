@@ -1,7 +1,7 @@
-"""pairs -> cases, shared out over the processes that torchrun started. Rank 0 gets them all, in order.
+"""Score pairs on all processes that torchrun started; rank 0 gets the cases of all ranks, in order.
 
-Rank 0 alone reads the folders, keeps the journal and writes. The others wait for its pairs and score every count-th of
-them; after each case the ranks exchange what they have, so that nothing done is lost when the run is stopped.
+Rank 0 alone lists the folders, keeps the journal and writes. Each of n ranks scores every n-th pair. After each case
+the ranks exchange theirs, so that a run that is stopped loses no finished case.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from softdice.evaluation.labels import ScoreError
 from softdice.parallel.ranks import LostRankError, Ranks
 from softdice.scoring import runner
-from softdice.scoring.cases import Case
-from softdice.scoring.classes import Options, ScoreError
+from softdice.scoring.options import Options
+from softdice.scoring.pair_scores import Case
 from softdice.scoring.pairing import Pair
 
 Run = Callable[..., Generator[Case, None, None]]
 
 
-class _Word(NamedTuple):
-    """What a rank says after each case."""
+class _Message(NamedTuple):
+    """What a rank sends after each case: the case, why it cannot go on, or that all are to stop."""
 
     case: Case | None = None
     problem: str = ""
@@ -31,9 +32,9 @@ class _Word(NamedTuple):
 
 @contextmanager
 def sharing() -> Iterator[Run | None]:
-    """() -> what to call in the place of `runner.run`; None on the ranks but the first, when they have done their work.
+    """Give rank 0 a function that runs like `runner.run` on all ranks; on the others, work for rank 0, then give None.
 
-    Without torchrun that is `runner.run` itself.
+    Without torchrun, give `runner.run` itself.
     """
     ranks = Ranks.here()
     if ranks is None or ranks.count == 1:
@@ -50,63 +51,63 @@ def sharing() -> Iterator[Run | None]:
         try:
             yield first.run
         finally:
-            with suppress(LostRankError):  # another rank is gone, which run has told
+            with suppress(LostRankError):  # another rank is gone: `run` has reported it
                 first.stop()
                 ranks.from_first(None)
 
 
 @dataclass
 class _First:
-    """Rank 0's side; `running` while the others expect an exchange."""
+    """Rank 0's side; `running` is true while the others wait for an exchange."""
 
     ranks: Ranks
     running: bool = False
 
     def run(self, pairs: Sequence[Pair], options: Options, *, jobs: int = 1) -> Generator[Case, None, None]:
-        """As `runner.run`."""
+        """Score pairs on all ranks; arguments and cases are those of `runner.run`."""
         try:
             self.ranks.from_first((list(pairs), options, jobs))
             self.running = len(pairs) > 0
-            for number, words in enumerate(_rounds(self.ranks, pairs, options, jobs), 1):
+            for number, messages in enumerate(_rounds(self.ranks, pairs, options, jobs), 1):
                 self.running = number * self.ranks.count < len(pairs)
-                problem = next((f"rank {rank}: {word.problem}" for rank, word in enumerate(words) if word.problem), "")
-                if problem:
+                problems = (f"rank {rank}: {one.problem}" for rank, one in enumerate(messages) if one.problem)
+                if problem := next(problems, ""):
                     self.running = False
                     raise ScoreError(problem)
-                yield from (word.case for word in words if word.case is not None)
-        except LostRankError as problem:
+                yield from (message.case for message in messages if message.case is not None)
+        except LostRankError as error:
             self.running = False
             raise ScoreError(
                 "score: expected every process to score its cases, but one has ended: its own message says why. With "
                 "--out, --resume goes on from here."
-            ) from problem
+            ) from error
         finally:
             self.stop()
 
     def stop(self) -> None:
-        """The others leave the pairs that are left."""
+        """Make the other ranks leave the remaining pairs."""
         if self.running:
             self.running = False
-            self.ranks.gather(_Word(stop=True))
+            self.ranks.gather(_Message(stop=True))
 
 
 def _serve(ranks: Ranks) -> None:
-    """Score this rank's share of whatever rank 0 has to score, until it has nothing more."""
+    """Score this rank's share of the pairs that rank 0 sends, until rank 0 sends None."""
     while (task := ranks.from_first(None)) is not None:
-        for words in _rounds(ranks, *task):
-            if any(word.stop or word.problem for word in words):
+        for messages in _rounds(ranks, *task):
+            if any(message.stop or message.problem for message in messages):
                 break
 
 
-def _rounds(ranks: Ranks, pairs: Sequence[Pair], options: Options, jobs: int) -> Iterator[list[_Word]]:
-    """After each case of this rank, what all ranks have: cases in the order of the pairs."""
+def _rounds(ranks: Ranks, pairs: Sequence[Pair], options: Options, jobs: int) -> Iterator[list[_Message]]:
+    """Score this rank's share; after each case yield the messages of all ranks, in the order of the pairs."""
     mine = runner.run(pairs[ranks.rank :: ranks.count], options, jobs=jobs)
     try:
         for _ in range(0, len(pairs), ranks.count):
             try:
-                word = _Word(next(mine, None))
-            except ScoreError as problem:
-                word = _Word(problem=str(problem))
-            yield ranks.gather(word)
+                message = _Message(next(mine, None))
+            except ScoreError as error:
+                message = _Message(problem=str(error))
+            yield ranks.gather(message)
     finally:
         mine.close()

@@ -1,0 +1,42 @@
+"""Names from folders and files as text that is safe to show, and numbers as JSON has them."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from typing import Any
+
+import numpy as np
+
+_DIRECTION_MARKS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Invisible signs that change the direction of the text after them."""
+
+
+def shown(text: str) -> str:
+    """Return a name with what a terminal would obey, and bytes that are no text, as escapes.
+
+    Example:
+        >>> print(shown("a\\x1b[2Jb\\nc"), shown("caf\\u00e9"), shown(b"\\xff.png".decode("utf-8", "surrogateescape")))
+        a\\x1b[2Jb\\x0ac café \\xff.png
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        _escape(ord(c)) if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _DIRECTION_MARKS else c
+        for c in text
+    )
+
+
+def _escape(code: int) -> str:
+    """Return a character by its code, a byte that is no text (a surrogate, as Python reads file names) by its value."""
+    code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def number(value: Any) -> Any:
+    """Return a number, or an array as lists of numbers, with None for nan and "inf" for inf: JSON has neither."""
+    if np.ndim(value):
+        return [number(part) for part in value]
+    if math.isinf(value):
+        return "inf"
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,214 @@
+"""Draw the slice of a pair with the largest error of a class, the way readers of scans are used to.
+
+Where the file says how its voxels lie in space, the picture is axial, coronal or sagittal, the front or the head of the
+patient is up, sides are marked, and lengths are true. Otherwise it is drawn as it is stored. Functions that pass
+several arrays of one slice or volume keep them in the order errors, either, prediction, reference, any class, image.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from softdice.evaluation.labels import ScoreError
+from softdice.images.files import image_name, read_image
+from softdice.images.geometry import check_same_place, one_frame, one_shape, overlap, same_place, voxel_axes
+from softdice.images.image import Image
+from softdice.scoring.options import Options
+from softdice.scoring.pair_loading import load_class, load_pair, region_mask, resampled
+
+PIXELS = 360
+"""Pixels of a picture along its longer side."""
+
+RIGHT, EXTRA, MISSED, OTHER = (201, 208, 216), (230, 159, 0), (64, 156, 255), (58, 64, 72)
+"""Colours of right voxels, of voxels predicted in error, of missed ones, and of other classes, safe for colour-blind
+readers."""
+
+
+ENLARGED = 8
+"""A class is drawn larger if it spans less than the plane divided by this, in both directions."""
+
+_PLANES = ("sagittal", "coronal", "axial")
+"""Names of the planes across the patient's axes right, front and head."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn slice.
+
+    Args:
+        png: base64. place: where it was taken, for the caption. sides: letters at its left and right edge, or "".
+        bar: length of a scale bar as a share of the width, and in mm.
+    """
+
+    png: str
+    place: str
+    sides: tuple[str, str]
+    bar: tuple[float, int] | None
+
+
+def picture(
+    prediction: Path | None,
+    truth: Path,
+    key: int | str,
+    options: Options,
+    *,
+    under: Path | None = None,
+    view: str = "radiological",
+    beside: Sequence[Path | None] = (),
+) -> Picture:
+    """Draw the slice of a pair with the largest error of a class.
+
+    Args:
+        under: image to draw below the masks.
+        view: "radiological" has the patient's left at the right of an axial or coronal picture, "neurological" at the
+            left.
+        beside: other predictions whose errors count too, so that pictures of all of them show one slice.
+
+    Raises:
+        FileError: a file cannot be read. ScoreError: the two cannot be compared, or the image has another shape.
+    """
+    in_p, in_t, any_t, grid = _masks(prediction, truth, key, options)
+    errors, either = in_p != in_t, in_p | in_t
+    for other in beside:
+        in_other = _masks(other, truth, key, options)[0]
+        if in_other.shape == in_t.shape:
+            errors, either = errors | (in_other != in_t), either | in_other
+    arrays = [errors, either, in_p, in_t, any_t, *([] if under is None else [_grey(under, grid, options)])]
+    if grid.placed and grid.spatial_ndim == 3:
+        planes, place, sides, spacing = _anatomical_planes(arrays, grid, view)
+    else:
+        planes, place = _stored_planes(arrays)
+        sides, spacing = ("", ""), (1.0, 1.0)
+    planes, remark = _enlarged(planes)
+    place += remark
+    return Picture(_png(planes, spacing), place, sides, _bar(planes[0].shape[1] * spacing[1]) if grid.placed else None)
+
+
+def _masks(
+    prediction: Path | None, truth: Path, key: int | str, options: Options
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Image]:
+    """Return the masks of a class in both maps, the mask of any class of the reference, and the grid."""
+    if truth.is_dir() and image_name(truth) is None:
+        p, in_t, _, grid = load_class(prediction, truth, str(key), options)
+        return p > 0.5 if p.dtype.kind == "f" else p, in_t, in_t, grid
+    p, t, _, grid = load_pair(prediction, truth, options)
+    in_p = p > 0.5 if p.dtype.kind == "f" else region_mask(p, key, options)
+    return in_p, region_mask(t, key, options), t != 0, grid
+
+
+def _enlarged(planes: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
+    """Return the planes from the prediction on, cut to a third of each side around the class if it is small."""
+    positions, shape = np.argwhere(planes[1]), np.array(planes[1].shape)
+    if len(positions) == 0 or ((np.ptp(positions, axis=0) + 1) * ENLARGED > shape).any():
+        return planes[2:], ""
+    size = np.ceil(shape / 3).astype(int)
+    start = np.clip((positions.min(0) + positions.max(0) - size) // 2, 0, shape - size)
+    window = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
+    return [plane[window] for plane in planes[2:]], ", enlarged"
+
+
+def _grey(path: Path, grid: Image, options: Options) -> np.ndarray:
+    """Read an image onto the grid of the masks, scaled to 0 to 255 from its 1st to its 99th percentile."""
+    image = read_image(path)
+    array = np.nan_to_num(image.array.astype(np.float32))
+    if array.ndim == image.spatial_ndim + 1:
+        array = array.mean(-1)  # over the colours
+    elsewhere = one_frame(image, grid) and not options.ignore_geometry and not same_place(image, grid)
+    if elsewhere and max(array.ndim, len(grid.shape)) <= 3 and overlap(image, grid):
+        assert image.affine is not None
+        assert grid.affine is not None
+        array = resampled(array, image.affine, grid.affine, grid.shape)
+    elif not one_shape(array.shape, grid.shape):
+        raise ScoreError(f"{path}: expected an image of shape {grid.shape} as the masks, got {array.shape}.")
+    elif not options.ignore_geometry:
+        advice = "Give the images on which the masks were drawn."
+        check_same_place(path, image, Path("the mask"), grid, advice=advice, transpose="Save both in one format.")
+    array = array.reshape(grid.shape)
+    low, high = np.percentile(array, (1, 99))
+    return np.clip((array - low) * (255 / max(high - low, 1e-9)), 0, 255)
+
+
+def _anatomical_planes(
+    volumes: list[np.ndarray], grid: Image, view: str
+) -> tuple[list[np.ndarray], str, tuple[str, str], tuple[float, float]]:
+    """Return the plane across a patient's axis with the largest area of errors, rows from the head or the front down.
+
+    With its name and slice, the letters at its sides, and the mm of a pixel along rows and columns.
+    """
+    assert grid.affine is not None
+    axes = voxel_axes(grid.affine)
+    # array axes in the order right, front, head, each ascending in that direction
+    order = [next(i for i, (world, _) in enumerate(axes) if world == direction) for direction in range(3)]
+    sizes_mm = np.linalg.norm(grid.affine[:3, :3], axis=0)[order]
+    steps = [int(axes[i][1]) for i in order]
+    volumes = [volume.transpose(order)[tuple(slice(None, None, step) for step in steps)] for volume in volumes]
+    errors, shape = volumes[0], volumes[0].shape
+    candidates = []
+    for axis in range(3):
+        pixel_mm2 = float(np.prod(np.delete(sizes_mm, axis)))
+        errors_by_slice = errors.sum(tuple(other for other in range(3) if other != axis))
+        is_line = min(np.delete(shape, axis)) == 1
+        largest = float(errors_by_slice.max()) * pixel_mm2
+        candidates.append((not is_line, largest, axis == 2, axis, int(errors_by_slice.argmax())))
+    *_, axis, index = max(candidates)
+    if not errors.any():
+        index = shape[axis] // 2
+    rows, columns = (other for other in (2, 1, 0) if other != axis)
+    planes = [np.take(volume, index, axis) for volume in volumes]
+    planes = [plane.T if rows > columns else plane for plane in planes]  # np.take leaves the axes ascending
+    mirrored = columns == 1 or view == "radiological"
+    planes = [plane[::-1, ::-1] if mirrored else plane[::-1] for plane in planes]
+    sides = {1: ("A", "P")}.get(columns, ("R", "L") if mirrored else ("L", "R"))
+    stored_index = index if steps[axis] > 0 else shape[axis] - 1 - index
+    return planes, f", {_PLANES[axis]} slice {stored_index}", sides, (float(sizes_mm[rows]), float(sizes_mm[columns]))
+
+
+def _stored_planes(arrays: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
+    """Return the slice along the leading axes with the most errors, and its name."""
+    place = ""
+    while arrays[0].ndim > 2:
+        errors_by_slice = arrays[0].sum(tuple(range(1, arrays[0].ndim)))
+        index = int(np.argmax(errors_by_slice)) if errors_by_slice.any() else len(errors_by_slice) // 2
+        arrays = [array[index] for array in arrays]
+        place += f", slice {index}"
+    return [np.atleast_2d(array) for array in arrays], place
+
+
+def _png(planes: list[np.ndarray], spacing: tuple[float, float]) -> str:
+    """Draw the planes from the prediction on, with pixels of that size, as PNG in base64."""
+    from PIL import Image as Pillow
+
+    in_p, in_t, any_t, *image = planes
+    rgb = np.full((*in_t.shape, 3), 16.0)
+    if image:
+        rgb[:] = image[0][..., None]
+    for mask, colour, opacity in (
+        (any_t, OTHER, 0.3), (in_p & in_t, RIGHT, 0.35), (in_p & ~in_t, EXTRA, 0.65), (in_t & ~in_p, MISSED, 0.65),
+    ):  # fmt: skip
+        opacity = opacity if image else 1.0
+        rgb[mask] = (1 - opacity) * rgb[mask] + opacity * np.array(colour)
+    drawn = Pillow.fromarray(rgb.astype(np.uint8))
+    lengths = drawn.width * spacing[1], drawn.height * spacing[0]
+    size = [max(1, round(PIXELS * length / max(lengths))) for length in lengths]
+    enlarged = size[0] >= drawn.width and size[1] >= drawn.height
+    drawn = drawn.resize((size[0], size[1]), Pillow.Resampling.NEAREST if enlarged else Pillow.Resampling.BOX)
+    buffer = io.BytesIO()
+    drawn.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _bar(width_mm: float) -> tuple[float, int] | None:
+    """Return a round length of at most a third of the width, as a share of the width and in mm; None below 1 mm."""
+    most = width_mm / 3
+    if most < 1:
+        return None
+    power = 10 ** int(math.log10(most))
+    length = next(step * power for step in (5, 2, 1) if step * power <= most)
+    return length / width_mm, length

@@ -1,0 +1,175 @@
+"""A pair of files, or of folders with a file per class -> label maps (or probabilities) on one grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from softdice.evaluation.labels import ScoreError
+from softdice.images.files import Image, list_images, read_image, split_name
+from softdice.images.formats import BY_SUFFIX
+from softdice.images.geometry import (
+    apart,
+    check_inverse,
+    check_same_place,
+    extended,
+    one_frame,
+    one_shape,
+    overlap,
+    reversed_shape,
+    same_place,
+)
+from softdice.images.labels import colours, labels, one_palette, probabilities
+from softdice.scoring.options import Options
+
+
+class LoadedPair(NamedTuple):
+    """A pair on one grid: two label maps, names of labels in both files, and the image of the reference.
+
+    For soft scores `p` holds probabilities.
+    """
+
+    p: np.ndarray
+    t: np.ndarray
+    names: tuple[dict[int, str], dict[int, str]]
+    grid: Image
+
+
+def class_files(folder: Path) -> dict[str, Path]:
+    """Return the mask of each class in a folder: the files of the most frequent format, without a picture beside."""
+    files = list_images(folder)
+    formats = [BY_SUFFIX[name[1]] for name in map(split_name, files.values()) if name]
+    most_frequent = max(formats, key=formats.count, default=None)
+    return {name: path for (name, path), format in zip(files.items(), formats, strict=True) if format == most_frequent}
+
+
+def load_class(prediction: Path | None, truth: Path, name: str, options: Options) -> LoadedPair:
+    """Read the masks of one class from two folders, as bool; for soft scores the prediction's probabilities."""
+    file = None if prediction is None else class_files(prediction).get(name)
+    if prediction is not None and file is None and options.missing == "skip":
+        advice = "--missing 0 counts it as empty."
+        raise ScoreError(f"{prediction}: expected a file for each class of {truth}, got none for {name!r}. {advice}")
+    truth_file = class_files(truth)[name]
+    p, t, names, grid = load_pair(file, truth_file, options)
+    for path, array in ((file, p), (truth_file, t)):
+        values = {*np.unique(array).tolist()} - {0} if array.dtype.kind != "f" else ()
+        if len(values) > 1:
+            raise ScoreError(f"{path}: expected a mask of one class, got the labels {_listed(sorted(values))}.")
+    return LoadedPair(p if p.dtype.kind == "f" else p != 0, t != 0, names, grid)
+
+
+def load_pair(prediction: Path | None, truth: Path, options: Options) -> LoadedPair:
+    """Read two files onto the grid of the reference; None stands for an empty prediction."""
+    truth_image = read_image(truth)
+    prediction_image = None if prediction is None else read_image(prediction)
+    if prediction_image is not None:
+        truth_image = extended(truth_image, prediction_image)
+        prediction_image = extended(prediction_image, truth_image)
+    t = labels(truth, truth_image, rounded=options.round, advice="Give LABELS as label maps.")
+    probable = options.soft or options.threshold is not None
+    if prediction is None or prediction_image is None:
+        if probable:
+            _check_one_class(truth, t, options)
+        p = np.zeros_like(t, np.float32 if options.soft else np.uint8)
+        return LoadedPair(p, t, ({}, truth_image.names), truth_image)
+    if probable:
+        option = "--soft" if options.soft else "--threshold"
+        p = probabilities(prediction, prediction_image, scale=options.scale, option=option)
+    else:
+        advice = "For probabilities pass --threshold 0.5 or --soft."
+        p = labels(prediction, prediction_image, rounded=options.round, advice=advice)
+        palette: dict[int, tuple[str, str]] = {}
+        for path, image in ((truth, truth_image), (prediction, prediction_image)):
+            one_palette(path, colours(image), palette)
+    p = _on_grid(prediction, prediction_image, p, truth, truth_image, options)
+    if probable:
+        _check_one_class(truth, t, options)
+    if options.threshold is not None:
+        p = np.where(np.greater(p, options.threshold), np.int32(class_labels(options)[0]), np.int32(0))
+    return LoadedPair(p, t, (prediction_image.names, truth_image.names), truth_image)
+
+
+def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:
+    """Return the mask of a class, a label or the name of a region, in a label map."""
+    if options.instances:
+        return array != 0
+    return np.isin(array, (options.regions or {}).get(str(key), (key,)) if isinstance(key, str) else (key,))
+
+
+def class_labels(options: Options) -> tuple[int, ...]:
+    """Return the labels of the one class that probabilities are about."""
+    if options.regions is not None:
+        return next(iter(options.regions.values()))
+    return options.labels if options.labels is not None else (1,)
+
+
+def _check_one_class(truth: Path, t: np.ndarray, options: Options) -> None:
+    """Raise ScoreError if the reference has several classes and no option says which one probabilities are about."""
+    if options.labels is not None or options.regions is not None or t.dtype.kind == "b":
+        return
+    region = class_labels(options)
+    others = [int(label) for label in np.unique(t) if label not in (0, *region, *options.ignore)]
+    if others:
+        advice = "Say with --labels or --regions what the probabilities are about."
+        raise ScoreError(f"{truth}: expected labels 0 and {region[0]}, got {_listed(others)} too. {advice}")
+
+
+def _on_grid(
+    prediction: Path, prediction_image: Image, p: np.ndarray, truth: Path, truth_image: Image, options: Options
+) -> np.ndarray:
+    """Return the prediction on the grid of the reference, resampled if asked; raise ScoreError if the grids differ."""
+    affine_p, affine_t, shape = prediction_image.affine, truth_image.affine, truth_image.shape
+    squeezed = p.reshape([n for n in p.shape if n != 1])
+    if options.transpose:
+        if squeezed.ndim not in (2, 3):
+            raise ScoreError(f"{prediction}: --transpose: expected an image of 2 or 3 axes, got shape {p.shape}.")
+        p = squeezed.T
+    placed = one_frame(prediction_image, truth_image) and p.ndim <= 3 and len(shape) <= 3
+    if options.resample and placed and affine_p is not None and affine_t is not None:
+        if same_place(prediction_image, truth_image):
+            return p.reshape(shape)
+        check_inverse(prediction, prediction_image, truth, truth_image)
+        if not overlap(prediction_image, truth_image):
+            raise ScoreError(f"{prediction}: --resample: expected {apart(truth, p.shape == shape)}")
+        return resampled(p, affine_p, affine_t, shape)
+    if not one_shape(p.shape, shape):
+        hint = " --resample brings it to the grid of the label." if placed else ""
+        if not placed and reversed_shape(p.shape, shape):
+            hint = " --transpose swaps its axes."
+        if squeezed.ndim == len(shape) + 1:  # such as nnU-Net's .npz of probabilities
+            hint = " If it holds probabilities of several classes, save their argmax, or one file per class."
+        for path, image in ((prediction, prediction_image), (truth, truth_image)):
+            if image.place.partial and not placed:
+                hint = f" {path.name} leaves out empty parts of its image: export it on the whole grid."
+        raise ScoreError(f"{prediction}: expected shape {shape} as in {truth.name}, got {p.shape}.{hint}")
+    if not (options.ignore_geometry or options.transpose):
+        advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
+        transpose = "Pass --transpose, which reverses the axes of the prediction."
+        check_same_place(prediction, prediction_image, truth, truth_image, advice=advice, transpose=transpose)
+    return p.reshape(shape)
+
+
+def resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resample a prediction: labels to the nearest voxel, probabilities linearly; 0 outside the prediction.
+
+    Inside, up to the faces of its outermost voxels, these keep their value.
+    """
+    from scipy.ndimage import affine_transform
+
+    if p.ndim < 3 or len(shape) < 3:
+        volumes = [(*sizes, *[1] * (3 - len(sizes))) for sizes in (p.shape, shape)]
+        return resampled(p.reshape(volumes[0]), from_affine, to_affine, volumes[1]).reshape(shape)
+    matrix = np.round(np.linalg.inv(from_affine) @ to_affine, 9)  # an exact flip stays exact
+    source = p.astype(np.uint8) if p.dtype.kind == "b" else p
+    if p.dtype.kind != "f":
+        return np.asarray(affine_transform(source, matrix, output_shape=shape, order=0, mode="grid-constant"))
+    values = affine_transform(source, matrix, output_shape=shape, order=1, mode="nearest")
+    inside = affine_transform(np.ones(p.shape, np.uint8), matrix, output_shape=shape, order=0, mode="grid-constant")
+    return np.where(inside, values, values.dtype.type(0))
+
+
+def _listed(labels: list[int]) -> str:
+    """Return the first labels as a text."""
+    return ", ".join(map(str, labels[:8])) + (" ..." if len(labels) > 8 else "")

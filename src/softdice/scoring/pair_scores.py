@@ -1,0 +1,198 @@
+"""A pair of files, or of folders with a file per class -> counts of voxels per class, and the scores that need masks.
+
+p and t are the arrays of the prediction and of the reference, on one grid; K is a class, M a measured column.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from softdice.evaluation.labels import ScoreError
+from softdice.images.files import Image
+from softdice.images.labels import colours
+from softdice.metrics.counting import CHUNK, pair_counts
+from softdice.scoring.options import OBJECTS, Options
+from softdice.scoring.pair_loading import class_files, class_labels, load_class, load_pair
+from softdice.scoring.plausibility import check_grey, check_names, check_scales, renumbered, unnamed, voxels_of
+from softdice.scoring.shapes import mask_scores, shape_scores
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scored pair; with an `error` nothing was counted.
+
+    Args:
+        keys: the classes, labels or names of regions.
+        counts: voxels of each class in both maps, in the prediction, and in the reference, (3, K) int64; sums of
+            probabilities, float64, for soft predictions.
+        voxels: how many voxels were counted.
+        names: names of labels that the files hold.
+        voxel_ml: volume of a voxel, nan where the file does not say.
+        unnamed: labels of the reference that no option names, with their voxels.
+        colours: colours of its labels where it has a palette.
+        measured: scores that need masks, (M, K), the columns of `Options.measured`.
+        renumbered: most labels of the reference have another number in the prediction, as those of objects do.
+    """
+
+    case: str
+    prediction: str = ""
+    truth: str = ""
+    keys: tuple[int | str, ...] = ()
+    counts: np.ndarray = field(default_factory=lambda: np.zeros((3, 0), np.int64))
+    voxels: int = 0
+    names: dict[int, str] = field(default_factory=dict)
+    error: str = ""
+    voxel_ml: float = math.nan
+    unnamed: dict[int, int] = field(default_factory=dict)
+    colours: dict[int, str] = field(default_factory=dict)
+    measured: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    renumbered: bool = False
+
+
+def score_pair(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
+    """Score a prediction file against a reference file; None stands for a prediction without any voxel of any class.
+
+    Raises:
+        FileError: a file cannot be read. ScoreError: the two cannot be compared.
+    """
+    p, t, names, grid = load_pair(prediction, truth, options)
+    if options.instances:
+        return _score_objects(prediction, truth, p, t, grid, options, case)
+    soft = p.dtype.kind == "f"
+    labels_p, labels_t, times = pair_counts(t if soft else p, t)
+    counted = ~np.isin(labels_t, options.ignore)
+    labels_p, labels_t, times = labels_p[counted], labels_t[counted], times[counted]
+    voxels_p, voxels_t = voxels_of(labels_p, times), voxels_of(labels_t, times)
+    if prediction is not None and not soft:
+        check_names(prediction, names[0], truth, names[1], {*voxels_p, *voxels_t}, options)
+        check_scales(prediction, voxels_p, truth, voxels_t, options)
+        check_grey(prediction, p, voxels_p, voxels_t, options)
+    check_grey(truth, t, voxels_t, voxels_p, options)
+    if soft:
+        keys, counts, voxels = _soft_counts(p, t, options)
+    else:
+        keys, counts, voxels = _label_counts(labels_p, labels_t, times, options)
+    names_of_files = {**names[0], **names[1]}
+    return Case(
+        case or truth.name,
+        "" if prediction is None else str(prediction),
+        str(truth),
+        keys,
+        counts,
+        voxels,
+        names_of_files,
+        voxel_ml=_voxel_ml(grid),
+        unnamed=unnamed(voxels_t, options),
+        colours=colours(grid),
+        measured=shape_scores(
+            prediction or truth, p, t, grid, keys, {**names_of_files, **options.names}, options
+        ),
+        renumbered=not soft and renumbered(labels_p, labels_t, times, options),
+    )  # fmt: skip
+
+
+def _score_objects(
+    prediction: Path | None, truth: Path, p: np.ndarray, t: np.ndarray, grid: Image, options: Options, case: str
+) -> Case:
+    """Score maps in which each number is an object, as one class that holds all objects."""
+    for path, array in ((prediction or truth, p), (truth, t)):
+        lowest = array.min(initial=0, where=~np.isin(array, options.ignore))
+        if lowest < 0:
+            advice = "Name it with --ignore where it marks voxels that nobody annotated."
+            raise ScoreError(f"{path}: --instances: expected objects numbered from 1 on, got {lowest}. {advice}")
+    voxels = t.size
+    if options.ignore:
+        counted = ~np.isin(t, options.ignore)
+        p, t = np.where(counted, p, p.dtype.type(0)), np.where(counted, t, t.dtype.type(0))
+        voxels = int(counted.sum())
+    in_p, in_t = p != 0, t != 0
+    return Case(
+        case or truth.name,
+        "" if prediction is None else str(prediction),
+        str(truth),
+        (OBJECTS,),
+        np.array([[(in_p & in_t).sum()], [in_p.sum()], [in_t.sum()]]),
+        voxels,
+        voxel_ml=_voxel_ml(grid),
+        measured=shape_scores(prediction or truth, p, t, grid, (OBJECTS,), {}, options),
+    )
+
+
+def score_classes(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
+    """Score a folder of masks against another; the classes are the names of the reference's files.
+
+    Raises:
+        FileError: a file cannot be read. ScoreError: a file is no mask, or has no partner.
+    """
+    files = class_files(truth)
+    counts_3K, voxels, grid = np.zeros((3, len(files)), np.float64 if options.soft else np.int64), 0, None
+    measured_MK = np.zeros((len(options.measured), len(files)))
+    for k, name in enumerate(files):
+        p, t, _, grid = load_class(prediction, truth, name, options)
+        if options.soft:
+            _, counts_31, voxels = _soft_counts(p, t, options)
+            counts_3K[:, k] = counts_31[:, 0]
+        else:
+            counts_3K[:, k] = (p & t).sum(), p.sum(), t.sum()
+            voxels = t.size
+        if options.measured:
+            measured_MK[:, [k]] = mask_scores(files[name], p, t, grid, name, options)
+    return Case(
+        case or truth.name,
+        "" if prediction is None else str(prediction),
+        str(truth),
+        tuple(files),
+        counts_3K,
+        voxels,
+        voxel_ml=math.nan if grid is None else _voxel_ml(grid),
+        measured=measured_MK,
+    )
+
+
+def _voxel_ml(image: Image) -> float:
+    """Return the volume of a voxel in ml; nan where the file does not say how large a voxel is, or is no volume."""
+    sizes = image.spacing_mm
+    return math.nan if sizes is None or image.spatial_ndim != 3 else math.prod(sizes) / 1000
+
+
+Counts = tuple[tuple[int | str, ...], np.ndarray, int]
+"""Classes, their counts (3, K), and how many voxels were counted."""
+
+
+def _label_counts(labels_p: np.ndarray, labels_t: np.ndarray, times: np.ndarray, options: Options) -> Counts:
+    """Count classes from the pairs of labels that occur, without ignored ones, and how often each pair does."""
+    if options.regions is not None:
+        counts = np.zeros((3, len(options.regions)), np.int64)
+        for k, region in enumerate(options.regions.values()):
+            in_p, in_t = np.isin(labels_p, region), np.isin(labels_t, region)
+            counts[:, k] = times[in_p & in_t].sum(), times[in_p].sum(), times[in_t].sum()
+        return tuple(options.regions), counts, int(times.sum())
+    same = labels_p == labels_t
+    sides = voxels_of(labels_p[same], times[same]), voxels_of(labels_p, times), voxels_of(labels_t, times)
+    labels = options.labels if options.threshold is None else class_labels(options)
+    if labels is None:
+        present = sorted({*sides[1], *sides[2]})
+        labels = tuple(label for label in present if label != 0 or options.include_background)
+    labels = tuple(label for label in labels if label not in options.ignore)
+    counts = np.array([[side.get(label, 0) for label in labels] for side in sides], np.int64)
+    return labels, counts.reshape(3, len(labels)), int(times.sum())
+
+
+def _soft_counts(p: np.ndarray, t: np.ndarray, options: Options) -> Counts:
+    """Add up probabilities of the one class, in float64, chunk by chunk."""
+    region, total, voxels = class_labels(options), np.zeros(3), 0
+    if p.flags.f_contiguous and t.flags.f_contiguous:
+        p, t = p.T, t.T  # as NIfTI files are read: flat without a copy
+    flat_p, flat_t = p.reshape(-1), t.reshape(-1)
+    for start in range(0, p.size, CHUNK):
+        chunk_p, chunk_t = flat_p[start : start + CHUNK].astype(np.float64), flat_t[start : start + CHUNK]
+        counted = ~np.isin(chunk_t, options.ignore)
+        mask = np.isin(chunk_t, region) & counted
+        total += chunk_p[mask].sum(), chunk_p[counted].sum(), mask.sum()
+        voxels += int(counted.sum())
+    key = next(iter(options.regions)) if options.regions is not None else region[0]
+    return (key,), total[:, None], voxels

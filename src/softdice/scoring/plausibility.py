@@ -1,0 +1,149 @@
+"""Checks whether the labels of a pair can mean the same, and whether files that should hold labels do.
+
+A label that an option names is never doubted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from softdice.evaluation.labels import ScoreError
+from softdice.scoring.options import Options
+
+_LARGEST_CLASS = 9
+"""Numbers of classes are small ..."""
+_SMALLEST_GREY = 32
+"""... and grey values that stand for classes are multiples of a step of this size or more."""
+
+_FEW = 5
+"""From this many labels on, labels without a counterpart are no accident."""
+_MANY = 32
+"""With more labels than this an array is looked at: it may be an image."""
+_SPECKS = 0.02
+"""Share of the labelled voxels below which labels without a counterpart are specks of a class that is missing."""
+
+_SAMPLES = 1 << 20
+"""Voxels that are compared with their neighbours."""
+
+
+def voxels_of(labels: np.ndarray, times: np.ndarray) -> dict[int, int]:
+    """Add up how often each label occurs, in ascending order; a label may stand several times."""
+    values, position = np.unique(labels, return_inverse=True)
+    totals = np.zeros(len(values), np.int64)
+    np.add.at(totals, position, times)
+    return dict(zip(values.tolist(), totals.tolist(), strict=True))
+
+
+def unnamed(voxels_t: dict[int, int], options: Options) -> dict[int, int]:
+    """Return the labels of the reference that no option names, with their voxels; {} where options name no label.
+
+    Label 0 is the background, and never among them.
+    """
+    known = named(options)
+    return {label: voxels for label, voxels in voxels_t.items() if label not in known and label != 0} if known else {}
+
+
+def renumbered(labels_p: np.ndarray, labels_t: np.ndarray, times: np.ndarray, options: Options) -> bool:
+    """Return whether most labels of the reference have another number in the prediction, as objects do.
+
+    Judged from the pairs of labels that occur and how often: a label has another number if it overlaps one with an IoU
+    above 1/2. Five labels at least must; where options name labels, none is judged.
+    """
+    classes = {*labels_t[labels_t != 0].tolist()}
+    if len(classes) < _FEW or options.labels is not None or options.regions is not None:
+        return False
+    voxels_p, voxels_t = voxels_of(labels_p, times), voxels_of(labels_t, times)
+    moved = sum(
+        p != t and p != 0 and t != 0 and 3 * both > voxels_p[p] + voxels_t[t]  # IoU > 1/2
+        for p, t, both in zip(labels_p.tolist(), labels_t.tolist(), times.tolist(), strict=True)
+    )
+    return moved >= _FEW and 2 * moved > len(classes)
+
+
+def named(options: Options) -> set[int]:
+    """Return the labels that options mention."""
+    regions = [label for labels in (options.regions or {}).values() for label in labels]
+    return {*regions, *(options.labels or ()), *(options.ignore if regions or options.labels else ()), *options.names}
+
+
+def check_names(
+    prediction: Path,
+    names_p: dict[int, str],
+    truth: Path,
+    names_t: dict[int, str],
+    labels: set[int],
+    options: Options,
+) -> None:
+    """Raise ScoreError if a label that occurs has different names in the two files, spelling aside.
+
+    Where options say which labels are meant, names are not compared.
+    """
+    if options.labels is not None or options.regions is not None:
+        return
+    for label in sorted(labels & {*names_p} & {*names_t} - {0, *options.ignore}):
+        name_p, name_t = names_p[label], names_t[label]
+        if _letters(name_p) != _letters(name_t):
+            advice = "Bring both to one table of labels; if the numbers agree, name the --labels."
+            raise ScoreError(f"{prediction}: label {label} is {name_p!r}, but {name_t!r} in {truth.name}. {advice}")
+
+
+def _letters(name: str) -> str:
+    """Return a name without signs and case."""
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def check_scales(
+    prediction: Path, labels_p: Iterable[int], truth: Path, labels_t: Iterable[int], options: Options
+) -> None:
+    """Raise ScoreError if one side numbers its classes and the other has grey values for them: all scores would be 0.
+
+    That is the case if one side has small numbers, and the other, with no label in common, multiples of a large step
+    (0 and 255; 0, 128 and 255) or -1.
+    """
+    sides = [sorted({*labels} - {0}) for labels in (labels_p, labels_t)]
+    small, large = sorted(sides, key=lambda labels: max(map(abs, labels), default=0) + (labels == [-1]))
+    if not small or not large or {*small} & {*large} or {*large} & named(options):
+        return
+    step = min(map(abs, large))
+    multiples = {round(label / step): label for label in large}
+    grey = (
+        step >= _SMALLEST_GREY
+        and len(multiples) == len(large)
+        and all(abs(k * step - label) <= 2 * k for k, label in multiples.items())
+    )
+    if min(small) < 1 or max(small) > _LARGEST_CLASS or not (grey or large == [-1]):
+        return
+    words = ["holds " + " and ".join(map(str, [0, *labels])) for labels in sides]
+    several = len(small) == len(large) > 1
+    pairs = [f"{'mask' if not several else f'class {s}'}={s},{g}" for s, g in zip(small, large, strict=False)]
+    advice = f"If both mean the same, pass --regions '{'; '.join(pairs)}'; if not, name the --labels."
+    raise ScoreError(f"{prediction}: {words[0]}, but {truth.name} {words[1]}. {advice}")
+
+
+def check_grey(
+    path: Path, array: np.ndarray, voxels: dict[int, int], voxels_other: dict[int, int], options: Options
+) -> None:
+    """Raise ScoreError if an array looks like an image, or like a mask that was resized or compressed as one.
+
+    It does if it holds many numbers that no option names, and most of them stand beside another number more often than
+    not. `voxels` and `voxels_other` are the labels of the array and of the other side.
+    """
+    values = {*voxels} - {0} - named(options)
+    unmatched = values - {*voxels_other}
+    share = sum(voxels[label] for label in unmatched) / max(1, sum(voxels[label] for label in {*voxels} - {0}))
+    strange = len(unmatched) >= max(_FEW, len(values - unmatched)) and share >= _SPECKS
+    if not strange and len(values) <= _MANY:
+        return
+    suspects = np.array(sorted(unmatched if strange else values))
+    flat = array.reshape(-1, order="A")
+    sampled = np.arange(0, flat.size - 1, max(1, flat.size // _SAMPLES))
+    sampled = sampled[np.isin(flat[sampled], suspects)]
+    which = np.searchsorted(suspects, flat[sampled])
+    times, same = np.bincount(which), np.bincount(which, weights=flat[sampled] == flat[sampled + 1])
+    if times.any() and np.median(same[times > 0] / times[times > 0]) < 0.5:
+        got = f"{len(suspects)} numbers from {suspects[0]} to {suspects[-1]}, most of them unlike the next voxel"
+        advice = "An image, or a mask that was resized like one? Give masks; if these are labels, name the --labels."
+        raise ScoreError(f"{path}: expected labels, got {got}. {advice}")
