@@ -35,7 +35,7 @@ def on_page_content(html: str, page: Page, files: Files, **_: object) -> str:
         anchor = ENTRIES.get(match[2])
         return f'{match[1]}<a href="{url("api.md")}#{anchor}">{match[3]}</a>' if anchor else match[0]
 
-    html = re.sub(r"<code>(?=--[\w-]+</code>)", '<code class="option">', html)
+    html = re.sub(r"<code>(?=--[\w-]+(?: \w+)?</code>)", '<code class="option">', html)
     if page.file.src_uri.endswith(".ipynb"):
         return re.sub(r'href="\.\./docs/([^"#]+)', lambda match: f'href="{url(match[1])}', html)
     if page.file.src_uri == "losses.md":
