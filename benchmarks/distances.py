@@ -291,9 +291,11 @@ def lesions_picture() -> None:
         for where, colour in ((true & found, (0.45, 0.7, 0.5)), (true & ~found, (0.3, 0.5, 0.9)),
                               (found & ~true, (0.9, 0.5, 0.3))):  # fmt: skip
             image[where] = colour
-        if true is tube:
-            image[skeletonize(true)] = 0.1
         axis.imshow(image, interpolation="nearest")
+        if true is tube:
+            axis.scatter(
+                *np.argwhere(skeletonize(true)).T[::-1], 6, "black", marker="s"
+            )  # what is below stays in sight
         axis.set(title=title, xticks=[], yticks=[])
     axes[0].set_xlabel("green: in both, blue: missed, orange: extra")
     axes[1].set_xlabel("grey: how far the target reaches, dilated once")

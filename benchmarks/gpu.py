@@ -8,7 +8,7 @@ Time: CUDA events around each step, medians over rounds in which all contenders 
 each step a buffer larger than the L2 cache is written, outside the timed part, so that no contender finds its inputs
 there. Bandwidth: 3 S + 2 L bytes for S bytes of logits and L of labels, which is the least that a step can move, over
 the time; beside it that of a device copy, measured in the same run. Memory: `torch.cuda.max_memory_allocated` beyond
-the inputs. Error: as in `benchmarks.measure`. Writes results/gpu.csv, results/gpu.png and the table in docs/kernels.md.
+the inputs. Error: as in `benchmarks.measure`. Writes results/gpu.csv, docs/gpu.png and the table in docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import softdice
-from benchmarks import losses, measure, peers, publish
+from benchmarks import losses, measure, peers, pictures, publish
 from benchmarks.peers import Loss
 
 DOCUMENT = publish.DOCS / "kernels.md"
@@ -221,33 +221,30 @@ def table(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Share of the copy's bandwidth against the workloads, the better mode of each contender."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    """Draw the share of the copy's bandwidth on each workload, the better mode of each contender."""
+    from matplotlib.figure import Figure
 
     columns = list(dict.fromkeys((row.shape, row.dtype) for row in rows))
-    figure, axis = plt.subplots(figsize=(10, 4.6))
-    for name in dict.fromkeys(row.contender for row in rows):
-        best = [
-            max((r.of_copy for r in rows if (r.shape, r.dtype) == column and r.contender == name), default=0.0)
-            for column in columns
+    names = list(dict.fromkeys(row.contender for row in rows))
+    best = [
+        [
+            max((r.of_copy for r in rows if (r.shape, r.dtype) == c and r.contender == name), default=0.0)
+            for name in names
         ]
-        axis.plot(range(len(columns)), best, "-" if name.startswith("softdice") else "--", marker="o", label=name)
-    axis.set_xticks(range(len(columns)), [f"{shape.strip('()')}\n{dtype}" for shape, dtype in columns], fontsize=7)
-    axis.set_ylabel("(3 S + 2 L) / time / bandwidth of a copy")
-    axis.axhline(1, color="grey", linewidth=1)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+        for c in columns
+    ]
+    figure = Figure(figsize=(10, 1 + 0.2 * (len(names) + 1) * len(columns)), layout="constrained")
+    axis = figure.subplots()
+    groups = [f"logits {shape}, {dtype}" for shape, dtype in columns]
+    titles = [losses.label(name) for name in names]
+    pictures.bars(axis, groups, titles, best, "(3 S + 2 L) / time / bandwidth of a copy")
+    figure.savefig(path, dpi=110)
 
 
 def write(rows: list[Row]) -> None:
-    """rows -> results/gpu.csv, results/gpu.png, the table in docs/kernels.md."""
+    """rows -> results/gpu.csv, docs/gpu.png, the table in docs/kernels.md."""
     publish.keep("gpu", [asdict(row) for row in rows])
-    plot(rows, publish.FOLDER / "gpu.png")
+    plot(rows, publish.DOCS / "gpu.png")
     publish.show(table(rows), DOCUMENT, MARKS)
 
 

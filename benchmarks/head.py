@@ -1,6 +1,6 @@
 """The last convolution and the loss: peak memory and time, fused and one after the other, and with MONAI's loss.
 
-    python -m benchmarks.head           all of it, into benchmarks/results/head.csv and head.png
+    python -m benchmarks.head           all of it, into benchmarks/results/head.csv and docs/head.png
     python -m benchmarks.head --quick   fewer classes and repetitions
 
 K = 32 features on 96^3 voxels, float32, forward and backward. Needs the extras of `softdice[train]`.
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import softdice
-from benchmarks import publish
+from benchmarks import pictures, publish
 from softdice.head import FusedHead
 
 FEATURES, SIDE = 32, 96
@@ -111,33 +111,34 @@ def huge() -> dict[str, Any]:
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Rows -> peak memory against classes, and the time of a step where it was taken."""
-    import matplotlib as mpl
+    """Draw peak memory against classes, and the time of a step where it was taken."""
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    rows = [row for row in rows if row["voxels"] == SIDE**3]
-    for name, title in NAMES.items():
-        mine = [row for row in rows if row["path"] == name]
-        left.plot([row["classes"] for row in mine], [row["peak_mib"] for row in mine], "o-", label=title)
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     classes = sorted({row["classes"] for row in rows})
+    marks = {"monai": ("o", 0.94), "separate": ("s", 1.06), "fused": ("o", 1.0)}  # equal figures stand side by side
+    for name, title in NAMES.items():
+        sign, aside = marks[name]
+        shade = pictures.colour(title)
+        heights = [row["peak_mib"] for row in rows if row["path"] == name]
+        left.plot([c * aside for c in classes], heights, sign, color=shade, label=title,
+                  markerfacecolor="white" if name == "separate" else shade)  # fmt: skip
     left.plot(classes, [c * SIDE**3 * 4 / 2**20 for c in classes], "k:", label="the logits themselves")
-    left.set(xscale="log", yscale="log", xlabel="classes", ylabel="peak memory of a step beside gradients, MiB")
+    left.set(xscale="log", yscale="log", xlabel="classes (log axis)")
+    left.set_ylabel("peak memory of a step beside gradients, MiB (log axis)", fontsize=9)
     left.set_xticks(classes, [str(c) for c in classes])
     left.minorticks_off()
-    left.legend()
+    left.set_ylim(1, None)
+    left.grid(alpha=0.3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=8)
     timed = sorted({row["classes"] for row in rows if row["time_ms"]})
-    for place, (name, title) in enumerate(NAMES.items()):
-        heights = [row["time_ms"] for row in rows if row["path"] == name and row["time_ms"]]
-        bars = right.bar([i + 0.27 * (place - 1) for i in range(len(timed))], heights, 0.25, label=title)
-        right.bar_label(bars, fmt="%.0f")
-    right.set_xticks(range(len(timed)), [f"{c} classes" for c in timed])
-    right.set(ylabel="time of a step, ms", yscale="log")
-    right.legend()
+    order = ["fused", "separate", "monai"]
+    times = [[next(r["time_ms"] for r in rows if (r["classes"], r["path"]) == (c, n)) for n in order] for c in timed]
+    groups = [f"{c} classes" for c in timed]
+    pictures.dots(right, groups, [NAMES[name] for name in order], times, "time of a step, ms (log axis)")
     figure.suptitle(f"The last convolution ({FEATURES} features) and the Dice loss on {SIDE}³ voxels, float32, CPU")
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=110)
 
 
 def main() -> None:
@@ -169,7 +170,7 @@ def main() -> None:
         for (c, side, name), peak in zip(jobs, memory(jobs), strict=True)
     ]  # fmt: skip
     publish.keep("head", rows)
-    plot(rows, publish.FOLDER / "head.png")
+    plot(rows, publish.DOCS / "head.png")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items() if name not in ("voxels", "features")))

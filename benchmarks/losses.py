@@ -1,8 +1,8 @@
 """Time, memory and error of softdice and its peers: `make bench`, or `python -m benchmarks.losses [--eager | --quick]`.
 
 softmax and a Dice over the batch, float32 logits, int64 labels (softdice with uint8 too), forward and backward; every
-contender eager and under `torch.compile`. `benchmarks.measure` says how. Writes results/losses.csv, results/losses.png
-and the table between the marks in README.md.
+contender eager and under `torch.compile`. `benchmarks.measure` says how. Writes results/losses.csv, docs/losses.png
+the table between the marks in docs/kernels.md and the summary in README.md.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 import softdice
-from benchmarks import measure, peers, publish
+from benchmarks import measure, peers, pictures, publish, summary
 from benchmarks.peers import Loss
 
-README = publish.ROOT / "README.md"
+PAGE = publish.DOCS / "kernels.md"
 MARKS = "<!-- benchmark: losses -->", "<!-- end of benchmark -->"
 WORKLOADS = [(8, 3, 512, 512), (8, 12, 360, 480), (2, 14, 96, 96, 96), (1, 118, 80, 80, 80)]
 QUICK = [(2, 3, 128, 128), (1, 14, 32, 32, 32)]
@@ -127,8 +127,13 @@ def run(shapes: list[tuple[int, ...]], budget_s: float, compile: bool) -> list[R
     return rows
 
 
+def label(contender: str) -> str:
+    """Return how pages name a contender: the seed is the notebook that the library began with."""
+    return contender.replace("seed's loop", "the first notebook's loop")
+
+
 def table(rows: list[Row], lack: dict[str, str]) -> str:
-    """rows -> the Markdown table of README."""
+    """rows -> the Markdown table of the page on kernels."""
     command = "make bench" if any(row.mode == "compiled" for row in rows) else "python -m benchmarks.losses --eager"
     shapes = list(dict.fromkeys(row.shape for row in rows))
     modes = list(dict.fromkeys((row.contender, row.mode) for row in rows))
@@ -150,8 +155,8 @@ def table(rows: list[Row], lack: dict[str, str]) -> str:
                 cells.append(f"{row.times_floor:.2f}, memory {row.backward_logits:.2f}")
             else:
                 cells.append(f"{row.times_floor:.2f}")
-        label = f"**{name}**" if name.startswith("softdice") else name
-        lines.append(f"| {label}{' compiled' if mode == 'compiled' else ''} | " + " | ".join(cells) + " |")
+        head = f"**{name}**" if name.startswith("softdice") else label(name)
+        lines.append(f"| {head}{' compiled' if mode == 'compiled' else ''} | " + " | ".join(cells) + " |")
     firsts = [next(row for row in rows if row.shape == shape) for shape in shapes]
     lines.append("| floor | " + " | ".join(f"{row.median_ms / row.times_floor:.1f} ms" for row in firsts) + " |")
     lines.append("| floor into fresh memory | " + " | ".join(f"{row.fresh_ms:.1f} ms" for row in firsts) + " |")
@@ -161,45 +166,30 @@ def table(rows: list[Row], lack: dict[str, str]) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Time and memory of each eager contender against the workloads, in order of size."""
-    import matplotlib
+    """Draw time and memory of each eager contender, workload by workload."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    names = [name for name in dict.fromkeys(row.contender for row in rows) if name != "softdice uint8"]
     shapes = list(dict.fromkeys(row.shape for row in rows))
-    names = list(dict.fromkeys(row.contender for row in rows))
-    colours = ["#0072B2", "#56B4E9", "#000000", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#999999"]
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6))
-    for axis, field, title in (
-        (axes[0], "times_floor", "time of a step / floor (log scale)"),
-        (axes[1], "backward_logits", "peak memory / logits"),
-    ):
-        for name, colour in zip(names, colours[: len(names)], strict=True):
-            values = [
-                next(getattr(r, field) for r in rows if (r.shape, r.contender, r.mode) == (shape, name, "eager"))
-                for shape in shapes
-            ]
-            style = "-" if name.startswith("softdice") else "--"
-            axis.plot(range(len(shapes)), values, style, marker="o", color=colour, label=name)
-        axis.set_xticks(range(len(shapes)), [shape.strip("()") for shape in shapes], fontsize=8)
-        axis.set_xlabel("logits (B, C, *S)")
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
-    axes[0].set_yscale("log")
-    axes[0].axhline(1, color="grey", linewidth=1)
-    axes[1].axhline(1, color="grey", linewidth=1)
-    axes[1].legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.26))
-    figure.suptitle("Forward + backward, eager; grey line: the floor, and the gradient itself")
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    found = {(row.shape, row.contender): row for row in rows if row.mode == "eager"}
+    groups = [f"logits {shape}" for shape in shapes]
+    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    times = [[found[shape, name].median_ms for name in names] for shape in shapes]
+    memory = [[found[shape, name].backward_logits for name in names] for shape in shapes]
+    titles = [label(name) for name in names]
+    pictures.dots(left, groups, titles, times, "time of a step, ms (log axis)")
+    pictures.bars(right, groups, titles, memory, "peak memory beside the inputs, in multiples of the logits")
+    figure.suptitle("A softmax and a Dice loss, forward and backward, on a CPU, eager")
+    figure.savefig(path, dpi=110)
 
 
 def write(rows: list[Row], lack: dict[str, str]) -> None:
-    """rows -> results/losses.csv, results/losses.png, README's table."""
+    """rows -> results/losses.csv, docs/losses.png, the table of the page on kernels, README's summary."""
     publish.keep("losses", [asdict(row) for row in rows])
-    plot(rows, publish.FOLDER / "losses.png")
-    publish.show(table(rows, lack), README, MARKS)
+    plot(rows, publish.DOCS / "losses.png")
+    publish.show(table(rows, lack), PAGE, MARKS)
+    summary.write()
 
 
 def main() -> None:

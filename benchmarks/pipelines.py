@@ -1,7 +1,7 @@
 """One training step of nnU-Net with 118 classes and patches of 96^3: stock, with our loss, with the fused head.
 
     make test-pipelines                                   once: brings nnU-Net with all that it needs
-    build/pipelines/bin/python -m benchmarks.pipelines    measures; writes results/pipelines.csv and README.md
+    build/pipelines/bin/python -m benchmarks.pipelines    measures; writes results/pipelines.csv and docs/pipelines.md
 
 The trainers are nnU-Net's own and those that `softdice info --nnunet` exports, made from plans as nnU-Net writes them
 (a U-Net of six stages, 32 to 320 filters, deep supervision), each in a process of its own: network, loss, gradient and
@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import measure, publish
+from benchmarks import measure, publish, summary
 
-PAGE = publish.ROOT / "README.md"
+PAGE = publish.DOCS / "pipelines.md"
 MARKS = "<!-- benchmark: pipelines -->", "<!-- end of benchmark: pipelines -->"
 TRAINERS = {
     "nnUNetTrainer": "stock",
@@ -187,6 +187,7 @@ def main() -> None:
     if size == SIZE:
         publish.keep("pipelines", rows)
         publish.show(table(rows, size), PAGE, MARKS)
+        summary.write()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from monai.transforms import Compose
 from torch import Tensor, nn
 
 import softdice
-from benchmarks import measure, publish
+from benchmarks import measure, pictures, publish
 from softdice.evaluation.averages import mean
 from softdice.training.cases import Cases, read_folder
 from softdice.training.config import DEFAULTS
@@ -346,12 +346,15 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
             for line, x in enumerate(LOSSES):
                 found = [r["dice"] for r in rows if (r["data"], r["seconds"], r["variant"]) == (name, s, x)]
                 height = line + 0.3 * (place - (len(seconds) - 1) / 2)
+                shade = pictures.colour(LOSSES[x].title)
                 label = f"{s:g} s" if line == 0 else None
-                axes.plot(found, [height] * len(found), "o", color=f"C{place}", alpha=0.6, label=label)
+                axes.plot(
+                    found, [height] * len(found), "os^dv"[place % 5], color=shade, markerfacecolor="none", label=label
+                )
                 if found:
-                    axes.plot([statistics.fmean(found)], [height], "|", color=f"C{place}", markersize=16)
+                    axes.plot([statistics.fmean(found)], [height], "|", color=shade, markersize=16)
         axes.set_yticks(range(len(LOSSES)), [variant.title for variant in LOSSES.values()] if axes is panels[0] else [])
-        axes.set(title=name, xlabel="Dice on held-out cases", ylim=(len(LOSSES) - 0.5, -0.5))
+        axes.set(title=name, xlabel="Dice on held-out cases", ylim=(len(LOSSES) - 0.4, -0.6))
         axes.grid(axis="x", alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(seconds))
     figure.savefig(file, dpi=120)

@@ -1,6 +1,6 @@
 """Upsampling and the loss: error, peak memory and time, fused and one after the other, and with MONAI's loss.
 
-    python -m benchmarks.upsampled           all of it, into benchmarks/results/upsampled.csv and upsampled.png
+    python -m benchmarks.upsampled           all of it, into benchmarks/results/upsampled.csv and docs/upsampled.png
     python -m benchmarks.upsampled --quick   fewer repetitions
 
 Dice and cross-entropy, float32, forward and backward, from logits of low resolution to labels of full resolution. Needs
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
 import softdice
-from benchmarks import publish
+from benchmarks import pictures, publish
 from benchmarks.head import peak_mib
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], str]
@@ -106,23 +106,18 @@ def memory_mib(case: str) -> dict[str, float]:
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Rows -> peak memory and time of a step, of each path and case."""
-    import matplotlib as mpl
+    """Draw peak memory and time of a step, of each path and case."""
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for axis, column, unit in zip(axes, ("peak_mib", "time_ms"), ("MiB", "ms"), strict=True):
-        for place, (name, title) in enumerate(NAMES.items()):
-            heights = [row[column] for row in rows if row["path"] == name]
-            bars = axis.bar([i + 0.27 * (place - 1) for i in range(len(heights))], heights, 0.25, label=title)
-            axis.bar_label(bars, fmt="%.0f")
-        axis.set_xticks(range(len(CASES)), [name.replace(", ", "\n") for name in CASES])
-        axis.set(ylabel=f"{'peak memory' if column == 'peak_mib' else 'time'} of a step, {unit}", yscale="log")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle("Upsampling, Dice and cross-entropy, float32, CPU")
-    figure.savefig(file, dpi=120)
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    order = ["fused", "separate", "monai"]
+    titles = [NAMES[name].replace(" + ", "\n+ ", 1) for name in order]
+    panels = {"peak_mib": "peak memory of a step, MiB", "time_ms": "time of a step, ms"}
+    for axis, (column, what) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        values = [[next(r[column] for r in rows if (r["case"], r["path"]) == (c, n)) for n in order] for c in CASES]
+        pictures.dots(axis, list(CASES), titles, values, f"{what} (log axis)")
+    figure.suptitle("Upsampling, Dice and cross-entropy, forward and backward, float32, CPU")
+    figure.savefig(file, dpi=110)
 
 
 def main() -> None:
@@ -161,7 +156,7 @@ def main() -> None:
         ratios = ", ".join(f"{best['fused'] / best[path]:.2f} x {NAMES[path]}" for path in ("separate", "monai"))
         print(f"  fused takes {ratios}")
     publish.keep("upsampled", rows)
-    plot(rows, publish.FOLDER / "upsampled.png")
+    plot(rows, publish.DOCS / "upsampled.png")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ DIST = ROOT / "dist"
 NOT_IN_THE_SDIST = (".ci/", ".github/")
 """What only a repository has a use for."""
 
-FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^(?<!-->\n)```python[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+"""A program of README; not one under `<!-- needs: ... -->`, which the tests run where every extra is."""
 COMMAND = "import sys\nfrom softdice.cli import main\nsys.argv = ['softdice', *{!r}.split()]\nmain()\n"
 PAIRS = """
 import numpy as np, pathlib

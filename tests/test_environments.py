@@ -151,6 +151,33 @@ def test_without_torchmetrics() -> None:
     assert run.stderr.count("expected torchmetrics") == 1
 
 
+HINT = """
+import warnings, torch, softdice
+def step(*shape, **dtype):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        logits = torch.zeros(*shape, requires_grad=True, **dtype)
+        softdice.SoftDiceLoss(2, activation="softmax")(logits, torch.zeros(1, *shape[2:], dtype=torch.uint8)).backward()
+    print(len(told), *(str(each.message) for each in told))
+step(1, 2, 2**19 - 1)
+step(1, 2, 2**19, dtype=torch.float64)
+step(1, 2, 2**19)
+step(1, 2, 2**19)
+"""
+"""One element less than a hint is worth; a dtype that has no kernel anyhow; 2^20 elements, twice."""
+
+
+def test_a_large_input_without_numba_is_told_once() -> None:
+    silent = ["0"] * 4
+    hint = (
+        "1 softdice: expected numba for an input of shape (1, 2, 524288) on the CPU, got no such package. Plain "
+        "PyTorch serves it: the same numbers in more time and memory. Run: pip install numba"
+    )
+    assert said(python(WITHOUT + HINT, "numba")).splitlines() == ["0", "0", hint, "0"]
+    assert here(HINT).splitlines() == silent
+    assert said(python(HINT, NUMBA_DISABLE_JIT="1")).splitlines() == silent  # whoever sets it knows
+
+
 @pytest.fixture(scope="module")
 def commands() -> dict[str, tuple[int, str]]:
     """Command -> exit code and standard error, in one process in which more and more packages are missing."""

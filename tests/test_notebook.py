@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import notebook_outputs as notebook
@@ -121,18 +120,30 @@ def test_pictures_stand_on_white(kept: NotebookNode) -> None:
         assert (pixels[0] == 255).all()
 
 
-@pytest.mark.parametrize("copy", [True, False], ids=["in a copy of the repository", "elsewhere"])
-def test_the_first_cell_installs_what_is_missing(copy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: list[list[str]] = []
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Numba is there, all else is missing; what pip would be asked for, from the folder of examples."""
+    asked: list[list[str]] = []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name != "numba" else object())
-    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
-    folder = tmp_path / "examples"
-    folder.mkdir()
-    if copy:
-        (tmp_path / "src" / "softdice").mkdir(parents=True)
-    monkeypatch.chdir(folder)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command))
+    (tmp_path / "examples").mkdir()
+    monkeypatch.chdir(tmp_path / "examples")
+    return asked
+
+
+def install() -> None:
     first = next(cell for cell in notebook.written().cells if cell.cell_type == "code")
-    variables: dict[str, Any] = {}
-    exec(first.source, variables)
-    source = str(tmp_path) if copy else "softdice"
-    assert commands == [[sys.executable, "-m", "pip", "install", "--quiet", source, "matplotlib"]]
+    exec(first.source, {})
+
+
+def test_the_first_cell_installs_what_is_missing(commands: list[list[str]], tmp_path: Path) -> None:
+    (tmp_path / "src" / "softdice").mkdir(parents=True)
+    install()
+    assert commands == [[sys.executable, "-m", "pip", "install", "--quiet", str(tmp_path), "matplotlib"]]
+
+
+def test_outside_a_copy_no_name_is_installed(commands: list[list[str]]) -> None:
+    """The name is on no index: whoever claims it there would be installed."""
+    with pytest.raises(SystemExit, match=r"^softdice is not installed\. Run this notebook in a copy"):
+        install()
+    assert commands == []

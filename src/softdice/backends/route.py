@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -44,7 +45,11 @@ compiling of a kernel is not worth."""
 OLDEST_CAPABILITY = (8, 0)
 """Compute capability from which on the Triton kernels are compiled and checked."""
 
+LARGE_NUMEL = 2**20
+"""Inputs of so many elements are worth a hint, once, where Numba is missing."""
+
 _in_use: list[str] = []
+_hinted: list[str] = []
 
 
 @public
@@ -112,11 +117,28 @@ def choose(request: Request) -> str:
     if kind in ("map", "ranks") and torch.compiler.is_compiling():  # they are no operators
         return "reference"
     if unfit is not None:
+        _hint_at_numba(request)
         in_slices = input.dtype == torch.float64 or kind in ("confusion", "skeletons")
         return "sliced" if in_slices else "reference"
     if name not in KINDS[kind] or (kind == "skeletons" and not request.hard):
         return "sliced"
     return "reference" if automatic and name == "triton" and selftest.failed(request) else name
+
+
+def _hint_at_numba(request: Request) -> None:
+    """Warn, once in a process, that plain PyTorch serves a large input because Numba is not installed."""
+    input = request.input
+    if input.device.type != "cpu" or input.dtype == torch.float64 or input.numel() < LARGE_NUMEL:
+        return
+    if _HAS_NUMBA or _hinted or torch.compiler.is_compiling():
+        return
+    _hinted.append("numba")
+    warnings.warn(
+        f"softdice: expected numba for an input of shape {tuple(input.shape)} on the CPU, got no such package. Plain "
+        "PyTorch serves it: the same numbers in more time and memory. Run: pip install numba",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def on_graph(backend: str) -> bool:
@@ -160,9 +182,12 @@ def _unfit(name: str, request: Request) -> str | None:
 # --- what this machine has
 
 
+_HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+
 def _numba_missing() -> str | None:
     """Return why Numba compiles nothing in this process, or None."""
-    if importlib.util.find_spec("numba") is None:
+    if not _HAS_NUMBA:
         return "numba is not installed: pip install 'softdice[cpu]'"
     disabled = os.environ.get("NUMBA_DISABLE_JIT", "")
     if disabled.lstrip("+-").isdecimal() and int(disabled) != 0:  # as Numba reads it
