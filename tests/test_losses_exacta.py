@@ -16,7 +16,7 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def problem(*shape: int) -> tuple[Tensor, Tensor]:
-    """-> logits, and labels in blocks of which 255 is no class."""
+    """Return logits, and labels in blocks of which 255 is no class."""
     generator = torch.Generator().manual_seed(len(shape))
     logits = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, shape[1], (shape[0], *[-(-size // 3) for size in shape[2:]]), generator=generator)

@@ -83,14 +83,14 @@ CASES: dict[str, Case] = {
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference in units of the largest element."""
+    """Return the largest difference, in units of the largest element."""
     assert ours.shape == theirs.shape
     assert ours.dtype == theirs.dtype
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def separate(loss: Loss, low: Tensor, target: Tensor, mode: str, align_corners: bool = False, **more: Any) -> Tensor:
-    """The definition."""
+    """Return the loss of the interpolated logits: the definition."""
     size = target.shape[target.ndim - low.ndim + 2 :]
     corners = None if mode == "nearest" else align_corners
     return loss(interpolate(low, size, mode=mode, align_corners=corners), target, **more)
@@ -102,7 +102,7 @@ def gradient(value: Tensor, low: Tensor) -> Tensor:
 
 @pytest.fixture(params=["Numba", "torch"])
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What interpolates: the compiled loops, or what serves other devices and installations without Numba."""
+    """Interpolate by the compiled loops, or by torch, which serves other devices and installations without Numba."""
     if request.param == "torch":
         monkeypatch.setattr(interpolation, "compiled_loops", lambda name: None)
     return request.param
@@ -110,7 +110,7 @@ def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A row or two in a chunk, so that every lane has several and low rows lie beside chunks of two lanes."""
+    """Make chunks of a row or two, so that every lane has several and low rows lie beside chunks of two lanes."""
     monkeypatch.setattr(interpolation, "CHUNK_ELEMENTS", 1)
     return
 
@@ -346,7 +346,7 @@ def test_bits_do_not_depend_on_threads_or_runs(rank: int, small_chunks: None) ->
 
 
 class Largest(TorchDispatchMode):
-    """Notes the largest floating tensor that an operator returns."""
+    """A mode that notes the largest floating tensor that an operator returns."""
 
     numel = 0
 
