@@ -235,7 +235,7 @@ def test_focal(case: Case, data: st.DataObject, use_softmax: bool, background: b
     ],
 )  # fmt: skip
 def test_without_space(name: str, options: dict[str, Any]) -> None:
-    """(B, C): a classification."""
+    """(B, C) tensors, as a classification has them, get MONAI's number."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 3, dtype=torch.float64, generator=generator)
     logits = logits if "sigmoid" in options or "softmax" in options or "Focal" in name else logits.sigmoid()

@@ -86,7 +86,7 @@ def test_value_and_gradient(backend: str, activation: str, classes: int, case: s
 
 
 def test_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What serves where there is no kernel; a last piece is smaller."""
+    """Without a kernel the definition serves in slices; the last one is smaller."""
     monkeypatch.setattr(sliced, "ELEMENTS", 4 * 2 * 100)
     logits, labels = problem()
     settings = confusion_pass(Pass("softmax"))

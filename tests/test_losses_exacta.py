@@ -63,7 +63,7 @@ def test_lovasz_hinge(backend: str, pooling: Any, per_image: bool) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 1.0])
 def test_top_k(backend: str, share: float) -> None:
-    """Shares of 200 voxels that are whole numbers: of others theirs rounds up."""
+    """The fractions give whole numbers of the 200 voxels; others are rounded up by exacta."""
     logits, labels = problem(2, 5, 10, 10)
     ours = softdice.TopKCrossEntropyLoss(5, share, activation="softmax")
     other = theirs.TopKCELoss(fraction=share)

@@ -206,7 +206,7 @@ def test_every_factor(name: str, mode: str, loops: str, small_chunks: None) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("low", "out"), [(7, 50), (13, 101), (24, 97), (29, 58), (55, 171)])
 def test_nearest_is_torchs_nearest(low: int, out: int, dtype: torch.dtype) -> None:
-    """Where a place lies on the border of two outputs, it is decided as torch does, in the dtype of the logits."""
+    """Where two inputs are equally near, the choice is torch's, in the dtype of the logits."""
     places, mask = logits((1, 1, low, 4), dtype), labels((out, 4), 1, 2)
     loss = softdice.SoftDiceLoss(1, activation="sigmoid")
     value = softdice.Upsampled(loss, mode="nearest")(places, mask)
@@ -300,7 +300,7 @@ def test_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
 
 
 def test_ignored_voxels_have_no_gradient_even_of_a_nan() -> None:
-    """Rows 0 to 3 lie beside low row 0 alone or beside 0 and 1; all that see row 0 are ignored."""
+    """Output rows 0 to 3 read low row 0, alone or with row 1; all rows that read it are ignored."""
     low, target = logits((1, C, 4, 4), torch.float32).detach(), labels((16, 16), 1)
     target[:, :6] = 100
     low[:, :, 0] = torch.nan
