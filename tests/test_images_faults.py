@@ -720,6 +720,30 @@ def test_a_series_of_dicom_is_one_image(tmp_path: Path) -> None:
     assert cases.shapes == [VOLUME.shape] * 2
 
 
+def test_files_without_a_picture_inside_a_series_are_told(tmp_path: Path) -> None:
+    for side in "pt":
+        for name in "ab":
+            series(tmp_path / side / name, VOLUME, start=3)
+    first = tmp_path / "p" / "a"
+    (first / "README.txt").write_text("x")
+    (first / ".hidden").write_text("x")
+    for name, kind in (
+        ("report", pydicom.uid.BasicTextSRStorage),
+        ("view.dcm", pydicom.uid.GrayscaleSoftcopyPresentationStateStorage),
+    ):
+        other = pydicom.dcmread(first / "3.dcm")
+        for tag in ("PixelData", "Rows", "Columns"):
+            delattr(other, tag)
+        other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = kind
+        other.save_as(first / name)
+    result = score(tmp_path / "p", tmp_path / "t", "--format", "json")
+    assert result.exit_code == 0
+    assert result.stderr == f"Left out of {tmp_path / 'p'}: a/README.txt, a/report, a/view.dcm\n"
+    assert {row["dice"] for case in json.loads(result.stdout)["results"][0]["cases"] for row in case["classes"]} == {
+        1.0
+    }
+
+
 def test_segmentations_of_dicom_on_the_grid_of_their_series(tmp_path: Path) -> None:
     """A series runs along the normal of its slices, and so does a SEG: no resampling."""
     from softdice.training.cases import read_folder

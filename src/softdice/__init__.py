@@ -9,6 +9,7 @@ import softdice.interrupt as _interrupt  # noqa: F401 - first: the imports below
 import softdice.validation as _validation
 from softdice import costs, functional, indices, losses, metrics, reductions
 from softdice.backends.route import use_backend
+from softdice.decisions import dice_confidence, dice_threshold
 from softdice.head import FusedHead, Upsampled
 from softdice.losses import DeepSupervision, OverlapLoss
 from softdice.losses.centreline import *  # noqa: F403
@@ -34,7 +35,9 @@ __all__ = [
     "Upsampled",
     "__version__",
     "costs",
+    "dice_confidence",
     "dice_score",
+    "dice_threshold",
     "functional",
     "indices",
     "overlap_statistics",

@@ -1,1 +1,1 @@
-"""files <-> arrays: images and masks, a module for each format family."""
+"""Read and write images and masks, with a module for each family of formats."""

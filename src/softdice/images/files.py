@@ -1,4 +1,4 @@
-"""path -> image, and back, in all formats of `softdice.images.formats`.
+"""Read, list and write images in all formats of `softdice.images.formats`.
 
 A file is either read whole and verified as far as its format allows (checksums of gzip, PNG and zip; sizes elsewhere),
 or refused with a `FileError` of one line. Nothing is guessed: palette indices stay indices, grey values of 1, 2 and 4
@@ -39,26 +39,26 @@ _FOREIGN = {
     (0, b"\x1f\x8b"): "compressed by gzip", (0, b"\x89HDF"): "HDF5", (0, b"<"): "HTML or XML",
     (0, b"version https://git-lfs"): "a pointer of Git LFS, to be fetched by git lfs pull",
 }  # fmt: skip
-"""Position and bytes -> kinds of files that get a wrong name, beside those that are read."""
+"""Position and bytes -> what a file is that often has a wrong suffix, beside the formats that are read."""
 
 
 def split_name(path: str | Path) -> tuple[str, str] | None:
-    """path -> (stem, suffix), None where the suffix is not one of ours or the file is hidden.
+    """Split a path into stem and suffix. Return None if the suffix belongs to no format, or the file is hidden.
 
     Example:
         >>> split_name("labels/case_1.nii.gz"), split_name("a.b.PNG"), split_name("notes.txt")
         (('case_1', '.nii.gz'), ('a.b', '.png'), None)
     """
     name = Path(path).name
-    found = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix) and len(name) > len(suffix)]
-    if not found or name.startswith("."):
+    endings = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix) and len(name) > len(suffix)]
+    if not endings or name.startswith("."):
         return None
-    suffix = max(found, key=len)
+    suffix = max(endings, key=len)
     return name[: -len(suffix)], suffix
 
 
 def image_name(path: str | Path) -> tuple[str, str] | None:
-    """path -> (stem, suffix) as `split_name`; DICOM without a suffix and a folder that is one image have their name."""
+    """Return stem and suffix as `split_name`, also for DICOM without a suffix and for a folder that is one image."""
     path = Path(path)
     if stored(path) != path:
         return path.name, stored(path).suffix.lower()
@@ -79,16 +79,16 @@ def stored(path: Path) -> Path:
 
 
 def is_collection(path: Path) -> bool:
-    """Whether a file holds many images, such as the annotations of COCO."""
+    """Return whether a file holds many images, such as the annotations of COCO."""
     format = BY_SUFFIX.get(path.suffix.lower())
     return format is not None and format.entries is not None and path.is_file()
 
 
 def list_entries(path: Path, beside: Path | None = None) -> dict[str, Path]:
-    """file of many images, another that may know their names -> {stem: path of an image in it}.
+    """Return {stem: path} of the images in a file of many; `beside` is a file of the same format that may name them.
 
     Raises:
-        FileError: it is none, or cannot be read.
+        FileError: the file cannot be read, or is no such file.
     """
     entries = BY_SUFFIX[path.suffix.lower()].entries
     assert entries is not None
@@ -101,7 +101,7 @@ def list_entries(path: Path, beside: Path | None = None) -> dict[str, Path]:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder is itself a file of a format, such as zarr."""
+    """Return whether a folder is itself a file of a format, such as zarr."""
     name = split_name(path)
     if not path.is_dir() or (name and not BY_SUFFIX[name[1]].store):
         return False
@@ -109,21 +109,27 @@ def is_store(path: Path) -> bool:
 
 
 def left_out(folder: Path, cases: Iterable[Path]) -> str:
-    """folder, the files and folders in it that are read -> a line that names all others, "" where there are none.
+    """Return a line that names all entries of a folder that no case reads, "" if there are none.
 
-    Hidden files are not told, nor files beside a header that hold its voxels.
+    Hidden files are not named, nor files that hold the voxels of a header beside them. Files without a picture in the
+    folder of a DICOM series are.
     """
-    used = {path.name for path in cases if path.parent == folder}
+    inside = [path for path in cases if path.parent == folder]
+    used = {path.name for path in inside}
     names = [(name[0], BY_SUFFIX[name[1]].beside) for name in map(split_name, used) if name]
     voxels = {f"{stem}{suffix}".lower() for stem, suffixes in names for suffix in suffixes}
     others = sorted(
         name for name in os.listdir(folder) if name[0] != "." and name not in used and name.lower() not in voxels
     )
+    for path in sorted(path for path in inside if path.is_dir()):
+        name = image_name(path)
+        if name is not None and (rest := BY_SUFFIX[name[1]].folder) is not None:
+            others += [f"{path.name}/{each}" for each in rest(path)]
     return f"Left out of {folder}: {', '.join(others)}" if others else ""
 
 
 def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:
-    """folder -> {stem: path} of the files with a suffix of ours, sorted; of subfolders those that are one image.
+    """Return {stem: path} of the images in a folder, sorted: files with a known suffix, subfolders that are one image.
 
     Args:
         folder: an existing folder.
@@ -135,23 +141,23 @@ def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileError(f"list_images: expected a folder, got {str(folder)!r}. Check the path.")
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         name = image_name(path)
         if name is None or not path.exists():
             continue
         stem = name[0].removesuffix("_0000") if nnunet else name[0]
-        if stem in found:
+        if stem in images:
             raise FileError(
-                f"list_images: expected one file named {stem!r} in {folder}, got {found[stem].name} and {path.name}. "
+                f"list_images: expected one file named {stem!r} in {folder}, got {images[stem].name} and {path.name}. "
                 "Keep one of them."
             )
-        found[stem] = path
-    return found
+        images[stem] = path
+    return images
 
 
 def read_image(path: str | Path) -> Image:
-    """path -> image; native byte order, writable, bool or integer or float.
+    """Read an image: bool, integers or floats in native byte order, in writable memory.
 
     Raises:
         FileError: unknown suffix, missing, truncated, damaged (as far as the format can tell), or of a kind that has
@@ -183,12 +189,12 @@ def read_image(path: str | Path) -> Image:
 
 
 def mask_suffix(suffix: str) -> str:
-    """suffix of an image -> that of its mask."""
+    """Return the suffix that the mask of an image gets."""
     return BY_SUFFIX[suffix].masks or suffix
 
 
 def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
-    """array -> file of the type and geometry of `like`, written beside and then renamed; returns the path written.
+    """Write an array as a file of the type and geometry of `like`, beside and then renamed. Return its path.
 
     Args:
         path: its suffix is replaced by that of `like` where it differs; JPEG, which would change labels, becomes PNG.
@@ -219,7 +225,7 @@ def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[io.BufferedWriter]:
-    """A temporary file in the folder of `path` that takes its place when the block ends without an error."""
+    """Open a temporary file in the folder of `path`; it takes its place when the block ends without an error."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -234,12 +240,13 @@ def written_beside(path: Path) -> Iterator[io.BufferedWriter]:
 
 
 def _one_line(error: BaseException) -> str:
+    """Return the text of an error in one line, at most 300 characters; its type if it has none."""
     text = " ".join(str(error).split())
     return text[:300] if text else type(error).__name__
 
 
 def _content(path: Path, format: Format) -> str:
-    """What a file that cannot be read is, where its first bytes tell that it is something else than its name says."""
+    """Return what a file really is if its first bytes show that its suffix is wrong, else ""."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -248,9 +255,10 @@ def _content(path: Path, format: Format) -> str:
     if not head:
         return ". The file is empty"
     known = {magic: f"that of a {suffix} file" for suffix, each in BY_SUFFIX.items() for magic in each.magic} | _FOREIGN
-    found = [magic for magic in known if head[magic[0] :].startswith(magic[1])]
-    return f". Its content is {known[found[0]]}" if found and not set(found) & set(format.magic) else ""
+    matches = [magic for magic in known if head[magic[0] :].startswith(magic[1])]
+    return f". Its content is {known[matches[0]]}" if matches and not set(matches) & set(format.magic) else ""
 
 
 def _package(format: Format) -> ModuleType | None:
+    """Import the package that reads a format, None if it needs none."""
     return None if format.package is None else package("softdice", *format.package)

@@ -1,4 +1,4 @@
-"""Where the voxels of two images lie: whether an array index means the same place in both."""
+"""Compare where the voxels of two images lie: whether an array index means the same place in both."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SAME_PLACE_VOXELS = 0.05
 
 
 def one_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether two shapes are equal but for axes of length 1, which hold nothing."""
+    """Return whether two shapes are equal without their axes of length 1."""
     return _long(a) == _long(b)
 
 
 def one_frame(a: Image, b: Image) -> bool:
-    """Whether both images say where their voxels lie, in the same space or on the same map."""
+    """Return whether both images say where their voxels lie, in the same space or on the same map."""
     return a.place.frame == b.place.frame != ""
 
 
 def by_position(a: Image, b: Image) -> bool:
-    """Whether equal indices are known to mean equal voxels in two images without a common frame.
+    """Return whether equal indices are known to mean equal voxels in two images without a common frame.
 
     Pictures, stacks and maps have rows before columns, and so has an array that was saved beside them. In a patient
     an order of axes says nothing of their directions.
@@ -43,7 +43,7 @@ def by_position(a: Image, b: Image) -> bool:
 
 
 def same_place(a: Image, b: Image) -> bool:
-    """Whether the voxels of two images of one frame are the same ones."""
+    """Return whether the voxels of two images of one frame lie at the same places."""
     if not one_shape(a.shape, b.shape):
         return False
     first, second = _long_axes_first(a), _long_axes_first(b)
@@ -52,7 +52,7 @@ def same_place(a: Image, b: Image) -> bool:
 
 
 def overlap(a: Image, b: Image) -> bool:
-    """Whether the boxes around two images of one frame share a place, seen along the axes of either."""
+    """Return whether the boxes around two images of one frame overlap, seen along the axes of either."""
     assert a.affine is not None
     assert b.affine is not None
     for one, other, shape, others in ((a.affine, b.affine, a.shape, b.shape), (b.affine, a.affine, b.shape, a.shape)):
@@ -64,7 +64,7 @@ def overlap(a: Image, b: Image) -> bool:
 
 
 def extended(image: Image, other: Image) -> Image:
-    """Pad a segmentation that leaves out what holds nothing by zeros, as far as the other image reaches."""
+    """Zero-pad a segmentation whose file omits empty slices to the extent of the other image."""
     place = image.place
     if not place.partial or not one_frame(image, other) or other.spatial_ndim != 3 or image.spatial_ndim != 3:
         return image
@@ -87,7 +87,7 @@ def extended(image: Image, other: Image) -> Image:
 def check_same_place(
     path: Path, image: Image, other_path: Path, other: Image, *, advice: str, transpose: str = ""
 ) -> None:
-    """Raise FileError unless the voxels of two images of one shape are the same ones, as far as the files say.
+    """Raise FileError unless the voxels of two images of one shape lie at the same places, as far as the files say.
 
     Args:
         advice: what to do where they lie elsewhere.
@@ -110,7 +110,7 @@ def check_same_place(
 
 
 def _without_frame(path: Path, image: Image, other_path: Path, other: Image, transpose: str) -> str:
-    """Say why two images of one shape cannot be compared voxel by voxel, and what to do."""
+    """Return why two images of one shape cannot be compared voxel by voxel, and what to do."""
     frames, axes = (image.place.frame, other.place.frame), (image.place.axes, other.place.axes)
     if all(frames):
         got = f"it lies in {frames[0]}, and {other_path.name} in {frames[1]}"
@@ -131,18 +131,18 @@ def _without_frame(path: Path, image: Image, other_path: Path, other: Image, tra
 
 
 def reversed_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether two shapes are each other's reverse but for axes of length 1."""
+    """Return whether two shapes without their axes of length 1 are each other's reverse."""
     return len(_long(a)) > 1 and _long(a) == _long(b)[::-1]
 
 
 def apart(path: Path, same_shape: bool) -> str:
-    """The end of an error on two grids that share no place."""
+    """Return the end of an error about two grids that do not overlap."""
     advice = "Was its affine lost? Then --ignore-geometry compares as is." if same_shape else "Check the affines."
     return f"a grid that overlaps that of {path.name} in space, got one beside it. {advice}"
 
 
 def check_inverse(path: Path, image: Image, other_path: Path, other: Image) -> None:
-    """Raises FileError where an affine puts different voxels into one place."""
+    """Raise FileError if the affine of either image is singular: it puts different voxels into one place."""
     for name, each in ((path, image), (other_path, other)):
         if each.affine is not None and np.linalg.matrix_rank(each.affine) < 4:
             advice = "--ignore-geometry compares as is."
@@ -155,7 +155,7 @@ def _long(shape: Sequence[int]) -> list[int]:
 
 
 def _lying(a: Image, b: Image) -> list[str]:
-    """Say which way voxels run, such as "RAS voxels", and how large they are where that differs."""
+    """Return the direction of the voxels of two images, such as "RAS voxels", and their sizes where those differ."""
     assert a.affine is not None
     assert b.affine is not None
     sizes = [np.linalg.norm(affine[:3, : a.spatial_ndim], axis=0) for affine in (a.affine, b.affine)]
@@ -166,25 +166,25 @@ def _lying(a: Image, b: Image) -> list[str]:
 
 
 def _corners(shape: Sequence[int], margin: float = 0.0) -> np.ndarray:
-    """Voxel coordinates of the eight outermost centres, or so far beyond them, (8, 4)."""
+    """Return homogeneous voxel coordinates (8, 4) of the outermost centres, moved outwards by `margin` voxels."""
     ends = [(-margin, n - 1 + margin) for n in (*shape[:3], *[1] * (3 - min(3, len(shape))))]
     return np.array([[*corner, 1] for corner in product(*ends)])
 
 
 def _long_axes_first(image: Image) -> np.ndarray:
-    """The affine with the columns of axes of length 1 last."""
+    """Return the affine with the columns of axes of length 1 last."""
     assert image.affine is not None
     sizes = (*image.shape, 1, 1)[:3]
     return image.affine[:, [*(i for i in range(3) if sizes[i] != 1), *(i for i in range(3) if sizes[i] == 1), 3]]
 
 
 def _axes(affine: np.ndarray) -> str:
-    """affine -> "RAS", "LPS" ...: where the first, second and third axis point."""
+    """Return where the first, second and third axis point, such as "RAS" or "LPS"."""
     return "".join(("LR", "PA", "IS")[world][int(sign > 0)] for world, sign in voxel_axes(affine))
 
 
 def voxel_axes(affine: np.ndarray) -> list[tuple[int, int]]:
-    """affine -> per voxel axis the axis of the patient (0 right, 1 front, 2 head) that it runs along most, and 1 or -1.
+    """Return, for each voxel axis, the axis of the patient (0 right, 1 front, 2 head) it runs along most, and its sign.
 
     Example:
         >>> voxel_axes(np.array([[0, 0, 3.0, 0], [-1, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 1]]))

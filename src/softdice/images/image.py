@@ -1,4 +1,4 @@
-"""What an image in memory is, and what a file format consists of."""
+"""The records of this room: where voxels lie, an image in memory, a file format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class FileError(ValueError):
-    """A file that cannot be read or written as an image, and why, in one line."""
+    """Raised for a file that cannot be read or written as an image; the message is one line and says why."""
 
 
 PATIENT = "patient"
@@ -28,7 +28,7 @@ MM |= {"nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "centimeter": 1
 
 @dataclass(frozen=True)
 class Place:
-    """How the voxels of an image lie: all that comparing, resampling, volumes and distances know of it.
+    """How the voxels of an image lie. Comparing, resampling, volumes and distances read nothing else.
 
     Args:
         axes: order of the axes of the array: "xyz" (columns, rows, slices), "zyx" (slices, rows, columns), or "any", as
@@ -104,7 +104,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: all that the rest of the package knows of it.
+    """A file format. The rest of the package knows a format by this record alone.
 
     Args:
         suffixes: lower case.
@@ -114,7 +114,7 @@ class Format:
         package: the module that reads and writes it, imported when it is first needed, and the extra that brings it.
         masks: the suffix that a mask of such an image gets, where it is not its own.
         magic: position and bytes by which such a file is known.
-        folder: a folder of such files is one image.
+        folder: of a format whose files make one image together: a folder of them -> names of its other files.
         store: such a file is itself a folder.
         beside: suffixes of files that hold the voxels of such a file.
         entries: of a file that holds many images: path, and one beside it that may know their names -> {stem: path of
@@ -127,7 +127,7 @@ class Format:
     package: tuple[str, str] | None = None
     masks: str = ""
     magic: tuple[tuple[int, bytes], ...] = ()
-    folder: bool = False
+    folder: Callable[[Path], list[str]] | None = None
     store: bool = False
     beside: tuple[str, ...] = ()
     entries: Callable[[Path, Path | None], dict[str, Path]] | None = None
@@ -148,9 +148,9 @@ class _Complaints(logging.Filter):
 
 @contextmanager
 def complaints(logger: str, level: int) -> Iterator[list[str]]:
-    """What the logger says inside, at this level or above.
+    """Collect what the logger says inside, at this level or above, and keep it from the terminal.
 
-    It keeps what a library logs instead of raising it, such as a page that lies outside the file, from the terminal.
+    Some libraries log a damage, such as a page that lies outside the file, where they should raise.
     """
     listener, source = _Complaints(level), logging.getLogger(logger)
     source.addFilter(listener)
@@ -161,7 +161,7 @@ def complaints(logger: str, level: int) -> Iterator[list[str]]:
 
 
 def without_alpha(array: np.ndarray) -> tuple[np.ndarray, str]:
-    """(..., 2 or 4) -> grey values or (..., 3) colours, and why they are no labels where the alpha channel varies."""
+    """Drop the alpha channel of (..., 2 or 4), and say why the rest cannot be labels ("" where alpha is constant)."""
     alpha = array[..., -1]
     reason = "an alpha channel that is not constant. Save the mask as grey values without one."
     return array[..., 0] if array.shape[-1] == 2 else array[..., :3], reason if alpha.min() != alpha.max() else ""
@@ -183,13 +183,13 @@ def as_shown(array: np.ndarray, orientation: object, *, rows: int = 0) -> np.nda
 
 
 def native(array: np.ndarray) -> np.ndarray:
-    """The same values in the byte order of this machine, in memory that may be written to."""
+    """Return the same values in the byte order of this machine, in writable memory."""
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return array if array.flags.writeable else array.copy(order="K")
 
 
 def storable(array: np.ndarray) -> np.ndarray:
-    """The same values in a type that medical formats have."""
+    """Return the same values in a dtype that medical formats can store."""
     wider = {np.dtype(bool): np.uint8, np.dtype(np.float16): np.float32, np.dtype(np.longdouble): np.float64}
     return array.astype(wider.get(array.dtype, array.dtype))
 
@@ -199,7 +199,7 @@ DICOM = (128, b"DICM")
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the content of a file that is not hidden is DICOM."""
+    """Return whether a file holds DICOM, by its first bytes. Hidden files count as none."""
     try:
         if path.name.startswith(".") or not path.is_file():
             return False

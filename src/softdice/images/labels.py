@@ -1,4 +1,4 @@
-"""What a label file says: numbers, or a refusal. Scoring and training read labels and probabilities here alone.
+"""Read labels and probabilities out of images, or refuse. Scoring and training do it nowhere else.
 
 * JPEG, colours, channels that differ and an alpha channel that is not constant are no labels; equal channels are grey.
 * Floats are labels where all are whole; close to whole ones are rounded on request.
@@ -16,16 +16,16 @@ import numpy as np
 from softdice.images.image import FileError, Image
 
 ROUNDED = 0.1
-"""Values further from a whole number than this are no labels that were stored inexactly."""
+"""Largest distance from a whole number that rounding may mend; values further away are no labels."""
 
 _STORED = 1e-4
-"""By so much a probability of 0 or 1 may miss it because of how it was stored."""
+"""Tolerance for probabilities of 0 and 1 that were stored inexactly."""
 
 
 def labels(
     path: Path, image: Image, *, rounded: bool = False, advice: str = "Give labels as whole numbers."
 ) -> np.ndarray:
-    """image from a file -> (*S) bool or integers.
+    """Return the labels of an image, (*S) bool or integers.
 
     Args:
         path: named in errors. image: what was read from it.
@@ -56,7 +56,7 @@ def labels(
 
 
 def probabilities(path: Path, image: Image, *, scale: float = 1.0, option: str = "--soft") -> np.ndarray:
-    """image from a file -> (*S) probabilities in [0, 1], float32 or, as the file, float64.
+    """Return the probabilities of an image, (*S) in [0, 1], float32, or float64 where the file has it.
 
     Args:
         path: named in errors. image: what was read from it.
@@ -78,7 +78,7 @@ def probabilities(path: Path, image: Image, *, scale: float = 1.0, option: str =
 
 
 def colours(image: Image) -> dict[int, str]:
-    """image -> {index: colour} of the indices that occur; {} where it has no palette.
+    """Return {index: colour} of the indices that occur, {} if the image has no palette.
 
     Alpha is part of a colour where nothing else tells two of them apart.
     """
@@ -90,21 +90,24 @@ def colours(image: Image) -> dict[int, str]:
     return {int(i): f"#{bytes(colour[:parts]).hex()}" for i, colour in zip(present, used, strict=False)}
 
 
-def one_palette(path: str | Path, found: dict[int, str], seen: dict[int, tuple[str, str]]) -> None:
-    """Adds the colours of a file to those that other files gave the same labels.
+def one_palette(path: str | Path, colours_here: dict[int, str], seen: dict[int, tuple[str, str]]) -> None:
+    """Add the colours of a file to those that other files gave the same labels.
 
     Raises:
         FileError: a label has another colour here; its number then means something else.
     """
-    for label in sorted(found.keys() & seen.keys()):
+    for label in sorted(colours_here.keys() & seen.keys()):
         other, where = seen[label]
-        if other != found[label]:
+        if other != colours_here[label]:
             advice = "Save both with one palette, or as grey values."
-            raise FileError(f"{path}: expected {other} for label {label} as in {where}, got {found[label]}. {advice}")
-    seen.update((label, (colour, str(path))) for label, colour in found.items() if label not in seen)
+            raise FileError(
+                f"{path}: expected {other} for label {label} as in {where}, got {colours_here[label]}. {advice}"
+            )
+    seen.update((label, (colour, str(path))) for label, colour in colours_here.items() if label not in seen)
 
 
 def _one_channel(path: Path, image: Image) -> np.ndarray:
+    """Return (*S) finite values; raise FileError for what cannot be labels, and for channels that differ."""
     if image.no_labels:
         raise FileError(f"{path}: expected labels, got {image.no_labels}")
     array = image.array

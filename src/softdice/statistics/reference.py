@@ -53,12 +53,12 @@ def _terms(request: Request) -> tuple[dict[str, Any], Tensor, torch.Size]:
     wanted = [statistic for statistic in STATISTICS if statistic.name in settings.fields]
     value_BCV = input.to(result_dtype(input.dtype))
     valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
-    true_BCV = _true_values(target, input.shape[1], value_BCV.dtype)
+    true_BCV = true_values(target, input.shape[1], value_BCV.dtype)
     if valid_BV is not None:  # a NaN at a voxel that does not count must not reach a sum
         value_BCV, true_BCV = (torch.where(valid_BV.unsqueeze(1), values, 0.0) for values in (value_BCV, true_BCV))
     if regions is not None:
         true_BCV = torch.stack([true_BCV.masked_fill(row, -torch.inf).amax(1) for row in ~regions.unsqueeze(-1)], dim=1)
-    prob_BCV, minus_log_p_BCV, minus_log_q_BCV = _probabilities(
+    prob_BCV, minus_log_p_BCV, minus_log_q_BCV = probabilities(
         value_BCV, regions, settings.activation, any(statistic.names("a", "b") for statistic in wanted)
     )
     share = settings.label_smoothing / outcomes(input.shape[1], settings.activation)
@@ -108,13 +108,13 @@ def errors(request: Request) -> tuple[Tensor, Tensor]:
     input, target, weight, _, _, settings = request
     value_BCV = input.to(result_dtype(input.dtype))
     valid_BV, _ = _weights(value_BCV, target, weight, settings.ignore_index)
-    true_BCV = _true_values(target, input.shape[1], value_BCV.dtype) > 0.5
+    true_BCV = true_values(target, input.shape[1], value_BCV.dtype) > 0.5
     if valid_BV is not None:
         value_BCV, true_BCV = torch.where(valid_BV.unsqueeze(1), value_BCV, 0.0), true_BCV & valid_BV.unsqueeze(1)
     if settings.activation == "sigmoid":
         error_BCV = (1 + torch.where(true_BCV, -value_BCV, value_BCV)).relu()
     else:
-        p, _, _ = _probabilities(value_BCV, None, settings.activation, False)
+        p, _, _ = probabilities(value_BCV, None, settings.activation, False)
         error_BCV = torch.where(true_BCV, 1 - p, p).relu()
     return (error_BCV if valid_BV is None else torch.where(valid_BV.unsqueeze(1), error_BCV, 0.0)), true_BCV
 
@@ -124,10 +124,10 @@ def _mixed(request: Request) -> Tensor:
     input, target, weight, _, _, settings = request
     value_BCV = input.to(result_dtype(input.dtype))
     valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
-    true_BCV = _true_values(target, input.shape[1], value_BCV.dtype)
+    true_BCV = true_values(target, input.shape[1], value_BCV.dtype)
     if valid_BV is not None:
         value_BCV = torch.where(valid_BV.unsqueeze(1), value_BCV, 0.0)
-    prob_BCV, _, _ = _probabilities(value_BCV, None, settings.activation, False)
+    prob_BCV, _, _ = probabilities(value_BCV, None, settings.activation, False)
     if settings.kind == "confusion":
         return torch.stack([(row_B1V * prob_BCV).sum(-1) for row_B1V in (true_BCV * weight_B1V).split(1, 1)])
     if valid_BV is not None:
@@ -176,7 +176,7 @@ def _weights(
     return valid_BV, weight_BV.unsqueeze(1)
 
 
-def _probabilities(
+def probabilities(
     value_BCV: Tensor, regions: Tensor | None, activation: str, logs: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return p of classes or regions; with `logs` also -ln p and, for a sigmoid, -ln(1 - p)."""
@@ -212,7 +212,7 @@ def _logsumexp(value_BCV: Tensor) -> Tensor:
     return torch.where(off_BV.unsqueeze(1), 0.0, value_BCV).logsumexp(1).masked_fill(off_BV, -torch.inf)
 
 
-def _true_values(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+def true_values(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """Return y, (B, C, V), for labels or per-class values."""
     if target.ndim == 3:
         return target.to(dtype)

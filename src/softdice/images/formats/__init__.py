@@ -1,4 +1,4 @@
-"""The file formats: each module of this folder declares those of one family as `FORMATS`. Nothing else lists them."""
+"""The file formats. Each module of this folder declares one family as `FORMATS`; nothing else lists them."""
 
 from __future__ import annotations
 

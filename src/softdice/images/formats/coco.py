@@ -12,7 +12,7 @@ import numpy as np
 from softdice.images.image import FileError, Format, Image
 
 LOWEST_SCORE = 0.5
-"""Annotations of a lower score are not all meant to count: nobody says which are."""
+"""Files with lower scores are refused: they do not say which annotations are meant to count."""
 
 
 class _Content(NamedTuple):
@@ -27,16 +27,18 @@ class _Content(NamedTuple):
 @lru_cache(maxsize=2)
 def _content(path: Path, changed_ns: int) -> _Content:
     """Read a file once for all of its images; `changed_ns` is its time of change."""
-    said = json.loads(path.read_text(encoding="utf-8-sig"))
-    said = {"annotations": said} if isinstance(said, list) else said  # results have neither images nor categories
+    document = json.loads(path.read_text(encoding="utf-8-sig"))
+    document = (
+        {"annotations": document} if isinstance(document, list) else document
+    )  # results have neither images nor categories
     try:
         annotations: dict[str, list[dict[str, Any]]] = {}
-        for each in said["annotations"]:
+        for each in document["annotations"]:
             annotations.setdefault(str(each["image_id"]), []).append(each)
-        images = {str(each["id"]): each for each in said.get("images", ())}
+        images = {str(each["id"]): each for each in document.get("images", ())}
         sizes = {number: (int(each["height"]), int(each["width"])) for number, each in images.items()}
         files = {number: Path(each["file_name"]).stem for number, each in images.items()}
-        categories = {int(each["id"]): str(each["name"]) for each in said.get("categories", ())}
+        categories = {int(each["id"]): str(each["name"]) for each in document.get("categories", ())}
     except (KeyError, TypeError) as error:
         raise FileError(f"{path}: expected annotations of COCO, got JSON where {error} is missing") from error
     if len({*files.values()}) < len(files):
@@ -45,7 +47,7 @@ def _content(path: Path, changed_ns: int) -> _Content:
 
 
 def list_entries(path: Path, beside: Path | None) -> dict[str, Path]:
-    """Return the images of a file by the stems of their names; results take the names from a file beside them."""
+    """Return the images of a file by the stems of their names; results have no names and take them from `beside`."""
     content = _content(path, path.stat().st_mtime_ns)
     if content.files:
         return {stem: path / number for number, stem in content.files.items()}

@@ -15,14 +15,14 @@ from softdice.images.image import DICOM, PATIENT, FileError, Format, Image, Plac
 from softdice.validation import package
 
 _SEGMENTATIONS = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
-"""Classes of objects that are segmentations: layers, and one map of labels."""
+"""SOP classes of segmentations: with layers, and with one label map."""
 
 _CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
-"""Class of objects that hold structures of a radiotherapy as contours (RTSTRUCT)."""
+"""SOP class of contours of structures of a radiotherapy (RTSTRUCT)."""
 
 
 class _Header(NamedTuple):
-    """What a file of DICOM says of itself; `rows` is 0 where it holds no picture."""
+    """The header of a DICOM file; `rows` is 0 if it holds no picture."""
 
     path: Path
     kind: str
@@ -39,14 +39,14 @@ def _header(path: Path) -> _Header:
     tags = ["SOPClassUID", "SeriesInstanceUID", "Rows", "NumberOfFrames", *_POSITION]
     with config.disable_value_validation(), warnings.catch_warnings():  # of tags that nobody asks for
         warnings.simplefilter("ignore")
-        found = dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)  # the oldest have no preamble
-        kind = str(found.get("SOPClassUID") or found.file_meta.get("MediaStorageSOPClassUID", ""))
-        if not kind and "Rows" not in found:
+        header = dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)  # the oldest have no preamble
+        kind = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
+        if not kind and "Rows" not in header:
             raise FileError("not a DICOM file, or cut off")
-        place, axes = (tuple(float(n) for n in found.get(tag) or ()) for tag in _POSITION)
+        place, axes = (tuple(float(n) for n in header.get(tag) or ()) for tag in _POSITION)
         return _Header(
-            path, kind, str(found.get("SeriesInstanceUID", "")), int(found.get("Rows") or 0),
-            int(found.get("NumberOfFrames") or 1), place, axes,
+            path, kind, str(header.get("SeriesInstanceUID", "")), int(header.get("Rows") or 0),
+            int(header.get("NumberOfFrames") or 1), place, axes,
         )  # fmt: skip
 
 
@@ -77,12 +77,12 @@ def _neighbours(folder: Path, changed_ns: int) -> list[_Header]:
 
 
 def _read_dicom(path: Path, sitk: Any) -> Image:
-    """A file, or a folder that holds the slices of one series or one segmentation."""
+    """Read a file, or a folder that holds the slices of one series or one segmentation."""
     package("softdice", "pydicom", "itk")
-    found = _headers(path, strict=True) if path.is_dir() else [_header(path)]
-    headers = [each for each in found if each.rows]
+    all_headers = _headers(path, strict=True) if path.is_dir() else [_header(path)]
+    headers = [each for each in all_headers if each.rows]
     if not headers:
-        raise FileError(f"expected DICOM with a picture, got {_without_picture(found)}")
+        raise FileError(f"expected DICOM with a picture, got {_without_picture(all_headers)}")
     segmentations = [each.path for each in headers if each.kind in _SEGMENTATIONS]
     if segmentations and len(headers) > 1:
         got = f"{segmentations[0].name} among {len(headers)} files"
@@ -115,33 +115,53 @@ def _read_dicom(path: Path, sitk: Any) -> Image:
     return image_of(picture, sitk, PATIENT)
 
 
-def _without_picture(found: list[_Header]) -> str:
-    """Say what DICOM without a picture is, and what to do."""
+def _others(folder: Path) -> list[str]:
+    """Return the names of the files in the folder of a series that hold no picture, such as reports; hidden ones aside.
+
+    Only one header of each class is read: objects of one class all hold a picture, or none does.
+    """
+    from pydicom.filereader import read_file_meta_info
+
+    has_picture: dict[str, bool] = {}
+    names = []
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if not is_dicom(path):  # one of DICOM without a preamble has that suffix, and is read with the series
+            names += [path.name] * (path.suffix.lower() != ".dcm")
+            continue
+        kind = str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
+        if kind not in has_picture:
+            has_picture[kind] = _header(path).rows > 0
+        names += [path.name] * (not has_picture[kind])
+    return names
+
+
+def _without_picture(headers: list[_Header]) -> str:
+    """Return what DICOM without a picture is, and what to do."""
     from pydicom.uid import UID
 
-    if not found:
+    if not headers:
         return "none"
-    if any(each.kind == _CONTOURS for each in found):
+    if any(each.kind == _CONTOURS for each in headers):
         advice = "Draw them on the grid of their image first, such as by plastimatch or dcmrtstruct2nii"
         return f"contours of structures (RTSTRUCT). {advice}"
-    return f"{UID(found[0].kind).name or 'an object of no class'}. Give the file of the mask"
+    return f"{UID(headers[0].kind).name or 'an object of no class'}. Give the file of the mask"
 
 
 def _read_segmentation(path: Path) -> Image:
-    """Binary segments as labels, fractional ones as probabilities, on the grid of the frames that are in the file."""
+    """Read binary segments as labels, fractional ones as probabilities, on the grid of the frames in the file."""
     highdicom = package("softdice", "highdicom", "itk")
     from pydicom import config
 
     with config.disable_value_validation():  # of names and dates, which many programs write by rules of their own
         try:
-            found = highdicom.seg.segread(str(path))
+            segmentation = highdicom.seg.segread(str(path))
         except Exception as error:
             raise _not_read(error) from error
-    with closing(found._db_con):  # highdicom leaves it open
-        array, affine = _volume(found)
+    with closing(segmentation._db_con):  # highdicom leaves it open
+        array, affine = _volume(segmentation)
         names = {
             int(each.segment_number): str(each.segment_label)
-            for each in map(found.get_segment_description, found.segment_numbers)
+            for each in map(segmentation.get_segment_description, segmentation.segment_numbers)
         }
     if np.linalg.det(affine[:3, :3]) < 0:  # series run along the normal of their slices
         array, affine[:3, 3] = array[:, :, ::-1], affine[:3, 3] + affine[:3, 2] * (array.shape[2] - 1)
@@ -154,40 +174,40 @@ def _read_segmentation(path: Path) -> Image:
 
 def _not_read(error: Exception) -> FileError:
     """Return the error of a segmentation at which highdicom gave up, with what to do."""
-    said = str(error).rstrip(".") or type(error).__name__
-    if "overlap" in said:
-        return FileError(f"{said}. Export one file per segment")
+    reason = str(error).rstrip(".") or type(error).__name__
+    if "overlap" in reason:
+        return FileError(f"{reason}. Export one file per segment")
     advice = "If it is not cut off, rewrite it by dcmconv +te, or export it as NIfTI or NRRD"
-    return FileError(f"a DICOM segmentation that highdicom does not read: {said}. {advice}")
+    return FileError(f"a DICOM segmentation that highdicom does not read: {reason}. {advice}")
 
 
-def _volume(found: Any) -> tuple[np.ndarray, np.ndarray]:
+def _volume(segmentation: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return labels, or probabilities, (x, y, z) or with a channel for each segment, and where they lie (LPS)."""
-    groups = found.get("PerFrameFunctionalGroupsSequence", ())
-    if len(groups) != found.get("NumberOfFrames", 1):
-        got = f"{found.get('NumberOfFrames', 1)} frames and the places of {len(groups)}"
+    groups = segmentation.get("PerFrameFunctionalGroupsSequence", ())
+    if len(groups) != segmentation.get("NumberOfFrames", 1):
+        got = f"{segmentation.get('NumberOfFrames', 1)} frames and the places of {len(groups)}"
         raise FileError(f"damaged: expected a place for each frame, got {got}")
-    if found.coordinate_system is None or found.coordinate_system.value != "PATIENT":
+    if segmentation.coordinate_system is None or segmentation.coordinate_system.value != "PATIENT":
         raise FileError("expected a DICOM segmentation that lies in a patient, got one of a slide or of no place")
-    if found.get("PixelPaddingValue", 0):
-        raise FileError(f"expected 0 where no segment is, got the padding {found.PixelPaddingValue}")
-    fractional = found.segmentation_type.value == "FRACTIONAL"
+    if segmentation.get("PixelPaddingValue", 0):
+        raise FileError(f"expected 0 where no segment is, got the padding {segmentation.PixelPaddingValue}")
+    fractional = segmentation.segmentation_type.value == "FRACTIONAL"
     try:
-        volume = found.get_volume(combine_segments=not fractional)
+        volume = segmentation.get_volume(combine_segments=not fractional)
     except Exception as error:
         raise _not_read(error) from error
     array, affine = np.moveaxis(volume.array, (0, 1), (2, 1)), volume.affine[:, [2, 1, 0, 3]]
-    affine[:3, 2] *= _stretch(found, groups[0], array.shape[2], float(np.linalg.norm(affine[:3, 2])))
+    affine[:3, 2] *= _stretch(segmentation, groups[0], array.shape[2], float(np.linalg.norm(affine[:3, 2])))
     return array[..., 0] if array.ndim > 3 and array.shape[3] == 1 else array, affine
 
 
-def _stretch(found: Any, group: Any, slices: int, step_mm: float) -> float:
+def _stretch(segmentation: Any, group: Any, slices: int, step_mm: float) -> float:
     """Return the factor from the distance of slices that highdicom takes to that of the file.
 
     Raises:
         FileError: the file names none, and its slices are thinner than they are apart: some may be left out between.
     """
-    shared = found.get("SharedFunctionalGroupsSequence") or [{}]
+    shared = segmentation.get("SharedFunctionalGroupsSequence") or [{}]
     measures = [each for part in (group, shared[0]) for each in part.get("PixelMeasuresSequence", ())]
     thickness = next((float(each.SliceThickness) for each in measures if each.get("SliceThickness")), 0.0)
     if any(each.get("SpacingBetweenSlices") for each in measures) or not thickness:
@@ -201,4 +221,4 @@ def _stretch(found: Any, group: Any, slices: int, step_mm: float) -> float:
     return 1.0
 
 
-FORMATS = (Format((".dcm",), _read_dicom, None, SITK, masks=".nrrd", magic=(DICOM,), folder=True),)
+FORMATS = (Format((".dcm",), _read_dicom, None, SITK, masks=".nrrd", magic=(DICOM,), folder=_others),)

@@ -18,7 +18,7 @@ import numpy as np
 from softdice.images.image import MM, PATIENT, FileError, Format, Image, Place, storable
 
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
-"""ITK's axes point to the left, the back and the head of a patient; those of NIfTI to the right, front and head."""
+"""ITK's axes point to left, back and head of a patient (LPS), those of NIfTI to right, front and head (RAS)."""
 
 
 def _read_nrrd(path: Path, sitk: Any) -> Image:
@@ -27,13 +27,13 @@ def _read_nrrd(path: Path, sitk: Any) -> Image:
     if encoding in ("bzip2", "bz2"):
         advice = f"Run: unu save -f nrrd -e gzip -i {path.name} -o OTHER.nrrd"
         raise FileError(f"compressed by bzip2, which SimpleITK does not read. {advice}")
-    picture, told = _opened(path, sitk, "NrrdImageIO")
-    space, flat = told.get("NRRD_space", ""), picture.GetDimension() == 2
+    picture, metadata = _opened(path, sitk, "NrrdImageIO")
+    space, flat = metadata.get("NRRD_space", ""), picture.GetDimension() == 2
     # Two axes have no space with a name: those that SimpleITK writes lie as its other files do.
     frame = PATIENT if space in _ANATOMICAL or (flat and "space directions" in fields) else space
     units = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
     sizes = any(field in fields for field in ("space directions", "spacings"))
-    return _segmented(image_of(picture, sitk, frame, units[: 2 if flat else 3], sizes=sizes), told)
+    return _segmented(image_of(picture, sitk, frame, units[: 2 if flat else 3], sizes=sizes), metadata)
 
 
 _ANATOMICAL = "left-posterior-superior", "left-posterior-superior-time"
@@ -48,23 +48,23 @@ def _nrrd_header(path: Path) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, value in fields}
 
 
-def _segmented(image: Image, told: dict[str, str]) -> Image:
-    """Return an image with the segments of 3D Slicer that its header lists: of its scene it holds the part with them.
+def _segmented(image: Image, metadata: dict[str, str]) -> Image:
+    """Add the segments of 3D Slicer that the header lists. Such a file holds only the part of the scene around them.
 
     Segments that overlap lie in layers, each a channel; so may others, and then the layers become one label map. Where
-    two layers number alike, labels are 1, 2 ... in the order of the list, as 3D Slicer exports a label map.
+    two layers number alike, labels are 1, 2 ... in the order of the list.
     """
-    segments = [match[1] for key in told if (match := re.fullmatch(r"(Segment\d+)_LabelValue", key))]
+    segments = [match[1] for key in metadata if (match := re.fullmatch(r"(Segment\d+)_LabelValue", key))]
     if not segments:
         return image
     segments.sort(key=lambda each: int(each.removeprefix("Segment")))
-    values = [int(told[f"{each}_LabelValue"]) for each in segments]
+    values = [int(metadata[f"{each}_LabelValue"]) for each in segments]
     labels = values if len({*values}) == len(values) else [*range(1, len(values) + 1)]
-    names = {label: told.get(f"{each}_Name", "") for each, label in zip(segments, labels, strict=True)}
+    names = {label: metadata.get(f"{each}_Name", "") for each, label in zip(segments, labels, strict=True)}
     image = replace(image, names=names, place=replace(image.place, partial=(0, 1, 2)))
     if image.array.ndim == image.spatial_ndim:
         return image
-    layers = [int(told.get(f"{each}_Layer", "0")) for each in segments]
+    layers = [int(metadata.get(f"{each}_Layer", "0")) for each in segments]
     masks = [image.array[..., layer] == value for layer, value in zip(layers, values, strict=True)]
     if np.sum(masks, 0, np.int32).max() > 1:
         advice = "Export one label map, or one file per segment."
@@ -76,9 +76,9 @@ def _segmented(image: Image, told: dict[str, str]) -> Image:
 
 
 def _read_meta(path: Path, sitk: Any) -> Image:
-    picture, told = _opened(path, sitk, "MetaImageIO")
-    units = [told.get("ITK_VoxelUnits", "")] * min(picture.GetDimension(), 3)
-    return _segmented(image_of(picture, sitk, PATIENT, units), told)
+    picture, metadata = _opened(path, sitk, "MetaImageIO")
+    units = [metadata.get("ITK_VoxelUnits", "")] * min(picture.GetDimension(), 3)
+    return _segmented(image_of(picture, sitk, PATIENT, units), metadata)
 
 
 def _opened(path: Path, sitk: Any, reader: str) -> tuple[Any, dict[str, str]]:
@@ -99,8 +99,8 @@ def image_of(picture: Any, sitk: Any, frame: str, units: Sequence[str] = (), *, 
     spatial, reverse = min(ndim, 3), [*range(ndim)][::-1]  # x is the last axis there
     array = sitk.GetArrayFromImage(picture).transpose([*reverse, ndim] if channels > 1 else reverse)
     array = np.array(array if array.ndim <= spatial + 1 else array.reshape(*array.shape[:spatial], -1), order="F")
-    known = {MM.get(unit, math.nan) for unit in units if unit not in ("", "?")} or {1.0}
-    mm = known.pop() if len(known) == 1 else math.nan
+    factors = {MM.get(unit, math.nan) for unit in units if unit not in ("", "?")} or {1.0}
+    mm = factors.pop() if len(factors) == 1 else math.nan
     scale = 1.0 if math.isnan(mm) else mm
     spacing, origin = (tuple(n * scale for n in each[:spatial]) for each in (picture.GetSpacing(), picture.GetOrigin()))
     direction = np.array(picture.GetDirection()).reshape(ndim, ndim)[:spatial, :spatial]
@@ -114,10 +114,10 @@ def image_of(picture: Any, sitk: Any, frame: str, units: Sequence[str] = (), *, 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what C++ code writes to standard error from the terminal, and tells it where reading fails."""
+    """Keep what C++ code writes to standard error from the terminal; raise it as a FileError if reading fails."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:
-        kept = os.dup(2)
+        terminal = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
             yield
@@ -127,8 +127,8 @@ def quiet() -> Iterator[None]:
             reason = re.sub(r"\(?0x[0-9a-f]+\)?", "", reason)  # an address in memory, other in every run
             raise FileError(f"truncated or damaged: {reason}") from error
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def _write(array: np.ndarray, like: Image, sitk: Any) -> bytes:

@@ -34,8 +34,8 @@ def _unpacked(path: Path, plain: str, zipped: str) -> bytes:
     if data.startswith(GZIP) and not compressed:
         raise FileError(f"compressed by gzip: name it {zipped}")
     if compressed and not data.startswith(GZIP):
-        known = any(data[position:].startswith(word) for position, word in (*MAGIC[:4], MGH))
-        raise FileError("not compressed by gzip" + (f": name it {plain}" if known else ""))
+        is_nifti = any(data[position:].startswith(word) for position, word in (*MAGIC[:4], MGH))
+        raise FileError("not compressed by gzip" + (f": name it {plain}" if is_nifti else ""))
     if not compressed:
         return data
     try:
@@ -65,7 +65,7 @@ def _read_pair(path: Path, nibabel: Any) -> Image:
 
 
 def _image(head: bytes, data: bytes, nibabel: Any) -> Image:
-    """Content with a header, content with the voxels, which are the same in a file of its own -> image."""
+    """Return an image from the bytes with its header and those with its voxels, the same object in a single file."""
     single = head is data
     sizes = {struct.unpack(order + "i", head[:4])[0] for order in "<>"} if len(head) >= 4 else set()
     kinds = ("Nifti1Header", "Nifti2Header") if single else ("Nifti1PairHeader", "Nifti2PairHeader")
@@ -106,14 +106,14 @@ def _image(head: bytes, data: bytes, nibabel: Any) -> Image:
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray:
-    """Return the array with its axes beyond three as one, and without it where it holds nothing."""
+    """Merge the axes beyond three into one channel axis, and drop it if its length is 1."""
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     return array.reshape(*array.shape[:3], -1) if array.ndim > 3 else array
 
 
 def _shorten_quaternion(header: Any) -> None:
-    """A quaternion that rounding left a little too long means a turn by 180 degrees (w = 0), as ITK reads it."""
+    """Normalise a quaternion that rounding left a little too long: a turn by 180 degrees (w = 0), as ITK reads it."""
     names = ("quatern_b", "quatern_c", "quatern_d")
     length = float(np.linalg.norm([float(header[name]) for name in names]))
     if header["qform_code"] > 0 and header["sform_code"] == 0 and length > MAX_QUATERNION:
@@ -124,7 +124,7 @@ def _shorten_quaternion(header: Any) -> None:
 
 
 def _label_names(header: Any) -> dict[int, str]:
-    """header -> {label: name} from a label table (Caret XML) in an extension; {} where there is none."""
+    """Return {label: name} from a label table (Caret XML) in an extension of the header, {} if there is none."""
     names: dict[int, str] = {}
     for extension in header.extensions:
         content = extension.get_content()

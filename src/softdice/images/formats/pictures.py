@@ -18,7 +18,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def _verified_png(path: Path) -> tuple[bytes, dict[bytes, bytes]]:
-    """path -> its bytes, and the first chunk of each kind, every chunk's checksum verified."""
+    """Return the bytes of a PNG and its first chunk of each kind, after checking every checksum."""
     data = path.read_bytes()
     if not data.startswith(_PNG_SIGNATURE):
         raise FileError("not a PNG file")
@@ -91,7 +91,7 @@ def _read_other(path: Path, pil: Any, *, kind: str) -> Image:
 
 
 def _is_lossy_webp(data: bytes) -> bool:
-    """Whether one of the chunks of a WebP is a lossy picture."""
+    """Return whether one of the chunks of a WebP is a lossy picture."""
     position, kinds = 12, set[bytes]()
     while position + 8 <= len(data):
         kinds.add(data[position : position + 4])
@@ -101,7 +101,7 @@ def _is_lossy_webp(data: bytes) -> bool:
 
 
 def _is_lossy_jpeg2000(data: bytes) -> bool:
-    """Whether the coding style (COD) names the wavelet that rounds."""
+    """Return whether the coding style (COD) names the wavelet that rounds."""
     start = data.find(b"\xff\x52")
     return start >= 0 and data[start + 13 : start + 14] == b"\0"
 
@@ -109,9 +109,9 @@ def _is_lossy_jpeg2000(data: bytes) -> bool:
 _CLASSES = {"Bmp": "BmpImageFile", "Gif": "GifImageFile", "WebP": "WebPImageFile", "Jpeg2K": "Jpeg2KImageFile"}
 
 
-def _picture_array(picture: Any, mode: str = "") -> np.ndarray:
+def _picture_array(picture: Any, colours: str = "") -> np.ndarray:
     """Return grey values or palette indices (H, W), or colours (H, W, channels), as viewers show the picture."""
-    shown = picture.convert(mode) if mode else picture
+    shown = picture.convert(colours) if colours else picture
     if shown.mode not in ("1", "L", "P", "I", "I;16", "LA", "RGB", "RGBA"):
         raise FileError(f"expected grey, palette or colour, got a picture of mode {shown.mode}")
     array = np.array(shown)

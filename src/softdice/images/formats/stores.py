@@ -30,14 +30,14 @@ def _read(path: Path, zarr: Any) -> Image:
         raise FileError(f"expected one image of 2 or 3 axes, got {got}. Save one time, and no other axes")
     scale, shift = _transformed(len(axes), finest, first)
     names, mm = [axes[i]["name"] for i in spatial], [MM.get(axes[i].get("unit", ""), math.nan) for i in spatial]
-    known = not np.isnan(mm).any()
+    has_units = not np.isnan(mm).any()
     rows = [_SPACE.index(name) for name in (*names, *(each for each in _SPACE if each not in names))]
     affine = np.eye(4)[:, [*rows, 3]]
     for column, i in enumerate(spatial):
-        affine[rows[column], [column, 3]] = np.array([scale[i], shift[i]]) * (mm[column] if known else 1.0)
+        affine[rows[column], [column, 3]] = np.array([scale[i], shift[i]]) * (mm[column] if has_units else 1.0)
     order = "xyz" if names == sorted(names) else "zyx" if names == sorted(names)[::-1] else "".join(names)
-    frame = "the space of an OME-Zarr" + " without units" * (not known)
-    place = Place(order, frame, affine, 1.0 if known else math.nan)
+    frame = "the space of an OME-Zarr" + " without units" * (not has_units)
+    place = Place(order, frame, affine, 1.0 if has_units else math.nan)
     array = array.transpose(*spatial, *others, *(i for i in range(array.ndim) if i not in (*spatial, *others)))
     array = native(array.reshape(array.shape[: len(spatial) + len(others)]))
     beside = ", ".join(sorted(store["labels"])) if "labels" in store else ""

@@ -26,7 +26,7 @@ GEOTIFF = _SCALE, _TIE, _MATRIX, _KEYS, 34736, 34737
 """Tags of GeoTIFF: size of a pixel, a pixel and its place, an affine instead of both, keys, and their long values."""
 
 _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _LINEAR_UNIT = 1025, 2048, 3072, 3076
-_IS_POINT, _METRE, _USER_DEFINED = 2, 9001, 32767
+_AT_CENTRE, _METRE, _USER_DEFINED = 2, 9001, 32767
 """Keys of GeoTIFF, and values of them."""
 
 _MAP = "GeoTIFF"
@@ -81,14 +81,14 @@ def _stack(path: Path, tifffile: Any) -> Image:
         colour = array.shape[-1] == 4
         array, varies = without_alpha(array)
         no_labels = no_labels or varies
-    known = (palettes[0].reshape(3, -1) >> 8).T.astype(np.uint8) if palettes and page.photometric == PALETTE else None
+    colours = (palettes[0].reshape(3, -1) >> 8).T.astype(np.uint8) if palettes and page.photometric == PALETTE else None
     spatial = array.ndim - colour
     place = _map_place({tag[0]: tag[3] for tag in header[_MAP]}) if spatial == 2 else Place()
     if place.affine is None:  # programs of maps leave the tag alone
         array = np.ascontiguousarray(as_shown(array, orientation, rows=spatial - 2))
         if orientation in (5, 6, 7, 8) and {"XResolution", "YResolution"} <= {*header}:
             header["XResolution"], header["YResolution"] = header["YResolution"], header["XResolution"]
-    return Image(array, spatial, place, header, palette=known, no_labels=no_labels)
+    return Image(array, spatial, place, header, palette=colours, no_labels=no_labels)
 
 
 def _map_place(tags: dict[int, Any]) -> Place:
@@ -106,30 +106,30 @@ def _map_place(tags: dict[int, Any]) -> Place:
         return Place()
     if not (np.isfinite(affine).all() and np.linalg.matrix_rank(affine) == 4):
         raise FileError("damaged header: the scale or the place of its map is none")
-    if keys.get(_RASTER_TYPE) != _IS_POINT:
+    if keys.get(_RASTER_TYPE) != _AT_CENTRE:
         affine[:, 3] += (affine[:, 0] + affine[:, 1]) / 2
     code = keys.get(_PROJECTED, keys.get(_GEOGRAPHIC, 0))
-    own = "" if not words else f" {words[4:]} {tags.get(34736, '')} {tags.get(34737, '')}"
-    name = f"EPSG:{code}" if code not in (0, _USER_DEFINED) else f"a coordinate system of its own{own}"
+    keys_text = "" if not words else f" {words[4:]} {tags.get(34736, '')} {tags.get(34737, '')}"
+    name = f"EPSG:{code}" if code not in (0, _USER_DEFINED) else f"a coordinate system of its own{keys_text}"
     return Place("zyx", name, affine, 1000.0 if keys.get(_LINEAR_UNIT) == _METRE else math.nan)
 
 
 def _check_pages(parts: Iterable[Any], page: Any, size: int) -> None:
-    """Raises where a page is missing, or its data are not all inside the file."""
+    """Raise FileError if a page is missing, or its data are not all inside the file."""
     row_bytes = (page.imagewidth * page.samplesperpixel * page.bitspersample + 7) // 8
     for part in parts:
         if part is None:
             raise FileError("truncated: a page of the stack is missing")
-        segments = list(zip(part.dataoffsets, part.databytecounts, strict=True))
-        if not segments or any(start <= 0 or count <= 0 or start + count > size for start, count in segments):
+        strips = list(zip(part.dataoffsets, part.databytecounts, strict=True))
+        if not strips or any(start <= 0 or count <= 0 or start + count > size for start, count in strips):
             raise FileError("truncated or damaged: image data lies outside the file")
         plain = page.compression == 1 and not page.is_tiled
-        if plain and sum(count for _, count in segments) < page.imagelength * row_bytes:
+        if plain and sum(count for _, count in strips) < page.imagelength * row_bytes:
             raise FileError("truncated or damaged: fewer bytes than voxels")
 
 
 def _reads_as_stored(page: Any) -> bool:
-    """Whether the program that wrote it reads back the numbers in the file, though it says that 0 is white."""
+    """Return whether the writer reads its numbers back as they are, though the file says that 0 is white."""
     return page.software.startswith("tifffile") or page.description.startswith(('{"shape"', "ImageJ="))
 
 
@@ -142,7 +142,7 @@ def _no_labels(page: Any) -> str:
 
 
 def _through_pillow(path: Path, page: Any, dtype: np.dtype) -> np.ndarray:
-    """Compressions that tifffile needs imagecodecs for: pages, numbers as they are stored and where they are stored."""
+    """Read the pages by Pillow where tifffile would need imagecodecs; return numbers and axes as they are stored."""
     compression = getattr(page.compression, "name", page.compression)
     try:
         from PIL import ImageSequence
@@ -177,12 +177,12 @@ def _unturned(picture: Any) -> np.ndarray:
 def _write(array: np.ndarray, like: Image, tifffile: Any) -> bytes:
     buffer = io.BytesIO()
     header = like.header if isinstance(like.header, dict) else {}
-    known: dict[str, Any] = {"extratags": header.get(_MAP, ())}
+    options: dict[str, Any] = {"extratags": header.get(_MAP, ())}
     if {"XResolution", "YResolution"} <= set(header):
-        known["resolution"] = header["XResolution"], header["YResolution"]
-        known["resolutionunit"] = header.get("ResolutionUnit", 2)
+        options["resolution"] = header["XResolution"], header["YResolution"]
+        options["resolutionunit"] = header.get("ResolutionUnit", 2)
     colour = array.ndim > like.spatial_ndim
-    tifffile.imwrite(buffer, array, photometric="rgb" if colour else "minisblack", compression="zlib", **known)
+    tifffile.imwrite(buffer, array, photometric="rgb" if colour else "minisblack", compression="zlib", **options)
     return buffer.getvalue()
 
 
