@@ -16,7 +16,7 @@ def score(*arguments: object) -> Result:
 
 
 def refused(result: Result, *parts: str, code: int = 2) -> None:
-    """That exit code, and a message that holds the parts: one line, where the command did nothing (2); no traceback."""
+    """Assert that exit code, and a message that holds the parts. Code 2 prints one line; none prints a traceback."""
     assert result.exit_code == code, result.output
     assert code != 2 or len(result.stderr.splitlines()) == 1, result.stderr
     said = " ".join(result.stderr.split())

@@ -100,8 +100,10 @@ settings.load_profile("softdice")
 
 @contextmanager
 def serving(backend: str) -> Iterator[None]:
-    """Inputs of any size are served by a backend; "cpu": float64, which its kernels do not serve, by the definition in
-    slices. Afterwards it is asserted that they were."""
+    """Make a backend serve inputs of any size, and assert afterwards that it did.
+
+    "cpu" has no kernels for float64; the definition in slices serves that.
+    """
     ran: list[tuple[str, bool]] = []
     choose: Callable[..., str] = route.choose
 
@@ -119,14 +121,14 @@ def serving(backend: str) -> Iterator[None]:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of a backend that serves every pass of the test, see `serving`."""
+    """Yield the name of a backend that serves every pass of the test, see `serving`."""
     with serving(request.param):
         yield request.param
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Tensors of a few hundred numbers: a second thread only waits, and beside another process it waits long."""
+    """Run on one thread: with a few hundred numbers a second thread only waits, long if another process is busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -135,7 +137,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _process_as_found() -> Iterator[None]:
-    """`setup_system` sets what the whole process shares: put it back."""
+    """Put back what `setup_system` sets for the whole process."""
     cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     state = torch.get_rng_state()
     yield

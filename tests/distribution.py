@@ -107,7 +107,7 @@ def step(text: str) -> None:
 
 
 def run(*command: object, cwd: Path = ROOT, show: bool = False, **environment: str) -> str:
-    """A command -> what it printed; the end of all, with what it printed, where it fails."""
+    """Run a command and return what it printed; where it fails, exit with what it printed."""
     done = subprocess.run(
         [str(word) for word in command], cwd=cwd, text=True, env=os.environ | environment, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -122,7 +122,7 @@ def run(*command: object, cwd: Path = ROOT, show: bool = False, **environment: s
 def environment(
     name: str, *packages: object, over: str | None = None, constraints: Path = ROOT / "constraints.txt"
 ) -> Path:
-    """name, packages -> Python of a new environment with them; over: that sees the packages of another, too."""
+    """Return the Python of a new environment with these packages; over: it sees the packages of that one, too."""
     python = bare(name)
     if over is not None:
         (site,) = site_packages(over)
@@ -134,7 +134,7 @@ def environment(
 
 
 def bare(name: str, with_pip: bool = False) -> Path:
-    """name -> Python of a new environment without anything."""
+    """Return the Python of a new environment without any package."""
     folder = WORK / name
     venv.create(folder, with_pip=with_pip, clear=True, symlinks=os.name != "nt")
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -142,7 +142,7 @@ def bare(name: str, with_pip: bool = False) -> Path:
 
 @cache
 def pip() -> Path:
-    """() -> Python of an environment with a pip that installs into others: each with its own would take minutes."""
+    """Return the Python of an environment whose pip installs into others: a pip in each would take minutes."""
     python = bare("pip", with_pip=True)
     run(python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--upgrade", "pip")
     return python
@@ -155,7 +155,7 @@ def site_packages(name: str) -> list[Path]:
 
 
 def built() -> tuple[Path, Path]:
-    """-> the sdist, and the wheel that is built from it."""
+    """Build and return the sdist, and the wheel from the sdist."""
     shutil.rmtree(DIST, ignore_errors=True)
     tools = environment("tools", "build", "twine")
     run(tools, "-m", "build", "--outdir", DIST)
@@ -165,7 +165,7 @@ def built() -> tuple[Path, Path]:
 
 
 def check_contents(sdist: Path) -> None:
-    """What git keeps is in the sdist, so that `make test` runs there; the version has its entry in the changelog."""
+    """Check that the sdist holds every file that git keeps, for `make test`, and that the changelog has the version."""
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     if (ROOT / ".git").exists():
@@ -183,7 +183,7 @@ def check_contents(sdist: Path) -> None:
 
 
 def execute(python: Path, name: str, code: str) -> None:
-    """A program, in a folder of its own with nothing in it."""
+    """Run a program in an empty folder."""
     folder = WORK / "runs" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -25,7 +25,7 @@ from softdice.losses.masks import *  # noqa: F403
 
 
 def declarations() -> str:
-    """-> what the stub has to hold."""
+    """Return the text of the stub."""
     text = HEAD
     for name, function in functional.FUNCTIONS.items():
         _, _, weight, *own = [

@@ -29,7 +29,7 @@ from softdice.statistics.request import Request
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the kernels that the test launched: at least one."""
+    """Yield the names of the kernels that the test launches; assert that there is one."""
     names: list[str] = []
     start = cuda._start
 
@@ -50,7 +50,7 @@ def exact(input: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor
 
 
 def assert_agreement(input: Tensor, target: Tensor, tolerance: float, **options: Any) -> None:
-    """Statistics relative to themselves; the gradient relative to its maximum, or to that of dL/dp where it is 0."""
+    """Compare statistics relative to themselves, the gradient relative to its maximum (that of dL/dp where it is 0)."""
     sums, gradient = sums_and_gradient(input, target, **options)
     exact_sums, exact_gradient = exact(input, target, **options)
     assert ((sums - exact_sums).abs() <= tolerance * exact_sums.abs()).all()
@@ -372,7 +372,7 @@ class TestChoice:
 
 
 class TestTrial:
-    """Under "auto" the first pass of a kind on a device is tried; here CPU tensors play those of a GPU."""
+    """Under "auto" the first pass of a kind on a device is tried; here CPU tensors stand in for a GPU's."""
 
     @pytest.fixture(autouse=True)
     def chosen(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

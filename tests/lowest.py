@@ -28,7 +28,7 @@ def lines(versions: dict[str, str]) -> str:
 
 
 def lowest() -> dict[str, str]:
-    """() -> package that pyproject.toml names: the oldest release that users of this Python may have."""
+    """Return, for each package that pyproject.toml names, the oldest release that it allows with this Python."""
     resolver = environment("resolver", "uv")
 
     def chosen(*options: str) -> dict[str, str]:

@@ -33,7 +33,7 @@ _COMPILING = re.compile(r"(softdice: compiling the CPU kernel [^\n]*\n)+")
 
 
 def written() -> NotebookNode:
-    """-> the text as a notebook without outputs."""
+    """Return the text as a notebook without outputs."""
     notebook = nbformat.v4.new_notebook(cells=jupytext.read(TEXT).cells, metadata=METADATA)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"  # jupytext draws them at random
@@ -41,7 +41,7 @@ def written() -> NotebookNode:
 
 
 def executed() -> NotebookNode:
-    """-> the same with outputs, from an empty folder, in which warnings are errors and the user's settings unknown."""
+    """Return the notebook with outputs, run in an empty folder, with warnings as errors and no settings of the user."""
     notebook = written()
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(

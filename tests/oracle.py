@@ -25,9 +25,9 @@ def statistics(
     power: float = 1.0,
     voxel_map: Tensor | None = None,
 ) -> dict[str, np.ndarray]:
-    """input (B, C, V), target (B, V) or (B, C, V), weight (B, V), map (B, 1 or R, V) -> every field, (B, R).
+    """Return every statistic, (B, R), of an input (B, C, V), voxel by voxel in float64.
 
-    Voxel by voxel, in float64; the fields that read a map only where there is one.
+    target: (B, V) or (B, C, V). weight: (B, V). map: (B, 1 or R, V); without it no statistics that read one.
     """
     x = input.detach().double().numpy()
     t = target.detach().double().numpy()
@@ -67,9 +67,9 @@ def _terms(
     log: Any = math.log,
     m: Any = None,
 ) -> dict[str, Any]:
-    """One voxel of one class -> its term of every statistic: p, q = 1 - p, y after and `hard` before label smoothing.
+    """Return the term of every statistic for one voxel of one class.
 
-    m: the map, of which some are sums.
+    p: the probability, and q = 1 - p. y: the target after label smoothing, hard: before. m: the value of the map.
 
     The one place beside the package that knows a statistic: a new one has its line here, and is compared from then on.
     """
@@ -121,7 +121,7 @@ def _probabilities(x: np.ndarray, activation: str) -> list[float]:
 
 
 def seed_loss(probabilities: Tensor, labels: Tensor, classes: int, eps: float) -> Tensor:
-    """What the seed document computes, for (B, C, *S) and (B, *S): minus the logarithm of Dice, averaged over classes.
+    """Return what the seed document computes: the mean over classes of minus the logarithm of Dice.
 
     eps stands once above and once below the line, as in the document's code (its printed formula has it in the sum).
     """
@@ -135,7 +135,7 @@ def seed_loss(probabilities: Tensor, labels: Tensor, classes: int, eps: float) -
 
 
 def eager_statistics(input: Tensor, target: Tensor, activation: str) -> dict[str, Tensor]:
-    """The ordinary way in the dtype of the input: activation, one-hot, products, sums. For error bounds."""
+    """Return the statistics in the dtype of the input, as eager code computes them; for bounds of the error."""
     prob = {"none": lambda x: x, "softmax": lambda x: x.softmax(1), "sigmoid": torch.sigmoid}[activation](input)
     true = torch.nn.functional.one_hot(target.long(), input.shape[1]).movedim(-1, 1).to(input.dtype)
     axes = tuple(range(2, input.ndim))
@@ -159,10 +159,10 @@ def precise(
     power: float = 1.0,
     digits: int = 360,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """input (C, V), target (V,) or (C, V) -> every field (R,), and of the sum of each over R its gradient (C, V).
+    """Return every statistic, (R,), of an input (C, V), and the gradient, (C, V), of the sum of each over R.
 
-    With so many digits that no exponential underflows, no sum rounds and a difference of two values is a derivative.
-    The terms are those of `statistics`, at p > 1 continued by (1 - p)^gamma = 0, or 1 for gamma = 0.
+    Computed with so many digits that no exponential underflows, no sum rounds, and a difference of two values is a
+    derivative. The terms are those of `statistics`; for p > 1, (1 - p)^gamma is 0, or 1 for gamma = 0.
     """
     x, t = input.detach().double().tolist(), target.detach().double().tolist()
     C, V = len(x), len(x[0])
@@ -171,7 +171,7 @@ def precise(
     binary = activation == "sigmoid"
 
     def rows(logits: list[mpmath.mpf], y_all: list[float]) -> np.ndarray:
-        """One voxel -> fields by regions."""
+        """Return the statistics of one voxel, by region."""
         powers = [mpmath.exp(value) for value in logits] if activation != "none" else logits
         if binary:
             p_all, q_all = [e / (1 + e) for e in powers], [1 / (1 + e) for e in powers]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def smp_losses() -> Any:
-    """smp's losses folder as a package of its own: its root package needs torchvision, the losses do not."""
+    """Import the folder of smp's losses as a package of its own: smp itself needs torchvision, its losses do not."""
     name = "smp_losses_alone"
     if name not in sys.modules:
         found = importlib.util.find_spec("segmentation_models_pytorch")
@@ -40,7 +40,7 @@ def configurations(test: Any) -> Any:
 
 @dataclass
 class Case:
-    """One random problem: logits and the targets that could go with them."""
+    """A random problem: logits, and the targets that fit them."""
 
     logits: Tensor  # (B, C, *S)
     labels: Tensor  # (B, 1, *S)
@@ -68,9 +68,9 @@ def cases(draw: st.DrawFn, least: int = 1, most: int = 4) -> Case:
 
 
 def agree(ours: Any, theirs: Any, logits: Tensor, *rest: Tensor, **keywords: Tensor) -> None:
-    """Same loss within 1e-5 relative, same gradient within 1e-5 of its maximum; ours on a kernel every fiftieth time.
+    """Assert the same loss within 1e-5, and gradients within 1e-5 of their maximum; one case in fifty on a kernel.
 
-    What is compared are formulas of statistics, whichever backend made those; each kind of pass compiles for seconds.
+    The formulas are compared, and do not depend on the backend; each kind of pass would compile for seconds.
     """
     drawn = int(logits.flatten()[0].item() * 1000)
     kernels = [name for name in BACKENDS if name != "reference"]

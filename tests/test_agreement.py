@@ -46,7 +46,7 @@ def path_of(made: Any) -> str:
 
 @pytest.fixture
 def reached(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names of the loops that the test has run, so far."""
+    """Yield the names of the loops that the test has run so far."""
     paths: set[str] = set()
     driver = importlib.import_module(DRIVER)
     plan = getattr(driver, PLAN)
@@ -84,7 +84,7 @@ INPUT_DTYPES = (torch.float32, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass
 class Problem:
-    """What `overlap_statistics` is called with, and what its sums (F, B, K) are multiplied with and added."""
+    """Arguments of `overlap_statistics`, and the factors (F, B, K) of its sums in the loss."""
 
     input: Tensor
     target: Tensor
@@ -100,7 +100,7 @@ class Problem:
         printer.text(repr(self))
 
     def run(self, backend: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """-> sums (F, B, K), and dL/dinput, both float64; the latter laid out as it came."""
+        """Return the sums, (F, B, K), and dL/dinput in the layout of the input, both float64."""
         leaf = self.input.detach().to(dtype or self.input.dtype).requires_grad_()
         with serving(backend):
             stats = softdice.overlap_statistics(leaf, self.target, **self.keywords)
@@ -113,7 +113,7 @@ class Problem:
 
 
 def laid_out(draw: st.DrawFn, values: Tensor, flat: bool) -> Tensor:
-    """(B, C, V) -> the same values with one or two dimensions of space, in one of the layouts that occur."""
+    """Return the values (B, C, V) with one or two dimensions of space, in one of the layouts that occur."""
     B, C, V = values.shape
     layout = draw(st.sampled_from(["contiguous", "contiguous", "channels last", "sliced", "permuted"]))
     if not flat:
@@ -128,7 +128,7 @@ def laid_out(draw: st.DrawFn, values: Tensor, flat: bool) -> Tensor:
 
 
 def hardened(draw: st.DrawFn, logits: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-    """Logits (B, C, V) of which a careless kernel loses digits; exact in every dtype but the halves."""
+    """Return logits (B, C, V) for which a careless kernel loses digits; exact in every dtype but the halves."""
     kind = draw(st.sampled_from(["100 apart", "200 apart", "offset 1e4", "offset 1e5", "minus infinity", "wide"]))
     if kind == "100 apart":
         return 100.0 * logits.sign()
@@ -231,10 +231,11 @@ def problems(draw: st.DrawFn, activation: str, hard: bool = False, most_elements
 
 
 def assert_agreement(problem: Problem, kernel: str) -> None:
-    """The kernel's error is at most twice that of eager code of the same dtype, and a few rounding errors.
+    """Assert that the kernel's error is at most twice that of eager code of the same dtype, and a few rounding errors.
 
-    A sum is compared relative to itself, or to 1, a whole voxel, where it is less than that; but the cross-entropy of a
-    sigmoid, of which eager code keeps every digit, always to itself. The gradient is relative to its maximum.
+    A sum below 1, a whole voxel, is compared relative to 1, a larger one relative to itself. The cross-entropy of a
+    sigmoid is always compared relative to itself, since eager code keeps every digit of it. The gradient is compared
+    relative to its maximum.
     """
     exact, slope = problem.run("reference", torch.float64)
     eager, eager_slope = problem.run("reference")
@@ -312,7 +313,7 @@ def test_every_bundle(kernel: str, number: int) -> None:
 
 @dataclass
 class Row:
-    """One sample: x (C, V), its labels (V) and the settings of the pass."""
+    """A sample: x (C, V), its labels (V,) and the settings of the pass."""
 
     name: str
     x: Sequence[Sequence[float]]
@@ -325,7 +326,7 @@ class Row:
 
 
 def voxels(*logits: Sequence[float]) -> list[list[float]]:
-    """Logits voxel by voxel -> (C, V)."""
+    """Return logits that are written voxel by voxel, as (C, V)."""
     return [list(row) for row in zip(*logits, strict=True)]
 
 
@@ -340,7 +341,7 @@ def softmax(
 
 
 def noise(C: int, V: int, spread: float, seed: int = 0) -> np.ndarray:
-    """(V, C), multiples of 1/16, which survive an offset of 1e5 in float32."""
+    """Return logits (V, C) that are multiples of 1/16, which survive an offset of 1e5 in float32."""
     return np.round(np.random.default_rng(seed).normal(0, spread, (V, C)) * 16) / 16
 
 
@@ -402,7 +403,7 @@ def hard_rows(classes: Sequence[int] = (2, 3, 4, 5, 12, 14)) -> list[Row]:
 
 
 def hard_cases(backends: Sequence[str], one_dtype: bool = False, **rows: Any) -> list[Any]:
-    """Row, backend and dtype of the input; one_dtype: float32 where a row has it."""
+    """Yield a row, a backend and a dtype of the input; one_dtype: only float32, if the row has it."""
     chosen = []
     for row, backend in itertools.product(hard_rows(**rows), backends):
         narrowest = torch.float32 if torch.float32 in row.dtypes else row.dtypes[0]
@@ -422,7 +423,7 @@ def precise(name: str, dtype: torch.dtype) -> tuple[dict[str, np.ndarray], dict[
 def found(
     row: Row, backend: str, dtype: torch.dtype, fields: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """-> each field (R,), and the gradient of its sum (C, V)."""
+    """Return each statistic, (R,), and the gradient of its sum, (C, V)."""
     x = row.input(dtype).requires_grad_()
     target = torch.tensor(row.labels).unsqueeze(0)
     with serving(backend):
@@ -449,7 +450,7 @@ def test_hard_values(row: Row, backend: str, dtype: torch.dtype) -> None:
 
 
 def assert_hard_values(row: Row, backend: str, dtype: torch.dtype, fields: Sequence[str]) -> None:
-    """Each field, and the gradient of each: relative to itself or to 1, as in `assert_agreement`."""
+    """Compare each statistic, and the gradient of each, relative to itself or to 1, as in `assert_agreement`."""
     values, gradients = precise(row.name, dtype)
     tolerance = 1e-12 if dtype == torch.float64 else 5e-6  # exp of a float32 near -100 has that much
     step = torch.finfo(dtype).eps if dtype.itemsize == 2 else tolerance

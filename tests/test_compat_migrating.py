@@ -24,7 +24,7 @@ C = 3
 
 
 class _Plus:
-    """`1 + loss` for losses that are not ours."""
+    """The loss `1 + loss`, for losses of other libraries."""
 
     def __init__(self, loss: Any) -> None:
         self.loss = loss

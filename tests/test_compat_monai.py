@@ -27,7 +27,7 @@ def log_softmax(x: Tensor) -> Tensor:
 
 @st.composite
 def shared(draw: st.DrawFn, reductions: tuple[str, ...] = ("mean", "sum", "none")) -> dict[str, Any]:
-    """The options that all of MONAI's overlap losses have."""
+    """Draw the options that all of MONAI's overlap losses have."""
     activation = draw(st.sampled_from(["sigmoid", "softmax", "other_act", None, "softmax", "sigmoid"]))
     act: dict[str, Any] = {}
     if activation == "other_act":
@@ -52,7 +52,7 @@ def target_of(case: Case, options: dict[str, Any], soft: bool = False) -> Tensor
 
 
 def bounded(case: Case, options: dict[str, Any]) -> Tensor:
-    """Logits, or probabilities where nothing turns logits into them."""
+    """Return logits, or probabilities where no option makes probabilities of logits."""
     activated = options.get("sigmoid") or (options.get("softmax") and case.channels > 1)
     return case.logits if activated else case.logits.sigmoid()
 
@@ -235,7 +235,7 @@ def test_focal(case: Case, data: st.DataObject, use_softmax: bool, background: b
     ],
 )  # fmt: skip
 def test_without_space(name: str, options: dict[str, Any]) -> None:
-    """(B, C): a classification."""
+    """(B, C) tensors, as a classification has them, get MONAI's number."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 3, dtype=torch.float64, generator=generator)
     logits = logits if "sigmoid" in options or "softmax" in options or "Focal" in name else logits.sigmoid()

@@ -140,7 +140,7 @@ def test_batch_dice_without_a_process_group_is_a_world_of_one() -> None:
 
 
 def _rank(rank: int, store: str) -> None:
-    """One of two processes: the loss and the gradient of this rank's half, ours and theirs."""
+    """Compute loss and gradient of one rank's half, ours and nnU-Net's, in one of two processes."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     torch.manual_seed(rank)
     logits, labels = torch.randn(2, 3, 5), torch.randint(0, 3, (2, 1, 5))

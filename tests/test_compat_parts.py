@@ -36,7 +36,7 @@ def logits(**more: Any) -> Tensor:
 
 
 def labels() -> Tensor:
-    """(B, 1, *S), with every class."""
+    """Return labels (B, 1, *S) with every class."""
     return torch.randint(0, C, (B, 1, *SPACE), generator=torch.Generator().manual_seed(8))
 
 
@@ -45,7 +45,7 @@ def hot() -> Tensor:
 
 
 class Constant(nn.Module):
-    """A loss of somebody's own."""
+    """A loss that a user wrote."""
 
     def forward(self, input: Tensor, target: Tensor, **_: Any) -> Tensor:
         return 7 + 0 * input.sum()

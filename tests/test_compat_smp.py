@@ -20,7 +20,7 @@ MODES = ("binary", "multiclass", "multilabel")
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[str, Tensor, Tensor, Case]:
-    """mode, logits, target, case; no ignored label yet."""
+    """Yield mode, logits, target and case, without an ignored label."""
     mode = draw(st.sampled_from(MODES))
     case = draw(cases(least=1, most=1) if mode == "binary" else cases(least=2 if mode == "multiclass" else 1))
     if mode == "multiclass":
@@ -31,7 +31,7 @@ def problems(draw: st.DrawFn) -> tuple[str, Tensor, Tensor, Case]:
 
 
 def ignoring(draw: Any, mode: str, target: Tensor, case: Case, label: int) -> Tensor:
-    """target with the label at the voxels outside the case's mask (of multilabel: at some channels of them)."""
+    """Return the target with the label at the voxels outside of the case's mask (for multilabel, at some channels)."""
     outside = case.mask.bool().logical_not().expand(target.shape if target.ndim == case.mask.ndim else case.mask.shape)
     if mode == "multilabel":
         outside = outside & (torch.arange(target.shape[1]).view(1, -1, *[1] * (target.ndim - 2)) < 2)

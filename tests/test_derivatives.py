@@ -24,7 +24,7 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def problem(classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """logits (1, C, 4), labels with every class, and the same one-hot."""
+    """Return logits (1, C, 4), labels with every class, and the same labels one-hot."""
     generator = torch.Generator().manual_seed(5)
     logits = 1.5 * torch.randn(1, classes, 4, dtype=torch.float64, generator=generator)
     labels = torch.tensor([[0, 2, 1, 2]])

@@ -35,7 +35,7 @@ LOSSES: dict[str, Callable[[Any], Loss]] = {
 
 
 def whole_batch() -> tuple[Tensor, Tensor]:
-    """Five samples; the last two are all background, so that a rank has no foreground."""
+    """Return five samples; the last two are all background, so that a rank has no foreground."""
     draw = torch.Generator().manual_seed(0)
     image = torch.randn(5, 1, SIDE, SIDE, generator=draw)
     target = (image[:, 0] > 0).long() + (image[:, 0] > 1)
@@ -59,7 +59,7 @@ class Fused(nn.Module):
 
 
 def result(value: Tensor, model: nn.Module) -> dict[str, Any]:
-    """Loss and parameter gradients, whatever the model is wrapped in."""
+    """Return loss and parameter gradients, whatever wraps the model."""
     gradients = [parameter.grad for parameter in model.parameters()]
     full = [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in gradients]
     return {"loss": value.detach(), "gradients": [grad.clone() for grad in full]}
@@ -74,7 +74,7 @@ def train_step(name: str, model: nn.Module, image: Tensor, target: Tensor) -> di
 
 
 def upsampled_step(model: nn.Module, image: Tensor, target: Tensor) -> dict[str, Any]:
-    """Labels of twice the logits' size."""
+    """Take a step with labels of twice the logits' size."""
     group = "world" if isinstance(model, nn.parallel.DistributedDataParallel) else None
     model.zero_grad()
     larger = target.repeat_interleave(2, 1).repeat_interleave(2, 2)
@@ -84,7 +84,7 @@ def upsampled_step(model: nn.Module, image: Tensor, target: Tensor) -> dict[str,
 
 
 def backward_in_parts(model: nn.Module, image: Tensor, target: Tensor) -> dict[str, Any]:
-    """Accumulation with exact gradients, as in docs/distributed.md: one sample at a time, in two passes."""
+    """Accumulate exact gradients, as in docs/distributed.md: one sample at a time, in two passes."""
     loss = LOSSES["sum"]("world" if isinstance(model, nn.parallel.DistributedDataParallel) else None)
     batches = list(zip(image.split(1), target.split(1), strict=True))
 
@@ -104,7 +104,7 @@ def backward_in_parts(model: nn.Module, image: Tensor, target: Tensor) -> dict[s
 
 
 def on_ranks(rank: int, world: int, folder: str) -> None:
-    """All scenarios on one rank; what it found goes into a file."""
+    """Run all scenarios on one rank, and write the results to a file."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=30)

@@ -50,7 +50,7 @@ def whole_batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def split(tensor: Tensor, dims: tuple[int | None, ...], mesh: Any) -> Any:
-    """Split as the logits are, whether there is a channel dimension or not."""
+    """Split a target as the logits are split, with or without a channel dimension."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     shift = 4 - tensor.ndim
@@ -67,7 +67,7 @@ def found_by(loss: Loss, logits: Tensor, *target: Tensor) -> tuple[Tensor, Tenso
 
 
 def on_ranks(rank: int, folder: str) -> None:
-    """All scenarios on one rank; what it found goes into a file."""
+    """Run all scenarios on one rank, and write the results to a file."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60)

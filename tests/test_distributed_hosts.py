@@ -18,7 +18,7 @@ import softdice
 
 
 def train(image: torch.Tensor, target: torch.Tensor, group: Any) -> dict[str, Any]:
-    """Three steps -> the loss of each, and the parameters at the end."""
+    """Train for three steps; return the loss of each, and the parameters at the end."""
     torch.manual_seed(0)
     model: nn.Module = nn.Conv2d(1, 2, 3, padding=1)
     if group is not None:
@@ -41,7 +41,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def on_a_host(folder: str) -> None:
-    """What torchrun starts on each host."""
+    """Run what torchrun starts on each host."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()

@@ -50,7 +50,7 @@ def test_docstring_examples_exist() -> None:
 
 
 def blocks(page: Path) -> list[tuple[int, str]]:
-    """-> (line, code) of every python block of a page that has no excuse."""
+    """Yield line and code of every Python block of a page that is meant to run."""
     text = page.read_text()
     return [
         (text[: match.start(1)].count("\n"), match.group(1))
@@ -105,7 +105,7 @@ COMMAND = "softdice.exe"
 
 
 def exists(name: str) -> bool:
-    """Whether a dotted name leads to a module of the package, or to something in one."""
+    """Return whether a dotted name leads to a module of the package, or to something in one."""
     place, parts = ROOT / "src" / "softdice", name.split(".")[1:]
     while parts and ((place / parts[0]).is_dir() or (place / f"{parts[0]}.py").exists()):
         place /= parts.pop(0)

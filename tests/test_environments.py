@@ -76,7 +76,7 @@ print(stats.intersection.double().item() / (voxels * torch.tensor(0.1).double().
 
 @pytest.fixture(scope="module")
 def generic(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], subprocess.CompletedProcess[str]]:
-    """A processor without any extension, and an empty cache: the environment, and a run that compiles."""
+    """Return an environment with a processor without extensions and an empty cache, and a run that compiles in it."""
     environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
     return environment, python(DTYPES + LONG_SUM, **environment)
 
@@ -180,7 +180,7 @@ def test_a_large_input_without_numba_is_told_once() -> None:
 
 @pytest.fixture(scope="module")
 def commands() -> dict[str, tuple[int, str]]:
-    """Command -> exit code and standard error, in one process in which more and more packages are missing."""
+    """Return exit code and standard error of each command, run in one process that loses more and more packages."""
     gone = {"info": "typer,rich", "score": "typer,rich", "predict": "monai", "train": "lightning,matplotlib"}
     code = f"""
 import contextlib, io, json
@@ -222,7 +222,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def on_meta() -> dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], tuple[int, ...]]]:
-    """() -> public name: what is called, with what, and the shape that comes back."""
+    """Return, for each public name, a callable, its arguments on the meta device, and the shape of the result."""
     input, labels = meta(2, 3, 8, 9), meta(2, 8, 9, dtype=torch.long)
     stats = softdice.overlap_statistics(input, labels)
     loss = softdice.SoftDiceLoss(3, activation="softmax", class_weight=[1, 2, 3])

@@ -68,7 +68,7 @@ def scores(generator: torch.Generator, samples: int, classes: int, voxels: int) 
 
 @st.composite
 def problems(draw: st.DrawFn, least_classes: int = 2) -> tuple[Tensor, Tensor]:
-    """logits (B, C, V) and labels (B, V), some classes absent."""
+    """Draw logits (B, C, V) and labels (B, V), with some classes absent."""
     samples, classes = draw(st.integers(1, 2)), draw(st.integers(least_classes, 4))
     voxels = draw(st.integers(1, 7))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))

@@ -80,7 +80,7 @@ def gradients(value: Tensor, wanted: list[Tensor]) -> list[Tensor]:
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference in units of the largest element."""
+    """Return the largest difference, in units of the largest element."""
     assert ours.shape == theirs.shape
     assert ours.dtype == theirs.dtype
     return float((ours - theirs).abs().max() / theirs.abs().max())

@@ -20,7 +20,7 @@ Voxels = list[tuple[float, float]]
 
 
 def per_class(formula: Callable[[Voxels], float]) -> Callable[[list[Voxels]], list[float]]:
-    """An index of single classes: the formula, class by class."""
+    """Return an index that applies a formula class by class."""
     return lambda classes: [formula(voxels) for voxels in classes]
 
 
@@ -56,7 +56,7 @@ def generalized_dice(power: int) -> Callable[[list[Voxels]], list[float]]:
 
 
 def mcc(voxels: Voxels) -> float:
-    """Pearson's correlation of p and y, with y of 0 and 1, so that y^2 = y; p's spread is that of 0 and 1, too."""
+    """Return Pearson's correlation of p and y, with the variance of a variable that is 0 or 1 for both."""
     n = len(voxels)
     p, t = sum(p for p, _ in voxels) / n, sum(y for _, y in voxels) / n
     covariance = sum((value - p) * (y - t) for value, y in voxels) / n

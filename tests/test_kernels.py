@@ -39,7 +39,7 @@ def threads() -> Iterator[Any]:
 
 
 def sums_and_gradient(input: Tensor, target: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
-    """All statistics, and the gradient of a fixed random combination of them."""
+    """Return all statistics, and the gradient of a fixed random combination of them."""
     leaf = input.detach().requires_grad_()
     stats = softdice.overlap_statistics(leaf, target, **settings)
     sums = torch.stack([getattr(stats, name) for name in stats.fields])
@@ -254,7 +254,7 @@ def test_nothing_full_size_is_allocated(label_dtype: torch.dtype, channels_last:
 
 
 def numpy_peak(function: Callable[[], Any]) -> int:
-    """Bytes that Python and NumPy hold at most while it runs; torch's memory is in its own profile."""
+    """Return the most bytes that Python and NumPy hold while it runs; torch's memory is in torch's profile."""
     tracemalloc.start()
     function()
     peak = tracemalloc.get_traced_memory()[1]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def problem(shape: tuple[int, ...], classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """-> logits (2, C, *S) and labels (2, *S) in blobs; of the last class there is no voxel."""
+    """Return logits (2, C, *S) and labels (2, *S) in blobs; the last class has no voxel."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(2, classes, *shape, generator=generator)
     labels = torch.randint(0, max(classes - 1, 2), (2, 1, *shape), generator=generator).float()
@@ -53,7 +53,7 @@ def skeleton(x: Tensor, iterations: int) -> Tensor:
 
 
 def definition(p: Tensor, y: Tensor, iterations: int, eps: float = 1.0, weight: Tensor | float = 1.0) -> Tensor:
-    """1 - clDice of one batch, all classes together."""
+    """Return 1 - clDice of one batch, over all classes together."""
     of_p, of_y = skeleton(p, iterations) * weight, skeleton(y, iterations) * weight
     precision = ((of_p * y).sum() + eps) / (of_p.sum() + eps)
     sensitivity = ((of_y * p).sum() + eps) / (of_y.sum() + eps)

@@ -22,7 +22,7 @@ NEAR = [[0.0, 2.0, 2.0, 2.0], [2.0, 0.0, 1.0, 0.5], [2.0, 1.0, 0.0, 1.5], [2.0, 
 
 
 def problem(classes: int = 4, shape: tuple[int, ...] = (2, 9, 11, 13), seed: int = 0) -> tuple[Tensor, Tensor]:
-    """-> logits (B, C, *S) and labels (B, *S); of the last class there is no voxel."""
+    """Return logits (B, C, *S) and labels (B, *S); the last class has no voxel."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(shape[0], classes, *shape[1:], generator=generator)
     return logits, torch.randint(0, classes - 1, shape, generator=generator)
@@ -31,7 +31,7 @@ def problem(classes: int = 4, shape: tuple[int, ...] = (2, 9, 11, 13), seed: int
 def definition(
     input: Tensor, target: Tensor, activation: str, weight: Tensor | None = None, ignore: int | None = None
 ) -> Tensor:
-    """K[b, l, c], label by label, in float64."""
+    """Return K[b, l, c], computed label by label in float64."""
     p = input.double().softmax(1) if activation == "softmax" else input.double()
     w = torch.ones_like(target, dtype=torch.float64) if weight is None else weight.double()
     w = w if ignore is None else w * (target != ignore)
@@ -86,7 +86,7 @@ def test_value_and_gradient(backend: str, activation: str, classes: int, case: s
 
 
 def test_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What serves where there is no kernel; a last piece is smaller."""
+    """Without a kernel the definition serves in slices; the last one is smaller."""
     monkeypatch.setattr(sliced, "ELEMENTS", 4 * 2 * 100)
     logits, labels = problem()
     settings = confusion_pass(Pass("softmax"))
@@ -157,7 +157,7 @@ def test_wasserstein_equals_monai(backend: str, ours: Any, mode: str) -> None:
 
 
 def wasserstein(input: Tensor, target: Tensor, distance: Tensor) -> Tensor:
-    """Fidon et al., eqs. 6 to 9, over one batch: a is 0 for the background and 1 elsewhere."""
+    """Return the loss by Fidon et al., eqs. 6 to 9, over one batch: a is 0 for the background and 1 elsewhere."""
     w = (distance[target] * input.softmax(1).movedim(1, -1)).sum(-1)
     right = ((target > 0) * (1 - w)).sum()
     return 1 - 2 * right / (2 * right + w.sum())

@@ -16,7 +16,7 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def problem(*shape: int) -> tuple[Tensor, Tensor]:
-    """-> logits, and labels in blocks of which 255 is no class."""
+    """Return logits, and labels in blocks of which 255 is no class."""
     generator = torch.Generator().manual_seed(len(shape))
     logits = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, shape[1], (shape[0], *[-(-size // 3) for size in shape[2:]]), generator=generator)
@@ -63,7 +63,7 @@ def test_lovasz_hinge(backend: str, pooling: Any, per_image: bool) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 1.0])
 def test_top_k(backend: str, share: float) -> None:
-    """Shares of 200 voxels that are whole numbers: of others theirs rounds up."""
+    """The fractions give whole numbers of the 200 voxels; others are rounded up by exacta."""
     logits, labels = problem(2, 5, 10, 10)
     ours = softdice.TopKCrossEntropyLoss(5, share, activation="softmax")
     other = theirs.TopKCELoss(fraction=share)

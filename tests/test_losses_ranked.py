@@ -28,7 +28,7 @@ LABELS = torch.tensor([[0, 1, 1]])
 
 
 def problem(*shape: int, seed: int = 0, ignored: int | None = None) -> tuple[Tensor, Tensor]:
-    """logits (B, C, V) and labels (B, V); the last class is absent."""
+    """Return logits (B, C, V) and labels (B, V); the last class is absent."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, max(shape[1] - 1, 2), (shape[0], *shape[2:]), generator=generator)
     if ignored is not None:
@@ -37,7 +37,7 @@ def problem(*shape: int, seed: int = 0, ignored: int | None = None) -> tuple[Ten
 
 
 def outcome(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """-> value and gradient (in a direction that tells the entries of a map apart), float64."""
+    """Return value and gradient in float64; the gradient of a map in a direction in which its entries differ."""
     leaf = logits.detach().clone().requires_grad_()
     value = loss(leaf)
     direction = (
@@ -49,7 +49,7 @@ def outcome(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, T
 
 
 def assert_same(ours: Any, exact: Any, logits: Tensor, tolerance: float = 1e-5) -> None:
-    """Value and gradient within the tolerance of their maxima; exact in float64."""
+    """Compare value and gradient within the tolerance of their maxima; float64 exactly."""
     (value, gradient), (expected, slope) = outcome(ours, logits), outcome(exact, logits.double())
     assert value.shape == expected.shape
     assert float(slope.abs().max()) > 0
@@ -225,7 +225,7 @@ def test_the_drop_in_classes_of_nnu_net(backend: str, options: dict[str, Any]) -
 
 
 def mmseg_ohem(logits: Tensor, labels: Tensor, threshold: float, min_kept: int, ignored: int) -> Tensor:
-    """The sum of the losses that MMSegmentation's sampler keeps: p of the true class below the larger of two bounds."""
+    """Return the sum of the losses that MMSegmentation keeps: p of the true class below the larger of two bounds."""
     kept, counted = min_kept * len(labels), labels != ignored
     p = logits.softmax(1).gather(1, torch.where(counted, labels, 0).unsqueeze(1)).squeeze(1)
     ranked = p[counted].sort().values
@@ -258,7 +258,7 @@ def test_hard_examples_by_hand(backend: str) -> None:
 
 
 def jaccard_steps(of_class: Tensor) -> Tensor:
-    """The authors' algorithm 1."""
+    """Return the steps of the authors' algorithm 1."""
     union = of_class.sum() + (1 - of_class).cumsum(0)
     jaccard = 1 - (of_class.sum() - of_class.cumsum(0)) / union
     return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
@@ -267,7 +267,7 @@ def jaccard_steps(of_class: Tensor) -> Tensor:
 def authors(
     values: Tensor, labels: Tensor, *, hinge: bool = False, classes: str = "all", ignored: int | None = None
 ) -> Tensor:
-    """The authors' losses of probabilities, or of logits with the hinge; one class at a time."""
+    """Return the authors' loss of probabilities, or the hinge of logits, class by class."""
     counted = labels != ignored if ignored is not None else torch.ones_like(labels, dtype=torch.bool)
     found = []
     for c in range(values.shape[1]):
@@ -449,7 +449,7 @@ def test_memory_is_the_gradient_and_two_class_maps(loss: softdice.losses.Loss) -
 
 
 def _peak_bytes(work: Callable[[], None]) -> int:
-    """The most that torch and numpy held at a time beyond what they held before, by their own counts."""
+    """Return the most bytes that torch and NumPy held at a time beyond what they held before, by their own counts."""
     import tracemalloc
 
     from torch.profiler import ProfilerActivity, profile

@@ -20,7 +20,7 @@ REGIONS = ((0, 1), (2,))
 def case(
     C: int, V: int, *, dense: bool, per_class: bool, regions: Any = None, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """-> logits, target, weight, map."""
+    """Return logits, target, weight and map."""
     g = torch.Generator().manual_seed(C + V)
     x = torch.randn(2, C, V, generator=g, dtype=torch.float64).mul(3).to(dtype)
     y = torch.rand(2, C, V, generator=g).to(dtype) if dense else torch.randint(0, max(C, 2), (2, V), generator=g)
@@ -30,7 +30,7 @@ def case(
 
 
 def by_hand(x: Tensor, y: Tensor, w: Tensor, far: Tensor, activation: str, regions: Any) -> Tensor:
-    """The three sums in float64, (3, B, K)."""
+    """Return the three sums that read the map, (3, B, K), in float64."""
     x, far, C = x.double(), far.double(), x.shape[1]
     p = {"softmax": x.softmax(1), "sigmoid": x.sigmoid()}.get(activation, x)
     if y.ndim == 2:
@@ -178,7 +178,7 @@ def test_a_map_that_nobody_reads_is_an_error() -> None:
 
 
 def nearest(labels: np.ndarray, c: int, spacing: tuple[float, ...]) -> np.ndarray:
-    """The signed distance by comparing every voxel with every other."""
+    """Return the signed distance, by comparing every voxel with every other."""
     places = np.argwhere(np.ones_like(labels, bool)) * np.array(spacing)
     inside = (labels == c).ravel()
     apart = np.sqrt(((places[:, None] - places[None]) ** 2).sum(-1))

@@ -25,7 +25,7 @@ HAS_TRANSFORMERS = importlib.util.find_spec("transformers") is not None
 
 
 def problem(*shape: int, masks: int | None = None) -> tuple[Tensor, Tensor]:
-    """Logits, and masks of which the last is empty."""
+    """Return logits, and masks of which the last is empty."""
     generator = torch.Generator().manual_seed(len(shape))
     logits = 3 * torch.randn(shape, generator=generator)
     target = (torch.rand((masks or shape[0], *shape[1:]), generator=generator) > 0.6).float()
@@ -37,25 +37,25 @@ def problem(*shape: int, masks: int | None = None) -> tuple[Tensor, Tensor]:
 
 
 def dice(x: Tensor, y: Tensor) -> Tensor:
-    """Carion et al., 2020: (N,)."""
+    """Return the Dice loss of each mask, (N,), by Carion et al., 2020."""
     p, y = x.sigmoid().flatten(1), y.flatten(1)
     return 1 - (2 * (p * y).sum(1) + 1) / (p.sum(1) + y.sum(1) + 1)
 
 
 def focal(x: Tensor, y: Tensor, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
-    """Lin et al., 2017, eq. 5: (N,)."""
+    """Return the focal loss of each mask, (N,), by Lin et al., 2017, eq. 5."""
     right = torch.where(y == 1, x.sigmoid(), 1 - x.sigmoid())
     price = 1.0 if alpha is None else torch.where(y == 1, alpha, 1 - alpha)
     return (price * (1 - right) ** gamma * entropy(x, y.to(x.dtype), reduction="none")).flatten(1).mean(1)
 
 
 def pairs(loss: Callable[..., Tensor], x: Tensor, y: Tensor, **keywords: Any) -> Tensor:
-    """A loss of each mask -> that of each pair, (N, M)."""
+    """Return the loss of every pair, (N, M), from a loss of single masks."""
     return torch.stack([loss(x, mask.expand_as(x), **keywords) for mask in y], 1)
 
 
 def same(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], logits: Tensor) -> None:
-    """Values within 1e-5, gradients within 1e-5 of their maximum."""
+    """Assert values within 1e-5, and gradients within 1e-5 of their maximum."""
     gradients = []
     values = []
     for call in (ours, theirs):

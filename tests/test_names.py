@@ -83,7 +83,7 @@ def rooms() -> list[Path]:
 
 
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and name of every class, function, parameter, variable and attribute that the code defines."""
+    """Yield line and name of every class, function, parameter, variable and attribute that the code defines."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node.lineno, node.name
@@ -100,13 +100,13 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def words(name: str) -> list[str]:
-    """snake_case or CamelCase -> its words, in the singular."""
+    """Return the words of a name in snake_case or CamelCase, in the singular."""
     parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().split("_")
     return [part.removesuffix("s") if part.removesuffix("s") in SYNONYMS else part for part in parts]
 
 
 def problem(name: str, terms: tuple[str, ...] = ()) -> str | None:
-    """What is wrong with a name, or None; `terms` are words that a room has for other things."""
+    """Return what is wrong with a name, or None; `terms` are words that a room has for other things."""
     if name.strip("_").lower() in ALONE:
         return f"{name} says nothing about the thing: name it with a noun"
     for word in words(name):
@@ -135,9 +135,9 @@ WHOLLY_PUBLIC = ("costs", "indices", "reductions", "monai", "nnunet", "smp", "mm
 
 
 def definitions(body: list[ast.stmt], path: Path, owner: bool | None = None) -> Iterator[tuple[ast.AST, str, bool]]:
-    """Every class and function with the first line of its docstring, and whether users call it.
+    """Yield every class and function, the first line of its docstring, and whether users call it.
 
-    owner: whether users call the class that the body is of; None for a module.
+    owner: whether users call the class that the body belongs to; None for a module.
     """
     for node in body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -164,7 +164,7 @@ REAL_WORDS = re.compile(r"F1 score|the F1 of|T1 template")
 
 
 def prose(text: str) -> Iterator[tuple[int, str]]:
-    """Line and text of every comment, and of every string that stands alone as a docstring does."""
+    """Yield line and text of every comment, and of every string that stands alone, as a docstring does."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
@@ -214,7 +214,7 @@ def test_a_right_name_passes() -> None:
 
 
 def glossary() -> dict[str, str]:
-    """Word -> its meaning, from the table of CONTRIBUTING."""
+    """Return the words of the table in CONTRIBUTING with their meanings."""
     text = (PACKAGE.parent.parent / "CONTRIBUTING.md").read_text()
     table = re.search(r"^## Glossary\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
     assert table is not None, "CONTRIBUTING has no section Glossary"

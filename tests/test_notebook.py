@@ -44,7 +44,7 @@ def pictures(cell: NotebookNode) -> list[str]:
 
 
 def differences(before: str, after: str, trained: bool = False) -> list[str]:
-    """-> what differs: any text between the numbers, and numbers further apart than rounding explains."""
+    """Yield what differs: text between the numbers, and numbers further apart than rounding explains."""
     if NUMBER.sub("#", before) != NUMBER.sub("#", after):
         return [f"{before!r} became {after!r}"]
     found = []

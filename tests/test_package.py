@@ -58,7 +58,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 @pytest.fixture(scope="module")
 def imported() -> list[str]:
-    """-> the modules that `import softdice` brings after `import torch`."""
+    """Return the modules that `import softdice` brings after `import torch`."""
     run = subprocess.run([sys.executable, "-c", IMPORT_SCRIPT], capture_output=True, text=True, check=True)
     return json.loads(run.stdout)
 
@@ -77,7 +77,7 @@ def test_import_brings_no_extra(imported: list[str]) -> None:
 
 
 def room(module: str) -> str:
-    """A module, by its name in the package -> its place in ORDER: its own, or that of the folder that it is in."""
+    """Return the place of a module in ORDER: its own, or that of the folder that it is in."""
     while module not in ORDER and "." in module:
         module = module.rpartition(".")[0]
     return module
@@ -92,7 +92,7 @@ def sources() -> list[Path]:
 
 
 def imports(node: ast.AST) -> Iterator[str]:
-    """Names of the softdice modules that the code imports, at the top or inside a function; not for typing alone."""
+    """Yield the softdice modules that the code imports, at the top or inside a function, but not for typing alone."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue

@@ -110,7 +110,7 @@ def torchvision_works() -> bool:
 
 
 class Nnunet:
-    """nnU-Net's commands in a folder of their own."""
+    """A folder with data, and nnU-Net's commands in it."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -126,7 +126,7 @@ class Nnunet:
         (home / "train.py").write_text(TRAIN)
 
     def run(self, *command: str, trainers: bool = False, **more: str) -> str:
-        """A command of nnU-Net's (or a script) -> what it prints; with `trainers` it finds ours, else its own only."""
+        """Run a command of nnU-Net's, or a script; return what it prints. With `trainers` it finds ours, too."""
         if trainers:
             line = subprocess.run([tool("softdice"), "info", "--nnunet"], capture_output=True, text=True, check=True)
             name, value = line.stdout.removeprefix("export ").strip().split("=", 1)
@@ -139,13 +139,13 @@ class Nnunet:
 
     @cache  # noqa: B019 - one object for all tests
     def trained(self, data: str, trainer: str) -> Path:
-        """-> the folder of the first fold, after one epoch and the final validation."""
+        """Return the folder of the first fold, after one epoch and the final validation."""
         words = (str(self.home / "train.py"), data, "3d_fullres", "0", "-tr", trainer, "-device", "cpu")
         self.run(*words, trainers=trainer != STOCK)
         return self.home / "results" / data / f"{trainer}__nnUNetPlans__3d_fullres" / "fold_0"
 
     def steps(self, data: str, trainer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """-> the losses of training, those of validation, and tp, fp, fn of validation."""
+        """Return the losses of training, those of validation, and tp, fp, fn of validation."""
         training, validation = (
             json.loads((self.trained(data, trainer) / f"{name}.json").read_text()) for name in ("train", "validation")
         )
@@ -155,12 +155,12 @@ class Nnunet:
 
 
 def tool(name: str) -> str:
-    """A command of this environment."""
+    """Return the path of a command of this environment."""
     return str(Path(sys.executable).parent / name)
 
 
 def write_data(folder: Path, more: dict[str, Any]) -> None:
-    """Balls of two halves in noise, as nnU-Net wants them."""
+    """Write images of balls in two halves, in noise, in nnU-Net's layout."""
     import nibabel
 
     for name in ("imagesTr", "labelsTr"):
@@ -182,7 +182,7 @@ def write_data(folder: Path, more: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def nnunet(tmp_path_factory: pytest.TempPathFactory) -> Nnunet:
-    """nnU-Net with its data planned and preprocessed; the networks are made thin."""
+    """Return nnU-Net with its data planned and preprocessed, and with thin networks."""
     made = Nnunet(tmp_path_factory.mktemp("nnunet"))
     for name, more in DATA.items():
         write_data(made.home / "raw" / name, more)
@@ -288,7 +288,7 @@ def test_monais_supervised_trainer(half: bool) -> None:
 
 @pytest.fixture
 def mmseg(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """MMSegmentation's route. It imports mmcv's compiled operators, which a plain head does not use: a stand-in."""
+    """Import MMSegmentation, with a stand-in for mmcv's compiled operators, which a plain head does not use."""
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 

@@ -23,7 +23,7 @@ LN2, LN1 = -math.log(0.2), -math.log(0.1)
 
 
 def as_input(probability: Tensor, activation: str) -> Tensor:
-    """Probabilities -> what the activation turns into them."""
+    """Return an input of which the activation makes these probabilities."""
     return {"none": probability, "softmax": probability.log(), "sigmoid": probability.logit()}[activation]
 
 
@@ -180,7 +180,7 @@ EXPONENTS = [(2.0, 1.0), (2.0, 1.0), (0.0, 1.5), (0.5, 2.0), (1.0, 1.5), (3.0, 3
 
 
 class Case:
-    """One draw of every keyword of `overlap_statistics`, with tensors that go with it."""
+    """A draw of every keyword of `overlap_statistics`, with tensors that fit."""
 
     def __init__(self, draw: st.DrawFn) -> None:
         generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
@@ -226,7 +226,7 @@ def test_agrees_with_loops_over_voxels(backend: str, case: Case) -> None:
 
 
 def mixed(stats: softdice.OverlapStatistics) -> Tensor:
-    """All fields with a gradient in one number, each field, sample and class with a factor of its own."""
+    """Return one number with a gradient of all fields: each field, sample and class has a factor of its own."""
     fields_FBC = torch.stack([getattr(stats, name) for name in FIELDS[:8]])
     factor = torch.arange(1.0, fields_FBC.numel() + 1, dtype=fields_FBC.dtype).mul(2.4).sin()
     return (fields_FBC.flatten() * factor).sum()

@@ -105,7 +105,7 @@ def test_errors(config: Any, error: type[Exception], message: str) -> None:
 
 
 class Noise(torch.utils.data.Dataset[Tensor]):
-    """Items that draw from all three generators, as an augmentation does."""
+    """A data set of which every item draws from all three generators, as an augmentation does."""
 
     def __len__(self) -> int:
         return 6
@@ -129,7 +129,7 @@ def test_data_loaders_repeat(workers: int) -> None:
 
 
 def train(seed: int) -> list[Tensor]:
-    """A short training with everything random in it: initialisation, order, dropout."""
+    """Train shortly, with random initialisation, order and dropout."""
     state = setup_system(SystemConfig(seed=seed))
     network = torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Dropout2d(0.2), torch.nn.Conv2d(4, 3, 1)

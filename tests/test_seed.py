@@ -41,7 +41,7 @@ EXACT_LOSS = 1.873891106797835
 
 
 def run_document(config: str = "SystemConfig", item: str = ".item()") -> tuple[str, dict[str, torch.Tensor]]:
-    """-> what it prints, and its variables."""
+    """Run the document's check; return what it prints, and its variables."""
     variables: dict[str, torch.Tensor] = {}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

@@ -17,7 +17,7 @@ WEIGHTS = (1.0, -0.7, 0.3, 0.9, -0.2, 0.5, 0.8, -0.4)  # one per field with a gr
 
 
 def made(activation: str, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """input of that shape, labels with every class in them."""
+    """Return an input of that shape, and labels with every class."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(*shape, generator=generator, dtype=torch.float64)
     prob = {"none": logits.softmax(1), "softmax": logits, "sigmoid": logits}[activation]
@@ -25,7 +25,7 @@ def made(activation: str, *shape: int, dtype: torch.dtype = torch.float32, seed:
 
 
 def sums_and_gradient(input: Tensor, target: Tensor, **keywords: Any) -> tuple[Tensor, Tensor]:
-    """-> all fields (10, B, C), and the gradient of a sum in which each field and class has its own weight."""
+    """Return all statistics, (10, B, C), and the gradient of a sum with a weight for each statistic and class."""
     leaf = input.detach().requires_grad_()
     stats = softdice.overlap_statistics(leaf, target, **keywords)
     fields = torch.stack([getattr(stats, name) for name in FIELDS])
@@ -36,7 +36,7 @@ def sums_and_gradient(input: Tensor, target: Tensor, **keywords: Any) -> tuple[T
 
 
 def assert_near(actual: Tensor, expected: Tensor, relative: float) -> None:
-    """Gradients and sums against their largest value: an absolute bound would let anything pass."""
+    """Compare gradients and sums relative to their largest value: an absolute bound would let anything pass."""
     scale = expected.double().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     error = (actual.double() - expected.double()).abs().max()
     assert error <= relative * scale, f"error {error / scale:.3g} of the maximum, allowed {relative:.3g}"

@@ -83,14 +83,14 @@ CASES: dict[str, Case] = {
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference in units of the largest element."""
+    """Return the largest difference, in units of the largest element."""
     assert ours.shape == theirs.shape
     assert ours.dtype == theirs.dtype
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def separate(loss: Loss, low: Tensor, target: Tensor, mode: str, align_corners: bool = False, **more: Any) -> Tensor:
-    """The definition."""
+    """Return the loss of the interpolated logits: the definition."""
     size = target.shape[target.ndim - low.ndim + 2 :]
     corners = None if mode == "nearest" else align_corners
     return loss(interpolate(low, size, mode=mode, align_corners=corners), target, **more)
@@ -102,7 +102,7 @@ def gradient(value: Tensor, low: Tensor) -> Tensor:
 
 @pytest.fixture(params=["Numba", "torch"])
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What interpolates: the compiled loops, or what serves other devices and installations without Numba."""
+    """Interpolate by the compiled loops, or by torch, which serves other devices and installations without Numba."""
     if request.param == "torch":
         monkeypatch.setattr(interpolation, "compiled_loops", lambda name: None)
     return request.param
@@ -110,7 +110,7 @@ def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A row or two in a chunk, so that every lane has several and low rows lie beside chunks of two lanes."""
+    """Make chunks of a row or two, so that every lane has several and low rows lie beside chunks of two lanes."""
     monkeypatch.setattr(interpolation, "CHUNK_ELEMENTS", 1)
     return
 
@@ -206,7 +206,7 @@ def test_every_factor(name: str, mode: str, loops: str, small_chunks: None) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("low", "out"), [(7, 50), (13, 101), (24, 97), (29, 58), (55, 171)])
 def test_nearest_is_torchs_nearest(low: int, out: int, dtype: torch.dtype) -> None:
-    """Where a place lies on the border of two outputs, it is decided as torch does, in the dtype of the logits."""
+    """Where two inputs are equally near, the choice is torch's, in the dtype of the logits."""
     places, mask = logits((1, 1, low, 4), dtype), labels((out, 4), 1, 2)
     loss = softdice.SoftDiceLoss(1, activation="sigmoid")
     value = softdice.Upsampled(loss, mode="nearest")(places, mask)
@@ -300,7 +300,7 @@ def test_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
 
 
 def test_ignored_voxels_have_no_gradient_even_of_a_nan() -> None:
-    """Rows 0 to 3 lie beside low row 0 alone or beside 0 and 1; all that see row 0 are ignored."""
+    """Output rows 0 to 3 read low row 0, alone or with row 1; all rows that read it are ignored."""
     low, target = logits((1, C, 4, 4), torch.float32).detach(), labels((16, 16), 1)
     target[:, :6] = 100
     low[:, :, 0] = torch.nan
@@ -346,7 +346,7 @@ def test_bits_do_not_depend_on_threads_or_runs(rank: int, small_chunks: None) ->
 
 
 class Largest(TorchDispatchMode):
-    """Notes the largest floating tensor that an operator returns."""
+    """A mode that notes the largest floating tensor that an operator returns."""
 
     numel = 0
 

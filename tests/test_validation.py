@@ -30,7 +30,7 @@ def stats(input: Any = X, target: Any = Y, **keywords: Any) -> object:
 
 
 def changed(tensor: Tensor, *values: float) -> Tensor:
-    """The tensor with these values in its first places."""
+    """Return the tensor with these values in its first places."""
     copy = tensor.clone()
     copy.view(-1)[: len(values)] = torch.tensor(values, dtype=tensor.dtype)
     return copy
@@ -255,7 +255,7 @@ def test_an_assertion_text_needs_no_value() -> None:
 
 
 class Boundary:
-    """What `public` is put on."""
+    """A class with `public` on its methods."""
 
     @validation.public
     def __init__(self, value: float = 1.0) -> None:
@@ -272,7 +272,7 @@ class Boundary:
 
 
 class Special(Boundary):
-    """A subclass, whose name is the one to say."""
+    """A subclass, whose name an error has to say."""
 
 
 def wrong() -> None:

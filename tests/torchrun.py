@@ -25,7 +25,7 @@ KINDS = ("stdout", "stderr")
 
 
 class Scenario(NamedTuple):
-    """One command. Each rank first calls `prepare`, a function of a test file that finds the command in sys.argv."""
+    """A command. Each rank first calls `prepare`, a function of a test file that finds the command in sys.argv."""
 
     name: str
     arguments: Sequence[object]
@@ -34,7 +34,7 @@ class Scenario(NamedTuple):
 
 @dataclass
 class Ended:
-    """Exit codes of the ranks that lived to have one, and what all ranks said."""
+    """The exit codes of the ranks that lived to have one, and what all ranks said."""
 
     codes: list[int]
     stdout: str

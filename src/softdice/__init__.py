@@ -23,7 +23,7 @@ from softdice.reproducibility import SystemConfig, setup_system
 from softdice.statistics import OverlapStatistics, overlap_statistics, soft_confusion, voxel_cross_entropy
 from softdice.version import __version__
 
-# What needs torchmetrics; `import *` brings it where that is installed.
+# They need torchmetrics; `import *` brings them where it is installed.
 _METRICS = ("DiceScore", "JaccardScore", "PrecisionScore", "RecallScore", "VolumeDifference")
 
 __all__ = [
@@ -62,7 +62,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """The metrics are imported when first asked for: they need torchmetrics, which takes a second to import."""
+    """Return a metric, imported at its first use: torchmetrics takes a second to import."""
     if name not in _METRICS:
         raise AttributeError(f"module 'softdice' has no attribute {name!r}")
     _validation.attribute_needs(f"softdice.{name}", "torchmetrics", "metrics")

@@ -1,4 +1,4 @@
-"""score -> cost, lower is better."""
+"""Costs: functions from a score to what is minimised; lower is better."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from softdice.losses import Loss, masks
 from softdice.losses.base import words
 from softdice.losses.masks import *  # noqa: F403
 
-DOCSTRING = """input, target -> what `softdice.{loss}` returns.
+DOCSTRING = """input, target -> the loss that `softdice.{loss}` returns.
 
-    Args: those of the class by keyword, but for num_classes; voxel_weight{and_map} as when it is called.
+    Args: the arguments of the class as keywords, without num_classes; voxel_weight{and_map} as in a call of the loss.
 
     Example:
         >>> import torch, softdice

@@ -1,4 +1,4 @@
-"""cost per class -> loss."""
+"""Reductions of the cost of each class to a loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def mean(values: Tensor) -> Tensor:
-    """values -> their mean; 0 for none, where torch says nan (an empty batch).
+    """values -> their mean; 0 where there are no values (an empty batch), for which torch returns nan.
 
     Example:
         >>> mean(torch.tensor([1.0, 3.0])), mean(torch.zeros(0, 3))

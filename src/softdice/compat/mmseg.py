@@ -23,16 +23,16 @@ from softdice.losses import Loss
 class SoftdiceLoss(nn.Module):
     """cls_score, label -> a loss of this package, or a sum of several from one pass, for a decode head.
 
-    The number of classes is that of the head's channels, the label that is left out is the head's `ignore_index`.
+    The head decides the number of classes, by its channels, and the label to leave out, by its `ignore_index`.
 
     Args:
-        losses: public names of losses, each with its settings beside the number of classes and `ignore_index`, and with
-            `weight`, its factor in the sum. The activation is "softmax" unless given.
-        loss_weight: factor of the whole.
-        loss_name: under which the head reports it. MMSegmentation adds up what begins with "loss".
+        losses: public names of losses, each with its settings (without the number of classes and `ignore_index`) and
+            with `weight`, its factor in the sum. The default activation is "softmax".
+        loss_weight: factor of the sum.
+        loss_name: name under which the head reports the loss. MMSegmentation adds up all that begin with "loss".
 
-    Shapes: cls_score (B, C, H, W) logits; label (B, H, W); weight (B, H, W), what MMSegmentation's samplers make, a
-    factor of each pixel -> ().
+    Shapes: cls_score (B, C, H, W) logits; label (B, H, W); weight (B, H, W), a factor of each pixel, from a sampler of
+    MMSegmentation's. The loss is a 0-d tensor.
 
     Example:
         >>> losses = {"SoftDiceLoss": {"cost": "one_minus"}, "CrossEntropyLoss": {"weight": 0.5}}

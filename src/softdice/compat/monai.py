@@ -1,7 +1,7 @@
 """MONAI's overlap losses (monai.losses), their constructors and numbers, from one pass over the voxels.
 
-`from softdice.compat.monai import DiceLoss` in the place of `from monai.losses import DiceLoss`. MONAI itself is not
-imported. The arguments are those of the class of that name there, of MONAI 1.6.1; what differs is said.
+Write `from softdice.compat.monai import DiceLoss` in the place of `from monai.losses import DiceLoss`. MONAI itself is
+not imported. Each class has the arguments of the class of that name in MONAI 1.6.1; its docstring says what differs.
 
 Example:
     >>> import torch

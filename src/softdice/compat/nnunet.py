@@ -1,6 +1,6 @@
 """nnU-Net's losses (nnunetv2.training.loss), their constructors and numbers, from one pass over the voxels.
 
-`from softdice.compat.nnunet import MemoryEfficientSoftDiceLoss, DC_and_CE_loss` in the place of the same names there.
+Write `from softdice.compat.nnunet import MemoryEfficientSoftDiceLoss, DC_and_CE_loss` in the place of nnU-Net's import.
 Written after nnunetv2 2.8.1.
 """
 
@@ -142,7 +142,7 @@ class SoftDiceLoss(common.DropIn):
 class MemoryEfficientSoftDiceLoss(SoftDiceLoss):
     """x, y -> minus the mean Dice coefficient: SoftDiceLoss without clip_tp.
 
-    nnU-Net keeps two classes for one formula because of memory; here both need none beside the gradient.
+    nnU-Net keeps two classes for one formula because of memory; here neither needs memory beside the gradient.
 
     Example:
         >>> loss = MemoryEfficientSoftDiceLoss(nn.Softmax(1), do_bg=False, smooth=0.0)
@@ -368,8 +368,7 @@ def _keywords(argument: str, keywords: dict[str, Any], allowed: Sequence[str]) -
     """Return the keywords of a cross-entropy with weights as tensors; raise for one that the pass does not have."""
     for name in keywords:
         if name not in allowed:
-            advice = f"The pass has {', '.join(allowed)}."
-            validation.fail(f"{argument} among {', '.join(allowed)}", name, advice)
+            validation.fail(f"{argument} among {', '.join(allowed)}", name, "Leave it out, or keep nnU-Net's own loss.")
     validation.choice("reduction", keywords.get("reduction", "mean"), ("mean", "sum"))
     weights = {name: value for name, value in keywords.items() if name.endswith("weight") and value is not None}
     return {**keywords, **{name: torch.as_tensor(value, dtype=torch.float32) for name, value in weights.items()}}

@@ -1,7 +1,7 @@
 """segmentation_models_pytorch's overlap losses, their constructors and numbers, from one pass.
 
-`from softdice.compat import smp` in the place of `segmentation_models_pytorch.losses`. The arguments are those of the
-class of that name there, of smp 0.6.0; what differs is said.
+Write `from softdice.compat import smp` in the place of `segmentation_models_pytorch.losses`. Each class has the
+arguments of the class of that name in smp 0.6.0; its docstring says what differs.
 """
 
 from __future__ import annotations

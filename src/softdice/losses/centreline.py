@@ -42,8 +42,8 @@ class ClDiceLoss(Loss):
     When called: a voxel of label `ignore_index` or of weight 0 enters no sum and has a gradient of 0; the skeletons see
     it as a voxel of no class with p = 0. Other weights multiply the voxel's terms of the sums.
 
-    Memory, of a label map on the CPU: two maps of one class, and a tile for each thread. Of per-class values, and on
-    other devices, plain torch serves, one class of one sample at a time.
+    Memory: for a label map on the CPU, two maps of one class and a tile for each thread. Per-class values and other
+    devices are served by plain torch, one class of one sample at a time.
 
     Edge cases: nothing predicted and nothing there: about 0 (nan for eps = 0). An empty batch costs 0. A DTensor must
     not be split over space, for skeletons do not add.

@@ -1,6 +1,6 @@
 """The losses that are functions of the soft confusion matrix: how much of each class was taken for which other.
 
-No sum over a single class holds that, so they make a pass of their own, that of `softdice.soft_confusion`.
+No sum over a single class holds that, so they make a pass of their own: `softdice.soft_confusion`.
 
 Shape suffixes: B sample (or 1, pooled), L label, C class that is predicted.
 """
