@@ -201,7 +201,7 @@ def test_what_a_trainer_takes_over(
         label = case.channels if ignored else None
         target = torch.where(case.mask.bool(), case.labels, case.channels) if ignored else case.labels
         stock = compound_losses.DC_and_CE_loss(keywords, entropy, ignore_label=label, **factors)
-    taken = training.taken_over(stock)
+    taken = training.drop_in(stock)
     agree(taken, stock, case.logits, target)
     native = training.OfTargets(taken, training.native(taken, case.channels), taken.weight_dice)
     agree(native, stock, case.logits, target)
@@ -210,7 +210,7 @@ def test_what_a_trainer_takes_over(
 def test_a_compiled_part_is_taken_over() -> None:
     stock = compound_losses.DC_and_CE_loss({"ddp": False, "smooth": 0.5}, {}, dice_class=dice.SoftDiceLoss)
     stock.dc = torch.compile(stock.dc, backend="eager")
-    assert training.taken_over(stock).dc.smooth == 0.5
+    assert training.drop_in(stock).dc.smooth == 0.5
 
 
 def test_the_logarithm_of_dice_leaves_absent_classes_out() -> None:
@@ -229,7 +229,7 @@ def test_what_cannot_be_taken_over_raises() -> None:
 
     for loss in (nn.Identity(), DC_and_CE_loss({}, {}), compound_losses.DC_and_topk_loss({}, {})):
         with pytest.raises(TypeError, match="expected a loss of nnU-Net's among DC_and_CE_loss, DC_and_BCE_loss"):
-            training.taken_over(loss)
+            training.drop_in(loss)
     for loss in (
         ours.DC_and_CE_loss({}, {"label_smoothing": 0.1}),
         ours.DC_and_CE_loss({"clip_tp": 1.0}, {}),

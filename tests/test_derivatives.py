@@ -88,13 +88,13 @@ def test_a_function_under_torch_func(name: str) -> None:
     assert_same_under_torch_func(lambda x: getattr(softdice.functional, name)(x, labels, activation="softmax"), logits)
 
 
-@pytest.mark.parametrize("name", softdice.masks.__all__)
+@pytest.mark.parametrize("name", softdice.losses.masks.__all__)
 def test_a_function_of_masks_twice(backend: str, name: str) -> None:
     logits, _, one_hot = problem()
     assert_differentiable(partial(getattr(softdice.functional, name), target=one_hot[0]), logits[0])
 
 
-@pytest.mark.parametrize("name", softdice.masks.__all__)
+@pytest.mark.parametrize("name", softdice.losses.masks.__all__)
 def test_a_function_of_masks_under_torch_func(name: str) -> None:
     logits, _, one_hot = problem()
     function = partial(getattr(softdice.functional, name), target=one_hot[0])
@@ -105,7 +105,7 @@ def test_every_named_loss_and_every_function_is_differentiated() -> None:
     losses = {name for name in softdice.__all__ if name.endswith("Loss")} - {"OverlapLoss"}
     assert losses == {make.__name__ for make, _, _ in FAMILY.values()} | {loss.__name__ for loss in (*MAPPED, *BEYOND)}
     apart = r"(?<=[a-z])(?=[A-Z])|(?<=MCC)|(?<=OHEM)|(?<=TopK)"
-    assert {*softdice.functional.__all__} == {*FUNCTIONS, *ELSEWHERE, *softdice.masks.__all__}
+    assert {*softdice.functional.__all__} == {*FUNCTIONS, *ELSEWHERE, *softdice.losses.masks.__all__}
     assert {*FUNCTIONS, *ELSEWHERE} == {re.sub(apart, "_", name).lower() for name in losses}
 
 

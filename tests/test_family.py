@@ -302,6 +302,20 @@ def test_deep_supervision_by_hand() -> None:
     assert set(small.flatten().tolist()) <= set(voxel_weight.flatten().tolist())
 
 
+def test_deep_supervision_without_weights_halves_them_from_output_to_output() -> None:
+    """Outputs 1, 3 and 6 everywhere, target 0: squared errors 1, 9 and 36 with weights 4/7, 2/7 and 1/7, 58 / 7."""
+    loss = softdice.DeepSupervision(torch.nn.MSELoss())
+    outputs = [torch.full((1, 1, n), value) for n, value in ((8, 1.0), (4, 3.0), (2, 6.0))]
+    assert loss(outputs, torch.zeros(1, 1, 8)).item() == pytest.approx(58 / 7)
+    assert loss(outputs[:2], torch.zeros(1, 1, 8)).item() == pytest.approx((2 * 1 + 9) / 3)  # as many as there are
+    assert repr(loss).startswith("DeepSupervision(\n  weights=None")
+    with pytest.raises(ValueError, match="expected 3 targets, got 2"):
+        loss(outputs, [torch.zeros(1, 1, 8)] * 2)
+    for nothing in ([], torch.zeros(1, 1, 8)):
+        with pytest.raises(ValueError, match=r"^DeepSupervision: expected a list of outputs, got"):
+            loss(nothing, torch.zeros(1, 1, 8))
+
+
 def test_deep_supervision_of_soft_targets_keeps_proportions() -> None:
     soft = torch.rand(1, 2, 4, 4).softmax(1)
     small = at_resolution(soft, torch.zeros(1, 2, 2, 2))

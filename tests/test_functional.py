@@ -18,8 +18,8 @@ from functional_stub import STUB, declarations
 from torch import Tensor
 
 import softdice
-from softdice import costs, functional, losses, masks
-from softdice.losses import BEYOND, FAMILY, MAPPED, OverlapLoss, SoftDiceLoss
+from softdice import functional, losses
+from softdice.losses import BEYOND, FAMILY, MAPPED, OverlapLoss, masks
 
 LOSSES = Path(__file__).parent.parent / "docs" / "losses.md"
 OWN: dict[str, Any] = {
@@ -65,17 +65,12 @@ def test_the_types_agree_with_the_classes() -> None:
     assert STUB.read_text() == declarations(), "run `make format`, which writes functional.pyi"
 
 
-def test_an_index_is_traced_once_for_the_same_settings() -> None:
-    def made(**keywords: Any) -> OverlapLoss:
-        return functional._module(SoftDiceLoss, 4, keywords)
-
-    assert made(eps=0.5, classes=(1, 2)) is made(eps=0.5, classes=(1, 2))
-    assert made(classes=range(1, 4)) is made(classes=range(1, 4))
-    assert made(eps=0.5) is not made(eps=0.25)
-    with pytest.raises(TypeError, match="expected eps to be a number"):  # 1 and True are equal
-        [made(eps=eps) for eps in (1, True)]
-    for keywords in ({"classes": [1, 2]}, {"class_weight": (1.0, 1.0, 1.0, 2.0)}, {"cost": costs.log_cosh}):
-        assert made(**keywords) is not made(**keywords)
+def test_settings_are_checked_at_every_call() -> None:
+    """1 and True are equal, and a loss that was made for the one must not serve for the other."""
+    logits, labels, _ = problem()
+    functional.soft_dice_loss(logits, labels, activation="softmax", eps=1)
+    with pytest.raises(TypeError, match="expected eps to be a number"):
+        functional.soft_dice_loss(logits, labels, activation="softmax", eps=True)
 
 
 def test_no_tensor_is_kept_alive() -> None:
@@ -102,7 +97,6 @@ def test_class_weights_of_inference_serve_in_training() -> None:
 
 def test_many_threads_have_one_value() -> None:
     logits, labels, _ = problem()
-    functional._kept_module.cache_clear()
     with ThreadPoolExecutor(8) as pool:
         calls = [pool.submit(functional.mcc_loss, logits, labels, activation="softmax") for _ in range(64)]
         values = {call.result().item() for call in calls}

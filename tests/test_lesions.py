@@ -611,7 +611,8 @@ def agrees_with_panoptica(p: np.ndarray, t: np.ndarray, threshold: float) -> lis
         dice, *theirs = panoptica_scores(p, t, threshold)
     assert ours[1:] == pytest.approx(theirs, rel=1e-12, nan_ok=True)
     f1 = ours[3]
-    assert ours[0] * (2 - f1) == pytest.approx(dice, rel=1e-12, nan_ok=True)  # TP / (TP + FP + FN) = F1 / (2 - F1)
+    # TP / (TP + FP + FN) = f / (2 - f), where f is the F1 score
+    assert ours[0] * (2 - f1) == pytest.approx(dice, rel=1e-12, nan_ok=True)
     return ours
 
 

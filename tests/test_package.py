@@ -20,15 +20,14 @@ from softdice import internals
 from softdice.backends import route
 
 PACKAGE = Path(softdice.__file__).parent
-OWN_MODULES, FOREIGN_MODULES = 48, 5
+OWN_MODULES, FOREIGN_MODULES = 47, 5
 """Bounds on the modules of this package, and on those of others than torch, that `import softdice` loads."""
 
 ORDER = (
     "version", "interrupt", "internals", "validation", "statistics.declared", "statistics.request",
     "statistics.reference", "statistics.check", "statistics.sliced", "parallel", "backends", "statistics", "indices",
-    "costs", "reductions", "losses", "masks", "functional", "head", "maps", "metrics", "decisions_kernel", "decisions",
-    "reproducibility", "images", "compat", "evaluation", "scoring", "training", "cli",
-    "__main__", "__init__",
+    "costs", "reductions", "losses", "functional", "head", "metrics", "decisions_kernel", "decisions",
+    "reproducibility", "images", "compat", "evaluation", "scoring", "training", "cli", "__main__", "__init__",
 )  # fmt: skip
 """A module or subpackage imports only from what stands before it; within a subpackage the order is free."""
 APART = {"training": "scoring"}

@@ -127,6 +127,41 @@ def test_by_hand() -> None:
     assert softdice.Upsampled(loss)(low, mask).item() == pytest.approx(1 - 0.749021, abs=1e-6)
 
 
+def test_a_line_by_hand() -> None:
+    """The row of the image above, alone: the sums of one row in the place of two, and the same Dice."""
+    low, mask = torch.tensor([[[0.0, 4.0]]]), torch.tensor([[0, 0, 1, 1]])
+    loss = softdice.SoftDiceLoss(1, activation="sigmoid", cost="one_minus", eps=0.0)
+    assert softdice.Upsampled(loss)(low, mask).item() == pytest.approx(1 - 0.749021, abs=1e-6)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("low_size", "size", "mode"),
+    [((7,), (29,), "linear"), ((5, 6), (19, 24), "bilinear"), ((2, 3, 4), (5, 7, 11), "trilinear")],
+)
+def test_the_number_of_dimensions_chooses_the_mode(
+    low_size: tuple[int, ...], size: tuple[int, ...], mode: str, align_corners: bool, loops: str, small_chunks: None
+) -> None:
+    low, target = logits((2, C, *low_size)), labels(size)
+    expected = separate(dice(), low, target, mode, align_corners)
+    for options in ({}, {"mode": mode}):
+        value = softdice.Upsampled(dice(), align_corners=align_corners, **options)(low, target)
+        torch.testing.assert_close(value, expected)
+        assert apart(gradient(value, low), torch.autograd.grad(expected, low, retain_graph=True)[0]) < 1e-9
+    nearest = softdice.Upsampled(dice(), mode="nearest")(low, target)
+    torch.testing.assert_close(nearest, separate(dice(), low, target, "nearest"))
+
+
+def test_a_line_has_weights_values_per_class_and_a_second_derivative() -> None:
+    low, weight = logits((2, C, 7)), torch.rand(2, 29)
+    soft = torch.rand(2, C, 29, dtype=torch.float64).softmax(1)
+    value = softdice.Upsampled(dice())(low, soft, weight)
+    expected = separate(dice(), low, soft, "linear", voxel_weight=weight)
+    torch.testing.assert_close(value, expected)
+    once, plain = (torch.autograd.grad(x, low, create_graph=True)[0].square().sum() for x in (value, expected))
+    torch.testing.assert_close(gradient(once, low), gradient(plain, low))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_keyword(backend: str, name: str, loops: str, small_chunks: None) -> None:
     loss, target, more = CASES[name]()
@@ -464,7 +499,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an unknown mode": (
         lambda: softdice.Upsampled(dice(), mode="bicubic"),
         ValueError,
-        "Upsampled: expected mode to be one of 'bilinear', 'trilinear', 'nearest', got 'bicubic'",
+        "Upsampled: expected mode to be one of 'linear', 'bilinear', 'trilinear', 'nearest', got 'bicubic'",
     ),
     "corners of the nearest": (
         lambda: softdice.Upsampled(dice(), mode="nearest", align_corners=True),
@@ -472,14 +507,29 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "Upsampled: expected align_corners=False with mode='nearest', got True",
     ),
     "a volume": (
-        lambda: softdice.Upsampled(dice())(logits((2, C, 3, 4, 5)), labels((6, 8, 10))),
+        lambda: softdice.Upsampled(dice(), mode="bilinear")(logits((2, C, 3, 4, 5)), labels((6, 8, 10))),
         ValueError,
         r"Upsampled: expected logits of shape (B, 5, h, w) for mode='bilinear', got (2, 5, 3, 4, 5). Choose",
     ),
-    "a line": (
-        lambda: softdice.Upsampled(dice(), mode="nearest")(logits((2, C, 5)), labels((10,))),
+    "four dimensions": (
+        lambda: softdice.Upsampled(dice(), mode="nearest")(logits((2, C, 1, 2, 3, 4)), labels((2, 4, 6, 8))),
         ValueError,
-        r"Upsampled: expected logits of shape (B, 5, h, w) or (B, 5, d, h, w) for mode='nearest', got (2, 5, 5)",
+        r"Upsampled: expected logits of shape (B, 5, w) or (B, 5, h, w) or (B, 5, d, h, w) for mode='nearest', got",
+    ),
+    "four dimensions, and no mode": (
+        lambda: softdice.Upsampled(dice())(logits((2, C, 1, 2, 3, 4)), labels((2, 4, 6, 8))),
+        ValueError,
+        r"Upsampled: expected logits of shape (B, 5, w) or (B, 5, h, w) or (B, 5, d, h, w), got (2, 5, 1, 2, 3, 4)",
+    ),
+    "no dimension": (
+        lambda: softdice.Upsampled(dice())(logits((2, C)), labels((1,))),
+        ValueError,
+        r"Upsampled: expected logits of shape (B, 5, w) or (B, 5, h, w) or (B, 5, d, h, w), got (2, 5)",
+    ),
+    "a line without a batch": (
+        lambda: softdice.Upsampled(dice())(logits((2, C, 5)), labels((10,))[0]),
+        ValueError,
+        r"Upsampled: expected target (B, *S), (B, 1, *S) or (B, C, *S) with S = (W,), got (10,). Labels",
     ),
     "other classes": (
         lambda: softdice.Upsampled(dice())(logits((2, 4, 5, 6)), labels()),

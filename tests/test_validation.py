@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor
 import softdice
 from softdice import OverlapLoss, SoftDiceLoss, costs, overlap_statistics, validation
 from softdice.backends import route
+from softdice.compat import monai, nnunet, smp
+from softdice.metrics import hausdorff_distance
 from softdice.statistics import check
 from softdice.statistics.declared import NAMES
 from softdice.statistics.request import Request
@@ -324,6 +327,81 @@ def test_a_loss_of_ones_own_says_its_name() -> None:
 def test_an_input_that_is_no_tensor() -> None:
     with pytest.raises(TypeError, match=r"^SoftDiceLoss: expected input to be a Tensor, got list\."):
         SoftDiceLoss(3)([1.0], Y)
+
+
+def jagged(value: Tensor) -> Tensor:
+    return torch.nested.nested_tensor(list(value), layout=torch.jagged)
+
+
+LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "jagged": (jagged, "nested"),
+    "nested": (lambda value: torch.nested.nested_tensor(list(value)), "nested"),
+    "sparse_coo": (Tensor.to_sparse, "sparse_coo"),
+    "sparse_csr": (lambda value: value.flatten(1).to_sparse_csr(), "sparse_csr"),
+}
+"""Tensors whose elements do not lie at strides, and the word for each."""
+LOGITS, SOFTMAX = torch.randn(2, 3, 4, 5), {"activation": "softmax"}
+LABELS = torch.ones(2, 4, 5, dtype=torch.int64)
+TAKE_TENSORS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "SoftDiceLoss": SoftDiceLoss(3, **SOFTMAX),
+    "SumLoss": SoftDiceLoss(3, **SOFTMAX) + softdice.CrossEntropyLoss(3, **SOFTMAX),
+    "ClDiceLoss": softdice.ClDiceLoss(3, **SOFTMAX),
+    "LovaszLoss": softdice.LovaszLoss(3, **SOFTMAX),
+    "TopKCrossEntropyLoss": softdice.TopKCrossEntropyLoss(3, **SOFTMAX),
+    "OHEMCrossEntropyLoss": softdice.OHEMCrossEntropyLoss(3, **SOFTMAX),
+    "WassersteinDiceLoss": softdice.WassersteinDiceLoss(3, **SOFTMAX),
+    "DeepSupervision": lambda input, target: softdice.DeepSupervision(SoftDiceLoss(3, **SOFTMAX))([input], target),
+    "Upsampled": softdice.Upsampled(SoftDiceLoss(3, **SOFTMAX)),
+    "FusedHead": softdice.FusedHead(torch.nn.Conv2d(3, 3, 1), SoftDiceLoss(3, **SOFTMAX)),
+    "dice_loss of functional": partial(softdice.functional.soft_dice_loss, **SOFTMAX),
+    "mask_dice_loss": softdice.functional.mask_dice_loss,
+    "pairwise_mask_focal_loss": softdice.functional.pairwise_mask_focal_loss,
+    "overlap_statistics": partial(softdice.overlap_statistics, **SOFTMAX),
+    "soft_confusion": partial(softdice.soft_confusion, **SOFTMAX),
+    "voxel_cross_entropy": partial(softdice.voxel_cross_entropy, **SOFTMAX),
+    "monai DiceCELoss": monai.DiceCELoss(softmax=True),
+    "monai FocalLoss": monai.FocalLoss(),
+    "nnunet DC_and_CE_loss": nnunet.DC_and_CE_loss({}, {}),
+    "smp DiceLoss": smp.DiceLoss("multiclass"),
+    "dice_score": lambda input, target: softdice.dice_score(input, target, num_classes=3),
+    "DiceScore": lambda input, target: softdice.DiceScore(num_classes=3).update(input, target),
+    "hausdorff_distance": lambda input, target: hausdorff_distance(input, target, num_classes=3),
+    "lesion_dice": lambda input, target: softdice.metrics.lesion_dice(input, target, num_classes=3),
+}
+LABELS_FIRST = ("dice_score", "DiceScore", "hausdorff_distance", "lesion_dice")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", TAKE_TENSORS)
+def test_a_tensor_of_another_layout_is_refused_by_name(name: str, layout: str) -> None:
+    convert, word = LAYOUTS[layout]
+    first, second = (LABELS if name in LABELS_FIRST else LOGITS), LABELS
+    what = {"pairwise_mask_focal_loss": LABELS.float(), "mask_dice_loss": LOGITS}.get(name, second)
+    for tensors in ((convert(first), what), (first, convert(what))):
+        with pytest.raises(TypeError, match=rf"expected a strided tensor for \w+, got a {word} one\. ") as error:
+            TAKE_TENSORS[name](*tensors)
+        assert ("to_padded_tensor" in str(error.value)) == (word == "nested")
+        assert ("to_dense()" in str(error.value)) == (word != "nested")
+        assert not str(error.value).startswith("softdice:")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+def test_the_advice_for_a_nested_tensor_leads_to_the_number_of_its_parts() -> None:
+    """Two images of 4 and 6 voxels: padded to 6, with the padding left out, they have the statistics of each alone."""
+    parts = [torch.randn(3, 4), torch.randn(3, 6)]
+    labels = [torch.randint(0, 3, (4,)), torch.randint(0, 3, (6,))]
+    with pytest.raises(TypeError, match=r"torch\.nested\.to_padded_tensor\(input, 0\).*ignore_index"):
+        softdice.overlap_statistics(torch.nested.nested_tensor(parts), labels[0], **SOFTMAX)
+    input, target = (
+        torch.nested.to_padded_tensor(torch.nested.nested_tensor(values), padding)
+        for values, padding in ((parts, 0), (labels, 255))
+    )
+    padded = softdice.overlap_statistics(input, target, ignore_index=255, **SOFTMAX)
+    alone = [softdice.overlap_statistics(x[None], y[None], **SOFTMAX) for x, y in zip(parts, labels, strict=True)]
+    torch.testing.assert_close(padded.intersection, torch.cat([stats.intersection for stats in alone]))
+    torch.testing.assert_close(padded.prediction, torch.cat([stats.prediction for stats in alone]))
 
 
 def test_a_value_is_checked_whether_its_class_is_in_a_region_or_not(backend: str) -> None:

@@ -18,7 +18,6 @@ from softdice.losses.mapped import *  # noqa: F403
 from softdice.losses.named import *  # noqa: F403
 from softdice.losses.ranked import *  # noqa: F403
 from softdice.losses.voxelwise import *  # noqa: F403
-from softdice.maps import distance_map
 from softdice.metrics.formulas import dice_score
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.statistics import OverlapStatistics, overlap_statistics, soft_confusion, voxel_cross_entropy
@@ -39,7 +38,6 @@ __all__ = [
     "dice_confidence",
     "dice_score",
     "dice_threshold",
-    "distance_map",
     "functional",
     "indices",
     "overlap_statistics",

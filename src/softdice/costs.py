@@ -50,7 +50,7 @@ def log_cosh(score: Tensor) -> Tensor:
 
 @validation.public_as("costs.focal")
 def focal(gamma: float) -> Cost:
-    """exponent -> the cost (1 - score)^gamma, per class and so before any mean.
+    """exponent -> the cost (1 - score)^gamma, taken per class, before any mean.
 
     Args:
         gamma: exponent > 0. Below 1 it presses on classes that are nearly right, above 1 on those that are wrong.
@@ -68,12 +68,13 @@ def focal(gamma: float) -> Cost:
 
 
 def _focal(score: Tensor, gamma: float) -> Tensor:
+    """Return (1 - score)^gamma, its base kept above 0: at 0 a power below 1 has an infinite slope."""
     return (1 - score).clamp_min(torch.finfo(score.dtype).tiny) ** gamma
 
 
 @validation.public_as("costs.log_power")
 def log_power(gamma: float) -> Cost:
-    """exponent -> the cost (-ln score)^gamma, per class and so before any mean.
+    """exponent -> the cost (-ln score)^gamma, taken per class, before any mean.
 
     Args:
         gamma: exponent > 0; 1 is `neg_log`, below 1 the gradient is larger near a perfect score and smaller far off.
@@ -90,6 +91,7 @@ def log_power(gamma: float) -> Cost:
 
 
 def _log_power(score: Tensor, gamma: float) -> Tensor:
+    """Return (-ln score)^gamma, its base kept above 0, as in `_focal`."""
     return (-score.log()).clamp_min(torch.finfo(score.dtype).tiny) ** gamma
 
 
@@ -108,7 +110,7 @@ NAMED: dict[str, Cost] = {"neg_log": neg_log, "one_minus": one_minus, "log_cosh"
 
 
 def resolve(cost: str | Cost) -> Cost:
-    """name or callable -> callable."""
+    """Return the cost of that name; a callable as it is."""
     if callable(cost):
         return cost
     validation.choice("cost", cost, NAMED)
@@ -116,6 +118,6 @@ def resolve(cost: str | Cost) -> Cost:
 
 
 def refuse_logarithm(cost: str | Cost) -> None:
-    """Of a score that may be negative there is no logarithm."""
+    """Raise ValueError for the cost neg_log, where an index has scores below 0."""
     if cost in ("neg_log", neg_log):
         validation.fail("a cost of a score that may be negative", "'neg_log'", "Use 'one_minus'.")

@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from softdice.losses import LossSettings
-from softdice.masks import *  # noqa: F403
+from softdice.losses.masks import *  # noqa: F403
 
 def dice_semimetric_loss(
     input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None,

@@ -1,7 +1,8 @@
-"""Ctrl-C while the command is still importing what it needs, or has done its work: an end without a traceback.
+"""Ctrl-C in the command: end without a traceback, at any moment.
 
-Nothing happens where softdice is used as a library, or in a process that the command started: only the command itself,
-which no other code shares, is changed.
+While the command imports its packages, which takes seconds, Ctrl-C prints "Stopped." and exits. While it works, Ctrl-C
+raises KeyboardInterrupt, which it handles itself. After that it is ignored. Nothing changes where softdice is used as
+a library, or in a process that the command started.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from contextlib import contextmanager
 
 
 def is_command() -> bool:
-    """Whether this process is `softdice ...` or `python -m softdice ...`, and no child of it."""
-    started = sys.argv[0] if sys.argv else ""
-    if started == "-m":  # what it is while the package of the module to be run is imported
+    """Return whether this process is `softdice ...` or `python -m softdice ...`, and no child of it."""
+    program = sys.argv[0] if sys.argv else ""
+    if program == "-m":  # Python sets this while it imports the package of the module to run
         return "-m" in sys.orig_argv and sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] == ["softdice"]
-    if os.path.basename(started) not in ("softdice", "softdice.exe"):
+    if os.path.basename(program) not in ("softdice", "softdice.exe"):
         return False
     from multiprocessing import parent_process  # a child by `spawn` has its parent's arguments
 
@@ -28,7 +29,7 @@ def is_command() -> bool:
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Make Ctrl-C a KeyboardInterrupt inside; afterwards ignore it, for the work is done."""
+    """Raise KeyboardInterrupt on Ctrl-C inside the block, and ignore Ctrl-C after it."""
     if signal.getsignal(signal.SIGINT) is not _stop:
         yield
         return
@@ -40,13 +41,14 @@ def heard() -> Iterator[None]:
 
 
 def _stop(*_: object) -> None:
+    """End the process at once, with the exit status of an interrupted program."""
     os.write(2, b"Stopped.\n")
     os._exit(130)
 
 
 if (
     threading.current_thread() is threading.main_thread()
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where it is ignored, as behind `nohup`
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # `nohup` ignores it: leave that alone
     and is_command()
 ):
     signal.signal(signal.SIGINT, _stop)

@@ -1,4 +1,4 @@
-"""configuration -> a process whose random numbers repeat."""
+"""Seeds and flags for a process whose random numbers repeat."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ class SystemState:
     cudnn_deterministic: bool
 
     def generator(self) -> torch.Generator:
-        """A fresh `torch.Generator` with this process's seed, for `DataLoader(generator=...)`."""
+        """Return a fresh `torch.Generator` with this process's seed, for `DataLoader(generator=...)`."""
         return torch.Generator().manual_seed(self.seed)
 
     @staticmethod
     def worker_init_fn(worker_id: int) -> None:
-        """For `DataLoader(worker_init_fn=...)`: seed Python and NumPy in a worker from the seed torch gave it."""
+        """Seed Python and NumPy in a worker from its seed of torch, for `DataLoader(worker_init_fn=...)`."""
         seed = torch.initial_seed() % 2**32
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - the legacy generator is the one that transforms use
 
     def data_loader(self) -> dict[str, Any]:
-        """Both as keywords: `DataLoader(dataset, shuffle=True, **state.data_loader())`."""
+        """Return both as keywords: `DataLoader(dataset, shuffle=True, **state.data_loader())`."""
         return {"generator": self.generator(), "worker_init_fn": self.worker_init_fn}
 
 
@@ -114,7 +114,8 @@ def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig
     torch.backends.cudnn.deterministic = config.cudnn_deterministic
     if config.deterministic_algorithms:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if config.deterministic_algorithms or torch.are_deterministic_algorithms_enabled():  # the call imports inductor
+    # not called where nothing changes: the call imports inductor, which takes seconds
+    if config.deterministic_algorithms or torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(config.deterministic_algorithms)
     cuda_devices = torch.cuda.device_count()
     if cuda_devices:
@@ -130,7 +131,7 @@ def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig
 
 
 def _rank() -> int:
-    """Rank in the default process group; before one exists, what torchrun put into the environment."""
+    """Return the rank in the default process group; before there is one, the rank in torchrun's environment."""
     if has_ranks():
         return torch.distributed.get_rank()
     return int(os.environ.get("RANK", "0"))

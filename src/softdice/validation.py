@@ -140,15 +140,28 @@ def class_weights(values: Any, count: int) -> Tensor:
 
 
 def are_tensors(advice: str | None = None, /, **values: object) -> None:
-    """Raise TypeError for the first value that is not a Tensor."""
+    """Raise TypeError for the first value that is not a Tensor with its elements at strides."""
     for name, value in values.items():
-        if not isinstance(value, Tensor):
+        if isinstance(value, Tensor):
+            _is_strided(name, value)
+        else:
             parts = isinstance(value, (list, tuple)) and value and hasattr(value[0], "shape")
             how = "Stack them with torch.stack." if parts else f"Wrap {name} in torch.as_tensor."
             if isinstance(value, Mapping):  # what torchvision's and transformers' networks return
                 key = next((key for key, part in value.items() if isinstance(part, Tensor)), "out")
                 how = f"Pass the tensor in it, for example {name}[{key!r}]."
             fail(f"{name} to be a Tensor", type(value).__name__, advice or how, TypeError)
+
+
+def _is_strided(name: str, tensor: Tensor) -> None:
+    """Raise TypeError for a nested tensor, or a sparse one: most do not even have a shape that could be checked."""
+    expected = f"a strided tensor for {name}"
+    if tensor.is_nested:
+        advice = f"Pad it, torch.nested.to_padded_tensor({name}, 0), and leave the padding out: give it the label "
+        fail(expected, "a nested one", advice + "ignore_index in target, or a voxel_weight of 0.", TypeError)
+    if tensor.layout is not torch.strided:
+        layout = str(tensor.layout).removeprefix("torch.")
+        fail(expected, f"a {layout} one", f"Pass {name}.to_dense().", TypeError)
 
 
 def same_device(device: torch.device, owner: str, **tensors: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""MMSegmentation's configurations -> the losses of this package, as "SoftdiceLoss" in its registry.
+"""The losses of this package in the registry of MMSegmentation, under the name "SoftdiceLoss".
 
 `custom_imports = dict(imports=["softdice.compat.mmseg"])` in a configuration registers it. Written after mmseg 1.2.2.
 """
@@ -56,7 +56,7 @@ class SoftdiceLoss(nn.Module):
             validation.fail("losses by name", losses, 'Pass {"SoftDiceLoss": {}}, for example.')
         self.losses = {public[name]: dict(settings) for name, settings in losses.items()}
         self.loss_weight, self.loss_name = loss_weight, loss_name
-        self.made: dict[tuple[int, int | None, torch.device], Loss] = {}
+        self.loss_by_head: dict[tuple[int, int | None, torch.device], Loss] = {}  # made at the first call
 
     @validation.public
     def forward(
@@ -65,15 +65,16 @@ class SoftdiceLoss(nn.Module):
         """cls_score, label -> loss."""
         validation.are_tensors(cls_score=cls_score, label=label)
         key = cls_score.shape[1], ignore_index, cls_score.device
-        if key not in self.made:
-            self.made[key] = self._sum(cls_score.shape[1], ignore_index).to(cls_score.device)
-        given = () if weight is None else (weight,)
-        return self.loss_weight * self.made[key](cls_score, label, *given)
+        if key not in self.loss_by_head:
+            self.loss_by_head[key] = self._sum(cls_score.shape[1], ignore_index).to(cls_score.device)
+        weights = () if weight is None else (weight,)
+        return self.loss_weight * self.loss_by_head[key](cls_score, label, *weights)
 
     def _sum(self, num_classes: int, ignore_index: int | None) -> Loss:
+        """Return the sum of the losses of the configuration, for a number of classes and an ignore_index."""
         terms = []
         for loss, settings in self.losses.items():
-            own = {"activation": "softmax", "ignore_index": ignore_index} | settings
-            factor = own.pop("weight", 1.0)
-            terms.append(factor * loss(num_classes, **own))
+            keywords = {"activation": "softmax", "ignore_index": ignore_index} | settings
+            factor = keywords.pop("weight", 1.0)
+            terms.append(factor * loss(num_classes, **keywords))
         return functools.reduce(operator.add, terms)

@@ -38,7 +38,7 @@ FOCAL = ("focal", "voxels")
 
 @common.declared
 class _MonaiLoss(common.DropIn):
-    """The target as per-class values or labels, what is ignored, the background."""
+    """A loss of MONAI: its kind of target, what it ignores, and whether the background counts."""
 
     include_background: bool = True
     to_onehot_y: bool = False
@@ -48,11 +48,11 @@ class _MonaiLoss(common.DropIn):
         validation.choice("reduction", self.reduction, ("mean", "sum", "none"))
 
     misfit: ClassVar[type[Exception]] = AssertionError
-    """What MONAI raises where the shape of target does not fit."""
+    """The error that MONAI raises where the shape of target does not fit."""
 
     def tensors(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The two tensors of a call; (B, C) without space as (B, C, 1), where the number is MONAI's."""
-        input, target = common.taken(input, target)
+        """Return the two tensors of a call, (B, C) as (B, C, 1) where that gives MONAI's number; raise elsewhere."""
+        input, target = common.tensors(input, target)
         if input.ndim != 2:
             return input, target
         if not self.without_space():
@@ -63,45 +63,49 @@ class _MonaiLoss(common.DropIn):
         return input.unsqueeze(-1), target.unsqueeze(-1)
 
     def without_space(self) -> bool:
-        """Whether MONAI's formula of (B, C) without space is that of one voxel."""
+        """Return whether MONAI's formula for (B, C) is the one for a single voxel."""
         return bool(getattr(self, "batch", False))
 
-    def labelled(self, input: Tensor, target: Tensor) -> bool:
-        """Whether target is a label map (B, 1, *S); MONAI's kind of error where its shape does not fit."""
+    def has_labels(self, input: Tensor, target: Tensor) -> bool:
+        """Return whether target is a label map (B, 1, *S); raise MONAI's error where its shape does not fit."""
         channels = input.shape[1]
         labels = self.to_onehot_y and channels > 1
         if self.to_onehot_y and not labels:
-            _ignored("to_onehot_y=True")
+            _warn_of("to_onehot_y=True")
         expected = (input.shape[0], 1, *input.shape[2:]) if labels else tuple(input.shape)
         if tuple(target.shape) != expected:
             advice = "Set to_onehot_y=True for a label map." if not labels else "With to_onehot_y it is a label map."
             validation.fail(f"target of shape {expected}", tuple(target.shape), advice, self.misfit)
         return labels
 
-    def valid(self, target: Tensor, labels: bool) -> tuple[Tensor, Tensor | None, int | None]:
-        """target -> target, voxel weight and ignore_index for the pass: MONAI's rules of what is ignored."""
-        ignored: int | None = getattr(self, "ignore_index", None)
-        if ignored is None or labels:
-            return target, None, ignored
+    def without_ignored(self, target: Tensor, labels: bool) -> tuple[Tensor, Tensor | None, int | None]:
+        """Return target, voxel weight and ignore_index for the pass, by MONAI's rules of what is ignored.
+
+        In labels it is the label ignore_index; in one channel of values the value; in several channels the voxels of
+        class ignore_index, or, if there is no such class, those of no class at all.
+        """
+        ignore_index: int | None = getattr(self, "ignore_index", None)
+        if ignore_index is None or labels:
+            return target, None, ignore_index
         if target.shape[1] == 1:
-            keep = target != ignored
+            keep = target != ignore_index
             return torch.where(keep, target, 0), keep, None
-        if 0 <= ignored < target.shape[1]:
-            return target, _mask(target[:, ignored : ignored + 1]) == 0, None
+        if 0 <= ignore_index < target.shape[1]:
+            return target, _hard_mask(target[:, ignore_index : ignore_index + 1]) == 0, None
         return target, target.sum(1, keepdim=True) > 0, None
 
-    def counted(self, stats: OverlapStatistics) -> OverlapStatistics:
-        """statistics of all classes -> those that enter the loss."""
+    def without_background(self, stats: OverlapStatistics) -> OverlapStatistics:
+        """Return the statistics of the classes that enter the loss: all, or all but class 0."""
         channels = getattr(stats, stats.fields[0]).shape[-1]
         if self.include_background:
             return stats
         if channels == 1:
-            _ignored("include_background=False")
+            _warn_of("include_background=False")
             return stats
         return stats.select(range(1, channels))
 
     def weighted(self, cost: Tensor) -> Tensor:
-        """cost (..., C) times the buffer class_weight: one number, or one per class that counts."""
+        """Return a cost (..., C) times the buffer class_weight: one number, or one per class that counts."""
         weight: Any = self.class_weight
         if weight is None:
             return cost
@@ -111,17 +115,19 @@ class _MonaiLoss(common.DropIn):
         return cost * weight.to(cost)
 
     def hold_weight(self, weight: Weight) -> None:
-        """weight -> the buffer class_weight."""
-        held = self.hold("class_weight", weight)
-        if held is not None and not held.is_meta and bool((held < 0).any()):
-            validation.fail("weight >= 0", held.tolist(), "Pass other weights.")
+        """Keep the weight as the buffer class_weight; raise ValueError if it is negative."""
+        class_weight = self.hold("class_weight", weight)
+        if class_weight is not None and not class_weight.is_meta and bool((class_weight < 0).any()):
+            validation.fail("weight >= 0", class_weight.tolist(), "Pass other weights.")
 
 
-def _ignored(option: str) -> None:
+def _warn_of(option: str) -> None:
+    """Warn, as MONAI does, that an option has no effect on a single channel."""
     warnings.warn(f"single channel prediction, `{option}` ignored.", stacklevel=5)
 
 
-def _mask(mask: Tensor) -> Tensor:
+def _hard_mask(mask: Tensor) -> Tensor:
+    """Return a mask of zeros and ones; raise ValueError for other values."""
     return check.hard(
         mask, "mask", "Fractional masks enter MONAI's sums squared; pass voxel_weight to a softdice loss."
     )
@@ -132,7 +138,7 @@ def _mask(mask: Tensor) -> Tensor:
 
 @common.declared
 class _OverlapLoss(_MonaiLoss):
-    """An activation, and the statistics of one pass with it."""
+    """A loss with an activation, and its statistics from one pass."""
 
     sigmoid: bool = False
     softmax: bool = False
@@ -151,27 +157,30 @@ class _OverlapLoss(_MonaiLoss):
     def statistics(
         self, input: Tensor, target: Tensor, fields: Sequence[str], mask: Tensor | None = None, **settings: Any
     ) -> OverlapStatistics:
-        """input, target -> the fields, (B, C), of one pass with this loss's activation."""
+        """Return the statistics that `fields` names, (B, C), from one pass with this loss's activation.
+
+        mask: (B, 1, *S), in the place of what ignore_index says; `settings` are further fields of `Pass`.
+        """
         input, target = self.tensors(input, target)
         settings["activation"] = "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
         if self.softmax and input.shape[1] == 1:
-            _ignored("softmax=True")
+            _warn_of("softmax=True")
             settings["activation"] = "none"
         elif self.other_act is not None:
             input = self.other_act(input)
-        target, weight, settings["ignore_index"] = self.valid(target, self.labelled(input, target))
-        settings["probabilities"] = self.kind()["soft"]
+        target, weight, settings["ignore_index"] = self.without_ignored(target, self.has_labels(input, target))
+        settings["probabilities"] = self.extent_options()["soft"]
         return common.sums(input, target, weight if mask is None else mask, fields=fields, **settings)
 
-    def kind(self) -> dict[str, bool]:
-        """Which tp, fp and fn the loss has: squared, soft (right for soft labels), or neither."""
+    def extent_options(self) -> dict[str, bool]:
+        """Return the options of `common.extents`: squared, soft (right for soft labels), or neither."""
         squared = getattr(self, "squared_pred", False)
         return {"squared": squared, "soft": not squared and getattr(self, "soft_label", False)}
 
 
 @common.declared
 class _CostLoss(_OverlapLoss):
-    """input, target -> statistics -> cost per sample and class -> loss. A loss defines `cost`."""
+    """A loss that reduces a cost of each sample and class. A subclass defines `cost`."""
 
     broadcast = True
     """Whether reduction="none" keeps as many dimensions as input has."""
@@ -181,8 +190,8 @@ class _CostLoss(_OverlapLoss):
         return self.from_statistics(self.statistics(input, target, self.reads), input.ndim)
 
     def from_statistics(self, stats: OverlapStatistics, ndim: int) -> Tensor:
-        """statistics (B, C) of an input with ndim dimensions -> loss."""
-        stats = self.counted(stats)
+        """Return the loss for statistics (B, C) of an input with ndim dimensions."""
+        stats = self.without_background(stats)
         cost = self.cost(stats.pool() if self.batch else stats)
         if self.reduction == "none":
             return cost.view(*cost.shape, *[1] * (ndim - 2)) if self.broadcast else cost
@@ -190,12 +199,12 @@ class _CostLoss(_OverlapLoss):
 
     @abstractmethod
     def cost(self, stats: OverlapStatistics) -> Tensor:
-        """statistics of the classes that count, (B, C) or (C,) -> cost, of the same shape or with a last one of 1."""
+        """Return the cost of each class that counts, (B, C) or (C,) as the statistics, or (..., 1) over all classes."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The statistics that `cost` reads."""
-        return common.extent_fields(**self.kind())
+        """The names of the statistics that `cost` reads."""
+        return common.extent_fields(**self.extent_options())
 
 
 @common.declared
@@ -236,9 +245,9 @@ class DiceLoss(_CostLoss, _DiceOptions):
         self.hold_weight(self.weight)
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
-        """statistics -> cost per class."""
+        """Return the cost of each class, or, for weights of one class, (..., 1)."""
         price = 1.0 if self.jaccard else 0.5
-        parts = common.extents(stats, **self.kind())
+        parts = common.extents(stats, **self.extent_options())
         cost = 1 - common.tversky(*parts, price, price, self.smooth_nr / 2, self.smooth_dr / 2)
         return cost if cost.shape[-1] == 1 else self.weighted(cost)
 
@@ -265,14 +274,15 @@ class MaskedDiceLoss(DiceLoss):
         if mask is None:
             warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=3)
             return super().forward(input, target)
-        _fitting_mask(mask, input)
-        keep = (_mask(mask) != 0).expand(input.shape[0], 1, *input.shape[2:])
+        _check_mask(mask, input)
+        keep = (_hard_mask(mask) != 0).expand(input.shape[0], 1, *input.shape[2:])
         stats = self.statistics(input, target, self.reads, keep)
-        if self.to_onehot_y and input.shape[1] > 1:
-            masked = (~keep).flatten(1).sum(1, keepdim=True)  # (B, 1): truth of class 0, by MONAI's order of steps
-            extra = nn.functional.pad(masked, (0, input.shape[1] - 1)).to(getattr(stats, stats.fields[0]))
-            truth = ("target", "target_squared", "difference")
-            stats = OverlapStatistics({name: getattr(stats, name) + extra * (name in truth) for name in stats.fields})
+        if self.to_onehot_y and input.shape[1] > 1:  # MONAI has the masked voxels in the target of class 0
+            masked_B1 = (~keep).flatten(1).sum(1, keepdim=True)
+            extra_BC = nn.functional.pad(masked_B1, (0, input.shape[1] - 1)).to(getattr(stats, stats.fields[0]))
+            of_target = ("target", "target_squared", "difference")
+            sums = {name: getattr(stats, name) + extra_BC * (name in of_target) for name in stats.fields}
+            stats = OverlapStatistics(sums)
         return self.from_statistics(stats, input.ndim)
 
 
@@ -287,7 +297,7 @@ class _GeneralizedDiceOptions(_OverlapLoss):
     batch: bool = False
 
     def without_space(self) -> bool:
-        """MONAI has none."""
+        """Return False: MONAI's formula needs space."""
         return False
 
 
@@ -315,12 +325,13 @@ class GeneralizedDiceLoss(_CostLoss, _GeneralizedDiceOptions):
         validation.choice("w_type", self.w_type, ("square", "simple", "uniform"))
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
-        """statistics -> cost over all classes, (..., 1)."""
+        """Return the cost over all classes, (..., 1)."""
         weight = stats.target.detach() ** -{"square": 2.0, "simple": 1.0, "uniform": 0.0}[self.w_type]
         finite = torch.where(weight.isinf(), 0.0, weight)
         weight = torch.where(weight.isinf(), finite.amax(-1, keepdim=True), finite)
-        tp, predicted, truth = ((part * weight).sum(-1, keepdim=True) for part in common.extents(stats, **self.kind()))
-        return 1 - common.tversky(tp, predicted, truth, 0.5, 0.5, self.smooth_nr / 2, self.smooth_dr / 2)
+        parts = common.extents(stats, **self.extent_options())
+        tp, prediction, target = ((part * weight).sum(-1, keepdim=True) for part in parts)
+        return 1 - common.tversky(tp, prediction, target, 0.5, 0.5, self.smooth_nr / 2, self.smooth_dr / 2)
 
 
 @common.declared
@@ -347,8 +358,8 @@ class TverskyLoss(_CostLoss):
     broadcast = False
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
-        """statistics -> cost per class."""
-        parts = common.extents(stats, **self.kind())
+        """Return the cost of each class."""
+        parts = common.extents(stats, **self.extent_options())
         return 1 - common.tversky(*parts, self.alpha, self.beta, self.smooth_nr, self.smooth_dr)
 
 
@@ -373,13 +384,13 @@ class MCCLoss(_CostLoss):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The statistics that `cost` reads."""
+        """The names of the statistics that `cost` reads."""
         return (*super().reads, "voxels")
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
-        """statistics -> cost per class."""
+        """Return the cost of each class."""
         names = ("intersection", "prediction", "target", "voxels")
-        i, p, t, v = (getattr(stats, name).double() for name in names)  # products of four of them leave float32
+        i, p, t, v = (getattr(stats, name).double() for name in names)  # float32 overflows in a product of four
         cost = 1 - (i * v - p * t + self.smooth_nr) / (p * t * (v - p) * (v - t) + self.smooth_dr).sqrt()
         return torch.where((p == i) & (t == i), 0.0, cost).to(stats.prediction)
 
@@ -416,26 +427,26 @@ class FocalLoss(_MonaiLoss):
         self.hold_weight(self.weight)
 
     def without_space(self) -> bool:
-        """Whether MONAI's formula of (B, C) without space is that of one voxel."""
+        """Return whether MONAI's formula for (B, C) is the one for a single voxel."""
         return self.reduction != "sum"
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        space = input.shape[2:] if isinstance(input, Tensor) else ()
+        space = common.tensors(input, target)[0].shape[2:]
         input, target = self.tensors(input, target)
-        labels = self.labelled(input, target)
-        target, weight, ignored = self.valid(target, labels)
+        labels = self.has_labels(input, target)
+        target, weight, ignore_index = self.without_ignored(target, labels)
         if self.reduction == "none":
-            found = self.each(input, target, labels, weight, ignored)
-            return found.reshape(*found.shape[:2], *space)
+            loss_BCS = self.loss_map(input, target, labels, weight, ignore_index)
+            return loss_BCS.reshape(*loss_BCS.shape[:2], *space)
         if not (labels or self.use_softmax):
             check.hard(target)
         balance = self.alpha is not None and not self.use_softmax
-        foreground = not self.include_background and input.shape[1] > 1 and (balance or self.use_softmax)
-        if labels and (balance or foreground):
-            weight, ignored = (None if ignored is None else target != ignored), None
+        drop_background = not self.include_background and input.shape[1] > 1 and (balance or self.use_softmax)
+        if labels and (balance or drop_background):
+            weight, ignore_index = (None if ignore_index is None else target != ignore_index), None
             target = common.one_hot(target, input.shape[1])
-        if foreground:  # a softmax is over the other classes only: class 0 is no channel any more
+        if drop_background:  # before the activation: MONAI's softmax is over the other classes
             input, target = input[:, 1:], target[:, 1:]
         if balance:
             alpha = self._alpha(input.shape[1])
@@ -446,24 +457,29 @@ class FocalLoss(_MonaiLoss):
             stats = OverlapStatistics({"focal": focal, "voxels": voxels})
         else:
             activation = "softmax" if self.use_softmax else "sigmoid"
-            settings: dict[str, Any] = {"activation": activation, "ignore_index": ignored, "gamma": self.gamma}
+            settings: dict[str, Any] = {"activation": activation, "ignore_index": ignore_index, "gamma": self.gamma}
             stats = common.sums(input, target, weight, fields=FOCAL, **settings)
-            stats = stats if foreground else self.counted(stats)
+            stats = stats if drop_background else self.without_background(stats)
         return self.from_statistics(stats)
 
-    def each(self, input: Tensor, target: Tensor, labels: bool, weight: Tensor | None, ignored: int | None) -> Tensor:
-        """What `valid` returned -> the loss of each voxel and class that counts, (B, C, *S)."""
+    def loss_map(
+        self, input: Tensor, target: Tensor, labels: bool, weight: Tensor | None, ignore_index: int | None
+    ) -> Tensor:
+        """Return the loss of each voxel and class that counts, (B, C, *S), by torch's operations.
+
+        target, weight and ignore_index are what `without_ignored` returned.
+        """
         if labels:
-            weight = None if ignored is None else target != ignored
+            weight = None if ignore_index is None else target != ignore_index
             target = common.one_hot(target, input.shape[1])
         if not self.include_background:
             if input.shape[1] == 1:
-                _ignored("include_background=False")
+                _warn_of("include_background=False")
             else:
                 input, target = input[:, 1:], target[:, 1:]
         x = input.to(result_dtype(input.dtype))
         y = target.to(x.dtype)
-        if weight is not None:  # an ignored voxel costs 0, whatever it holds
+        if weight is not None:  # an ignored voxel costs 0, even if it holds nan
             x, y = torch.where(weight, x, 0.0), torch.where(weight, y, 0.0)
         if self.use_softmax:
             log_p = x.log_softmax(1)
@@ -477,14 +493,14 @@ class FocalLoss(_MonaiLoss):
                 alpha = alpha.view(-1, *[1] * (x.ndim - 2))
             elif alpha.ndim == 0:
                 alpha = y * alpha + (1 - y) * (1 - alpha)
-            else:  # of one number per class the others are priced 1
+            else:  # with a number for each class, voxels outside of the class have the price 1
                 alpha = torch.where(y == 1, alpha.view(-1, *[1] * (x.ndim - 2)), 1.0)
             focal = focal * alpha
         focal = focal if weight is None else focal * weight
         return self.weighted(focal.movedim(1, -1)).movedim(-1, 1)
 
     def from_statistics(self, stats: OverlapStatistics) -> Tensor:
-        """statistics (B, C) of the classes that count -> loss."""
+        """Return the loss for statistics (B, C) of the classes that count."""
         focal, voxels = stats.focal, stats.voxels[:, :1]
         if self.alpha is not None and self.use_softmax:
             focal = focal * self._alpha(focal.shape[-1]).to(focal)
@@ -496,14 +512,14 @@ class FocalLoss(_MonaiLoss):
         return focal.sum() / (voxels.sum().clamp_min(tiny) * (focal.shape[-1] if self.ignore_index is None else 1))
 
     def weighted(self, cost: Tensor) -> Tensor:
-        """cost (..., C) times the buffer class_weight."""
+        """Return a cost (..., C) times the buffer class_weight."""
         weight: Any = self.class_weight
         if weight is not None and cost.shape[-1] == 1 and weight.ndim > 0:
             validation.fail("one weight for one channel", tuple(weight.shape), "Pass one number.")
         return super().weighted(cost)
 
     def _alpha(self, channels: int) -> Tensor:
-        """alpha as the activation has it: with a softmax one per class, 1 - alpha for the first."""
+        """Return alpha as a number, or (C,); with a softmax a number means 1 - alpha for class 0, alpha for others."""
         alpha = torch.as_tensor(self.alpha)
         if alpha.ndim > 0:
             if alpha.shape[0] != channels:
@@ -548,43 +564,38 @@ class DiceCELoss(_DiceOptions):
         validation.number("lambda_dice", self.lambda_dice, 0)
         validation.number("lambda_ce", self.lambda_ce, 0)
         weight = self.weight if self.weight is None else torch.as_tensor(self.weight, dtype=torch.float32)
-        of_dice = weight if weight is None or self.include_background or weight.ndim == 0 else weight[1:]
-        self.dice = DiceLoss(**self.options(_DiceOptions), weight=of_dice)
-        word, smoothing = self.reduction, self.label_smoothing
-        self.cross_entropy = common.CrossEntropyLoss(weight, reduction=word, label_smoothing=smoothing)
-        self.binary_cross_entropy = common.BinaryCrossEntropyLoss(pos_weight=weight, reduction=word)
+        dice_weight = weight if weight is None or self.include_background or weight.ndim == 0 else weight[1:]
+        self.dice = DiceLoss(**self.options(_DiceOptions), weight=dice_weight)
+        entropy_options: dict[str, Any] = {"reduction": self.reduction, "label_smoothing": self.label_smoothing}
+        self.cross_entropy = common.CrossEntropyLoss(weight, **entropy_options)
+        self.binary_cross_entropy = common.BinaryCrossEntropyLoss(pos_weight=weight, reduction=self.reduction)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
         input, target = self.tensors(input, target)
-        _fitting_channels(input, target)
+        _check_channels(input, target)
         binary = input.shape[1] == 1
-        term, which = (self.bce, self.binary_cross_entropy) if binary else (self.ce, self.cross_entropy)
-        dice = common.part(self.dice, DiceLoss)
-        entropy = common.part(which, common.CrossEntropyLoss, common.BinaryCrossEntropyLoss)
-        own = getattr(term, "__func__", None) in (DiceCELoss.ce, DiceCELoss.bce)
-        if (
-            dice
-            and entropy
-            and own
-            and (dice.sigmoid if binary else dice.softmax)
-            and entropy.shares(dice.ignore_index)
-        ):
+        method, module = (self.bce, self.binary_cross_entropy) if binary else (self.ce, self.cross_entropy)
+        dice, entropy = common.part(self.dice, DiceLoss), None
+        if getattr(method, "__func__", None) in (DiceCELoss.ce, DiceCELoss.bce):  # a subclass has not overridden it
+            entropy = common.part(module, common.CrossEntropyLoss, common.BinaryCrossEntropyLoss)
+        same_activation = dice and (dice.sigmoid if binary else dice.softmax)
+        if same_activation and entropy and entropy.shares(dice.ignore_index):
             stats = dice.statistics(input, target, (*dice.reads, *entropy.reads))
             value = entropy.from_statistics(stats, input, target)
             return self.lambda_dice * dice.from_statistics(stats, input.ndim) + self.lambda_ce * value
-        input, target = common.flat(input, target, dice, entropy if own else None)
-        return self.lambda_dice * self.dice(input, target) + self.lambda_ce * term(input, target)
+        input, target = common.flat_pair(input, target, dice, entropy)
+        return self.lambda_dice * self.dice(input, target) + self.lambda_ce * method(input, target)
 
     def ce(self, input: Tensor, target: Tensor) -> Tensor:
-        """input (B, C, *S), target -> the cross-entropy."""
+        """Return the cross-entropy of an input (B, C, *S)."""
         if not common.part(self.cross_entropy, common.CrossEntropyLoss):
             labels = target.shape[1] == 1 and input.shape[1] != 1
             target = target[:, 0].long() if labels else target.to(input.dtype)
         return self.cross_entropy(input, target)
 
     def bce(self, input: Tensor, target: Tensor) -> Tensor:
-        """input (B, 1, *S), target -> the binary cross-entropy."""
+        """Return the binary cross-entropy of an input (B, 1, *S)."""
         ours = common.part(self.binary_cross_entropy, common.BinaryCrossEntropyLoss)
         return self.binary_cross_entropy(input, target if ours else target.to(input.dtype))
 
@@ -619,7 +630,7 @@ class DiceFocalLoss(_DiceOptions):
         self.focal = FocalLoss(**options, alpha=self.alpha)
 
     def without_space(self) -> bool:
-        """Whether MONAI's formula of (B, C) without space is that of one voxel."""
+        """Return whether MONAI's formula for (B, C) is the one for a single voxel."""
         return self.batch and self.reduction == "mean"
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -659,30 +670,33 @@ class GeneralizedDiceFocalLoss(_GeneralizedDiceOptions):
 
 
 def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tensor, target: Tensor) -> Tensor:
-    """A loss with an overlap loss of that name, and `focal` -> their weighted sum, from one pass where it can be."""
+    """Return the weighted sum of a loss's overlap term, its attribute `name`, and its `focal`.
+
+    One pass serves both terms where their settings agree.
+    """
     input, target = loss.tensors(input, target)
-    _fitting_channels(input, target)
+    _check_channels(input, target)
     dice = common.part(getattr(loss, name), DiceLoss, GeneralizedDiceLoss)
     focal = common.part(loss.focal, FocalLoss)
-    shared = dice and focal and dice.sigmoid and focal.alpha is None and not focal.use_softmax
-    shared = shared and focal.reduction != "none"
-    if shared and (dice.to_onehot_y, getattr(dice, "ignore_index", None)) == (focal.to_onehot_y, focal.ignore_index):
+    one_pass = dice and focal and dice.sigmoid and focal.alpha is None and not focal.use_softmax
+    one_pass = one_pass and focal.reduction != "none"
+    if one_pass and (dice.to_onehot_y, getattr(dice, "ignore_index", None)) == (focal.to_onehot_y, focal.ignore_index):
         if not (dice.to_onehot_y and input.shape[1] > 1):
             check.hard(target)
         stats = dice.statistics(input, target, (*dice.reads, *FOCAL), gamma=focal.gamma)
-        second = focal.from_statistics(focal.counted(stats))
-        return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * second
+        focal_value = focal.from_statistics(focal.without_background(stats))
+        return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * focal_value
     if not focal or focal.reduction != "none":
-        input, target = common.flat(input, target, dice, focal)
-    truth = target
-    if loss.to_onehot_y and not (dice and focal):  # what MONAI hands to the parts
-        truth = common.one_hot(target, input.shape[1]).to(input.dtype)
-    first = getattr(loss, name)(input, target if dice else truth)
-    return factors[0] * first + factors[1] * loss.focal(input, target if focal else truth)
+        input, target = common.flat_pair(input, target, dice, focal)
+    dense = target
+    if loss.to_onehot_y and not (dice and focal):  # a part of another library takes one-hot targets, as MONAI passes
+        dense = common.one_hot(target, input.shape[1]).to(input.dtype)
+    dice_value = getattr(loss, name)(input, target if dice else dense)
+    return factors[0] * dice_value + factors[1] * loss.focal(input, target if focal else dense)
 
 
-def _fitting_channels(input: Tensor, target: Tensor) -> None:
-    """MONAI's combined losses want a channel dimension in the target, of 1 or as many as input has."""
+def _check_channels(input: Tensor, target: Tensor) -> None:
+    """Raise ValueError unless target has one channel, or as many as input: MONAI's combined losses want that."""
     if input.ndim != target.ndim or target.shape[1] not in (1, input.shape[1]):
         expected = f"target of shape (B, 1, *S) or (B, {input.shape[1]}, *S)"
         advice = "Add the channel dimension with unsqueeze(1), or one channel per class."
@@ -714,7 +728,7 @@ class DeepSupervisionLoss(common.DropIn):
         validation.choice("weight_mode", self.weight_mode, ("same", "exp", "two"))
 
     def get_weights(self, levels: int = 1) -> list[float]:
-        """number of outputs -> their weights."""
+        """Return the weights of a number of outputs."""
         if self.weights is not None and len(self.weights) >= levels:
             return list(self.weights[:levels])
         least = {"same": 1.0, "exp": 0.0625, "two": 0.5}[self.weight_mode]
@@ -761,11 +775,12 @@ class MaskedLoss(common.DropIn):
         if mask is None:
             warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=3)
             return torch.as_tensor(self.loss(input, target))
-        _fitting_mask(mask, input)
+        _check_mask(mask, input)
         return torch.as_tensor(self.loss(input * mask, target * mask))
 
 
-def _fitting_mask(mask: Tensor, input: Tensor) -> None:
+def _check_mask(mask: Tensor, input: Tensor) -> None:
+    """Raise ValueError unless mask is (B, 1, *S) or (1, 1, *S)."""
     if mask.shape[0] not in (1, input.shape[0]) or tuple(mask.shape[1:]) != (1, *input.shape[2:]):
         expected = f"mask of shape {(input.shape[0], 1, *input.shape[2:])}"
         validation.fail(expected, tuple(mask.shape), "Give one mask for the batch or one per sample.")

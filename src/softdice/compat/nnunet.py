@@ -23,7 +23,7 @@ Nonlinearity = Callable[[Tensor], Tensor]
 
 
 def activation_of(apply_nonlin: Nonlinearity | None) -> str | None:
-    """apply_nonlin -> the activation of the pass that equals it, or None: then it is applied before the pass.
+    """Return the activation of the pass that equals apply_nonlin, or None: it is then applied before the pass.
 
     Example:
         >>> activation_of(torch.sigmoid), activation_of(nn.Softmax(1)), activation_of(None), activation_of(torch.tanh)
@@ -35,12 +35,12 @@ def activation_of(apply_nonlin: Nonlinearity | None) -> str | None:
         return "softmax" if apply_nonlin.dim == 1 else None
     if type(apply_nonlin) is nn.Sigmoid or apply_nonlin in (torch.sigmoid, nn.functional.sigmoid):
         return "sigmoid"
-    return "softmax" if apply_nonlin is theirs("utilities.helpers", "softmax_helper_dim1") else None
+    return "softmax" if apply_nonlin is from_nnunet("utilities.helpers", "softmax_helper_dim1") else None
 
 
-def theirs(module: str, name: str) -> Any:
-    """What nnU-Net has by that name, if it is imported: only the thing itself is taken for ours, no namesake."""
-    return getattr(sys.modules.get(f"nnunetv2.{module}"), name, theirs)
+def from_nnunet(module: str, name: str) -> Any:
+    """Return nnU-Net's object of that name, for comparison by identity; a placeholder if the module is not imported."""
+    return getattr(sys.modules.get(f"nnunetv2.{module}"), name, from_nnunet)
 
 
 # --- Dice
@@ -70,17 +70,17 @@ def get_tp_fp_fn_tn(
         >>> get_tp_fp_fn_tn(torch.tensor([[[0.75, 0.25], [0.25, 0.75]]]), torch.tensor([[0, 1]]))[1]
         tensor([[0.2500, 0.2500]])
     """
-    x, y = common.taken(net_output, gt)
+    x, y = common.tensors(net_output, gt)
     space = set(range(2, x.ndim))
-    chosen = space if axes is None else {axis % x.ndim for axis in axes}
-    if chosen not in (space, space | {0}):
+    summed_axes = space if axes is None else {axis % x.ndim for axis in axes}
+    if summed_axes not in (space, space | {0}):
         validation.fail("axes of all of space, with or without the batch", axes, "Use nnU-Net's for other sums.")
     if square:
         validation.fail("square=False", square, "Use nnU-Net's for the squares.")
     stats = common.sums(x, y, mask, fields=(*common.extent_fields(), "voxels"))
-    stats = stats.pool() if 0 in chosen else stats
-    tp, predicted, truth = common.extents(stats)
-    return tp, predicted - tp, truth - tp, stats.voxels - predicted - truth + tp
+    stats = stats.pool() if 0 in summed_axes else stats
+    tp, prediction, target = common.extents(stats)
+    return tp, prediction - tp, target - tp, stats.voxels - prediction - target + tp
 
 
 @common.declared
@@ -119,22 +119,22 @@ class SoftDiceLoss(common.DropIn):
 
     def forward(self, x: Tensor, y: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         """x, y -> minus the mean Dice coefficient."""
-        x, y = common.taken(x, y)
+        x, y = common.tensors(x, y)
         activation = activation_of(self.apply_nonlin)
         if activation is None and self.apply_nonlin is not None:
             x, activation = self.apply_nonlin(x), "none"
         return self.from_statistics(common.sums(x, y, loss_mask, fields=self.reads, activation=activation or "none"))
 
     def from_statistics(self, stats: OverlapStatistics) -> Tensor:
-        """statistics (B, C) -> minus the mean Dice coefficient; 0 for an empty batch."""
+        """Return minus the mean Dice coefficient for statistics (B, C); 0 for an empty batch."""
         if self.batch_dice:
             stats = stats.pool()
             stats = common.add_over_ranks(stats) if self.ddp else stats
-        tp, predicted, truth = common.extents(stats)
-        if self.clip_tp is not None:
-            more = (self.clip_tp - tp).clamp_min(0)
-            tp, predicted, truth = tp + more, predicted + more, truth + more
-        dice = common.tversky(tp, predicted, truth, 0.5, 0.5, self.smooth / 2, self.smooth / 2, least=0.5e-8)
+        tp, prediction, target = common.extents(stats)
+        if self.clip_tp is not None:  # raise tp alone, leaving fp and fn
+            increase = (self.clip_tp - tp).clamp_min(0)
+            tp, prediction, target = tp + increase, prediction + increase, target + increase
+        dice = common.tversky(tp, prediction, target, 0.5, 0.5, self.smooth / 2, self.smooth / 2, least=0.5e-8)
         return -reductions.mean(dice if self.do_bg else dice[..., 1:])
 
 
@@ -157,9 +157,9 @@ DICE = (SoftDiceLoss, MemoryEfficientSoftDiceLoss)
 
 
 def _dice(dice_class: type[nn.Module], nonlin: Nonlinearity, keywords: dict[str, Any]) -> SoftDiceLoss:
-    """One of nnU-Net's classes, or of ours -> ours."""
+    """Make our Dice loss for a class of nnU-Net's or of ours; raise ValueError for any other class."""
     for cls in DICE:
-        if dice_class in (cls, theirs("training.loss.dice", cls.__name__)):
+        if dice_class in (cls, from_nnunet("training.loss.dice", cls.__name__)):
             return cls(nonlin, **keywords)
     advice = "Set the attribute dc to a loss of your own, or add it to softdice.CrossEntropyLoss."
     expected = f"dice_class to be one of {', '.join(cls.__name__ for cls in DICE)}"
@@ -183,7 +183,7 @@ class RobustCrossEntropyLoss(common.CrossEntropyLoss):
     @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
-        return super().forward(*common.taken(input, target))
+        return super().forward(*common.tensors(input, target))
 
 
 class TopKLoss(RobustCrossEntropyLoss):
@@ -256,7 +256,7 @@ class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """net_output, target -> loss."""
-        net_output, target = common.taken(net_output, target)
+        net_output, target = common.tensors(net_output, target)
         if target.ndim != net_output.ndim or target.shape[1] != 1:
             advice = "Give the label map a channel dimension of 1."
             validation.fail("target of shape (B, 1, *S)", tuple(target.shape), advice)
@@ -270,8 +270,8 @@ class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
         keep = None if ignored is None else target != ignored
         loss: Any = 0.0
         if self.weight_dice != 0:
-            truth = target if keep is None else torch.where(keep, target, 0)
-            loss = self.weight_dice * self.dc(net_output, truth, loss_mask=keep)
+            labels = target if keep is None else torch.where(keep, target, 0)
+            loss = self.weight_dice * self.dc(net_output, labels, loss_mask=keep)
         if self.weight_ce != 0 and (ce or keep is None or bool(keep.any())):
             loss = loss + self.weight_ce * self.ce(net_output, target[:, 0])
         return torch.as_tensor(loss)
@@ -292,8 +292,8 @@ class DC_and_topk_loss(DC_and_CE_loss):  # noqa: N801 (nnU-Net's name)
     dice_class: type[nn.Module] = field(default=SoftDiceLoss, init=False)
 
     def __post_init__(self) -> None:
-        ignored = {} if self.ignore_label is None else {"ignore_index": self.ignore_label}
-        self.ce = TopKLoss(**{**self.ce_kwargs, **ignored})
+        ignore = {} if self.ignore_label is None else {"ignore_index": self.ignore_label}
+        self.ce = TopKLoss(**{**self.ce_kwargs, **ignore})
         self.dc = _dice(self.dice_class, nn.Softmax(1), self.soft_dice_kwargs)
 
 
@@ -334,13 +334,13 @@ class DC_and_BCE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
             advice = "Pass one number, or one per class as (C, 1, ..., 1)."
             validation.fail("pos_weight per class", tuple(weight.shape), advice)
         if self.use_ignore_label:
-            keywords["reduction"] = "sum"  # nnU-Net's is a map, which it adds up
+            keywords["reduction"] = "sum"  # nnU-Net makes a map and adds it up
         self.ce = common.BinaryCrossEntropyLoss(**keywords)
         self.dc = _dice(self.dice_class, torch.sigmoid, self.soft_dice_kwargs)
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """net_output, target -> loss."""
-        net_output, target = common.taken(net_output, target)
+        net_output, target = common.tensors(net_output, target)
         mask = None
         if self.use_ignore_label:
             mask, target = target[:, -1:] == 0, target[:, :-1]
@@ -364,15 +364,15 @@ class DC_and_BCE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
         return self.weight_ce * entropy + self.weight_dice * dice
 
 
-def _keywords(what: str, given: dict[str, Any], allowed: Sequence[str]) -> dict[str, Any]:
-    """The keywords of a cross-entropy -> the same, weights as tensors; an error for what the pass does not have."""
-    for name in given:
+def _keywords(argument: str, keywords: dict[str, Any], allowed: Sequence[str]) -> dict[str, Any]:
+    """Return the keywords of a cross-entropy with weights as tensors; raise for one that the pass does not have."""
+    for name in keywords:
         if name not in allowed:
             advice = f"The pass has {', '.join(allowed)}."
-            validation.fail(f"{what} among {', '.join(allowed)}", name, advice)
-    validation.choice("reduction", given.get("reduction", "mean"), ("mean", "sum"))
-    weights = {name: value for name, value in given.items() if name.endswith("weight") and value is not None}
-    return {**given, **{name: torch.as_tensor(value, dtype=torch.float32) for name, value in weights.items()}}
+            validation.fail(f"{argument} among {', '.join(allowed)}", name, advice)
+    validation.choice("reduction", keywords.get("reduction", "mean"), ("mean", "sum"))
+    weights = {name: value for name, value in keywords.items() if name.endswith("weight") and value is not None}
+    return {**keywords, **{name: torch.as_tensor(value, dtype=torch.float32) for name, value in weights.items()}}
 
 
 # --- deep supervision

@@ -1,4 +1,4 @@
-"""nnU-Net's compound losses -> ours, and those of this package with their numbers: what the trainers are made of."""
+"""Conversion of nnU-Net's compound losses, for the trainers: to the drop-in losses, and to losses of this package."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ TRAINERS = Path(__file__).with_name("nnunet_trainers")
 Compound = DC_and_CE_loss | DC_and_BCE_loss
 
 
-def taken_over(loss: Any) -> Compound:
-    """nnU-Net's DC_and_CE_loss or DC_and_BCE_loss -> ours with its settings; an error for any other loss."""
+def drop_in(loss: Any) -> Compound:
+    """Return our loss with the settings of nnU-Net's DC_and_CE_loss or DC_and_BCE_loss; raise for any other loss."""
     name = type(loss).__name__
-    if type(loss) is not nnunet.theirs("training.loss.compound_losses", name) or name not in _ENTROPY:
+    if type(loss) is not nnunet.from_nnunet("training.loss.compound_losses", name) or name not in _ENTROPY_SETTINGS:
         advice = "Derive the trainer from nnUNetTrainer, or use the losses of softdice.compat.nnunet in _build_loss."
-        validation.fail(f"a loss of nnU-Net's among {', '.join(_ENTROPY)}", name, advice, TypeError)
+        validation.fail(f"a loss of nnU-Net's among {', '.join(_ENTROPY_SETTINGS)}", name, advice, TypeError)
     dc, ce = getattr(loss.dc, "_orig_mod", loss.dc), getattr(loss.ce, "_orig_mod", loss.ce)
     names = ("batch_dice", "do_bg", "smooth", "ddp", *(("clip_tp",) if hasattr(dc, "clip_tp") else ()))
     dice = {name: getattr(dc, name) for name in names}
-    entropy = {name: getattr(ce, name) for name in _ENTROPY[name]}
+    entropy = {name: getattr(ce, name) for name in _ENTROPY_SETTINGS[name]}
     shared: dict[str, Any] = {"weight_ce": loss.weight_ce, "weight_dice": loss.weight_dice, "dice_class": type(dc)}
     if name == "DC_and_CE_loss":
         return DC_and_CE_loss(dice, entropy, ignore_label=loss.ignore_label, **shared)
@@ -38,18 +38,18 @@ def taken_over(loss: Any) -> Compound:
     return DC_and_BCE_loss(entropy, dice, use_ignore_label=loss.use_ignore_label, **shared)
 
 
-_ENTROPY = {
+_ENTROPY_SETTINGS = {
     "DC_and_CE_loss": ("weight", "ignore_index", "label_smoothing", "reduction"),
     "DC_and_BCE_loss": ("pos_weight", "reduction"),
 }
-"""Their compound losses -> what of their cross-entropies is taken over."""
+"""For each of nnU-Net's compound losses, the settings of its cross-entropy that ours needs."""
 
 
-def native(loss: Compound, num_classes: int, **of_dice: Any) -> StatisticsLoss:
-    """One of the two compound losses -> a sum of this package's with weight_dice more than its number.
+def native(loss: Compound, num_classes: int, **dice_settings: Any) -> StatisticsLoss:
+    """Return a sum of this package's losses that equals a compound loss plus its weight_dice (1 - Dice for -Dice).
 
-    That is what `softdice.FusedHead` and `softdice.Upsampled` take. `of_dice` are settings of the Dice term in the
-    place of its own (cost, absent...). Ignored voxels of regions are a voxel_weight: see `OfTargets`.
+    `softdice.FusedHead` and `softdice.Upsampled` take such a sum. `dice_settings` replace settings of the Dice term
+    (cost, absent...). Ignored voxels of regions become a voxel_weight: see `OfTargets`.
 
     Example:
         >>> import torch
@@ -67,24 +67,24 @@ def native(loss: Compound, num_classes: int, **of_dice: Any) -> StatisticsLoss:
         "ignore_index": None if isinstance(loss, DC_and_BCE_loss) else loss.ignore_label,
         "group": "world" if dc.ddp and dc.batch_dice and groups.has_ranks() else None,
     }
-    own: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "cost": "one_minus",
         "pooling": "batch" if dc.batch_dice else "sample",
         "classes": None if dc.do_bg else range(1, num_classes),
     }
-    dice = losses.SoftDiceLoss(num_classes, dc.smooth, **{**own, **of_dice}, **shared)
+    dice = losses.SoftDiceLoss(num_classes, dc.smooth, **{**settings, **dice_settings}, **shared)
     entropy = losses.CrossEntropyLoss(num_classes, class_weight=ce.weight, **shared)
-    per_voxel = isinstance(loss, DC_and_BCE_loss) and loss.use_ignore_label  # nnU-Net then divides by voxels alone
+    per_voxel = isinstance(loss, DC_and_BCE_loss) and loss.use_ignore_label  # nnU-Net then divides by voxels only
     both: Any = float(loss.weight_dice) * dice + float(loss.weight_ce) * (num_classes if per_voxel else 1) * entropy
     return both
 
 
 class OfTargets(nn.Module):
-    """output, target as nnU-Net hands it over -> a loss of this package (or a `FusedHead`) minus a number.
+    """A loss of this package (or a `FusedHead`) for targets as nnU-Net passes them, minus a constant.
 
     Args:
         like: the compound loss that says whether the last channel of target marks ignored voxels.
-        loss: what is called with output, target and a voxel_weight. offset: what is taken away from it.
+        loss: the loss; it is called with output, target and a voxel_weight. offset: the constant.
 
     Example:
         >>> import torch
@@ -97,11 +97,11 @@ class OfTargets(nn.Module):
     def __init__(self, like: Compound, loss: StatisticsLoss | FusedHead, offset: float) -> None:
         super().__init__()
         self.loss, self.offset = loss, offset
-        self.marked = isinstance(like, DC_and_BCE_loss) and like.use_ignore_label
+        self.has_ignore_channel = isinstance(like, DC_and_BCE_loss) and like.use_ignore_label
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """output (B, C, *S) (of a `FusedHead` features), target -> loss."""
-        counted = None
-        if self.marked:
-            counted, target = target[:, -1:] == 0, target[:, :-1]
-        return self.loss(output, target, counted) - self.offset
+        """Return the loss of an output (B, C, *S), or of features for a `FusedHead`."""
+        voxel_weight = None
+        if self.has_ignore_channel:
+            voxel_weight, target = target[:, -1:] == 0, target[:, :-1]
+        return self.loss(output, target, voxel_weight) - self.offset

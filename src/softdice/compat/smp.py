@@ -25,19 +25,19 @@ MODES = (BINARY_MODE, MULTICLASS_MODE, MULTILABEL_MODE)
 
 
 def flat(mode: str, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
-    """y_pred, y_true as the mode has them -> (B, C, V) and labels (B, 1, V) or values (B, C, V).
+    """Return y_pred as (B, C, V), and y_true as labels (B, 1, V) or values (B, C, V), as the mode says.
 
-    A dimension of 1 may be missing or stand elsewhere, where that leaves the order of the voxels as it is.
+    y_true may lack a dimension of 1, or have it elsewhere: that leaves the order of its voxels as it is.
     """
-    y_pred, y_true = common.taken(y_pred, y_true)
+    y_pred, y_true = common.tensors(y_pred, y_true)
     if y_true.shape[0] != y_pred.shape[0]:
         got = f"{y_true.shape[0]} for {y_pred.shape[0]}"
         validation.fail("as many targets as predictions", got, "Match the batches.", AssertionError)
     channels = 1 if mode == BINARY_MODE else y_pred.shape[1]
     labels = mode == MULTICLASS_MODE
     space = y_pred.shape[2:] if labels else y_pred.shape[1:]
-    loose = [[size for size in shape if size != 1] for shape in (y_true.shape[1:], space)]
-    if y_true.shape[1:] != space and (loose[0] != loose[1] or not (labels or channels == 1)):
+    squeezed, squeezed_space = ([size for size in shape if size != 1] for shape in (y_true.shape[1:], space))
+    if y_true.shape[1:] != space and (squeezed != squeezed_space or not (labels or channels == 1)):
         advice = "Give (N, H, W) for binary and multiclass, (N, C, H, W) for multilabel."
         expected = f"target of {space.numel()} values per sample, {(y_pred.shape[0], *space)}"
         validation.fail(expected, tuple(y_true.shape), advice)
@@ -53,8 +53,8 @@ def _with_space(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return (logits.unsqueeze(2), labels.reshape(-1, 1)) if logits.ndim == 2 else (logits, labels)
 
 
-class _ModeLoss(common.DropIn):
-    """A mode, an ignore_index, logits or not, and per-class weights: the fields that smp's losses have in common."""
+class _SmpLoss(common.DropIn):
+    """A loss of smp: its mode, ignore_index, whether y_pred holds logits, and the weights of the classes."""
 
     mode: str
     from_logits: bool
@@ -68,35 +68,41 @@ class _ModeLoss(common.DropIn):
             validation.fail("no class_weights with mode='binary'", self.class_weights, advice)
         self.hold("class_weights", self.class_weights, persistent=False)
 
-    def valid(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """labels as they are, the pass knows ignore_index; per-class values and which count, channel by channel."""
+    def without_ignored(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return per-class values with 0 for ignored ones, and a mask of the others; labels as they are, and None.
+
+        In labels the pass itself leaves ignore_index out.
+        """
         if self.ignore_index is None or target.shape != input.shape:
             return target, None
         keep = target != self.ignore_index
         return torch.where(keep, target, 0), keep
 
     def statistics(self, input: Tensor, target: Tensor, keep: Tensor | None, **settings: Any) -> OverlapStatistics:
-        """What `flat` and `valid` returned -> pooled statistics."""
+        """Return the pooled statistics, (C,), for what `flat` and `without_ignored` returned."""
         if keep is not None:
             return common.one_by_one(input, target, keep, **settings).pool()
         ignored = self.ignore_index if target.shape != input.shape else None
         return common.sums(input, target, ignore_index=ignored, **settings).pool()
 
-    def mean_over_classes(self, loss: Tensor, classes: Sequence[int] | None = None) -> Tensor:
-        """loss (C,) -> its mean, weighted by class_weights."""
-        chosen = list(range(loss.shape[0])) if classes is None else [int(c) for c in classes]
+    def mean_over_classes(self, loss_C: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+        """Return the mean of the losses of some classes (None: all), weighted by class_weights."""
+        indices = list(range(loss_C.shape[0])) if classes is None else [int(c) for c in classes]
         if self.class_weights is None:
-            return loss[chosen].mean()
-        weights = self.class_weights.to(loss)[chosen]
-        return (loss[chosen] * weights).sum() / weights.sum()
+            return loss_C[indices].mean()
+        weights = self.class_weights.to(loss_C)[indices]
+        return (loss_C[indices] * weights).sum() / weights.sum()
 
 
 # --- overlap: Dice, Jaccard, Tversky, MCC
 
 
 @common.declared
-class _OverlapModeLoss(_ModeLoss):
-    """1 - S or -ln max(S, eps) with S = (I + smooth) / max(I + alpha FP + beta FN + smooth, eps), absent classes 0."""
+class _OverlapLoss(_SmpLoss):
+    """The mean over classes of 1 - S, or -ln max(S, eps) with log_loss; 0 for an absent class.
+
+    S = (I + smooth) / max(I + alpha FP + beta FN + smooth, eps)
+    """
 
     mode: str
     classes: Sequence[int] | None = None
@@ -117,18 +123,18 @@ class _OverlapModeLoss(_ModeLoss):
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """y_pred, y_true -> loss."""
         input, target = flat(self.mode, y_pred, y_true)
-        soft = not self.from_logits or target.is_floating_point()  # then tp is from the norms, else the product
+        soft = not self.from_logits or target.is_floating_point()  # tp right for soft labels, see `common.extents`
         activation = "none" if not self.from_logits else "softmax" if self.mode == MULTICLASS_MODE else "sigmoid"
         fields = common.extent_fields(soft=soft)
-        stats = self.statistics(input, *self.valid(input, target), fields=fields, activation=activation)
+        stats = self.statistics(input, *self.without_ignored(input, target), fields=fields, activation=activation)
         parts = common.extents(stats, soft=soft)
-        score = common.tversky(*parts, self.alpha, self.beta, self.smooth, self.smooth, least=self.eps)
-        loss = -score.clamp_min(self.eps).log() if self.log_loss else 1 - score
-        return self.mean_over_classes(loss * (stats.target > 0), self.classes)
+        score_C = common.tversky(*parts, self.alpha, self.beta, self.smooth, self.smooth, least=self.eps)
+        loss_C = -score_C.clamp_min(self.eps).log() if self.log_loss else 1 - score_C
+        return self.mean_over_classes(loss_C * (stats.target > 0), self.classes)
 
 
 @common.declared
-class DiceLoss(_OverlapModeLoss):
+class DiceLoss(_OverlapLoss):
     """y_pred, y_true -> mean over classes of 1 - Dice (or -ln Dice), over the whole batch; an absent class costs 0.
 
     Shapes: y_pred (N, C, *S); y_true (N, *S) for binary and multiclass, (N, C, *S) for multilabel.
@@ -143,7 +149,7 @@ class DiceLoss(_OverlapModeLoss):
 
 
 @common.declared
-class JaccardLoss(_OverlapModeLoss):
+class JaccardLoss(_OverlapLoss):
     """y_pred, y_true -> mean over classes of 1 - Jaccard (or -ln Jaccard), over the batch; an absent class costs 0.
 
     Example:
@@ -158,7 +164,7 @@ class JaccardLoss(_OverlapModeLoss):
 
 
 @common.declared
-class TverskyLoss(_OverlapModeLoss):
+class TverskyLoss(_OverlapLoss):
     """y_pred, y_true -> (mean over classes of 1 - Tversky)^gamma: smp takes the power after the mean.
 
     `softdice.FocalTverskyLoss` takes it per class, as the paper does. A loss of 0 has a gradient of 0 with gamma < 1,
@@ -201,8 +207,8 @@ class MCCLoss(common.DropIn):
         """y_pred, y_true -> loss."""
         fields = (*common.extent_fields(), "voxels")
         stats = common.sums(*flat(BINARY_MODE, y_pred, y_true), fields=fields).pool()
-        tp, predicted, truth = (part.double() for part in common.extents(stats))  # products of four leave float32
-        fp, fn, tn = predicted - tp, truth - tp, stats.voxels - predicted - truth + tp
+        tp, prediction, target = (part.double() for part in common.extents(stats))  # float32 overflows in the product
+        fp, fn, tn = prediction - tp, target - tp, stats.voxels - prediction - target + tp
         tp, fp, fn, tn = (part.sum() + self.eps for part in (tp, fp, fn, tn))
         mcc = (tp * tn - fp * fn) / ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)).sqrt()
         return (1 - mcc).to(stats.prediction)
@@ -212,7 +218,7 @@ class MCCLoss(common.DropIn):
 
 
 @common.declared
-class FocalLoss(_ModeLoss):
+class FocalLoss(_SmpLoss):
     """y_pred, y_true -> mean focal loss; multiclass is one sigmoid per class against the rest, as in smp.
 
     Args:
@@ -257,7 +263,7 @@ class FocalLoss(_ModeLoss):
         if not self.from_logits:
             input = input.clamp(self.eps, 1 - self.eps)
             input = input.log() if self.mode == MULTICLASS_MODE else (input / (1 - input)).log()
-        target, keep = self.valid(input, target)
+        target, keep = self.without_ignored(input, target)
         if target.shape == input.shape:
             check.hard(target)
         fields = ("focal", "voxels", *(("difference",) if self.normalized else ()))
@@ -269,10 +275,10 @@ class FocalLoss(_ModeLoss):
                 keep = target != self.ignore_index
             sides = {"positive": self.alpha, "negative": 1 - self.alpha}
             loss = common.balanced(input, target, keep, field="focal", gamma=self.gamma, **sides).sum(0)
-        if self.normalized:  # (1 - p_t)^gamma of a hard label is abs(p - y)^gamma
+        if self.normalized:  # for a hard label (1 - p_t)^gamma is abs(p - y)^gamma
             loss = loss / stats.difference.clamp_min(1e-6)
         if self.reduction == "mean":
-            loss = loss / stats.voxels.clamp_min(1)  # none count: 0, where smp says nan
+            loss = loss / stats.voxels.clamp_min(1)  # 0 where no voxel counts; smp's is nan
         return self.mean_over_classes(loss)
 
 
@@ -302,7 +308,7 @@ class SoftCrossEntropyLoss(common.DropIn):
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """y_pred, y_true -> loss."""
-        y_pred, y_true = common.taken(y_pred, y_true)
+        y_pred, y_true = common.tensors(y_pred, y_true)
         if y_true.ndim == y_pred.ndim:
             y_true = y_true.movedim(self.dim, 1)
         y_pred, y_true = _with_space(y_pred.movedim(self.dim, 1), y_true)
@@ -339,7 +345,7 @@ class LovaszLoss(common.DropIn):
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """y_pred, y_true -> loss."""
-        y_pred, y_true = common.taken(y_pred, y_true)
+        y_pred, y_true = common.tensors(y_pred, y_true)
         shared: dict[str, Any] = {"pooling": "sample" if self.per_image else "batch", "ignore_index": self.ignore_index}
         if self.mode == MULTICLASS_MODE:
             y_pred, y_true = _with_space(y_pred, y_true)
@@ -382,10 +388,10 @@ class SoftBCEWithLogitsLoss(common.BinaryCrossEntropyLoss):
     @validation.public
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """y_pred, y_true -> loss."""
-        y_pred, y_true = common.taken(y_pred, y_true)
+        y_pred, y_true = common.tensors(y_pred, y_true)
         if y_true.shape != y_pred.shape:
             validation.fail(f"target of shape {tuple(y_pred.shape)}", tuple(y_true.shape), "Give one value per logit.")
-        if y_pred.ndim == 1:  # with a pos_weight for each logit: a channel each
+        if y_pred.ndim == 1:  # with a pos_weight for each logit, each is a channel; else a voxel
             axes = (1, -1) if self.pos_weight is not None and self.pos_weight.numel() > 1 else (1, 1, -1)
             y_pred, y_true = y_pred.reshape(axes), y_true.reshape(axes)
         keep = None

@@ -1,4 +1,4 @@
-"""features or logits of low resolution, target -> loss: the last layer and the loss together, without full logits."""
+"""The last layer of a network and the loss, computed together: logits of full size never exist."""
 
 from softdice.head.module import FusedHead
 from softdice.head.upsampled import Upsampled

@@ -1,11 +1,11 @@
-"""Sums of a pass over logits that are made of small tensors, chunk by chunk, with their gradients.
+"""Statistics of logits that never exist as a whole, and their gradients: the logits are made chunk by chunk.
 
-Forward: the logits of each chunk of voxels are made and its statistics are added up. Backward: they are made again,
-then g = dL/dlogits goes through the adjoint of what made them. An overlap loss needs complete sums before any gradient,
-so the logits are needed twice; making them twice is cheaper than keeping them.
+Forward: make the logits of each chunk of voxels and add up its statistics. Backward: make them again, take
+g = dL/dlogits, and send g through the adjoint of the layer that made them. An overlap loss has no gradient before its
+sums are complete, so the logits are needed twice; making them twice is cheaper than keeping them.
 
-What makes them is a `LinearMap`: the last convolution (`softdice.head.product`) or an interpolation
-(`softdice.head.interpolation`).
+The layer is a `LinearMap`: the last convolution (`softdice.head.product`) or an interpolation
+(`softdice.head.interpolation`). On a CPU the chunks are dealt to at most `LANES` lanes, which run side by side.
 
 Shape suffixes: B sample, C class, V voxel; m samples and n voxels of a chunk.
 """
@@ -19,26 +19,28 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from softdice import validation
 from softdice.backends import op, route
+from softdice.losses.base import StatisticsLoss
 from softdice.statistics import OverlapStatistics, check
 from softdice.statistics.request import TENSORS, Pass, Request, without_autocast
 
 LANES = 8
-"""Shares of the chunks that may be computed side by side on a CPU; the budget is divided among them."""
+"""Number of lanes on a CPU: runs of consecutive chunks that may be worked on side by side, and share the budget."""
 ELEMENTS = 1 << 16
-"""Logits that are worth a chunk of their own: below it the calls cost more than the arithmetic."""
+"""Smallest number of logits in a chunk: with fewer, the calls cost more than the arithmetic."""
 ALIGN = 64
-"""Voxels that a chunk is a multiple of, where it holds so many."""
+"""The number of voxels of a chunk is a multiple of this, if the chunk is that large."""
 
 
 Chunk = tuple[slice, slice]
-"""Which samples, which voxels."""
+"""The samples and the voxels of a chunk."""
 
 
 class Grid(NamedTuple):
-    """Samples and voxels of a chunk. It does not depend on the number of threads."""
+    """The size of a chunk, in samples and voxels. It does not depend on the number of threads."""
 
     samples: int
     voxels: int
@@ -48,21 +50,24 @@ class Grid(NamedTuple):
         cls, B: int, C: int, V: int, dtype: torch.dtype, device: torch.device, budget_mib: float,
         align: int = ALIGN, most: int | None = None,
     ) -> Grid:  # fmt: skip
-        """Budget for logits and their gradients -> whole samples where one fits, else a part of one.
+        """Return the chunk that fits into the budget for logits and their gradient: whole samples, or part of one.
 
-        most: voxels beyond which a larger chunk gains nothing.
+        most: number of voxels beyond which a larger chunk gains nothing on a CPU.
         """
-        lanes = LANES if device.type == "cpu" else 1
-        fit = int(budget_mib * 2**20) // (2 * lanes * dtype.itemsize * C)
-        fit = min(fit, max(-(-B * V // lanes), -(-ELEMENTS // C)))  # something to do for every lane
-        if most is not None and device.type == "cpu":
-            fit = min(fit, most)
-        if fit >= V > 0:
-            return cls(fit // V, V)
-        return cls(1, max(1, fit // align * align if fit >= align else fit))
+        on_cpu = device.type == "cpu"
+        lanes = LANES if on_cpu else 1
+        bytes_per_voxel = 2 * dtype.itemsize * C  # its logits and their gradient
+        in_budget = int(budget_mib * 2**20) // (lanes * bytes_per_voxel)
+        per_lane, worth_a_call = -(-B * V // lanes), -(-ELEMENTS // C)  # rounded up
+        voxels = min(in_budget, max(per_lane, worth_a_call))
+        if most is not None and on_cpu:
+            voxels = min(voxels, most)
+        if voxels >= V > 0:
+            return cls(voxels // V, V)
+        return cls(1, max(1, voxels // align * align if voxels >= align else voxels))
 
     def chunks(self, B: int, V: int) -> list[Chunk]:
-        """(B, V) -> the chunks in order."""
+        """Return the chunks of B samples of V voxels, in order."""
         return [
             (slice(b, min(b + self.samples, B)), slice(v, min(v + self.voxels, V)))
             for b in range(0, max(B, 1), self.samples)
@@ -71,88 +76,110 @@ class Grid(NamedTuple):
 
 
 class Adjoint(Protocol):
-    """dL/dlogits, chunk by chunk -> gradients. What several lanes would write to is kept for each of them."""
+    """The way back through a `LinearMap`: takes dL/dlogits chunk by chunk, returns the gradients of its inputs.
+
+    Gradients to which several chunks contribute are summed in each lane apart, and the lanes' sums are added in order.
+    """
 
     def lane(self, chunks: list[Chunk]) -> Any:
-        """The chunks of a lane -> what it keeps for itself."""
+        """Return the empty sums of a lane that will work on these chunks."""
 
-    def add(self, kept: Any, chunk: Chunk, grad_mCn: Tensor) -> None:
-        """dL/dlogits of the next chunk of a lane, added."""
+    def add(self, sums: Any, chunk: Chunk, grad_mCn: Tensor) -> None:
+        """Add the contribution of a chunk, for which dL/dlogits is `grad_mCn`, to the sums of its lane."""
 
     def result(self, lanes: list[Any]) -> tuple[Tensor | None, ...]:
-        """What the lanes kept, in order -> a gradient for each of the inputs that needs one."""
+        """Return the gradient of each input, None where it needs none, from the sums of all lanes in order."""
 
 
 class LinearMap(Protocol):
-    """inputs -> logits, a map whose value at some voxels is cheap to find."""
+    """The layer that makes the logits: linear, and cheap to apply to a few voxels at a time."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(B, C, V) of the logits."""
+        """The shape (B, C, V) of all logits."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Their dtype."""
+        """The dtype of the logits."""
 
     @property
     def grid(self) -> Grid:
-        """How their voxels are cut into chunks."""
+        """The size of a chunk."""
 
     def logits(self, inputs: Sequence[Any], chunk: Chunk, memory: Tensor) -> Tensor:
-        """The logits (m, C, n) of a chunk, contiguous; `memory` has room for them."""
+        """Return the logits (m, C, n) of a chunk, contiguous, in `memory` where that serves."""
 
     def adjoint(self, inputs: Sequence[Any], needed: Sequence[bool]) -> Adjoint:
-        """For one backward pass, and the inputs that need a gradient."""
+        """Return the adjoint for one backward pass; `needed` says which inputs need a gradient."""
 
     def whole(self, *inputs: Any) -> Tensor:
-        """All logits (B, C, V), differentiable as often as one likes."""
+        """Return all logits (B, C, V), differentiable any number of times."""
 
 
-def statistics(made: LinearMap, request: Request, *inputs: Tensor | None) -> OverlapStatistics:
-    """Return the statistics (B, C or R) of the logits that the map makes of the inputs.
+def check_loss(loss: object, *others: type[nn.Module]) -> None:
+    """Raise TypeError unless loss is a function of the statistics, or of one of the other classes."""
+    if not isinstance(loss, (StatisticsLoss, *others)):
+        expected = "loss to be a loss of softdice that is a function of the statistics, or a sum of such"
+        validation.fail(expected, type(loss).__name__, "Use softdice.OverlapLoss for an index of your own.", TypeError)
 
-    request: its input is an outline, one number with the logits' shape.
 
-    The gradient of a target, of a weight or of a map takes the path on which all logits exist.
+def loss_value(
+    loss: StatisticsLoss, layer: LinearMap, request: Request, counted: Tensor | None, *inputs: Tensor | None
+) -> Tensor:
+    """Return the loss of the logits that the layer makes of the inputs, with the sums of all ranks of its group.
+
+    In place of an input the request has an outline: one number, expanded to the logits' shape. counted: as in
+    `StatisticsLoss.from_statistics`.
+    """
+    stats = _statistics(layer, request, inputs)
+    if loss.group is not None:
+        stats = stats.pool().all_reduce(loss.group)
+    return loss.from_statistics(stats, counted)
+
+
+def _statistics(layer: LinearMap, request: Request, inputs: Sequence[Any]) -> OverlapStatistics:
+    """Return the statistics, (B, C or R), of the logits that the layer makes of the inputs.
+
+    Where the target, the weights or the map need a gradient, all logits are made at once.
     """
     if any(isinstance(part, Tensor) and part.requires_grad for part in request[1:TENSORS]):
-        sums = _separate(made, request, inputs)
+        sums = _sums_of_whole(layer, request, inputs)
     else:
         run = torch.compiler.disable(_ChunkedSums.apply) if torch.compiler.is_compiling() else _ChunkedSums.apply
-        sums = run(made, request.settings, *request[1:TENSORS], *inputs)
+        sums = run(layer, request.settings, *request[1:TENSORS], *inputs)
     return OverlapStatistics.unstack(request.settings.fields, sums)
 
 
-def _separate(made: LinearMap, request: Request, inputs: Sequence[Any]) -> Tensor:
+def _sums_of_whole(layer: LinearMap, request: Request, inputs: Sequence[Any]) -> Tensor:
+    """Return the sums by way of all logits at once, with the memory that they take."""
     with without_autocast(request.target.device):
-        request = request._replace(input=made.whole(*inputs))
+        request = request._replace(input=layer.whole(*inputs))
         return op.run(request, route.choose(request))
 
 
-def _in_lanes(lane: Callable[[list[Chunk]], Any], made: LinearMap, device: torch.device) -> list[Any]:
-    """Return what `lane` gives for each of at most LANES consecutive shares of the chunks, in order.
+def _in_lanes(work: Callable[[list[Chunk]], Any], layer: LinearMap, device: torch.device) -> list[Any]:
+    """Call `work` with the chunks of each lane, consecutive ones; return its results in order.
 
-    On a CPU the lanes run side by side on as many threads as torch may use, each with single-threaded arithmetic: the
-    logits of a chunk stay in the cache of one core, no core waits for another, and the bits do not depend on the
-    number of threads.
+    On a CPU the lanes run on as many threads as torch may use, each with single-threaded arithmetic: the logits of a
+    chunk stay in the cache of one core, no core waits for another, and the bits do not depend on the number of threads.
     """
-    B, _, V = made.shape
-    chunks = made.grid.chunks(B, V)
+    B, _, V = layer.shape
+    chunks = layer.grid.chunks(B, V)
     count = min(LANES, len(chunks)) if device.type == "cpu" else 1
-    shares = [chunks[len(chunks) * i // count : len(chunks) * (i + 1) // count] for i in range(count)]
+    lanes = [chunks[len(chunks) * i // count : len(chunks) * (i + 1) // count] for i in range(count)]
 
-    def run(share: list[Chunk]) -> Any:
+    def run(lane: list[Chunk]) -> Any:
         with torch.no_grad(), without_autocast(device):
-            return lane(share)
+            return work(lane)
 
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
-        return [run(share) for share in shares]
+        return [run(lane) for lane in lanes]
     torch.set_num_threads(1)
     try:
         if count == 1:
-            return [run(shares[0])]
-        futures = [_pool(min(threads, LANES), os.getpid()).submit(run, share) for share in shares]
+            return [run(lanes[0])]
+        futures = [_pool(min(threads, LANES), os.getpid()).submit(run, lane) for lane in lanes]
         wait(futures)
     finally:
         torch.set_num_threads(threads)
@@ -161,71 +188,71 @@ def _in_lanes(lane: Callable[[list[Chunk]], Any], made: LinearMap, device: torch
 
 @lru_cache(maxsize=1)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """A forked process makes its own."""
+    """Return the thread pool of this process; a forked process gets a new one, since threads do not survive a fork."""
     return ThreadPoolExecutor(max_workers=threads, thread_name_prefix="softdice-head")
 
 
-def _memory(chunks: list[Chunk], made: LinearMap, device: torch.device) -> Tensor:
-    """Room for the logits of the largest of the chunks."""
+def _memory(chunks: list[Chunk], layer: LinearMap, device: torch.device) -> Tensor:
+    """Return flat memory for the logits of the largest of the chunks."""
     largest = max((samples.stop - samples.start) * (voxels.stop - voxels.start) for samples, voxels in chunks)
-    return torch.empty(largest * made.shape[1], dtype=made.dtype, device=device)
+    return torch.empty(largest * layer.shape[1], dtype=layer.dtype, device=device)
 
 
 BESIDE = TENSORS - 1
-"""Tensors that belong to the voxels beside the logits."""
+"""Number of tensors of a request beside the logits: target, weights, map..."""
 
 
 class _ChunkedSums(torch.autograd.Function):
-    """what belongs to the voxels beside the logits, inputs of a map -> sums (fields, B, C or R)."""
+    """The sums, (fields, B, C or R), as a function of a request's other tensors and of the inputs of a layer."""
 
     @staticmethod
-    def forward(ctx: Any, made: LinearMap, settings: Pass, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, layer: LinearMap, settings: Pass, *tensors: Any) -> Tensor:
         ctx.save_for_backward(*tensors)
-        ctx.fixed = made, settings
-        request, inputs = _outlined(made, tensors, settings)
-        B, _, V = made.shape
+        ctx.fixed = layer, settings
+        request, inputs = _request_and_inputs(layer, tensors, settings)
+        B, _, V = layer.shape
         device = request.target.device
-        backend = ctx.backend = route.choose(request.cut(*made.grid.chunks(B, V)[0]))  # one for all chunks
+        backend = ctx.backend = route.choose(request.cut(*layer.grid.chunks(B, V)[0]))  # one for all chunks
 
-        def lane(chunks: list[Chunk]) -> Tensor:
-            memory = _memory(chunks, made, device)
+        def work(chunks: list[Chunk]) -> Tensor:
+            memory = _memory(chunks, layer, device)
             sums = torch.zeros((len(settings.fields), B, request.columns), dtype=torch.float64, device=device)
             for chunk in chunks:
-                logits = made.logits(inputs, chunk, memory)
+                logits = layer.logits(inputs, chunk, memory)
                 try:
                     sums[:, chunk[0]] += op.run(request.cut(*chunk)._replace(input=logits), backend)
-                except ValueError:  # the chunk knows only its own voxels: count them all
+                except ValueError:  # a chunk counts only its own wrong voxels: raise with the number of all
                     check.values(request)
                     raise
             return sums
 
-        sums = sum(_in_lanes(lane, made, device))
-        return sums.to(torch.float64 if made.dtype == torch.float64 else torch.float32)
+        sums = sum(_in_lanes(work, layer, device))
+        return sums.to(torch.float64 if layer.dtype == torch.float64 else torch.float32)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (made, settings), nothing = ctx.fixed, [None] * (2 + BESIDE)
-        request, inputs = _outlined(made, ctx.saved_tensors, settings)
+        (layer, settings), nothing = ctx.fixed, [None] * (2 + BESIDE)
+        request, inputs = _request_and_inputs(layer, ctx.saved_tensors, settings)
         needed = ctx.needs_input_grad[len(nothing) :]
-        if torch.is_grad_enabled():  # create_graph
-            wanted = [value for value, needs in zip(inputs, needed, strict=True) if needs]
-            sums = _separate(made, request, inputs)
-            found = iter(torch.autograd.grad(sums, wanted, grad, create_graph=True))
-            return *nothing, *(next(found) if needs else None for needs in needed)
-        adjoint = made.adjoint(inputs, needed)
+        if torch.is_grad_enabled():  # create_graph: a second derivative needs all logits
+            sums = _sums_of_whole(layer, request, inputs)
+            differentiable = [value for value, needs in zip(inputs, needed, strict=True) if needs]
+            gradients = iter(torch.autograd.grad(sums, differentiable, grad, create_graph=True))
+            return *nothing, *(next(gradients) if needs else None for needs in needed)
+        adjoint = layer.adjoint(inputs, needed)
 
-        def lane(chunks: list[Chunk]) -> Any:
-            memory, kept = _memory(chunks, made, request.target.device), adjoint.lane(chunks)
+        def work(chunks: list[Chunk]) -> Any:
+            memory, sums = _memory(chunks, layer, request.target.device), adjoint.lane(chunks)
             for chunk in chunks:
-                part = request.cut(*chunk)._replace(input=made.logits(inputs, chunk, memory))
-                # the gradient has no name here: it is gone before the next one is made
-                adjoint.add(kept, chunk, op.gradient(grad[:, chunk[0]], part, ctx.backend))
-            return kept
+                part = request.cut(*chunk)._replace(input=layer.logits(inputs, chunk, memory))
+                # no variable holds the gradient, so that its memory is free before the next one is made
+                adjoint.add(sums, chunk, op.gradient(grad[:, chunk[0]], part, ctx.backend))
+            return sums
 
-        return *nothing, *adjoint.result(_in_lanes(lane, made, request.target.device))
+        return *nothing, *adjoint.result(_in_lanes(work, layer, request.target.device))
 
 
-def _outlined(made: LinearMap, tensors: Sequence[Any], settings: Pass) -> tuple[Request, Sequence[Any]]:
-    """Return the request, with one number that has the logits' shape in their place; and the map's inputs."""
-    outline = torch.zeros((), dtype=made.dtype, device=tensors[0].device).expand(made.shape)
+def _request_and_inputs(layer: LinearMap, tensors: Sequence[Any], settings: Pass) -> tuple[Request, Sequence[Any]]:
+    """Split the tensors of `_ChunkedSums` into the request, with an outline for its input, and the layer's inputs."""
+    outline = torch.zeros((), dtype=layer.dtype, device=tensors[0].device).expand(layer.shape)
     return Request._make([outline, *tensors[:BESIDE], settings]), tensors[BESIDE:]

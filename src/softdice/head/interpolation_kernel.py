@@ -1,11 +1,13 @@
-"""rows of low logits <-> rows of large ones, on the CPU: interpolation and its adjoint (Numba).
+"""Interpolation of the output rows of a chunk, and its adjoint, on the CPU (Numba).
 
-Of each axis a table says which places an output takes from, and how much of each: `index`, `share` (places, outputs).
-Along the last axis a low row is stretched once for all the output rows of a chunk that lie beside it; one, two or four
-stretched rows then make one output row. The adjoint goes the same way back, with the transposed table of the last axis.
+A table (z for planes, y for rows, x for columns) says which inputs an output is the weighted sum of: their positions,
+`index`, and their weights, `weight`, both (1 or 2, outputs).
 
-low and sums are (B, C, D, H, w), from plane z0 of the low planes on; out and grad are flat, (B, C, rows, W). A row is a
-place in a flat array, and offsets are unsigned, as in `softdice.backends.cpu.convert`.
+Each low row that the chunk reads is stretched along the last axis once, to W columns. One, two or four stretched rows
+then make one output row. The adjoint takes these steps backwards, with the transposed table of the last axis.
+
+low and sums are (B, C, d, h, w), without the low planes before z0; out and grad are flat, (B, C, rows, W). A row is
+named by its offset in a flat array, and offsets are unsigned, as in `softdice.backends.cpu.convert`.
 """
 
 # mypy: allow-untyped-defs
@@ -23,23 +25,23 @@ from softdice.backends.cpu.intrinsics import alive, borrowed, read, write
 
 u = np.uint64
 SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-"""What is kept on disk is that of this text, too."""
+"""Part of the on-disk cache key: editing this file invalidates its cached kernels."""
 
 
 @jit
-def stretch(row, i, index, share, out, o):
-    """out[o + j] = sum over k of share[k, j] row[i + index[k, j]]."""
+def stretch(row, i, index, weight, out, o):
+    """Write out[o + j] = sum over k of weight[k, j] row[i + index[k, j]]."""
     W = u(index.shape[1])
     for j in range(W):
-        write(out, o + j, read(row, i + index[0, j]) * share[0, j])
+        write(out, o + j, read(row, i + index[0, j]) * weight[0, j])
     for k in range(u(1), u(index.shape[0])):
         for j in range(W):
-            write(out, o + j, out[o + j] + read(row, i + index[k, j]) * share[k, j])
+            write(out, o + j, out[o + j] + read(row, i + index[k, j]) * weight[k, j])
 
 
 @jit
-def reach(z, y, first, count):
-    """Output rows -> the low planes and rows that they lie beside: z0, z1, y0, y1."""
+def low_box(z, y, first, count):
+    """Return the ranges of low planes and low rows that some output rows read: z0, z1, y0, y1."""
     index_z, index_y = z[0], y[0]
     H, last = index_y.shape[1], first + count - 1
     a, b = (first % H, last % H) if first // H == last // H else (0, H - 1)
@@ -47,88 +49,89 @@ def reach(z, y, first, count):
 
 
 @jit
-def beside(z, y, r, box, W, rows, shares):
-    """An output row -> the stretched rows that it lies beside, into rows, and its shares of them; how many."""
-    (index_z, share_z), (index_y, share_y) = z, y
+def row_sources(z, y, r, box, W, offsets, weights):
+    """Write offsets and weights of the stretched rows that output row r is the sum of; return how many there are."""
+    (index_z, weight_z), (index_y, weight_y) = z, y
     z0, _, y0, y1 = box
     H, count = index_y.shape[1], 0
     for i in range(index_z.shape[0]):
         for k in range(index_y.shape[0]):
-            rows[count] = u((index_z[i, r // H] - z0) * (y1 - y0) + index_y[k, r % H] - y0) * W
-            shares[count] = share_z[i, r // H] * share_y[k, r % H]
+            offsets[count] = u((index_z[i, r // H] - z0) * (y1 - y0) + index_y[k, r % H] - y0) * W
+            weights[count] = weight_z[i, r // H] * weight_y[k, r % H]
             count += 1
     return count
 
 
 @kernel(("interpolate", SOURCE))
 def interpolate(low, z0, z, y, x, first, out):
-    """Output rows first, first + 1, ... of every sample and class, into out."""
+    """Write the output rows first, first + 1, ... of every sample and class to out."""
     low, z, y, x, out = borrowed((low, z, y, x, out))
     B, C, _, _, w = low.shape
-    index, share = x
+    index, weight = x
     W = u(index.shape[1])
     R = out.size // max(B * C * index.shape[1], 1)
-    box = reach(z, y, first, R)
+    box = low_box(z, y, first, R)
     height = box[3] - box[2]
     count = (box[1] - box[0]) * height
     scratch = (
         np.empty(w, out.dtype), np.empty(count * index.shape[1], out.dtype), np.zeros(4, np.uint64),
         np.zeros(4, out.dtype),
     )  # fmt: skip
-    line, wide, rows, shares = borrowed(scratch)
+    line, stretched, offsets, weights = borrowed(scratch)
     for bc in range(B * C):
         for i in range(count):
             for j in range(w):
                 line[j] = low[bc // C, bc % C, box[0] + i // height - z0, box[2] + i % height, j]
-            stretch(line, u(0), index, share, wide, u(i) * W)
+            stretch(line, u(0), index, weight, stretched, u(i) * W)
         for r in range(R):
-            beside_it = beside(z, y, first + r, box, W, rows, shares)
-            o, p, q, s, t = u(bc * R + r) * W, rows[0], rows[1], rows[2], rows[3]
-            of_p, of_q, of_s, of_t = shares[0], shares[1], shares[2], shares[3]
-            if beside_it == 1:
+            sources = row_sources(z, y, first + r, box, W, offsets, weights)
+            o, p, q, s, t = u(bc * R + r) * W, offsets[0], offsets[1], offsets[2], offsets[3]
+            w_p, w_q, w_s, w_t = weights[0], weights[1], weights[2], weights[3]
+            if sources == 1:
                 for j in range(W):
-                    out[o + j] = wide[p + j]
-            elif beside_it == 2:
+                    out[o + j] = stretched[p + j]
+            elif sources == 2:
                 for j in range(W):
-                    out[o + j] = of_p * wide[p + j] + of_q * wide[q + j]
+                    out[o + j] = w_p * stretched[p + j] + w_q * stretched[q + j]
             else:
                 for j in range(W):
-                    out[o + j] = of_p * wide[p + j] + of_q * wide[q + j] + of_s * wide[s + j] + of_t * wide[t + j]
+                    upper = w_p * stretched[p + j] + w_q * stretched[q + j]
+                    out[o + j] = upper + w_s * stretched[s + j] + w_t * stretched[t + j]
     alive(scratch)
 
 
 @kernel(("add_adjoint", SOURCE))
-def add_adjoint(grad, z, y, back, width, first, sums, z0):
-    """dL/d(output rows first, first + 1, ...) -> added to dL/d(low rows). back: the transposed table of the columns."""
-    grad, z, y, back, sums = borrowed((grad, z, y, back, sums))
+def add_adjoint(grad, z, y, x_transposed, width, first, sums, z0):
+    """Add dL/d(low rows), for dL/d(output rows first, first + 1, ...) in grad, to sums."""
+    grad, z, y, x_transposed, sums = borrowed((grad, z, y, x_transposed, sums))
     B, C, _, _, w = sums.shape
-    index, share = back
+    index, weight = x_transposed
     R = grad.size // max(B * C * width, 1)
     W = u(width)
-    box = reach(z, y, first, R)
+    box = low_box(z, y, first, R)
     height = box[3] - box[2]
     count = (box[1] - box[0]) * height
     scratch = (
         np.empty(w, grad.dtype), np.empty(count * width, grad.dtype), np.zeros(4, np.uint64), np.zeros(4, grad.dtype),
     )  # fmt: skip
-    line, wide, rows, shares = borrowed(scratch)
+    line, stretched, offsets, weights = borrowed(scratch)
     for bc in range(B * C):
-        for j in range(u(wide.size)):
-            wide[j] = 0
+        for j in range(u(stretched.size)):
+            stretched[j] = 0
         for r in range(R):
-            beside_it = beside(z, y, first + r, box, W, rows, shares)
+            sources = row_sources(z, y, first + r, box, W, offsets, weights)
             o = u(bc * R + r) * W
-            for k in range(0, beside_it, 2):
-                p, q, of_p, of_q = rows[k], rows[k + 1] if beside_it > 1 else rows[k], shares[k], shares[k + 1]
+            for k in range(0, sources, 2):
+                p, q, w_p, w_q = offsets[k], offsets[k + 1] if sources > 1 else offsets[k], weights[k], weights[k + 1]
                 if p == q:
                     for j in range(W):
-                        wide[p + j] += (of_p + of_q) * grad[o + j]
+                        stretched[p + j] += (w_p + w_q) * grad[o + j]
                 else:
                     for j in range(W):
-                        write(wide, p + j, wide[p + j] + of_p * read(grad, o + j))
-                        write(wide, q + j, wide[q + j] + of_q * read(grad, o + j))
+                        write(stretched, p + j, stretched[p + j] + w_p * read(grad, o + j))
+                        write(stretched, q + j, stretched[q + j] + w_q * read(grad, o + j))
         for i in range(count):
-            stretch(wide, u(i) * W, index, share, line, u(0))
+            stretch(stretched, u(i) * W, index, weight, line, u(0))
             for j in range(w):
                 sums[bc // C, bc % C, box[0] + i // height - z0, box[2] + i % height, j] += line[j]
     alive(scratch)

@@ -1,6 +1,6 @@
-"""features, target -> loss: the last 1x1 convolution and the loss together, chunk by chunk. The logits never exist.
+"""The last 1x1 convolution and the loss together, chunk by chunk, so that the logits never exist.
 
-What happens to a chunk is in `softdice.head.chunked` and `softdice.head.product`.
+The work on a chunk is in `softdice.head.chunked` and `softdice.head.product`.
 
 Shapes: B sample, K feature, C class, *S space.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.head.chunked import Grid, statistics
+from softdice.head.chunked import Grid, check_loss, loss_value
 from softdice.head.product import Product, autocasts, product_dtype
 from softdice.head.upsampled import Upsampled
 from softdice.losses.base import StatisticsLoss
@@ -80,10 +80,7 @@ class FusedHead(nn.Module):
     def __init__(self, conv: nn.Module, loss: StatisticsLoss | Upsampled, *, chunk_mib: float = CHUNK_MIB) -> None:
         super().__init__()
         _check_module(conv)
-        if not isinstance(loss, (StatisticsLoss, Upsampled)):
-            advice = "Use softdice.OverlapLoss for an index of your own."
-            expected = "loss to be a loss of softdice that is a function of the statistics, or a sum of such"
-            validation.fail(expected, type(loss).__name__, advice, TypeError)
+        check_loss(loss, Upsampled)
         validation.number("chunk_mib", chunk_mib, 0.001)
         weight: Any = conv.weight
         if weight.shape[0] != loss.num_classes:
@@ -108,23 +105,20 @@ class FusedHead(nn.Module):
         merge: Mapping[int, Sequence[int]] | None = None,
     ) -> Tensor:
         """features, target -> loss. voxel_weight, voxel_map and merge as when the loss itself is called."""
-        checked = self._checked(features)
+        channels_second = self._checked(features)
         if isinstance(self.loss, Upsampled):
             return self.loss(self.logits(features), target, voxel_weight, voxel_map=voxel_map, merge=merge)
-        features = checked
+        features = channels_second
         settings, counted = self.loss.merged(merge, features)
         C = self.weight.shape[0]
         dtype = product_dtype(features)
-        # has the logits' shape, dtype and device, and one element of memory
-        shape = features.new_zeros((), dtype=dtype).expand(features.shape[0], C, *features.shape[2:])
-        request = check.request(shape, target, voxel_weight, settings, C, voxel_map)
+        # one number, expanded: it has the shape, dtype and device of the logits, and no memory of theirs
+        outline = features.new_zeros((), dtype=dtype).expand(features.shape[0], C, *features.shape[2:])
+        request = check.request(outline, target, voxel_weight, settings, C, voxel_map)
         inputs = (features.flatten(2), self.weight.reshape(C, -1), self.bias)
         B, V = len(features), inputs[0].shape[2]
-        made = Product((B, C, V), dtype, Grid.of(B, C, V, dtype, features.device, self.chunk_mib))
-        stats = statistics(made, request, *inputs)
-        if self.loss.group is not None:
-            stats = stats.pool().all_reduce(self.loss.group)
-        return self.loss.from_statistics(stats, counted)
+        product = Product((B, C, V), dtype, Grid.of(B, C, V, dtype, features.device, self.chunk_mib))
+        return loss_value(self.loss, product, request, counted, *inputs)
 
     def logits(self, features: Tensor) -> Tensor:
         """features -> logits (B, C, *S), for inference: what the convolution returns, with channels second.
@@ -137,10 +131,10 @@ class FusedHead(nn.Module):
 
     @validation.public
     def features(self, network: nn.Module, *inputs: Any) -> Tensor:
-        """network that ends in this head's convolution, its inputs -> the features that enter the convolution.
+        """Run a network that ends in this head's convolution; return the features that enter the convolution.
 
-        The network stays as it is, with its `state_dict` and its forward method; for this one call its last
-        convolution (or the head, put in its place) hands on what it is given.
+        The network keeps its `state_dict` and its forward method. For this one call its last convolution (or the head,
+        put in its place) returns its input.
 
         Example:
             >>> import torch, softdice
@@ -149,34 +143,35 @@ class FusedHead(nn.Module):
             >>> head.features(network, torch.zeros(2, 1, 10, 10)).shape
             torch.Size([2, 8, 8, 8])
         """
-        with _handing_on(network, self.weight) as taken:
+        with _without_last_layer(network, self.weight) as layer_inputs:
             result = network(*inputs)
-        if len(taken) != 1 or result is not taken[0]:
+        if len(layer_inputs) != 1 or result is not layer_inputs[0]:
+            calls = len(layer_inputs)
             validation.fail(
                 "a network that returns what its last convolution does",
-                f"{len(taken)} calls of the convolution, and another result" if taken else "no call of the convolution",
+                f"{calls} calls of the convolution, and another result" if calls else "no call of the convolution",
                 "Compute the features yourself and call the head with them.",
             )
         return result
 
     def _checked(self, features: Tensor) -> Tensor:
-        """features of the right kind, channels second."""
+        """Return the features with channels second; raise if their shape, device or dtype does not fit the weight."""
         validation.are_tensors("Pass the features first, the target second.", features=features)
         K = self.weight.shape[1]
         linear = self.weight.ndim == 2
-        place = -1 if linear else 1
+        channel_axis = -1 if linear else 1
         rank = features.ndim if linear else self.weight.ndim
-        if features.ndim < 3 or features.ndim != rank or features.shape[place] != K:
+        if features.ndim < 3 or features.ndim != rank or features.shape[channel_axis] != K:
             shape = f"(B, *S, {K})" if linear else f"(B, {K}, {', '.join('DHW'[3 - rank + 2 :])})"
             advice = "Pass what enters the last layer, not what it returns."
             validation.fail(f"features of shape {shape}", tuple(features.shape), advice)
         if features.device != self.weight.device:
             advice = "Move one of them with .to(device)."
             validation.fail(f"features on {self.weight.device} like the weight", features.device, advice)
-        converted = autocasts(features.device.type) and torch.float64 not in (
+        autocast_converts = autocasts(features.device.type) and torch.float64 not in (
             features.dtype, self.weight.dtype,
         )  # fmt: skip
-        if features.dtype not in check.INPUT_DTYPES or not (converted or features.dtype == self.weight.dtype):
+        if features.dtype not in check.INPUT_DTYPES or not (autocast_converts or features.dtype == self.weight.dtype):
             advice = "Convert one of them, or use torch.autocast."
             validation.fail(f"features of dtype {self.weight.dtype} like the weight", features.dtype, advice, TypeError)
         return features.movedim(-1, 1) if linear else features
@@ -187,7 +182,7 @@ class FusedHead(nn.Module):
 
 
 def _check_module(conv: nn.Module) -> None:
-    """conv is a product over channels and nothing else."""
+    """Raise if conv is anything but a product over channels."""
     expected = "nn.Conv1d, nn.Conv2d, nn.Conv3d with kernel 1, or nn.Linear"
     if not isinstance(conv, (*_CONVOLUTIONS, nn.Linear)):
         advice = "Pass the layer itself, not the block that contains it."
@@ -201,36 +196,36 @@ def _check_module(conv: nn.Module) -> None:
     if isinstance(conv, nn.Linear):
         return
     layer: Any = conv
-    padding = layer.padding if isinstance(layer.padding, tuple) else ()  # "same" and "valid" add none to a kernel of 1
-    for name, values, needed in (
+    padding = layer.padding if isinstance(layer.padding, tuple) else ()  # "same" and "valid" pad nothing here
+    for name, values, expected_value in (
         ("kernel_size", layer.kernel_size, 1), ("stride", layer.stride, 1), ("padding", padding, 0),
         ("groups", (layer.groups,), 1),
     ):  # fmt: skip
-        if any(value != needed for value in values):
+        if any(value != expected_value for value in values):
             advice = "Only a product over channels can be computed chunk by chunk."
-            validation.fail(f"{expected}, so {name}={needed}", f"{name}={values}", advice)
+            validation.fail(f"{expected}, so {name}={expected_value}", f"{name}={values}", advice)
 
 
 @contextmanager
-def _handing_on(network: nn.Module, weight: Tensor) -> Iterator[list[Tensor]]:
-    """Inside, the layers of network that own `weight` return their input, and note it in the list."""
+def _without_last_layer(network: nn.Module, weight: Tensor) -> Iterator[list[Tensor]]:
+    """Let the layers with that weight return their input, inside the block; yield the list of these inputs."""
     layers = [layer for layer in network.modules() if getattr(layer, "weight", None) is weight]
     if not layers:
         advice = "Pass the network whose convolution the head was made from."
         validation.fail("a network that holds the head's weight", type(network).__name__, advice)
-    taken: list[Tensor] = []
+    inputs: list[Tensor] = []
 
-    def hand_on(value: Tensor) -> Tensor:
-        taken.append(value)
+    def forward_input(value: Tensor) -> Tensor:
+        inputs.append(value)
         return value
 
-    before = [layer.__dict__.get("forward") for layer in layers]
+    originals = [layer.__dict__.get("forward") for layer in layers]  # what a user set on the instance, if anything
     for layer in layers:
-        layer.__dict__["forward"] = hand_on
+        layer.__dict__["forward"] = forward_input
     try:
-        yield taken
+        yield inputs
     finally:
-        for layer, forward in zip(layers, before, strict=True):
+        for layer, forward in zip(layers, originals, strict=True):
             if forward is None:
                 del layer.__dict__["forward"]
             else:

@@ -1,4 +1,4 @@
-"""features, weight, bias -> logits: the product over channels, and its adjoint.
+"""The last 1x1 convolution, a product over channels, and its adjoint: a `LinearMap`.
 
     x = W f + b,    df = W^T g,  dW = sum g f^T,  db = sum g
 
@@ -17,30 +17,33 @@ from softdice.head.chunked import Chunk, Grid
 
 
 class Product(NamedTuple):
-    """The map of features (B, K, V), weight (C, K) and bias (C,) or None; a `LinearMap`."""
+    """The product of features (B, K, V) with a weight (C, K), plus a bias (C,) or None. A `LinearMap`.
+
+    shape: (B, C, V) of the logits. dtype: that of the logits.
+    """
 
     shape: tuple[int, int, int]
     dtype: torch.dtype
     grid: Grid
 
     def logits(self, inputs: Sequence[Any], chunk: Chunk, memory: Tensor) -> Tensor:
-        """W f + b of one chunk."""
+        """Return W f + b of a chunk, (m, C, n), in `memory`."""
         features, weight, bias = inputs
         bias_C1 = None if bias is None else bias.to(self.dtype).unsqueeze(1)
         return _product(weight.to(self.dtype), bias_C1, _features(features, chunk, self.dtype), memory)
 
     def adjoint(self, inputs: Sequence[Any], needed: Sequence[bool]) -> _Adjoint:
-        """For one backward pass."""
+        """Return the adjoint for one backward pass; `needed` says which inputs need a gradient."""
         return _Adjoint(inputs, needed, self.dtype)
 
     def whole(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """All logits."""
+        """Return all logits, (B, C, V)."""
         logits = torch.einsum("ck,bkv->bcv", weight.to(self.dtype), features.to(self.dtype))
         return logits if bias is None else logits + bias.to(self.dtype).view(1, -1, 1)
 
 
 class _Adjoint:
-    """A chunk's part of df is its own; dW and db are added up in each lane."""
+    """The gradients df, dW and db. Each voxel of df belongs to one chunk; dW and db are summed in each lane."""
 
     def __init__(self, inputs: Sequence[Any], needed: Sequence[bool], dtype: torch.dtype) -> None:
         self.features, self.weight, self.bias = inputs
@@ -48,24 +51,24 @@ class _Adjoint:
         self.d_features = torch.empty_like(self.features) if needed[0] else None
 
     def lane(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor]:
-        """dW and db of a lane."""
+        """Return zeros for the dW and db of a lane."""
         shape = self.weight.shape
         return tuple(self.weight.new_zeros(size, dtype=torch.float64) for size in (shape, shape[:1]))
 
-    def add(self, kept: tuple[Tensor, Tensor], chunk: Chunk, grad_mCn: Tensor) -> None:
-        """df of a chunk, and its part of dW and db."""
-        d_weight, d_bias = kept
+    def add(self, sums: tuple[Tensor, Tensor], chunk: Chunk, grad_mCn: Tensor) -> None:
+        """Write df of a chunk, and add its part to the dW and db of its lane."""
+        d_weight, d_bias = sums
         samples, voxels = chunk
         if self.d_features is not None:
             _to_features(self.weight.to(self.dtype), grad_mCn, self.d_features[samples, :, voxels])
         if self.needed[1]:
-            f = _features(self.features, chunk, self.dtype)
-            d_weight += grad_mCn[0] @ f[0].T if len(f) == 1 else (grad_mCn @ f.transpose(1, 2)).sum(0)
+            f_mKn = _features(self.features, chunk, self.dtype)
+            d_weight += grad_mCn[0] @ f_mKn[0].T if len(f_mKn) == 1 else (grad_mCn @ f_mKn.transpose(1, 2)).sum(0)
         if self.needed[2]:
             d_bias += grad_mCn.sum((0, 2))
 
     def result(self, lanes: list[tuple[Tensor, Tensor]]) -> tuple[Tensor | None, ...]:
-        """df, dW, db."""
+        """Return df, dW and db, each None if it is not needed."""
         d_weight, d_bias = (sum(parts) for parts in zip(*lanes, strict=True))
         return (
             self.d_features,
@@ -75,12 +78,12 @@ class _Adjoint:
 
 
 def autocasts(device: str) -> bool:
-    """Whether autocast is on for a kind of device; some, such as meta, have none."""
+    """Return whether autocast is on for a type of device; some, such as meta, have none."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def product_dtype(features: Tensor) -> torch.dtype:
-    """The dtype that a convolution would compute in: autocast's where it is on."""
+    """Return the dtype that a convolution would compute in: autocast's where it is on, else that of the features."""
     device = features.device.type
     if features.dtype != torch.float64 and autocasts(device):
         return torch.get_autocast_dtype(device)
@@ -88,12 +91,13 @@ def product_dtype(features: Tensor) -> torch.dtype:
 
 
 def _features(features: Tensor, chunk: Chunk, dtype: torch.dtype) -> Tensor:
+    """Return the features of a chunk, (m, K, n), in the dtype of the product."""
     samples, voxels = chunk
     return features[samples, :, voxels].to(dtype)
 
 
 def _product(weight_CK: Tensor, bias_C1: Tensor | None, chunk_mKn: Tensor, memory: Tensor) -> Tensor:
-    """W f + b of one chunk, contiguous (m, C, n) in the memory given."""
+    """Return W f + b of a chunk, contiguous (m, C, n), written to the start of `memory`."""
     m, _, n = chunk_mKn.shape
     C = weight_CK.shape[0]
     logits_mCn = memory[: m * C * n].view(m, C, n)
@@ -111,9 +115,9 @@ def _product(weight_CK: Tensor, bias_C1: Tensor | None, chunk_mKn: Tensor, memor
 
 
 def _to_features(weight_CK: Tensor, grad_mCn: Tensor, out_mKn: Tensor) -> None:
-    """df = W^T g of one chunk, into its place."""
+    """Write df = W^T g of a chunk to `out_mKn`."""
     m = len(grad_mCn)
-    if out_mKn.dtype != grad_mCn.dtype:  # autocast
+    if out_mKn.dtype != grad_mCn.dtype:  # under autocast the features keep their own dtype
         out_mKn.copy_(weight_CK.T @ grad_mCn)
     elif m == 1:
         torch.mm(weight_CK.T, grad_mCn[0], out=out_mKn[0])

@@ -1,6 +1,6 @@
-"""logits of low resolution, target -> loss: the upsampling and the loss together, chunk by chunk.
+"""Upsampling and loss together, chunk by chunk, so that logits of full size never exist.
 
-What happens to a chunk is in `softdice.head.chunked` and `softdice.head.interpolation`.
+The work on a chunk is in `softdice.head.chunked` and `softdice.head.interpolation`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from softdice import validation
-from softdice.head.chunked import statistics
+from softdice.head.chunked import check_loss, loss_value
 from softdice.head.interpolation import Interpolation
 from softdice.losses.base import StatisticsLoss
 from softdice.statistics import check
 
 CHUNK_MIB = 48.0
-"""Budget for the upsampled logits of the chunks under way and their gradient together: for each of eight threads eight
-rows of 512 voxels and 150 classes."""
+"""Budget for the upsampled logits of the chunks under way, and their gradient: for each of eight threads eight rows of
+512 voxels and 150 classes."""
 
-RANKS = {"bilinear": (2,), "trilinear": (3,), "nearest": (2, 3)}
-"""Modes, and the spatial dimensions that each is for."""
+RANKS = {"linear": (1,), "bilinear": (2,), "trilinear": (3,), "nearest": (1, 2, 3)}
+"""Numbers of spatial dimensions that each mode is for."""
+BY_RANK = {1: "linear", 2: "bilinear", 3: "trilinear"}
+"""The mode for a number of spatial dimensions, where the user names none."""
 
 
 class Upsampled(nn.Module):
@@ -35,13 +37,15 @@ class Upsampled(nn.Module):
     Args:
         loss: any loss of this package that is a function of the statistics, or a sum of such. (The sum goes
             inside: `Upsampled(a + b)`.)
-        mode: "bilinear" for images, "trilinear" for volumes, "nearest" for both.
+        mode: None: "linear" for (B, C, w), "bilinear" for images, "trilinear" for volumes. Or one of these, which then
+            refuses other shapes; or "nearest", for all of them.
         align_corners: as for interpolate; False with "nearest".
         chunk_mib: MiB for the upsampled logits of the chunks under way and their gradient, but at least one row of
             voxels each. Neither loss nor gradient depends on it beyond rounding.
 
-    Shapes: logits (B, C, h, w) or (B, C, d, h, w), float16, bfloat16, float32 or float64, any strides; target and
-    voxel_weight as the loss takes them for an input (B, C, *S). Any factor will do, fractional or below 1.
+    Shapes: logits (B, C, w), (B, C, h, w) or (B, C, d, h, w), float16, bfloat16, float32 or float64, any
+    strides; target and voxel_weight as the loss takes them for an input (B, C, *S). Any factor will do, fractional or
+    below 1.
 
     Returns (when called): what the loss returns. Half precision is interpolated in float32, so it is nearer to the
     exact value than interpolate in half precision.
@@ -68,14 +72,17 @@ class Upsampled(nn.Module):
 
     @validation.public
     def __init__(
-        self, loss: StatisticsLoss, *, mode: str = "bilinear", align_corners: bool = False, chunk_mib: float = CHUNK_MIB
+        self,
+        loss: StatisticsLoss,
+        *,
+        mode: str | None = None,
+        align_corners: bool = False,
+        chunk_mib: float = CHUNK_MIB,
     ) -> None:
         super().__init__()
-        if not isinstance(loss, StatisticsLoss):
-            advice = "Use softdice.OverlapLoss for an index of your own."
-            expected = "loss to be a loss of softdice that is a function of the statistics, or a sum of such"
-            validation.fail(expected, type(loss).__name__, advice, TypeError)
-        validation.choice("mode", mode, RANKS)
+        check_loss(loss)
+        if mode is not None:
+            validation.choice("mode", mode, RANKS)
         if align_corners and mode == "nearest":
             validation.fail("align_corners=False with mode='nearest'", align_corners, "Leave it out.")
         validation.number("chunk_mib", chunk_mib, 0.001)
@@ -86,7 +93,7 @@ class Upsampled(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """The loss's."""
+        """The number of classes of the loss."""
         return self.loss.num_classes
 
     @validation.public
@@ -100,22 +107,21 @@ class Upsampled(nn.Module):
         merge: Mapping[int, Sequence[int]] | None = None,
     ) -> Tensor:
         """logits, target -> loss. voxel_weight, voxel_map and merge as when the loss itself is called."""
-        logits, size = self._checked(logits, target)
+        logits, size, mode = self._checked(logits, target)
         settings, counted = self.loss.merged(merge, logits)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        made = Interpolation(
-            logits.shape, size, self.mode, self.align_corners, dtype, logits.device, self.chunk_mib
-        )  # fmt: skip
-        # has the upsampled logits' shape, dtype and device, and one element of memory
+        # one number, expanded: it has the shape, dtype and device of the upsampled logits, and no memory of theirs
         outline = logits.new_zeros((), dtype=dtype).expand(*logits.shape[:2], *size)
         request = check.request(outline, target, voxel_weight, settings, self.num_classes, voxel_map)
-        stats = statistics(made, request, logits)
-        if self.loss.group is not None:
-            stats = stats.pool().all_reduce(self.loss.group)
-        return self.loss.from_statistics(stats, counted)
+        if len(size) == 1:  # a line is an image of one row
+            logits, size, mode = logits.unsqueeze(2), (1, *size), mode.replace("linear", "bilinear")
+        upsampling = Interpolation(
+            logits.shape, size, mode, self.align_corners, dtype, logits.device, self.chunk_mib
+        )  # fmt: skip
+        return loss_value(self.loss, upsampling, request, counted, logits)
 
-    def _checked(self, logits: Tensor, target: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Logits of the right kind, and the spatial shape of target."""
+    def _checked(self, logits: Tensor, target: Tensor) -> tuple[Tensor, tuple[int, ...], str]:
+        """Return the logits as plain tensor, the spatial shape of target, and the mode; raise where they do not fit."""
         validation.are_tensors("Pass the logits first, the target second.", logits=logits, target=target)
         for value in (logits, target):
             if check.is_dtensor(value):
@@ -125,18 +131,20 @@ class Upsampled(nn.Module):
             advice = "Pass the logits first, the target second."
             validation.fail("logits of dtype float16, bfloat16, float32 or float64", logits.dtype, advice, TypeError)
         rank, C = logits.ndim - 2, self.num_classes
-        if rank not in RANKS[self.mode] or logits.shape[1] != C or 0 in logits.shape[2:]:
-            shapes = [f"(B, {C}, {'d, ' if n == 3 else ''}h, w)" for n in RANKS[self.mode]]
+        mode = self.mode or BY_RANK.get(rank)
+        ranks = tuple(BY_RANK) if mode is None else RANKS[mode]
+        if mode is None or rank not in ranks or logits.shape[1] != C or 0 in logits.shape[2:]:
+            shapes = [f"(B, {C}, {', '.join('dhw'[3 - n :])})" for n in ranks]
             advice = (
                 "Choose the mode for the number of dimensions, and num_classes for the channels, which stand second."
             )
-            expected = f"logits of shape {' or '.join(shapes)} for mode={self.mode!r}"
+            expected = f"logits of shape {' or '.join(shapes)}{'' if mode is None else f' for mode={mode!r}'}"
             validation.fail(expected, tuple(logits.shape), advice)
         if target.ndim not in (rank + 1, rank + 2) or 0 in target.shape[target.ndim - rank :]:
-            S = "(D, H, W)" if rank == 3 else "(H, W)"
+            S = {1: "(W,)", 2: "(H, W)", 3: "(D, H, W)"}[rank]
             advice = "Labels have no channel dimension, per-class values have one channel per class."
             validation.fail(f"target (B, *S), (B, 1, *S) or (B, C, *S) with S = {S}", tuple(target.shape), advice)
-        return check.without_metadata(logits), tuple(target.shape[target.ndim - rank :])
+        return check.without_metadata(logits), tuple(target.shape[target.ndim - rank :]), mode
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}, align_corners={self.align_corners}, chunk_mib={self.chunk_mib:g}"

@@ -1,4 +1,4 @@
-"""input, target -> loss: the losses, each an index and a cost over the statistics of one pass."""
+"""The losses. Most are an index and a cost over the statistics of one pass."""
 
 from softdice.losses import centreline, confusion, mapped, named, ranked, voxelwise
 from softdice.losses.base import Loss, MixedSumLoss, StatisticsLoss, SumLoss
@@ -17,13 +17,13 @@ FAMILY: tuple[type[OverlapLoss], ...] = tuple(
 )
 """The losses with an index of their own: each is public in `softdice` too, and a function in `softdice.functional`."""
 
-MAPPED: tuple[type[OverlapLoss], ...] = tuple(getattr(mapped, name) for name in mapped.__all__)
-"""Those that read a map beside the target: public in the same way."""
+MAPPED: tuple[type[OverlapLoss], ...] = tuple(getattr(mapped, name) for name in mapped.__all__ if name.endswith("Loss"))
+"""The losses that read a map beside the target; public in the same way."""
 
 BEYOND: tuple[type[Loss], ...] = tuple(
     getattr(room, name) for room in (centreline, confusion, ranked) for name in room.__all__
 )
-"""The losses that are no functions of the statistics: public in the same way."""
+"""The losses that are not functions of the statistics; public in the same way."""
 
 __all__ = [
     "BEYOND",

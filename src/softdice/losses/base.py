@@ -1,6 +1,6 @@
-"""input, target -> loss: what a single loss and a sum of losses have in common.
+"""A loss, and a weighted sum of losses.
 
-A sum reads the voxels once for all the terms that are functions of the statistics; any other is called by itself.
+A sum makes one pass over the voxels for all terms that are functions of the statistics; any other term makes its own.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Loss(nn.Module):
     """
 
     TAKES: tuple[str, ...] = ()
-    """Keywords of `LossSettings` that mean something for the loss."""
+    """The keywords of `LossSettings` that this loss has a meaning for."""
 
     num_classes: int
     ignore_index: int | None = None
-    # what `softdice.losses.settings.adopt` keeps
+    # set by `softdice.losses.settings.adopt`
     cost: Cost
     pooling: str
     absent: str
@@ -44,10 +44,8 @@ class Loss(nn.Module):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        for name in (
-            "__init__",
-            "forward",
-        ):  # an inherited one, too: torch.compile limits recompilations per code object
+        for name in ("__init__", "forward"):
+            # wrap an inherited method again: torch.compile limits the recompilations of a code object, not of a class
             method = getattr(cls, name)
             setattr(cls, name, validation.public(getattr(method, "__wrapped__", method)))
 
@@ -79,11 +77,14 @@ class StatisticsLoss(Loss):
 
     @property
     def ignore_index(self) -> int | None:  # type: ignore[override]
-        """The pass's."""
+        """The label that the pass leaves out, or None."""
         return self.settings.ignore_index
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
-        """statistics of one batch, (B, C) or pooled (C,) -> loss. counted: (C,) bool, False leaves a class out."""
+        """Return the loss for the statistics of a batch, (B, C), or pooled ones, (C,).
+
+        counted: (C,) bool, False leaves a class out of the mean; None counts all.
+        """
         validation.fail("a subclass with from_statistics", "one without", "Define it.", TypeError)
 
     def forward(
@@ -109,23 +110,26 @@ class StatisticsLoss(Loss):
         return self.from_statistics(stats, counted)
 
     def merged(self, merge: Mapping[int, Sequence[int]] | None, input: Tensor) -> tuple[Pass, Tensor | None]:
-        """merge of one call -> the pass that it needs, and which classes count, on input's device (None: all)."""
+        """Return the pass for a call with `merge`, and which classes count: (C,) bool on input's device, None for all.
+
+        The pass has a region for each class: the class with those that it absorbs.
+        """
         if merge is None:
             return self.settings, None
         if self.settings.regions is not None or self.settings.activation == "sigmoid":
             got = "regions" if self.settings.regions is not None else "activation='sigmoid'"
             advice = "Where channels are decided one by one, leave the class out with classes= or voxel_weight."
             validation.fail("classes that exclude each other, with merge", got, advice)
-        parts = [part for group in merge.values() for part in group]
-        validation.class_numbers("merge", [*merge, *parts], self.num_classes)
-        classes = range(self.num_classes)
-        unions = tuple((c, *(int(part) for part in merge.get(c, ()))) for c in classes)
-        counted = torch.tensor([c not in parts for c in classes], device=input.device)
-        return self.settings.but(regions=unions), counted
+        absorbed = [c for classes in merge.values() for c in classes]
+        validation.class_numbers("merge", [*merge, *absorbed], self.num_classes)
+        all_classes = range(self.num_classes)
+        regions = tuple((c, *(int(part) for part in merge.get(c, ()))) for c in all_classes)
+        counted = torch.tensor([c not in absorbed for c in all_classes], device=input.device)
+        return self.settings.but(regions=regions), counted
 
 
 def words(loss: type[Loss]) -> str:
-    """class of a loss -> its name as functions and commands have it.
+    """Return the name of a loss as functions and commands spell it: in lower case, without "Loss".
 
     Example:
         >>> words(type("MCCLoss", (), {})), words(type("TopKCrossEntropyLoss", (), {}))
@@ -136,12 +140,14 @@ def words(loss: type[Loss]) -> str:
 
 
 def _terms(loss: Loss) -> list[tuple[float, Any]]:
+    """Return the weights and losses of a sum; a single loss is a sum of one, with weight 1."""
     if isinstance(loss, (SumLoss, MixedSumLoss)):
         return list(zip(loss.weights, loss.terms, strict=True))
     return [(1.0, loss)]
 
 
 def _sum(terms: Sequence[tuple[float, Any]]) -> Loss:
+    """Return the weighted sum of losses, as a `SumLoss` if all are functions of the statistics."""
     return (SumLoss if all(isinstance(term, StatisticsLoss) for _, term in terms) else MixedSumLoss)(terms)
 
 
@@ -182,7 +188,7 @@ class SumLoss(StatisticsLoss):
             _agree("group", self.group, term.group)
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
-        """statistics of one batch -> the weighted sum of the terms' losses."""
+        """Return the weighted sum of the terms' losses for the statistics of a batch."""
         values = [weight * term.from_statistics(stats, counted) for weight, term in _terms(self)]
         return sum(values[1:], values[0])
 
@@ -191,9 +197,9 @@ class SumLoss(StatisticsLoss):
 
 
 class MixedSumLoss(Loss):
-    """losses -> their weighted sum, where some are no functions of the statistics. Written `a + 0.5 * b`.
+    """losses -> their weighted sum, where some are not functions of the statistics. Written `a + 0.5 * b`.
 
-    Those that are share one pass, as in a `SumLoss`; every other has the passes of its own. `voxel_weight` goes to all.
+    Those that are share one pass, as in a `SumLoss`; each of the rest makes its own. `voxel_weight` goes to all.
 
     Raises:
         ValueError: as `SumLoss`, for the losses that share a pass; the losses differ in num_classes.
@@ -205,9 +211,10 @@ class MixedSumLoss(Loss):
         self.terms = nn.ModuleList(term for _, term in terms)
         self.num_classes = terms[0][1].num_classes
         self.ignore_index = next((t.ignore_index for _, t in terms if t.ignore_index is not None), None)
-        shared = [(weight, term) for weight, term in terms if isinstance(term, StatisticsLoss)]
-        apart = [(weight, term) for weight, term in terms if not isinstance(term, StatisticsLoss)]
-        self.parts = [(1.0, SumLoss(shared)), *apart] if shared else apart  # a list: `terms` holds the modules
+        one_pass = [(weight, term) for weight, term in terms if isinstance(term, StatisticsLoss)]
+        others = [(weight, term) for weight, term in terms if not isinstance(term, StatisticsLoss)]
+        # a plain list, so that no module is registered twice: `terms` holds them
+        self.parts = [(1.0, SumLoss(one_pass)), *others] if one_pass else others
 
     def forward(
         self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None, *, voxel_map: Tensor | None = None
@@ -218,8 +225,8 @@ class MixedSumLoss(Loss):
             validation.fail("no voxel_map, since no loss of this sum reads one", got, "Leave it out.")
         values = []
         for weight, loss in self.parts:
-            of_pass = {"voxel_map": voxel_map} if isinstance(loss, SumLoss) else {}
-            values.append(weight * loss(input, target, voxel_weight, **of_pass))
+            keywords = {"voxel_map": voxel_map} if isinstance(loss, SumLoss) else {}
+            values.append(weight * loss(input, target, voxel_weight, **keywords))
         return sum(values[1:], values[0])
 
     def extra_repr(self) -> str:
@@ -227,10 +234,13 @@ class MixedSumLoss(Loss):
 
 
 def _one_pass(a: Pass, b: Pass) -> Pass:
-    """Return the pass that serves both losses."""
+    """Return the pass that serves both losses; raise if they need different settings.
+
+    A setting that only some statistics read (gamma, power) may differ where only one of the two passes has such.
+    """
     both = a.but(fields=a.fields + b.fields)
     for name in (name for name in SETTINGS if name != "fields"):
-        readers = READERS.get(name)
+        readers = READERS.get(name)  # the statistics that read it; None for all
         if readers is None or (readers & {*a.fields} and readers & {*b.fields}):
             _agree(name, getattr(a, name), getattr(b, name))
         elif readers & {*b.fields}:
@@ -238,8 +248,9 @@ def _one_pass(a: Pass, b: Pass) -> Pass:
     return check.pass_settings(both)
 
 
-def _agree(name: str, ours: object, theirs: object) -> None:
-    if ours != theirs:
+def _agree(name: str, first: object, second: object) -> None:
+    """Raise ValueError if two losses of a sum differ in a setting."""
+    if first != second:
         advice = f"Give both the same {name}, or call the losses one by one and add the results."
         expected = f"losses that agree on {name}, since they share one pass"
-        validation.fail(expected, f"{ours!r} and {theirs!r}", advice)
+        validation.fail(expected, f"{first!r} and {second!r}", advice)

@@ -1,4 +1,7 @@
-"""input, target -> clDice: whether the centre lines of tubes agree."""
+"""The loss of clDice: whether the centre lines of tubes agree.
+
+Shape suffixes: 4 the four sums, B sample, C class.
+"""
 
 from __future__ import annotations
 
@@ -73,20 +76,22 @@ class ClDiceLoss(Loss):
         validation.number("floor", floor, 0)
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
             validation.fail("iterations to be an int >= 0", repr(iterations), "Pass how often to erode.")
-        chosen = adopt(self, num_classes, settings, self.TAKES)
-        self.settings = pass_of(chosen, kind="skeletons", iterations=iterations)
-        self.eps, self.floor, self.ignore_index = eps, floor, chosen["ignore_index"]
+        options = adopt(self, num_classes, settings, self.TAKES)
+        self.settings = pass_of(options, kind="skeletons", iterations=iterations)
+        self.eps, self.floor, self.ignore_index = eps, floor, options["ignore_index"]
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
-        if isinstance(input, Tensor) and input.ndim not in (4, 5):
+        validation.are_tensors(input=input)
+        if input.ndim not in (4, 5):
             expected = "input of shape (B, C, H, W) or (B, C, D, H, W)"
             validation.fail(expected, tuple(input.shape), "A skeleton needs two or three dimensions.")
-        if check.is_dtensor(input) and any(p.is_shard() and p.dim > 1 for p in _placements(input)):
-            validation.fail("input that is not split over space", _placements(input), "Split it over the batch.")
-        settings = self.settings.but(shape=tuple(input.shape[2:]) if isinstance(input, Tensor) else None)
+        placements: Any = getattr(input, "placements", ()) if check.is_dtensor(input) else ()
+        if any(placement.is_shard() and placement.dim > 1 for placement in placements):
+            validation.fail("input that is not split over space", placements, "Split it over the batch.")
+        settings = self.settings.but(shape=tuple(input.shape[2:]))
         sums_4BC = run_pass(input, target, voxel_weight, settings, self.num_classes, group=self.group)
-        if self.group is not None:
+        if self.group is not None:  # the group has added the samples
             sums_4BC = sums_4BC.unsqueeze(1)
         if self.classes is not None:
             sums_4BC = sums_4BC[:, :, list(self.classes)]
@@ -101,11 +106,8 @@ class ClDiceLoss(Loss):
 
 
 def cl_dice(sums: Tensor, *, eps: float, floor: float) -> Tensor:
-    """Return soft clDice, (...), for the sums of skeletons, (4, ...)."""
-    on_true, of_prediction, on_prediction, of_true = sums
-    precision, sensitivity = (on_true + eps) / (of_prediction + eps), (on_prediction + eps) / (of_true + eps)
+    """Return soft clDice, (...), for sums of S(p) y, S(p), S(y) p and S(y), (4, ...); S(x) is the skeleton of x."""
+    prediction_skeleton_in_target, prediction_skeleton, target_skeleton_in_prediction, target_skeleton = sums
+    precision = (prediction_skeleton_in_target + eps) / (prediction_skeleton + eps)
+    sensitivity = (target_skeleton_in_prediction + eps) / (target_skeleton + eps)
     return 2 * precision * sensitivity / (precision + sensitivity + floor)
-
-
-def _placements(input: Any) -> Any:
-    return input.placements

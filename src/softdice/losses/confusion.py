@@ -1,7 +1,8 @@
-"""input, target -> loss: the losses that are functions of the soft confusion matrix, in which the classes mix.
+"""The losses that are functions of the soft confusion matrix: how much of each class was taken for which other.
 
-They need what no sum of a class by itself holds: how much of one class was taken for which other. The pass is that of
-`softdice.soft_confusion`. Shape suffixes: B sample (or 1, pooled), L label, C class.
+No sum over a single class holds that, so they make a pass of their own, that of `softdice.soft_confusion`.
+
+Shape suffixes: B sample (or 1, pooled), L label, C class that is predicted.
 """
 
 from __future__ import annotations
@@ -25,31 +26,33 @@ __all__ = ["MultiClassMCCLoss", "WassersteinDiceLoss"]
 
 
 class _ConfusionLoss(Loss):
-    """input, target -> loss: confusion matrix, pool, score of the matrix, cost, reduce."""
+    """A loss of the soft confusion matrix: pool the matrices of the samples, score them, take the cost, reduce."""
 
     TAKES = ("activation", "cost", "pooling", "ignore_index", "reduction", "group", "validate")
 
     def __init__(self, num_classes: int, eps: float, settings: LossSettings) -> None:
         super().__init__()
         validation.number("eps", eps, 0)
-        chosen = adopt(self, num_classes, settings, self.TAKES)
+        options = adopt(self, num_classes, settings, self.TAKES)
         if num_classes < 2:
             validation.fail("num_classes >= 2", num_classes, "With one class there is nothing to confuse.")
-        self.settings = confusion_pass(pass_of(chosen))
-        self.eps, self.ignore_index = eps, chosen["ignore_index"]
+        self.settings = confusion_pass(pass_of(options))
+        self.eps, self.ignore_index = eps, options["ignore_index"]
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
-        rows = run_pass(input, target, voxel_weight, self.settings, self.num_classes, group=self.group)
-        matrix_BLC = (rows if self.group is None else rows.unsqueeze(1)).transpose(0, 1)
+        sums = run_pass(input, target, voxel_weight, self.settings, self.num_classes, group=self.group)
+        sums_LBC = sums if self.group is None else sums.unsqueeze(1)  # a group has added the samples
+        matrix_BLC = sums_LBC.transpose(0, 1)
         if self.pooling == "batch":
             matrix_BLC = matrix_BLC.sum(0, keepdim=True)
         cost_B = self.cost(self.score(matrix_BLC))
-        return reductions.reduce(cost_B if self.pooling == "batch" else cost_B.unsqueeze(1), reduction=self.reduction)
+        cost = cost_B if self.pooling == "batch" else cost_B.unsqueeze(1)  # (1,) or (B, 1): one cost for all classes
+        return reductions.reduce(cost, reduction=self.reduction)
 
     @abstractmethod
     def score(self, matrix_BLC: Tensor) -> Tensor:
-        """confusion matrices -> the score of each, (B,)."""
+        """Return the score of each confusion matrix, (B,)."""
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, pooling={self.pooling!r}, reduction={self.reduction!r}"
@@ -104,7 +107,7 @@ class WassersteinDiceLoss(_ConfusionLoss):
         self.register_buffer("distance", _distances(distance, num_classes), persistent=False)
 
     def score(self, matrix_BLC: Tensor) -> Tensor:
-        """confusion matrices -> generalised Wasserstein Dice of each, (B,)."""
+        """Return the generalised Wasserstein Dice of each confusion matrix, (B,)."""
         return wasserstein_dice(matrix_BLC, self.distance, weighting=self.weighting, eps=self.eps)
 
 
@@ -141,40 +144,50 @@ class MultiClassMCCLoss(_ConfusionLoss):
         super().__init__(num_classes, eps, settings)
 
     def score(self, matrix_BLC: Tensor) -> Tensor:
-        """confusion matrices -> R_K of each, (B,)."""
+        """Return R_K of each confusion matrix, (B,)."""
         return multiclass_mcc(matrix_BLC, eps=self.eps)
 
 
 def wasserstein_dice(matrix_BLC: Tensor, distance_LC: Tensor, *, weighting: str, eps: float) -> Tensor:
-    """confusion matrices, distances in [0, 1] (C, C) -> generalised Wasserstein Dice of each, (B,)."""
+    """Return the generalised Wasserstein Dice of each confusion matrix, (B,); the distances lie in [0, 1].
+
+    The formula, with its two weightings, stands in `WassersteinDiceLoss`: error is W, voxels N and overlap A.
+    """
     error_BL = (distance_LC.to(matrix_BLC) * matrix_BLC).sum(-1)
-    voxels_BL = matrix_BLC.detach().sum(-1)  # probabilities sum to 1, whatever they are
+    voxels_BL = matrix_BLC.detach().sum(-1)  # a constant: the probabilities of a voxel sum to 1
     if weighting == "volume":
         weight_BL = 1 / (voxels_BL + 1)
-        right_B = (weight_BL * (voxels_BL - error_BL)).sum(-1)
-        both_B = (weight_BL * (2 * voxels_BL - error_BL)).sum(-1)
+        overlap_B = (weight_BL * (voxels_BL - error_BL)).sum(-1)
+        denominator_B = (weight_BL * (2 * voxels_BL - error_BL)).sum(-1)
     else:
-        right_B = (voxels_BL - error_BL)[:, 1:].sum(-1)
-        both_B = 2 * right_B + error_BL.sum(-1)
-    return (2 * right_B + eps) / (both_B + eps)
+        overlap_B = (voxels_BL - error_BL)[:, 1:].sum(-1)
+        denominator_B = 2 * overlap_B + error_BL.sum(-1)
+    return (2 * overlap_B + eps) / (denominator_B + eps)
 
 
 def multiclass_mcc(matrix_BLC: Tensor, *, eps: float) -> Tensor:
-    """confusion matrices -> R_K of each, (B,); in float64, since 1 - sum p^2 is small beside a large background."""
-    wide_BLC = matrix_BLC if matrix_BLC.device.type == "mps" else matrix_BLC.double()
-    total_B11 = wide_BLC.sum((1, 2), keepdim=True)
-    safe_B11 = torch.where(total_B11 > 0, total_B11, 1.0)
-    share_BLC, e_B = wide_BLC / safe_B11, eps / safe_B11[:, 0, 0]
-    true_BL, predicted_BC, one_B = share_BLC.sum(2), share_BLC.sum(1), share_BLC.sum((1, 2))
-    right_B = share_BLC.diagonal(dim1=1, dim2=2).sum(-1)
-    covariance_B = one_B * right_B - (true_BL * predicted_BC).sum(-1)
-    spread_B = [(one_B**2 - (x**2).sum(-1)).clamp_min(0) + e_B for x in (predicted_BC, true_BL)]
-    agreement_B = torch.where(total_B11[:, 0, 0] > 0, 2 * right_B - one_B, 1.0)
-    return ((covariance_B + e_B * agreement_B) / (spread_B[0] * spread_B[1]).sqrt()).to(matrix_BLC.dtype)
+    """Return R_K of each confusion matrix, (B,). The formula stands in `MultiClassMCCLoss`.
+
+    Computed in float64 (MPS has none), since 1 - sum p^2 loses its digits where one class fills nearly everything.
+    """
+    counts_BLC = matrix_BLC if matrix_BLC.device.type == "mps" else matrix_BLC.double()
+    total_B11 = counts_BLC.sum((1, 2), keepdim=True)
+    divisor_B11 = torch.where(total_B11 > 0, total_B11, 1.0)
+    frequency_BLC, e_B = counts_BLC / divisor_B11, eps / divisor_B11[:, 0, 0]
+    t_BL, p_BC = frequency_BLC.sum(2), frequency_BLC.sum(1)
+    one_B = frequency_BLC.sum((1, 2))  # 1 up to rounding, 0 where no voxel counts
+    k_B = frequency_BLC.diagonal(dim1=1, dim2=2).sum(-1)
+    covariance_B = one_B * k_B - (t_BL * p_BC).sum(-1)
+    variance_p_B, variance_t_B = ((one_B**2 - (x**2).sum(-1)).clamp_min(0) + e_B for x in (p_BC, t_BL))
+    agreement_B = torch.where(total_B11[:, 0, 0] > 0, 2 * k_B - one_B, 1.0)
+    return ((covariance_B + e_B * agreement_B) / (variance_p_B * variance_t_B).sqrt()).to(matrix_BLC.dtype)
 
 
 def _distances(values: Any, count: int) -> Tensor:
-    """Return the distances between classes in [0, 1], (C, C), for what a user passed."""
+    """Return the distances between classes, divided by the largest, (C, C); None is 1 between any two.
+
+    Raise if they are not finite numbers >= 0 with zeros on the diagonal alone.
+    """
     if values is None:
         return 1 - torch.eye(count)
     try:

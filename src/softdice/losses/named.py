@@ -1,6 +1,6 @@
-"""settings -> loss: the named losses, each an index and a cost handed to `softdice.losses.overlap.OverlapLoss`.
+"""The named overlap losses: each gives `softdice.losses.overlap.OverlapLoss` its index and its cost.
 
-Shapes, keywords, returns and errors are those of `OverlapLoss` and `LossSettings`; here stands what is each loss's own.
+Shapes, keywords, returns and errors are those of `OverlapLoss` and `LossSettings`; a docstring here says the rest.
 The losses over voxels, cross-entropy and focal, are in `softdice.losses.voxelwise`.
 """
 
@@ -122,8 +122,7 @@ class TverskyLoss(OverlapLoss):
         eps: float = 1e-5,
         **settings: Unpack[LossSettings],
     ) -> None:
-        index = _tversky(alpha, beta, eps)
-        super().__init__(index, num_classes, **settings)
+        super().__init__(_tversky(alpha, beta, eps), num_classes, **settings)
 
 
 class FocalTverskyLoss(OverlapLoss):
@@ -217,7 +216,7 @@ class MCCLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, eps: float = 1e-5, **settings: Unpack[LossSettings]) -> None:
-        _no_logarithm(settings)
+        costs.refuse_logarithm(settings.get("cost", "one_minus"))
         super().__init__(_smoothed(indices.mcc, eps), num_classes, **settings)
 
 
@@ -328,7 +327,7 @@ class NoiseRobustDiceLoss(OverlapLoss):
         self, num_classes: int, power: float = 1.5, eps: float = 1e-5, **settings: Unpack[LossSettings]
     ) -> None:
         validation.number("power", power, 1, 2)
-        _no_logarithm(settings)
+        costs.refuse_logarithm(settings.get("cost", "one_minus"))
         super().__init__(_smoothed(indices.noise_robust_dice, eps), num_classes, power=power, **settings)
 
 
@@ -367,12 +366,13 @@ class ExponentialLogarithmicLoss(OverlapLoss):
 
 
 def _smoothed(index: Index, eps: float, **keywords: Any) -> partial[Tensor]:
-    """An index with its smoothing, in voxels."""
+    """Return the index with its smoothing, in voxels, and its other numbers filled in."""
     validation.number("eps", eps, 0)
     return partial(index, **keywords, eps=eps)
 
 
 def _tversky(alpha: float, beta: float, eps: float) -> partial[Tensor]:
+    """Return the Tversky index with its numbers filled in; raise if one is below 0, or alpha and beta are both 0."""
     validation.number("alpha", alpha, 0)
     validation.number("beta", beta, 0)
     if alpha == beta == 0:
@@ -381,10 +381,7 @@ def _tversky(alpha: float, beta: float, eps: float) -> partial[Tensor]:
 
 
 def _above_zero(name: str, value: float) -> None:
+    """Raise ValueError for an exponent that is not above 0."""
     validation.number(name, value, 0)
     if value == 0:
         validation.fail(f"{name} > 0", value, "With 0 the loss would be constant.")
-
-
-def _no_logarithm(settings: LossSettings) -> None:
-    costs.refuse_logarithm(settings.get("cost", "one_minus"))

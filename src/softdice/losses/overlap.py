@@ -1,6 +1,6 @@
-"""input, target -> loss of any index: the chain statistics, pool, index, cost, reduce, and its settings.
+"""The loss of any index: the chain statistics, pool, index, cost, reduce.
 
-No arithmetic lives here: an index is a function in `softdice.indices`, a cost one in `softdice.costs`.
+No formula stands here: indices are in `softdice.indices`, costs in `softdice.costs`.
 """
 
 from __future__ import annotations
@@ -68,20 +68,23 @@ class OverlapLoss(StatisticsLoss):
         **settings: Unpack[LossSettings],
     ) -> None:
         super().__init__()
-        chosen = adopt(self, num_classes, settings)
+        options = adopt(self, num_classes, settings)
         self.index, self.over_classes = index, _over_classes(index)
-        regions = chosen["regions"]
+        regions = options["regions"]
         columns = num_classes if regions is None else len(regions)
         extra = ("labelled",) if self.absent == "skip" else ()
         self.settings = pass_of(
-            chosen,
+            options,
             gamma=gamma,
             power=power,
             fields=fields_read(index, columns if self.classes is None else len(self.classes)) + extra,
         )
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
-        """statistics of one batch, (B, C) or pooled (C,) -> loss. counted: (C,) bool, False leaves a class out."""
+        """Return the loss for the statistics of a batch, (B, C), or pooled ones, (C,).
+
+        counted: (C,) bool, False leaves a class out of the mean; None counts all.
+        """
         if self.pooling == "batch":
             stats = stats.pool()
         if self.classes is not None:
@@ -91,10 +94,10 @@ class OverlapLoss(StatisticsLoss):
         if self.absent == "skip":
             present = stats.labelled > 0 if counted is None else counted & (stats.labelled > 0)
         if present is not None:
-            stats = stats.fill(~present, 1.0)  # a score that no class has, so that no nan or inf reaches the gradient
+            stats = stats.fill(~present, 1.0)  # finite numbers for the classes left out: a nan would reach the gradient
         weight = self.class_weight
         if self.over_classes:
-            if weight is not None:  # as reductions.reduce does: a loss that was not moved has its weights on the CPU
+            if weight is not None:  # on the CPU still, if the loss was not moved to the device
                 weight = weight.to(getattr(stats, stats.fields[0]))
             if present is not None:
                 weight = present.float() if weight is None else weight * present
@@ -126,17 +129,17 @@ class OverlapLoss(StatisticsLoss):
 
 
 class _Probe(OverlapStatistics):
-    """Statistics of ones that remember which of their fields were read."""
+    """Statistics that are all 1, and record which of them an index reads."""
 
-    def __init__(self, num_classes: int, seen: dict[str, None] | None = None) -> None:
+    def __init__(self, num_classes: int, names_read: dict[str, None] | None = None) -> None:
         self._fields = NAMES
-        self.seen: dict[str, None] = {} if seen is None else seen
+        self.names_read: dict[str, None] = {} if names_read is None else names_read  # an ordered set
         self.num_classes = num_classes
 
     def __getattr__(self, name: str) -> Tensor:
         if name not in NAMES:
             return super().__getattr__(name)
-        self.seen[name] = None
+        self.names_read[name] = None
         return torch.ones(self.num_classes)
 
     @property
@@ -144,24 +147,24 @@ class _Probe(OverlapStatistics):
         return True
 
     def select(self, classes: Sequence[int]) -> OverlapStatistics:
-        return _Probe(len(tuple(classes)), self.seen)
+        return _Probe(len(tuple(classes)), self.names_read)
 
 
 def fields_read(index: Index, num_classes: int) -> tuple[str, ...]:
-    """index -> names of the statistics that it reads."""
+    """Return the names of the statistics that an index reads, by calling it; raise if it returns no score per class."""
     probe = _Probe(num_classes)
     score = index(probe)
     if not isinstance(score, Tensor):
         validation.fail("index to return a Tensor", type(score).__name__, "Return a score per class.", TypeError)
-    if not probe.seen:
+    if not probe.names_read:
         validation.fail("index to read a statistic", "none read", "Use stats.intersection and its siblings.")
     length = 1 if _over_classes(index) else num_classes
     if tuple(score.shape) != (length,):
         advice = "Return one score per class; or take the keyword class_weight and return one score over all classes."
         validation.fail(f"index to return a score of shape ({length},)", tuple(score.shape), advice)
-    return tuple(probe.seen)
+    return tuple(probe.names_read)
 
 
 def _over_classes(index: Index) -> bool:
-    """Whether an index couples the classes: then it takes their weights."""
+    """Return whether an index couples the classes; such an index takes their weights as `class_weight`."""
     return "class_weight" in inspect.signature(index).parameters

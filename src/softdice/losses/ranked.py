@@ -1,6 +1,8 @@
-"""settings -> loss: the losses that go by the rank of a voxel, and so are no functions of sums over voxels.
+"""The losses that go by the rank of a voxel's error, and so are not functions of sums over voxels.
 
-A term of this kind in a sum, `SoftDiceLoss(...) + 0.5 * LovaszLoss(...)`, has passes of its own.
+In a sum, `SoftDiceLoss(...) + 0.5 * LovaszLoss(...)`, such a loss makes its own passes.
+
+Shape suffixes: R row, N value of a row; P pool (a sample, or the batch), C class.
 """
 
 from __future__ import annotations
@@ -26,29 +28,29 @@ __all__ = ["LovaszLoss", "OHEMCrossEntropyLoss", "TopKCrossEntropyLoss"]
 
 
 class _VoxelEntropyLoss(Loss):
-    """What the losses of some voxels' cross-entropy share: the settings of the map, and how it is made."""
+    """A loss of the voxels with the largest cross-entropy: the settings of the map of cross-entropies, and the map."""
 
     TAKES: tuple[str, ...] = ("activation", "ignore_index", "label_smoothing", "reduction", "validate")
 
     def __init__(self, num_classes: int, settings: LossSettings) -> None:
         super().__init__()
-        chosen = adopt(self, num_classes, settings, self.TAKES)
-        if num_classes == 1 and chosen["activation"] != "sigmoid":
-            got = repr(chosen["activation"])
+        options = adopt(self, num_classes, settings, self.TAKES)
+        if num_classes == 1 and options["activation"] != "sigmoid":
+            got = repr(options["activation"])
             validation.fail("activation='sigmoid' for a single class", got, "Or pass two channels.")
-        validation.choice("reduction", chosen["reduction"], ("mean", "sum"))
-        self.settings, self.ignore_index = map_pass(pass_of(chosen)), chosen["ignore_index"]
+        validation.choice("reduction", options["reduction"], ("mean", "sum"))
+        self.settings, self.ignore_index = map_pass(pass_of(options)), options["ignore_index"]
 
     def _entropies(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None) -> Tensor:
-        """Return the map, (B, V), times voxel_weight."""
-        entropy = cross_entropy_map(input, target, self.settings, self.num_classes).flatten(1)
+        """Return the cross-entropy of each voxel times its weight, (B, V); 0 where the weight is 0."""
+        entropy_BV = cross_entropy_map(input, target, self.settings, self.num_classes).flatten(1)
         if voxel_weight is None:
-            return entropy
-        flat = check.tensors(input, target, voxel_weight, self.num_classes, self.settings).weight
-        assert flat is not None
+            return entropy_BV
+        weight_BV = check.tensors(input, target, voxel_weight, self.num_classes, self.settings).weight
+        assert weight_BV is not None
         if self.settings.validate:
-            check.check(~(flat >= 0), None, flat, check.weights_error)
-        return torch.where(flat > 0, entropy, 0.0) * flat.to(entropy.dtype)
+            check.check(~(weight_BV >= 0), None, weight_BV, check.weights_error)
+        return torch.where(weight_BV > 0, entropy_BV, 0.0) * weight_BV.to(entropy_BV.dtype)
 
 
 class TopKCrossEntropyLoss(_VoxelEntropyLoss):
@@ -88,20 +90,21 @@ class TopKCrossEntropyLoss(_VoxelEntropyLoss):
 
     def __init__(self, num_classes: int, k: float = 0.1, **settings: Unpack[LossSettings]) -> None:
         super().__init__(num_classes, settings)
-        share = isinstance(k, float)
-        validation.number("k", k, 0 if share else 1, 1 if share else math.inf)
+        is_fraction = isinstance(k, float)
+        validation.number("k", k, 0 if is_fraction else 1, 1 if is_fraction else math.inf)
         if k == 0:
             validation.fail("k in (0, 1], or a number of voxels", repr(k), "Choose k in that range.")
         self.k = k
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
-        entropy = self._entropies(input, target, voxel_weight)
-        rows = entropy.reshape(1, -1) if self.pooling == "batch" else entropy
-        voxels = rows.shape[1]
-        k = min(voxels, self.k if isinstance(self.k, int) else max(1, int(voxels * self.k + 1e-6)))  # 0.29 * 100 < 29
-        total = largest(rows, k)
-        return total if self.reduction == "sum" else total / max(len(rows) * k, 1)
+        entropy_BV = self._entropies(input, target, voxel_weight)
+        entropy_RN = entropy_BV.reshape(1, -1) if self.pooling == "batch" else entropy_BV
+        N = entropy_RN.shape[1]
+        k = self.k if isinstance(self.k, int) else max(1, int(N * self.k + 1e-6))  # in floats 0.29 * 100 < 29
+        k = min(N, k)
+        total = largest(entropy_RN, k)
+        return total if self.reduction == "sum" else total / max(len(entropy_RN) * k, 1)
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, k={self.k}, activation={self.settings.activation!r}"
@@ -149,22 +152,22 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
-        entropy = self._entropies(input, target, voxel_weight).reshape(1, -1)
-        ranked = entropy.detach()
+        entropy_1N = self._entropies(input, target, voxel_weight).reshape(1, -1)
+        order_1N = entropy_1N.detach()  # what voxels are ranked by: an ignored one comes last
         if self.ignore_index is not None:
             request = check.tensors(input, target, None, self.num_classes, self.settings)
-            counted = ~equals(request.target, self.ignore_index).reshape(1, -1)
-            ranked = torch.where(counted, ranked, -math.inf)
-        bound = ranked.new_tensor(-math.log(self.threshold) if self.threshold else math.inf)
-        if self.min_kept and entropy.numel():
-            least = kth_largest(ranked, min(len(input) * self.min_kept + 1, entropy.numel()))
-            if self.ignore_index is not None:  # where fewer count, that of the easiest
-                easiest = torch.where(counted, ranked, math.inf).amin()
-                least = torch.where(least == -math.inf, easiest, least)
-            bound = torch.minimum(bound, least)
-        kept = ~(ranked <= bound)  # nan is kept, and seen in the loss
-        total = torch.where(kept, entropy, 0.0).sum()
-        return total / kept.sum().clamp_min(1) if self.reduction == "mean" else total
+            counted_1N = ~equals(request.target, self.ignore_index).reshape(1, -1)
+            order_1N = torch.where(counted_1N, order_1N, -math.inf)
+        bound = order_1N.new_tensor(-math.log(self.threshold) if self.threshold else math.inf)
+        if self.min_kept and entropy_1N.numel():
+            next_11 = kth_largest(order_1N, min(len(input) * self.min_kept + 1, entropy_1N.numel()))
+            if self.ignore_index is not None:  # too few voxels count: all but the easiest of them are kept
+                easiest = torch.where(counted_1N, order_1N, math.inf).amin()
+                next_11 = torch.where(next_11 == -math.inf, easiest, next_11)
+            bound = torch.minimum(bound, next_11)
+        kept_1N = ~(order_1N <= bound)  # not `>`, so that a nan is kept and shows in the loss
+        total = torch.where(kept_1N, entropy_1N, 0.0).sum()
+        return total / kept_1N.sum().clamp_min(1) if self.reduction == "mean" else total
 
     def extra_repr(self) -> str:
         return (
@@ -173,28 +176,28 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
         )
 
 
-def kth_largest(rows: Tensor, k: int) -> Tensor:
-    """(R, N), 1 <= k <= N -> the k-th largest value of each row, (R, 1)."""
-    if not _readable(rows):
-        return rows.topk(k, 1, sorted=False).values.amin(1, keepdim=True)
-    place = rows.shape[1] - k
-    return torch.from_numpy(np.partition(rows.detach().numpy(), place)[:, place : place + 1])  # many times as fast
+def kth_largest(values_RN: Tensor, k: int) -> Tensor:
+    """Return the k-th largest value of each row, (R, 1), for 1 <= k <= N."""
+    if not _readable(values_RN):
+        return values_RN.topk(k, 1, sorted=False).values.amin(1, keepdim=True)
+    position = values_RN.shape[1] - k  # numpy's partition is many times as fast as topk
+    return torch.from_numpy(np.partition(values_RN.detach().numpy(), position)[:, position : position + 1])
 
 
-def largest(rows: Tensor, k: int) -> Tensor:
-    """(R, N), k <= N -> the sum of the k largest of each row, differentiable."""
-    if not k or not _readable(rows):
-        return rows.topk(k, 1, sorted=False).values.sum()
-    found, least = rows.detach(), kth_largest(rows, k)
-    kept = ~(found <= least)  # NaN is larger than anything
-    for row, of_row, bound in zip(kept, found, least, strict=True):
-        equal = (of_row == bound).nonzero()[: max(0, k - int(row.sum())), 0]
-        row[equal] = True
-    return torch.where(kept, rows, 0.0).sum()
+def largest(values_RN: Tensor, k: int) -> Tensor:
+    """Return the sum of the k <= N largest values of each row, over all rows; differentiable."""
+    if not k or not _readable(values_RN):
+        return values_RN.topk(k, 1, sorted=False).values.sum()
+    bound_R1 = kth_largest(values_RN, k)
+    kept_RN = ~(values_RN.detach() <= bound_R1)  # not `>`, so that a nan is kept and shows in the sum
+    for kept_N, values_N, bound_1 in zip(kept_RN, values_RN.detach(), bound_R1, strict=True):
+        vacancies = max(0, k - int(kept_N.sum()))  # filled with values that equal the bound
+        kept_N[(values_N == bound_1).nonzero()[:vacancies, 0]] = True
+    return torch.where(kept_RN, values_RN, 0.0).sum()
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether numpy can look at it."""
+    """Return whether numpy can read the tensor: on the CPU, outside torch.compile and torch.func."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and internals.active_transform() is None
 
 
@@ -243,28 +246,27 @@ class LovaszLoss(Loss):
 
     def __init__(self, num_classes: int, **settings: Unpack[LossSettings]) -> None:
         super().__init__()
-        chosen = adopt(self, num_classes, settings, self.TAKES)
-        self.ignore_index, per_sample = chosen["ignore_index"], self.pooling == "sample"
-        self.settings = pass_of(chosen, kind="ranks", per_sample=per_sample, classes=self.classes)
+        options = adopt(self, num_classes, settings, self.TAKES)
+        self.ignore_index, per_sample = options["ignore_index"], self.pooling == "sample"
+        self.settings = pass_of(options, kind="ranks", per_sample=per_sample, classes=self.classes)
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph."""
-        per_sample, chosen = self.pooling == "sample", self.classes
-        costs_PC, voxels_PC = run_pass(input, target, voxel_weight, self.settings, self.num_classes)
-        present_PC = voxels_PC > 0
-        costs, present = (costs_PC, present_PC) if per_sample else (costs_PC[0], present_PC[0])
-        weight = self.class_weight
-        if chosen is not None:
-            costs, present = costs[..., list(chosen)], present[..., list(chosen)]
+        cost_PC, voxels_PC = run_pass(input, target, voxel_weight, self.settings, self.num_classes)
+        if self.classes is not None:
+            cost_PC, voxels_PC = cost_PC[:, list(self.classes)], voxels_PC[:, list(self.classes)]
 
-        def reduced(cost: Tensor, there: Tensor) -> Tensor:
-            kept = there if self.absent == "skip" else None
-            return reductions.reduce(cost, class_weight=weight, present=kept, reduction=self.reduction)
+        def reduce(cost: Tensor, voxels: Tensor) -> Tensor:
+            present = voxels > 0 if self.absent == "skip" else None
+            return reductions.reduce(cost, class_weight=self.class_weight, present=present, reduction=self.reduction)
 
-        if not per_sample or self.reduction != "mean":
-            return reduced(costs, present)
-        samples = [reduced(*sample) for sample in zip(costs, present, strict=True)]
-        return torch.stack(samples).mean() if samples else costs.sum()
+        if self.pooling == "batch":
+            return reduce(cost_PC[0], voxels_PC[0])
+        if self.reduction != "mean":
+            return reduce(cost_PC, voxels_PC)
+        # the mean of the samples' means: a sample with fewer classes present weighs as much as another
+        means = [reduce(*sample) for sample in zip(cost_PC, voxels_PC, strict=True)]
+        return torch.stack(means).mean() if means else cost_PC.sum()
 
     def extra_repr(self) -> str:
         shown = f"num_classes={self.num_classes}, activation={self.settings.activation!r}, pooling={self.pooling!r}"

@@ -1,6 +1,6 @@
-"""The keywords that losses share: each declared once, checked once, and kept by every loss in the same attributes.
+"""The keywords that losses share: each is declared once, checked once, and kept in the same attribute of every loss.
 
-A new keyword is a line of `LossSettings` with its default in `DEFAULTS`, and the place that reads it.
+A new keyword is a line of `LossSettings`, its default in `DEFAULTS`, its check in `adopt`, and the place that reads it.
 """
 
 from __future__ import annotations
@@ -84,52 +84,52 @@ _FOREIGN = {
     "mode": "mode is activation: 'softmax' for one label a voxel, 'sigmoid' for masks",
     "from_logits": "from_logits=True is activation='softmax' or 'sigmoid'",
 }
-"""Keywords of other libraries, and what says the same here."""
+"""Advice for a keyword of another library."""
 
 
 def adopt(
     loss: Loss, num_classes: int, settings: Mapping[str, Any], takes: Sequence[str] = tuple(DEFAULTS)
 ) -> dict[str, Any]:
-    """Check the settings of a loss and keep them in its attributes; return all of them, those left out by default.
+    """Check the settings of a loss and set its attributes; return the settings with their defaults filled in.
 
     Args:
-        takes: the keywords that mean something for this loss; any other is refused.
+        takes: the keywords that the loss has a meaning for; any other is refused.
     """
     if unknown := set(settings) - set(takes):
         advice = [_FOREIGN[name] for name in sorted(unknown) if name in _FOREIGN]
         hint = f"{'; '.join(advice)}." if advice else "Correct the spelling."
         validation.fail(f"the keywords {', '.join(takes)}", ", ".join(sorted(unknown)), hint, TypeError)
-    chosen: dict[str, Any] = {**DEFAULTS, **settings}
+    options: dict[str, Any] = {**DEFAULTS, **settings}
     for name, words in _WORDS.items():
-        validation.choice(name, chosen[name], words)
-    groups.check_group(chosen["group"], chosen["pooling"])
+        validation.choice(name, options[name], words)
+    groups.check_group(options["group"], options["pooling"])
     loss.num_classes = validation.num_classes(num_classes)
-    if num_classes == 1 and chosen["activation"] == "softmax":
-        advice_ = "A softmax over one channel is 1 everywhere and cannot be trained: use 'sigmoid'."
-        validation.fail("activation 'sigmoid' or 'none' for one class", "'softmax'", advice_)
-    regions = chosen["regions"] = validation.frozen_regions(chosen["regions"])
+    if num_classes == 1 and options["activation"] == "softmax":
+        hint = "A softmax over one channel is 1 everywhere and cannot be trained: use 'sigmoid'."
+        validation.fail("activation 'sigmoid' or 'none' for one class", "'softmax'", hint)
+    regions = options["regions"] = validation.frozen_regions(options["regions"])
     columns = num_classes if regions is None else len(regions)
-    classes, weight = chosen["classes"], chosen["class_weight"]
+    classes, weight = options["classes"], options["class_weight"]
     loss.classes = None if classes is None else validation.class_numbers("classes", classes, columns)
     if weight is not None:
         weight = validation.class_weights(weight, columns)
         weight = weight if loss.classes is None else weight[list(loss.classes)]
     loss.register_buffer("class_weight", weight, persistent=False)
-    loss.cost = costs.resolve(chosen["cost"])
-    loss.pooling, loss.absent, loss.reduction = chosen["pooling"], chosen["absent"], chosen["reduction"]
-    loss.group = chosen["group"]
-    return chosen
+    loss.cost = costs.resolve(options["cost"])
+    loss.pooling, loss.absent, loss.reduction = options["pooling"], options["absent"], options["reduction"]
+    loss.group = options["group"]
+    return options
 
 
-def pass_of(chosen: Mapping[str, Any], **changes: Any) -> Pass:
-    """Return the pass for the settings that `adopt` returned, checked."""
+def pass_of(options: Mapping[str, Any], **changes: Any) -> Pass:
+    """Return the checked pass for the settings that `adopt` returned; `changes` are further fields of `Pass`."""
     return check.pass_settings(
         Pass(
-            activation=chosen["activation"],
-            ignore_index=chosen["ignore_index"],
-            label_smoothing=chosen["label_smoothing"],
-            regions=chosen["regions"],
-            validate=bool(chosen["validate"]),
+            activation=options["activation"],
+            ignore_index=options["ignore_index"],
+            label_smoothing=options["label_smoothing"],
+            regions=options["regions"],
+            validate=bool(options["validate"]),
             **changes,
         )
     )

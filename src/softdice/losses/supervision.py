@@ -1,4 +1,4 @@
-"""outputs at several resolutions, their targets or a full-resolution one -> loss (deep supervision)."""
+"""Deep supervision: a loss of outputs at several resolutions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from softdice import validation
 class DeepSupervision(nn.Module):
     """outputs, target -> weighted mean of a loss over outputs of several resolutions.
 
-        loss = sum_i w_i loss(output_i, target at the resolution of output_i) / sum_i w_i
+        loss = sum_i w_i loss(output_i, target at the resolution of output_i) / sum_i w_i,    w_i = 1, 1/2, 1/4, ...
 
     The target is made smaller to fit each output: labels, integer values and weights by the nearest voxel (nothing
     arises that was not there), floating per-class values by the mean over the area (they stay proportions). A list of
@@ -23,17 +23,18 @@ class DeepSupervision(nn.Module):
     Args:
         loss: any loss of this package (of `softdice.compat`, too), or a callable (output, target) -> Tensor, which
             takes a third tensor where a voxel_weight is passed.
-        weights: one per output, finite, >= 0, not all 0. An output of weight 0 is not computed.
+        weights: one per output, finite, >= 0, not all 0. An output of weight 0 is not computed. None: 1 / 2^i for
+            output i of as many as a call passes, largest first, as in nnU-Net (which drops the smallest).
 
     Returns (when called): what `loss` returns.
 
     Raises:
-        ValueError: not one output (or target of a list) per weight; an output larger than the target; values to be
+        ValueError: not one output per weight, or target per output; an output larger than the target; values to be
             averaged in more than three dimensions.
 
     Example:
         >>> import torch, softdice
-        >>> loss = softdice.DeepSupervision(softdice.SoftDiceLoss(2, activation="softmax"), weights=(1.0, 0.5))
+        >>> loss = softdice.DeepSupervision(softdice.SoftDiceLoss(2, activation="softmax"))
         >>> outputs = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2)]
         >>> labels = torch.tensor([[[0, 0, 1, 1]] * 4])
         >>> loss(outputs, labels)
@@ -43,14 +44,14 @@ class DeepSupervision(nn.Module):
     """
 
     @validation.public
-    def __init__(self, loss: nn.Module, weights: Sequence[float]) -> None:
+    def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        for position, weight in enumerate(weights):
+        for position, weight in enumerate(weights or ()):
             validation.number(f"weights[{position}]", weight, 0)
-        if not sum(weights) > 0:
+        if weights is not None and not sum(weights) > 0:
             validation.fail("weights that are not all 0", list(weights), "Pass one weight per output.")
         self.loss = loss
-        self.weights = tuple(weight / sum(weights) for weight in weights)
+        self.weights = None if weights is None else _normalised(weights)
 
     @validation.public
     def forward(
@@ -60,38 +61,47 @@ class DeepSupervision(nn.Module):
         voxel_weight: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor:
         """outputs, a full-resolution target or one for each output -> loss."""
-        count = len(self.weights)
-        if isinstance(outputs, Tensor):
-            validation.fail(f"{count} outputs", "a single tensor", "Pass a list with one output for each weight.")
-        labels = getattr(self.loss, "ignore_index", None) is not None
-        tensors = (outputs, target, voxel_weight)
-        each = (_each(*named, count) for named in zip(("outputs", "targets", "voxel weights"), tensors, strict=True))
+        if isinstance(outputs, Tensor) or (self.weights is None and not outputs):
+            expected = "a list of outputs" if self.weights is None else f"{len(self.weights)} outputs"
+            got = "a single tensor" if isinstance(outputs, Tensor) else "none"
+            validation.fail(expected, got, "Pass a list with one output for each resolution.")
+        weights = _normalised([0.5**i for i in range(len(outputs))]) if self.weights is None else self.weights
+        lists = (
+            _one_per_output(name, tensors, len(weights))
+            for name, tensors in (("outputs", outputs), ("targets", target), ("voxel weights", voxel_weight))
+        )
+        has_labels = getattr(self.loss, "ignore_index", None) is not None
         values = []
-        for weight, output, own, voxels in zip(self.weights, *each, strict=True):
+        for weight, output, large_target, large_weight in zip(weights, *lists, strict=True):
             if weight > 0:
-                third = () if voxels is None else (at_resolution(voxels, output, True),)
-                values.append(weight * self.loss(output, at_resolution(own, output, labels), *third))
+                beside = () if large_weight is None else (at_resolution(large_weight, output, labels=True),)
+                values.append(weight * self.loss(output, at_resolution(large_target, output, has_labels), *beside))
         return sum(values[1:], values[0])
 
     def extra_repr(self) -> str:
         return f"weights={self.weights}"
 
 
-def _each(name: str, tensors: Any, count: int) -> Sequence[Any]:
-    """One tensor for all outputs, or None, or a list -> a list with one for each output."""
+def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
+    """Return the weights divided by their sum."""
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def _one_per_output(name: str, tensors: Any, count: int) -> Sequence[Any]:
+    """Return a list with one tensor for each output: a single tensor, or None, serves all of them."""
     if tensors is None or isinstance(tensors, Tensor):
         return [tensors] * count
     if len(tensors) != count:
-        advice = "Pass a list with one output for each weight, and one target for all or for each."
+        advice = "Pass one output for each weight, and one target for all of them or one for each."
         validation.fail(f"{count} {name}", len(tensors), advice)
     return list(tensors)
 
 
 def at_resolution(target: Tensor | None, output: Tensor, labels: bool = False) -> Tensor | None:
-    """target (B, *S), (B, 1, *S) or (B, C, *S), output (B, C, *s) -> target with the spatial shape of output.
+    """Return a target (B, *S), (B, 1, *S) or (B, C, *S) at the spatial shape of an output (B, C, *s).
 
-    Floats with one channel per channel of output (a soft mask for a single one) by the mean over the area, unless
-    `labels` says that they are labels; all else by the nearest voxel.
+    Floats with as many channels as the output are averaged over the area of each output voxel, unless `labels` says
+    that they are labels. Everything else takes the nearest voxel.
 
     Example:
         >>> at_resolution(torch.tensor([[7, 7, 9, 9]]), torch.zeros(1, 3, 2))
@@ -102,6 +112,7 @@ def at_resolution(target: Tensor | None, output: Tensor, labels: bool = False) -
     """
     if target is None:
         return None
+    validation.are_tensors(output=output, target=target)
     size = output.shape[2:]
     rank = len(size)
     if target.shape[target.ndim - rank :] == size:
@@ -113,15 +124,16 @@ def at_resolution(target: Tensor | None, output: Tensor, labels: bool = False) -
         validation.fail(f"outputs no larger than target {tuple(target.shape)}", tuple(size), advice)
     per_class = target.ndim == output.ndim and target.shape[1] == output.shape[1]
     if target.is_floating_point() and per_class and not labels:
-        return _mean_over_area(target, size)
+        return _averaged(target, size)
     for dimension, small in zip(range(target.ndim - rank, target.ndim), size, strict=True):
-        large = target.shape[dimension]
-        centre = ((2 * torch.arange(small, device=target.device) + 1) * large).div(2 * small, rounding_mode="floor")
-        target = target.index_select(dimension, centre)
+        large = target.shape[dimension]  # output voxel i has its centre at (i + 1/2) large / small
+        nearest = ((2 * torch.arange(small, device=target.device) + 1) * large).div(2 * small, rounding_mode="floor")
+        target = target.index_select(dimension, nearest)
     return target
 
 
-def _mean_over_area(values: Tensor, size: torch.Size) -> Tensor:
+def _averaged(values: Tensor, size: torch.Size) -> Tensor:
+    """Return per-class values (B, C, *S) averaged down to the spatial shape `size`."""
     pool = nn.functional
     pools: dict[int, Any] = {1: pool.adaptive_avg_pool1d, 2: pool.adaptive_avg_pool2d, 3: pool.adaptive_avg_pool3d}
     if len(size) not in pools:

@@ -1,4 +1,4 @@
-"""settings -> loss: the losses that are means over voxels, as functions of the same statistics as the overlap losses.
+"""The losses that are means over voxels, from the same pass as the overlap losses.
 
 `SoftDiceLoss(...) + 0.5 * CrossEntropyLoss(...)` reads the logits once.
 """
@@ -46,7 +46,7 @@ class CrossEntropyLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, **settings: Unpack[LossSettings]) -> None:
-        binary = _entropy_settings(num_classes, settings)
+        binary = _is_binary(num_classes, settings)
         index = partial(indices.cross_entropy, binary=binary)
         settings["cost"] = costs.identity
         super().__init__(index, num_classes, **settings)
@@ -74,20 +74,20 @@ class FocalLoss(OverlapLoss):
 
     def __init__(self, num_classes: int, gamma: float = 2.0, **settings: Unpack[LossSettings]) -> None:
         validation.number("gamma", gamma, 0)
-        binary = _entropy_settings(num_classes, settings)
+        binary = _is_binary(num_classes, settings)
         index = partial(indices.focal_entropy, binary=binary)
         settings["cost"] = costs.identity
         super().__init__(index, num_classes, gamma=gamma, **settings)
 
 
 def fixed_cost(settings: LossSettings, cost: str) -> None:
-    """Refuse a cost where the loss's own is its definition."""
+    """Raise ValueError if the settings hold a cost, for a loss whose definition includes one; `cost` says which."""
     if "cost" in settings:
         validation.fail(f"no cost, which is {cost} here", repr(settings["cost"]), "Leave it out.")
 
 
-def _entropy_settings(num_classes: int, settings: LossSettings) -> bool:
-    """settings of a loss over voxels -> whether each class is decided by itself."""
+def _is_binary(num_classes: int, settings: LossSettings) -> bool:
+    """Check the settings of an entropy; return whether each class is decided by itself, as with a sigmoid."""
     fixed_cost(settings, "the entropy itself")
     binary = settings.get("activation") == "sigmoid"
     if num_classes == 1 and not binary:

@@ -352,5 +352,5 @@ def map_pass(settings: Pass) -> Pass:
 
 def cross_entropy_map(input: Tensor, target: Tensor, settings: Pass, num_classes: int | None = None) -> Tensor:
     """Return the cross-entropy of each voxel, (B, *S), for the settings of `map_pass`."""
-    shape = (input.shape[0], *input.shape[2:]) if isinstance(input, Tensor) else ()
-    return run_pass(input, target, None, settings, num_classes).view(shape)
+    entropy_BV = run_pass(input, target, None, settings, num_classes)
+    return entropy_BV.view(input.shape[0], *input.shape[2:])

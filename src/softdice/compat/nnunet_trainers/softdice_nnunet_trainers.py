@@ -19,70 +19,71 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from softdice import FusedHead
-from softdice.compat.nnunet_training import Compound, OfTargets, native, taken_over
+from softdice.compat.nnunet_training import Compound, OfTargets, drop_in, native
 from softdice.metrics.counting import class_counts
 
 CHUNKS = 16
-"""Into how many pieces the features of a validation batch are cut, where labels are made of them."""
+"""Number of pieces into which the features of a validation batch are cut, to make labels of them."""
 
 
 class nnUNetTrainerSoftDice(nnUNetTrainer):  # noqa: N801 (nnU-Net's way)
-    """nnUNetTrainer, its loss from one pass over the voxels, with its numbers: labels, regions, an ignore label.
+    """nnUNetTrainer with its loss computed by one pass, and the same numbers: for labels, regions, an ignore label.
 
-    Validation counts labels, without a one-hot tensor. Checkpoints bear the name of nnU-Net's own trainer, since the
-    network is its own: stock nnU-Net predicts with them. (Those of a subclass bear the name of the subclass.)
+    Validation counts labels, without a one-hot tensor. Checkpoints name nnUNetTrainer as their trainer, since the
+    network is the same: stock nnU-Net predicts with them. (Those of a subclass name the subclass.)
     """
 
     def _build_loss(self) -> nn.Module:
         loss: Any = super()._build_loss()
-        if not hasattr(loss, "weight_factors"):  # nnU-Net's wrapper of deep supervision
-            return self.resolution_loss(taken_over(loss))
-        loss.loss = self.resolution_loss(taken_over(loss.loss))
+        if not hasattr(loss, "weight_factors"):  # no deep supervision
+            return self.resolution_loss(drop_in(loss))
+        loss.loss = self.resolution_loss(drop_in(loss.loss))
         return loss
 
     def resolution_loss(self, loss: Compound) -> nn.Module:
-        """The loss that nnU-Net has chosen, as ours -> the one of each resolution."""
+        """Return the loss of each resolution, for the drop-in loss of the one that nnU-Net built."""
         return loss
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch -> its loss, and true positives, false positives and false negatives of each class or region."""
+        """Return the loss of a batch, and true positives, false positives and false negatives per class or region."""
         data, target = batch["data"].to(self.device, non_blocking=True), batch["target"]
         several = isinstance(target, list)
-        target = [each.to(self.device, non_blocking=True) for each in (target if several else [target])]
+        targets = [tensor.to(self.device, non_blocking=True) for tensor in (target if several else [target])]
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             output = self.network(data)
-            loss = self.loss(output, target if several else target[0])
-        found = self.predicted(output[0] if isinstance(output, (list, tuple)) else output)
-        both, predicted, truth = self.counts(found, target[0]).cpu().numpy()
-        counts = {"tp_hard": both, "fp_hard": predicted - both, "fn_hard": truth - both}
+            loss = self.loss(output, targets if several else targets[0])
+        prediction = self.prediction(output[0] if isinstance(output, (list, tuple)) else output)
+        in_both, in_prediction, in_target = self.counts(prediction, targets[0]).cpu().numpy()
+        counts = {"tp_hard": in_both, "fp_hard": in_prediction - in_both, "fn_hard": in_target - in_both}
         return {"loss": loss.detach().cpu().numpy(), **counts}
 
-    def predicted(self, output: Tensor) -> Tensor:
-        """What the network returns (B, C, *S) -> labels (B, *S), or regions (B, R, *S) bool."""
+    def prediction(self, output: Tensor) -> Tensor:
+        """Return labels (B, *S), or regions (B, R, *S) bool, for the output (B, C, *S) of the network."""
         return output > 0 if self.label_manager.has_regions else output.argmax(1)
 
-    def counts(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """What `predicted` returns, target -> (3, classes but the background, or regions), as of `class_counts`."""
-        ignored, target = self.label_manager.ignore_label, target if target.dtype == torch.bool else target.short()
+    def counts(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the voxels in both, in the prediction and in the target, (3, N); N foreground classes, or regions."""
+        ignore_label = self.label_manager.ignore_label
+        target = target if target.dtype == torch.bool else target.short()
         if not self.label_manager.has_regions:
             heads = self.label_manager.num_segmentation_heads
-            return class_counts(predicted, target[:, 0], heads, ignore_index=ignored)[:, 1:]
-        if ignored is not None:  # the last channel says which voxels
+            return class_counts(prediction, target[:, 0], heads, ignore_index=ignore_label)[:, 1:]
+        if ignore_label is not None:  # the last channel of target marks the ignored voxels
             target = torch.where(target[:, -1:] != 0, 2, target[:, :-1].to(torch.uint8))
-        regions = zip(predicted.unbind(1), target.unbind(1), strict=True)
-        return torch.stack([class_counts(*each, 2, ignore_index=2)[:, 1] for each in regions], 1)
+        regions = zip(prediction.unbind(1), target.unbind(1), strict=True)
+        return torch.stack([class_counts(*region, 2, ignore_index=2)[:, 1] for region in regions], 1)
 
     def save_checkpoint(self, filename: str) -> None:
-        """The checkpoint of nnU-Net, which names the trainer that can predict with it."""
-        own = type(self)
-        if own not in (nnUNetTrainerSoftDice, nnUNetTrainerSoftDiceLogDice, nnUNetTrainerSoftDiceFusedHead):
+        """Save nnU-Net's checkpoint, with the name of the trainer that can predict with it."""
+        trainer_class = type(self)
+        if trainer_class not in (nnUNetTrainerSoftDice, nnUNetTrainerSoftDiceLogDice, nnUNetTrainerSoftDiceFusedHead):
             super().save_checkpoint(filename)
             return
         self.__class__ = nnUNetTrainer  # nnU-Net writes the name of the class of self
         try:
             self.save_checkpoint(filename)
         finally:
-            self.__class__ = own
+            self.__class__ = trainer_class
 
 
 class nnUNetTrainerSoftDiceLogDice(nnUNetTrainerSoftDice):  # noqa: N801
@@ -93,7 +94,7 @@ class nnUNetTrainerSoftDiceLogDice(nnUNetTrainerSoftDice):  # noqa: N801
     """
 
     def resolution_loss(self, loss: Compound) -> nn.Module:
-        """-ln Dice + cross-entropy of one resolution."""
+        """Return -ln Dice + cross-entropy for one resolution."""
         heads = self.label_manager.num_segmentation_heads
         return OfTargets(loss, native(loss, heads, cost="neg_log", absent="skip"), 0.0)
 
@@ -101,46 +102,45 @@ class nnUNetTrainerSoftDiceLogDice(nnUNetTrainerSoftDice):  # noqa: N801
 class nnUNetTrainerSoftDiceFusedHead(nnUNetTrainerSoftDice):  # noqa: N801
     """nnUNetTrainerSoftDice, whose last convolutions and losses are computed together: no logits exist in training.
 
-    The network hands on the features that enter the last convolution of each resolution, and `softdice.FusedHead`
-    makes logits of a chunk of them at a time. Numbers and state dict are those of nnUNetTrainer. Worth it for many
-    classes. The network needs a decoder with `seg_layers`, as nnU-Net's U-Nets have.
+    The network returns the features that enter the last convolution of each resolution, and `softdice.FusedHead` makes
+    logits of a chunk of them at a time. Numbers and state dict are those of nnUNetTrainer. It pays for many classes.
+    The network needs a decoder with `seg_layers`, as nnU-Net's U-Nets have.
     """
 
     def _build_loss(self) -> nn.Module:
         loss: Any = super()._build_loss()
         weights = [float(weight) for weight in getattr(loss, "weight_factors", (1.0,))]
-        if self.is_ddp:  # every parameter has to take part, as in nnU-Net
+        if self.is_ddp:  # DDP needs a gradient of every parameter; nnU-Net does the same
             weights = [weight or 1e-6 for weight in weights]
         network: Any = getattr(self.network, "module", self.network)
         decoder = getattr(network, "_orig_mod", network).decoder
-        self.layers = [_handing_on(layer) for layer in decoder.seg_layers]
-        of_resolution = getattr(loss, "loss", loss)
+        self.layers = [_skippable(layer) for layer in decoder.seg_layers]
+        compound = getattr(loss, "loss", loss)
         heads = self.label_manager.num_segmentation_heads
-        ours = native(of_resolution, heads)
-        largest_first = [FusedHead(layer, ours) for layer in reversed(decoder.seg_layers)][: len(weights)]
-        offset = of_resolution.weight_dice
-        parts: list[nn.Module] = [OfTargets(of_resolution, head, offset) for head in largest_first]
+        head_loss = native(compound, heads)
+        largest_first = [FusedHead(layer, head_loss) for layer in reversed(decoder.seg_layers)][: len(weights)]
+        parts: list[nn.Module] = [OfTargets(compound, head, compound.weight_dice) for head in largest_first]
         return _PerResolution(parts, weights)
 
-    def predicted(self, output: Tensor) -> Tensor:
-        """Features of the largest resolution -> labels or regions, a piece of the logits at a time."""
+    def prediction(self, output: Tensor) -> Tensor:
+        """Return labels or regions for the features of the largest resolution, from a piece of the logits at a time."""
         head = self.loss.parts[0].loss
-        pieces = [nnUNetTrainerSoftDice.predicted(self, head.logits(piece)) for piece in output.chunk(CHUNKS, 2)]
+        pieces = [nnUNetTrainerSoftDice.prediction(self, head.logits(piece)) for piece in output.chunk(CHUNKS, 2)]
         return torch.cat(pieces, 2 if self.label_manager.has_regions else 1)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's, which needs logits."""
+        """Run nnU-Net's validation, which needs logits, with the last convolutions in place."""
         for layer in self.layers:
-            layer.hands_on = False
+            layer.skipped = False
         try:
             super().perform_actual_validation(save_probabilities)
         finally:
             for layer in self.layers:
-                layer.hands_on = True
+                layer.skipped = True
 
 
 class _PerResolution(nn.Module):
-    """outputs and targets, largest first (or the only ones) -> the weighted sum of a loss for each."""
+    """The weighted sum of a loss for each resolution; outputs and targets come largest first, or are single tensors."""
 
     def __init__(self, parts: list[nn.Module], weights: list[float]) -> None:
         super().__init__()
@@ -149,16 +149,16 @@ class _PerResolution(nn.Module):
     def forward(self, outputs: Any, targets: Any) -> Tensor:
         if isinstance(outputs, Tensor):
             outputs, targets = [outputs], [targets]
-        each = zip(self.weights, self.parts, outputs, targets, strict=True)
-        return sum(weight * part(output, target) for weight, part, output, target in each if weight != 0)
+        resolutions = zip(self.weights, self.parts, outputs, targets, strict=True)
+        return sum(weight * part(output, target) for weight, part, output, target in resolutions if weight != 0)
 
 
-def _handing_on(layer: Any) -> Any:
-    """A convolution -> the same, but that it returns what it is given while `hands_on` is set."""
+def _skippable(layer: Any) -> Any:
+    """Make a convolution return its input while its attribute `skipped` is True, as it is at first."""
 
-    class HandingOn(type(layer)):  # type: ignore[misc]
+    class Skippable(type(layer)):  # type: ignore[misc]
         def forward(self, input: Tensor) -> Tensor:
-            return input if self.hands_on else super().forward(input)
+            return input if self.skipped else super().forward(input)
 
-    layer.__class__, layer.hands_on = HandingOn, True
+    layer.__class__, layer.skipped = Skippable, True
     return layer

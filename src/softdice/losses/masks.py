@@ -1,7 +1,7 @@
-"""logits of N masks, N masks -> loss: what DETR, Mask2Former and SAM train their masks with, and match them by.
+"""The losses of single masks, with which DETR, Mask2Former and SAM train their masks and match them to targets.
 
-Each mask is a sample of one class: its loss is a function of the same statistics. The functions are found in
-`softdice.functional`. Shapes: N masks, M targets, *S space (or the sampled points of a mask).
+Each mask is a sample of one class, so its loss is a function of the same statistics. The public place of these
+functions is `softdice.functional`. Shapes: N masks, M targets, *S space (or the sampled points of a mask).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def mask_dice_loss(
     Args:
         input: (N, *S) logits, float16, bfloat16, float32 or float64: one mask each, not a batch of channels.
         target: (N, *S) masks of zeros and ones, of any dtype, or values in [0, 1].
-        num_masks: what the sum is divided by, >= 1; a tensor of one element is not looked at. None: N.
+        num_masks: divisor of the sum, >= 1; the value of a tensor of one element is not checked. None: N.
         eps: smoothing, >= 0, in voxels.
         reduction: "none" gives the loss of each mask, (N,), for example to keep the best of several proposals (SAM).
 
@@ -97,9 +97,9 @@ def mask_focal_loss(
 
     Source: T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017, eq. 5.
     """
-    positive, negative = _sides(alpha)
+    positive, negative = _prices(alpha)
     if alpha is not None or gamma:
-        _hard(target)
+        _refuse_fractions(target)
     stats = _statistics(input, target, ("positive_focal", "negative_focal"), gamma)
     voxels = max(input.shape[1:].numel(), 1)
     focal = (positive * stats.positive_focal + negative * stats.negative_focal) / voxels
@@ -133,12 +133,16 @@ def pairwise_mask_dice_loss(input: Tensor, target: Tensor, *, eps: float = 1.0) 
     Source: B. Cheng et al., "Per-pixel classification is not all you need for semantic segmentation", NeurIPS 2021.
     """
     validation.number("eps", eps, 0)
-    logit, true = _pairs(input, target)
+    logit_NV, target_MV = _flat_pair(input, target)
     with without_autocast(input.device):
-        prob = logit.sigmoid()
-        product = prob @ true.T
-    sizes = {"prediction": prob.sum(1, keepdim=True).expand_as(product), "target": true.sum(1).expand_as(product)}
-    return costs.one_minus(indices.dice(OverlapStatistics({"intersection": product, **sizes}), eps=eps))
+        prob_NV = logit_NV.sigmoid()
+        overlap_NM = prob_NV @ target_MV.T
+    sums = {
+        "intersection": overlap_NM,
+        "prediction": prob_NV.sum(1, keepdim=True).expand_as(overlap_NM),
+        "target": target_MV.sum(1).expand_as(overlap_NM),
+    }
+    return costs.one_minus(indices.dice(OverlapStatistics(sums), eps=eps))
 
 
 @validation.public
@@ -164,55 +168,57 @@ def pairwise_mask_focal_loss(
 
     Source: as of `pairwise_mask_dice_loss` and `mask_focal_loss`.
     """
-    positive, negative = _sides(alpha)
+    positive, negative = _prices(alpha)
     validation.number("gamma", gamma, 0)
-    logit, true = _pairs(input, target)
+    logit_NV, target_MV = _flat_pair(input, target)
     with without_autocast(input.device):
-        inside = positive * logit.neg().sigmoid() ** gamma * softplus(-logit)
-        outside = negative * logit.sigmoid() ** gamma * softplus(logit)
-        return (inside @ true.T + outside @ (1 - true).T) / max(true.shape[1], 1)
+        inside_NV = positive * logit_NV.neg().sigmoid() ** gamma * softplus(-logit_NV)
+        outside_NV = negative * logit_NV.sigmoid() ** gamma * softplus(logit_NV)
+        return (inside_NV @ target_MV.T + outside_NV @ (1 - target_MV).T) / max(target_MV.shape[1], 1)
 
 
 def _statistics(input: Tensor, target: Tensor, fields: tuple[str, ...], gamma: float = 2.0) -> OverlapStatistics:
-    """(N, *S) logits and masks of that shape -> statistics (N, 1): each mask is a sample of one class."""
-    _fitting(input, target, "(N, *S)", input.shape if isinstance(input, Tensor) else ())
+    """Return the statistics, (N, 1), of logits and masks (N, *S): each mask is a sample of one class."""
+    validation.are_tensors(input=input, target=target)
+    _check_masks(input, target, "(N, *S)", input.shape)
     settings = check.pass_settings(Pass("sigmoid", fields=fields, gamma=gamma))
     shape = (len(input), 1, input.shape[1:].numel())
     return measure(input.reshape(shape), target.reshape(shape), None, settings)
 
 
-def _pairs(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, *S) logits, (M, *S) masks -> (N, V) and (M, V) in the dtype of statistics."""
-    _fitting(input, target, "(M, *S)", (len(target), *input.shape[1:]) if isinstance(input, Tensor) else ())
+def _flat_pair(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits (N, *S) and masks (M, *S), checked, as (N, V) and (M, V) in the dtype of statistics."""
+    validation.are_tensors(input=input, target=target)
+    _check_masks(input, target, "(M, *S)", (len(target), *input.shape[1:]))
     if target.is_floating_point():
         check.check((target < 0) | (target > 1), None, target, check.target_error)
     else:
-        _hard(target)
+        _refuse_fractions(target)
     dtype = result_dtype(input.dtype)
-    logit, true = (x.reshape(len(x), input.shape[1:].numel()).to(dtype) for x in (input, target))
-    return logit, true
+    logit_NV, target_MV = (x.reshape(len(x), input.shape[1:].numel()).to(dtype) for x in (input, target))
+    return logit_NV, target_MV
 
 
-def _fitting(input: Tensor, target: Tensor, which: str, shape: tuple[int, ...]) -> None:
-    validation.are_tensors(input=input, target=target)
+def _check_masks(input: Tensor, target: Tensor, expected_target: str, shape: tuple[int, ...]) -> None:
+    """Raise if input are no logits (N, *S), or target has another shape than `shape`, written `expected_target`."""
     if input.dtype not in check.INPUT_DTYPES:
         advice = "Pass logits first, masks second."
         validation.fail("input of dtype float16, bfloat16, float32 or float64", input.dtype, advice, TypeError)
     if input.ndim < 2 or tuple(target.shape) != tuple(shape):
         advice = "Give one mask per row, of the same size in both: flatten(0, 1) joins batch and masks."
-        expected = f"input of shape (N, *S), target {which} with the same S"
+        expected = f"input of shape (N, *S), target {expected_target} with the same S"
         validation.fail(expected, f"{tuple(input.shape)} and {tuple(target.shape)}", advice)
     validation.same_device(input.device, "input", target=target)
 
 
-def _hard(target: Tensor) -> None:
-    if isinstance(target, Tensor):
-        advice = "Round it; fractional masks fit Dice, and alpha=None with gamma=0."
-        check.hard(target, "target", advice)
+def _refuse_fractions(target: Tensor) -> None:
+    """Raise ValueError if a mask has values other than 0 and 1."""
+    validation.are_tensors(target=target)
+    check.hard(target, "target", "Round it; fractional masks fit Dice, and alpha=None with gamma=0.")
 
 
-def _sides(alpha: float | None) -> tuple[float, float]:
-    """alpha -> the price of a voxel inside the mask, and of one outside."""
+def _prices(alpha: float | None) -> tuple[float, float]:
+    """Return the price of a voxel inside the mask, and of one outside."""
     if alpha is None:
         return 1.0, 1.0
     validation.number("alpha", alpha, 0, 1)
@@ -220,7 +226,7 @@ def _sides(alpha: float | None) -> tuple[float, float]:
 
 
 def _reduced(cost: Tensor, num_masks: float | Tensor | None, reduction: str) -> Tensor:
-    """cost (N, 1) -> (N,), or its sum divided by num_masks."""
+    """Return the cost (N, 1) of N masks as (N,), or its sum divided by num_masks."""
     validation.choice("reduction", reduction, ("mean", "none"))
     if reduction == "none":
         if num_masks is not None:
