@@ -102,21 +102,23 @@ def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
 
 
 def case_folders(root: Path, read: list[Path], layout: str) -> dict[Path, list[Path]]:
-    """Return the folders below `root` that are searched for cases, and which of the `read` files each has.
+    """Return the folders from `root` on that are searched for cases, each with its entries that are used.
 
-    {} if `root` is a file.
+    These are its files among `read`, and the folders in it; the caller tells users of the others. {} if `root` is a
+    file.
     """
     if not root.is_dir() or (root in read and layout != "classes"):
         return {}
-    folders: dict[Path, list[Path]] = {folder: [] for folder in ([root] if layout == "files" else _folders(root))}
+    used: dict[Path, list[Path]] = {folder: [] for folder in ([root] if layout == "files" else _folders(root))}
     for path in read:
         if layout == "subfolders":
-            folders.pop(path, None)  # a folder that is one image, such as a series of slices
-        if path.parent in folders:
-            folders[path.parent].append(path)
-    return {
-        folder: [*files, *(inner for inner in folders if inner.parent == folder)] for folder, files in folders.items()
-    }
+            used.pop(path, None)  # a folder that is one image, such as a series of slices
+        if path.parent in used:
+            used[path.parent].append(path)
+    for folder in used:
+        if folder.parent in used:
+            used[folder.parent].append(folder)
+    return used
 
 
 def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
