@@ -635,7 +635,9 @@ def test_images_in_the_place_of_masks(kind: str, options: tuple[str, ...], tmp_p
     files = [save(tmp_path / f"{name}.npy", array) for name, array in (("grey", grey), ("mask", mask))]
     for pair in (files, files[::-1], [files[0]] * 2) if kind not in ("jpeg", "resized") else (files, files[::-1]):
         done = score(*pair, *options)
-        refused(done, "grey.npy: expected labels, got", "most of them unlike the next voxel. An image, or a", code=1)
+        refused(
+            done, "grey.npy: expected labels, got", "most of them different from the next voxel. An image, or a", code=1
+        )
 
 
 def test_many_labels_are_no_image(tmp_path: Path) -> None:

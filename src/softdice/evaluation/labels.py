@@ -98,7 +98,7 @@ def named_values(
     pairs = []
     for part in filter(None, map(str.strip, text.split(separator))):
         match = re.fullmatch(rf"(?:(.+?)\s*=\s*){'?' if bare else ''}({value})", part)
-        # a name that holds a whole pair: another sign than the separator stands between the two
+        # the name must not hold a whole pair, as in "liver=1; tumour=2" with "," as the separator
         if match is None or re.search(rf"=\s*(?:{value})\s*[\s,;]", match[1] or ""):
             raise ScoreError(f"{option}: expected {wanted}, got {part!r}. Example: {example}")
         pairs.append((match[1] or "", match[2]))
@@ -122,7 +122,9 @@ def _check_distinct(source: str, entries: Sequence[tuple[str, str]]) -> None:
 def _read_json(path: Path) -> tuple[dict[str, tuple[int, ...]], list[Any] | None]:
     """Return the labels of each name in {"name": 1}, {"name": [1, 2]} or {"1": "name"}, and nnU-Net's class order."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)  # Windows writes a mark
+        content = json.loads(
+            path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs
+        )  # -sig: Windows editors write a byte-order mark
     except (OSError, ValueError, RecursionError) as error:
         raise ScoreError(f"{path}: expected a JSON file with labels, got {' '.join(str(error).split())}.") from error
     outer = dict(content) if isinstance(content, _Pairs) else {}

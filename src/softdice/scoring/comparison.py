@@ -65,7 +65,7 @@ def _compare(first: Table, second: Table, column: str) -> Comparison:
     from scipy.stats import wilcoxon
 
     keys, cases, scores_TNK = _aligned([first, second], column)
-    with np.errstate(invalid="ignore"):  # inf - inf
+    with np.errstate(invalid="ignore"):  # inf - inf is nan
         difference_NK = scores_TNK[0] - scores_TNK[1]
     difference_NK[np.isinf(difference_NK)] = np.nan
     p_K = np.full(len(keys), np.nan)
@@ -135,6 +135,6 @@ def holm(p: np.ndarray) -> np.ndarray:
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statistics 6, 1979.
     """
     corrected = np.full(p.shape, np.nan)
-    order = np.argsort(p, kind="stable")[: (~np.isnan(p)).sum()]  # nan stands last
+    order = np.argsort(p, kind="stable")[: (~np.isnan(p)).sum()]  # argsort puts nan last
     corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1)), 1)
     return corrected

@@ -106,17 +106,17 @@ def flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _csv(columns: list[str], sides: Rows) -> Iterator[str]:
     """Write rows as CSV, a group at a time."""
-    several = ["predictions"] if len(sides) > 1 else []
-    line = io.StringIO()
-    writer = csv.writer(line, lineterminator="\n")
-    writer.writerow([*several, *map(_cell, columns)])
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    with_name = len(sides) > 1
+    writer.writerow(["predictions"] * with_name + [*map(_cell, columns)])
     for name, groups in sides.items():
         for rows in groups:
-            writer.writerows([*(_cell(name) for _ in several), *(_cell(row[key]) for key in columns)] for row in rows)
-            yield line.getvalue()
-            line.seek(0)
-            line.truncate()
-    yield line.getvalue()
+            writer.writerows([_cell(name)] * with_name + [_cell(row[key]) for key in columns] for row in rows)
+            yield buffer.getvalue()
+            buffer.seek(0)
+            buffer.truncate()
+    yield buffer.getvalue()
 
 
 def _cell(value: object) -> object:
@@ -219,13 +219,13 @@ def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
     for row, alone in zip(classes, comparison.alone.T.tolist(), strict=True):
         row["cases_alone"] = alone
     shapes: dict[str, Any] = {}
-    for name, other in comparison.shapes.items():
-        shapes |= {f"macro_{name}_difference": number(other.macro_difference)}
+    for name, shape in comparison.shapes.items():
+        shapes[f"macro_{name}_difference"] = number(shape.macro_difference)
         for k, row in enumerate(classes):
             if name in DISTANCES:
-                row |= {f"{name}_infinite": other.infinite[:, k].tolist()}
-            row |= {f"{name}_cases": int(other.cases[k]), f"{name}_difference": number(other.difference[k])}
-            row |= {f"{name}_difference_95": number(other.interval[:, k]), f"{name}_p_holm": number(other.p_holm[k])}
+                row[f"{name}_infinite"] = shape.infinite[:, k].tolist()
+            row[f"{name}_cases"], row[f"{name}_difference"] = int(shape.cases[k]), number(shape.difference[k])
+            row[f"{name}_difference_95"], row[f"{name}_p_holm"] = number(shape.interval[:, k]), number(shape.p_holm[k])
     return {
         "macro_difference": number(comparison.macro_difference),
         "macro_difference_95": number(comparison.macro_interval),

@@ -111,15 +111,16 @@ def _is_score(cell: str) -> bool:
 
 def is_stream(path: Path) -> bool:
     """Return whether a path is written into rather than replaced: a device, a pipe, what /dev/stdout stands for."""
-    named = str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/"))  # a file, where output goes into one
-    return named or (path.exists() and not path.is_file())
+    # these names are links: if the output was redirected into a file, they lead to a regular file
+    is_standard = str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    return is_standard or (path.exists() and not path.is_file())
 
 
 def save(path: Path, text: Iterable[str]) -> None:
     """Write pieces of text into a stream, or into a file that is replaced when complete; links are followed."""
     pieces = (piece.encode("utf-8", "backslashreplace") for piece in text)
     if is_stream(path):
-        with path.open("ab", buffering=0) as stream:  # after what a shell's >> has there
+        with path.open("ab", buffering=0) as stream:  # behind what the file of a shell's >> holds already
             for piece in pieces:
                 stream.write(piece)
         return

@@ -161,7 +161,7 @@ def resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, sha
     if p.ndim < 3 or len(shape) < 3:
         volumes = [(*sizes, *[1] * (3 - len(sizes))) for sizes in (p.shape, shape)]
         return resampled(p.reshape(volumes[0]), from_affine, to_affine, volumes[1]).reshape(shape)
-    matrix = np.round(np.linalg.inv(from_affine) @ to_affine, 9)  # an exact flip stays exact
+    matrix = np.round(np.linalg.inv(from_affine) @ to_affine, 9)  # rounding keeps an exact flip exact
     source = p.astype(np.uint8) if p.dtype.kind == "b" else p
     if p.dtype.kind != "f":
         return np.asarray(affine_transform(source, matrix, output_shape=shape, order=0, mode="grid-constant"))

@@ -186,7 +186,7 @@ def _soft_counts(p: np.ndarray, t: np.ndarray, options: Options) -> Counts:
     """Add up probabilities of the one class, in float64, chunk by chunk."""
     region, total, voxels = class_labels(options), np.zeros(3), 0
     if p.flags.f_contiguous and t.flags.f_contiguous:
-        p, t = p.T, t.T  # as NIfTI files are read: flat without a copy
+        p, t = p.T, t.T  # NIfTI files are read in this order; the transposed arrays become flat without a copy
     flat_p, flat_t = p.reshape(-1), t.reshape(-1)
     for start in range(0, p.size, CHUNK):
         chunk_p, chunk_t = flat_p[start : start + CHUNK].astype(np.float64), flat_t[start : start + CHUNK]

@@ -70,7 +70,7 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
     )
     for path, files in zip(sides, (prediction_files, truth_files), strict=True):
         if not any(_format(file) for stem in files.values() for file in stem):
-            advice = "Are they in folders of it? See --layout."
+            advice = "If they are in folders below it, see --layout."
             raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them. {advice}")
     for stem in [stem for stem in prediction_files if stem not in truth_files]:
         other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"
@@ -102,21 +102,23 @@ def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
 
 
 def case_folders(root: Path, read: list[Path], layout: str) -> dict[Path, list[Path]]:
-    """Return the folders below `root` that are searched for cases, and which of the `read` files each has.
+    """Return the folders from `root` on that are searched for cases, each with its entries that are used.
 
-    {} if `root` is a file.
+    These are its files among `read`, and the folders in it; the caller tells users of the others. {} if `root` is a
+    file.
     """
     if not root.is_dir() or (root in read and layout != "classes"):
         return {}
-    folders: dict[Path, list[Path]] = {folder: [] for folder in ([root] if layout == "files" else _folders(root))}
+    used: dict[Path, list[Path]] = {folder: [] for folder in ([root] if layout == "files" else _folders(root))}
     for path in read:
         if layout == "subfolders":
-            folders.pop(path, None)  # one image
-        if path.parent in folders:
-            folders[path.parent].append(path)
-    return {
-        folder: [*files, *(inner for inner in folders if inner.parent == folder)] for folder, files in folders.items()
-    }
+            used.pop(path, None)  # a folder that is one image, such as a series of slices
+        if path.parent in used:
+            used[path.parent].append(path)
+    for folder in used:
+        if folder.parent in used:
+            used[folder.parent].append(folder)
+    return used
 
 
 def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
@@ -160,9 +162,9 @@ def _by_stem(root: Path, *, deep: bool = False) -> dict[str, list[Path]]:
     by_stem: dict[str, list[Path]] = {}
     for folder in _folders(root) if deep else (root,):
         within = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
-        with os.scandir(folder) as entries:  # not sorted(folder.iterdir()): paths that were compared keep their parts
+        with os.scandir(folder) as entries:  # not folder.iterdir(): sorting paths makes each keep its parts in memory
             listed = list(entries)
-        if folder != root and image_name(folder) is not None:  # a series of slices, named below
+        if folder != root and image_name(folder) is not None:  # a series of slices, which its parent lists as one image
             continue
         for name, path in ((image_name(entry.path), entry.path) for entry in listed if _is_series(entry)):
             assert name is not None

@@ -144,6 +144,8 @@ def check_grey(
     which = np.searchsorted(suspects, flat[sampled])
     times, same = np.bincount(which), np.bincount(which, weights=flat[sampled] == flat[sampled + 1])
     if times.any() and np.median(same[times > 0] / times[times > 0]) < 0.5:
-        got = f"{len(suspects)} numbers from {suspects[0]} to {suspects[-1]}, most of them unlike the next voxel"
+        got = (
+            f"{len(suspects)} numbers from {suspects[0]} to {suspects[-1]}, most of them different from the next voxel"
+        )
         advice = "An image, or a mask that was resized like one? Give masks; if these are labels, name the --labels."
         raise ScoreError(f"{path}: expected labels, got {got}. {advice}")
