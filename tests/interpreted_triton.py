@@ -23,7 +23,7 @@ import softdice
 from softdice.backends import route, selftest
 from softdice.backends.cuda import declared, launch
 from softdice.backends.cuda import driver as cuda
-from softdice.statistics.declared import FIELDS
+from softdice.statistics.declared import FIELDS, NAMES
 from softdice.statistics.request import Request
 
 
@@ -247,6 +247,54 @@ class TestInvariants:
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()
         assert (leaf.grad[0, :, 2, 3] == 0).all()
+
+    @pytest.mark.parametrize("place", ["input", beyond("target"), beyond("map")])
+    @pytest.mark.parametrize(
+        ("C", "activation", "dense", "regions"),
+        [
+            (3, "none", False, None),
+            (3, "none", True, None),
+            (3, "none", False, ((0, 1), (1, 2))),
+            (3, "none", True, ((0, 1), (1, 2))),
+            (1, "none", False, None),
+            (3, "sigmoid", False, None),
+            (3, "sigmoid", True, None),
+            beyond(3, "softmax", False, None),
+            (3, "softmax", True, None),
+            (3, "softmax", True, ((0, 1), (2,))),
+            beyond(200, "softmax", False, None),
+            beyond(200, "softmax", False, ((0, 150), (3,))),
+            beyond(200, "none", True, ((0, 100), (100,))),
+        ],
+    )
+    def test_a_nan_reaches_all_that_it_reaches_by_the_definition(
+        self, C: int, activation: str, dense: bool, regions: Any, place: str
+    ) -> None:
+        """The NaN stands at one voxel and, in input, at one class, which is in every region: the reference adds regions
+        by a product with 0 and 1, which spreads a NaN to the regions without it."""
+        input, target = case(C, activation, dense, B=1, S=(9,), dtype=torch.float32)
+        options: dict[str, Any] = {"activation": activation, "regions": regions, "validate": False, "gamma": 1.5}
+        options |= {"label_smoothing": 0.1} if C == 3 and not dense else {}
+        options |= {"fields": NAMES, "voxel_map": torch.rand(1, 9)}
+        hit = {"input": input[0, C // 2], "target": target[0].flatten(0, -2) if dense else None, "map": None}[place]
+        hit = options["voxel_map"] if place == "map" else hit
+        if hit is None:  # a label map holds no NaN
+            target[0, 4] = C // 2
+            hit = input[0, C // 2]
+        hit[..., 4] = torch.nan
+        sums, gradient = sums_and_gradient(input, target, **options)
+        exact_sums, exact_gradient = exact(input, target, **options)
+        assert exact_sums.isnan().any()
+        assert torch.equal(sums.isnan(), exact_sums.isnan())
+        assert torch.equal(gradient.isnan(), exact_gradient.isnan())
+
+    def test_a_network_that_has_diverged_has_no_finite_loss(self) -> None:
+        input, target = case(3, "none", False, B=1, S=(9,), dtype=torch.float32)
+        for c in range(3):
+            diverged = input.clone()
+            diverged[0, c, 4], target[0, 4] = torch.nan, c
+            assert softdice.CrossEntropyLoss(3, validate=False)(diverged, target).isnan()
+            assert softdice.FocalLoss(3, validate=False)(diverged, target).isnan()
 
     @pytest.mark.parametrize("shape", [(0, 3, 5), (2, 3, 0)])
     def test_nothing_to_add(self, shape: tuple[int, ...]) -> None:

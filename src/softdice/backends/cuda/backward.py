@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from softdice.backends.cuda.math import (
+    KEPT,
     LN2,
     LOG2E,
     LOWEST,
@@ -120,8 +121,8 @@ def backward_kernel(
                     here = (k == r)[:, None]
                     share = tl.where(chosen[:, None], 1.0, 0.0).to(W)
                     if ACT == SOFTMAX:
-                        whole = tl.maximum(tl.sum(tl.where(here, part, 0.0), 0), LOWEST)
-                        power = (tl.maximum(value, LOWEST) - m[None, :]) * LOG2E - whole[None, :]
+                        whole = tl.maximum(tl.sum(tl.where(here, part, 0.0), 0), LOWEST, propagate_nan=KEPT)
+                        power = (tl.maximum(value, LOWEST, propagate_nan=KEPT) - m[None, :]) * LOG2E - whole[None, :]
                         share = tl.exp2(tl.where(chosen[:, None], power, LOWEST)) - pc
                     dx += share * tl.sum(tl.where(here, slope, 0.0), 0)[None, :]
                 _store(ob, c, v, inside, dx * w[None, :], w, oC, oV, C, MASKED)

@@ -20,6 +20,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 TINY = tl.constexpr(1.1754943508222875e-38)
 TINY64 = tl.constexpr(2.2250738585072014e-308)
 LOWEST = tl.constexpr(-1.0e38)  # below any logit that has a probability; no infinity, whose difference is NaN
+KEPT = tl.constexpr(tl.PropagateNan.ALL)  # of a NaN and a number tl.maximum returns the number, unless it is asked
 
 
 @triton.jit
@@ -87,7 +88,7 @@ def softmax_rows(
     for c0 in range(0, C, CT):
         c = (c0 + tl.arange(0, CT)).to(tl.int64)
         value = class_tile(x, c, v, inside, w, xC, xV, C, CT, MASKED, float("-inf"), W)
-        top = tl.maximum(m, tl.max(value, 0))
+        top = tl.maximum(m, tl.max(value, 0), propagate_nan=KEPT)
         s = s * tl.exp2((m - top) * LOG2E) + tl.sum(tl.exp2((value - top[None, :]) * LOG2E), 0)
         m = top
     return m, tl.log2(s)
@@ -134,21 +135,21 @@ def of_sigmoid(x):
     q = tl.where(x >= 0, small, large)
     u = 1.0 + z  # log1p(z) = log(u) z / (u - 1), exact where u rounds
     both = tl.where(u > 1.0, tl.log2(u) * LN2 * z / tl.where(u > 1.0, u - 1.0, 1.0), z)
-    a = both - tl.minimum(x, 0.0)
-    b = both + tl.maximum(x, 0.0)
+    a = both - tl.minimum(x, 0.0, propagate_nan=KEPT)
+    b = both + tl.maximum(x, 0.0, propagate_nan=KEPT)
     return p, q, a, b
 
 
 @triton.jit
 def complement(p):
     """1 - p, where rounding may have put p above 1."""
-    return tl.maximum(1.0 - p, 0.0)
+    return tl.maximum(1.0 - p, 0.0, propagate_nan=KEPT)
 
 
 @triton.jit
 def not_zero(p):
     """p, or the least number of its dtype with all digits in the place of one below that."""
-    return tl.maximum(p, TINY64 if p.dtype == tl.float64 else TINY)
+    return tl.maximum(p, TINY64 if p.dtype == tl.float64 else TINY, propagate_nan=KEPT)
 
 
 @triton.jit
@@ -218,6 +219,15 @@ def outside(value, low, high):
 
 
 @triton.jit
+def largest(value):
+    """Return each voxel's largest value, or NaN where one of them is: tl.max drops it.
+
+    In a softmax tl.max serves: the sum of the exponentials, which hold the NaN, brings it back.
+    """
+    return tl.max(value, 0) + tl.sum(tl.where(value != value, value, 0.0), 0)
+
+
+@triton.jit
 def region_tiles(
     x, target, member, m, log_sum, t, w, k, v, inside, xC, xV, tC, tV, C: tl.constexpr, K: tl.constexpr,
     CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, ACT: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
@@ -243,7 +253,7 @@ def region_tiles(
                 far = tl.where(chosen[:, None], value, LOWEST)
                 peak = tl.max(far, 0)
                 row = tl.sum(tl.where(chosen[:, None], tl.exp2((far - peak[None, :]) * LOG2E), 0.0), 0)
-                most = tl.maximum(top, peak[None, :])
+                most = tl.maximum(top, peak[None, :], propagate_nan=KEPT)
                 grown = p * tl.exp2((top - most) * LOG2E) + row[None, :] * tl.exp2((peak[None, :] - most) * LOG2E)
                 p = tl.where(here, grown, p)
                 top = tl.where(here, most, top)
@@ -251,8 +261,8 @@ def region_tiles(
                 row = tl.sum(tl.where(chosen[:, None], value, 0.0), 0)
                 p += tl.where(here, row[None, :], 0.0)
             if not HARD:
-                row = tl.max(tl.where(chosen[:, None], true, 0.0), 0)
-                y = tl.maximum(y, tl.where(here, row[None, :], 0.0))
+                row = largest(tl.where(chosen[:, None], true, 0.0))
+                y = tl.maximum(y, tl.where(here, row[None, :], 0.0), propagate_nan=KEPT)
     part = p
     if ACT == SOFTMAX:
         part = tl.where(p == 0, float("-inf"), (top - m[None, :]) * LOG2E + tl.log2(tl.where(p == 0, 1.0, p)))
