@@ -74,16 +74,17 @@ def tile(table: dict[tuple[int, int], Tile], C: int, regions: int, itemsize: int
     return entry._replace(voxels=max(4, entry.voxels // shrink))
 
 
-def grid(B: int, V: int, voxels: int, processors: int) -> tuple[int, int]:
-    """Return the programs per sample, and the tiles that each of them walks."""
+def grid(B: int, V: int, voxels: int, wanted: int) -> tuple[int, int]:
+    """Return the programs per sample, for so many wanted in all, and the tiles that each of them walks."""
     tiles = max(1, -(-V // voxels))
-    programs = min(tiles, max(PER_PROCESSOR * processors // max(B, 1), -(-tiles // RUN), 1))
+    programs = min(tiles, max(wanted // max(B, 1), -(-tiles // RUN), 1))
     return programs, -(-tiles // programs)
 
 
-def processors(device: torch.device) -> int:
-    """Multiprocessors of the device; 1 where the interpreter plays it."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+def wanted(device: torch.device) -> int:
+    """Return how many programs keep a device busy; the interpreter is one multiprocessor."""
+    cuda = device.type == "cuda"
+    return PER_PROCESSOR * (torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

@@ -22,10 +22,23 @@ TINY64 = tl.constexpr(2.2250738585072014e-308)
 LOWEST = tl.constexpr(-1.0e38)  # below any logit that has a probability; no infinity, whose difference is NaN
 KEPT = tl.constexpr(tl.PropagateNan.ALL)  # of a NaN and a number tl.maximum returns the number, unless it is asked
 
+GENERAL = (
+    "V", "programs", "steps", "gF", "gB", "gK", "xB", "xC", "xV", "tB", "tC", "tV", "wB", "wV", "uB", "uC", "uV", "oB",
+    "oC", "oV", "ignore",
+)  # fmt: skip
+"""Arguments whose values the compiler does not see: what it should know of them, the units of `layout` tell it."""
+
+
+@triton.jit
+def along(i, step, UNIT: tl.constexpr):
+    """Return how far the i-th place of an axis lies from the first (`softdice.backends.cuda.layout`)."""
+    return i if UNIT == 0 else i * step * UNIT
+
 
 @triton.jit
 def voxels(
-    target, weight, b, v, inside, tB, tV, wB, wV, ignore, FIRST: tl.constexpr, TOP: tl.constexpr, HARD: tl.constexpr,
+    target, weight, b, v, inside, tB, tV, TU: tl.constexpr, wB, wV, WU: tl.constexpr, ignore,
+    FIRST: tl.constexpr, TOP: tl.constexpr, HARD: tl.constexpr,
     WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Load class numbers and weights, and return where a label or a weight is out of range."""
@@ -34,12 +47,12 @@ def voxels(
     bad_label = t > 0
     bad_weight = t > 0
     if WEIGHTED:
-        raw = tl.load(weight + b * wB + v * wV, mask=inside, other=0).to(W)
+        raw = tl.load(weight + along(b, wB, WU[0]) + along(v, wV, WU[2]), mask=inside, other=0).to(W)
         fine = raw >= 0
         bad_weight = inside & (fine == 0)  # also where NaN
         w = tl.where(raw > 0, raw, 0.0)
     if HARD:
-        label = tl.load(target + b * tB + v * tV, mask=inside, other=0).to(tl.int64)
+        label = tl.load(target + along(b, tB, TU[0]) + along(v, tV, TU[2]), mask=inside, other=0).to(tl.int64)
         counts = inside
         if IGNORE:
             counts = inside & (label != ignore)
@@ -52,11 +65,12 @@ def voxels(
 
 @triton.jit
 def class_tile(
-    x, c, v, inside, w, xC, xV, C: tl.constexpr, CT: tl.constexpr, MASKED: tl.constexpr, FILL: tl.constexpr,
-    W: tl.constexpr,
+    x, c, v, inside, w, xC, xV, XU: tl.constexpr, C: tl.constexpr, CT: tl.constexpr, MASKED: tl.constexpr,
+    FILL: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Load values by class and voxel; 0 at voxels that do not count, FILL beyond the last class."""
-    value = tl.load(x + (c[:, None] * xC + v[None, :] * xV), mask=(c < C)[:, None] & inside[None, :], other=0.0).to(W)
+    place = x + (along(c[:, None], xC, XU[1]) + along(v[None, :], xV, XU[2]))
+    value = tl.load(place, mask=(c < C)[:, None] & inside[None, :], other=0.0).to(W)
     if MASKED:
         value = tl.where((w > 0)[None, :], value, 0.0)
     if C % CT != 0 and FILL != 0:
@@ -66,28 +80,28 @@ def class_tile(
 
 @triton.jit
 def truth_tile(
-    target, t, w, c, v, inside, tC, tV, C: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr, CT: tl.constexpr,
-    W: tl.constexpr,
+    target, t, w, c, v, inside, tC, tV, TU: tl.constexpr, C: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
+    CT: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Load targets by class and voxel, before smoothing."""
     if HARD:
         y = tl.where(t[None, :] == c[:, None], 1.0, 0.0).to(W)
     else:
-        y = class_tile(target, c, v, inside, w, tC, tV, C, CT, MASKED, 0.0, W)
+        y = class_tile(target, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
     return y
 
 
 @triton.jit
 def softmax_rows(
-    x, v, inside, w, xC, xV, C: tl.constexpr, CT: tl.constexpr, BV: tl.constexpr, MASKED: tl.constexpr,
-    W: tl.constexpr,
+    x, v, inside, w, xC, xV, XU: tl.constexpr, C: tl.constexpr, CT: tl.constexpr, BV: tl.constexpr,
+    MASKED: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Return each voxel's maximum and log2 of the sum of exponentials, over any number of classes."""
     m = tl.full([BV], LOWEST, W)
     s = tl.zeros([BV], W)
     for c0 in range(0, C, CT):
         c = (c0 + tl.arange(0, CT)).to(tl.int64)
-        value = class_tile(x, c, v, inside, w, xC, xV, C, CT, MASKED, float("-inf"), W)
+        value = class_tile(x, c, v, inside, w, xC, xV, XU, C, CT, MASKED, float("-inf"), W)
         top = tl.maximum(m, tl.max(value, 0), propagate_nan=KEPT)
         s = s * tl.exp2((m - top) * LOG2E) + tl.sum(tl.exp2((value - top[None, :]) * LOG2E), 0)
         m = top
@@ -229,7 +243,8 @@ def largest(value):
 
 @triton.jit
 def region_tiles(
-    x, target, member, m, log_sum, t, w, k, v, inside, xC, xV, tC, tV, C: tl.constexpr, K: tl.constexpr,
+    x, target, member, m, log_sum, t, w, k, v, inside, xC, xV, XU: tl.constexpr, tC, tV,
+    TU: tl.constexpr, C: tl.constexpr, K: tl.constexpr,
     CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, ACT: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
     W: tl.constexpr,
 ):  # fmt: skip
@@ -242,10 +257,10 @@ def region_tiles(
     top = tl.full([KT, BV], LOWEST, W)
     for c0 in range(0, C, CT):
         c = (c0 + tl.arange(0, CT)).to(tl.int64)
-        value = class_tile(x, c, v, inside, w, xC, xV, C, CT, MASKED, 0.0, W)
+        value = class_tile(x, c, v, inside, w, xC, xV, XU, C, CT, MASKED, 0.0, W)
         true = value
         if not HARD:
-            true = class_tile(target, c, v, inside, w, tC, tV, C, CT, MASKED, 0.0, W)
+            true = class_tile(target, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
         for r in range(K):
             chosen = tl.load(member + r * C + c, mask=c < C, other=0) > 0
             here = (k == r)[:, None]
