@@ -133,14 +133,18 @@ CASES = {
     "a multiple of 4": volume(2, 21, 375 * 500, torch.bfloat16, labels=torch.uint8),
     "channels last": volume(3, 14, 1000, input=CHANNELS_LAST),
     "one sample": volume(1, 2, 999, torch.float16),
-    "a slice": volume(2, 3, 640, input=empty(2, 3, 1000)[:, :, :640], target=empty(2, 1000, dtype=torch.int64)[:, :640]),
+    "a slice": volume(
+        2, 3, 640, input=empty(2, 3, 1000)[:, :, :640], target=empty(2, 1000, dtype=torch.int64)[:, :640]
+    ),
     "an address that is not aligned": volume(2, 3, 640, input=empty(2, 3, 656)[:, :, 1:641]),
     "every second voxel": volume(2, 3, 640, input=empty(2, 3, 1280)[..., ::2], target=empty(2, 640, dtype=torch.int16)),
     "classes of a larger tensor": volume(2, 3, 640, input=empty(2, 9, 640)[:, 2:5]),
     "weights that are all alike": volume(2, 3, 640, weight=empty(2, 1).expand(2, 640)),
     "one weight": volume(2, 3, 644, weight=empty(1, 1).expand(2, 644)),
     "half the batch": volume(4, 3, 648, input=empty(8, 3, 648)[::2]),
-    "a map": volume(2, 3, 650, voxel_map=empty(2, 1, 650), settings=Pass("softmax", 255, fields=("mapped_prediction",))),
+    "a map": volume(
+        2, 3, 650, voxel_map=empty(2, 1, 650), settings=Pass("softmax", 255, fields=("mapped_prediction",))
+    ),
     "more classes than a tile holds": volume(2, 200, 99),
     "a value per class": volume(
         2, 40, 660, target=empty(2, 40, 660), settings=Pass("sigmoid", fields=(*DICE, "cross_entropy"))

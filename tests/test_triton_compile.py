@@ -117,7 +117,7 @@ def binaries(
     call = cuda.arguments(request) | declared.slopes(tuple(fields), cuda.constants(x, settings))
     tile = launch.tile(launch.BACKWARD, C, regions, x.element_size(), call["SLOPED"])
     call |= {**rest, **tile.constants, "grad": wide, "gF": 2 * C, "gB": C, "gK": 1, "out": x}
-    call |= dict(zip(("oB", "oC", "oV"), x.stride(), strict=True))
+    call |= cuda._strides("o", x)
     found["backward"] = compiled(backward_kernel, call, tile, capability)
     return found
 

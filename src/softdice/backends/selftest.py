@@ -20,7 +20,6 @@ from traceback import walk_tb
 import torch
 from torch import Tensor
 
-from softdice.backends.cuda import layout
 from softdice.statistics import reference
 from softdice.statistics.request import Pass, Request, without_autocast
 
@@ -47,6 +46,8 @@ def problem(request: Request) -> str | None:
 
     The answer is kept. While a CUDA graph is captured nothing new is tried.
     """
+    from softdice.backends.cuda import layout
+
     input, target, weight, regions, voxel_map, settings = request
     key = (
         input.device, input.dtype, input.shape[1], target.dtype, target.ndim, layout.layout(request),
@@ -78,7 +79,7 @@ def _advice(device: torch.device, settings: Pass, outcome: str) -> str:
 
 def _voxels(request: Request) -> int:
     """Return the voxels of a case: tiles enough for its programs, and a number with the divisors of the request's."""
-    from softdice.backends.cuda import driver
+    from softdice.backends.cuda import driver, layout
 
     least = max(VOXELS, ((TILES - 1) * PROGRAMS + 1) * driver.longest_tile(request))
     return least + (request.input.shape[2] - least) % layout.WIDEST
@@ -86,6 +87,8 @@ def _voxels(request: Request) -> int:
 
 def _case(request: Request) -> Request:
     """Return a small request of the same kind on the same device; no generator of others is touched."""
+    from softdice.backends.cuda import layout
+
     input, target, weight, regions, voxel_map, settings = request
     generator = torch.Generator().manual_seed(0)
     B, V, C = SAMPLES, _voxels(request), input.shape[1]

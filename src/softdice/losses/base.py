@@ -18,7 +18,7 @@ from softdice.costs import Cost
 from softdice.statistics import check
 from softdice.statistics.api import OverlapStatistics, measure
 from softdice.statistics.declared import READERS
-from softdice.statistics.request import SETTINGS, Pass
+from softdice.statistics.request import SETTINGS, Pass, constant
 
 
 class Loss(nn.Module):
@@ -120,7 +120,7 @@ class StatisticsLoss(Loss):
         validation.class_numbers("merge", [*merge, *parts], self.num_classes)
         classes = range(self.num_classes)
         unions = tuple((c, *(int(part) for part in merge.get(c, ()))) for c in classes)
-        counted = torch.tensor([c not in parts for c in classes], device=input.device)
+        counted = constant(tuple(c not in parts for c in classes), torch.bool, input)
         return self.settings.but(regions=unions), counted
 
 

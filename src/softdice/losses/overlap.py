@@ -18,6 +18,7 @@ from softdice.losses.base import StatisticsLoss
 from softdice.losses.settings import DEFAULTS, LossSettings, adopt, pass_of
 from softdice.statistics import OverlapStatistics
 from softdice.statistics.declared import NAMES
+from softdice.statistics.request import columns, moved
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -86,7 +87,7 @@ class OverlapLoss(StatisticsLoss):
             stats = stats.pool()
         if self.classes is not None:
             stats = stats.select(self.classes)
-            counted = None if counted is None else counted[list(self.classes)]
+            counted = None if counted is None else columns(counted, self.classes)
         present = counted
         if self.absent == "skip":
             present = stats.labelled > 0 if counted is None else counted & (stats.labelled > 0)
@@ -95,7 +96,7 @@ class OverlapLoss(StatisticsLoss):
         weight = self.class_weight
         if self.over_classes:
             if weight is not None:  # as reductions.reduce does: a loss that was not moved has its weights on the CPU
-                weight = weight.to(getattr(stats, stats.fields[0]))
+                weight = moved(weight, getattr(stats, stats.fields[0]))
             if present is not None:
                 weight = present.float() if weight is None else weight * present
                 present = (weight > 0).any(-1, keepdim=True)

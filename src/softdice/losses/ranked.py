@@ -17,7 +17,7 @@ from softdice.losses.base import Loss
 from softdice.losses.settings import LossSettings, adopt, pass_of
 from softdice.statistics import check
 from softdice.statistics.api import cross_entropy_map, map_pass, run_pass
-from softdice.statistics.request import equals
+from softdice.statistics.request import columns, equals
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -255,7 +255,7 @@ class LovaszLoss(Loss):
         costs, present = (costs_PC, present_PC) if per_sample else (costs_PC[0], present_PC[0])
         weight = self.class_weight
         if chosen is not None:
-            costs, present = costs[..., list(chosen)], present[..., list(chosen)]
+            costs, present = columns(costs, chosen), columns(present, chosen)
 
         def reduced(cost: Tensor, there: Tensor) -> Tensor:
             kept = there if self.absent == "skip" else None
