@@ -25,7 +25,7 @@ class Tile(NamedTuple):
 
     voxels: int
     warps: int = 4
-    stages: int = 2
+    stages: int = 1
 
     @property
     def vector(self) -> int:

@@ -52,14 +52,24 @@ def voxels(
         bad_weight = inside & (fine == 0)  # also where NaN
         w = tl.where(raw > 0, raw, 0.0)
     if HARD:
-        label = tl.load(target + along(b, tB, TU[0]) + along(v, tV, TU[2]), mask=inside, other=0).to(tl.int64)
+        label = tl.load(target + along(b, tB, TU[0]) + along(v, tV, TU[2]), mask=inside, other=0)
+        low = label.to(tl.int32)
+        known = (low >= 0) & (low < TOP)
+        left_out = ignore.to(tl.int64)
+        high_left_out = (left_out >> 32).to(tl.int32)
+        other = low != left_out.to(tl.int32)
+        if label.dtype == tl.int64:  # in two halves: a comparison of 64 bits costs more
+            high = (label >> 32).to(tl.int32)
+            known = known & (high == 0)
+            other = other | (high != high_left_out)
+        else:
+            other = other | (high_left_out != left_out.to(tl.int32) >> 31)  # beyond what a label holds
         counts = inside
         if IGNORE:
-            counts = inside & (label != ignore)
+            counts = inside & other
             w = tl.where(counts, w, 0.0)
-        known = (label >= 0) & (label < TOP)
         bad_label = counts & (known == 0) & (w > 0)
-        t = tl.where(counts & known, label - FIRST, -1).to(tl.int32)
+        t = tl.where(counts & known, low - FIRST, -1)
     return t, w, bad_label, bad_weight
 
 
