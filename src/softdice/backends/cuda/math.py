@@ -35,6 +35,19 @@ def along(i, step, UNIT: tl.constexpr):
     return i if UNIT == 0 else i * step * UNIT
 
 
+INTERPRETED = tl.constexpr(not isinstance(along, triton.runtime.JITFunction))
+
+
+@triton.jit
+def reciprocal(s):
+    """Return 1 / s for s in [1, C], to the last digit: a division takes care of numbers that are none of these."""
+    if INTERPRETED or s.dtype == tl.float64:
+        inverse = 1.0 / s
+    else:
+        inverse = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [s], tl.float32, True, 1)
+    return inverse
+
+
 @triton.jit
 def voxels(
     target, weight, b, v, inside, tB, tV, TU: tl.constexpr, wB, wV, WU: tl.constexpr, ignore,
@@ -125,7 +138,7 @@ def softmax_tile(value):
     d = (value - m[None, :]) * LOG2E
     e = tl.exp2(d)
     s = tl.sum(e, 0)
-    return e * (1.0 / s)[None, :], d, tl.log2(s)
+    return e * reciprocal(s)[None, :], d, tl.log2(s)
 
 
 @triton.jit
