@@ -76,7 +76,7 @@ def backward_kernel(
     UU: tl.constexpr, OU: tl.constexpr, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
     MAPPED: tl.constexpr, TAKE: tl.constexpr, SLOPES: tl.constexpr,
-    CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+    CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """TAKE and SLOPES are the statistics' slopes (`softdice.backends.cuda.declared`)."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
@@ -92,7 +92,7 @@ def backward_kernel(
     gb = grad + b * gB
     k = (tl.program_id(1) * KT + tl.arange(0, KT)).to(tl.int64)
     coefficients = TAKE(gb, k, gF, gK, k < K, W)  # where there is one set of classes, they stay in registers
-    for step in tl.range(0, steps, num_stages=STAGES):
+    for step in range(0, steps):
         tile = task % programs + step * programs
         v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
         inside = v < end

@@ -64,7 +64,7 @@ def forward_kernel(
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
     MAPPED: tl.constexpr, VALIDATE: tl.constexpr, ROWS: tl.constexpr, NOTHING: tl.constexpr, PLUS: tl.constexpr,
     PUT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr,
-    W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+    W: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """NOTHING, PLUS and PUT are the ROWS statistics' terms (`softdice.backends.cuda.declared`)."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
@@ -82,7 +82,7 @@ def forward_kernel(
     bad_value = tl.zeros([BV], tl.int32)
     bad_target = tl.zeros([BV], tl.int32)
     bad_weight = tl.zeros([BV], tl.int32)
-    for step in tl.range(0, steps, num_stages=STAGES):
+    for step in range(0, steps):
         tile = task % programs + step * programs
         v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
         inside = v < end

@@ -21,11 +21,10 @@ FEW_SUMS = 4  # more sums than this take more registers: the tile shrinks
 
 
 class Tile(NamedTuple):
-    """Voxels of a tile, the warps that share it, and how many tiles are on their way from memory at once."""
+    """Voxels of a tile, and the warps that share it."""
 
     voxels: int
     warps: int = 4
-    stages: int = 1
 
     @property
     def vector(self) -> int:
@@ -38,7 +37,7 @@ class Tile(NamedTuple):
     @property
     def constants(self) -> dict[str, int]:
         """What a kernel has to know of it when it is compiled."""
-        return {"BV": self.voxels, "VECTOR": self.vector, "STAGES": self.stages}
+        return {"BV": self.voxels, "VECTOR": self.vector}
 
 
 # Eight or sixteen elements per thread, whose sums stay in registers: as many as the compiler manages without spilling
@@ -57,7 +56,6 @@ _VOXELS = {
 }
 FORWARD = {(rows, 2 << i): Tile(voxels) for rows, sizes in _VOXELS.items() for i, voxels in enumerate(sizes)}
 BACKWARD = dict(FORWARD)
-FORWARD[2, 2] = Tile(512, stages=3)  # with two the compiler spills
 """(class bucket, bytes of a logit) -> tile."""
 
 

@@ -108,7 +108,7 @@ def truth_tile(
 ):  # fmt: skip
     """Load targets by class and voxel, before smoothing."""
     if HARD:
-        y = tl.where(t[None, :] == c[:, None], 1.0, 0.0).to(W)
+        y = tl.where(t[None, :] == c.to(tl.int32)[:, None], 1.0, 0.0).to(W)
     else:
         y = class_tile(target, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
     return y
