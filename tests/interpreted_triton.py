@@ -146,6 +146,21 @@ class TestAgreement:
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
 
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64])
+    @pytest.mark.parametrize("ignored", [2**40, 2**40 + 1, -1, 2**32 - 1, -(2**32) + 1])
+    def test_a_label_to_ignore_that_no_label_is(self, dtype: torch.dtype, ignored: int) -> None:
+        """Its lower 32 bits may be those of a label; the labels themselves may be as large."""
+        input, target = case(3, "softmax", False, B=1, S=(40,), dtype=torch.float32)
+        options = {"activation": "softmax", "ignore_index": ignored, "fields": ("target", "prediction")}
+        assert_agreement(input, target.to(dtype), 2e-6, **options)
+
+    @pytest.mark.parametrize("label", [2**40, 2**32 + 1, -(2**32), -1, 3])
+    def test_a_label_out_of_range_is_seen_in_all_its_bits(self, label: int) -> None:
+        input, target = case(3, "softmax", False, B=1, S=(40,), dtype=torch.float32)
+        target[0, 7] = label
+        with pytest.raises(ValueError, match=rf"got {label} \(1 voxels\)"):
+            softdice.overlap_statistics(input, target, activation="softmax")
+
     @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float16, torch.bfloat16, torch.float32])
     def test_values_and_weights_of_any_dtype(self, dtype: torch.dtype) -> None:
         input, target = case(3, "sigmoid", True, dtype=torch.float32)
@@ -170,7 +185,7 @@ class TestAgreement:
         V = tile * launch.PER_PROCESSOR * 2 + 77
         programs, steps = launch.grid(1, V, tile, launch.PER_PROCESSOR)
         assert programs > 1
-        assert steps == 3
+        assert steps == launch.TILES
         assert_agreement(*case(2, "softmax", False, B=1, S=(V,), dtype=torch.float32), 2e-6, activation="softmax")
 
     @pytest.mark.triton

@@ -22,7 +22,7 @@ if os.environ.get("TRITON_INTERPRET"):
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from softdice.backends import selftest  # noqa: E402
-from softdice.backends.cuda import backward, forward, layout  # noqa: E402
+from softdice.backends.cuda import backward, forward, launch, layout  # noqa: E402
 from softdice.backends.cuda import driver as cuda  # noqa: E402
 from softdice.statistics.request import Pass, Request  # noqa: E402
 
@@ -165,3 +165,21 @@ def test_the_self_test_compares_the_binaries_that_serve(name: str, launches: Lau
     assert min(launches.programs) >= 2
     assert launches.new(lambda: step(request)) == {}
     assert layout.layout(case) == layout.layout(request)
+
+
+@pytest.mark.parametrize(
+    ("B", "V", "voxels", "wanted", "expected"),
+    [
+        (8, 512 * 512, 512, 2112, (128, 4)),  # 2112 programs would walk two tiles each
+        (2, 96**3, 128, 2112, (1056, 7)),  # 6912 tiles: enough for all
+        (2, 64 * 64, 512, 2112, (8, 1)),  # a tile each: fewer programs would leave multiprocessors without work
+        (1, 512 * 600, 512, 2112, (528, 2)),  # 4 for each of 132 multiprocessors, with fewer than 4 tiles each
+        (1, 2**27, 512, 16, (4096, 64)),  # no program adds more than 64 tiles
+        (1, 1, 512, 2112, (1, 1)),
+        (0, 100, 512, 2112, (1, 1)),
+    ],
+)
+def test_programs_and_tiles(B: int, V: int, voxels: int, wanted: int, expected: tuple[int, int]) -> None:
+    programs, steps = launch.grid(B, V, voxels, wanted)
+    assert (programs, steps) == expected
+    assert programs * steps * voxels >= V

@@ -17,6 +17,7 @@ WIDEST = 128
 CLASSES = 64
 RUN = 64  # tiles that one program adds up at most: 64 numbers per lane of float32, 2^17 voxels per row
 PER_PROCESSOR = 16  # programs per multiprocessor, a few of which are there at a time, where there is work for so many
+TILES = 4  # of a program at least, so that its beginning and its end weigh little, where all multiprocessors have work
 FEW_SUMS = 4  # more sums than this take more registers: the tile shrinks
 
 
@@ -74,8 +75,9 @@ def tile(table: dict[tuple[int, int], Tile], C: int, regions: int, itemsize: int
 
 def grid(B: int, V: int, voxels: int, wanted: int) -> tuple[int, int]:
     """Return the programs per sample, for so many wanted in all, and the tiles that each of them walks."""
-    tiles = max(1, -(-V // voxels))
-    programs = min(tiles, max(wanted // max(B, 1), -(-tiles // RUN), 1))
+    tiles, most = max(1, -(-V // voxels)), wanted // max(B, 1)
+    fewer = min(most, max(-(-tiles // TILES), most // TILES))
+    programs = min(tiles, max(fewer, -(-tiles // RUN), 1))
     return programs, -(-tiles // programs)
 
 
