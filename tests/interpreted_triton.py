@@ -23,7 +23,7 @@ import softdice
 from softdice.backends import route, selftest
 from softdice.backends.cuda import declared, launch
 from softdice.backends.cuda import driver as cuda
-from softdice.statistics.declared import FIELDS
+from softdice.statistics.declared import FIELDS, NAMES
 from softdice.statistics.request import Request
 
 
@@ -39,6 +39,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(cuda, "_start", record)
     assert cuda.INTERPRETED
+    assert not torch.are_deterministic_algorithms_enabled()  # no test leaves the mode on (conftest.py)
     with softdice.use_backend("triton"):
         yield names
     assert names
@@ -145,6 +146,21 @@ class TestAgreement:
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
 
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64])
+    @pytest.mark.parametrize("ignored", [2**40, 2**40 + 1, -1, 2**32 - 1, -(2**32) + 1])
+    def test_a_label_to_ignore_that_no_label_is(self, dtype: torch.dtype, ignored: int) -> None:
+        """Its lower 32 bits may be those of a label; the labels themselves may be as large."""
+        input, target = case(3, "softmax", False, B=1, S=(40,), dtype=torch.float32)
+        options = {"activation": "softmax", "ignore_index": ignored, "fields": ("target", "prediction")}
+        assert_agreement(input, target.to(dtype), 2e-6, **options)
+
+    @pytest.mark.parametrize("label", [2**40, 2**32 + 1, -(2**32), -1, 3])
+    def test_a_label_out_of_range_is_seen_in_all_its_bits(self, label: int) -> None:
+        input, target = case(3, "softmax", False, B=1, S=(40,), dtype=torch.float32)
+        target[0, 7] = label
+        with pytest.raises(ValueError, match=rf"got {label} \(1 voxels\)"):
+            softdice.overlap_statistics(input, target, activation="softmax")
+
     @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float16, torch.bfloat16, torch.float32])
     def test_values_and_weights_of_any_dtype(self, dtype: torch.dtype) -> None:
         input, target = case(3, "sigmoid", True, dtype=torch.float32)
@@ -167,9 +183,9 @@ class TestAgreement:
     def test_every_program_walks_several_tiles(self) -> None:
         tile = launch.FORWARD[2, 4].voxels
         V = tile * launch.PER_PROCESSOR * 2 + 77
-        programs, steps = launch.grid(1, V, tile, 1)
+        programs, steps = launch.grid(1, V, tile, launch.PER_PROCESSOR)
         assert programs > 1
-        assert steps == 3
+        assert steps == launch.TILES
         assert_agreement(*case(2, "softmax", False, B=1, S=(V,), dtype=torch.float32), 2e-6, activation="softmax")
 
     @pytest.mark.triton
@@ -247,6 +263,54 @@ class TestInvariants:
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()
         assert (leaf.grad[0, :, 2, 3] == 0).all()
+
+    @pytest.mark.parametrize("place", ["input", beyond("target"), beyond("map")])
+    @pytest.mark.parametrize(
+        ("C", "activation", "dense", "regions"),
+        [
+            (3, "none", False, None),
+            (3, "none", True, None),
+            (3, "none", False, ((0, 1), (1, 2))),
+            (3, "none", True, ((0, 1), (1, 2))),
+            (1, "none", False, None),
+            (3, "sigmoid", False, None),
+            (3, "sigmoid", True, None),
+            beyond(3, "softmax", False, None),
+            (3, "softmax", True, None),
+            (3, "softmax", True, ((0, 1), (2,))),
+            beyond(200, "softmax", False, None),
+            beyond(200, "softmax", False, ((0, 150), (3,))),
+            beyond(200, "none", True, ((0, 100), (100,))),
+        ],
+    )
+    def test_a_nan_reaches_all_that_it_reaches_by_the_definition(
+        self, C: int, activation: str, dense: bool, regions: Any, place: str
+    ) -> None:
+        """The NaN stands at one voxel and, in input, at one class, which is in every region: the reference adds regions
+        by a product with 0 and 1, which spreads a NaN to the regions without it."""
+        input, target = case(C, activation, dense, B=1, S=(9,), dtype=torch.float32)
+        options: dict[str, Any] = {"activation": activation, "regions": regions, "validate": False, "gamma": 1.5}
+        options |= {"label_smoothing": 0.1} if C == 3 and not dense else {}
+        options |= {"fields": NAMES, "voxel_map": torch.rand(1, 9)}
+        hit = {"input": input[0, C // 2], "target": target[0].flatten(0, -2) if dense else None, "map": None}[place]
+        hit = options["voxel_map"] if place == "map" else hit
+        if hit is None:  # a label map holds no NaN
+            target[0, 4] = C // 2
+            hit = input[0, C // 2]
+        hit[..., 4] = torch.nan
+        sums, gradient = sums_and_gradient(input, target, **options)
+        exact_sums, exact_gradient = exact(input, target, **options)
+        assert exact_sums.isnan().any()
+        assert torch.equal(sums.isnan(), exact_sums.isnan())
+        assert torch.equal(gradient.isnan(), exact_gradient.isnan())
+
+    def test_a_network_that_has_diverged_has_no_finite_loss(self) -> None:
+        input, target = case(3, "none", False, B=1, S=(9,), dtype=torch.float32)
+        for c in range(3):
+            diverged = input.clone()
+            diverged[0, c, 4], target[0, 4] = torch.nan, c
+            assert softdice.CrossEntropyLoss(3, validate=False)(diverged, target).isnan()
+            assert softdice.FocalLoss(3, validate=False)(diverged, target).isnan()
 
     @pytest.mark.parametrize("shape", [(0, 3, 5), (2, 3, 0)])
     def test_nothing_to_add(self, shape: tuple[int, ...]) -> None:
@@ -383,7 +447,8 @@ class TestTrial:
         monkeypatch.setattr(route, "choose", chosen)
         monkeypatch.setattr(selftest, "_outcomes", {})
         monkeypatch.setattr(selftest, "_failed", [])
-        monkeypatch.setattr(selftest, "VOXELS", (1, 150))  # the interpreter is slow
+        for name, few in (("VOXELS", 150), ("PROGRAMS", 1), ("TILES", 2)):  # the interpreter is slow
+            monkeypatch.setattr(selftest, name, few)
         with softdice.use_backend("auto"):
             yield
 

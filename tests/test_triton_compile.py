@@ -36,7 +36,7 @@ TYPES = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64", torch.uint8: "u8",
     torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
-CAPABILITIES = (80, 90)
+CAPABILITIES = (80, 90, 120)
 DICE = ("intersection", "prediction", "target")
 DICE_AND_CROSS_ENTROPY = (*DICE, "cross_entropy")
 BYTES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
@@ -59,17 +59,22 @@ def compiled(kernel: Any, given: dict[str, Any], tile: launch.Tile, capability: 
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def spilled(binary: Any, folder: Path) -> list[str]:
-    """A compiled kernel -> its instructions that use local memory inside a loop."""
+def loops(binary: Any, folder: Path) -> list[list[str]]:
+    """A compiled kernel -> the instructions of each of its loops."""
     file = folder / "kernel.cubin"
     file.write_bytes(binary.asm["cubin"])
     lines = subprocess.run([NVDISASM, file], capture_output=True, text=True, check=True).stdout.splitlines()
     labels = {line.rstrip(":"): place for place, line in enumerate(lines) if re.fullmatch(r"\.L_x_\d+:", line)}
     jumps = [(place, re.search(r"BRA.*`\((\.L_x_\d+)\)", line)) for place, line in enumerate(lines)]
-    loops = [(labels[found[1]], place) for place, found in jumps if found and labels[found[1]] < place]
-    long = [(begin, end) for begin, end in loops if end > begin + 1]  # a kernel ends with a jump to itself
+    every = [(labels[found[1]], place) for place, found in jumps if found and labels[found[1]] < place]
+    long = [(begin, end) for begin, end in every if end > begin + 1]  # a kernel ends with a jump to itself
     assert long
-    return [line for begin, end in long for line in lines[begin:end] if re.search(r"\b(STL|LDL)\b", line)]
+    return [[line for line in lines[begin:end] if re.match(r"\s+/\*", line)] for begin, end in long]
+
+
+def spilled(binary: Any, folder: Path) -> list[str]:
+    """A compiled kernel -> its instructions that use local memory inside a loop."""
+    return [line for loop in loops(binary, folder) for line in loop if re.search(r"\b(STL|LDL)\b", line)]
 
 
 def binaries(
@@ -85,13 +90,13 @@ def binaries(
     smoothing: float = 0.0,
     label: torch.dtype = torch.int64,
     channels_last: bool = False,
+    V: int = 1 << 20,
 ) -> dict[str, Any]:
     """One case -> the kernels that serve it, compiled. The tensors have shapes and strides, but no memory."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    V = 1 << 20
     x = empty(2, V, C, dtype=dtype).transpose(1, 2) if channels_last else empty(2, C, V, dtype=dtype)
     target = empty(2, C, V, dtype=dtype) if dense else empty(2, V, dtype=label)
     weight = empty(2, V) if weighted else None
@@ -117,7 +122,7 @@ def binaries(
     call = cuda.arguments(request) | declared.slopes(tuple(fields), cuda.constants(x, settings))
     tile = launch.tile(launch.BACKWARD, C, regions, x.element_size(), call["SLOPED"])
     call |= {**rest, **tile.constants, "grad": wide, "gF": 2 * C, "gB": C, "gK": 1, "out": x}
-    call |= dict(zip(("oB", "oC", "oV"), x.stride(), strict=True))
+    call |= cuda._strides("o", x)
     found["backward"] = compiled(backward_kernel, call, tile, capability)
     return found
 
@@ -152,7 +157,9 @@ def test_every_entry_of_the_table_compiles_without_spills(
 ) -> None:
     assert launch.FORWARD.keys() == launch.BACKWARD.keys()
     for fields in (DICE, DICE_AND_CROSS_ENTROPY) if itemsize < 8 else (DICE_AND_CROSS_ENTROPY,):
-        assert_no_spills(binaries(rows, BYTES[itemsize], fields, capability), tmp_path)
+        for channels_last in (False, True) if rows <= 32 else (False,):
+            found = binaries(rows, BYTES[itemsize], fields, capability, channels_last=channels_last)
+            assert_no_spills(found, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +168,12 @@ def test_every_entry_of_the_table_compiles_without_spills(
         beyond(2, torch.float16, DICE, {"label": torch.uint8}),
         beyond(14, torch.bfloat16, DICE, {}),
         (14, torch.bfloat16, DICE, {"channels_last": True}),
+        beyond(3, torch.float32, DICE_AND_CROSS_ENTROPY, {"channels_last": True}),
+        beyond(14, torch.float32, DICE_AND_CROSS_ENTROPY, {"channels_last": True}),
+        beyond(2, torch.bfloat16, DICE, {"channels_last": True}),
+        beyond(21, torch.bfloat16, DICE, {"channels_last": True}),
+        beyond(3, torch.float32, DICE, {"V": 91**3}),
+        beyond(14, torch.bfloat16, DICE_AND_CROSS_ENTROPY, {"V": 375 * 500}),
         beyond(118, torch.float32, DICE, {"label": torch.int16, "weighted": True}),
         beyond(4, torch.float32, FIELDS, {"smoothing": 0.1, "weighted": True}),
         beyond(118, torch.bfloat16, FIELDS, {"smoothing": 0.1, "weighted": True}),
@@ -173,16 +186,69 @@ def test_every_entry_of_the_table_compiles_without_spills(
         beyond(1024, torch.bfloat16, FIELDS, {"smoothing": 0.1}),
     ],
 )
+@pytest.mark.parametrize("capability", [80, 90, *map(beyond, (89, 100, 120))])
 def test_other_cases_compile_without_spills(
-    C: int, dtype: torch.dtype, fields: tuple[str, ...], options: dict[str, Any], tmp_path: Path
+    C: int, dtype: torch.dtype, fields: tuple[str, ...], options: dict[str, Any], capability: int, tmp_path: Path
 ) -> None:
-    for capability in CAPABILITIES:
-        assert_no_spills(binaries(C, dtype, fields, capability, **options), tmp_path)
+    assert_no_spills(binaries(C, dtype, fields, capability, **options), tmp_path)
 
 
-def test_tiles_are_on_their_way_while_others_are_computed(tmp_path: Path) -> None:
-    assembly = binaries(4, torch.bfloat16, DICE, 90)["forward"].asm["ptx"]
-    assert "cp.async" in assembly
+@pytest.mark.parametrize(
+    ("C", "dtype", "channels_last", "ceilings"),
+    [
+        (3, torch.float32, False, (35, 41)),
+        beyond(3, torch.float32, True, (60, 88)),
+        beyond(14, torch.bfloat16, False, (30, 45)),
+        (14, torch.bfloat16, True, (40, 55)),
+    ],
+)
+@pytest.mark.parametrize("capability", [beyond(80), 90, beyond(120)])
+def test_instructions_for_each_voxel_and_class(
+    C: int, dtype: torch.dtype, channels_last: bool, ceilings: tuple[int, int], capability: int, tmp_path: Path
+) -> None:
+    """Of a lane, in the loop over the tiles. Where the memory does not bind (half precision, C >= 14), they do."""
+    found = binaries(C, dtype, DICE, capability, channels_last=channels_last)
+    for table, kernel, ceiling in zip(
+        (launch.FORWARD, launch.BACKWARD), ("forward", "backward"), ceilings, strict=True
+    ):
+        tile = launch.tile(table, C, 0, dtype.itemsize, len(DICE))
+        longest = max(len(loop) for loop in loops(found[kernel], tmp_path))
+        assert longest * 32 * tile.warps / (tile.voxels * C) <= ceiling, kernel
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, "v4"), (torch.bfloat16, "v2")])
+@pytest.mark.parametrize("V", [375 * 500, 100 * 100 * 100 + 4])
+def test_a_size_that_4_divides_is_read_and_written_four_at_a_time(dtype: torch.dtype, width: str, V: int) -> None:
+    assert V % 4 == 0
+    assert V % 16 != 0
+    found = binaries(4, dtype, DICE, 90, V=V)
+    for name in ("forward", "backward"):
+        assert f"ld.global.{width}.b32" in found[name].asm["ptx"]
+    assert f"st.global.{width}.b32" in found["backward"].asm["ptx"]
+    assert "st.global.b16" not in found["backward"].asm["ptx"]
+
+
+def test_nothing_waits_in_shared_memory_for_its_turn() -> None:
+    """With two stages the next tile was asked for at the end of a turn and waited for at once: for nothing."""
+    assert "cp.async" not in binaries(4, torch.bfloat16, DICE, 90)["forward"].asm["ptx"]
+
+
+def test_labels_are_compared_in_32_bits() -> None:
+    """All that is compared in 64 bits is the place of a voxel with the end."""
+    for binary in binaries(4, torch.float32, DICE, 90).values():
+        lines = binary.asm["ttir"].splitlines()
+        wide = [line for line in lines if re.search(rf"arith\.cmpi .*\b{launch.FORWARD[4, 4].voxels}xi64", line)]
+        assert len(wide) == 1
+        assert "slt" in wide[0]
+
+
+@pytest.mark.parametrize("activation", ["none", "sigmoid"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_no_maximum_drops_a_nan(activation: str, dense: bool) -> None:
+    """arith.maxnumf returns the number beside a NaN, arith.maximumf the NaN."""
+    for binary in binaries(3, torch.float32, FIELDS, 90, activation=activation, dense=dense).values():
+        assert not re.search(r"arith\.(max|min)numf", binary.asm["ttir"])
+        assert "arith.maximumf" in binary.asm["ttir"]
 
 
 def test_offsets_are_64_bit() -> None:

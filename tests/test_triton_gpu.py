@@ -80,8 +80,13 @@ def test_the_trial_of_a_kind_passes_and_is_short(monkeypatch: pytest.MonkeyPatch
         *itertools.product([1, 4, 200], ["sigmoid", "none"], [False]),
     ],
 )
-def test_agreement_with_float64(C: int, activation: str, dense: bool, dtype: torch.dtype) -> None:
-    input, target = on_gpu(C, activation, dense, S=(37, 70), dtype=dtype)
+@pytest.mark.parametrize("S", [(37, 70), (50, 60), (96, 128)], ids=["divided by 2", "by 8", "by 16"])
+def test_agreement_with_float64(
+    C: int, activation: str, dense: bool, dtype: torch.dtype, S: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two programs for a sample, which walk several tiles each; what divides the voxels decides how they are read."""
+    monkeypatch.setattr("softdice.backends.cuda.launch.wanted", lambda device: 4)
+    input, target = on_gpu(C, activation, dense, S=S, dtype=dtype)
     options: dict[str, Any] = {"activation": activation, "label_smoothing": 0.1 * dense}
     sums, gradient = sums_and_gradient_on_gpu(input, target, **options)
     with softdice.use_backend("reference"):
@@ -135,9 +140,19 @@ def test_same_bits_again() -> None:
         assert torch.equal(again[1], first[1])
 
 
-def test_no_host_sync() -> None:
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"classes": range(1, 4)},
+    {"classes": (3, 1)},
+    {"regions": ((0, 1), (2, 3))},
+    {"class_weight": (1.0, 2.0, 3.0, 4.0)},  # of a loss that is not moved to the device
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_no_host_sync(settings: dict[str, Any]) -> None:
     input, target = on_gpu(4, "softmax", False, S=(64, 64), dtype=torch.float32)
-    loss = dice_and_cross_entropy(4, absent="skip", ignore_index=9)
+    loss = dice_and_cross_entropy(4, absent="skip", ignore_index=9, **settings)
     step(loss, input, target)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -147,9 +162,10 @@ def test_no_host_sync() -> None:
 
 
 @pytest.mark.parametrize("validate", [True, False])
-def test_graph_capture(validate: bool) -> None:
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_graph_capture(validate: bool, settings: dict[str, Any]) -> None:
     input, target = on_gpu(4, "softmax", False, S=(64, 64), dtype=torch.float32)
-    loss = dice_and_cross_entropy(4, validate=validate)
+    loss = dice_and_cross_entropy(4, validate=validate, **settings)
     static = input.clone().requires_grad_()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from softdice.statistics.request import moved
+
 POOLINGS = ("batch", "sample")
 ABSENT = ("count", "skip")
 REDUCTIONS = ("mean", "sum", "none")
@@ -46,7 +48,7 @@ def reduce(
     """
     if class_weight is None and present is None:
         return cost if reduction == "none" else (cost.sum() if reduction == "sum" else mean(cost))
-    weight = torch.ones_like(cost) if class_weight is None else class_weight.to(cost).expand_as(cost)
+    weight = torch.ones_like(cost) if class_weight is None else moved(class_weight, cost).expand_as(cost)
     if present is not None:
         if reduction == "none":
             return torch.where(present, weight * cost, torch.nan)

@@ -4,6 +4,9 @@ They are compiled on the user's machine, by the user's versions, for the user's 
 device is preceded by a small case of that kind, its statistics and its gradient by kernel and reference. Where they
 differ, or nothing compiles, the reference serves, and a warning says so once. A backend that was asked for by name is
 not tried: it never falls back.
+
+The case lies in memory as the tensors of the pass do and its programs walk several tiles, so the machine code that is
+compared is the machine code that serves.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from torch import Tensor
 from softdice.statistics import reference
 from softdice.statistics.request import Pass, Request, without_autocast
 
-VOXELS = (2, 1500)
-"""Samples, and voxels of each: several tiles, the last one partly empty."""
+SAMPLES, PROGRAMS, TILES = 2, 2, 3
+"""Of a case: samples, programs for each, tiles that a program walks at least."""
+VOXELS = 1500
+"""Voxels of a sample at least."""
 TOLERANCE = 1e-4
 """Of float32 and half precision, relative to the largest value: rounding stays far below, a wrong kernel far above."""
 TOLERANCE_DOUBLE = 1e-9
@@ -41,9 +46,11 @@ def problem(request: Request) -> str | None:
 
     The answer is kept. While a CUDA graph is captured nothing new is tried.
     """
+    from softdice.backends.cuda import layout
+
     input, target, weight, regions, voxel_map, settings = request
     key = (
-        input.device, input.dtype, input.shape[1], input.stride(1) == 1, target.dtype, target.ndim,
+        input.device, input.dtype, input.shape[1], target.dtype, target.ndim, layout.layout(request),
         None if weight is None else weight.dtype, None if regions is None else regions.shape[0],
         None if voxel_map is None else (voxel_map.dtype, voxel_map.shape[1]), settings,
     )  # fmt: skip
@@ -51,7 +58,7 @@ def problem(request: Request) -> str | None:
         if key not in _outcomes:
             if _capturing(input.device):
                 return None
-            outcome = _outcomes[key] = _outcome(_case(request))
+            outcome = _outcomes[key] = _outcome(request)
             if outcome is not None:
                 _failed.append(outcome)
                 warnings.warn(_advice(input.device, settings, outcome), RuntimeWarning, stacklevel=2)
@@ -70,11 +77,21 @@ def _advice(device: torch.device, settings: Pass, outcome: str) -> str:
     )
 
 
+def _voxels(request: Request) -> int:
+    """Return the voxels of a case: tiles enough for its programs, and a number with the divisors of the request's."""
+    from softdice.backends.cuda import driver, layout
+
+    least = max(VOXELS, ((TILES - 1) * PROGRAMS + 1) * driver.longest_tile(request))
+    return least + (request.input.shape[2] - least) % layout.WIDEST
+
+
 def _case(request: Request) -> Request:
     """Return a small request of the same kind on the same device; no generator of others is touched."""
+    from softdice.backends.cuda import layout
+
     input, target, weight, regions, voxel_map, settings = request
     generator = torch.Generator().manual_seed(0)
-    (B, V), C = VOXELS, input.shape[1]
+    B, V, C = SAMPLES, _voxels(request), input.shape[1]
     value = torch.rand(B, C, V, generator=generator, dtype=torch.float64) * 0.9 + 0.05  # 1 / p stays in half precision
     if settings.activation != "none":
         value = value * 10 - 5
@@ -87,36 +104,42 @@ def _case(request: Request) -> Request:
     else:
         truth = torch.rand(B, C, V, generator=generator, dtype=torch.float64)
         truth = truth if target.is_floating_point() else truth.round()
-    if input.stride(1) == 1:  # channels last
-        value = value.transpose(1, 2).contiguous().transpose(1, 2)
+    value, truth = layout.laid_out(value.to(input), input), layout.laid_out(truth.to(target), target)
     if weight is not None:
-        weight = torch.randint(0, 3, (B, V), generator=generator).to(weight)
+        weight = layout.laid_out(torch.randint(0, 3, (B, V), generator=generator).to(weight), weight)
     if voxel_map is not None:
-        voxel_map = torch.randint(0, 3, (B, voxel_map.shape[1], V), generator=generator).to(voxel_map)
-    return Request(value.to(input), truth.to(target), weight, regions, voxel_map, settings)
+        numbers = torch.randint(0, 3, (B, voxel_map.shape[1], V), generator=generator)
+        voxel_map = layout.laid_out(numbers.to(voxel_map), voxel_map)
+    return Request(value, truth, weight, regions, voxel_map, settings)
 
 
 def _outcome(request: Request) -> str | None:
-    """Return in what way kernel and reference differ on a case, or None."""
-    input = request.input
-    with torch.inference_mode(False), torch.enable_grad(), without_autocast(input.device):
-        wide = input.detach().double().requires_grad_()
-        exact = reference.statistics(request._replace(input=wide))
-        mix = torch.linspace(0.5, 1, exact.numel(), dtype=exact.dtype, device=exact.device).view(exact.shape)
-        (slope,) = torch.autograd.grad(exact, wide, mix)
-        try:
-            from softdice.backends.cuda import driver
-
-            sums, _ = driver.statistics(request)
-            gradient = driver.gradient(mix.to(sums.dtype), request)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever Triton's versions and compilers raise
-            first = (str(error).splitlines() or [""])[0]
-            return f"an error of {_whose(error)}: {type(error).__name__}: {first}"
-    off = max(_distance(sums.flatten(1), exact.flatten(1)), _distance(gradient.flatten(), slope.flatten()))
-    rounding = 0.0 if input.dtype == torch.float64 else max(TOLERANCE, 2 * torch.finfo(input.dtype).eps)
+    """Return in what way kernel and reference differ on a request's case, or None."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), without_autocast(request.input.device):
+            off = _error(_case(request))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever Triton's versions and compilers raise
+        first = (str(error).splitlines() or [""])[0]
+        return f"an error of {_whose(error)}: {type(error).__name__}: {first}"
+    dtype = request.input.dtype
+    rounding = 0.0 if dtype == torch.float64 else max(TOLERANCE, 2 * torch.finfo(dtype).eps)
     return None if off <= max(TOLERANCE_DOUBLE, rounding) else f"statistics or a gradient that are off by {off:.1e}"
+
+
+def _error(case: Request) -> float:
+    """Return the largest relative distance of the kernels' statistics and gradient from the reference's in float64."""
+    from softdice.backends.cuda import driver
+
+    wide = case.input.detach().double().requires_grad_()
+    exact = reference.statistics(case._replace(input=wide))
+    mix = torch.linspace(0.5, 1, exact.numel(), dtype=exact.dtype, device=exact.device).view(exact.shape)
+    (slope,) = torch.autograd.grad(exact, wide, mix)
+    wanted = SAMPLES * PROGRAMS
+    sums, _ = driver.statistics(case, wanted)
+    gradient = driver.gradient(mix.to(sums.dtype), case, wanted)
+    return max(_distance(sums.flatten(1), exact.flatten(1)), _distance(gradient.flatten(), slope.flatten()))
 
 
 def _whose(error: Exception) -> str:

@@ -18,7 +18,7 @@ from softdice.costs import Cost
 from softdice.statistics import check
 from softdice.statistics.api import OverlapStatistics, measure
 from softdice.statistics.declared import READERS
-from softdice.statistics.request import SETTINGS, Pass
+from softdice.statistics.request import SETTINGS, Pass, constant
 
 
 class Loss(nn.Module):
@@ -124,7 +124,7 @@ class StatisticsLoss(Loss):
         validation.class_numbers("merge", [*merge, *absorbed], self.num_classes)
         all_classes = range(self.num_classes)
         regions = tuple((c, *(int(part) for part in merge.get(c, ()))) for c in all_classes)
-        counted = torch.tensor([c not in absorbed for c in all_classes], device=input.device)
+        counted = constant(tuple(c not in absorbed for c in all_classes), torch.bool, input)
         return self.settings.but(regions=regions), counted
 
 

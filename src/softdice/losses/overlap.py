@@ -18,6 +18,7 @@ from softdice.losses.base import StatisticsLoss
 from softdice.losses.settings import DEFAULTS, LossSettings, adopt, pass_of
 from softdice.statistics import OverlapStatistics
 from softdice.statistics.declared import NAMES
+from softdice.statistics.request import columns, moved
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,7 +90,7 @@ class OverlapLoss(StatisticsLoss):
             stats = stats.pool()
         if self.classes is not None:
             stats = stats.select(self.classes)
-            counted = None if counted is None else counted[list(self.classes)]
+            counted = None if counted is None else columns(counted, self.classes)
         present = counted
         if self.absent == "skip":
             present = stats.labelled > 0 if counted is None else counted & (stats.labelled > 0)
@@ -98,7 +99,7 @@ class OverlapLoss(StatisticsLoss):
         weight = self.class_weight
         if self.over_classes:
             if weight is not None:  # on the CPU still, if the loss was not moved to the device
-                weight = weight.to(getattr(stats, stats.fields[0]))
+                weight = moved(weight, getattr(stats, stats.fields[0]))
             if present is not None:
                 weight = present.float() if weight is None else weight * present
                 present = (weight > 0).any(-1, keepdim=True)

@@ -19,7 +19,7 @@ from softdice.losses.base import Loss
 from softdice.losses.settings import LossSettings, adopt, pass_of
 from softdice.statistics import check
 from softdice.statistics.api import cross_entropy_map, map_pass, run_pass
-from softdice.statistics.request import equals
+from softdice.statistics.request import columns, equals
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -254,7 +254,7 @@ class LovaszLoss(Loss):
         """input, target -> loss, a tensor on the autograd graph."""
         cost_PC, voxels_PC = run_pass(input, target, voxel_weight, self.settings, self.num_classes)
         if self.classes is not None:
-            cost_PC, voxels_PC = cost_PC[:, list(self.classes)], voxels_PC[:, list(self.classes)]
+            cost_PC, voxels_PC = columns(cost_PC, self.classes), columns(voxels_PC, self.classes)
 
         def reduce(cost: Tensor, voxels: Tensor) -> Tensor:
             present = voxels > 0 if self.absent == "skip" else None

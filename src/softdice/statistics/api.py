@@ -16,7 +16,7 @@ from softdice.backends import op, route
 from softdice.parallel import dtensor, groups
 from softdice.statistics import check
 from softdice.statistics.declared import FIELDS, NAMES
-from softdice.statistics.request import Pass
+from softdice.statistics.request import Pass, columns
 
 
 class OverlapStatistics:
@@ -127,7 +127,7 @@ class OverlapStatistics:
 
     def select(self, classes: Sequence[int]) -> OverlapStatistics:
         """Return the statistics of some classes, in that order."""
-        return self._with(self._stack[..., list(classes)])
+        return self._with(columns(self._stack, tuple(classes)))
 
     def fill(self, where: Tensor, value: float) -> OverlapStatistics:
         """Return the statistics with `value` in every field where `where` is true; no gradient passes there."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softdice.internals import unwrapped
 from softdice.statistics.declared import NAMES
-from softdice.statistics.request import ACTIVATIONS, Pass, Request, equals, signed
+from softdice.statistics.request import ACTIVATIONS, Pass, Request, constant, equals, signed
 from softdice.validation import are_tensors, choice, class_numbers, fail, message, number, same_device
 
 LABEL_DTYPES = (
@@ -64,7 +64,7 @@ def request(
     if settings.kind == "confusion":
         labels_alone(input, target)
     if settings.regions is not None:
-        made = made._replace(regions=_membership(settings.regions, input.shape[1], input.device))
+        made = made._replace(regions=_membership(settings.regions, input))
     return made._replace(voxel_map=voxel_map(map_values, input, made.columns, settings.mapped))
 
 
@@ -75,14 +75,11 @@ def is_dtensor(value: object) -> bool:
     return isinstance(value, sys.modules["torch.distributed.tensor"].DTensor)
 
 
-def _membership(regions: tuple[tuple[int, ...], ...], num_classes: int, device: torch.device) -> Tensor:
-    """Return which class belongs to which region, (R, C) bool.
-
-    Made anew each time: a cached tensor would be an inference tensor after validation under `torch.inference_mode`,
-    and unusable in the next training step.
-    """
-    numbers = [class_numbers("regions", region, num_classes) for region in regions]
-    return torch.tensor([[c in region for c in range(num_classes)] for region in numbers], device=device)
+def _membership(regions: tuple[tuple[int, ...], ...], input: Tensor) -> Tensor:
+    """Return which class belongs to which region, (R, C) bool, on the device of input."""
+    C = input.shape[1]
+    numbers = [class_numbers("regions", region, C) for region in regions]
+    return constant(tuple(tuple(c in region for c in range(C)) for region in numbers), torch.bool, input)
 
 
 def tensors(

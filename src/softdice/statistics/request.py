@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -168,3 +169,51 @@ def signed(labels: Tensor) -> Tensor:
     """Return labels in a dtype that torch can compare; those from 2^63 on become negative."""
     wider = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
     return labels.to(wider[labels.dtype]) if labels.dtype in wider else labels
+
+
+# --- constants beside the voxels: a device takes them once, not in every call, which would wait for it
+
+
+def columns(values: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Return some places of the last axis, in that order, by slices: an index would be copied to the device.
+
+    Example:
+        >>> columns(torch.arange(6), range(1, 6)), columns(torch.arange(6), (4, 0, 1, 2))
+        (tensor([1, 2, 3, 4, 5]), tensor([4, 0, 1, 2]))
+    """
+    runs: list[list[int]] = []
+    size = values.shape[-1]
+    for number in numbers:
+        if not -size <= number < size:
+            raise IndexError(f"softdice: expected class numbers in [0, {size}), got {number}. Pass other numbers.")
+        place = number % size
+        if runs and place == runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([place, place + 1])
+    parts = [values[..., first:last] for first, last in runs or [[0, 0]]]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+@lru_cache(maxsize=256)
+def _kept(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor would be of no use in the next training step
+        return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def constant(numbers: Any, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Return nested tuples of numbers as a tensor on the device of `like`, that of an earlier call if there was one.
+
+    It must not be written to.
+    """
+    if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
+        return torch.tensor(numbers, dtype=dtype, device=like.device)
+    return _kept(numbers, dtype, like.device)
+
+
+def moved(values: Tensor, like: Tensor) -> Tensor:
+    """Return values in the dtype and on the device of `like`; and keep what a CPU's become there."""
+    stays = values.device == like.device or values.device.type != "cpu" or values.requires_grad
+    if stays or values.ndim != 1 or torch.compiler.is_compiling():
+        return values.to(like)
+    return constant(tuple(values.tolist()), like.dtype, like)

@@ -18,11 +18,14 @@ import triton
 import triton.language as tl
 
 from softdice.backends.cuda.math import (
+    GENERAL,
+    KEPT,
     LN2,
     LOG2E,
     LOWEST,
     SIGMOID,
     SOFTMAX,
+    along,
     class_tile,
     complement,
     not_zero,
@@ -37,11 +40,11 @@ from softdice.backends.cuda.math import (
 
 
 @triton.jit
-def _store(out, c, v, inside, dx, w, oC, oV, C: tl.constexpr, MASKED: tl.constexpr):
+def _store(out, c, v, inside, dx, w, oC, oV, OU: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):
     """Exactly 0 where the voxel does not count, rounded to the dtype of the logits."""
     if MASKED:
         dx = tl.where((w > 0)[None, :], dx, 0.0)
-    place = out + (c[:, None] * oC + v[None, :] * oV)
+    place = out + (along(c[:, None], oC, OU[1]) + along(v[None, :], oV, OU[2]))
     tl.store(place, dx.to(out.dtype.element_ty), mask=(c < C)[:, None] & inside[None, :])
 
 
@@ -66,51 +69,54 @@ def _slopes(
     return p, q, steep, straight
 
 
-@triton.jit(do_not_specialize=["programs", "steps", "ignore"])
+@triton.jit(do_not_specialize=GENERAL)
 def backward_kernel(
     grad, x, target, weight, voxel_map, member, out, V, programs, steps, gF, gB, gK, xB, xC, xV, tB, tC, tV, wB,
-    wV, uB, uC, uV, oB, oC, oV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
+    wV, uB, uC, uV, oB, oC, oV, ignore, VU: tl.constexpr, XU: tl.constexpr, TU: tl.constexpr, WU: tl.constexpr,
+    UU: tl.constexpr, OU: tl.constexpr, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
     MAPPED: tl.constexpr, TAKE: tl.constexpr, SLOPES: tl.constexpr,
-    CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+    CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """TAKE and SLOPES are the statistics' slopes (`softdice.backends.cuda.declared`)."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
     task = tl.program_id(0).to(tl.int64)
     b = task // programs
-    xb = x + b * xB
-    tb = target + b * tB
+    end = V.to(tl.int64) * VU
+    xb = x + along(b, xB, XU[0])
+    tb = target + along(b, tB, TU[0])
     ub = voxel_map
     if MAPPED:
-        ub = voxel_map + b * uB
-    ob = out + b * oB
+        ub = voxel_map + along(b, uB, UU[0])
+    ob = out + along(b, oB, OU[0])
     gb = grad + b * gB
     k = (tl.program_id(1) * KT + tl.arange(0, KT)).to(tl.int64)
     coefficients = TAKE(gb, k, gF, gK, k < K, W)  # where there is one set of classes, they stay in registers
-    for step in tl.range(0, steps, num_stages=STAGES):
+    for step in range(0, steps):
         tile = task % programs + step * programs
         v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
-        inside = v < V
+        inside = v < end
         t, w, _, _ = voxels(
-            target, weight, b, v, inside, tB, tV, wB, wV, ignore, 1 if C == 1 else 0, TOP, HARD, WEIGHTED, IGNORE, W
-        )
+            target, weight, b, v, inside, tB, tV, TU, wB, wV, WU, ignore, 1 if C == 1 else 0, TOP, HARD, WEIGHTED,
+            IGNORE, W,
+        )  # fmt: skip
         if REGIONS:
             m = w
             log_sum = w
             if ACT == SOFTMAX:
-                m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, C, CT, BV, MASKED, W)
+                m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, CT, BV, MASKED, W)
             p, part, y = region_tiles(
-                xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, tC, tV,
+                xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, XU, tC, tV, TU,
                 C, K, CT, KT, BV, ACT, HARD, MASKED, W,
             )  # fmt: skip
             u = p
             if MAPPED:
-                u = class_tile(ub, k, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
+                u = class_tile(ub, k, v, inside, w, uC, uV, UU, K, KT, MASKED, 0.0, W)
             p, _q, steep, straight = _slopes(coefficients, p, p, part, log_sum, y, u, k, K, KT, ACT, SLOPES)
             slope = p * steep + straight if ACT == SOFTMAX else steep + straight
             for c0 in range(0, C, CT):
                 c = (c0 + tl.arange(0, CT)).to(tl.int64)
-                value = class_tile(xb, c, v, inside, w, xC, xV, C, CT, MASKED, 0.0, W)
+                value = class_tile(xb, c, v, inside, w, xC, xV, XU, C, CT, MASKED, 0.0, W)
                 dx = tl.zeros([CT, BV], W)
                 pc = dx
                 if ACT == SOFTMAX:
@@ -120,41 +126,42 @@ def backward_kernel(
                     here = (k == r)[:, None]
                     share = tl.where(chosen[:, None], 1.0, 0.0).to(W)
                     if ACT == SOFTMAX:
-                        whole = tl.maximum(tl.sum(tl.where(here, part, 0.0), 0), LOWEST)
-                        power = (tl.maximum(value, LOWEST) - m[None, :]) * LOG2E - whole[None, :]
+                        whole = tl.maximum(tl.sum(tl.where(here, part, 0.0), 0), LOWEST, propagate_nan=KEPT)
+                        power = (tl.maximum(value, LOWEST, propagate_nan=KEPT) - m[None, :]) * LOG2E - whole[None, :]
                         share = tl.exp2(tl.where(chosen[:, None], power, LOWEST)) - pc
                     dx += share * tl.sum(tl.where(here, slope, 0.0), 0)[None, :]
-                _store(ob, c, v, inside, dx * w[None, :], w, oC, oV, C, MASKED)
+                _store(ob, c, v, inside, dx * w[None, :], w, oC, oV, OU, C, MASKED)
         elif ACT == SOFTMAX and C > KT:  # maximum and sum, then sum_j p_j q_j + k_j, then the gradient
-            m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, C, KT, BV, MASKED, W)
+            m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, KT, BV, MASKED, W)
             dot = tl.zeros([BV], W)
             for turn in tl.static_range(2):
                 for c0 in range(0, C, KT):
                     c = (c0 + tl.arange(0, KT)).to(tl.int64)
-                    value = class_tile(xb, c, v, inside, w, xC, xV, C, KT, MASKED, float("-inf"), W)
+                    value = class_tile(xb, c, v, inside, w, xC, xV, XU, C, KT, MASKED, float("-inf"), W)
                     p, d = softmax_from(value, m, log_sum)
                     u = p
                     if MAPPED:
-                        u = class_tile(ub, c, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
+                        u = class_tile(ub, c, v, inside, w, uC, uV, UU, K, KT, MASKED, 0.0, W)
                     p, _q, steep, straight = _slopes(
                         TAKE(gb, c, gF, gK, c < K, W), value, p, d, log_sum,
-                        truth_tile(tb, t, w, c, v, inside, tC, tV, C, HARD, MASKED, KT, W), u, c, K, KT, ACT, SLOPES,
+                        truth_tile(tb, t, w, c, v, inside, tC, tV, TU, C, HARD, MASKED, KT, W),
+                        u, c, K, KT, ACT, SLOPES,
                     )  # fmt: skip
                     if turn == 0:
                         dot += tl.sum(p * steep + straight, 0)
                     else:
                         dx = w[None, :] * (p * (steep - dot[None, :]) + straight)
-                        _store(ob, c, v, inside, dx, w, oC, oV, C, MASKED)
+                        _store(ob, c, v, inside, dx, w, oC, oV, OU, C, MASKED)
         else:
             FILL: tl.constexpr = float("-inf") if ACT == SOFTMAX else 0.0
-            value = class_tile(xb, k, v, inside, w, xC, xV, C, KT, MASKED, FILL, W)
+            value = class_tile(xb, k, v, inside, w, xC, xV, XU, C, KT, MASKED, FILL, W)
             p, d, log_sum = value, value, w
             if ACT == SOFTMAX:
                 p, d, log_sum = softmax_tile(value)
-            y = truth_tile(tb, t, w, k, v, inside, tC, tV, C, HARD, MASKED, KT, W)
+            y = truth_tile(tb, t, w, k, v, inside, tC, tV, TU, C, HARD, MASKED, KT, W)
             u = p
             if MAPPED:
-                u = class_tile(ub, k, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
+                u = class_tile(ub, k, v, inside, w, uC, uV, UU, K, KT, MASKED, 0.0, W)
             p, q, steep, straight = _slopes(coefficients, value, p, d, log_sum, y, u, k, K, KT, ACT, SLOPES)
             if ACT == SOFTMAX:
                 if HARD:  # that of the true class is taken off first: less cancellation where the network is sure
@@ -165,4 +172,4 @@ def backward_kernel(
                 dx = p * q * steep + straight
             else:
                 dx = steep + straight
-            _store(ob, k, v, inside, dx * w[None, :], w, oC, oV, C, MASKED)
+            _store(ob, k, v, inside, dx * w[None, :], w, oC, oV, OU, C, MASKED)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from math import gcd
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softdice.backends.cuda import declared, launch
+from softdice.backends.cuda import declared, launch, layout
 from softdice.backends.cuda.backward import backward_kernel
 from softdice.backends.cuda.forward import forward_kernel, rows_kernel
 from softdice.backends.cuda.launch import Tile
@@ -43,11 +44,11 @@ def arguments(request: Request) -> dict[str, Any]:
     """Return what both kernels are called with, by name."""
     input, target, weight, regions, voxel_map, s = request
     C, columns, hard = input.shape[1], request.columns, request.hard
-    strides = dict(zip(("xB", "xC", "xV"), input.stride(), strict=True))
-    strides |= dict(zip(("tB", "tV") if hard else ("tB", "tC", "tV"), target.stride(), strict=True))
-    strides |= dict(zip(("wB", "wV"), (0, 0) if weight is None else weight.stride(), strict=True))
     voxel_map = None if voxel_map is None else voxel_map.expand(-1, columns, -1)
-    strides |= dict(zip(("uB", "uC", "uV"), (0, 0, 0) if voxel_map is None else voxel_map.stride(), strict=True))
+    values: dict[str, Any] = {"VU": gcd(layout.WIDEST, input.shape[2])}
+    for letter, tensor in zip("xtwu", (input, target, weight, voxel_map), strict=True):
+        values |= _strides(letter, tensor)
+    del values["wC"]
     class_rows = launch.bucket(C)
     return {
         "x": input,
@@ -55,9 +56,8 @@ def arguments(request: Request) -> dict[str, Any]:
         "weight": None if weight is None else launch.readable(weight),
         "voxel_map": None if voxel_map is None else launch.readable(voxel_map),
         "member": None if regions is None else launch.readable(regions.contiguous()),
-        "V": input.shape[2],
-        "tC": 0,
-        **strides,
+        "V": input.shape[2] // values["VU"],
+        **values,
         "ignore": 0 if s.ignore_index is None else s.ignore_index,
         "C": C,
         "K": columns,
@@ -72,6 +72,12 @@ def arguments(request: Request) -> dict[str, Any]:
         "KT": class_rows if regions is None else triton.next_power_of_2(columns),
         "W": tl.float64 if input.dtype == torch.float64 else tl.float32,
     }
+
+
+def _strides(letter: str, tensor: Tensor | None) -> dict[str, Any]:
+    """Return a tensor's strides and their units, as the kernels name them."""
+    steps, units = layout.strides(tensor)
+    return {**dict(zip((f"{letter}B", f"{letter}C", f"{letter}V"), steps, strict=True)), f"{letter.upper()}U": units}
 
 
 def constants(input: Tensor, s: Pass) -> declared.Constants:
@@ -103,6 +109,12 @@ def _regions(request: Request) -> int:
     return 0 if request.regions is None else request.regions.shape[0]
 
 
+def longest_tile(request: Request) -> int:
+    """Return the voxels of the longest tile that a kernel takes for a request."""
+    shape = request.input.shape[1], min(_regions(request), REGIONS), request.input.element_size()
+    return max(launch.tile(table, *shape).voxels for table in (launch.FORWARD, launch.BACKWARD))
+
+
 def _groups(request: Request) -> list[Request]:
     """Return a request for each group of regions that a launch takes, in order."""
     if request.regions is None or len(request.regions) <= REGIONS:
@@ -120,11 +132,13 @@ def _columns(values: dict[str, Any], forward: bool) -> int:
     return 1 if together else -(-values["K"] // values["KT"])
 
 
-def _partial(values: dict[str, Any], rows: int, validate: bool, tile: Tile) -> tuple[Tensor, Tensor | None]:
+def _partial(
+    values: dict[str, Any], rows: int, validate: bool, tile: Tile, wanted: int
+) -> tuple[Tensor, Tensor | None]:
     """Launch the forward kernel; return partial sums (B, programs, rows, K), and counts of what is out of range."""
     x = values["x"]
     B, _, V = x.shape
-    programs, steps = launch.grid(B, V, tile.voxels, launch.processors(x.device))
+    programs, steps = launch.grid(B, V, tile.voxels, wanted)
     columns = _columns(values, forward=True)
     partial = x.new_empty((B, programs, rows, values["K"]), dtype=result_dtype(x.dtype))
     bad = x.new_empty((B * programs * columns, 4), dtype=torch.int32) if validate else None
@@ -157,24 +171,26 @@ def forward(request: Request) -> Tensor:
     return sums
 
 
-def statistics(request: Request) -> tuple[Tensor, Tensor | None]:
+def statistics(request: Request, wanted: int | None = None) -> tuple[Tensor, Tensor | None]:
     """Return sums (fields, B, K), and counts (n, 4) of what is out of range, per program.
 
-    The four columns: labels, per-class targets, probabilities, weights.
+    The four columns: labels, per-class targets, probabilities, weights. wanted: programs, those that keep the device
+    busy by default.
     """
     input, s = request.input, request.settings
+    wanted = launch.wanted(input.device) if wanted is None else wanted
     dtype = result_dtype(input.dtype)
     if input.numel() == 0:
         return input.new_zeros((len(s.fields), input.shape[0], request.columns), dtype=dtype), None
     groups = _groups(request)
     if len(groups) > 1:
-        parts = [statistics(group) for group in groups]
+        parts = [statistics(group, wanted) for group in groups]
         return torch.cat([sums for sums, _ in parts], dim=2), parts[0][1]
     same = [_same_sum(name, request.hard, s.label_smoothing > 0) for name in s.fields]
     rows = list(dict.fromkeys(same))
     call = arguments(request) | declared.terms(tuple(rows), constants(input, s))
     tile = launch.tile(launch.FORWARD, input.shape[1], _regions(request), input.element_size(), len(rows))
-    partial, bad = _partial(call, len(rows), s.validate, tile)
+    partial, bad = _partial(call, len(rows), s.validate, tile, wanted)
     sums = partial.sum(1, dtype=torch.float64)
     if same == rows:
         return sums.movedim(1, 0).to(dtype).contiguous(), bad
@@ -195,27 +211,29 @@ def assert_in_range(bad: Tensor, request: Request) -> None:
             torch._assert_async(right[kind], error)
 
 
-def _slope(values: dict[str, Any], out: Tensor, tile: Tile) -> None:
+def _slope(values: dict[str, Any], out: Tensor, tile: Tile, wanted: int) -> None:
     """Launch the backward kernel into `out`."""
     B, _, V = out.shape
-    programs, steps = launch.grid(B, V, tile.voxels, launch.processors(out.device))
+    programs, steps = launch.grid(B, V, tile.voxels, wanted)
     values = {**values, "out": out, "programs": programs, "steps": steps, **tile.constants}
-    values |= dict(zip(("oB", "oC", "oV"), out.stride(), strict=True))
+    values |= _strides("o", out)
     _start(backward_kernel, values, (B * programs, _columns(values, forward=False)), tile.warps)
 
 
-def gradient(grad: Tensor, request: Request) -> Tensor:
+def gradient(grad: Tensor, request: Request, wanted: int | None = None) -> Tensor:
     """Return dL/dinput, dense and laid out as input, for dL/dstatistics (fields, B, K) of any strides."""
     input, s = request.input, request.settings
+    wanted = launch.wanted(input.device) if wanted is None else wanted
     out = torch.empty_like(input)
     if input.numel() == 0:
         return out
     groups = _groups(request)
     if len(groups) > 1:
-        parts = [gradient(part, group) for part, group in zip(grad.split(REGIONS, dim=2), groups, strict=True)]
+        pairs = zip(grad.split(REGIONS, dim=2), groups, strict=True)
+        parts = [gradient(part, group, wanted) for part, group in pairs]
         return torch.stack(parts).sum(0, dtype=result_dtype(input.dtype)).to(input.dtype)
     call = arguments(request) | declared.slopes(s.fields, constants(input, s))
     call |= {"grad": grad} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))
     tile = launch.tile(launch.BACKWARD, input.shape[1], _regions(request), input.element_size(), call.pop("SLOPED"))
-    _slope(call, out, tile)
+    _slope(call, out, tile, wanted)
     return out

@@ -14,10 +14,12 @@ import triton
 import triton.language as tl
 
 from softdice.backends.cuda.math import (
+    GENERAL,
     LN2,
     NONE,
     SIGMOID,
     SOFTMAX,
+    along,
     class_tile,
     complement,
     not_zero,
@@ -32,78 +34,90 @@ from softdice.backends.cuda.math import (
 )
 
 
-@triton.jit(do_not_specialize=["programs", "steps", "ignore"])
+@triton.jit(do_not_specialize=GENERAL)
 def rows_kernel(
-    x, target, weight, maxima, logs, V, programs, steps, xB, xC, xV, tB, tV, wB, wV, ignore, C: tl.constexpr,
-    TOP: tl.constexpr, HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, CT: tl.constexpr,
-    BV: tl.constexpr, W: tl.constexpr,
+    x, target, weight, maxima, logs, V, programs, steps, xB, xC, xV, tB, tV, wB, wV, ignore, VU: tl.constexpr,
+    XU: tl.constexpr, TU: tl.constexpr, WU: tl.constexpr, C: tl.constexpr, TOP: tl.constexpr, HARD: tl.constexpr,
+    WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, CT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Write maximum and log2 of the sum of exponentials, (B, V) each, for more classes than a tile holds."""
     b = (tl.program_id(0) // programs).to(tl.int64)
+    end = V.to(tl.int64) * VU
+    xb = x + along(b, xB, XU[0])
     for step in range(0, steps):
         tile = tl.program_id(0) % programs + step * programs
         v = tile.to(tl.int64) * BV + tl.arange(0, BV)
-        inside = v < V
-        _, w, _, _ = voxels(target, weight, b, v, inside, tB, tV, wB, wV, ignore, 0, TOP, HARD, WEIGHTED, IGNORE, W)
-        m, log_sum = softmax_rows(x + b * xB, v, inside, w, xC, xV, C, CT, BV, WEIGHTED or IGNORE, W)
-        tl.store(maxima + b * V + v, m, mask=inside)
-        tl.store(logs + b * V + v, log_sum, mask=inside)
+        inside = v < end
+        _, w, _, _ = voxels(
+            target, weight, b, v, inside, tB, tV, TU, wB, wV, WU, ignore, 0, TOP, HARD, WEIGHTED, IGNORE, W
+        )
+        m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, CT, BV, WEIGHTED or IGNORE, W)
+        tl.store(maxima + b * end + v, m, mask=inside)
+        tl.store(logs + b * end + v, log_sum, mask=inside)
 
 
-@triton.jit(do_not_specialize=["programs", "steps", "ignore"])
+@triton.jit(do_not_specialize=GENERAL)
 def forward_kernel(
     x, target, weight, voxel_map, member, maxima, logs, partial, bad, V, programs, steps, xB, xC, xV, tB, tC, tV,
-    wB, wV, uB, uC, uV, ignore, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
+    wB, wV, uB, uC, uV, ignore, VU: tl.constexpr, XU: tl.constexpr, TU: tl.constexpr, WU: tl.constexpr,
+    UU: tl.constexpr, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
     MAPPED: tl.constexpr, VALIDATE: tl.constexpr, ROWS: tl.constexpr, NOTHING: tl.constexpr, PLUS: tl.constexpr,
     PUT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr,
-    W: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+    W: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """NOTHING, PLUS and PUT are the ROWS statistics' terms (`softdice.backends.cuda.declared`)."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
     task = tl.program_id(0).to(tl.int64)
     b = task // programs
+    end = V.to(tl.int64) * VU
+    xb = x + along(b, xB, XU[0])
+    tb = target + along(b, tB, TU[0])
+    ub = voxel_map
+    if MAPPED:
+        ub = voxel_map + along(b, uB, UU[0])
     k = (tl.program_id(1) * KT + tl.arange(0, KT)).to(tl.int64)
     sums = NOTHING(tl.zeros([KT, BV], W), tl.zeros([1, BV], W))
     bad_label = tl.zeros([BV], tl.int32)
     bad_value = tl.zeros([BV], tl.int32)
     bad_target = tl.zeros([BV], tl.int32)
     bad_weight = tl.zeros([BV], tl.int32)
-    for step in tl.range(0, steps, num_stages=STAGES):
+    for step in range(0, steps):
         tile = task % programs + step * programs
         v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
-        inside = v < V
+        inside = v < end
         t, w, wrong_label, wrong_weight = voxels(
-            target, weight, b, v, inside, tB, tV, wB, wV, ignore, 1 if C == 1 else 0, TOP, HARD, WEIGHTED, IGNORE, W
-        )
+            target, weight, b, v, inside, tB, tV, TU, wB, wV, WU, ignore, 1 if C == 1 else 0, TOP, HARD, WEIGHTED,
+            IGNORE, W,
+        )  # fmt: skip
         # p, 1 - p, their logarithms, and y
         if REGIONS:
             m = w
             log_sum = w
             if ACT == SOFTMAX:
-                m, log_sum = softmax_rows(x + b * xB, v, inside, w, xC, xV, C, CT, BV, MASKED, W)
+                m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, CT, BV, MASKED, W)
             p, part, y = region_tiles(
-                x + b * xB, target + b * tB, member, m, log_sum, t, w, k, v, inside, xC, xV, tC, tV,
+                xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, XU, tC, tV, TU,
                 C, K, CT, KT, BV, ACT, HARD, MASKED, W,
             )  # fmt: skip
             value = p
             q, a, other = complement(p), (log_sum[None, :] - part) * LN2, p
         else:
             FILL: tl.constexpr = float("-inf") if ACT == SOFTMAX else 0.0
-            value = class_tile(x + b * xB, k, v, inside, w, xC, xV, C, KT, MASKED, FILL, W)
+            value = class_tile(xb, k, v, inside, w, xC, xV, XU, C, KT, MASKED, FILL, W)
             if ACT == SIGMOID:
                 p, q, a, other = of_sigmoid(value)
             elif ACT == SOFTMAX:
                 if C <= KT:
                     p, d, log_sum = softmax_tile(value)
                 else:
-                    m = tl.load(maxima + b * V + v, mask=inside, other=0.0)
-                    log_sum = tl.load(logs + b * V + v, mask=inside, other=0.0)
+                    m = tl.load(maxima + b * end + v, mask=inside, other=0.0)
+                    log_sum = tl.load(logs + b * end + v, mask=inside, other=0.0)
                     p, d = softmax_from(value, m, log_sum)
                 q, a, other = complement(p), (log_sum[None, :] - d) * LN2, p
             else:
                 p, q, a, other = value, complement(value), value, value
-            y = truth_tile(target + b * tB, t, w, k, v, inside, tC, tV, C, HARD, MASKED, KT, W)
+            y = truth_tile(tb, t, w, k, v, inside, tC, tV, TU, C, HARD, MASKED, KT, W)
         if ACT == NONE:
             a = -tl.log2(not_zero(p)) * LN2
         if VALIDATE:
@@ -119,16 +133,16 @@ def forward_kernel(
                 for c0 in range(0, C, CT):
                     c = (c0 + tl.arange(0, CT)).to(tl.int64)
                     if not HARD:
-                        true = class_tile(target + b * tB, c, v, inside, w, tC, tV, C, CT, MASKED, 0.0, W)
+                        true = class_tile(tb, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
                         bad_target += outside(true, 0.0, 1.0)
                     if ACT == NONE:
-                        value = class_tile(x + b * xB, c, v, inside, w, xC, xV, C, CT, MASKED, 0.0, W)
+                        value = class_tile(xb, c, v, inside, w, xC, xV, XU, C, CT, MASKED, 0.0, W)
                         bad_value += outside(value, LOW, HIGH)
         if K % KT != 0:  # no infinite logarithm beyond the last class
             a = tl.where((k < K)[:, None], a, 0.0)
         u = p
         if MAPPED:
-            u = class_tile(voxel_map + b * uB, k, v, inside, w, uC, uV, K, KT, MASKED, 0.0, W)
+            u = class_tile(ub, k, v, inside, w, uC, uV, UU, K, KT, MASKED, 0.0, W)
         sums = PLUS(sums, w[None, :], p, q, a, other, y, u)
     PUT(sums, partial, task * ROWS, k, K)
     if VALIDATE:

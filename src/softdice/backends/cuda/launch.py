@@ -17,15 +17,15 @@ WIDEST = 128
 CLASSES = 64
 RUN = 64  # tiles that one program adds up at most: 64 numbers per lane of float32, 2^17 voxels per row
 PER_PROCESSOR = 16  # programs per multiprocessor, a few of which are there at a time, where there is work for so many
+TILES = 4  # of a program at least, so that its beginning and its end weigh little, where all multiprocessors have work
 FEW_SUMS = 4  # more sums than this take more registers: the tile shrinks
 
 
 class Tile(NamedTuple):
-    """Voxels of a tile, the warps that share it, and how many tiles are on their way from memory at once."""
+    """Voxels of a tile, and the warps that share it."""
 
     voxels: int
     warps: int = 4
-    stages: int = 2
 
     @property
     def vector(self) -> int:
@@ -38,7 +38,7 @@ class Tile(NamedTuple):
     @property
     def constants(self) -> dict[str, int]:
         """What a kernel has to know of it when it is compiled."""
-        return {"BV": self.voxels, "VECTOR": self.vector, "STAGES": self.stages}
+        return {"BV": self.voxels, "VECTOR": self.vector}
 
 
 # Eight or sixteen elements per thread, whose sums stay in registers: as many as the compiler manages without spilling
@@ -57,7 +57,6 @@ _VOXELS = {
 }
 FORWARD = {(rows, 2 << i): Tile(voxels) for rows, sizes in _VOXELS.items() for i, voxels in enumerate(sizes)}
 BACKWARD = dict(FORWARD)
-FORWARD[2, 2] = Tile(512, stages=3)  # with two the compiler spills
 """(class bucket, bytes of a logit) -> tile."""
 
 
@@ -74,16 +73,18 @@ def tile(table: dict[tuple[int, int], Tile], C: int, regions: int, itemsize: int
     return entry._replace(voxels=max(4, entry.voxels // shrink))
 
 
-def grid(B: int, V: int, voxels: int, processors: int) -> tuple[int, int]:
-    """Return the programs per sample, and the tiles that each of them walks."""
-    tiles = max(1, -(-V // voxels))
-    programs = min(tiles, max(PER_PROCESSOR * processors // max(B, 1), -(-tiles // RUN), 1))
+def grid(B: int, V: int, voxels: int, wanted: int) -> tuple[int, int]:
+    """Return the programs per sample, for so many wanted in all, and the tiles that each of them walks."""
+    tiles, most = max(1, -(-V // voxels)), wanted // max(B, 1)
+    fewer = min(most, max(-(-tiles // TILES), most // TILES))
+    programs = min(tiles, max(fewer, -(-tiles // RUN), 1))
     return programs, -(-tiles // programs)
 
 
-def processors(device: torch.device) -> int:
-    """Multiprocessors of the device; 1 where the interpreter plays it."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+def wanted(device: torch.device) -> int:
+    """Return how many programs keep a device busy; the interpreter is one multiprocessor."""
+    cuda = device.type == "cuda"
+    return PER_PROCESSOR * (torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

@@ -20,11 +20,38 @@ LN2 = tl.constexpr(0.6931471805599453)
 TINY = tl.constexpr(1.1754943508222875e-38)
 TINY64 = tl.constexpr(2.2250738585072014e-308)
 LOWEST = tl.constexpr(-1.0e38)  # below any logit that has a probability; no infinity, whose difference is NaN
+KEPT = tl.constexpr(tl.PropagateNan.ALL)  # of a NaN and a number tl.maximum returns the number, unless it is asked
+
+GENERAL = (
+    "V", "programs", "steps", "gF", "gB", "gK", "xB", "xC", "xV", "tB", "tC", "tV", "wB", "wV", "uB", "uC", "uV", "oB",
+    "oC", "oV", "ignore",
+)  # fmt: skip
+"""Arguments whose values the compiler does not see: what it should know of them, the units of `layout` tell it."""
+
+
+@triton.jit
+def along(i, step, UNIT: tl.constexpr):
+    """Return how far the i-th place of an axis lies from the first (`softdice.backends.cuda.layout`)."""
+    return i if UNIT == 0 else i * step * UNIT
+
+
+INTERPRETED = tl.constexpr(not isinstance(along, triton.runtime.JITFunction))
+
+
+@triton.jit
+def reciprocal(s):
+    """Return 1 / s for s in [1, C], to the last digit: a division takes care of numbers that are none of these."""
+    if INTERPRETED or s.dtype == tl.float64:
+        inverse = 1.0 / s
+    else:
+        inverse = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [s], tl.float32, True, 1)
+    return inverse
 
 
 @triton.jit
 def voxels(
-    target, weight, b, v, inside, tB, tV, wB, wV, ignore, FIRST: tl.constexpr, TOP: tl.constexpr, HARD: tl.constexpr,
+    target, weight, b, v, inside, tB, tV, TU: tl.constexpr, wB, wV, WU: tl.constexpr, ignore,
+    FIRST: tl.constexpr, TOP: tl.constexpr, HARD: tl.constexpr,
     WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Load class numbers and weights, and return where a label or a weight is out of range."""
@@ -33,29 +60,40 @@ def voxels(
     bad_label = t > 0
     bad_weight = t > 0
     if WEIGHTED:
-        raw = tl.load(weight + b * wB + v * wV, mask=inside, other=0).to(W)
+        raw = tl.load(weight + along(b, wB, WU[0]) + along(v, wV, WU[2]), mask=inside, other=0).to(W)
         fine = raw >= 0
         bad_weight = inside & (fine == 0)  # also where NaN
         w = tl.where(raw > 0, raw, 0.0)
     if HARD:
-        label = tl.load(target + b * tB + v * tV, mask=inside, other=0).to(tl.int64)
+        label = tl.load(target + along(b, tB, TU[0]) + along(v, tV, TU[2]), mask=inside, other=0)
+        low = label.to(tl.int32)
+        known = (low >= 0) & (low < TOP)
+        left_out = ignore.to(tl.int64)
+        high_left_out = (left_out >> 32).to(tl.int32)
+        other = low != left_out.to(tl.int32)
+        if label.dtype == tl.int64:  # in two halves: a comparison of 64 bits costs more
+            high = (label >> 32).to(tl.int32)
+            known = known & (high == 0)
+            other = other | (high != high_left_out)
+        else:
+            other = other | (high_left_out != left_out.to(tl.int32) >> 31)  # beyond what a label holds
         counts = inside
         if IGNORE:
-            counts = inside & (label != ignore)
+            counts = inside & other
             w = tl.where(counts, w, 0.0)
-        known = (label >= 0) & (label < TOP)
         bad_label = counts & (known == 0) & (w > 0)
-        t = tl.where(counts & known, label - FIRST, -1).to(tl.int32)
+        t = tl.where(counts & known, low - FIRST, -1)
     return t, w, bad_label, bad_weight
 
 
 @triton.jit
 def class_tile(
-    x, c, v, inside, w, xC, xV, C: tl.constexpr, CT: tl.constexpr, MASKED: tl.constexpr, FILL: tl.constexpr,
-    W: tl.constexpr,
+    x, c, v, inside, w, xC, xV, XU: tl.constexpr, C: tl.constexpr, CT: tl.constexpr, MASKED: tl.constexpr,
+    FILL: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Load values by class and voxel; 0 at voxels that do not count, FILL beyond the last class."""
-    value = tl.load(x + (c[:, None] * xC + v[None, :] * xV), mask=(c < C)[:, None] & inside[None, :], other=0.0).to(W)
+    place = x + (along(c[:, None], xC, XU[1]) + along(v[None, :], xV, XU[2]))
+    value = tl.load(place, mask=(c < C)[:, None] & inside[None, :], other=0.0).to(W)
     if MASKED:
         value = tl.where((w > 0)[None, :], value, 0.0)
     if C % CT != 0 and FILL != 0:
@@ -65,29 +103,29 @@ def class_tile(
 
 @triton.jit
 def truth_tile(
-    target, t, w, c, v, inside, tC, tV, C: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr, CT: tl.constexpr,
-    W: tl.constexpr,
+    target, t, w, c, v, inside, tC, tV, TU: tl.constexpr, C: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
+    CT: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Load targets by class and voxel, before smoothing."""
     if HARD:
-        y = tl.where(t[None, :] == c[:, None], 1.0, 0.0).to(W)
+        y = tl.where(t[None, :] == c.to(tl.int32)[:, None], 1.0, 0.0).to(W)
     else:
-        y = class_tile(target, c, v, inside, w, tC, tV, C, CT, MASKED, 0.0, W)
+        y = class_tile(target, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
     return y
 
 
 @triton.jit
 def softmax_rows(
-    x, v, inside, w, xC, xV, C: tl.constexpr, CT: tl.constexpr, BV: tl.constexpr, MASKED: tl.constexpr,
-    W: tl.constexpr,
+    x, v, inside, w, xC, xV, XU: tl.constexpr, C: tl.constexpr, CT: tl.constexpr, BV: tl.constexpr,
+    MASKED: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Return each voxel's maximum and log2 of the sum of exponentials, over any number of classes."""
     m = tl.full([BV], LOWEST, W)
     s = tl.zeros([BV], W)
     for c0 in range(0, C, CT):
         c = (c0 + tl.arange(0, CT)).to(tl.int64)
-        value = class_tile(x, c, v, inside, w, xC, xV, C, CT, MASKED, float("-inf"), W)
-        top = tl.maximum(m, tl.max(value, 0))
+        value = class_tile(x, c, v, inside, w, xC, xV, XU, C, CT, MASKED, float("-inf"), W)
+        top = tl.maximum(m, tl.max(value, 0), propagate_nan=KEPT)
         s = s * tl.exp2((m - top) * LOG2E) + tl.sum(tl.exp2((value - top[None, :]) * LOG2E), 0)
         m = top
     return m, tl.log2(s)
@@ -100,7 +138,7 @@ def softmax_tile(value):
     d = (value - m[None, :]) * LOG2E
     e = tl.exp2(d)
     s = tl.sum(e, 0)
-    return e * (1.0 / s)[None, :], d, tl.log2(s)
+    return e * reciprocal(s)[None, :], d, tl.log2(s)
 
 
 @triton.jit
@@ -134,21 +172,21 @@ def of_sigmoid(x):
     q = tl.where(x >= 0, small, large)
     u = 1.0 + z  # log1p(z) = log(u) z / (u - 1), exact where u rounds
     both = tl.where(u > 1.0, tl.log2(u) * LN2 * z / tl.where(u > 1.0, u - 1.0, 1.0), z)
-    a = both - tl.minimum(x, 0.0)
-    b = both + tl.maximum(x, 0.0)
+    a = both - tl.minimum(x, 0.0, propagate_nan=KEPT)
+    b = both + tl.maximum(x, 0.0, propagate_nan=KEPT)
     return p, q, a, b
 
 
 @triton.jit
 def complement(p):
     """1 - p, where rounding may have put p above 1."""
-    return tl.maximum(1.0 - p, 0.0)
+    return tl.maximum(1.0 - p, 0.0, propagate_nan=KEPT)
 
 
 @triton.jit
 def not_zero(p):
     """p, or the least number of its dtype with all digits in the place of one below that."""
-    return tl.maximum(p, TINY64 if p.dtype == tl.float64 else TINY)
+    return tl.maximum(p, TINY64 if p.dtype == tl.float64 else TINY, propagate_nan=KEPT)
 
 
 @triton.jit
@@ -218,8 +256,18 @@ def outside(value, low, high):
 
 
 @triton.jit
+def largest(value):
+    """Return each voxel's largest value, or NaN where one of them is: tl.max drops it.
+
+    In a softmax tl.max serves: the sum of the exponentials, which hold the NaN, brings it back.
+    """
+    return tl.max(value, 0) + tl.sum(tl.where(value != value, value, 0.0), 0)
+
+
+@triton.jit
 def region_tiles(
-    x, target, member, m, log_sum, t, w, k, v, inside, xC, xV, tC, tV, C: tl.constexpr, K: tl.constexpr,
+    x, target, member, m, log_sum, t, w, k, v, inside, xC, xV, XU: tl.constexpr, tC, tV,
+    TU: tl.constexpr, C: tl.constexpr, K: tl.constexpr,
     CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, ACT: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
     W: tl.constexpr,
 ):  # fmt: skip
@@ -232,10 +280,10 @@ def region_tiles(
     top = tl.full([KT, BV], LOWEST, W)
     for c0 in range(0, C, CT):
         c = (c0 + tl.arange(0, CT)).to(tl.int64)
-        value = class_tile(x, c, v, inside, w, xC, xV, C, CT, MASKED, 0.0, W)
+        value = class_tile(x, c, v, inside, w, xC, xV, XU, C, CT, MASKED, 0.0, W)
         true = value
         if not HARD:
-            true = class_tile(target, c, v, inside, w, tC, tV, C, CT, MASKED, 0.0, W)
+            true = class_tile(target, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
         for r in range(K):
             chosen = tl.load(member + r * C + c, mask=c < C, other=0) > 0
             here = (k == r)[:, None]
@@ -243,7 +291,7 @@ def region_tiles(
                 far = tl.where(chosen[:, None], value, LOWEST)
                 peak = tl.max(far, 0)
                 row = tl.sum(tl.where(chosen[:, None], tl.exp2((far - peak[None, :]) * LOG2E), 0.0), 0)
-                most = tl.maximum(top, peak[None, :])
+                most = tl.maximum(top, peak[None, :], propagate_nan=KEPT)
                 grown = p * tl.exp2((top - most) * LOG2E) + row[None, :] * tl.exp2((peak[None, :] - most) * LOG2E)
                 p = tl.where(here, grown, p)
                 top = tl.where(here, most, top)
@@ -251,8 +299,8 @@ def region_tiles(
                 row = tl.sum(tl.where(chosen[:, None], value, 0.0), 0)
                 p += tl.where(here, row[None, :], 0.0)
             if not HARD:
-                row = tl.max(tl.where(chosen[:, None], true, 0.0), 0)
-                y = tl.maximum(y, tl.where(here, row[None, :], 0.0))
+                row = largest(tl.where(chosen[:, None], true, 0.0))
+                y = tl.maximum(y, tl.where(here, row[None, :], 0.0), propagate_nan=KEPT)
     part = p
     if ACT == SOFTMAX:
         part = tl.where(p == 0, float("-inf"), (top - m[None, :]) * LOG2E + tl.log2(tl.where(p == 0, 1.0, p)))
