@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from softdice import validation
+from softdice.internals import untraced
 from softdice.statistics import check
 
 
 @validation.public
+@untraced
 def distance_map(target: Tensor, num_classes: int, *, spacing: Sequence[float] | None = None) -> Tensor:
     """labels -> signed distance of every voxel from the region of every class: the map of `softdice.BoundaryLoss`.
 
