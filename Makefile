@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test test-peers test-triton quick test-gpu test-browser test-pipelines test-formats test-lowest dist check format notebook docs bench bench-gpu clean
+.PHONY: help demo test test-peers test-triton quick test-gpu test-browser test-pipelines test-formats test-lowest test-newest dist check format notebook docs bench bench-gpu clean
 
 help:
 	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-pipelines  nnU-Net, MONAI, mmseg and transformers with our losses, in an environment of their own in build/"
 	@echo "make test-formats  files of pynrrd, slicerio, ome-zarr and ngff-zarr, in an environment of their own in build/"
 	@echo "make test-lowest  tests with the oldest releases that pyproject.toml allows, in build/ (TORCH=floor: torch's, too)"
+	@echo "make test-newest  the test suite with the newest releases of everything, in build/ (TORCH=newest: torch's, too)"
 	@echo "make dist    wheel and sdist, and whether they install and run alone, with every extra"
 	@echo "make check   format, lint, types, documentation"
 	@echo "make notebook  run examples/soft_dice_loss.md and keep what it prints and draws in the notebook beside it"
@@ -104,6 +105,9 @@ test-formats: $(FORMATS)/.made
 
 test-lowest:
 	@$(PYTHON) tests/lowest.py
+
+test-newest:
+	@$(PYTHON) tests/newest.py
 
 dist:
 	@$(PYTHON) tests/distribution.py

@@ -27,6 +27,13 @@ def lines(versions: dict[str, str]) -> str:
     return "".join(f"{name}=={version}\n" for name, version in versions.items())
 
 
+def pinned_torch() -> str:
+    """Return the version of torch in constraints.txt."""
+    pinned = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    return pinned[1]
+
+
 def lowest() -> dict[str, str]:
     """Return, for each package that pyproject.toml names, the oldest release that it allows with this Python."""
     resolver = environment("resolver", "uv")
@@ -43,9 +50,7 @@ def lowest() -> dict[str, str]:
         whole = chosen()
     found = {name: whole[name] for name in named}
     if os.environ.get("TORCH") != "floor":
-        pinned = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-        assert pinned is not None
-        found["torch"] = pinned[1]
+        found["torch"] = pinned_torch()
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("typer")
 pytest.importorskip("monai")
@@ -224,3 +226,31 @@ def test_info_prints_what_nnunet_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("info", "--nnunet").stdout == f"export nnUNet_extTrainer={TRAINERS}\n"
     monkeypatch.setenv("nnUNet_extTrainer", f"/my trainers:{TRAINERS}")
     assert call("info", "--nnunet").stdout == f"export nnUNet_extTrainer='/my trainers:{TRAINERS}'\n"
+
+
+def test_info_lists_every_package_that_an_extra_brings() -> None:
+    """Read from pyproject.toml here, and from the metadata of the installed package there."""
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    extras = text.partition("[project.optional-dependencies]")[2].partition("\ndocs = ")[0]
+    named = set(re.findall(r'"([\w-]+)(?:>=|==)', extras)) - {"softdice"}
+    assert {"SimpleITK", "highdicom", "connected-components-3d", "scikit-image", "matplotlib", "typer"} <= named
+    shown = call("info").stdout
+    lines = {line.split()[0].lower().replace("_", "-"): line for line in shown.splitlines() if line.startswith("  ")}
+    for name in (*named, "numpy", "pydicom", "triton"):
+        try:
+            state = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            state = "not installed"
+        assert lines[name.lower()].endswith(f" {state}")
+    assert not {"pytest", "mypy", "mkdocs-material"} & set(lines)
+    assert shown.startswith(f"softdice {softdice.__version__}, torch {torch.__version__}, Python ")
+
+
+def test_info_of_source_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", absent)
+    shown = call("info").stdout
+    assert "not installed, but run from its source" in shown
+    assert f"\n  numpy {np.__version__}\n" in shown

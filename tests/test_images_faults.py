@@ -174,7 +174,8 @@ def segmentation(path: Path, array: np.ndarray, kind: str = "BINARY", **others: 
     told = [highdicom.seg.SegmentDescription(k + 1, f"organ {k + 1}", tissue, tissue, "MANUAL") for k in range(number)]
     frames = np.moveaxis(array, (2, 1), (0, 1))
     made = highdicom.seg.Segmentation(slices, frames, kind, told, "1.2.3.7", 1, "1.2.3.8", 1, *"mm1s", **others)
-    made.save_as(path)
+    with contextlib.closing(made._db_con):  # highdicom leaves it open, and Python 3.13 warns
+        made.save_as(path)
     return path
 
 

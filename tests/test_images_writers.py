@@ -10,6 +10,7 @@ import json
 import locale
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,9 @@ def test_highdicom(kind: str, tmp_path: Path) -> None:
     array = LABELS if kind != "FRACTIONAL" else (LABELS[..., None] > 1) * np.float32(0.5)
     others = {"fractional_type": "PROBABILITY"} if kind == "FRACTIONAL" else {}
     path = segmentation(tmp_path / "a.dcm", array, kind, **others)
-    volume = highdicom.seg.segread(str(path)).get_volume(combine_segments=kind != "FRACTIONAL")
+    theirs_read = highdicom.seg.segread(str(path))
+    with closing(theirs_read._db_con):  # highdicom leaves it open, and Python 3.13 warns
+        volume = theirs_read.get_volume(combine_segments=kind != "FRACTIONAL")
     theirs = np.asarray(volume.array).reshape(volume.array.shape[:3])  # (slices, rows, columns)
     image = read_image(path)
     assert sorted(np.unique(image.array)) == sorted(np.unique(theirs))

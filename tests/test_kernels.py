@@ -161,6 +161,7 @@ def operator_arguments(
     return input.requires_grad_(), target, weight, regions, None, settings.text
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
 @pytest.mark.parametrize(("backend", "dtype"), [("cpu", torch.float32), ("sliced", torch.float64)])
 @pytest.mark.parametrize(
     ("dense", "activation", "unions"), [(False, "softmax", False), (True, "softmax", True), (True, "sigmoid", False)]

@@ -23,7 +23,8 @@ ROOMS = (
 )  # fmt: skip
 """Folders and modules of the package whose names are held to the glossary."""
 WITH_ARROWS = (
-    "losses", "head", "compat", "metrics", "costs", "decisions", "functional", "indices", "reductions", "reproducibility",
+    "losses", "head", "compat", "metrics", "costs", "decisions", "functional", "indices", "reductions",
+    "reproducibility",
 )  # fmt: skip
 """Those with public functions of tensors, whose docstrings begin with an arrow."""
 

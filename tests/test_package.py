@@ -152,6 +152,7 @@ def test_torch_still_has_the_private_names_that_internals_uses() -> None:
     assert seen == ["a torch.func transform is active", torch.Tensor, False]
     with torch.autograd.forward_ad.dual_level():
         assert internals.active_transform() == "forward-mode differentiation is active"
+    assert internals.tracing() is False
     x = torch.ones(2, requires_grad=True)
     with internals.below_autograd():
         assert not (x * 2).requires_grad

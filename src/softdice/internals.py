@@ -22,9 +22,16 @@ def observed() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()
 
 
+def tracing() -> bool:
+    """Return whether torch.jit.trace is active, under which the sizes of a tensor are tensors."""
+    return torch._C._get_tracing_state() is not None
+
+
 def active_transform() -> str | None:
-    """Return the active functorch or forward-mode transform, which raw kernels cannot serve; else None."""
+    """Return the active functorch or forward-mode transform, or tracing, which raw kernels cannot serve; else None."""
     if not torch.compiler.is_compiling():  # the compiler has a stack of transforms of its own, and no forward mode
+        if tracing():
+            return "torch.jit.trace is active"
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return "a torch.func transform is active"
         if torch.autograd.forward_ad._current_level >= 0:
@@ -40,10 +47,18 @@ def unwrapped(tensor: Tensor) -> Tensor:
 
 
 def untraced(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep torch.compile out of a function of NumPy, SciPy or Numba. (torch.compiler.disable imports the compiler.)"""
+    """Keep torch.compile out of a function of NumPy, SciPy or Numba. (torch.compiler.disable imports the compiler.)
+
+    Raise RuntimeError under torch.jit.trace, which would take the result for a constant.
+    """
 
     @wraps(function)
     def call(*args: P.args, **keywords: P.kwargs) -> R:
+        if tracing():
+            raise RuntimeError(
+                "softdice: expected tensors of eager or compiled code, got a trace (torch.jit.trace), which would keep "
+                "this result as a constant. Trace the network alone, or use torch.compile."
+            )
         run = torch.compiler.disable(function) if torch.compiler.is_compiling() else function
         result: R = run(*args, **keywords)
         return result

@@ -199,6 +199,7 @@ _NUMBA_MISSING = _numba_missing()
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
+@internals.untraced  # the compiler would trace into Numba's import, which takes it half a minute
 @cache
 def compiled_loops(module: str) -> Any:
     """Return a module of Numba loops by its full name, imported when first wanted; None where Numba cannot compile."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 
 import torch
@@ -14,10 +15,9 @@ from softdice.backends import route
 from softdice.compat.nnunet_training import TRAINERS
 from softdice.version import __version__
 
-PACKAGES = (
-    "numpy", "numba", "triton", "torchmetrics", "lightning", "monai", "nibabel", "pillow", "tifffile", "nilearn",
-    "scipy",
-)  # fmt: skip
+EXTRAS_OF_DEVELOPERS = ("dev", "docs")
+COME_ALONG = ("triton", "pydicom")
+"""Packages that this one uses where torch and highdicom bring them; no extra names them."""
 
 
 def info(
@@ -33,8 +33,13 @@ def info(
         print(f"export nnUNet_extTrainer={shlex.quote(paths)}")
         return
     print(f"softdice {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
-    for package in PACKAGES:
-        print(f"  {package} {_version(package)}")
+    try:
+        requirements = importlib.metadata.requires("softdice") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = ["numpy"]
+        print("  not installed, but run from its source: the packages of the extras are not listed")
+    for package in _packages(requirements):
+        print(f"  {_version(package)}")
     print(f"CPU: {torch.get_num_threads()} threads")
     for device in range(torch.cuda.device_count()):
         print(f"CUDA {device}: {torch.cuda.get_device_name(device)}")
@@ -45,8 +50,20 @@ def info(
         print(f"  {backend}: {'ready' if missing is None else 'not on this machine: ' + missing}")
 
 
+def _packages(requirements: list[str]) -> list[str]:
+    """Return the packages that users need: always, by an extra, and those that come along."""
+    names = []
+    for requirement in requirements:
+        extra = re.search(r"extra == ['\"](.+?)['\"]", requirement)
+        if extra is None or extra[1] not in EXTRAS_OF_DEVELOPERS:
+            names.append(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+    return [name for name in dict.fromkeys([*names, *COME_ALONG]) if name not in ("torch", "softdice")]
+
+
 def _version(package: str) -> str:
+    """Return name and version, the name as the package spells it."""
     try:
-        return importlib.metadata.version(package)
+        metadata = importlib.metadata.metadata(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return f"{package} not installed"
+    return f"{metadata['Name']} {metadata['Version']}"

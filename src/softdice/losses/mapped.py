@@ -95,6 +95,7 @@ class SkeletonRecallLoss(OverlapLoss):
 
 
 @validation.public
+@untraced
 def distance_map(target: Tensor, num_classes: int, *, spacing: Sequence[float] | None = None) -> Tensor:
     """labels -> signed distance of every voxel from the region of every class: the map of `softdice.BoundaryLoss`.
 
