@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from softdice import costs, indices, validation
+from softdice.internals import untraced
 from softdice.losses.overlap import OverlapLoss
 from softdice.losses.settings import LossSettings
 from softdice.losses.voxelwise import fixed_cost
