@@ -16,13 +16,24 @@ from softdice import metrics
 
 PACKAGE = Path(softdice.__file__).parent
 ROOMS = (
-    "statistics", "backends", "parallel", "images", "metrics", "evaluation", "scoring", "internals.py", "validation.py",
-    "losses", "head", "compat", "costs.py", "functional.py", "indices.py", "reductions.py", "reproducibility.py",
-    "interrupt.py", "version.py", "__init__.py",
+    "statistics", "backends", "parallel", "images", "metrics", "evaluation", "scoring", "losses", "head", "compat",
+    "costs.py", "decisions.py", "decisions_kernel.py", "functional.py", "indices.py", "internals.py", "interrupt.py",
+    "reductions.py", "reproducibility.py", "validation.py", "version.py", "__init__.py",
     "cli/app.py", "cli/check.py", "cli/errors.py", "cli/score.py", "cli/score_run.py",
 )  # fmt: skip
 """Folders and modules of the package whose names are held to the glossary."""
-WITH_ARROWS = ("losses", "head", "compat", "costs", "functional", "indices", "reductions", "reproducibility", "metrics")
+WITH_ARROWS = (
+    "losses",
+    "head",
+    "compat",
+    "metrics",
+    "costs",
+    "decisions",
+    "functional",
+    "indices",
+    "reductions",
+    "reproducibility",
+)
 """Those with public functions of tensors, whose docstrings begin with an arrow."""
 
 SYNONYMS = {

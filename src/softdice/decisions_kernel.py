@@ -12,7 +12,7 @@ BLOCK = 1024
 """Values that are summed and then copied while they are in the nearest cache."""
 
 
-GUESS = 0.25
+LIKELY = 0.25
 """A cut that most of the best ones lie above, and few voxels of a network."""
 
 TINY = 1e-300
@@ -84,13 +84,13 @@ def cut(prob_V: np.ndarray, bits_V: np.ndarray, present: bool, taken_V: np.ndarr
     Returns:
         The cut; the least and the largest of the bits, for the check of the range.
     """
-    number, total, least, most = _taken(prob_V, bits_V, GUESS, taken_V)
+    number, total, least, most = _taken(prob_V, bits_V, LIKELY, taken_V)
     sum_above, number_above = _above(taken_V[:number], 0.5)
     if number_above == 0 and not present:
         return 1.0, least, most
-    sum_above, number_above = _above(taken_V[:number], GUESS)
+    sum_above, number_above = _above(taken_V[:number], LIKELY)
     value = sum_above / max(number_above + total, TINY)
-    if value < GUESS:
+    if value < LIKELY:
         number = _taken(prob_V, bits_V, value, taken_V)[0]
     last = -1.0
     while value > last:
