@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from softdice.images.files import FileError, Image, read_image
 from softdice.images.geometry import check_same_place
 from softdice.training.config import TrainingError
+from softdice.training.nodata import without_nodata
+from softdice.training.orientation import axes_of, turn_of, turned, turned_like, unturned
 
 PERCENTILES = (0.5, 99.5)
 SAMPLED_VOXELS = 1_000_000
@@ -40,29 +43,57 @@ def channel_files(files: Mapping[str, Path], cases: Collection[str] | None = Non
         TrainingError: two files for one channel, `a.png` and `a_0000.png`.
 
     Example:
-        >>> found = {stem: Path(f"{stem}.png") for stem in ("a_0000", "a_0001", "b")}
-        >>> {name: sorted(of_case) for name, of_case in channel_files(found).items()}
+        >>> files = {stem: Path(f"{stem}.png") for stem in ("a_0000", "a_0001", "b")}
+        >>> {name: sorted(of_case) for name, of_case in channel_files(files).items()}
         {'a': [0, 1], 'b': [0]}
-        >>> list(channel_files(found, ["a_0000", "a_0001", "b"]))
+        >>> list(channel_files(files, ["a_0000", "a_0001", "b"]))
         ['a_0000', 'a_0001', 'b']
     """
-    found: dict[str, dict[int, Path]] = {}
+    of_name: dict[str, dict[int, Path]] = {}
     for stem, path in files.items():
         match = re.fullmatch(r"(.+)_(\d{4})", stem)
         channel = match and (cases is None or (stem not in cases and match[1] in cases))
         name, number = (match[1], int(match[2])) if match and channel else (stem, 0)
-        of_case = found.setdefault(name, {})
+        of_case = of_name.setdefault(name, {})
         if number in of_case:
             raise TrainingError(
                 f"softdice: expected one file for channel {number} of {name}, got {of_case[number].name} and "
                 f"{path.name} in {path.parent}. Keep one of them."
             )
         of_case[number] = path
-    return found
+    return of_name
 
 
-def read_channels(files: Files, *, ignore_geometry: bool = False) -> tuple[Image, np.ndarray, bool]:
-    """files of an image -> the first as it was read, (channels, *S) as stored, and whether they are scaled together.
+@dataclass(frozen=True)
+class Reading:
+    """An image as training and prediction take it.
+
+    Args:
+        stored: the first of its files as it was read: a mask is written on its grid.
+        image: the same, turned. turn: what was done to its axes. axes: what they mean now.
+        array: (channels, *S), turned, NaN where there are no data.
+        joint: channels are the colours of a picture, or there is only one: they are scaled together.
+    """
+
+    stored: Image
+    image: Image
+    turn: np.ndarray
+    axes: str
+    array: np.ndarray
+    joint: bool
+
+    def emptied(self) -> Reading:
+        """Return the same with voxels that take no memory."""
+        stored, image = (
+            replace(each, array=np.broadcast_to(np.uint8(0), each.array.shape)) for each in (self.stored, self.image)
+        )
+        return replace(self, stored=stored, image=image, array=np.broadcast_to(np.uint8(0), self.array.shape))
+
+
+def read_channels(
+    files: Files, *, ignore_geometry: bool = False, nodata: float | None = None, as_stored: bool = False
+) -> Reading:
+    """files of an image -> its channels, turned as `softdice.training.orientation` says, unless `as_stored`.
 
     Raises:
         FileError: a file cannot be read, a channel is missing, or channels differ in shape or place.
@@ -74,7 +105,14 @@ def read_channels(files: Files, *, ignore_geometry: bool = False) -> tuple[Image
         raise FileError(
             f"{files[numbers[0]]}: expected every channel from _0000 on, got {got}. Add that of _{missing:04d}."
         )
-    images = [read_image(files[number]) for number in numbers]
+    images = [without_nodata(read_image(files[number]), files[number], nodata) for number in numbers]
+    stored = images[0]
+    try:
+        turn = unturned(stored) if as_stored else turn_of(stored)
+    except FileError as error:
+        raise FileError(f"{files[0]}: {error}") from error
+    if not as_stored:
+        images = [turned(stored, turn), *(turned_like(i, stored, by_position=ignore_geometry) for i in images[1:])]
     first = images[0]
     for number, image in enumerate(images[1:], 1):
         if image.shape != first.shape:
@@ -87,7 +125,7 @@ def read_channels(files: Files, *, ignore_geometry: bool = False) -> tuple[Image
             check_same_place(files[number], image, files[0], first, advice=advice, transpose=ONE_FORMAT)
     array = np.concatenate([_channels_first(image) for image in images])
     picture = len(images) == 1 and first.place.axes == "zyx" and array.shape[0] == COLOURS
-    return first, array, picture or array.shape[0] == 1
+    return Reading(stored, first, turn, axes_of(stored), array, picture or array.shape[0] == 1)
 
 
 def scaled(array: np.ndarray, joint: bool) -> np.ndarray:
@@ -125,7 +163,7 @@ def normalise(array: np.ndarray) -> np.ndarray:
 
 
 def emptiness(array: np.ndarray, joint: bool) -> str:
-    """(channels, *S) -> what is wrong with the first channel from which nothing can be learnt; "" where there is none.
+    """Return what is wrong with the first channel from which nothing can be learnt; "" where there is none.
 
     Example:
         >>> emptiness(np.array([[1.0, 2.0], [0.0, 0.0]]), joint=False)
@@ -148,5 +186,5 @@ def _channels_first(image: Image) -> np.ndarray:
 
 
 def size(shape: Sequence[int]) -> str:
-    """shape -> as messages have it."""
+    """Return a shape as messages have it."""
     return "x".join(map(str, shape))

@@ -126,6 +126,7 @@ def _verify(content: dict[str, Any], resume: bool) -> None:
     _require(f"classes, channels and axes {expected}", (len(data["values"]), *said[1:]) == said == expected)
     flags = [data.get("joint", True), data.get("by_channel", False)]
     _require("how its channels are scaled", all(isinstance(flag, bool) for flag in flags))
+    _require("how its volumes lie", isinstance(data.get("orientation", ""), str))
     _require("settings by name", isinstance(content["settings"], dict))
     _require("label values in order", data["values"] == sorted(map(int, data["values"])))
     steps = [math.prod(step) for step in zip(*plan.strides, strict=True)]

@@ -127,12 +127,14 @@ class Segmenter(pl.LightningModule):
         reporter: Reporter,
         fused_head: bool = False,
         held_out: Sequence[int] = (),
+        mirror: str | None = None,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.cases = network, loss, cases
         self.training_numbers, self.validation_numbers = list(training), list(validation)
         self.patch, self.batch_size, self.lr, self.seed = tuple(patch), batch_size, lr, seed
         self.budget, self.reporter = budget, reporter
+        self.patches = Patches(cases, training, patch, seed, mirror)
         self.end_voxels = sum(math.prod(cases.shapes[number]) for number in [*validation, *held_out])
         self.head = FusedHead(last_convolution(network), cast(Any, loss)) if fused_head else None
         self.epoch = self.step = 0
@@ -176,14 +178,13 @@ class Segmenter(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of patches, this rank's share."""
-        patches = Patches(self.cases, self.training_numbers, self.patch, self.seed)
         ranks = self.trainer.world_size
         count = self.trainer.strategy.broadcast(self.budget.epoch_steps()) * self.batch_size * ranks
         sampler = EpochSampler(count, self.trainer.global_rank, ranks)
         sampler.epoch = self.epoch  # same epoch, same patches, whenever it is run
         # On a CPU the network needs every core; beside a GPU the patches are made in processes of their own.
         workers = 0 if self.trainer.strategy.root_device.type == "cpu" else 4
-        return DataLoader(patches, self.batch_size, sampler=sampler, num_workers=workers)
+        return DataLoader(self.patches, self.batch_size, sampler=sampler, num_workers=workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Numbers of the cases for the validation after each epoch, this rank's share."""
@@ -217,11 +218,13 @@ class Segmenter(pl.LightningModule):
         self.step += 1
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
-            error = TrainingError if self.trainer.is_global_zero else ToldByFirstError  # every rank has the same loss
-            raise error(
+            kind = TrainingError if self.trainer.is_global_zero else ToldByFirstError  # every rank has the same loss
+            error = kind(
                 f"softdice train: expected a finite loss, got {loss} in epoch {self.epoch + 1}. Lower --lr "
                 f"(it was {self.lr:g}), or use --precision 32-true."
             )
+            error.other_settings = True
+            raise error
         self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
         fraction = self._fraction()
         if fraction >= 1:
