@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import Image, read_image
-from softdice.images.geometry import check_same_place, extended, one_frame, one_shape, reversed_shape
+from softdice.images.geometry import extended, one_frame, one_shape, reversed_shape
 from softdice.images.labels import colours, labels, one_palette
 from softdice.training.channels import ONE_FORMAT, Reading, emptiness, read_channels, scaled, size
 from softdice.training.config import TrainingError
 from softdice.training.layout import find_layout
 from softdice.training.nodata import lonely_value
-from softdice.training.orientation import lies, turned_like
+from softdice.training.orientation import check_turned, lies, turned_like
 from softdice.training.places import LEAST_OBJECTS, Places, are_objects, places
 
 MAX_CLASSES = 256
@@ -147,10 +147,10 @@ def read_folder(
     empty: dict[str, str] = {}
     lonely: dict[str, tuple[float, float]] = {}
 
-    def read_pair(name: str) -> tuple[Reading, Image]:
+    def read_pair(name: str) -> tuple[Reading, Image, Image]:
         reading = read_channels(images[name], ignore_geometry=ignore_geometry, nodata=nodata)
         label = extended(read_image(label_paths[name]), reading.stored)
-        return reading, turned_like(label, reading.stored, by_position=ignore_geometry)
+        return reading, label, turned_like(label, reading.stored, by_position=ignore_geometry)
 
     def numbers_of(name: str, label: Image) -> np.ndarray:
         advice = "Round them, or check the folder."
@@ -162,7 +162,7 @@ def read_folder(
 
     for name in names:
         path, label_path = images[name][min(images[name])], label_paths[name]
-        reading, label = read_pair(name)
+        reading, stored_label, label = read_pair(name)
         _check_axes(path, reading, images[names[0]][0], readings[0] if readings else reading)
         if problem := emptiness(reading.array, reading.joint):
             empty[name] = problem
@@ -178,7 +178,7 @@ def read_folder(
             )
         if not ignore_geometry:
             advice = "Resample one of them; --ignore-geometry takes them as they are."
-            check_same_place(label_path, label, path, reading.image, advice=advice, transpose=ONE_FORMAT)
+            check_turned(label_path, stored_label, path, reading.stored, advice=advice, transpose=ONE_FORMAT)
         present.append(set(map(int, np.unique(numbers))))
         values |= present[-1] - {ignore}
         if not foreground and (numbers.ndim == 2 or (foreground is None and len(present[-1]) > LEAST_OBJECTS)):
@@ -223,7 +223,7 @@ def read_folder(
     classes = np.array([IGNORED if value == ignore else ordered.index(value) for value in every], np.uint8)
 
     def read(number: int) -> Case:
-        reading, label = read_pair(names[number])
+        reading, _, label = read_pair(names[number])
         array = np.broadcast_to(reading.array, (count, *reading.image.shape))
         numbers = numbers_of(names[number], label).reshape(reading.image.shape)
         return Case(

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import FileError, Image, read_image
-from softdice.images.geometry import check_same_place
 from softdice.training.config import TrainingError
 from softdice.training.nodata import without_nodata
-from softdice.training.orientation import axes_of, turn_of, turned, turned_like, unturned
+from softdice.training.orientation import axes_of, check_turned, turn_of, turned, turned_like, unturned
 
 PERCENTILES = (0.5, 99.5)
 SAMPLED_VOXELS = 1_000_000
@@ -111,6 +110,7 @@ def read_channels(
         turn = unturned(stored) if as_stored else turn_of(stored)
     except FileError as error:
         raise FileError(f"{files[0]}: {error}") from error
+    whole = images
     if not as_stored:
         images = [turned(stored, turn), *(turned_like(i, stored, by_position=ignore_geometry) for i in images[1:])]
     first = images[0]
@@ -122,7 +122,7 @@ def read_channels(
             )
         if not ignore_geometry:
             advice = "Resample one of them."
-            check_same_place(files[number], image, files[0], first, advice=advice, transpose=ONE_FORMAT)
+            check_turned(files[number], whole[number], files[0], stored, advice=advice, transpose=ONE_FORMAT)
     array = np.concatenate([_channels_first(image) for image in images])
     picture = len(images) == 1 and first.place.axes == "zyx" and array.shape[0] == COLOURS
     return Reading(stored, first, turn, axes_of(stored), array, picture or array.shape[0] == 1)

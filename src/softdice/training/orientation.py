@@ -7,12 +7,13 @@ and pictures have rows before columns, whatever the format.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from nibabel import orientations
 
 from softdice.images.files import FileError, Image
-from softdice.images.geometry import one_frame, one_shape
+from softdice.images.geometry import check_same_place, one_frame, one_shape, same_place
 
 RAS = "RAS"
 LETTERS = {RAS: "xyz"}
@@ -70,13 +71,21 @@ def turned_like(image: Image, other: Image, *, by_position: bool = False) -> Ima
 
     Axes of length 1 that only one of them has are those of the other. What has another shape is left as it is.
     """
-    if image.spatial_ndim == other.spatial_ndim == 3 and one_frame(image, other) and not by_position:
+    own_place = not by_position and image.spatial_ndim == other.spatial_ndim == 3 and one_frame(image, other)
+    if own_place and image.affine is not None and np.linalg.matrix_rank(image.affine) == 4:
         return turned(image, turn_of(image))
     if not one_shape(image.shape, other.shape):
         return image
     channels = image.array.shape[image.spatial_ndim :]
     image = replace(image, array=image.array.reshape(*other.shape, *channels), spatial_ndim=other.spatial_ndim)
     return turned(image, turn_of(other))
+
+
+def check_turned(path: Path, image: Image, other_path: Path, other: Image, *, advice: str, transpose: str) -> None:
+    """Raise FileError, with both as they are stored, unless two images have the same voxels once they are turned."""
+    if one_frame(image, other) and same_place(turned_like(image, other), turned(other, turn_of(other))):
+        return
+    check_same_place(path, image, other_path, other, advice=advice, transpose=transpose)
 
 
 def turned_back(array: np.ndarray, turn: np.ndarray) -> np.ndarray:
