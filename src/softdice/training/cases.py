@@ -1,4 +1,4 @@
-"""folder -> cases: images and labels that belong together, checked, scaled, with their label values mapped."""
+"""Cases of a folder: images and labels that belong together, checked, scaled, with their label values mapped."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def read_folder(
     nodata: float | None = None,
     foreground: bool | None = None,
 ) -> Cases:
-    """folder with `images/` and `labels/`, or as nnU-Net has it -> cases, every file read once and checked.
+    """Return the cases of a folder with `images/` and `labels/`, or as nnU-Net has it, every file read and checked.
 
     Args:
         folder: holds both; `softdice.training.layout`.
@@ -272,7 +272,7 @@ def _check_axes(path: Path, reading: Reading, first_path: Path, first: Reading) 
 
 
 def split(cases: Cases, val_fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """cases -> numbers for training and numbers held out, drawn by the seed; at least one of each."""
+    """Return numbers for training and numbers held out, drawn by the seed; at least one of each."""
     if cases.split is not None:
         return cases.split
     held_out_count = min(max(1, round(val_fraction * len(cases))), len(cases) - 1)

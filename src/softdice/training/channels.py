@@ -1,4 +1,4 @@
-"""files of one image -> (channels, *S), scaled: one way for training and for prediction.
+"""Files of one image as (channels, *S), scaled: one way for training and for prediction.
 
 An image is one file, or as nnU-Net keeps it one file per channel, `case_0000.nii.gz`, `case_0001.nii.gz` and so on. The
 three colours of a picture are scaled together, since their proportions are what one sees; other channels, which may be
@@ -31,7 +31,7 @@ Files = Mapping[int, Path]
 
 
 def channel_files(files: Mapping[str, Path], cases: Collection[str] | None = None) -> dict[str, dict[int, Path]]:
-    """{stem: file} -> {name of a case: its files}: `a_0001` is the second channel of `a`.
+    """Return {name of a case: its files} for {stem: file}: `a_0001` is the second channel of `a`.
 
     Args:
         files: what a folder holds.
@@ -92,7 +92,7 @@ class Reading:
 def read_channels(
     files: Files, *, ignore_geometry: bool = False, nodata: float | None = None, as_stored: bool = False
 ) -> Reading:
-    """files of an image -> its channels, turned as `softdice.training.orientation` says, unless `as_stored`.
+    """Read the channels of an image, turned as `softdice.training.orientation` says, unless `as_stored`.
 
     Raises:
         FileError: a file cannot be read, a channel is missing, or channels differ in shape or place.
@@ -129,7 +129,7 @@ def read_channels(
 
 
 def scaled(array: np.ndarray, joint: bool) -> np.ndarray:
-    """(channels, *S) -> float32 as the network takes it: all of one mean and deviation, or each channel of its own.
+    """Return (channels, *S) as the network takes it: all of one mean and deviation, or each channel of its own.
 
     Example:
         >>> apart = scaled(np.array([[[0, 1], [2, 3]], [[0, 1000], [2000, 3000]]]), joint=False)
@@ -140,7 +140,7 @@ def scaled(array: np.ndarray, joint: bool) -> np.ndarray:
 
 
 def normalise(array: np.ndarray) -> np.ndarray:
-    """intensities of one image, any shape and scale -> float32 with mean 0 and standard deviation 1.
+    """Return the intensities of one image, of any scale, as float32 with mean 0 and standard deviation 1.
 
     Clipped to the 0.5 and 99.5 percentiles first, since a few bright voxels would set the scale otherwise. Values that
     are not finite count as the lowest finite one. An image of one value becomes 0.

@@ -162,7 +162,7 @@ RUN_SETTINGS = (
 
 
 def merge(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
-    """settings of now, settings of the stored run -> settings of the resumed run.
+    """Return the settings of a resumed run, from those of now and those of the stored run.
 
     Raises:
         TrainingError: a setting that decides the weights is given and differs from the stored one.

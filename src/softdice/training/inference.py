@@ -1,4 +1,4 @@
-"""model, images -> masks in the format and geometry of the images."""
+"""Masks of images by a model, in their format and geometry."""
 
 from __future__ import annotations
 

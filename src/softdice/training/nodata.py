@@ -1,4 +1,4 @@
-"""rasters -> NaN where they hold no data: the value that GDAL's tag names, or that a person names."""
+"""Rasters with NaN where they hold no data: the value that GDAL's tag names, or that a person names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""image -> its axes in one order, and a mask back on the grid of its image.
+"""The axes of an image in one order, and a mask back on the grid of its image.
 
 Volumes that say how they lie in a patient run to the right, the front and the head: RAS. Other volumes keep their axes,
 and pictures have rows before columns, whatever the format.

@@ -1,4 +1,4 @@
-"""cases -> patches: a patch is a pure function of (seed, epoch, number), so that any epoch can be had again."""
+"""Patches of cases: a patch is a pure function of (seed, epoch, number), so that any epoch can be had again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEPT_VOXELS = 1000
 
 
 class Patches(Dataset[tuple[Tensor, Tensor]]):
-    """(epoch, number) -> image patch (channels, *patch) float32 and label patch (*patch) uint8, augmented.
+    """Patches by (epoch, number): image (channels, *patch) float32 and label (*patch) uint8, augmented.
 
     Every case comes once before one comes twice. Images smaller than the patch are padded: with 0, the mean, and with
     class 0. Augmentation by MONAI: what `AUGMENTATION` says, and mirrored along the axes that `mirror` names; None:
@@ -83,7 +83,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """() -> (epoch, number) for every `ranks`-th patch of an epoch; `epoch` is set before each."""
+    """Yields (epoch, number) of every `ranks`-th patch of an epoch; `epoch` is set before each."""
 
     def __init__(self, count: int, rank: int, ranks: int) -> None:
         self.count, self.rank, self.ranks, self.epoch = count, rank, ranks, 0
@@ -96,7 +96,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def crop(case: Case, start: Sequence[int], patch: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """case, corner, size -> image (channels, *patch) and label (*patch); 0 where the patch leaves the image."""
+    """Cut image (channels, *patch) and label (*patch) from a case; 0 where the patch leaves the image."""
     image = np.zeros((case.image.shape[0], *patch), np.float32)
     label = np.zeros(tuple(patch), np.uint8)
     source, target = [], []

@@ -1,4 +1,4 @@
-"""numbers and labels -> pictures: curves.png and overlays.png."""
+"""Pictures of a run: curves.png and overlays.png."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Shown:
 
 
 def curves(history: Sequence[dict[str, float]], class_names: Sequence[str]) -> bytes:
-    """history of a run -> PNG: the loss and the validation Dice per class, by epoch."""
+    """Return a PNG of the history of a run: the loss and the validation Dice per class, by epoch."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -70,7 +70,7 @@ def curves(history: Sequence[dict[str, float]], class_names: Sequence[str]) -> b
 
 
 def overlays(worst: Sequence[Shown], best: Sequence[Shown], class_names: Sequence[str]) -> bytes:
-    """held-out cases -> PNG of the size of a screen: a row of the worst and one of the best, marked as in the report.
+    """Return a PNG of the size of a screen: a row of the worst cases and one of the best, marked as in the report.
 
     Of a volume, the slice that has most labelled voxels is shown, a patient's from the feet, front up.
     """

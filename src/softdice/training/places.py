@@ -1,4 +1,4 @@
-"""label maps -> where each number lies: which numbers are objects and no classes, and which are left and right."""
+"""Where each number of a label map lies: which numbers are objects and no classes, and which are left and right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""trained network -> scores of the held-out cases, curves, pictures and a summary in a folder."""
+"""What a trained network leaves: scores of the held-out cases, curves, pictures and a summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""configuration -> trained model, curves, pictures and summary in a folder."""
+"""A run: from a configuration to a trained model, curves, pictures and a summary in a folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from softdice.training.plan import (
 )
 from softdice.training.results import history_csv, write_results
 from softdice.training.timing import step_seconds
-from softdice.training.together import LeftToTorchrun, ToldByFirstError, alike, devices, is_first, lost, together
+from softdice.training.together import LeftToTorchrun, SilencedError, alike, devices, is_first, lost, together
 
 LEAST_STEPS = 24
 """Steps of an epoch where the cases are few, so that validation and checkpoints do not outweigh the training."""
@@ -103,7 +103,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None, *, started: flo
             with ExitStack() as stack:
                 stack.callback(torch.set_num_threads, torch.get_num_threads())  # a plan may change it
                 return _train(config, reporter, ranks, budget, stack, saver)
-        except ToldByFirstError:
+        except SilencedError:
             return {}
         except KeyboardInterrupt as stop:
             raise Interrupted(saver.epochs or 0) from stop

@@ -1,4 +1,4 @@
-"""a run that could start -> the seconds that one of its steps takes on this machine, found by a few of them."""
+"""The seconds that a step of a run takes on this machine, by a few of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONGEST_S = 3.0
 
 
 def step_seconds(module: Segmenter, device: torch.device, precision: str) -> float:
-    """module -> seconds of a step, patches and all: the fastest of at most three, as other programs only slow it down.
+    """Return the seconds of a step, patches and all: the fastest of three, as other programs only slow it down.
 
     One of a single patch warms up before. Slow steps are not repeated.
 
