@@ -383,6 +383,19 @@ def test_numbers_of_objects_are_told_from_classes(name: str) -> None:
     assert are_objects([places(label).without(0) for label in labels]) == expected
 
 
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int64, np.uint64])
+def test_places_of_integers_of_any_type(dtype: type) -> None:
+    extremes = [0, 1] if dtype is bool else [np.iinfo(dtype).min, 3, np.iinfo(dtype).max - 1]
+    label = np.random.default_rng(0).choice(np.array(extremes, dtype), (7, 9))
+    where = places(label)
+    numbers, first = np.unique(label, return_index=True)
+    assert np.array_equal(where.numbers, numbers)
+    assert np.array_equal(where.first, first)
+    for number, centre, deviation in zip(numbers, where.centre, where.deviation, strict=True):
+        voxels = np.argwhere(label == number)
+        np.testing.assert_allclose([centre, deviation], [voxels.mean(0), voxels.std(0)])
+
+
 def test_instance_maps_are_refused_and_trained_as_one_class(tmp_path: Path) -> None:
     labels = [cells(20 + n, n) for n in range(4)]
     data, out = write_pairs(tmp_path, ".png", [(np.uint8(150 * (each > 0)), each) for each in labels]), tmp_path / "o"

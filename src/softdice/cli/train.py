@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -121,7 +122,7 @@ def train(
     started = time.monotonic()
     console = Console()
     ranks = Ranks.here()
-    first = ranks is None or ranks.rank == 0
+    first = (int(os.environ.get("LOCAL_RANK", "0")) if ranks is None else ranks.rank) == 0
     with one_line():
         try:
             settings = options | {"data": data and str(data), "out": str(out), "patch": _parse_patch(patch)}

@@ -140,23 +140,10 @@ def _option(name: str) -> str:
     return name.replace("_", "-")
 
 
-RUN_SETTINGS = (
-    "data",
-    "loss",
-    "batch_size",
-    "patch",
-    "lr",
-    "val_fraction",
-    "seed",
-    "precision",
-    "devices",
-    "fused_head",
-    "round",
-    "ignore_geometry",
-    "ignore",
-    "nodata",
-    "foreground",
-    "mirror",
+RUN_SETTINGS = tuple(
+    field.name
+    for field in fields(TrainConfig)
+    if field.name not in ("out", "epochs", "max_minutes", "max_steps", "resume")
 )
 """Settings that decide the weights: they stay what they were when a run is resumed. The data may have moved."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-MOST_VOXELS = 2**22
+MOST_VOXELS = 2**21
 """Of a larger map every second voxel along each axis is looked at, or every third, and so on."""
 LEAST_OBJECTS = 10
 """Numbers of an image from which on they may be those of objects."""
@@ -59,8 +59,11 @@ def places(label: np.ndarray) -> Places:
     """
     step = math.ceil((label.size / MOST_VOXELS) ** (1 / label.ndim))
     label = label[(slice(None, None, step),) * label.ndim]
-    numbers, first, which = np.unique(label, return_index=True, return_inverse=True)
-    which, n = which.reshape(label.shape), len(numbers)
+    which = _ranked(label)
+    n = int(which.max()) + 1
+    first = np.empty(n, np.int64)
+    first[which.ravel()[::-1]] = np.arange(label.size)[::-1]  # the last one written is the first one
+    numbers = label.ravel()[first]
     centre, deviation = np.empty((n, label.ndim)), np.empty((n, label.ndim))
     for axis, size in enumerate(label.shape):
         where = np.arange(size).reshape([-1 if a == axis else 1 for a in range(label.ndim)])
@@ -70,6 +73,15 @@ def places(label: np.ndarray) -> Places:
         deviation[:, axis] = np.sqrt(np.maximum(counts @ np.arange(size) ** 2 / voxels - centre[:, axis] ** 2, 0))
     pieces = _one_piece(which) if n > LEAST_OBJECTS else float("nan")
     return Places(numbers, centre, deviation, first, label.shape, pieces)
+
+
+def _ranked(label: np.ndarray) -> np.ndarray:
+    """Return the rank of the number of each voxel among the numbers of a label map."""
+    lowest, highest = int(label.min()), int(label.max())
+    if highest - lowest >= MOST_VOXELS or highest >= 2**63:
+        return np.unique(label, return_inverse=True)[1].reshape(label.shape)
+    above = label.astype(np.int64) - lowest  # no sorting, which takes longer than reading a picture
+    return (np.cumsum(np.bincount(above.ravel()) > 0) - 1)[above]
 
 
 def _one_piece(which: np.ndarray) -> float:
