@@ -222,7 +222,7 @@ def test_with_ignored_geometry_a_label_is_turned_as_its_image(tmp_path: Path) ->
             if part == "labels":
                 image = nibabel.Nifti1Image(image.dataobj, np.eye(4))
             nibabel.save(image, tmp_path / part / f"{number}.nii.gz")
-    with pytest.raises(FileError, match="got RAS voxels.* elsewhere than the LPS voxels"):
+    with pytest.raises(FileError, match=r"got RAS voxels.* elsewhere than the LPS voxels"):
         read_folder(tmp_path)
     assert np.array_equal(read_folder(tmp_path, ignore_geometry=True)[1].label, ball(1)[1])
 
