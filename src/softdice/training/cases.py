@@ -210,9 +210,8 @@ def read_folder(
         )
     joint, count = all(reading.joint for reading in readings), max(len(reading.array) for reading in readings)
     for name, reading in zip(names, readings, strict=True):
-        if len(reading.array) != count and not (
-            len(reading.array) == 1 and joint
-        ):  # a grey picture beside coloured ones
+        grey = joint and len(reading.array) == 1  # beside coloured ones
+        if len(reading.array) != count and not grey:
             raise TrainingError(
                 f"softdice train: {images[name][0]}: expected {'1 or ' * joint}{count} channels as in the other "
                 f"images, got {len(reading.array)}. Convert it."

@@ -21,6 +21,8 @@ MARKS = (
     ("of another class", (204, 121, 167), 0.65),
 )
 """What is told of a voxel, its colour and how much of the image the colour hides: as in the report of scores."""
+DIMMED = 0.6
+"""Brightness of what has no label, so that what was found stands out in a bright image, too."""
 SCREEN_INCHES, DPI = (16, 9), 100
 MOST_NAMED = 7
 
@@ -116,11 +118,12 @@ def _plane(case: Shown) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
 
 def _marked(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """Return an image in [0, 1] as RGB, with what was found, missed, invented or of another class in its colour."""
-    colours = np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, 2), np.float64)
+    plain = np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, 2), np.float64)
+    colours = DIMMED * plain
     labelled, predicted, same = truth > 0, prediction > 0, truth == prediction
     masks = labelled & same, labelled & ~predicted, predicted & ~labelled, labelled & predicted & ~same
     for mask, (_, colour, share) in zip(masks, MARKS, strict=True):
-        colours[mask] = (1 - share) * colours[mask] + share * np.array(colour) / 255
+        colours[mask] = (1 - share) * plain[mask] + share * np.array(colour) / 255
     return colours
 
 
