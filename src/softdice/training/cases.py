@@ -170,10 +170,10 @@ def read_folder(
             lonely[name] = outlier
         numbers = numbers_of(name, label)
         one_palette(label_path, colours(label), seen)
-        if not one_shape(reading.image.shape, numbers.shape):
-            swapped = not one_frame(reading.stored, label) and reversed_shape(reading.image.shape, numbers.shape)
+        if not one_shape(reading.shape, numbers.shape):
+            swapped = not one_frame(reading.stored, label) and reversed_shape(reading.shape, numbers.shape)
             raise TrainingError(
-                f"softdice train: expected one shape, got {size(reading.image.shape)} for {path} and "
+                f"softdice train: expected one shape, got {size(reading.shape)} for {path} and "
                 f"{size(numbers.shape)} for {label_path}. {ONE_FORMAT if swapped else 'Resample one of them.'}"
             )
         if not ignore_geometry:
@@ -223,8 +223,8 @@ def read_folder(
 
     def read(number: int) -> Case:
         reading, _, label = read_pair(names[number])
-        array = np.broadcast_to(reading.array, (count, *reading.image.shape))
-        numbers = numbers_of(names[number], label).reshape(reading.image.shape)
+        array = np.broadcast_to(reading.array, (count, *reading.shape))
+        numbers = numbers_of(names[number], label).reshape(reading.shape)
         return Case(
             names[number],
             scaled(array, joint),
@@ -239,7 +239,7 @@ def read_folder(
         class_names=class_names if len(set(class_names)) == len(ordered) else [f"label {value}" for value in ordered],
         spatial_ndim=readings[0].stored.spatial_ndim,
         channels=count,
-        shapes=[reading.image.shape for reading in readings],
+        shapes=[reading.shape for reading in readings],
         read=read,
         present=present,
         ignored=ignore,

@@ -69,24 +69,26 @@ class Reading:
 
     Args:
         stored: the first of its files as it was read: a mask is written on its grid.
-        image: the same, turned. turn: what was done to its axes. axes: what they mean now.
+        turn: what was done to its axes. axes: what they mean now.
         array: (channels, *S), turned, NaN where there are no data.
         joint: channels are the colours of a picture, or there is only one: they are scaled together.
     """
 
     stored: Image
-    image: Image
     turn: np.ndarray
     axes: str
     array: np.ndarray
     joint: bool
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the spatial axes, turned."""
+        return self.array.shape[1:]
+
     def emptied(self) -> Reading:
         """Return the same with voxels that take no memory."""
-        stored, image = (
-            replace(each, array=np.broadcast_to(np.uint8(0), each.array.shape)) for each in (self.stored, self.image)
-        )
-        return replace(self, stored=stored, image=image, array=np.broadcast_to(np.uint8(0), self.array.shape))
+        stored, array = (np.broadcast_to(np.uint8(0), each.shape) for each in (self.stored.array, self.array))
+        return replace(self, stored=replace(self.stored, array=stored), array=array)
 
 
 def read_channels(
@@ -125,7 +127,7 @@ def read_channels(
             check_turned(files[number], whole[number], files[0], stored, advice=advice, transpose=ONE_FORMAT)
     array = np.concatenate([_channels_first(image) for image in images])
     picture = len(images) == 1 and first.place.axes == "zyx" and array.shape[0] == COLOURS
-    return Reading(stored, first, turn, axes_of(stored), array, picture or array.shape[0] == 1)
+    return Reading(stored, turn, axes_of(stored), array, picture or array.shape[0] == 1)
 
 
 def scaled(array: np.ndarray, joint: bool) -> np.ndarray:
