@@ -185,7 +185,8 @@ def read_folder(
             where.append(places(numbers).without(ignore))
         unnamed = foreground is None and not {*values} - {0} <= {*layout.label_names}
         last = len(values) > most or name == names[-1]
-        if last and unnamed and are_objects([each.without(0) for each in where]):
+        share = _constant_share(numbers) if len(present[-1]) > LEAST_OBJECTS else 1.0
+        if last and unnamed and share >= LABEL_LIKE[1] and are_objects([each.without(0) for each in where]):
             raise TrainingError(
                 f"softdice train: {label_path}: expected a number for each class, got {len(values - {0})} so far, "
                 "which seem to count objects. Pass --foreground to train all objects as one class; if each number is "
@@ -196,7 +197,7 @@ def read_folder(
                 f"softdice train: {label_path}: expected at most {most} label values, got {len(values)} so far. "
                 "Intensities are no labels: check the folder. If the numbers count objects, pass --foreground."
             )
-        if len(present[-1]) > LABEL_LIKE[0] and (share := _constant_share(numbers)) < LABEL_LIKE[1]:
+        if len(present[-1]) > LABEL_LIKE[0] and share < LABEL_LIKE[1]:
             raise TrainingError(
                 f"softdice train: {label_path}: expected a label map, got {len(present[-1])} values, and neighbours "
                 f"that differ in {1 - share:.0%} of the voxels. Intensities are no labels: check the folder."
