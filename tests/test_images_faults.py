@@ -676,7 +676,7 @@ def test_training_and_prediction_on_nrrd(tmp_path: Path) -> None:
             itk(tmp_path / part / f"{name}.{'nrrd' if part == 'images' else 'seg.nrrd'}", VOLUME)
     cases = read_folder(tmp_path)
     assert cases.shapes == [VOLUME.shape] * 2
-    assert (cases[1].label == VOLUME).all()
+    assert (cases[1].label == VOLUME[::-1, ::-1, ::-1]).all()  # LPI, which training brings to RAS
 
 
 def test_int8_keeps_its_sign(tmp_path: Path) -> None:
@@ -762,8 +762,8 @@ def test_segmentations_of_dicom_on_the_grid_of_their_series(tmp_path: Path) -> N
     assert [row["name"] for row in case["classes"]] == ["organ 1", "organ 2"]
     cases = read_folder(tmp_path)
     assert cases.shapes == [VOLUME.shape] * 2
-    assert (cases[1].label == INNER[..., ::-1]).all()
-    assert (cases[1].image.argmax() == upwards.argmax()).all()
+    assert (cases[1].label == INNER[::-1, ::-1, ::-1]).all()  # LPI, which training brings to RAS
+    assert (cases[1].image.argmax() == upwards[::-1, ::-1].argmax()).all()
     mask = write_image(tmp_path / "mask", INNER[..., 5:0:-1], read_image(tmp_path / "labels" / "a"))
     assert mask.suffix == ".nrrd"
     assert read_image(mask).affine == pytest.approx(read_image(tmp_path / "labels" / "a").affine)

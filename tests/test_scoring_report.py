@@ -17,8 +17,9 @@ PIL_Image = pytest.importorskip("PIL.Image")
 
 from commands import score  # noqa: E402
 
+from softdice.evaluation.colours import EXTRA, MISSED, RIGHT  # noqa: E402
 from softdice.scoring import Options  # noqa: E402
-from softdice.scoring.error_pictures import EXTRA, MISSED, PIXELS, RIGHT, Picture, picture  # noqa: E402
+from softdice.scoring.error_pictures import PIXELS, Picture, picture  # noqa: E402
 from softdice.scoring.plots import box_plots  # noqa: E402
 
 

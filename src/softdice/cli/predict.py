@@ -29,27 +29,31 @@ def predict(
     """
     console = Console()
     with one_line():
-        from softdice.images.files import is_store, left_out, list_images
-        from softdice.training import predict as run
-        from softdice.training.inference import PredictionError
-
         errors: list[str] = []
+        lines: list[str] = []
         with drawn(console) as bar:
-            task = bar.add_task("predicting", total=None)
+            task = bar.add_task("loading", total=None)  # the imports below take seconds
+            from softdice.images.files import is_store, left_out, list_images
+            from softdice.training import predict as run
+            from softdice.training.inference import PredictionError
 
             def progress(done: int, total: int, name: str) -> None:
                 bar.update(task, completed=done, total=total, description=escape(shown(name)))
 
             try:
-                written = run(checkpoint, images, out, overwrite=overwrite, progress=progress)
+                written = run(checkpoint, images, out, overwrite=overwrite, progress=progress, line=lines.append)
             except PredictionError as problem:
                 written, errors = problem.written, problem.errors
+        for line in lines:
+            print(shown(line), file=sys.stderr)
         masks = f"{len(written)} mask{'' if len(written) == 1 else 's'}"
         console.print(f"{masks} written to {out}", markup=False, highlight=False, soft_wrap=True)
         others = left_out(images, list_images(images).values()) if images.is_dir() and not is_store(images) else ""
         if others:
             print(shown(others), file=sys.stderr)
         if errors:
-            lines = (shown(" ".join(error.split())) for error in errors)
-            print(f"Not predicted: {len(errors)} of {len(written) + len(errors)}", *lines, sep="\n  ", file=sys.stderr)
+            reasons = (shown(" ".join(error.split())) for error in errors)
+            print(
+                f"Not predicted: {len(errors)} of {len(written) + len(errors)}", *reasons, sep="\n  ", file=sys.stderr
+            )
             raise typer.Exit(1)

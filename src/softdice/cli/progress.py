@@ -20,11 +20,18 @@ LOG_S = 30.0
 """Seconds between two lines in a log."""
 
 
+def loading(console: Console) -> None:
+    """Print a line before the imports that take seconds."""
+    console.print("Loading ...", markup=False, highlight=False)
+
+
 def drawn(console: Console, *columns: ProgressColumn) -> Progress:
-    """A bar that is gone when it ends, on a terminal. Elsewhere nothing, which the oldest rich ends with an empty line:
-    its console says nothing."""
-    seen = console.is_terminal
-    return Progress(*columns, console=console if seen else Console(quiet=True), transient=True, disable=not seen)
+    """Return a bar that is gone when it ends, on a terminal; elsewhere one that says nothing.
+
+    The oldest rich ends a disabled bar with an empty line, unless its console is quiet.
+    """
+    shown = console.is_terminal
+    return Progress(*columns, console=console if shown else Console(quiet=True), transient=True, disable=not shown)
 
 
 class Bar:
@@ -55,11 +62,11 @@ class Bar:
         self.bar.stop()
 
     def line(self, text: str) -> None:
-        """One line, above the bar."""
+        """Print one line, above the bar."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, fraction: float, epoch: int, loss: float, dice: float | None) -> None:
-        """Share done, epoch, its mean loss so far, last validation Dice."""
+        """Draw the share done, the epoch, its mean loss so far, the last validation Dice."""
         text = f"epoch {epoch:3d}  loss {loss:7.4f}  validation Dice {'     -' if dice is None else f'{dice:.4f}'}"
         if self.console.is_terminal:
             if self.task is None:

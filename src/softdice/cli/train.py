@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softdice.cli.errors import one_line
-from softdice.cli.progress import Bar
+from softdice.cli.progress import Bar, loading
 from softdice.evaluation.text import shown
 from softdice.parallel.ranks import Ranks
 from softdice.training.config import DEFAULT_EPOCHS, DEFAULTS, OUT, PRECISIONS, TrainConfig, TrainingError
@@ -88,6 +90,26 @@ def train(
     ignore: Annotated[
         int | None, typer.Option(help="Label of voxels to leave out: no class, in neither loss nor score, such as 255.")
     ] = None,
+    nodata: Annotated[
+        float | None,
+        typer.Option(help="Value of the images that stands for missing data, beside what the tag of GDAL names."),
+    ] = None,
+    foreground: Annotated[
+        bool | None,
+        typer.Option(
+            "--foreground/--no-foreground",
+            help="All labels but 0 are one class, as of objects that have a number each; or each label is a class.",
+            show_default=False,
+        ),
+    ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|x|y|xy|...",
+            help="Axes along which patches are mirrored; x is left-right [default: x for pictures whose labels allow "
+            "it, none for volumes]",
+        ),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help=_default("precision", f"One of {', '.join(PRECISIONS)}."))
     ] = None,
@@ -96,34 +118,63 @@ def train(
 
     Writes model.ckpt, metrics.csv, curves.png, overlays.png and summary.json into --out; earlier ones get a number.
     """
-    given = dict(locals())  # the options are the settings, by the same names
+    options = dict(locals())  # the settings, by the same names
     started = time.monotonic()
     console = Console()
-    again = (
-        f"softdice train {'' if data is None else shlex.quote(str(data)) + ' '}--out {shlex.quote(str(out))} --resume"
-    )
     ranks = Ranks.here()
-    if ranks is not None:
-        again = "the same command with --resume"
-    with one_line(f"Stopped. To go on from the last complete epoch: {again}"):
-        given |= {"data": data and str(data), "out": str(out), "patch": _parse_patch(patch)}
-        given |= {name: given[name] or None for name in ("fused_head", "round", "ignore_geometry")}
-        config = TrainConfig(**given)
-        from softdice.training import train as run
-
+    first = (int(os.environ.get("LOCAL_RANK", "0")) if ranks is None else ranks.rank) == 0
+    with one_line():
         try:
+            settings = options | {"data": data and str(data), "out": str(out), "patch": _parse_patch(patch)}
+            settings |= {name: settings[name] or None for name in ("fused_head", "round", "ignore_geometry")}
+            config = TrainConfig(**settings)
+            if first:
+                loading(console)
+            from softdice.training import train as run
+
             with Bar(console) as bar:
                 summary = run(config, bar, started=started)
-        except KeyboardInterrupt:
-            if ranks is None or ranks.rank == 0:
-                raise
+        except KeyboardInterrupt as stop:
+            if first:
+                print(f"Stopped. {_following(options, getattr(stop, 'saved_epochs', 0))}", file=sys.stderr)
             raise typer.Exit(130) from None
+        except TrainingError as error:
+            if error.saved_epochs is None:  # nothing had begun
+                raise
+            following = _following(options, error.saved_epochs, other_settings=error.other_settings)
+            raise TrainingError(f"{error} {following}") from error
         if summary:
             _show(console, summary, out)
 
 
+def _following(options: dict[str, Any], saved_epochs: int, *, other_settings: bool = False) -> str:
+    """Say what a run that ended early has saved, and the command that goes on with it or starts it again."""
+    model = Path(options["out"]) / "model.ckpt"
+    kept = saved_epochs > 0 or (options["resume"] and model.exists())
+    of_epoch = f" epoch {saved_epochs}," if saved_epochs else ""
+    saved = f"Saved:{of_epoch} in {model}." if kept else "Nothing was saved."
+    resume = kept and not other_settings
+    command = _command({**options, "resume": resume})
+    if Ranks.here() is not None:  # how torchrun was called, only torchrun knows
+        command = f"the same torchrun command {'with' if resume else 'without'} --resume"
+    return f"{saved} {'To go on' if resume else 'Start again with'}: {command}"
+
+
+def _command(options: dict[str, Any]) -> str:
+    """Return the command with these options, for a shell."""
+    data, *others = options.items()
+    words = ["softdice", "train", *([] if data[1] is None else [str(data[1])])]
+    for name, value in others:
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words += [option] if value else ["--no-foreground"] * (name == "foreground")
+        elif value is not None:
+            words += [option, str(value)]
+    return shlex.join(words)
+
+
 def _show(console: Console, summary: dict[str, Any], out: Path) -> None:
-    """summary -> a short table."""
+    """Print a summary as a short table."""
     table = Table(title=f"Dice on {len(summary['held_out'])} held-out cases", title_justify="left")
     table.add_column("class")
     table.add_column("mean over cases", justify="right")

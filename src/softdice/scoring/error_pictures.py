@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from softdice.evaluation.colours import EXTRA, MISSED, OTHER, RIGHT
 from softdice.evaluation.labels import ScoreError
 from softdice.images.files import image_name, read_image
 from softdice.images.geometry import check_same_place, one_frame, one_shape, overlap, same_place, voxel_axes
@@ -25,11 +26,6 @@ from softdice.scoring.pair_loading import load_class, load_pair, region_mask, re
 
 PIXELS = 360
 """Pixels of a picture along its longer side."""
-
-RIGHT, EXTRA, MISSED, OTHER = (201, 208, 216), (230, 159, 0), (64, 156, 255), (58, 64, 72)
-"""Colours of right voxels, of voxels predicted in error, of missed ones, and of other classes, safe for colour-blind
-readers."""
-
 
 ENLARGED = 8
 """A class is drawn larger if it spans less than the plane divided by this, in both directions."""

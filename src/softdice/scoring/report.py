@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from softdice.evaluation.averages import mean
+from softdice.evaluation.colours import EXTRA, MISSED, OTHER, RIGHT
 from softdice.evaluation.labels import ScoreError
 from softdice.evaluation.table import DISTANCES, Table
 from softdice.images.files import FileError
 from softdice.scoring.comparison import Comparison
-from softdice.scoring.error_pictures import EXTRA, MISSED, OTHER, RIGHT, picture
+from softdice.scoring.error_pictures import picture
 from softdice.scoring.formats import MOST_DIFFERENT, difference_row
 from softdice.scoring.options import Options
 from softdice.scoring.plots import box_plots, escape

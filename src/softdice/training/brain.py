@@ -1,4 +1,4 @@
-"""() -> cases: axial slices of the ICBM152 brain that nilearn carries in its package. No network access.
+"""Cases without data: axial slices of the ICBM152 brain that nilearn carries in its package. No network access.
 
 The image is the T1 template; a voxel's class is the largest of the grey matter map, the white matter map and what they
 leave over. The template is one average brain, so that neighbouring slices resemble each other: slices are dealt out in
@@ -22,7 +22,7 @@ LEAST_TISSUE = 0.005
 
 
 def brain_cases(val_fraction: float) -> Cases:
-    """share to hold out -> cases of 2-D slices, 1 mm, shown with the front up, with their split.
+    """Return cases of 2-D slices, 1 mm, shown with the front up, with their split.
 
     Of every 24 slices that hold enough tissue, a share of `val_fraction` (1 to 17 slices) is held out in one block,
     three slices on either side of it are left out, and the rest is for training.
@@ -58,7 +58,7 @@ def brain_cases(val_fraction: float) -> Cases:
 
 
 def blocks(count: int, val_fraction: float) -> tuple[list[int], list[int]]:
-    """number of slices, share to hold out -> numbers for training, numbers held out, never closer than the gap.
+    """Return numbers of slices for training and numbers held out, never closer than the gap.
 
     Example:
         >>> training, held_out = blocks(24, 0.25)

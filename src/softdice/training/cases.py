@@ -1,4 +1,4 @@
-"""folder -> cases: images and labels that belong together, checked, scaled, with their label values mapped."""
+"""Cases of a folder: images and labels that belong together, checked, scaled, with their label values mapped."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from softdice.images.files import read_image
-from softdice.images.geometry import check_same_place, extended, one_frame, one_shape, reversed_shape
+from softdice.images.files import Image, read_image
+from softdice.images.geometry import extended, one_frame, one_shape, reversed_shape
 from softdice.images.labels import colours, labels, one_palette
-from softdice.training.channels import ONE_FORMAT, emptiness, read_channels, scaled, size
+from softdice.training.channels import ONE_FORMAT, Reading, emptiness, read_channels, scaled, size
 from softdice.training.config import TrainingError
 from softdice.training.layout import find_layout
+from softdice.training.nodata import lonely_value
+from softdice.training.orientation import check_turned, lies, turned_like
+from softdice.training.places import LEAST_OBJECTS, Places, are_objects, places
 
 MAX_CLASSES = 256
 IGNORED = 255
@@ -46,7 +49,10 @@ class Cases:
         present: label values of each case, where they are known beforehand.
         ignored: the label value of voxels that are left out, or None.
         joint: channels are the colours of pictures, scaled together. by_channel: images are one file per channel.
+        axes: what the axes of images and labels mean: "RAS", or letters such as "zyx". placed: in a patient.
+        places: where the numbers of each label map lie, if anyone asks.
         empty: names of images, and what is wrong with them, from which nothing can be learnt.
+        lonely: names of images, and a value far from all others, with its share, that may stand for missing data.
         left_out: lines that name what else lies in the folders.
         keep_bytes: memory for cases that have been read.
     """
@@ -63,7 +69,11 @@ class Cases:
     ignored: int | None = None
     joint: bool = True
     by_channel: bool = False
+    axes: str = "yx"
+    placed: bool = False
+    places: list[Places] = field(default_factory=list)
     empty: dict[str, str] = field(default_factory=dict)
+    lonely: dict[str, tuple[float, float]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     keep_bytes: int = 0
     _kept: dict[int, Case] = field(default_factory=dict)
@@ -83,136 +93,186 @@ class Cases:
 
     @property
     def ignore_index(self) -> int | None:
-        """Class number that losses and scores leave out."""
+        """Return the class number that losses and scores leave out."""
         return None if self.ignored is None else IGNORED
 
     @property
     def mapping(self) -> dict[int, int] | None:
-        """{label value: class}, None where the values are the classes."""
+        """Return {label value: class}, None where the values are the classes."""
         if self.values == list(range(len(self.values))):
             return None
         return {value: number for number, value in enumerate(self.values)}
 
     def untrained(self, training: Sequence[int]) -> list[int]:
-        """Classes of which none of these cases has a voxel, as far as that is known beforehand."""
+        """Return the classes of which none of these cases has a voxel, as far as that is known beforehand."""
         seen = set().union(*(self.present[number] for number in training)) if self.present else set(self.values)
         return [number for number, value in enumerate(self.values) if value not in seen]
 
 
 def read_folder(
-    folder: str | Path, *, round: bool = False, ignore_geometry: bool = False, ignore: int | None = None
+    folder: str | Path,
+    *,
+    round: bool = False,
+    ignore_geometry: bool = False,
+    ignore: int | None = None,
+    nodata: float | None = None,
+    foreground: bool | None = None,
 ) -> Cases:
-    """folder with `images/` and `labels/`, or as nnU-Net has it -> cases, every file read once and checked.
+    """Return the cases of a folder with `images/` and `labels/`, or as nnU-Net has it, every file read and checked.
 
     Args:
         folder: holds both; `softdice.training.layout`.
         round: round labels that are nearly whole.
         ignore_geometry: an image and its label belong together by position, whatever their affines say.
         ignore: label value of voxels to leave out; None: what nnU-Net's dataset.json calls "ignore", if anything.
+        nodata: value of voxels of the images that hold no data, beside what GDAL's tag names.
+        foreground: all label values but 0 are one class. None: they are not, and a doubt is raised where they look like
+            numbers of objects; False: they are classes, without a doubt.
 
     Raises:
         TrainingError, FileError: a folder is missing or empty, names have no partner, a file cannot be read, shape or
-            geometry of a pair differ, dimensions differ between files, labels are none, or there is only one class.
+            geometry of a pair differ, dimensions or axes differ between files, labels are none, or number objects, or
+            there is only one class.
     """
-    folder = Path(folder)
-    layout = find_layout(folder)
-    images, label_paths = layout.images, layout.labels
+    layout = find_layout(Path(folder))
+    images, label_paths, names = layout.images, layout.labels, list(layout.images)
     ignore = layout.ignore if ignore is None else ignore
-    names = list(images)
+    class_of_all = 2 if ignore == 1 else 1
     values: set[int] = set()
     most = MAX_CLASSES - (ignore is not None)
-    shapes: list[tuple[int, ...]] = []
-    channels: list[int] = []
+    readings: list[Reading] = []  # without their voxels
     seen: dict[int, tuple[str, str]] = {}
     present: list[set[int]] = []
+    where: list[Places] = []
     empty: dict[str, str] = {}
-    joint = True
-    advice = "Round them, or check the folder."
+    lonely: dict[str, tuple[float, float]] = {}
+
+    def read_pair(name: str) -> tuple[Reading, Image, Image]:
+        reading = read_channels(images[name], ignore_geometry=ignore_geometry, nodata=nodata)
+        label = extended(read_image(label_paths[name]), reading.stored)
+        return reading, label, turned_like(label, reading.stored, by_position=ignore_geometry)
+
+    def numbers_of(name: str, label: Image) -> np.ndarray:
+        advice = "Round them, or check the folder."
+        numbers = labels(label_paths[name], label, rounded=round, advice=advice)
+        if foreground:
+            out = np.zeros(numbers.shape, bool) if ignore is None else numbers == ignore
+            numbers = np.where(out, ignore or 0, np.where(numbers == 0, 0, class_of_all))
+        return numbers
+
     for name in names:
-        path = images[name][min(images[name])]
-        image, array, together = read_channels(images[name], ignore_geometry=ignore_geometry)
-        joint &= together
-        if problem := emptiness(array, together):
+        path, label_path = images[name][min(images[name])], label_paths[name]
+        reading, stored_label, label = read_pair(name)
+        _check_axes(path, reading, images[names[0]][0], readings[0] if readings else reading)
+        if problem := emptiness(reading.array, reading.joint):
             empty[name] = problem
-        label = extended(read_image(label_paths[name]), image)
-        shape, classes = image.shape, labels(label_paths[name], label, rounded=round, advice=advice)
-        one_palette(label_paths[name], colours(label), seen)
-        if not one_shape(shape, classes.shape):
-            turned = not one_frame(image, label) and reversed_shape(shape, classes.shape)
+        if outlier := lonely_value([reading.array] if reading.joint else [*reading.array]):
+            lonely[name] = outlier
+        numbers = numbers_of(name, label)
+        one_palette(label_path, colours(label), seen)
+        if not one_shape(reading.shape, numbers.shape):
+            swapped = not one_frame(reading.stored, label) and reversed_shape(reading.shape, numbers.shape)
             raise TrainingError(
-                f"softdice train: expected one shape, got {size(shape)} for {path} and {size(classes.shape)} "
-                f"for {label_paths[name]}. {ONE_FORMAT if turned else 'Resample one of them.'}"
+                f"softdice train: expected one shape, got {size(reading.shape)} for {path} and "
+                f"{size(numbers.shape)} for {label_path}. {ONE_FORMAT if swapped else 'Resample one of them.'}"
             )
         if not ignore_geometry:
-            advice_place = "Resample one of them; --ignore-geometry takes them as they are."
-            check_same_place(label_paths[name], label, path, image, advice=advice_place, transpose=ONE_FORMAT)
-        if len(shape) not in (2, 3) or (shapes and len(shape) != len(shapes[0])):
+            advice = "Resample one of them; --ignore-geometry takes them as they are."
+            check_turned(label_path, stored_label, path, reading.stored, advice=advice, transpose=ONE_FORMAT)
+        present.append(set(map(int, np.unique(numbers))))
+        values |= present[-1] - {ignore}
+        if not foreground and (numbers.ndim == 2 or (foreground is None and len(present[-1]) > LEAST_OBJECTS)):
+            where.append(places(numbers).without(ignore))
+        unnamed = foreground is None and not {*values} - {0} <= {*layout.label_names}
+        last = len(values) > most or name == names[-1]
+        share = _constant_share(numbers) if len(present[-1]) > LEAST_OBJECTS else 1.0
+        if last and unnamed and share >= LABEL_LIKE[1] and are_objects([each.without(0) for each in where]):
             raise TrainingError(
-                f"softdice train: {path}: expected {'2-D or 3-D' if not shapes else f'{len(shapes[0])}-D'} "
-                f"images only, got a {len(shape)}-D one. Put each kind into a folder of its own."
+                f"softdice train: {label_path}: expected a number for each class, got {len(values - {0})} so far, "
+                "which seem to count objects. Pass --foreground to train all objects as one class; if each number is "
+                "a class, pass --no-foreground."
             )
-        shapes.append(shape)
-        channels.append(array.shape[0])
-        found = set(map(int, np.unique(classes)))
-        present.append(found)
-        values |= found - {ignore}
         if len(values) > most:
             raise TrainingError(
-                f"softdice train: {label_paths[name]}: expected at most {most} label values, got {len(values)} "
-                "so far. Intensities are no labels: check the folder."
+                f"softdice train: {label_path}: expected at most {most} label values, got {len(values)} so far. "
+                "Intensities are no labels: check the folder. If the numbers count objects, pass --foreground."
             )
-        if len(found) > LABEL_LIKE[0] and (share := _constant_share(classes)) < LABEL_LIKE[1]:
+        if len(present[-1]) > LABEL_LIKE[0] and share < LABEL_LIKE[1]:
             raise TrainingError(
-                f"softdice train: {label_paths[name]}: expected a label map, got {len(found)} values, and neighbours "
+                f"softdice train: {label_path}: expected a label map, got {len(present[-1])} values, and neighbours "
                 f"that differ in {1 - share:.0%} of the voxels. Intensities are no labels: check the folder."
             )
+        readings.append(reading.emptied())
     if len(values) < 2:
         beside = "" if ignore is None else f" beside {ignore}, which is left out"
         raise TrainingError(
             f"softdice train: expected at least two label values in {label_paths[names[0]].parent}, got only "
             f"{', '.join(map(str, values)) or 'none'}{beside}. There is nothing to tell apart."
         )
-    count = max(channels)
-    for name, own in zip(names, channels, strict=True):
-        if own != count and not (own == 1 and joint):  # a grey picture beside coloured ones
+    joint, count = all(reading.joint for reading in readings), max(len(reading.array) for reading in readings)
+    for name, reading in zip(names, readings, strict=True):
+        grey = joint and len(reading.array) == 1  # beside coloured ones
+        if len(reading.array) != count and not grey:
             raise TrainingError(
                 f"softdice train: {images[name][0]}: expected {'1 or ' * joint}{count} channels as in the other "
-                f"images, got {own}. Convert it."
+                f"images, got {len(reading.array)}. Convert it."
             )
     ordered = sorted(values)
     every = sorted({*ordered, *(() if ignore is None else (ignore,))})
     known = np.array(every, np.int64 if every[-1] < 2**63 else np.uint64 if every[0] >= 0 else object)
-    numbers = np.array([IGNORED if value == ignore else ordered.index(value) for value in every], np.uint8)
+    classes = np.array([IGNORED if value == ignore else ordered.index(value) for value in every], np.uint8)
 
     def read(number: int) -> Case:
-        name = names[number]
-        image, array, _ = read_channels(images[name], ignore_geometry=ignore_geometry)
-        array = np.broadcast_to(array, (count, *array.shape[1:]))
-        found = labels(label_paths[name], extended(read_image(label_paths[name]), image), rounded=round)
-        classes = numbers[np.searchsorted(known, found.astype(known.dtype, copy=False))]
-        return Case(name, scaled(array, joint), classes.reshape(shapes[number]))
+        reading, _, label = read_pair(names[number])
+        array = np.broadcast_to(reading.array, (count, *reading.shape))
+        numbers = numbers_of(names[number], label).reshape(reading.shape)
+        return Case(
+            names[number],
+            scaled(array, joint),
+            classes[np.searchsorted(known, numbers.astype(known.dtype, copy=False))],
+        )
 
-    class_names = [layout.label_names.get(value) or f"label {value}" for value in ordered]
+    label_names = {0: "background", class_of_all: "foreground"} if foreground else layout.label_names
+    class_names = [label_names.get(value) or f"label {value}" for value in ordered]
     return Cases(
         names=names,
         values=ordered,
         class_names=class_names if len(set(class_names)) == len(ordered) else [f"label {value}" for value in ordered],
-        spatial_ndim=len(shapes[0]),
+        spatial_ndim=readings[0].stored.spatial_ndim,
         channels=count,
-        shapes=shapes,
+        shapes=[reading.shape for reading in readings],
         read=read,
         present=present,
         ignored=ignore,
         joint=joint,
         by_channel=layout.by_channel,
+        axes=readings[0].axes,
+        placed=any(reading.stored.placed for reading in readings),
+        places=where,
         empty=empty,
+        lonely=lonely,
         left_out=layout.left_out,
         keep_bytes=memory_bytes() // 2,
     )
 
 
+def _check_axes(path: Path, reading: Reading, first_path: Path, first: Reading) -> None:
+    """Raise TrainingError unless an image has 2 or 3 axes, as many as the first image, and in the same order."""
+    ndim, ndims = reading.stored.spatial_ndim, first.stored.spatial_ndim
+    if ndim not in (2, 3) or ndim != ndims:
+        raise TrainingError(
+            f"softdice train: {path}: expected {'2-D or 3-D' if reading is first else f'{ndims}-D'} images only, "
+            f"got a {ndim}-D one. Put each kind into a folder of its own."
+        )
+    if reading.axes != first.axes:
+        raise TrainingError(
+            f"softdice train: {path}: expected an image {lies(first.axes)}, as {first_path.name}, got one "
+            f"{lies(reading.axes)}. Save all images in one format."
+        )
+
+
 def split(cases: Cases, val_fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """cases -> numbers for training and numbers held out, drawn by the seed; at least one of each."""
+    """Return numbers for training and numbers held out, drawn by the seed; at least one of each."""
     if cases.split is not None:
         return cases.split
     held_out_count = min(max(1, round(val_fraction * len(cases))), len(cases) - 1)
@@ -221,10 +281,10 @@ def split(cases: Cases, val_fraction: float, seed: int) -> tuple[list[int], list
 
 
 def _constant_share(classes: np.ndarray) -> float:
-    """label map -> share of its voxels whose next one along the longest axis has the same value."""
+    """Return the share of the voxels whose next one along the longest axis has the same value."""
     return float((np.diff(classes, axis=int(np.argmax(classes.shape))) == 0).mean())
 
 
 def memory_bytes() -> int:
-    """Memory of this machine."""
+    """Return the memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30

@@ -1,4 +1,4 @@
-"""files of one image -> (channels, *S), scaled: one way for training and for prediction.
+"""Files of one image as (channels, *S), scaled: one way for training and for prediction.
 
 An image is one file, or as nnU-Net keeps it one file per channel, `case_0000.nii.gz`, `case_0001.nii.gz` and so on. The
 three colours of a picture are scaled together, since their proportions are what one sees; other channels, which may be
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from softdice.images.files import FileError, Image, read_image
-from softdice.images.geometry import check_same_place
 from softdice.training.config import TrainingError
+from softdice.training.nodata import without_nodata
+from softdice.training.orientation import axes_of, check_turned, turn_of, turned, turned_like, unturned
 
 PERCENTILES = (0.5, 99.5)
 SAMPLED_VOXELS = 1_000_000
@@ -29,7 +31,7 @@ Files = Mapping[int, Path]
 
 
 def channel_files(files: Mapping[str, Path], cases: Collection[str] | None = None) -> dict[str, dict[int, Path]]:
-    """{stem: file} -> {name of a case: its files}: `a_0001` is the second channel of `a`.
+    """Return {name of a case: its files} for {stem: file}: `a_0001` is the second channel of `a`.
 
     Args:
         files: what a folder holds.
@@ -40,29 +42,59 @@ def channel_files(files: Mapping[str, Path], cases: Collection[str] | None = Non
         TrainingError: two files for one channel, `a.png` and `a_0000.png`.
 
     Example:
-        >>> found = {stem: Path(f"{stem}.png") for stem in ("a_0000", "a_0001", "b")}
-        >>> {name: sorted(of_case) for name, of_case in channel_files(found).items()}
+        >>> files = {stem: Path(f"{stem}.png") for stem in ("a_0000", "a_0001", "b")}
+        >>> {name: sorted(of_case) for name, of_case in channel_files(files).items()}
         {'a': [0, 1], 'b': [0]}
-        >>> list(channel_files(found, ["a_0000", "a_0001", "b"]))
+        >>> list(channel_files(files, ["a_0000", "a_0001", "b"]))
         ['a_0000', 'a_0001', 'b']
     """
-    found: dict[str, dict[int, Path]] = {}
+    of_name: dict[str, dict[int, Path]] = {}
     for stem, path in files.items():
         match = re.fullmatch(r"(.+)_(\d{4})", stem)
         channel = match and (cases is None or (stem not in cases and match[1] in cases))
         name, number = (match[1], int(match[2])) if match and channel else (stem, 0)
-        of_case = found.setdefault(name, {})
+        of_case = of_name.setdefault(name, {})
         if number in of_case:
             raise TrainingError(
                 f"softdice: expected one file for channel {number} of {name}, got {of_case[number].name} and "
                 f"{path.name} in {path.parent}. Keep one of them."
             )
         of_case[number] = path
-    return found
+    return of_name
 
 
-def read_channels(files: Files, *, ignore_geometry: bool = False) -> tuple[Image, np.ndarray, bool]:
-    """files of an image -> the first as it was read, (channels, *S) as stored, and whether they are scaled together.
+@dataclass(frozen=True)
+class Reading:
+    """An image as training and prediction take it.
+
+    Args:
+        stored: the first of its files as it was read: a mask is written on its grid.
+        turn: what was done to its axes. axes: what they mean now.
+        array: (channels, *S), turned, NaN where there are no data.
+        joint: channels are the colours of a picture, or there is only one: they are scaled together.
+    """
+
+    stored: Image
+    turn: np.ndarray
+    axes: str
+    array: np.ndarray
+    joint: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the spatial axes, turned."""
+        return self.array.shape[1:]
+
+    def emptied(self) -> Reading:
+        """Return the same with voxels that take no memory."""
+        stored, array = (np.broadcast_to(np.uint8(0), each.shape) for each in (self.stored.array, self.array))
+        return replace(self, stored=replace(self.stored, array=stored), array=array)
+
+
+def read_channels(
+    files: Files, *, ignore_geometry: bool = False, nodata: float | None = None, as_stored: bool = False
+) -> Reading:
+    """Read the channels of an image, turned as `softdice.training.orientation` says, unless `as_stored`.
 
     Raises:
         FileError: a file cannot be read, a channel is missing, or channels differ in shape or place.
@@ -74,7 +106,15 @@ def read_channels(files: Files, *, ignore_geometry: bool = False) -> tuple[Image
         raise FileError(
             f"{files[numbers[0]]}: expected every channel from _0000 on, got {got}. Add that of _{missing:04d}."
         )
-    images = [read_image(files[number]) for number in numbers]
+    images = [without_nodata(read_image(files[number]), files[number], nodata) for number in numbers]
+    stored = images[0]
+    try:
+        turn = unturned(stored) if as_stored else turn_of(stored)
+    except FileError as error:
+        raise FileError(f"{files[0]}: {error}") from error
+    whole = images
+    if not as_stored:
+        images = [turned(stored, turn), *(turned_like(i, stored, by_position=ignore_geometry) for i in images[1:])]
     first = images[0]
     for number, image in enumerate(images[1:], 1):
         if image.shape != first.shape:
@@ -84,14 +124,14 @@ def read_channels(files: Files, *, ignore_geometry: bool = False) -> tuple[Image
             )
         if not ignore_geometry:
             advice = "Resample one of them."
-            check_same_place(files[number], image, files[0], first, advice=advice, transpose=ONE_FORMAT)
+            check_turned(files[number], whole[number], files[0], stored, advice=advice, transpose=ONE_FORMAT)
     array = np.concatenate([_channels_first(image) for image in images])
     picture = len(images) == 1 and first.place.axes == "zyx" and array.shape[0] == COLOURS
-    return first, array, picture or array.shape[0] == 1
+    return Reading(stored, turn, axes_of(stored), array, picture or array.shape[0] == 1)
 
 
 def scaled(array: np.ndarray, joint: bool) -> np.ndarray:
-    """(channels, *S) -> float32 as the network takes it: all of one mean and deviation, or each channel of its own.
+    """Return (channels, *S) as the network takes it: all of one mean and deviation, or each channel of its own.
 
     Example:
         >>> apart = scaled(np.array([[[0, 1], [2, 3]], [[0, 1000], [2000, 3000]]]), joint=False)
@@ -102,7 +142,7 @@ def scaled(array: np.ndarray, joint: bool) -> np.ndarray:
 
 
 def normalise(array: np.ndarray) -> np.ndarray:
-    """intensities of one image, any shape and scale -> float32 with mean 0 and standard deviation 1.
+    """Return the intensities of one image, of any scale, as float32 with mean 0 and standard deviation 1.
 
     Clipped to the 0.5 and 99.5 percentiles first, since a few bright voxels would set the scale otherwise. Values that
     are not finite count as the lowest finite one. An image of one value becomes 0.
@@ -125,7 +165,7 @@ def normalise(array: np.ndarray) -> np.ndarray:
 
 
 def emptiness(array: np.ndarray, joint: bool) -> str:
-    """(channels, *S) -> what is wrong with the first channel from which nothing can be learnt; "" where there is none.
+    """Return what is wrong with the first channel from which nothing can be learnt; "" where there is none.
 
     Example:
         >>> emptiness(np.array([[1.0, 2.0], [0.0, 0.0]]), joint=False)
@@ -148,5 +188,5 @@ def _channels_first(image: Image) -> np.ndarray:
 
 
 def size(shape: Sequence[int]) -> str:
-    """shape -> as messages have it."""
+    """Return a shape as messages have it."""
     return "x".join(map(str, shape))

@@ -26,7 +26,7 @@ KEYS = ("network", "weights", "optimizer", "epoch", "step", "elapsed_s", "histor
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """bytes -> file, written beside and renamed.
+    """Write a file beside its place and rename it.
 
     Raises:
         TrainingError: the disk is full or the folder cannot be written.
@@ -42,7 +42,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def made_folder(out: Path, caller: str, option: str) -> Iterator[None]:
-    """A folder that can be written, made where there is none; what was made goes again if nothing was put into it.
+    """Make a folder that can be written; take away again what was made if nothing was put into it.
 
     Raises:
         TrainingError: it cannot be made or written.
@@ -65,14 +65,14 @@ def made_folder(out: Path, caller: str, option: str) -> Iterator[None]:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """content with the keys `KEYS`, and what else a run wants back -> file."""
+    """Write content with the keys `KEYS`, and what else a run wants back."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def load_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]:
-    """file -> content, on the CPU, read with `weights_only=True` and verified.
+    """Return the content of a file, on the CPU, read with `weights_only=True` and verified.
 
     Args:
         path: a file that `softdice train` wrote.
@@ -111,7 +111,7 @@ def load_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]
 
 
 def load_network(content: dict[str, Any]) -> nn.Module:
-    """content of a checkpoint -> its trained network."""
+    """Return the trained network of a checkpoint."""
     network = NetworkPlan(**content["network"]).build()
     network.load_state_dict(content["weights"])
     return network
@@ -126,6 +126,7 @@ def _verify(content: dict[str, Any], resume: bool) -> None:
     _require(f"classes, channels and axes {expected}", (len(data["values"]), *said[1:]) == said == expected)
     flags = [data.get("joint", True), data.get("by_channel", False)]
     _require("how its channels are scaled", all(isinstance(flag, bool) for flag in flags))
+    _require("how its volumes lie", isinstance(data.get("orientation", ""), str))
     _require("settings by name", isinstance(content["settings"], dict))
     _require("label values in order", data["values"] == sorted(map(int, data["values"])))
     steps = [math.prod(step) for step in zip(*plan.strides, strict=True)]
@@ -152,8 +153,8 @@ def _verify(content: dict[str, Any], resume: bool) -> None:
     _require("names of the cases", bool(names) and all(isinstance(name, str) for name in names))
 
 
-def _require(what: str, given: bool) -> None:
-    if not given:
+def _require(what: str, holds: bool) -> None:
+    if not holds:
         raise ValueError(f"without {what}")
 
 

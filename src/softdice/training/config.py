@@ -26,9 +26,28 @@ OUT = "softdice-run"
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
+MIRRORS = ("x", "y", "z", "xy", "xz", "yz", "xyz")
+"""Axes along which patches may be mirrored: x from left to right, y and z the others."""
+
 
 class TrainingError(ValueError):
-    """Something that the person who asked for a training or a prediction can put right, in one line."""
+    """Something that the person who asked for a training or a prediction can put right, in one line.
+
+    Attributes:
+        saved_epochs: complete epochs in the checkpoint of the run that it ended, None where it ended none.
+        other_settings: a resumed run would end as this one did: it takes a new one, with other settings.
+    """
+
+    saved_epochs: int | None = None
+    other_settings = False
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by hand; `saved_epochs` complete epochs are in its checkpoint."""
+
+    def __init__(self, saved_epochs: int) -> None:
+        super().__init__()
+        self.saved_epochs = saved_epochs
 
 
 def no_memory(error: BaseException) -> bool:
@@ -64,6 +83,11 @@ class TrainConfig:
         round: round labels that are stored as nearly whole numbers.
         ignore_geometry: image and label belong together by position, whatever their affines say.
         ignore: label value of voxels that are left out: they enter neither the loss nor any score, and it is no class.
+        nodata: value of the images that stands for missing data, as what the tag of GDAL names does.
+        foreground: train all label values but 0 as one class; False: each value is a class though it looks like the
+            number of an object.
+        mirror: axes along which training images are mirrored, "x" (left-right), "xy", ..., or "none". None: "x" for
+            pictures unless two classes would change places, "none" for volumes.
 
     Raises:
         TrainingError: a value out of its range.
@@ -87,6 +111,9 @@ class TrainConfig:
     round: bool | None = None
     ignore_geometry: bool | None = None
     ignore: int | None = None
+    nodata: float | None = None
+    foreground: bool | None = None
+    mirror: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "max_minutes", "max_steps", "batch_size", "lr", "devices"):
@@ -99,6 +126,8 @@ class TrainConfig:
             raise _wrong("seed", "a whole number in [0, 2^32)", self.seed)
         if self.precision is not None and self.precision not in PRECISIONS:
             raise _wrong("precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        if self.mirror not in (None, "none", *MIRRORS):
+            raise _wrong("mirror", "none, or axes among x, y and z as in xy", self.mirror)
         if self.patch is not None and (not self.patch or any(n < 8 or n % 8 for n in self.patch)):
             raise _wrong("patch", "multiples of 8", "x".join(map(str, self.patch)))
 
@@ -111,26 +140,16 @@ def _option(name: str) -> str:
     return name.replace("_", "-")
 
 
-RUN_SETTINGS = (
-    "data",
-    "loss",
-    "batch_size",
-    "patch",
-    "lr",
-    "val_fraction",
-    "seed",
-    "precision",
-    "devices",
-    "fused_head",
-    "round",
-    "ignore_geometry",
-    "ignore",
+RUN_SETTINGS = tuple(
+    field.name
+    for field in fields(TrainConfig)
+    if field.name not in ("out", "epochs", "max_minutes", "max_steps", "resume")
 )
 """Settings that decide the weights: they stay what they were when a run is resumed. The data may have moved."""
 
 
 def merge(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
-    """settings of now, settings of the stored run -> settings of the resumed run.
+    """Return the settings of a resumed run, from those of now and those of the stored run.
 
     Raises:
         TrainingError: a setting that decides the weights is given and differs from the stored one.

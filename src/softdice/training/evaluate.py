@@ -1,4 +1,4 @@
-"""network, case -> class numbers of the whole image, and how well they fit."""
+"""Class numbers of a whole image, and how well they fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WINDOWS_AT_ONCE = 4
 
 @torch.no_grad()
 def label_image(network: nn.Module, image: Tensor, patch: Sequence[int]) -> Tensor:
-    """image (channels, *S) on the network's device -> class numbers (*S), by MONAI's sliding window inference.
+    """Return class numbers (*S) of an image (channels, *S), by MONAI's sliding window inference.
 
     Windows have the size of the training patches and overlap by a quarter; their logits are averaged with Gaussian
     weights.
@@ -36,17 +36,17 @@ def label_image(network: nn.Module, image: Tensor, patch: Sequence[int]) -> Tens
 def count(
     network: nn.Module, case: Case, patch: Sequence[int], cases: Cases, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """network, case -> (3, C) int64: voxels in both, predicted, true; and the class numbers that were predicted."""
+    """Return (3, C) int64 of a case: voxels in both, predicted, true; and the class numbers that were predicted."""
     prediction = label_image(network, torch.from_numpy(case.image).to(device), patch)
     truth = torch.from_numpy(case.label).to(device)
     return class_counts(prediction, truth, len(cases.values), ignore_index=cases.ignore_index), prediction
 
 
 def tabulated(cases: Cases, numbers: Sequence[int], counts: Tensor) -> Table:
-    """(cases, 3, C) counts -> Table. The mean over the cases leaves those with nan out, as in `softdice score`."""
+    """Return the table of (cases, 3, C) counts. Its mean over the cases leaves those with nan out."""
     return Table(tuple(range(len(cases.values))), counts.cpu().numpy(), [cases.names[number] for number in numbers])
 
 
 def mean_dice(dice: np.ndarray) -> float:
-    """(..., C) -> the mean over the classes but the first, nan left out: what is called "mean Dice" everywhere."""
+    """Return the mean over the classes but the first, nan left out: what is called "mean Dice" everywhere."""
     return float(mean(dice[1:]))

@@ -1,4 +1,4 @@
-"""model, images -> masks in the format and geometry of the images."""
+"""Masks of images by a model, in their format and geometry."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from softdice.training.channels import Files, channel_files, read_channels, scal
 from softdice.training.checkpoint import load_checkpoint, load_network, made_folder
 from softdice.training.config import TrainingError, no_memory
 from softdice.training.evaluate import label_image
+from softdice.training.orientation import lies, turned_back
 
 
 class PredictionError(TrainingError):
@@ -33,12 +34,14 @@ def predict(
     *,
     overwrite: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    line: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """model.ckpt, image or folder of images -> paths of the masks written.
 
-    A mask has the type, the shape and the geometry of its image (JPEG, which would change labels, gives PNG) and the
-    label values of the training data. It does not depend on the other images of the folder. A model that was trained on
-    images of one file per channel (`case_0000`, `case_0001`) takes such, and names the mask `case`.
+    Volumes are turned as those of the training were. A mask has the type, the shape and the geometry of its image
+    (JPEG, which would change labels, gives PNG) and the label values of the training data. It does not depend on the
+    other images of the folder. A model that was trained on images of one file per channel (`case_0000`, `case_0001`)
+    takes such, and names the mask `case`.
 
     Args:
         checkpoint: what `softdice.training.train` wrote.
@@ -46,6 +49,7 @@ def predict(
         out: folder for the masks, made where there is none; not the folder of the images.
         overwrite: replace files that lie where masks are to be written, whoever wrote them.
         progress: called with the number of images done, their total and the name of the image just done.
+        line: called with what a person should know of the model before the first image.
 
     Raises:
         TrainingError, FileError: not a model of ours; no images; a file in the place of a mask.
@@ -60,30 +64,35 @@ def predict(
     if not listed or not images.exists():
         raise TrainingError(f"softdice predict: expected images in {images}, got none. Check the path.")
     by_channel = content["data"].get("by_channel", False)
-    found = channel_files(listed) if by_channel else {stem: {0: path} for stem, path in listed.items()}
+    cases = channel_files(listed) if by_channel else {stem: {0: path} for stem, path in listed.items()}
     if by_channel and not several:  # the other channels lie beside it
         beside = channel_files(list_images(images.parent))
-        found = {name: beside.get(name, files) for name, files in found.items()}
-    paths = [files[min(files)] for files in found.values()]
+        cases = {name: beside.get(name, files) for name, files in cases.items()}
+    paths = [files[min(files)] for files in cases.values()]
     if out.resolve() == paths[0].parent.resolve():
         raise TrainingError(
             f"softdice predict: expected OUT to be another folder than that of the images, got {out} for both. "
             "The masks would replace the images."
         )
     suffixes = [(image_name(path) or ("", ""))[1] for path in paths]
-    places = [out / (name + (suffix and mask_suffix(suffix))) for name, suffix in zip(found, suffixes, strict=True)]
+    places = [out / (name + (suffix and mask_suffix(suffix))) for name, suffix in zip(cases, suffixes, strict=True)]
     taken = [place for place in places if os.path.lexists(place)]
     if taken and not overwrite:
         raise TrainingError(
             f"softdice predict: expected no file in the place of a mask, got {len(taken)}, the first {taken[0]}. "
             "Choose another OUT, or pass --overwrite to replace them."
         )
+    if content["data"]["spatial_ndim"] == 3 and "orientation" not in content["data"]:
+        line(
+            f"{checkpoint} does not say how the volumes of its training lie: images are taken as they are stored, and "
+            "right only where they are stored as those. Train again to be sure."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(content).to(device).eval()
     written: list[Path] = []
     errors: list[str] = []
     with made_folder(out, "softdice predict", "OUT"):
-        for number, (path, files, place) in enumerate(zip(paths, found.values(), places, strict=True)):
+        for number, (path, files, place) in enumerate(zip(paths, cases.values(), places, strict=True)):
             try:
                 image, mask = _mask(network, path, files, content, device)
                 written.append(write_image(place, mask, image))
@@ -100,9 +109,12 @@ def predict(
 def _mask(
     network: nn.Module, path: Path, files: Files, content: dict[str, Any], device: torch.device
 ) -> tuple[Image, np.ndarray]:
-    """files of an image -> the first as it was read, and label values (*S)."""
+    """Return the image as it was read, and label values on its grid."""
     data, settings = content["data"], content["settings"]
-    image, array, _ = read_channels(files, ignore_geometry=bool(settings.get("ignore_geometry")))
+    orientation = data.get("orientation")
+    options = {"ignore_geometry": bool(settings.get("ignore_geometry")), "nodata": settings.get("nodata")}
+    reading = read_channels(files, as_stored=orientation is None, **options)
+    image, array = reading.stored, reading.array
     joint = data.get("joint", True)  # as every model was scaled whose checkpoint does not say
     grey = array.shape[0] == 1 and joint
     if image.spatial_ndim != data["spatial_ndim"] or not (grey or array.shape[0] == data["channels"]):
@@ -111,6 +123,11 @@ def _mask(
             f"channel(s), as in training, got a {image.spatial_ndim}-D one with {array.shape[0]}. Convert it, "
             "or take another model."
         )
+    if orientation not in (None, reading.axes):
+        raise TrainingError(
+            f"softdice predict: {path}: expected an image {lies(orientation)}, as those of the training, got one "
+            f"{lies(reading.axes)}. Save it in the format of those."
+        )
     lacking = [number for number, channel in enumerate([array] if joint else array) if not np.isfinite(channel).any()]
     if lacking:
         where = "" if joint else f" in channel {lacking[0]}"
@@ -118,14 +135,14 @@ def _mask(
             f"softdice predict: {path}: expected finite values, got none{where}. A mask of it would mean nothing; look "
             "at the file."
         )
-    array = scaled(np.broadcast_to(array, (data["channels"], *image.shape)), joint)
+    array = scaled(np.broadcast_to(array, (data["channels"], *array.shape[1:])), joint)
     labels = label_image(network, torch.from_numpy(array).to(device), data["patch"]).cpu().numpy()
     values = np.array(data["values"], object)  # as they are, above 2^63 too
-    return image, values.astype(_mask_type(values))[labels]
+    return image, turned_back(values.astype(_mask_type(values))[labels], reading.turn)
 
 
 def _mask_type(values: np.ndarray) -> type[np.generic]:
-    """Smallest type that image formats share and that holds all values."""
+    """Return the smallest type that image formats share and that holds all values."""
     for dtype in (np.uint8, np.uint16, np.int16, np.int32, np.int64):
         limits = np.iinfo(dtype)
         if limits.min <= values.min() and values.max() <= limits.max:

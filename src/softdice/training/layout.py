@@ -1,4 +1,4 @@
-"""folder -> which of its files belong together, and a hint where they are laid out in another known way."""
+"""Which files of a folder belong together, and a hint where they are laid out in another known way."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Layout:
 
 
 def find_layout(folder: Path) -> Layout:
-    """folder with images/ and labels/, or with imagesTr/ and labelsTr/ -> its cases, names sorted.
+    """Return the cases of a folder with images/ and labels/, or with imagesTr/ and labelsTr/, names sorted.
 
     Raises:
         TrainingError, FileError: a folder is missing or empty, fewer than two cases, a name without a partner, a
@@ -55,14 +55,14 @@ def find_layout(folder: Path) -> Layout:
     _check_names(folder, where, list(images), list(labels))
     names, ignore = _declared(folder / "dataset.json") if parts == NNUNET else ({}, None)
     by_channel = any(name not in files for name in images)
-    others = [left_out(part, found.values()) for part, found in zip(where, (files, labels), strict=True)]
+    others = [left_out(part, paths.values()) for part, paths in zip(where, (files, labels), strict=True)]
     return Layout(
         {name: images[name] for name in sorted(images)}, labels, names, ignore, by_channel, [*filter(None, others)]
     )
 
 
 def check_out(out: Path, folder: Path) -> None:
-    """Refuses to write a run among the images or labels, where the next run would take its pictures for cases.
+    """Refuse to write a run among the images or labels, where the next run would take its pictures for cases.
 
     Raises:
         TrainingError: it is one of their folders.
@@ -75,7 +75,7 @@ def check_out(out: Path, folder: Path) -> None:
 
 
 def _declared(path: Path) -> tuple[dict[int, str], int | None]:
-    """dataset.json, as the scorer reads it -> {label value: name}, and the value to ignore.
+    """Return {label value: name} of dataset.json as the scorer reads it, and the value to ignore.
 
     A region of one value gives it its name. A file that is missing says nothing.
     """
@@ -102,8 +102,8 @@ def _check_names(folder: Path, where: tuple[Path, Path], images: Collection[str]
                 f"for {len(alone)}: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}. Names must be equal "
                 f"up to the suffix. {advice}".rstrip()
             )
-    for part, found in zip(where, (images, labels), strict=True):
-        if not found:
+    for part, names in zip(where, (images, labels), strict=True):
+        if not names:
             raise TrainingError(f"softdice train: expected images in {part}, got none. Check the folder.")
     if len(images) < 2:
         raise TrainingError(
@@ -113,7 +113,7 @@ def _check_names(folder: Path, where: tuple[Path, Path], images: Collection[str]
 
 
 def _hint(folder: Path) -> str:
-    """A folder that lacks what it needs -> what may be meant, and what to do."""
+    """Say of a folder that lacks what it needs what may be meant, and what to do."""
     if not folder.is_dir():
         return WANTED
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -141,7 +141,7 @@ def _hint(folder: Path) -> str:
 
 
 def _ending(images: Collection[str], labels: Iterable[str]) -> str:
-    """What the names of the labels add to those of the images, such as "_mask"; "" where nothing is found.
+    """Return what the names of the labels add to those of the images, such as "_mask", or "".
 
     Example:
         >>> _ending(["1", "10"], ["1_mask", "10_mask"])

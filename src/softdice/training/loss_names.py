@@ -1,4 +1,4 @@
-"""name -> loss: "dice", "dice+ce", "tversky+0.5*focal"."""
+"""Losses by name: "dice", "dice+ce", "tversky+0.5*focal"."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FACTORS = 1e-6, 1e6
 
 
 def loss_names() -> dict[str, type[Loss]]:
-    """() -> {name: class} of every public loss that needs no more than the number of classes.
+    """Return {name: class} of every public loss that needs no more than the number of classes.
 
     Example:
         >>> loss_names()["dice"].__name__
@@ -35,7 +35,7 @@ def loss_names() -> dict[str, type[Loss]]:
 
 
 def parse_loss(text: str, num_classes: int, group: str | None = None, ignore_index: int | None = None) -> Loss:
-    """name or weighted sum of names, number of classes -> loss of logits and a label map.
+    """Return the loss of logits and a label map for a name, or a weighted sum of names.
 
     A class of which a batch of patches has no voxel is left out of the mean (`absent="skip"`): with the logarithm it
     would cost up to 28 and outweigh all others. With group="world" the statistics are those of all ranks; what is no

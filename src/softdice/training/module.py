@@ -20,7 +20,7 @@ from softdice.training.cases import Cases
 from softdice.training.config import TrainingError
 from softdice.training.evaluate import count, mean_dice
 from softdice.training.patches import EpochSampler, Patches
-from softdice.training.together import ToldByFirstError
+from softdice.training.together import SilencedError
 
 WEIGHT_DECAY = 1e-4
 NO_CASE = -1
@@ -69,29 +69,29 @@ class Budget:
     started: float = field(default_factory=time.monotonic)
 
     def elapsed_s(self) -> float:
-        """Wall time of this run over all its resumptions."""
+        """Return the wall time of this run over all its resumptions."""
         return self.elapsed_before_s + time.monotonic() - self.started
 
     def fraction(self, step: int) -> float:
-        """Steps done so far -> share of the run that is done, in [0, 1]; without `seconds` a function of the step."""
+        """Return the share of the run that is done, in [0, 1]; without `seconds` a function of the step."""
         by_time = 0.0 if self.seconds is None else self.elapsed_s() / self._training_s(self.seconds)
         by_epochs = 0.0 if self.epochs is None else step / (self.epochs * self.steps_per_epoch)
         by_steps = 0.0 if self.steps is None else step / self.steps
         return min(1.0, max(by_time, by_epochs, by_steps))
 
     def epoch_steps(self) -> int:
-        """Steps of the next epoch: a pass over the data, or less where only time ends the run and a pass is long."""
+        """Return the steps of the next epoch: a pass, or less where only time ends the run and a pass is long."""
         if self.seconds is None or self.epochs is not None or self.step_s is None:
             return self.steps_per_epoch
         return max(1, min(self.steps_per_epoch, int(self._training_s(self.seconds) / ROUNDS / self.step_s)))
 
     def _training_s(self, seconds: float) -> float:
-        """At least half of the time is for training, however long the end will take."""
+        """Return the seconds for training: at least half of all, however long the end will take."""
         return max(seconds - self.reserve_s, seconds / 2)
 
 
 def learning_rate(highest: float, fraction: float) -> float:
-    """share of the run -> learning rate: a short linear rise, then half a cosine down to 0.
+    """Return the learning rate at a share of the run: a short linear rise, then half a cosine down to 0.
 
     Example:
         >>> learning_rate(1.0, 0.02), round(learning_rate(1.0, 1.0), 9)
@@ -103,7 +103,7 @@ def learning_rate(highest: float, fraction: float) -> float:
 
 
 def last_convolution(network: nn.Module) -> nn.Module:
-    """network -> the convolution that makes its logits: the last one registered with a kernel of 1."""
+    """Return the convolution that makes the logits: the last one registered with a kernel of 1."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return [m for m in network.modules() if isinstance(m, kinds) and set(m.kernel_size) == {1}][-1]
 
@@ -127,12 +127,14 @@ class Segmenter(pl.LightningModule):
         reporter: Reporter,
         fused_head: bool = False,
         held_out: Sequence[int] = (),
+        mirror: str | None = None,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.cases = network, loss, cases
         self.training_numbers, self.validation_numbers = list(training), list(validation)
         self.patch, self.batch_size, self.lr, self.seed = tuple(patch), batch_size, lr, seed
         self.budget, self.reporter = budget, reporter
+        self.patches = Patches(cases, training, patch, seed, mirror)
         self.end_voxels = sum(math.prod(cases.shapes[number]) for number in [*validation, *held_out])
         self.head = FusedHead(last_convolution(network), cast(Any, loss)) if fused_head else None
         self.epoch = self.step = 0
@@ -143,7 +145,7 @@ class Segmenter(pl.LightningModule):
     # --- what a checkpoint keeps
 
     def state(self) -> dict[str, Any]:
-        """The part of a checkpoint that changes from epoch to epoch."""
+        """Return the part of a checkpoint that changes from epoch to epoch."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         return {
             "weights": self.network.state_dict(),
@@ -168,32 +170,31 @@ class Segmenter(pl.LightningModule):
     # --- what Lightning calls
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; its rate is set before every step, so there is no scheduler with a state of its own."""
+        """Return AdamW; its rate is set before every step, so there is no scheduler with a state of its own."""
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.lr, weight_decay=WEIGHT_DECAY)
         if self.stored_optimizer is not None:
             optimizer.load_state_dict(self.stored_optimizer)
         return optimizer
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of patches, this rank's share."""
-        patches = Patches(self.cases, self.training_numbers, self.patch, self.seed)
+        """Return batches of patches, this rank's share."""
         ranks = self.trainer.world_size
         count = self.trainer.strategy.broadcast(self.budget.epoch_steps()) * self.batch_size * ranks
         sampler = EpochSampler(count, self.trainer.global_rank, ranks)
         sampler.epoch = self.epoch  # same epoch, same patches, whenever it is run
         # On a CPU the network needs every core; beside a GPU the patches are made in processes of their own.
         workers = 0 if self.trainer.strategy.root_device.type == "cpu" else 4
-        return DataLoader(patches, self.batch_size, sampler=sampler, num_workers=workers)
+        return DataLoader(self.patches, self.batch_size, sampler=sampler, num_workers=workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Numbers of the cases for the validation after each epoch, this rank's share."""
+        """Return numbers of the cases for the validation after each epoch, this rank's share."""
         ranks = self.trainer.world_size
         padding = [NO_CASE] * (-len(self.validation_numbers) % ranks)
         numbers: Any = (self.validation_numbers + padding)[self.trainer.global_rank :: ranks]
         return DataLoader(numbers, batch_size=1)
 
     def on_train_epoch_start(self) -> None:
-        """Empty sums."""
+        """Empty the sums."""
         torch.manual_seed(self.seed + self.epoch)
         self.loss_sum, self.loss_count = 0.0, 0
         self.since = time.monotonic()
@@ -206,7 +207,7 @@ class Segmenter(pl.LightningModule):
             group["lr"] = self.rate
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """patches -> loss."""
+        """Return the loss of patches."""
         image, label = batch
         if self.head is not None:
             return self.head(self.head.features(self.network, image), label)
@@ -217,11 +218,13 @@ class Segmenter(pl.LightningModule):
         self.step += 1
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
-            error = TrainingError if self.trainer.is_global_zero else ToldByFirstError  # every rank has the same loss
-            raise error(
+            kind = TrainingError if self.trainer.is_global_zero else SilencedError  # every rank has the same loss
+            error = kind(
                 f"softdice train: expected a finite loss, got {loss} in epoch {self.epoch + 1}. Lower --lr "
                 f"(it was {self.lr:g}), or use --precision 32-true."
             )
+            error.other_settings = True
+            raise error
         self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
         fraction = self._fraction()
         if fraction >= 1:
@@ -229,17 +232,17 @@ class Segmenter(pl.LightningModule):
         self.reporter.progress(fraction, self.epoch + 1, self.loss_sum / self.loss_count, self.last_dice)
 
     def _fraction(self) -> float:
-        """Share of the run that is done, as rank 0 has it: clocks differ, and ranks must stop together."""
+        """Return the share of the run that is done, as rank 0 has it: clocks differ, and ranks must stop together."""
         return float(self.trainer.strategy.broadcast(self.budget.fraction(self.step)))
 
     def on_validation_epoch_start(self) -> None:
-        """Empty sums."""
+        """Empty the sums."""
         self.budget.step_s = (time.monotonic() - self.since) / max(1, self.loss_count)
         self.since, self.predicted_voxels = time.monotonic(), 0
         self.sums = torch.zeros(3, len(self.cases.values), dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """case number -> sums."""
+        """Add the counts of a case."""
         if int(batch) == NO_CASE:
             return
         case = self.cases[int(batch)]
@@ -247,7 +250,7 @@ class Segmenter(pl.LightningModule):
         self.sums += count(self.network, case, self.patch, self.cases, self.device)[0]
 
     def on_validation_epoch_end(self) -> None:
-        """Sums of all ranks -> one row of the history."""
+        """Make one row of the history from the sums of all ranks."""
         dice = formulas.dice(self.trainer.strategy.reduce(self.sums, reduce_op="sum").cpu())
         self.last_dice = mean_dice(dice.numpy())
         voxel_s = (time.monotonic() - self.since) / max(1, self.predicted_voxels)

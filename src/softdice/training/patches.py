@@ -1,4 +1,4 @@
-"""cases -> patches: a patch is a pure function of (seed, epoch, number), so that any epoch can be had again."""
+"""Patches of cases: a patch is a pure function of (seed, epoch, number), so that any epoch can be had again."""
 
 from __future__ import annotations
 
@@ -11,25 +11,35 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from softdice.training.cases import Case, Cases
+from softdice.training.config import TrainingError
+from softdice.training.orientation import axis_number
+from softdice.training.places import exchanged
 
 FOREGROUND_SHARE = 0.5
 """Share of the patches of a larger image that are laid around a voxel of a random class other than the first."""
+ANGLE_DEGREES, CHANGE = 15, 0.15
+AUGMENTATION = (
+    f"turned by up to {ANGLE_DEGREES} degrees, scaled by up to {CHANGE:.0%}, changes of brightness and contrast, noise"
+)
 KEPT_VOXELS = 1000
 """Voxels of each class whose position is remembered for that."""
 
 
 class Patches(Dataset[tuple[Tensor, Tensor]]):
-    """(epoch, number) -> image patch (channels, *patch) float32 and label patch (*patch) uint8, augmented.
+    """Patches by (epoch, number): image (channels, *patch) float32 and label (*patch) uint8, augmented.
 
     Every case comes once before one comes twice. Images smaller than the patch are padded: with 0, the mean, and with
-    class 0. Augmentation by MONAI: mirrored left to right, rotated by up to 15 degrees, scaled by up to 15 %, gain,
-    offset, contrast, noise.
+    class 0. Augmentation by MONAI: what `AUGMENTATION` says, and mirrored along the axes that `mirror` names; None:
+    those that `choose_mirror` takes.
     """
 
-    def __init__(self, cases: Cases, numbers: Sequence[int], patch: Sequence[int], seed: int) -> None:
+    def __init__(
+        self, cases: Cases, numbers: Sequence[int], patch: Sequence[int], seed: int, mirror: str | None = None
+    ) -> None:
         self.cases, self.numbers, self.patch, self.seed = cases, list(numbers), tuple(patch), seed
         self.foreground_share = FOREGROUND_SHARE
-        self.augment = _augmentation(self.patch)
+        mirror = choose_mirror(cases, numbers)[0] if mirror is None else mirror
+        self.augment = _augmentation(self.patch, mirrored_axes(cases, mirror))
         self.positions: dict[int, list[np.ndarray]] = {}
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -45,7 +55,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         return _plain(pair["image"]).float(), _plain(pair["label"])[0].to(torch.uint8)
 
     def _start(self, which: int, case: Case, rng: np.random.Generator) -> list[int]:
-        """Corner of the patch: anywhere inside, or so that a voxel of a class other than the first lies in it."""
+        """Return the corner of a patch: anywhere, or so that a voxel of a class other than the first lies in it."""
         shape = case.label.shape
         room = [max(0, n - p) for n, p in zip(shape, self.patch, strict=True)]
         start = [int(rng.integers(r + 1)) for r in room]
@@ -61,19 +71,19 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 
     def _positions(self, which: int, case: Case) -> list[np.ndarray]:
         if which not in self.positions:
-            found = []
+            positions = []
             for number in np.unique(case.label):
                 if number in (0, self.cases.ignore_index):
                     continue
                 flat = np.flatnonzero(case.label == number)
                 flat = flat[:: max(1, len(flat) // KEPT_VOXELS)]
-                found.append(np.stack(np.unravel_index(flat, case.label.shape), axis=1))
-            self.positions[which] = found
+                positions.append(np.stack(np.unravel_index(flat, case.label.shape), axis=1))
+            self.positions[which] = positions
         return self.positions[which]
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """() -> (epoch, number) for every `ranks`-th patch of an epoch; `epoch` is set before each."""
+    """Yields (epoch, number) of every `ranks`-th patch of an epoch; `epoch` is set before each."""
 
     def __init__(self, count: int, rank: int, ranks: int) -> None:
         self.count, self.rank, self.ranks, self.epoch = count, rank, ranks, 0
@@ -86,7 +96,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def crop(case: Case, start: Sequence[int], patch: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """case, corner, size -> image (channels, *patch) and label (*patch); 0 where the patch leaves the image."""
+    """Cut image (channels, *patch) and label (*patch) from a case; 0 where the patch leaves the image."""
     image = np.zeros((case.image.shape[0], *patch), np.float32)
     label = np.zeros(tuple(patch), np.uint8)
     source, target = [], []
@@ -99,7 +109,39 @@ def crop(case: Case, start: Sequence[int], patch: Sequence[int]) -> tuple[np.nda
     return image, label
 
 
-def _augmentation(patch: Sequence[int]) -> Any:
+def choose_mirror(cases: Cases, training: Sequence[int]) -> tuple[str, str]:
+    """Return the axes along which training images may be mirrored, "x" or "none", and why where it is none.
+
+    A body has a left and a right side, and so may any volume. Of pictures the labels decide.
+    """
+    if cases.spatial_ndim == 3 or cases.placed:
+        return "none", "left and right may differ"
+    pair = exchanged(
+        [cases.places[number] for number in training] if cases.places else [], axis_number(cases.axes, "x")
+    )
+    if pair is None:
+        return "x", ""
+    left, right = (cases.class_names[cases.values.index(value)] for value in pair)
+    return "none", f"{left} lies left of {right}, and both would change places"
+
+
+def mirrored_axes(cases: Cases, mirror: str) -> list[int]:
+    """Return the axes of the array along which `mirror`, letters or "none", mirrors.
+
+    Raises:
+        TrainingError: the images have no such axis.
+    """
+    letters = "xyz"[: cases.spatial_ndim]
+    if mirror != "none" and not set(mirror) <= set(letters):
+        raise TrainingError(
+            f"softdice train: expected axes of {cases.spatial_ndim}-D images, {', '.join(letters)}, got {mirror}. "
+            "Change --mirror."
+        )
+    return [] if mirror == "none" else [axis_number(cases.axes, letter) for letter in mirror]
+
+
+def _augmentation(patch: Sequence[int], mirrored: Sequence[int]) -> Any:
+    """Return the transform of MONAI that augments a patch; `AUGMENTATION` says it in words."""
     from monai.transforms import (
         Compose,
         RandAdjustContrastd,
@@ -110,23 +152,17 @@ def _augmentation(patch: Sequence[int]) -> Any:
         RandShiftIntensityd,
     )
 
-    both = ("image", "label")
-    # Files with a geometry (3-D) have x first, pictures have it last. Other axes have no symmetry to rely on.
-    left_to_right = 0 if len(patch) == 3 else 1
-    angle = np.deg2rad(15)
+    both, share = ("image", "label"), CHANGE
+    affine = {
+        "rotate_range": [np.deg2rad(ANGLE_DEGREES)] * (3 if len(patch) == 3 else 1),
+        "scale_range": [share] * len(patch),
+    }
     return Compose(
         [
-            RandFlipd(both, prob=0.5, spatial_axis=left_to_right),
-            RandAffined(
-                both,
-                prob=0.3,
-                rotate_range=[angle] * (3 if len(patch) == 3 else 1),
-                scale_range=[0.15] * len(patch),
-                mode=("bilinear", "nearest"),
-                padding_mode="zeros",
-            ),
-            RandScaleIntensityd("image", factors=0.15, prob=0.5),
-            RandShiftIntensityd("image", offsets=0.15, prob=0.5),
+            *(RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in mirrored),
+            RandAffined(both, prob=0.3, mode=("bilinear", "nearest"), padding_mode="zeros", **affine),
+            RandScaleIntensityd("image", factors=share, prob=0.5),
+            RandShiftIntensityd("image", offsets=share, prob=0.5),
             RandAdjustContrastd("image", prob=0.2, gamma=(0.7, 1.5)),
             RandGaussianNoised("image", prob=0.15, std=0.1),
         ]

@@ -1,4 +1,4 @@
-"""numbers and labels -> pictures: curves.png and overlays.png."""
+"""Pictures of a run: curves.png and overlays.png."""
 
 from __future__ import annotations
 
@@ -9,25 +9,41 @@ from typing import Any
 
 import numpy as np
 
+from softdice.evaluation.colours import EXTRA, MISSED, RIGHT
+from softdice.training.orientation import RAS
+
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 """M. Okabe, K. Ito, "Color Universal Design", 2008, without the black, which pictures are full of."""
-OPACITY = 0.55
+MARKS = (
+    ("found", RIGHT, 0.35),
+    ("missed", MISSED, 0.65),
+    ("invented", EXTRA, 0.65),
+    ("of another class", (204, 121, 167), 0.65),
+)
+"""What is told of a voxel, its colour and how much of the image the colour hides: as in the report of scores."""
+DIMMED = 0.6
+"""Brightness of what has no label, so that what was found stands out in a bright image, too."""
+SCREEN_INCHES, DPI = (16, 9), 100
 MOST_NAMED = 7
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One held-out case for the picture: `image` (channels, *S), `truth` and `prediction` (*S), its mean Dice."""
+    """One held-out case for the picture: `image` (channels, *S), `truth` and `prediction` (*S), its mean Dice.
+
+    `axes` says what the axes S mean: "RAS", or letters such as "zyx".
+    """
 
     name: str
     dice: float
     image: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
+    axes: str = "yx"
 
 
 def curves(history: Sequence[dict[str, float]], class_names: Sequence[str]) -> bytes:
-    """history of a run -> PNG: the loss and the validation Dice per class, by epoch."""
+    """Return a PNG of the history of a run: the loss and the validation Dice per class, by epoch."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -56,61 +72,62 @@ def curves(history: Sequence[dict[str, float]], class_names: Sequence[str]) -> b
 
 
 def overlays(worst: Sequence[Shown], best: Sequence[Shown], class_names: Sequence[str]) -> bytes:
-    """held-out cases -> PNG: a row per case with image, truth and prediction side by side.
+    """Return a PNG of the size of a screen: a row of the worst cases and one of the best, marked as in the report.
 
-    Of a volume, the slice along its last axis that has most labelled voxels is shown.
+    Of a volume, the slice that has most labelled voxels is shown, a patient's from the feet, front up.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    rows = [("worst", case) for case in worst] + [("best", case) for case in best]
-    slices = [_slices(case) for _, case in rows]
-    ratio = float(np.mean([image.shape[0] / image.shape[1] for image, _, _, _ in slices]))
-    figure = Figure(figsize=(9, 0.8 + len(rows) * (2.9 * ratio + 0.35)), layout="constrained")
-    grid = figure.subplots(len(rows), 3, squeeze=False)
-    for line, (kind, case), (image, truth, prediction, where) in zip(grid, rows, slices, strict=True):
-        titles = (f"{kind}: {case.name}{where}", "truth", f"prediction, mean Dice {case.dice:.3f}")
-        for axes, labels, title in zip(line, (None, truth, prediction), titles, strict=True):
-            axes.imshow(image, cmap="gray", interpolation="nearest")
-            if labels is not None:
-                axes.imshow(_colours(labels), interpolation="nearest")
-            axes.set_title(title, fontsize=9)
-            axes.set_xticks([])
-            axes.set_yticks([])
-    foreground = list(enumerate(class_names))[1:]
-    shown = foreground[:MOST_NAMED]
-    handles: Any = [Patch(color=COLOURS[(number - 1) % len(COLOURS)], label=name) for number, name in shown]
-    more: Any = {}
-    if len(shown) < len(foreground):
-        more["title"] = f"first {len(shown)} of {len(foreground)} classes; colours repeat"
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), **more)
+    rows = [(kind, cases) for kind, cases in (("worst", worst), ("best", best)) if cases]
+    figure = Figure(figsize=SCREEN_INCHES, layout="constrained")
+    grid = figure.subplots(len(rows), max(len(cases) for _, cases in rows), squeeze=False)
+    for line, (kind, cases) in zip(grid, rows, strict=True):
+        for axes in line:
+            axes.set_axis_off()
+        for axes, case in zip(line, cases, strict=False):
+            image, truth, prediction, where = _plane(case)
+            axes.imshow(_marked(image, truth, prediction), interpolation="nearest")
+            axes.set_title(f"{kind}: {case.name}{where}, mean Dice {case.dice:.3f}", fontsize=10)
+            for x, side in ((0.02, "R"), (0.98, "L")) if case.axes == RAS else ():
+                axes.text(x, 0.5, side, color="white", transform=axes.transAxes, ha="center", va="center")
+    marks = MARKS if len(class_names) > 2 else MARKS[:3]
+    handles: Any = [Patch(color=np.array(colour) / 255, label=label) for label, colour, _ in marks]
+    classes = ", ".join(class_names[1 : 1 + MOST_NAMED]) + ", ..." * (len(class_names) > 1 + MOST_NAMED)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), title=f"classes: {classes}")
     return _png(figure)
 
 
-def _slices(case: Shown) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """case -> image (rows, columns) or with RGB in [0, 1], truth, prediction, and which slice it is."""
+def _plane(case: Shown) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Return the image (rows, columns) or with RGB in [0, 1], truth, prediction, and which slice it is."""
     image, truth, prediction, where = case.image, case.truth, case.prediction, ""
     if truth.ndim == 3:
-        labelled = ((truth > 0).sum((0, 1)) + (prediction > 0).sum((0, 1))).argmax()
-        where = f", slice {labelled} of {truth.shape[2]}"
-        # Volumes have x first and grow to the back: turned, x runs to the right and the front is up.
-        image, truth, prediction = (np.rot90(a[..., labelled], axes=(-2, -1)) for a in (image, truth, prediction))
-    grey = image[0] if image.shape[0] != 3 else np.moveaxis(image, 0, -1)
-    low, high = float(grey.min()), float(grey.max())
-    return (grey - low) / ((high - low) or 1.0), truth, prediction, where
+        axis = 0 if case.axes == "zyx" else 2
+        others = tuple(other for other in range(3) if other != axis)
+        labelled = int(((truth > 0).sum(others) + (prediction > 0).sum(others)).argmax())
+        where = f", slice {labelled} of {truth.shape[axis]}"
+        image, truth, prediction = (np.take(a, labelled, a.ndim - 3 + axis) for a in (image, truth, prediction))
+        if axis == 2:  # x first, growing to the back, as all such files but those of a patient have it
+            image, truth, prediction = (np.rot90(a, axes=(-2, -1)) for a in (image, truth, prediction))
+        if case.axes == RAS:  # the patient's left is at the right, as in the report
+            image, truth, prediction = (a[..., ::-1] for a in (image, truth, prediction))
+    shown = image[0] if image.shape[0] != 3 else np.moveaxis(image, 0, -1)
+    low, high = float(shown.min()), float(shown.max())
+    return (shown - low) / ((high - low) or 1.0), truth, prediction, where
 
 
-def _colours(labels: np.ndarray) -> np.ndarray:
-    """(rows, columns) class numbers -> RGBA; the first class is transparent."""
-    from matplotlib.colors import to_rgba
-
-    table = np.array([to_rgba(colour, OPACITY) for colour in COLOURS])
-    coloured = table[(labels.astype(int) - 1) % len(COLOURS)]
-    coloured[labels == 0] = 0
-    return coloured
+def _marked(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Return an image in [0, 1] as RGB, with what was found, missed, invented or of another class in its colour."""
+    plain = np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, 2), np.float64)
+    colours = DIMMED * plain
+    labelled, predicted, same = truth > 0, prediction > 0, truth == prediction
+    masks = labelled & same, labelled & ~predicted, predicted & ~labelled, labelled & predicted & ~same
+    for mask, (_, colour, share) in zip(masks, MARKS, strict=True):
+        colours[mask] = (1 - share) * plain[mask] + share * np.array(colour) / 255
+    return colours
 
 
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""cases -> plan: patch, batch and network that suit the images and the machine."""
+"""Plan of a run: patch, batch and network that suit the images and the machine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class NetworkPlan:
     filters: list[int]
 
     def build(self) -> nn.Module:
-        """A U-Net with instance normalisation and untrained weights: (B, channels, *patch) -> (B, classes, *patch).
+        """Return a U-Net with instance normalisation and untrained weights, which takes (B, channels, *patch).
 
         For volumes on a CPU the weights lie channels-last, as torch convolves them faster: see docs/training.md.
         """
@@ -67,12 +67,12 @@ class NetworkPlan:
         return network.to(memory_format=torch.channels_last_3d) if apart else network
 
     def plain(self) -> dict[str, Any]:
-        """As a dict of numbers and lists."""
+        """Return a dict of numbers and lists."""
         return asdict(self)
 
 
 def choose_patch(shapes: Sequence[tuple[int, ...]], asked: Sequence[int] | None, accelerator: bool) -> tuple[int, ...]:
-    """shapes of the images -> patch: the median image rounded up to multiples of 8 (16 from 64 on), cut to size.
+    """Return a patch: the median image rounded up to multiples of 8 (16 from 64 on), cut to size.
 
     Raises:
         TrainingError: the patch asked for has another number of axes than the images.
@@ -100,7 +100,7 @@ def choose_patch(shapes: Sequence[tuple[int, ...]], asked: Sequence[int] | None,
 
 
 def choose_batch(patch: Sequence[int], asked: int | None, accelerator: bool) -> int:
-    """patch -> patches per step, so that a step sees about as many voxels whatever the patch."""
+    """Return the patches per step, so that a step sees about as many voxels whatever the patch."""
     if asked is not None:
         return asked
     voxels = BATCH_VOXELS * (ACCELERATOR_FACTOR if accelerator else 1)
@@ -110,7 +110,7 @@ def choose_batch(patch: Sequence[int], asked: int | None, accelerator: bool) -> 
 def choose_network(
     patch: Sequence[int], channels: int, num_classes: int, accelerator: bool, first: int | None = None
 ) -> NetworkPlan:
-    """patch -> network: an axis is halved while it is even and at least 4 voxels remain.
+    """Return a network for a patch: an axis is halved while it is even and at least 4 voxels remain.
 
     Example:
         >>> choose_network((40, 56, 16), 1, 3, False).strides
@@ -142,7 +142,7 @@ def fit(
     fixed_patch: bool,
     fixed_batch_size: bool,
 ) -> tuple[tuple[int, ...], int, int, float]:
-    """what suits the data, seconds for training -> patch, batch, first filters, of which enough steps fit, and seconds.
+    """Return patch, batch and first filters of which enough steps fit, and the seconds of a step.
 
     Width is given first, then the batch, then the patch.
 
@@ -180,7 +180,7 @@ def fit(
 
 
 def check_memory(patch: Sequence[int], batch_size: int, plan: NetworkPlan, memory_bytes: int) -> None:
-    """Refuses what cannot be held for certain, before the first step.
+    """Refuse what cannot be held for certain, before the first step.
 
     Raises:
         TrainingError: a step would take more memory than there is.

@@ -1,4 +1,4 @@
-"""trained network -> scores of the held-out cases, curves, pictures and a summary in a folder."""
+"""What a trained network leaves: scores of the held-out cases, curves, pictures and a summary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHOWN = 3
 
 
 def write_results(out: Path, module: Segmenter, held_out: Sequence[int], fixed: dict[str, Any]) -> dict[str, Any]:
-    """Trained module -> scores of the held-out cases, pictures, summary."""
+    """Write scores of the held-out cases, pictures and summary of a trained module."""
     cases = module.cases
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = module.network.to(device).eval()
@@ -52,9 +52,10 @@ def write_results(out: Path, module: Segmenter, held_out: Sequence[int], fixed: 
 
     def shown(position: int) -> pictures.Shown:
         case = cases[held_out[position]]
-        truth = case.label if cases.ignored is None else np.where(case.label == IGNORED, 0, case.label)
+        counted = True if cases.ignored is None else case.label != IGNORED
+        truth, prediction = (np.where(counted, labels, 0) for labels in (case.label, drawn[position]))
         image = case.image if cases.joint else case.image[:1]  # channels of other units are no colours
-        return pictures.Shown(case.name, of_case[position], image, truth, drawn[position])
+        return pictures.Shown(case.name, of_case[position], image, truth, prediction, cases.axes)
 
     if order:
         picture = pictures.overlays([shown(n) for n in worst], [shown(n) for n in best], cases.class_names)
@@ -93,6 +94,7 @@ def _summary(module: Segmenter, table: Table, fixed: dict[str, Any]) -> dict[str
         "patch": list(module.patch),
         "batch_size": module.batch_size,
         "plan": fixed["data"]["plan"] or None,
+        "augmentation": fixed["data"]["augmentation"],
         "network": {"name": "monai DynUNet", **fixed["network"]},
         "parameters": sum(p.numel() for p in module.network.parameters()),
         "epochs_done": module.epoch,
@@ -110,7 +112,7 @@ def _summary(module: Segmenter, table: Table, fixed: dict[str, Any]) -> dict[str
 
 
 def history_csv(history: Sequence[Mapping[str, float]]) -> bytes:
-    """rows with equal keys -> CSV with a header."""
+    """Return rows with equal keys as CSV with a header."""
     text = io.StringIO()
     if history:
         writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")

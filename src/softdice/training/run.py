@@ -1,4 +1,4 @@
-"""configuration -> trained model, curves, pictures and summary in a folder."""
+"""A run: from a configuration to a trained model, curves, pictures and a summary in a folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 
+from softdice.images.files import FileError
 from softdice.losses import StatisticsLoss
 from softdice.parallel.ranks import LostRankError, Ranks
 from softdice.reproducibility import SystemConfig, setup_system
@@ -28,6 +29,7 @@ from softdice.training.config import (
     DEFAULT_EPOCHS,
     DEFAULTS,
     RUN_SETTINGS,
+    Interrupted,
     TrainConfig,
     TrainingError,
     merge,
@@ -36,6 +38,7 @@ from softdice.training.config import (
 from softdice.training.layout import check_out
 from softdice.training.loss_names import parse_loss
 from softdice.training.module import FINISH_S, Budget, Reporter, Segmenter, Silent
+from softdice.training.patches import AUGMENTATION, choose_mirror, mirrored_axes
 from softdice.training.plan import (
     ENOUGH_STEPS,
     FEW_STEPS,
@@ -50,7 +53,7 @@ from softdice.training.plan import (
 )
 from softdice.training.results import history_csv, write_results
 from softdice.training.timing import step_seconds
-from softdice.training.together import LeftToTorchrun, ToldByFirstError, alike, devices, is_first, lost, together
+from softdice.training.together import LeftToTorchrun, SilencedError, alike, devices, is_first, lost, together
 
 LEAST_STEPS = 24
 """Steps of an epoch where the cases are few, so that validation and checkpoints do not outweigh the training."""
@@ -61,6 +64,8 @@ TRAINING_SHARE = 0.8
 """Of the minutes left, so much is for steps; the rest for validation, the scores of the held-out cases and pictures."""
 PREDICTION_SHARE = 0.5
 """Seconds per voxel of a prediction, in those of a step, before they are measured."""
+READING = ("round", "ignore_geometry", "ignore", "nodata", "foreground")
+"""Settings of `read_folder`."""
 GRADIENT_NORM = 5.0
 MOST_NAMED = 8
 """Images that a line names."""
@@ -92,28 +97,44 @@ def train(config: TrainConfig, reporter: Reporter | None = None, *, started: flo
     budget.started = budget.started if started is None else started
     ranks = Ranks.here()
     reporter = reporter if reporter is not None and is_first(ranks) else Silent()
+    saver = _Saver(Path(config.out))
     with ranks or nullcontext():
         try:
             with ExitStack() as stack:
                 stack.callback(torch.set_num_threads, torch.get_num_threads())  # a plan may change it
-                return _train(config, reporter, ranks, budget, stack)
-        except ToldByFirstError:
+                return _train(config, reporter, ranks, budget, stack, saver)
+        except SilencedError:
             return {}
-        except LostRankError as problem:
-            raise lost(0 if ranks is None else ranks.count, problem) or problem from problem
-        except (RuntimeError, MemoryError) as problem:
-            if not no_memory(problem):
+        except KeyboardInterrupt as stop:
+            raise Interrupted(saver.epochs or 0) from stop
+        except (RuntimeError, MemoryError, TrainingError, FileError) as problem:
+            error = _one_line(problem, 0 if ranks is None else ranks.count)
+            if not isinstance(error, TrainingError):
                 raise
-            got = str(problem).splitlines()[0] if str(problem) else "too little"
-            raise TrainingError(
-                f"softdice train: expected enough memory for a step, got: {got}. Lower --batch-size or --patch."
-            ) from problem
+            error.saved_epochs = saver.epochs
+            raise error from problem.__cause__ if error is problem else problem
+
+
+def _one_line(problem: Exception, ranks: int) -> Exception:
+    """Return the TrainingError for something that ended a run, or the problem itself where the user cannot mend it."""
+    if isinstance(problem, FileError):
+        return TrainingError(str(problem))
+    if isinstance(problem, LostRankError):
+        return lost(ranks, problem) or problem
+    if isinstance(problem, TrainingError) or not no_memory(problem):
+        return problem
+    got = str(problem).splitlines()[0] if str(problem) else "too little"
+    error = TrainingError(
+        f"softdice train: expected enough memory for a step, got: {got}. Lower --batch-size or --patch."
+    )
+    error.other_settings = True
+    return error
 
 
 def _train(
-    config: TrainConfig, reporter: Reporter, ranks: Ranks | None, budget: Budget, stack: ExitStack
+    config: TrainConfig, reporter: Reporter, ranks: Ranks | None, budget: Budget, stack: ExitStack, saver: _Saver
 ) -> dict[str, Any]:
-    """One rank's part of it; `ranks` is None where torchrun has no part in it."""
+    """Do one rank's part of a run; `ranks` is None where torchrun has no part in it."""
     out = Path(config.out)
     first = is_first(ranks)
 
@@ -135,12 +156,13 @@ def _train(
         module.restore(stored)
     elif first:
         _keep_earlier(out, reporter)
-    _tell(reporter, module, held_out, settings, fixed["data"]["plan"])
+    saver.fixed, saver.epochs = fixed, module.epoch
+    _tell(reporter, module, held_out, settings, fixed["data"])
     unfinished = module.step == 0 or (  # a run whose time is over before it starts makes a step, and leaves a model
         budget.fraction(module.step) < 1 and (epochs is None or module.epoch < epochs)
     )
     if unfinished if ranks is None else ranks.from_first(unfinished):  # clocks differ
-        _fit(module, _Saver(out, fixed), epochs, settings, ranks)
+        _fit(module, saver, epochs, settings, ranks)
     if not first:
         return {}
     reporter.line(f"Scoring {len(held_out)} held-out cases.")
@@ -148,7 +170,7 @@ def _train(
 
 
 def _stored(config: TrainConfig) -> dict[str, Any] | None:
-    """The checkpoint to resume from."""
+    """Return the checkpoint to resume from."""
     path = Path(config.out) / "model.ckpt"
     return load_checkpoint(path, resume=True) if config.resume and path.exists() else None
 
@@ -156,7 +178,7 @@ def _stored(config: TrainConfig) -> dict[str, Any] | None:
 def _prepare(
     config: TrainConfig, stored: dict[str, Any] | None, reporter: Reporter, ranks: Ranks | None, budget: Budget
 ) -> tuple[Segmenter, list[int], dict[str, Any]]:
-    """What can go wrong before the first step -> module, held-out cases, the part of a checkpoint that stays."""
+    """Return module, held-out cases, and what stays of a checkpoint: all that can go wrong before the first step."""
     config = replace(config, devices=devices(config, ranks, stored))
     if stored is not None:
         config = merge(config, stored["settings"])
@@ -180,11 +202,14 @@ def _prepare(
     if config.data is None:
         cases = brain_cases(settings["val_fraction"])
     else:
-        options = {name: settings[name] for name in ("round", "ignore_geometry", "ignore")}
+        options = {name: settings[name] for name in READING}
         check_out(Path(config.out), Path(config.data))
         cases = read_folder(config.data, **options)
         settings["ignore"] = cases.ignored  # nnU-Net's dataset.json may name it
     training, held_out = split(cases, settings["val_fraction"], settings["seed"])
+    mirror, why_not = (settings["mirror"], "") if settings["mirror"] else choose_mirror(cases, training)
+    settings["mirror"] = mirror
+    augmentation = f"{_mirroring(cases, mirror, why_not)}, {AUGMENTATION}"
     shapes = [cases.shapes[number] for number in training]
     count = settings["devices"]
     budget.epochs = config.epochs or (None if config.max_minutes or config.max_steps else DEFAULT_EPOCHS)
@@ -200,7 +225,7 @@ def _prepare(
             plan.build(), loss, cases, training,
             _validation_cases(cases, held_out, budget.steps_per_epoch * batch_size * math.prod(patch)),
             patch=patch, batch_size=batch_size, lr=settings["lr"], seed=settings["seed"], budget=budget,
-            reporter=reporter, fused_head=settings["fused_head"], held_out=held_out,
+            reporter=reporter, fused_head=settings["fused_head"], held_out=held_out, mirror=mirror,
         )  # fmt: skip
 
     if stored is not None:
@@ -215,8 +240,16 @@ def _prepare(
                 make, patch, batch_size, settings, budget, cases, held_out, reporter
             )
         plan = choose_network(patch, cases.channels, len(cases.values), accelerator, first)
-    data = _describe(cases, training, held_out, patch, batch_size) | {"plan": why}
-    if stored is not None and {"plan": "", "joint": True, "by_channel": False, **stored["data"]} != data:
+    data = _describe(cases, training, held_out, patch, batch_size) | {"plan": why, "augmentation": augmentation}
+    before = {} if stored is None else stored["data"]
+    if stored is not None and "orientation" not in before and cases.spatial_ndim == 3:
+        raise TrainingError(
+            f"softdice train: expected a run that says how its volumes lie, got one in {config.out} of an earlier "
+            "softdice, which took them as they were stored. Start a new one with another --out."
+        )
+    data["augmentation"] = before.get("augmentation", augmentation)
+    before = {"plan": "", "joint": True, "by_channel": False, "orientation": cases.axes, **before}
+    if stored is not None and {**before, "augmentation": data["augmentation"]} != data:
         raise TrainingError(
             f"softdice train: expected the data with which the run in {config.out} was started, got other names, "
             "labels or channels. Take another --out, or leave --resume out."
@@ -237,7 +270,7 @@ def _fit_to_time(
     held_out: Sequence[int],
     reporter: Reporter,
 ) -> tuple[tuple[int, ...], int, int, str]:
-    """What suits the data -> patch, batch and first filters of which enough steps fit into the minutes, and why."""
+    """Return patch, batch and first filters of which enough steps fit into the minutes, and why."""
     assert budget.seconds is not None
     accelerator = torch.cuda.is_available()
     device = torch.device("cuda" if accelerator else "cpu")
@@ -275,19 +308,21 @@ def _fit_to_time(
 
 
 class _Saver(pl.Callback):
-    """Writes model.ckpt and metrics.csv after every epoch."""
+    """Writes model.ckpt and metrics.csv after every epoch; `epochs` are in the file, None before a run starts."""
 
-    def __init__(self, out: Path, fixed: dict[str, Any]) -> None:
-        self.out, self.fixed = out, fixed
+    def __init__(self, out: Path) -> None:
+        self.out, self.epochs = out, cast("int | None", None)
+        self.fixed: dict[str, Any] = {}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and isinstance(pl_module, Segmenter):
             save_checkpoint(self.out / "model.ckpt", {**self.fixed, **pl_module.state()})
+            self.epochs = pl_module.epoch
             write_bytes(self.out / "metrics.csv", history_csv(pl_module.history))
 
 
 def _fit(module: Segmenter, saver: _Saver, epochs: int | None, settings: dict[str, Any], ranks: Ranks | None) -> None:
-    """Lightning's Trainer over what is left of the run; Ctrl-C comes out as KeyboardInterrupt."""
+    """Run Lightning's Trainer over what is left of the run; Ctrl-C comes out as KeyboardInterrupt."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.filterwarnings("ignore", ".*does not have many workers", UserWarning)  # on purpose, see module.py
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # lightning 2.6 asks torch 2.13 the old way
@@ -307,26 +342,26 @@ def _fit(module: Segmenter, saver: _Saver, epochs: int | None, settings: dict[st
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stop
         except RuntimeError as problem:
-            if (told := lost(settings["devices"], problem)) is not None:
-                raise told from problem
+            if (error := lost(settings["devices"], problem)) is not None:
+                raise error from problem
             raise
 
 
 def _remove_halves(out: Path) -> None:
-    """What a run that was killed was writing beside its place is removed."""
+    """Remove what a run that was killed was writing beside its place."""
     for name in WRITTEN:
         for half in out.glob(f".{name}.*"):
             half.unlink()
 
 
 def _keep_earlier(out: Path, reporter: Reporter) -> None:
-    """Whatever lies where a new run will write gets a number, the next above all that are there."""
+    """Give a number, the next above all that are there, to whatever lies where a new run will write."""
     earlier = [out / name for name in WRITTEN if os.path.lexists(out / name)]
     if not earlier:
         return
     stems = "|".join(Path(name).stem for name in WRITTEN)
-    found = (re.fullmatch(rf"(?:{stems})\.(\d+)\.\w+", path.name) for path in out.iterdir())
-    number = max((int(match[1]) for match in found if match), default=0) + 1
+    matches = (re.fullmatch(rf"(?:{stems})\.(\d+)\.\w+", path.name) for path in out.iterdir())
+    number = max((int(match[1]) for match in matches if match), default=0) + 1
     kept = [path.with_name(f"{path.stem}.{number}{path.suffix}") for path in earlier]
     for path, place in zip(earlier, kept, strict=True):
         os.replace(path, place)
@@ -336,7 +371,7 @@ def _keep_earlier(out: Path, reporter: Reporter) -> None:
 def _describe(
     cases: Cases, training: Sequence[int], held_out: Sequence[int], patch: Sequence[int], batch_size: int
 ) -> dict[str, Any]:
-    """What a model needs to know of its data, and a resumed run compares."""
+    """Return what a model needs to know of its data, and a resumed run compares."""
     return {
         "values": cases.values,
         "class_names": cases.class_names,
@@ -344,6 +379,7 @@ def _describe(
         "channels": cases.channels,
         "joint": cases.joint,
         "by_channel": cases.by_channel,
+        "orientation": cases.axes,
         "patch": list(patch),
         "batch_size": batch_size,
         "training": [cases.names[number] for number in training],
@@ -352,7 +388,7 @@ def _describe(
 
 
 def _validation_cases(cases: Cases, held_out: Sequence[int], epoch_voxels: int) -> list[int]:
-    """A few held-out cases, evenly spread, that take a small part of an epoch's time; at least one."""
+    """Return a few held-out cases, evenly spread, that take a small part of an epoch's time; at least one."""
     step = max(1, len(held_out) // VALIDATION_CASES)
     chosen: list[int] = []
     voxels = 0
@@ -364,8 +400,18 @@ def _validation_cases(cases: Cases, held_out: Sequence[int], epoch_voxels: int) 
     return chosen
 
 
-def _tell(reporter: Reporter, module: Segmenter, held_out: Sequence[int], settings: dict[str, Any], plan: str) -> None:
-    """What is about to be trained on what, in four lines."""
+def _mirroring(cases: Cases, mirror: str, why_not: str) -> str:
+    """Say along which axes patches are mirrored, or why along none."""
+    mirrored_axes(cases, mirror)  # that there are such axes
+    if mirror == "none":
+        return "not mirrored" + (f" ({why_not}; --mirror decides)" if why_not else "")
+    return f"mirrored along {', '.join(mirror)}" + " (left-right)" * (mirror == "x")
+
+
+def _tell(
+    reporter: Reporter, module: Segmenter, held_out: Sequence[int], settings: dict[str, Any], data: dict[str, Any]
+) -> None:
+    """Say what is about to be trained on what."""
     cases, budget = module.cases, module.budget
     what = "the ICBM152 brain of nilearn, axial slices" if settings["data"] is None else settings["data"]
     reporter.line(
@@ -385,6 +431,13 @@ def _tell(reporter: Reporter, module: Segmenter, held_out: Sequence[int], settin
         named = [f"{name} ({problem})" for name, problem in cases.empty.items()]
         more = ", ..." if len(named) > MOST_NAMED else ""
         reporter.line(f"Images from which nothing can be learnt: {', '.join(named[:MOST_NAMED])}{more}")
+    for value in sorted({value for value, _ in cases.lonely.values()}):
+        shares = {name: share for name, (other, share) in cases.lonely.items() if other == value}
+        reporter.line(
+            f"The value {value:g} holds up to {max(shares.values()):.0%} of the voxels of {len(shares)} "
+            f"image{'s' * (len(shares) > 1)} ({', '.join([*shares][:3])}{', ...' if len(shares) > 3 else ''}) and lies "
+            f"far from all others. If it stands for missing data, start again with --nodata {value:g}."
+        )
     length = [f"{budget.epochs} epochs"] if budget.epochs is not None else []
     length += [f"{budget.seconds / 60:g} minutes"] if budget.seconds is not None else []
     length += [f"{budget.steps} steps"] if budget.steps is not None else []
@@ -393,7 +446,8 @@ def _tell(reporter: Reporter, module: Segmenter, held_out: Sequence[int], settin
         f"{'' if settings['devices'] == 1 else ' on each of ' + str(settings['devices']) + ' devices'}, "
         f"{budget.epoch_steps()} steps an epoch, at most {' or '.join(length)}, seed {settings['seed']}"
     )
-    if plan:
-        reporter.line(f"Plan: {plan}")
+    if data["plan"]:
+        reporter.line(f"Plan: {data['plan']}")
+    reporter.line(f"Augmentation: patches are {data['augmentation']}")
     if module.epoch:
         reporter.line(f"Resumed after epoch {module.epoch}, {budget.elapsed_before_s:.0f} s into the run")

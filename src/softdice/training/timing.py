@@ -1,4 +1,4 @@
-"""a run that could start -> the seconds that one of its steps takes on this machine, found by a few of them."""
+"""The seconds that a step of a run takes on this machine, by a few of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 import torch
 
 from softdice.training.module import Segmenter
-from softdice.training.patches import Patches
 
 STEPS = 3
 LONGEST_S = 3.0
@@ -15,19 +14,18 @@ LONGEST_S = 3.0
 
 
 def step_seconds(module: Segmenter, device: torch.device, precision: str) -> float:
-    """module -> seconds of a step, patches and all: the fastest of at most three, as other programs only slow it down.
+    """Return the seconds of a step, patches and all: the fastest of three, as other programs only slow it down.
 
     One of a single patch warms up before. Slow steps are not repeated.
 
     The module is spent afterwards. The state of random numbers is left as it was.
     """
-    patches = Patches(module.cases, module.training_numbers, module.patch, module.seed)
     module.to(device).train()
     optimizer = module.configure_optimizers()
     times: list[float] = []
     for size in (1, *[module.batch_size] * STEPS):
         started = time.monotonic()
-        pairs = [patches[(0, number)] for number in range(size)]
+        pairs = [module.patches[(0, number)] for number in range(size)]
         image, label = (torch.stack(part).to(device) for part in zip(*pairs, strict=True))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = module.training_step((image, label), 0)

@@ -1,4 +1,4 @@
-"""one rank's error -> the end of all ranks, told once. For the processes that torchrun starts."""
+"""The end of all ranks by the error of one, told once. For the processes that torchrun starts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from softdice.training.config import TrainConfig, TrainingError
 T = TypeVar("T")
 
 
-class ToldByFirstError(TrainingError):
+class SilencedError(TrainingError):
     """What ends this rank is told by rank 0: the others end without a word, so that nothing is said twice."""
 
 
 def is_first(ranks: Ranks | None) -> bool:
-    """Whether this is the process that talks and writes; Lightning starts the others with the same command."""
+    """Return whether this is the process that talks and writes; Lightning starts the others with the same command."""
     return (int(os.environ.get("LOCAL_RANK", "0")) if ranks is None else ranks.rank) == 0
 
 
@@ -29,7 +29,7 @@ def together(ranks: Ranks | None, prepare: Callable[[], T]) -> T:
     """Do it on every rank; what the user must put right on one of them ends all.
 
     Raises:
-        TrainingError: on rank 0, with the first error of any rank. ToldByFirstError: on the others.
+        TrainingError: on rank 0, with the first error of any rank. SilencedError: on the others.
     """
     if ranks is None:
         return prepare()
@@ -44,10 +44,10 @@ def together(ranks: Ranks | None, prepare: Callable[[], T]) -> T:
 
 
 def alike(ranks: Ranks | None, description: object) -> None:
-    """Every rank sees the same data.
+    """Raise unless every rank sees the same data.
 
     Raises:
-        TrainingError: on rank 0, where one does not. ToldByFirstError: on the others.
+        TrainingError: on rank 0, where one does not. SilencedError: on the others.
     """
     if ranks is None:
         return
@@ -57,17 +57,17 @@ def alike(ranks: Ranks | None, description: object) -> None:
 
 
 def _end_all(ranks: Ranks, problem: str) -> None:
-    """Nothing, where no rank has a problem."""
+    """Raise on every rank where one has a problem."""
     problems = ranks.gather(problem)
     for rank, text in enumerate(problems):
         if text and ranks.rank == 0:
             raise TrainingError(text if rank == 0 else f"rank {rank}: {text}")
         if text:
-            raise ToldByFirstError(text)
+            raise SilencedError(text)
 
 
 def devices(config: TrainConfig, ranks: Ranks | None, stored: dict[str, Any] | None) -> int | None:
-    """config -> its devices; under torchrun the processes that it started.
+    """Return the devices of a run; under torchrun the processes that it started.
 
     Raises:
         TrainingError: torchrun started another number than asked for, or than the run to be resumed had.
@@ -89,14 +89,14 @@ def devices(config: TrainConfig, ranks: Ranks | None, stored: dict[str, Any] | N
 
 
 class LeftToTorchrun(pl.Callback):
-    """SIGTERM ends this process at once. Lightning's handler would first wait for the ranks that torchrun ended."""
+    """Lets SIGTERM end this process at once. Lightning's handler would first wait for the ranks that torchrun ended."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def lost(ranks: int, problem: RuntimeError) -> TrainingError | None:
-    """an error of a step -> one line, where its cause is that another process is gone; None for any other cause."""
+    """Return one line for an error of a step, where its cause is that another process is gone; else None."""
     text = str(problem).splitlines()[0] if str(problem) else ""
     known = (
         "gloo",

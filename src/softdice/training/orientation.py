@@ -1,0 +1,110 @@
+"""The axes of an image in one order, and a mask back on the grid of its image.
+
+Volumes that say how they lie in a patient run to the right, the front and the head: RAS. Other volumes keep their axes,
+and pictures have rows before columns, whatever the format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from nibabel import orientations
+
+from softdice.images.files import FileError, Image
+from softdice.images.geometry import check_same_place, one_frame, one_shape, same_place
+
+RAS = "RAS"
+LETTERS = {RAS: "xyz"}
+"""Axes of a patient by the letters that `--mirror` has: x from left to right, y to the front, z to the head."""
+
+
+def axes_of(image: Image) -> str:
+    """Return what the axes of an image mean once it is turned: "RAS" in a patient, else their letters, as "zyx"."""
+    if image.spatial_ndim != 3:
+        return "yx"
+    return RAS if image.placed else "zyx" if image.place.axes == "any" else image.place.axes
+
+
+def lies(axes: str) -> str:
+    """Return how an image lies, in words."""
+    return (
+        "that says how its voxels lie in a patient" if axes == RAS else f"with its axes in the order {', '.join(axes)}"
+    )
+
+
+def turn_of(image: Image) -> np.ndarray:
+    """Return the turn of an image as nibabel has it: for each stored axis the axis that it becomes, and 1 or -1.
+
+    Raises:
+        FileError: the affine of a volume leaves out a direction.
+    """
+    if image.spatial_ndim == 3 and image.placed:
+        assert image.affine is not None
+        turn = orientations.io_orientation(image.affine)
+        if np.isnan(turn).any():
+            raise FileError("expected an affine that can be inverted, got a singular one. Correct its header.")
+        return turn
+    turn = unturned(image)
+    return turn[::-1] if image.spatial_ndim == 2 and image.place.axes == "xyz" else turn
+
+
+def unturned(image: Image) -> np.ndarray:
+    """Return the turn that leaves the axes of an image as they are."""
+    return np.column_stack([np.arange(image.spatial_ndim), np.ones(image.spatial_ndim)]).astype(int)
+
+
+def turned(image: Image, turn: np.ndarray) -> Image:
+    """Turn an image, voxels and affine."""
+    array = np.ascontiguousarray(orientations.apply_orientation(image.array, turn))  # sums depend on the memory's order
+    if image.affine is None or image.spatial_ndim > 3:
+        return replace(image, array=array)
+    ndim = image.spatial_ndim
+    whole = np.vstack([turn, [[axis, 1] for axis in range(ndim, 3)]]) if ndim < 3 else turn
+    affine = image.affine @ orientations.inv_ornt_aff(whole, (*image.shape, 1, 1)[:3])
+    return replace(image, array=array, place=replace(image.place, affine=affine))
+
+
+def turned_like(image: Image, other: Image, *, by_position: bool = False) -> Image:
+    """Turn an image as it lies in the patient of another one, or by position as the other is turned.
+
+    Axes of length 1 that only one of them has are those of the other. What has another shape is left as it is.
+    """
+    own_place = not by_position and image.spatial_ndim == other.spatial_ndim == 3 and one_frame(image, other)
+    if own_place and image.affine is not None and np.linalg.matrix_rank(image.affine) == 4:
+        return turned(image, turn_of(image))
+    if not one_shape(image.shape, other.shape):
+        return image
+    channels = image.array.shape[image.spatial_ndim :]
+    image = replace(image, array=image.array.reshape(*other.shape, *channels), spatial_ndim=other.spatial_ndim)
+    return turned(image, turn_of(other))
+
+
+def check_turned(path: Path, image: Image, other_path: Path, other: Image, *, advice: str, transpose: str) -> None:
+    """Raise FileError, with both as they are stored, unless two images have the same voxels once they are turned."""
+    if one_frame(image, other) and same_place(turned_like(image, other), turned(other, turn_of(other))):
+        return
+    check_same_place(path, image, other_path, other, advice=advice, transpose=transpose)
+
+
+def turned_back(array: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Return the voxels of a turned image as they are stored.
+
+    Example:
+        >>> turn = np.array([[1, -1], [0, 1]])
+        >>> turned_back(orientations.apply_orientation(np.array([[1, 2, 3], [4, 5, 6]]), turn), turn).tolist()
+        [[1, 2, 3], [4, 5, 6]]
+    """
+    stored = np.column_stack([np.arange(len(turn)), np.ones(len(turn))])
+    return np.ascontiguousarray(orientations.apply_orientation(array, orientations.ornt_transform(stored, turn)))
+
+
+def axis_number(axes: str, letter: str) -> int:
+    """Return the number of the array's axis that a letter names.
+
+    Example:
+        >>> axis_number("RAS", "x"), axis_number("zyx", "x"), axis_number("yx", "x")
+        (0, 2, 1)
+    """
+    return LETTERS.get(axes, axes).index(letter)
