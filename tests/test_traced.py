@@ -12,7 +12,7 @@ import softdice
 from softdice import metrics
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.trace(_method)?` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.trace(_method)?` is deprecated"),  # FutureWarning from torch 2.15 on
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),  # each check of ours: it is none in the trace
 ]
 
