@@ -32,7 +32,7 @@ SLOW = (
     "distributed", "distributed_dtensor", "distributed_hosts", "docs", "environments", "examples", "notebook",
     "pipelines", "reproducibility", "scoring", "scoring_browser", "scoring_faults", "scoring_long", "scoring_peers",
     "scoring_report", "scoring_torchrun", "training_benchmark", "training_data", "training_faults", "training_layout",
-    "training_run", "training_step", "training_torchrun", "triton", "triton_compile",
+    "training_run", "training_sides", "training_step", "training_torchrun", "triton", "triton_compile",
 )  # fmt: skip
 """What `make quick` leaves out: peers, training, scoring, documentation, and what starts processes. Names of test files
 without `test_`."""
@@ -42,7 +42,7 @@ SLOW_WORDS = ("compiles", "opcheck", "ranks", "without_torchmetrics")
 
 LONG = (
     "training_torchrun", "scoring_faults", "triton", "environments", "agreement", "scoring_torchrun", "training_faults",
-    "training_run", "notebook", "distributed", "distributed_dtensor", "scoring",
+    "training_run", "training_sides", "notebook", "distributed", "distributed_dtensor", "scoring",
 )  # fmt: skip
 """Files that take longest, which begin first: not last, on one of two cores."""
 
