@@ -107,6 +107,15 @@ def imports(node: ast.AST) -> Iterator[str]:
         yield from imports(child)
 
 
+def test_contributing_lists_the_rooms_in_their_order() -> None:
+    text = (PACKAGE.parent.parent / "CONTRIBUTING.md").read_text()
+    table = re.search(r"^\| room \| what it holds \|\n\|---\|---\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table is not None, "CONTRIBUTING has no table of rooms"
+    listed = re.findall(r"^\| `([a-z_]+)` \| .+ \|$", table.group(1), re.MULTILINE)
+    rooms = dict.fromkeys(name.partition(".")[0] for name in ORDER if not name.startswith("__"))
+    assert listed == [*rooms]
+
+
 def test_every_module_has_a_place_in_the_order() -> None:
     unplaced = {group(path) for path in sources()} - set(ORDER)
     assert not unplaced, f"put {sorted(unplaced)} into ORDER, where they belong"
