@@ -88,6 +88,40 @@ def test_a_prediction_replaces_nothing_unasked(model: Path, tmp_path: Path) -> N
     refused(call("predict", model, tmp_path / "in", masks), "got 3, the first")
 
 
+def test_how_sure_each_mask_is(model: Path, tmp_path: Path) -> None:
+    """The table against the probabilities of the network, and the same masks as without it."""
+    from softdice.training.channels import scaled
+    from softdice.training.checkpoint import load_network
+    from softdice.training.evaluate import logits_of
+
+    (tmp_path / "in").mkdir()
+    generator = np.random.default_rng(0)
+    for name in "abc":
+        np.save(tmp_path / "in" / f"{name}.npy", generator.random((24, 30)) * (name != "c"))
+    (tmp_path / "in" / "d.npy").write_bytes(b"broken")
+    table = tmp_path / "sure.csv"
+    assert call("predict", model, tmp_path / "in", tmp_path / "out", "--confidence", table).exit_code == 1
+    header, *rows = [line.split(",") for line in table.read_text().splitlines()]
+    assert header == ["mask", "confidence", "label 1"]
+    assert sorted(row[0] for row in rows) == ["a.npy", "b.npy", "c.npy"]
+    sure = [float(row[1] or "inf") for row in rows]
+    assert sure == sorted(sure)
+    call("predict", model, tmp_path / "in", tmp_path / "again")
+    content = load_checkpoint(model)
+    network = load_network(content).eval()
+    for name, mean, of_label in rows:
+        assert mean == of_label  # one class beside the background
+        mask = read_image(tmp_path / "out" / name).array
+        assert np.array_equal(mask, read_image(tmp_path / "again" / name).array)
+        array = scaled(read_image(tmp_path / "in" / name).array[None].astype(np.float32), True)
+        p = logits_of(network, torch.from_numpy(array), content["data"]["patch"]).softmax(0)[1].numpy()
+        p, mask = np.where(p > 0.1, p, 0), mask == 1
+        expected = 2 * p[mask].sum() / (p.sum() + mask.sum()) if p.sum() + mask.sum() > 0 else None
+        assert of_label == "" if expected is None else float(of_label) == pytest.approx(expected, abs=1e-4)
+    refused(call("predict", model, tmp_path / "in", tmp_path / "new", "--confidence", table), f"the first {table}")
+    assert not (tmp_path / "new").exists()
+
+
 def test_one_broken_image_does_not_stop_the_others(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name, shape in (("a", (24, 24)), ("c", (9, 9, 9)), ("d", (30, 20))):

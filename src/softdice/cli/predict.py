@@ -22,6 +22,10 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that lie where masks are to be written.")
     ] = False,
+    confidence: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a CSV file of how sure each mask is, the least sure first."),
+    ] = None,
 ) -> None:
     """Write a mask for every image, in its format and geometry, with the label values of the training data.
 
@@ -41,7 +45,15 @@ def predict(
                 bar.update(task, completed=done, total=total, description=escape(shown(name)))
 
             try:
-                written = run(checkpoint, images, out, overwrite=overwrite, progress=progress, line=lines.append)
+                written = run(
+                    checkpoint,
+                    images,
+                    out,
+                    overwrite=overwrite,
+                    confidence=confidence,
+                    progress=progress,
+                    line=lines.append,
+                )
             except PredictionError as problem:
                 written, errors = problem.written, problem.errors
         for line in lines:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from softdice.decisions import dice_confidence
 from softdice.evaluation.averages import mean
 from softdice.evaluation.table import Table
 from softdice.metrics.counting import class_counts
@@ -19,8 +20,8 @@ WINDOWS_AT_ONCE = 4
 
 
 @torch.no_grad()
-def label_image(network: nn.Module, image: Tensor, patch: Sequence[int]) -> Tensor:
-    """Return class numbers (*S) of an image (channels, *S), by MONAI's sliding window inference.
+def logits_of(network: nn.Module, image: Tensor, patch: Sequence[int]) -> Tensor:
+    """Return logits (C, *S) of an image (channels, *S), by MONAI's sliding window inference.
 
     Windows have the size of the training patches and overlap by a quarter; their logits are averaged with Gaussian
     weights.
@@ -30,7 +31,18 @@ def label_image(network: nn.Module, image: Tensor, patch: Sequence[int]) -> Tens
     logits: Any = sliding_window_inference(
         image[None], tuple(patch), WINDOWS_AT_ONCE, network, overlap=WINDOW_OVERLAP, mode="gaussian"
     )
-    return logits[0].argmax(0)
+    return logits[0]
+
+
+def label_image(
+    network: nn.Module, image: Tensor, patch: Sequence[int], confidence: list[float] | None = None
+) -> Tensor:
+    """Return class numbers (*S) of an image (channels, *S); add how sure they are to `confidence`, class by class."""
+    logits = logits_of(network, image, patch)
+    labels = logits.argmax(0)
+    if confidence is not None:
+        confidence += dice_confidence(logits[None].float(), labels[None], activation="softmax")[0].tolist()
+    return labels
 
 
 def count(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +14,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from softdice.images.files import FileError, Image, image_name, is_store, list_images, mask_suffix, write_image
+from softdice.evaluation.averages import mean
+from softdice.evaluation.text import shown
+from softdice.images.files import (
+    FileError,
+    Image,
+    image_name,
+    is_store,
+    list_images,
+    mask_suffix,
+    write_image,
+    written_beside,
+)  # fmt: skip
 from softdice.training.channels import Files, channel_files, read_channels, scaled
 from softdice.training.checkpoint import load_checkpoint, load_network, made_folder
 from softdice.training.config import TrainingError, no_memory
@@ -33,6 +47,7 @@ def predict(
     out: str | Path,
     *,
     overwrite: bool = False,
+    confidence: str | Path | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     line: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
@@ -48,6 +63,9 @@ def predict(
         images: an image, or a folder of them. Of an image in files per channel any one.
         out: folder for the masks, made where there is none; not the folder of the images.
         overwrite: replace files that lie where masks are to be written, whoever wrote them.
+        confidence: a CSV file to be written, with a row for each mask, the least sure first: its name, the mean of
+            `softdice.dice_confidence` over the classes but the first, and that of each of these. A class that neither
+            the mask nor the probabilities hold has an empty cell; masks of nothing come last.
         progress: called with the number of images done, their total and the name of the image just done.
         line: called with what a person should know of the model before the first image.
 
@@ -76,7 +94,8 @@ def predict(
         )
     suffixes = [(image_name(path) or ("", ""))[1] for path in paths]
     places = [out / (name + (suffix and mask_suffix(suffix))) for name, suffix in zip(cases, suffixes, strict=True)]
-    taken = [place for place in places if os.path.lexists(place)]
+    table = None if confidence is None else Path(confidence)
+    taken = [place for place in (*places, *([] if table is None else [table])) if os.path.lexists(place)]
     if taken and not overwrite:
         raise TrainingError(
             f"softdice predict: expected no file in the place of a mask, got {len(taken)}, the first {taken[0]}. "
@@ -91,25 +110,29 @@ def predict(
     network = load_network(content).to(device).eval()
     written: list[Path] = []
     errors: list[str] = []
+    sure: dict[str, list[float]] = {}
     with made_folder(out, "softdice predict", "OUT"):
         for number, (path, files, place) in enumerate(zip(paths, cases.values(), places, strict=True)):
             try:
-                image, mask = _mask(network, path, files, content, device)
+                image, mask, by_class = _mask(network, path, files, content, device, table is not None)
                 written.append(write_image(place, mask, image))
+                sure[written[-1].name] = by_class
             except Exception as error:
                 if not (isinstance(error, (TrainingError, FileError, ModuleNotFoundError)) or no_memory(error)):
                     raise
                 errors.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             progress(number + 1, len(paths), path.name)
+    if table is not None:
+        _write_confidence(table, sure, content["data"]["values"])
     if errors:
         raise PredictionError(written, errors)
     return written
 
 
 def _mask(
-    network: nn.Module, path: Path, files: Files, content: dict[str, Any], device: torch.device
-) -> tuple[Image, np.ndarray]:
-    """Return the image as it was read, and label values on its grid."""
+    network: nn.Module, path: Path, files: Files, content: dict[str, Any], device: torch.device, how_sure: bool
+) -> tuple[Image, np.ndarray, list[float]]:
+    """Return the image as it was read, label values on its grid and, where asked, the confidence of each class."""
     data, settings = content["data"], content["settings"]
     orientation = data.get("orientation")
     options = {"ignore_geometry": bool(settings.get("ignore_geometry")), "nodata": settings.get("nodata")}
@@ -136,9 +159,23 @@ def _mask(
             "at the file."
         )
     array = scaled(np.broadcast_to(array, (data["channels"], *array.shape[1:])), joint)
-    labels = label_image(network, torch.from_numpy(array).to(device), data["patch"]).cpu().numpy()
+    by_class: list[float] = []
+    wanted = (by_class,) if how_sure else ()
+    labels = label_image(network, torch.from_numpy(array).to(device), data["patch"], *wanted).cpu().numpy()
     values = np.array(data["values"], object)  # as they are, above 2^63 too
-    return image, turned_back(values.astype(_mask_type(values))[labels], reading.turn)
+    return image, turned_back(values.astype(_mask_type(values))[labels], reading.turn), by_class
+
+
+def _write_confidence(path: Path, sure: dict[str, list[float]], values: list[int]) -> None:
+    """Write a row for each mask, the least sure first: the mean over the classes but the first, and each of these."""
+    rows = {name: [float(mean(np.array(by_class[1:]))), *by_class[1:]] for name, by_class in sure.items()}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["mask", "confidence", *(f"label {value}" for value in values[1:])])
+    for name, numbers in sorted(rows.items(), key=lambda row: (math.isnan(row[1][0]), row[1][0], row[0])):
+        writer.writerow([shown(name), *("" if math.isnan(number) else f"{number:.6f}" for number in numbers)])
+    with written_beside(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def _mask_type(values: np.ndarray) -> type[np.generic]:
