@@ -262,7 +262,9 @@ class TestInvariants:
 
 
 class TestOperators:
-    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
+    @pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+    )  # opcheck's own
     @pytest.mark.triton
     @pytest.mark.parametrize(
         ("dense", "activation", "unions"),
