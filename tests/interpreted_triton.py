@@ -326,13 +326,7 @@ class TestInvariants:
 
 
 class TestOperators:
-<<<<<<< HEAD
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of opcheck
-=======
-    @pytest.mark.filterwarnings(
-        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
-    )  # opcheck's own
->>>>>>> a7510f7327ba053eeefc75c2a81e2457f84601ea
     @pytest.mark.triton
     @pytest.mark.parametrize(
         ("dense", "activation", "unions"),
