@@ -244,6 +244,8 @@ def on_meta() -> dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], tuple[i
         (input, labels),
         (2, 8, 9),
     )
+    found["dice_confidence"] = partial(softdice.dice_confidence, activation="softmax"), (input, labels), (2, 3)
+    found["dice_threshold"] = softdice.dice_threshold, (input,), (2, 3)
     for cls in softdice.losses.BEYOND:
         found[cls.__name__] = cls(3, activation="softmax"), (input, labels), ()
     for cls in softdice.losses.MAPPED:
