@@ -101,6 +101,7 @@ def run(name: str, loss: str, seed: int, seconds: float, cases: Cases) -> dict[s
 def main() -> None:
     """Print a table for each data set: mean over the seeds, and each seed."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loss", nargs="+", default=[*LOSSES], choices=[*training.LOSSES])
     parser.add_argument("--data", nargs="+", default=["nuclei", "hippocampus"], choices=[*training.DATA])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=30)
@@ -109,7 +110,7 @@ def main() -> None:
     print(measure.machine(), f"{chosen.seconds:g} s", flush=True)
     for name in chosen.data:
         cases = training.read(name)
-        for loss in LOSSES:
+        for loss in chosen.loss:
             runs = [run(name, loss, seed, chosen.seconds, cases) for seed in chosen.seeds]
             print(f"\n{name}, {training.LOSSES[loss].title}, {len(cases)} cases")
             for key in runs[0]:
