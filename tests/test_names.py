@@ -1,4 +1,4 @@
-"""One word for one thing: the rooms that are clean use the words of CONTRIBUTING's glossary in their names."""
+"""One word for one thing: all names of the package use the words of CONTRIBUTING's glossary."""
 
 from __future__ import annotations
 
@@ -15,13 +15,6 @@ import softdice
 from softdice import metrics
 
 PACKAGE = Path(softdice.__file__).parent
-ROOMS = (
-    "statistics", "backends", "parallel", "images", "metrics", "evaluation", "scoring", "losses", "head", "compat",
-    "costs.py", "decisions.py", "decisions_kernel.py", "functional.py", "indices.py", "internals.py", "interrupt.py",
-    "reductions.py", "reproducibility.py", "validation.py", "version.py", "__init__.py",
-    "cli/app.py", "cli/check.py", "cli/errors.py", "cli/score.py", "cli/score_run.py",
-)  # fmt: skip
-"""Folders and modules of the package whose names are held to the glossary."""
 WITH_ARROWS = (
     "losses", "head", "compat", "metrics", "costs", "decisions", "functional", "indices", "reductions",
     "reproducibility",
@@ -42,12 +35,13 @@ TERMS = {
     "metrics": ("score", "metric", "penalty", "area", "point"),
     "evaluation": ("score", "metric"),
     "scoring": ("score", "metric", "penalty", "instance", "pixel"),
-    "cli": ("score", "metric", "penalty", "instance"),
+    "training": ("patch",),
+    "cli": ("score", "metric", "penalty", "instance", "patch"),
 }
 """Room -> words that are right in it. images: segments of 3D Slicer and DICOM, category and score of an annotation of
 COCO. Scores of hard masks: a score is what is computed, a metric is one of torchmetrics or of --metrics, a penalty a
 distance of --penalty, instances are objects of --instances, pixels those of a picture, an area that of a surface
-element, a fixed point one of arithmetic."""
+element, a fixed point one of arithmetic. Training cuts patches, as the field calls them."""
 PARTICIPLES = ("given", "found", "told")
 """Words that say that something happened to a thing, and not what it is."""
 ALONE = (*PARTICIPLES, "own")
@@ -70,8 +64,7 @@ def room_of(path: Path) -> str:
 
 
 def rooms() -> list[Path]:
-    paths = [PACKAGE / room for room in ROOMS]
-    return sorted(path for room in paths for path in ([room] if room.suffix else room.rglob("*.py")))
+    return sorted(PACKAGE.rglob("*.py"))
 
 
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -219,7 +212,3 @@ def test_the_glossary_holds_the_words_that_names_are_sent_to() -> None:
     assert set(SYNONYMS.values()) <= known
     assert not set(SYNONYMS) & set(meanings), "a word cannot be an entry and a synonym"
     assert 18 <= len(meanings) <= 30
-
-
-def test_the_rooms_exist() -> None:
-    assert all((PACKAGE / room).exists() for room in ROOMS)

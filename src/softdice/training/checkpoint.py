@@ -140,12 +140,12 @@ def _verify(content: dict[str, Any], resume: bool) -> None:
     optimizer = torch.optim.AdamW(network.parameters())
     optimizer.load_state_dict(content["optimizer"])
     for weight in network.parameters() if content["step"] > 0 else ():
-        for moment in (optimizer.state[weight][name] for name in ("exp_avg", "exp_avg_sq")):
-            fits = moment.shape == weight.shape and bool(moment.isfinite().all())
+        for average in (optimizer.state[weight][name] for name in ("exp_avg", "exp_avg_sq")):
+            fits = average.shape == weight.shape and bool(average.isfinite().all())
             _require("the optimizer's moments of every weight", fits)
-    scores = ["val_dice", *(f"val_dice_{name}" for name in data["class_names"][1:])]
+    columns = ["val_dice", *(f"val_dice_{name}" for name in data["class_names"][1:])]
     rows = [
-        [float(row[name]) for name in ("epoch", "step", "elapsed_s", "loss", *scores)] for row in content["history"]
+        [float(row[name]) for name in ("epoch", "step", "elapsed_s", "loss", *columns)] for row in content["history"]
     ]
     seconds = min(float(content["elapsed_s"]), float(content.get("reserve_s", 0)))
     _require("a history of every epoch", len(rows) == content["epoch"] and seconds >= 0)

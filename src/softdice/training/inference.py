@@ -51,7 +51,7 @@ def predict(
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     line: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """model.ckpt, image or folder of images -> paths of the masks written.
+    """Write a mask for each image by a trained model, and return their paths.
 
     Volumes are turned as those of the training were. A mask has the type, the shape and the geometry of its image
     (JPEG, which would change labels, gives PNG) and the label values of the training data. It does not depend on the

@@ -238,7 +238,7 @@ class Segmenter(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Empty the sums."""
         self.budget.step_s = (time.monotonic() - self.since) / max(1, self.loss_count)
-        self.since, self.predicted_voxels = time.monotonic(), 0
+        self.since, self.voxels_done = time.monotonic(), 0
         self.sums = torch.zeros(3, len(self.cases.values), dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -246,14 +246,14 @@ class Segmenter(pl.LightningModule):
         if int(batch) == NO_CASE:
             return
         case = self.cases[int(batch)]
-        self.predicted_voxels += case.label.size
+        self.voxels_done += case.label.size
         self.sums += count(self.network, case, self.patch, self.cases, self.device)[0]
 
     def on_validation_epoch_end(self) -> None:
         """Make one row of the history from the sums of all ranks."""
         dice = formulas.dice(self.trainer.strategy.reduce(self.sums, reduce_op="sum").cpu())
         self.last_dice = mean_dice(dice.numpy())
-        voxel_s = (time.monotonic() - self.since) / max(1, self.predicted_voxels)
+        voxel_s = (time.monotonic() - self.since) / max(1, self.voxels_done)
         self.budget.reserve_s = FINISH_S + voxel_s * self.end_voxels
         self.epoch += 1
         row = {

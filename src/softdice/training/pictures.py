@@ -120,8 +120,8 @@ def _marked(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.
     """Return an image in [0, 1] as RGB, with what was found, missed, invented or of another class in its colour."""
     plain = np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, 2), np.float64)
     colours = DIMMED * plain
-    labelled, predicted, same = truth > 0, prediction > 0, truth == prediction
-    masks = labelled & same, labelled & ~predicted, predicted & ~labelled, labelled & predicted & ~same
+    labelled, marked, same = truth > 0, prediction > 0, truth == prediction
+    masks = labelled & same, labelled & ~marked, marked & ~labelled, labelled & marked & ~same
     for mask, (_, colour, share) in zip(masks, MARKS, strict=True):
         colours[mask] = (1 - share) * plain[mask] + share * np.array(colour) / 255
     return colours
