@@ -73,7 +73,7 @@ WRITTEN = ("model.ckpt", "metrics.csv", "curves.png", "overlays.png", "summary.j
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None, *, started: float | None = None) -> dict[str, Any]:
-    """Train a network; write model.ckpt, metrics.csv, curves.png, overlays.png and summary.json, and return the summary.
+    """Train a network; write model.ckpt, metrics.csv, curves.png, overlays.png, summary.json; return the summary.
 
     A run that was killed goes on from its last complete epoch with `resume=True`. A run whose length is given in
     epochs then ends with the same bits as one that was never interrupted. Files of an earlier run in the folder are
