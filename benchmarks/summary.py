@@ -32,8 +32,10 @@ def machine(page: str, begin: str) -> str:
 
 
 def times(theirs: float, ours: float) -> str:
-    """Return how many times faster we are, with two digits, or three from 100 on."""
+    """Return how many times faster we are, with two or three digits."""
     quotient = theirs / ours
+    if quotient >= 1000:
+        return f"{round(quotient, -2):.0f}"
     return f"{quotient:.0f}" if quotient >= 10 else f"{quotient:.1f}"
 
 
@@ -52,20 +54,26 @@ def step_table() -> str:
     def memory(contender: str) -> float:
         return max(row["backward_logits"] for row in rows if (row["contender"], row["mode"]) == (contender, "eager"))
 
-    def span(*contenders: str) -> str:
+    def span(*contenders: str, modes: tuple[str, ...] = ("eager",)) -> str:
         quotients = [
-            fastest(shape, who, "eager") / fastest(shape, "softdice", "eager") for who in contenders for shape in shapes
+            fastest(shape, who, *modes) / fastest(shape, "softdice", *modes) for who in contenders for shape in shapes
         ]
-        return f"{times(min(quotients), 1)} to {times(max(quotients), 1)} times"
+        return f"{times(min(quotients), 1)} to {times(max(quotients), 1)}"
+
+    either = ("eager", "compiled")
 
     where = machine("docs/kernels.md", "<!-- benchmark: losses -->")
     lines = [
-        f"One step of the Dice loss on a CPU is **{span('MONAI', 'nnU-Net')} faster than MONAI's and nnU-Net's** and "
-        f"**{span('smp')} faster than segmentation-models-pytorch's**, in a third to a fifth of the memory.",
+        f"One step of the Dice loss on a CPU, for large inputs, is **{span('MONAI', 'nnU-Net')} times faster than "
+        f"MONAI's and nnU-Net's** ({span('MONAI', 'nnU-Net', modes=either)} where torch.compile may help either side) "
+        f"and **{span('smp')} times faster than segmentation-models-pytorch's** ({span('smp', modes=either)}), in a "
+        "third to a fifth of the memory. For small inputs it is no faster, and no GPU has been measured "
+        "([Limits](#limits)).",
         "",
         f"`make bench` on {where}. Logits of four sizes (B, C, ...) in float32, softmax and Dice, forward, backward. "
-        "In brackets: the faster of eager and compiled, of either side. Memory: what a step holds beside its inputs, "
-        f"in multiples of the logits, at its worst; softdice's is {memory('softdice'):.1f}, the gradient.",
+        "Plain: both eager. In brackets: each in its faster mode, eager or torch.compile. Memory: what a step holds "
+        "beside its inputs, in multiples of the logits, at its worst; softdice's is "
+        f"{memory('softdice'):.1f}, the gradient.",
         "",
         "| times faster than | " + " | ".join(f"`{shape}`" for shape in shapes) + " | its memory |",
         "|---" * (len(shapes) + 2) + "|",
@@ -95,13 +103,15 @@ def work_table() -> str:
     voxels, surface = (one("distances", maps=organs, contender=f"softdice{form}") for form in ("", ", surface"))
     rows = [
         (
-            "a whole training step of nnU-Net 2.8.1, 118 classes, two patches of 96³", "its own trainer",
+            "a training step of nnU-Net 2.8.1 with the fused head (`nnUNetTrainerSoftDiceFusedHead`), 118 classes, two "
+            "patches of 96³", "its own trainer",
             f"{trainers['']['seconds']:.1f} s, {trainers['']['grown_gib']:.1f} GiB",
             f"{trainers['SoftDiceFusedHead']['seconds']:.1f} s, {trainers['SoftDiceFusedHead']['grown_gib']:.1f} GiB",
             times(trainers[""]["seconds"], trainers["SoftDiceFusedHead"]["seconds"]), "pipelines",
         ),
         (
-            "upsampling 150 classes from 128² to 512², Dice and cross-entropy, batch 2", "interpolate, torch and MONAI",
+            "upsampling 150 classes from 128² to 512², Dice and cross-entropy, batch 2",
+            "`F.interpolate`, then torch's and MONAI's losses",
             f"{upsampled['monai']['time_ms']:.0f} ms, {upsampled['monai']['peak_mib']:.0f} MiB",
             f"{upsampled['fused']['time_ms']:.0f} ms, {upsampled['fused']['peak_mib']:.0f} MiB",
             times(upsampled["monai"]["time_ms"], upsampled["fused"]["time_ms"]), "upsampled",
@@ -109,7 +119,7 @@ def work_table() -> str:
     ]  # fmt: skip
     for contender, what, title, ours in (
         ("monai", "HD95 and surface Dice of all organs", "MONAI 1.6.1", voxels),
-        ("deepmind, surface", "the same by surface elements", "DeepMind surface-distance 0.1", surface),
+        ("deepmind, surface", "the same, weighted by surface area", "DeepMind surface-distance 0.1", surface),
         ("medpy, HD95 only", "HD95 alone", "MedPy 0.5.2", voxels),
     ):
         theirs = one("distances", maps=organs, contender=contender)["time_ms"]
@@ -129,7 +139,7 @@ def work_table() -> str:
     lines = [
         f"On {machine('docs/distances.md', '<!-- benchmark: distances -->')}; each row by its command.",
         "",
-        "| task | beside | takes | softdice | times faster | command |",
+        "| task | compared with | its time | softdice's | times faster | command |",
         "|---|---|---|---|---|---|",
     ]
     lines += [f"| {' | '.join(row[:4])} | **{row[4]}** | `python -m benchmarks.{row[5]}` |" for row in rows]

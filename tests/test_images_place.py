@@ -528,6 +528,18 @@ def test_what_a_folder_of_classes_leaves_out_is_told(tmp_path: Path) -> None:
     ]
 
 
+def test_classes_of_a_case_on_two_grids_are_refused(tmp_path: Path) -> None:
+    """Volumes would be those of the grid that was read last."""
+    for side in "pt":
+        for name, size in (("liver", 1), ("spleen", 2)):
+            (tmp_path / side / "a").mkdir(parents=True, exist_ok=True)
+            nifti(tmp_path / side / "a" / f"{name}.nii", BOX, size)
+    result = score(tmp_path / "p", tmp_path / "t", "--layout", "classes")
+    assert result.exit_code == 1
+    assert "spleen.nii: expected the grid of the other classes of" in result.stderr
+    assert "Save all masks of a case on one grid." in result.stderr
+
+
 def test_training_and_prediction_tell_what_they_leave_out(tmp_path: Path) -> None:
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()

@@ -32,7 +32,7 @@ def dice(stats: OverlapStatistics, *, eps: float = 1e-5) -> Tensor:
         The score, same shape as the statistics.
 
     Edge cases: a class that is neither predicted nor present scores 1 (0 / 0 = nan for eps = 0); a class that is
-    present and not predicted, or predicted and not present, scores about eps / (number of voxels), close to 0.
+    present and not predicted, or predicted and not present, scores about eps / (its voxels, P + T), close to 0.
 
     Example:
         >>> import torch, softdice

@@ -143,7 +143,7 @@ def are_tensors(advice: str | None = None, /, **values: object) -> None:
     """Raise TypeError for the first value that is not a Tensor with its elements at strides."""
     for name, value in values.items():
         if isinstance(value, Tensor):
-            _is_strided(name, value)
+            _require_strided(name, value)
         else:
             parts = isinstance(value, (list, tuple)) and value and hasattr(value[0], "shape")
             how = "Stack them with torch.stack." if parts else f"Wrap {name} in torch.as_tensor."
@@ -153,8 +153,8 @@ def are_tensors(advice: str | None = None, /, **values: object) -> None:
             fail(f"{name} to be a Tensor", type(value).__name__, advice or how, TypeError)
 
 
-def _is_strided(name: str, tensor: Tensor) -> None:
-    """Raise TypeError for a nested tensor, or a sparse one: most do not even have a shape that could be checked."""
+def _require_strided(name: str, tensor: Tensor) -> None:
+    """Raise TypeError for a nested or a sparse tensor. It comes before checks of shapes, which fail on them."""
     expected = f"a strided tensor for {name}"
     if tensor.is_nested:
         advice = f"Pad it, torch.nested.to_padded_tensor({name}, 0), and leave the padding out: give it the label "

@@ -123,16 +123,24 @@ def _score_objects(
 
 
 def score_classes(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
-    """Score a folder of masks against another; the classes are the names of the reference's files.
+    """Score a folder of masks, a file for each class, against another; the classes are the reference's file names.
+
+    Args:
+        prediction: None scores an empty prediction. case: its name in tables, by default the folder's.
 
     Raises:
-        FileError: a file cannot be read. ScoreError: a file is no mask, or has no partner.
+        FileError: a file cannot be read. ScoreError: a file is no mask, has no partner where `options.missing` is
+            "skip", or has another grid than the files before it.
     """
-    files = class_files(truth)
+    files, grids = class_files(truth), set[tuple[tuple[int, ...], bytes]]()
     counts_3K, voxels, grid = np.zeros((3, len(files)), np.float64 if options.soft else np.int64), 0, None
     measured_MK = np.zeros((len(options.measured), len(files)))
     for k, name in enumerate(files):
         p, t, _, grid = load_class(prediction, truth, name, options)
+        grids |= set() if grid is None else {(grid.shape, np.round(grid.spacing_mm or (), 6).tobytes())}
+        if len(grids) > 1:
+            advice = "Save all masks of a case on one grid."
+            raise ScoreError(f"{files[name]}: expected the grid of the other classes of {truth}, got another. {advice}")
         if options.soft:
             _, counts_31, voxels = _soft_counts(p, t, options)
             counts_3K[:, k] = counts_31[:, 0]

@@ -156,7 +156,7 @@ def measure(
     voxel_map: Tensor | None = None,
     group: Any = None,
 ) -> OverlapStatistics:
-    """Return the statistics for what a user passed, see `run_pass`: (B, C or R), or (C or R,) with a group."""
+    """Return the statistics of a pass, (B, C), with R regions (B, R); with a group (C,) or (R,). Args as `run_pass`."""
     sums = run_pass(input, target, voxel_weight, settings, num_classes, voxel_map, group)
     return OverlapStatistics.unstack(settings.fields, sums)
 
@@ -170,9 +170,13 @@ def run_pass(
     voxel_map: Tensor | None = None,
     group: Any = None,
 ) -> Tensor:
-    """Check, route, run, join: return what a pass gives (`Pass`) for what a user passed; for DTensors, of the whole.
+    """Check, route, run, join: return what a pass gives (`Pass`); for DTensors, of the whole.
 
-    With a group, the sums of a batch are added over its samples, (rows, C or R), and over the group's ranks.
+    Args:
+        input: (B, C, *S). target: labels (B, *S) or (B, 1, *S), or values (B, C, *S). voxel_weight: (B, *S) or
+            (B, 1, *S). voxel_map: (B, C, *S), as the public functions take them.
+        num_classes: what C has to be. group: the sums of a batch are added over its samples, (rows, C or R), and over
+            the ranks of this group.
     """
     shards = dtensor.sharding(input, target, voxel_weight, settings, group)
     if shards is not None:

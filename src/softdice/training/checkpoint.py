@@ -118,12 +118,18 @@ def load_network(content: dict[str, Any]) -> nn.Module:
 
 
 def _verify(content: dict[str, Any], resume: bool) -> None:
-    """Do with the content what a prediction or a resumed run will do: whatever does not fit raises."""
+    """Do with the content what a prediction or a resumed run will do: whatever does not fit raises.
+
+    `content["data"]` says what the network was trained on: values and class_names of the labels, channels,
+    spatial_ndim, patch (voxels), joint (channels scaled together), by_channel (a file for each), orientation, and the
+    names of the cases in training and held_out.
+    """
     data, plan, network = content["data"], NetworkPlan(**content["network"]), load_network(content)
     _require("finite weights", all(bool(weight.isfinite().all()) for weight in network.state_dict().values()))
-    said = len(data["class_names"]), data["channels"], data["spatial_ndim"], len(data["patch"])
+    sizes = len(data["class_names"]), data["channels"], data["spatial_ndim"], len(data["patch"])
     expected = plan.num_classes, plan.channels, plan.spatial_ndim, plan.spatial_ndim
-    _require(f"classes, channels and axes {expected}", (len(data["values"]), *said[1:]) == said == expected)
+    _require(f"classes, channels and axes {expected}", sizes == expected)
+    _require(f"{plan.num_classes} label values", len(data["values"]) == plan.num_classes)
     flags = [data.get("joint", True), data.get("by_channel", False)]
     _require("how its channels are scaled", all(isinstance(flag, bool) for flag in flags))
     _require("how its volumes lie", isinstance(data.get("orientation", ""), str))
@@ -148,12 +154,14 @@ def _verify(content: dict[str, Any], resume: bool) -> None:
         [float(row[name]) for name in ("epoch", "step", "elapsed_s", "loss", *columns)] for row in content["history"]
     ]
     seconds = min(float(content["elapsed_s"]), float(content.get("reserve_s", 0)))
-    _require("a history of every epoch", len(rows) == content["epoch"] and seconds >= 0)
+    _require("a history of every epoch", len(rows) == content["epoch"])
+    _require("times from 0 on", seconds >= 0)
     names = [*data["training"], *data["held_out"]]
     _require("names of the cases", bool(names) and all(isinstance(name, str) for name in names))
 
 
 def _require(what: str, holds: bool) -> None:
+    """Raise ValueError, "without ...", unless it holds."""
     if not holds:
         raise ValueError(f"without {what}")
 

@@ -43,7 +43,7 @@ class Shown:
 
 
 def curves(history: Sequence[dict[str, float]], class_names: Sequence[str]) -> bytes:
-    """Return a PNG of the history of a run: the loss and the validation Dice per class, by epoch."""
+    """Return a PNG of a run by epoch: the loss, and the validation Dice of the first classes beside the background."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

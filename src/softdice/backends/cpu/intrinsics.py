@@ -54,7 +54,11 @@ def _written(builder: Any) -> Any:
 
 
 def _load(dtype: Any, apart: bool) -> Any:
-    """Return an intrinsic that loads a number; apart: it promises that `write` in the same loop does not touch it."""
+    """Return an intrinsic that loads the number at an index of an array, or of an address as `dtype`.
+
+    apart: the promise that no `write` of the same compiled function touches it. Where that is broken, numbers are wrong
+    without a word.
+    """
 
     def load(typing_context: Any, base: Any, index: Any) -> Any:
         kind = base.dtype if isinstance(base, types.Array) else dtype
@@ -95,7 +99,7 @@ def write(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def add(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
-    """Add a number, as float64, to a float64 in memory."""
+    """Add a number to the float64 `index` float64s beyond an address; not atomic: each task has its own."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = _pointer(context, builder, signature.args, args, types.float64)

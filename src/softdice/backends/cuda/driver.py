@@ -135,7 +135,15 @@ def _columns(values: dict[str, Any], forward: bool) -> int:
 def _partial(
     values: dict[str, Any], rows: int, validate: bool, tile: Tile, wanted: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Launch the forward kernel; return partial sums (B, programs, rows, K), and counts of what is out of range."""
+    """Launch the forward kernel; return partial sums (B, programs, rows, K), and counts of what is out of range.
+
+    Args:
+        values: arguments of the kernels by name. rows: different sums. wanted: programs that keep the device busy.
+
+    Returns:
+        The sums of each program, and with `validate` (programs in all, 4) counts of wrong values by kind, else None.
+        The kernel writes every element of both.
+    """
     x = values["x"]
     B, _, V = x.shape
     programs, steps = launch.grid(B, V, tile.voxels, wanted)

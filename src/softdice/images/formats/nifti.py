@@ -113,7 +113,10 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
 
 
 def _shorten_quaternion(header: Any) -> None:
-    """Normalise a quaternion that rounding left a little too long: a turn by 180 degrees (w = 0), as ITK reads it."""
+    """Normalise, in the header, a quaternion that rounding left a little too long; it is then a turn by 180 degrees.
+
+    ITK reads it so. Raise FileError for one that is too long for rounding, where the affine depends on it.
+    """
     names = ("quatern_b", "quatern_c", "quatern_d")
     length = float(np.linalg.norm([float(header[name]) for name in names]))
     if header["qform_code"] > 0 and header["sform_code"] == 0 and length > MAX_QUATERNION:
