@@ -370,7 +370,7 @@ def test_interrupted_and_resumed(folders: tuple[Path, Path], tmp_path: Path) -> 
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, stderr
+    assert process.returncode in (130, -signal.SIGINT), stderr  # as in tests/test_scoring_faults.py
     match = re.search(r"Stopped after (\d+) of 400. The same command with --resume goes on", stderr)
     assert match is not None
     assert not out.exists()

@@ -471,7 +471,8 @@ def test_ctrl_c_in_the_first_seconds(how: str, after_s: float, folders: tuple[Pa
         os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert said == "" or re.fullmatch(r"Stopped(\.| after \d+ of 40: these are the scores so far\.)\n", said)
-    assert process.returncode in ((130,) if said else (0, -signal.SIGINT))
+    # `python -m` ends by the signal where it came while `exec` ran a text, as in dataclasses; a shell calls both 130
+    assert process.returncode in ((130, -signal.SIGINT) if said else (0, -signal.SIGINT))
 
 
 def test_a_library_keeps_its_own_ctrl_c() -> None:

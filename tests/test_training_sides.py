@@ -523,7 +523,8 @@ def test_a_process_says_at_once_that_it_loads_and_ends_by_ctrl_c(squares: Path, 
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130
+    # `python -m` ends by the signal where it came while `exec` ran a text, as in dataclasses; a shell calls both 130
+    assert process.returncode in (130, -signal.SIGINT)
     assert stderr == (
         f"Stopped. Nothing was saved. Start again with: "
         f"{shlex.join(['softdice', 'train', str(squares), '--out', str(tmp_path / 'o'), '--epochs', '9'])}\n"
