@@ -137,9 +137,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _process_as_found() -> Iterator[None]:
-    """Put back what `setup_system` sets for the whole process."""
+    """Put back what `setup_system` sets for the whole process; every test draws the same numbers, whatever ran before."""
     cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     state = torch.get_rng_state()
+    torch.manual_seed(0)
     yield
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
     if torch.are_deterministic_algorithms_enabled():

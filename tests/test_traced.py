@@ -35,14 +35,20 @@ class Trained(nn.Module):
     ids=lambda loss: loss.__name__,
 )  # fmt: skip
 def test_a_network_with_a_loss_of_each_kind_of_pass(loss: Callable[..., nn.Module]) -> None:
-    """Of a size that the CPU kernel serves in eager code; torch's own check of the trace is on."""
+    """Of a size that the CPU kernel serves in eager code; torch's own check of the trace is on.
+
+    Slopes are compared with the definition's, which serves a trace: where the values of a skeleton are nearly equal, the
+    kernel may send a slope another way.
+    """
     trained = Trained(loss(3, activation="softmax"))
     image, labels = torch.randn(2, 2, 64, 64), torch.randint(0, 3, (2, 64, 64))
     whole = torch.jit.trace(trained, (image, labels))
     for _ in range(2):
-        traced, eager = whole(image, labels), trained(image, labels)
-        torch.testing.assert_close(traced, eager)
-        slopes = [torch.autograd.grad(value, trained.network.weight)[0] for value in (traced, eager)]
+        traced = whole(image, labels)
+        torch.testing.assert_close(traced, trained(image, labels))
+        with softdice.use_backend("reference"):
+            defined = trained(image, labels)
+        slopes = [torch.autograd.grad(value, trained.network.weight)[0] for value in (traced, defined)]
         assert (slopes[0] - slopes[1]).abs().max() <= 1e-5 * slopes[1].abs().max()
         image, labels = torch.randn(2, 2, 64, 64), torch.randint(0, 3, (2, 64, 64))  # other values of the same sizes
 
