@@ -137,7 +137,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _process_as_found() -> Iterator[None]:
-    """Put back what `setup_system` sets for the whole process; every test draws the same numbers, whatever ran before."""
+    """Put back what `setup_system` sets for the process; each test draws the same numbers, whatever ran before it."""
     cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     state = torch.get_rng_state()
     torch.manual_seed(0)

@@ -37,8 +37,8 @@ class Trained(nn.Module):
 def test_a_network_with_a_loss_of_each_kind_of_pass(loss: Callable[..., nn.Module]) -> None:
     """Of a size that the CPU kernel serves in eager code; torch's own check of the trace is on.
 
-    Slopes are compared with the definition's, which serves a trace: where the values of a skeleton are nearly equal, the
-    kernel may send a slope another way.
+    Slopes are compared with the definition's, which serves a trace: where the values of a skeleton are nearly equal,
+    the kernel may send a slope another way.
     """
     trained = Trained(loss(3, activation="softmax"))
     image, labels = torch.randn(2, 2, 64, 64), torch.randint(0, 3, (2, 64, 64))
