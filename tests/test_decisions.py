@@ -109,6 +109,7 @@ def test_the_layout_in_memory_changes_nothing(way: str) -> None:
     [
         (torch.zeros(3, 4), None, "probabilities (B, C, *S)"),
         (torch.zeros(1, 3, 4, dtype=torch.int64), None, "of a floating dtype"),
+        (torch.zeros(1, 3, 0, 4), None, "probabilities of at least one voxel, got (1, 3, 0, 4)"),
         (torch.full((1, 3, 4), 1.5), None, "probabilities in [0, 1]"),
         (torch.full((1, 3, 4), torch.nan), None, "probabilities in [0, 1]"),
         (torch.zeros(1, 3, 4), torch.ones(4, dtype=torch.bool), "present of shape (1, 3) or (3,), bool"),

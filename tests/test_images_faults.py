@@ -745,6 +745,20 @@ def test_files_without_a_picture_inside_a_series_are_told(tmp_path: Path) -> Non
     }
 
 
+def test_a_damaged_file_inside_a_series_is_an_error_of_its_case_alone(tmp_path: Path) -> None:
+    for side in "pt":
+        for name in "ab":
+            series(tmp_path / side / name, VOLUME, start=3)
+    for number, rest in enumerate((b"", b"\2\0\0", b"\2\0\0\0UL\4\0\xff\xff", b"\xff" * 40)):
+        (tmp_path / "p" / "a" / f"cut_{number}").write_bytes(bytes(128) + b"DICM" + rest)
+    result = score(tmp_path / "p", tmp_path / "t", "--format", "json")
+    assert result.exit_code == 1
+    assert "Not scored: 1 of 2" in result.stderr
+    assert "Traceback" not in result.stderr
+    scored = {case["case"]: case["classes"] for case in json.loads(result.stdout)["results"][0]["cases"]}
+    assert {row["dice"] for row in scored["b"]} == {1.0}
+
+
 def test_segmentations_of_dicom_on_the_grid_of_their_series(tmp_path: Path) -> None:
     """A series runs along the normal of its slices, and so does a SEG: no resampling."""
     from softdice.training.cases import read_folder

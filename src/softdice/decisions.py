@@ -117,6 +117,8 @@ def dice_threshold(probabilities: Tensor, *, present: Tensor | bool | None = Non
         got = f"{tuple(probabilities.shape)} of {probabilities.dtype}"
         advice = "Add the missing dimension with unsqueeze, and apply softmax or sigmoid to logits."
         validation.fail("probabilities (B, C, *S) of a floating dtype", got, advice)
+    if 0 in probabilities.shape[2:]:
+        validation.fail("probabilities of at least one voxel", tuple(probabilities.shape), "Leave empty images out.")
     prob_BCV = probabilities.detach().flatten(2)
     present_BC = _present(present, prob_BCV)
     return _rounded_down(_cut(prob_BCV, present_BC), probabilities.dtype)

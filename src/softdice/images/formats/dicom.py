@@ -128,9 +128,12 @@ def _others(folder: Path) -> list[str]:
         if not is_dicom(path):  # one of DICOM without a preamble has that suffix, and is read with the series
             names += [path.name] * (path.suffix.lower() != ".dcm")
             continue
-        kind = str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
-        if kind not in has_picture:
-            has_picture[kind] = _header(path).rows > 0
+        try:
+            kind = str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
+            if kind not in has_picture:
+                has_picture[kind] = _header(path).rows > 0
+        except Exception:  # noqa: BLE001 - a damaged file is an error of its case, which says so
+            continue
         names += [path.name] * (not has_picture[kind])
     return names
 
