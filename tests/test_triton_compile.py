@@ -110,7 +110,7 @@ def binaries(
     found = {}
 
     call = cuda.arguments(request) | declared.terms(tuple(rows), cuda.constants(x, settings))
-    tile = launch.tile(launch.FORWARD, C, regions, x.element_size(), len(rows))
+    tile = launch.tile(C, regions, x.element_size(), len(rows))
     two_steps = activation == "softmax" and C > launch.WIDEST and not regions
     call |= {**rest, **tile.constants, "VALIDATE": True, "LOW": -1e-3, "HIGH": 1.001}
     call |= {"partial": wide, "bad": empty(4, dtype=torch.int32), "ROWS": len(rows)}
@@ -120,7 +120,7 @@ def binaries(
         found["rows"] = compiled(rows_kernel, call, tile, capability)
 
     call = cuda.arguments(request) | declared.slopes(tuple(fields), cuda.constants(x, settings))
-    tile = launch.tile(launch.BACKWARD, C, regions, x.element_size(), call["SLOPED"])
+    tile = launch.tile(C, regions, x.element_size(), call["SLOPED"])
     call |= {**rest, **tile.constants, "grad": wide, "gF": 2 * C, "gB": C, "gK": 1, "out": x}
     call |= cuda._strides("o", x)
     found["backward"] = compiled(backward_kernel, call, tile, capability)
@@ -142,12 +142,12 @@ REPRESENTATIVE = ((4, 4, 90), (64, 2, 90), (16, 8, 80))
 
 
 def test_the_representative_set_is_in_the_table() -> None:
-    assert {entry[:2] for entry in REPRESENTATIVE} <= launch.FORWARD.keys()
+    assert {entry[:2] for entry in REPRESENTATIVE} <= launch.PADDED.keys()
 
 
 def entries() -> list[Any]:
     """Return every entry of the table for every capability; those beyond the representative set are marked."""
-    every = [(*entry, capability) for entry in sorted(launch.FORWARD) for capability in CAPABILITIES]
+    every = [(*entry, capability) for entry in sorted(launch.PADDED) for capability in CAPABILITIES]
     return [each if each in REPRESENTATIVE else beyond(*each) for each in every]
 
 
@@ -155,7 +155,7 @@ def entries() -> list[Any]:
 def test_every_entry_of_the_table_compiles_without_spills(
     rows: int, itemsize: int, capability: int, tmp_path: Path
 ) -> None:
-    assert launch.FORWARD.keys() == launch.BACKWARD.keys()
+    assert launch.PADDED.keys() == launch.BACKWARD.keys()
     for fields in (DICE, DICE_AND_CROSS_ENTROPY) if itemsize < 8 else (DICE_AND_CROSS_ENTROPY,):
         for channels_last in (False, True) if rows <= 32 else (False,):
             found = binaries(rows, BYTES[itemsize], fields, capability, channels_last=channels_last)
@@ -212,7 +212,7 @@ def test_instructions_for_each_voxel_and_class(
     """Of a lane, in the loop over the tiles. Where the memory does not bind (half precision, C >= 14), they do."""
     found = binaries(C, dtype, DICE, capability, channels_last=channels_last)
     for table, kernel, ceiling in zip(
-        (launch.FORWARD, launch.BACKWARD), ("forward", "backward"), ceilings, strict=True
+        (launch.PADDED, launch.BACKWARD), ("forward", "backward"), ceilings, strict=True
     ):
         tile = launch.tile(table, C, 0, dtype.itemsize, len(DICE))
         longest = max(len(loop) for loop in loops(found[kernel], tmp_path))
@@ -240,7 +240,7 @@ def test_labels_are_compared_in_32_bits() -> None:
     """All that is compared in 64 bits is the place of a voxel with the end."""
     for binary in binaries(4, torch.float32, DICE, 90).values():
         lines = binary.asm["ttir"].splitlines()
-        wide = [line for line in lines if re.search(rf"arith\.cmpi .*\b{launch.FORWARD[4, 4].voxels}xi64", line)]
+        wide = [line for line in lines if re.search(rf"arith\.cmpi .*\b{launch.PADDED[4, 4].voxels}xi64", line)]
         assert len(wide) == 1
         assert "slt" in wide[0]
 

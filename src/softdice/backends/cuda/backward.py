@@ -20,32 +20,37 @@ import triton.language as tl
 from softdice.backends.cuda.math import (
     GENERAL,
     KEPT,
-    LN2,
     LOG2E,
     LOWEST,
     SIGMOID,
     SOFTMAX,
     along,
     class_tile,
-    complement,
-    not_zero,
-    of_sigmoid,
+    class_tiles,
+    exp2,
+    probabilities,
     region_tiles,
     softmax_from,
     softmax_rows,
-    softmax_tile,
+    softmax_tiles,
     truth_tile,
     voxels,
+    within,
 )
 
 
 @triton.jit
-def _store(out, c, v, inside, dx, w, oC, oV, OU: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):
-    """Exactly 0 where the voxel does not count, rounded to the dtype of the logits."""
-    if MASKED:
+def _store(
+    out, c, v, inside, dx, w, oC, oV, OU: tl.constexpr, C: tl.constexpr, CT: tl.constexpr, WEIGHTED: tl.constexpr,
+    IGNORE: tl.constexpr,
+):  # fmt: skip
+    """Write w dx in the dtype of the logits, exactly 0 where the voxel does not count (and may be NaN)."""
+    if WEIGHTED:
+        dx = dx * w[None, :]
+    if WEIGHTED or IGNORE:
         dx = tl.where((w > 0)[None, :], dx, 0.0)
     place = out + (along(c[:, None], oC, OU[1]) + along(v[None, :], oV, OU[2]))
-    tl.store(place, dx.to(out.dtype.element_ty), mask=(c < C)[:, None] & inside[None, :])
+    tl.store(place, dx.to(out.dtype.element_ty), mask=within(c, inside, C, CT))
 
 
 @triton.jit
@@ -53,15 +58,8 @@ def _slopes(
     coefficients, value, p, d, log_sum, y, u, k, K: tl.constexpr, KT: tl.constexpr, ACT: tl.constexpr,
     SLOPES: tl.constexpr,
 ):  # fmt: skip
-    """Return p, 1 - p, steep and straight slopes of some classes or regions. d, log_sum: -ln p = (log_sum - d) ln 2."""
-    a, other = p, p
-    if ACT == SIGMOID:
-        p, q, a, other = of_sigmoid(value)
-    else:
-        q = complement(p)
-        a = (log_sum[None, :] - d) * LN2 if ACT == SOFTMAX else -tl.log2(not_zero(p)) * LN2
-    if K % KT != 0:  # no infinite logarithm beyond the last class
-        a = tl.where((k < K)[:, None], a, 0.0)
+    """Return p, 1 - p, steep and straight slopes of some classes or regions."""
+    p, q, a, other = probabilities(value, p, d, log_sum, k, K, KT, ACT)
     steep, straight = SLOPES(coefficients, p, q, a, other, y, u)
     if K % KT != 0:
         steep = tl.where((k < K)[:, None], steep, 0.0)
@@ -76,10 +74,9 @@ def backward_kernel(
     UU: tl.constexpr, OU: tl.constexpr, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
     MAPPED: tl.constexpr, TAKE: tl.constexpr, SLOPES: tl.constexpr,
-    CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr,
+    CT: tl.constexpr, KT: tl.constexpr, GROUPS: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """TAKE and SLOPES are the statistics' slopes (`softdice.backends.cuda.declared`)."""
-    MASKED: tl.constexpr = WEIGHTED or IGNORE
     task = tl.program_id(0).to(tl.int64)
     b = task // programs
     end = V.to(tl.int64) * VU
@@ -90,8 +87,12 @@ def backward_kernel(
         ub = voxel_map + along(b, uB, UU[0])
     ob = out + along(b, oB, OU[0])
     gb = grad + b * gB
-    k = (tl.program_id(1) * KT + tl.arange(0, KT)).to(tl.int64)
-    coefficients = TAKE(gb, k, gF, gK, k < K, W)  # where there is one set of classes, they stay in registers
+    k = tl.arange(0, KT).to(tl.int64)
+    if K > KT * GROUPS and ACT != SOFTMAX:
+        k += tl.program_id(1) * KT
+    coefficients = ()  # where there is one set of classes, they stay in registers
+    for g in tl.static_range(GROUPS):
+        coefficients = coefficients + (TAKE(gb, k + g * KT, gF, gK, k + g * KT < K, W),)
     for step in range(0, steps):
         tile = task % programs + step * programs
         v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
@@ -104,19 +105,19 @@ def backward_kernel(
             m = w
             log_sum = w
             if ACT == SOFTMAX:
-                m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, CT, BV, MASKED, W)
+                m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, CT, BV, False, W)
             p, part, y = region_tiles(
                 xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, XU, tC, tV, TU,
-                C, K, CT, KT, BV, ACT, HARD, MASKED, W,
+                C, K, CT, KT, BV, ACT, HARD, False, W,
             )  # fmt: skip
             u = p
             if MAPPED:
-                u = class_tile(ub, k, v, inside, w, uC, uV, UU, K, KT, MASKED, 0.0, W)
-            p, _q, steep, straight = _slopes(coefficients, p, p, part, log_sum, y, u, k, K, KT, ACT, SLOPES)
+                u = class_tile(ub, k, v, inside, w, uC, uV, UU, K, KT, False, 0.0, W)
+            p, _q, steep, straight = _slopes(coefficients[0], p, p, part, log_sum, y, u, k, K, KT, ACT, SLOPES)
             slope = p * steep + straight if ACT == SOFTMAX else steep + straight
             for c0 in range(0, C, CT):
                 c = (c0 + tl.arange(0, CT)).to(tl.int64)
-                value = class_tile(xb, c, v, inside, w, xC, xV, XU, C, CT, MASKED, 0.0, W)
+                value = class_tile(xb, c, v, inside, w, xC, xV, XU, C, CT, False, 0.0, W)
                 dx = tl.zeros([CT, BV], W)
                 pc = dx
                 if ACT == SOFTMAX:
@@ -128,48 +129,58 @@ def backward_kernel(
                     if ACT == SOFTMAX:
                         whole = tl.maximum(tl.sum(tl.where(here, part, 0.0), 0), LOWEST, propagate_nan=KEPT)
                         power = (tl.maximum(value, LOWEST, propagate_nan=KEPT) - m[None, :]) * LOG2E - whole[None, :]
-                        share = tl.exp2(tl.where(chosen[:, None], power, LOWEST)) - pc
+                        share = exp2(tl.where(chosen[:, None], power, LOWEST)) - pc
                     dx += share * tl.sum(tl.where(here, slope, 0.0), 0)[None, :]
-                _store(ob, c, v, inside, dx * w[None, :], w, oC, oV, OU, C, MASKED)
-        elif ACT == SOFTMAX and C > KT:  # maximum and sum, then sum_j p_j q_j + k_j, then the gradient
-            m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, KT, BV, MASKED, W)
+                _store(ob, c, v, inside, dx, w, oC, oV, OU, C, CT, WEIGHTED, IGNORE)
+        elif ACT == SOFTMAX and C > KT * GROUPS:  # maximum and sum, then sum_j p_j q_j + k_j, then the gradient
+            m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, KT, BV, False, W)
             dot = tl.zeros([BV], W)
             for turn in tl.static_range(2):
                 for c0 in range(0, C, KT):
                     c = (c0 + tl.arange(0, KT)).to(tl.int64)
-                    value = class_tile(xb, c, v, inside, w, xC, xV, XU, C, KT, MASKED, float("-inf"), W)
+                    value = class_tile(xb, c, v, inside, w, xC, xV, XU, C, KT, False, float("-inf"), W)
                     p, d = softmax_from(value, m, log_sum)
                     u = p
                     if MAPPED:
-                        u = class_tile(ub, c, v, inside, w, uC, uV, UU, K, KT, MASKED, 0.0, W)
+                        u = class_tile(ub, c, v, inside, w, uC, uV, UU, K, KT, False, 0.0, W)
                     p, _q, steep, straight = _slopes(
                         TAKE(gb, c, gF, gK, c < K, W), value, p, d, log_sum,
-                        truth_tile(tb, t, w, c, v, inside, tC, tV, TU, C, HARD, MASKED, KT, W),
+                        truth_tile(tb, t, w, c, v, inside, tC, tV, TU, C, HARD, False, KT, W),
                         u, c, K, KT, ACT, SLOPES,
                     )  # fmt: skip
                     if turn == 0:
                         dot += tl.sum(p * steep + straight, 0)
                     else:
-                        dx = w[None, :] * (p * (steep - dot[None, :]) + straight)
-                        _store(ob, c, v, inside, dx, w, oC, oV, OU, C, MASKED)
+                        dx = p * (steep - dot[None, :]) + straight
+                        _store(ob, c, v, inside, dx, w, oC, oV, OU, C, KT, WEIGHTED, IGNORE)
         else:
-            FILL: tl.constexpr = float("-inf") if ACT == SOFTMAX else 0.0
-            value = class_tile(xb, k, v, inside, w, xC, xV, XU, C, KT, MASKED, FILL, W)
-            p, d, log_sum = value, value, w
+            values = class_tiles(
+                xb, k, v, inside, w, xC, xV, XU, C, KT, GROUPS, False, float("-inf") if ACT == SOFTMAX else 0.0, W
+            )
+            ps, ds, log_sum = values, values, w
             if ACT == SOFTMAX:
-                p, d, log_sum = softmax_tile(value)
-            y = truth_tile(tb, t, w, k, v, inside, tC, tV, TU, C, HARD, MASKED, KT, W)
-            u = p
-            if MAPPED:
-                u = class_tile(ub, k, v, inside, w, uC, uV, UU, K, KT, MASKED, 0.0, W)
-            p, q, steep, straight = _slopes(coefficients, value, p, d, log_sum, y, u, k, K, KT, ACT, SLOPES)
-            if ACT == SOFTMAX:
-                if HARD:  # that of the true class is taken off first: less cancellation where the network is sure
-                    steep -= tl.sum(steep * y, 0)[None, :]
-                dot = tl.sum(p * steep + straight, 0)
-                dx = p * (steep - dot[None, :]) + straight
-            elif ACT == SIGMOID:
-                dx = p * q * steep + straight
-            else:
-                dx = steep + straight
-            _store(ob, k, v, inside, dx * w[None, :], w, oC, oV, OU, C, MASKED)
+                ps, ds, log_sum = softmax_tiles(values, GROUPS)
+            steeps, straights, true = (), (), tl.zeros([BV], W)
+            for g in tl.static_range(GROUPS):
+                c = k + g * KT
+                y = truth_tile(tb, t, w, c, v, inside, tC, tV, TU, C, HARD, False, KT, W)
+                u = y
+                if MAPPED:
+                    u = class_tile(ub, c, v, inside, w, uC, uV, UU, K, KT, False, 0.0, W)
+                p, q, steep, straight = _slopes(
+                    coefficients[g], values[g], ps[g], ds[g], log_sum, y, u, c, K, KT, ACT, SLOPES
+                )
+                if ACT == SIGMOID:
+                    steep = p * q * steep
+                elif ACT == SOFTMAX and HARD:
+                    true += tl.sum(steep * y, 0)
+                steeps, straights = steeps + (steep,), straights + (straight,)
+            dot = tl.zeros([BV], W)
+            if ACT == SOFTMAX:  # that of the true class is taken off first: less cancellation where the network is sure
+                for g in tl.static_range(GROUPS):
+                    dot += tl.sum(ps[g] * (steeps[g] - true[None, :]) + straights[g], 0)
+            for g in tl.static_range(GROUPS):
+                dx = steeps[g]
+                if ACT == SOFTMAX:
+                    dx = ps[g] * (dx - true[None, :] - dot[None, :])
+                _store(ob, k + g * KT, v, inside, dx + straights[g], w, oC, oV, OU, C, KT, WEIGHTED, IGNORE)

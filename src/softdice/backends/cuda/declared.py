@@ -26,17 +26,21 @@ class Constants(NamedTuple):
 def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
     """Return NOTHING, PLUS and PUT of the forward kernel.
 
-    What is the same for every class of a voxel is summed once for all of them: in a lane, not in a row of lanes.
+    What is the same for every class of a voxel is summed once for all of them: in a lane, not in a row of lanes, and
+    with the first tile of classes alone.
     """
     chosen = _chosen(fields)
     shared = [not s.names(*SYMBOLS) for s in chosen]
     zeros = ", ".join("lane" if same else "row" for same in shared)
-    plus = ", ".join(f"sums[{i}] + ({s.term}) * w" for i, s in enumerate(chosen))
+    plus = ", ".join(
+        f"sums[{i}] + w if FIRST else sums[{i}]" if same else f"sums[{i}] + ({s.term}) * w"
+        for i, (s, same) in enumerate(zip(chosen, shared, strict=True))
+    )
     put = [f"tl.store(partial + (row + {i}) * K + k, {_sum(i, same)}, mask=k < K)" for i, same in enumerate(shared)]
     return {
         "NOTHING": _jit("nothing(row, lane)", f"return ({zeros},)"),
-        "PLUS": _jit("plus(sums, w, p, q, a, b, t, m)", _known(chosen, constants, slope=False), f"return ({plus},)"),
-        "PUT": _jit("put(sums, partial, row, k, K)", *put),
+        "PLUS": _jit("plus(sums, FIRST: tl.constexpr, w, p, q, a, b, t, m)", _known(chosen, constants, slope=False), f"return ({plus},)"),
+        "PUT": _jit("put(sums, first, partial, row, k, K)", *put),
     }
 
 
@@ -53,7 +57,7 @@ def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
     )
     steep, straight = (
         " + ".join(f"coefficients[{i}] * ({s.slope})" for i, s in enumerate(chosen) if s.names("j", slope=True) == way)
-        or "p * 0.0"
+        or "tl.zeros_like(p)"
         for way in (True, False)
     )
     known = _known(chosen, constants, slope=True)
@@ -77,7 +81,7 @@ def _known(chosen: list[Statistic], constants: Constants, slope: bool) -> str:
 
 
 def _sum(i: int, shared: bool) -> str:
-    return f"tl.zeros_like(k).to(sums[{i}].dtype) + tl.sum(sums[{i}], 1)" if shared else f"tl.sum(sums[{i}], 1)"
+    return f"tl.zeros_like(k).to(first[{i}].dtype) + tl.sum(first[{i}], 1)" if shared else f"tl.sum(sums[{i}], 1)"
 
 
 def _jit(signature: str, *lines: str) -> Any:

@@ -49,7 +49,6 @@ def arguments(request: Request) -> dict[str, Any]:
     for letter, tensor in zip("xtwu", (input, target, weight, voxel_map), strict=True):
         values |= _strides(letter, tensor)
     del values["wC"]
-    class_rows = launch.bucket(C)
     return {
         "x": input,
         "target": launch.readable(target),
@@ -68,8 +67,7 @@ def arguments(request: Request) -> dict[str, Any]:
         "IGNORE": s.ignore_index is not None,
         "REGIONS": regions is not None,
         "MAPPED": voxel_map is not None,
-        "CT": class_rows,
-        "KT": class_rows if regions is None else triton.next_power_of_2(columns),
+        "CT": launch.bucket(C),
         "W": tl.float64 if input.dtype == torch.float64 else tl.float32,
     }
 
@@ -112,7 +110,7 @@ def _regions(request: Request) -> int:
 def longest_tile(request: Request) -> int:
     """Return the voxels of the longest tile that a kernel takes for a request."""
     shape = request.input.shape[1], min(_regions(request), REGIONS), request.input.element_size()
-    return max(launch.tile(table, *shape).voxels for table in (launch.FORWARD, launch.BACKWARD))
+    return max(launch.tile(*shape, sums).voxels for sums in range(len(request.settings.fields) + 1))
 
 
 def _groups(request: Request) -> list[Request]:
@@ -129,7 +127,7 @@ def _groups(request: Request) -> list[Request]:
 def _columns(values: dict[str, Any], forward: bool) -> int:
     """Return the programs along the classes: one per tile of them, or one where all classes are needed together."""
     together = values["REGIONS"] or (values["ACT"] == ACTIVATIONS.index("softmax") and not forward)
-    return 1 if together else -(-values["K"] // values["KT"])
+    return 1 if together else -(-values["K"] // (values["KT"] * values["GROUPS"]))
 
 
 def _partial(
@@ -147,11 +145,11 @@ def _partial(
     x = values["x"]
     B, _, V = x.shape
     programs, steps = launch.grid(B, V, tile.voxels, wanted)
+    values = {**values, "programs": programs, "steps": steps, **tile.constants}
     columns = _columns(values, forward=True)
     partial = x.new_empty((B, programs, rows, values["K"]), dtype=result_dtype(x.dtype))
     bad = x.new_empty((B * programs * columns, 4), dtype=torch.int32) if validate else None
     maxima = logs = None
-    values = {**values, "programs": programs, "steps": steps, **tile.constants}
     if columns > 1 and values["ACT"] == ACTIVATIONS.index("softmax"):
         maxima, logs = x.new_empty((2, B, V), dtype=partial.dtype).unbind(0)
         known = {**values, "maxima": maxima, "logs": logs}
@@ -197,7 +195,7 @@ def statistics(request: Request, wanted: int | None = None) -> tuple[Tensor, Ten
     same = [_same_sum(name, request.hard, s.label_smoothing > 0) for name in s.fields]
     rows = list(dict.fromkeys(same))
     call = arguments(request) | declared.terms(tuple(rows), constants(input, s))
-    tile = launch.tile(launch.FORWARD, input.shape[1], _regions(request), input.element_size(), len(rows))
+    tile = launch.tile(input.shape[1], _regions(request), input.element_size(), len(rows))
     partial, bad = _partial(call, len(rows), s.validate, tile, wanted)
     sums = partial.sum(1, dtype=torch.float64)
     if same == rows:
@@ -242,6 +240,6 @@ def gradient(grad: Tensor, request: Request, wanted: int | None = None) -> Tenso
         return torch.stack(parts).sum(0, dtype=result_dtype(input.dtype)).to(input.dtype)
     call = arguments(request) | declared.slopes(s.fields, constants(input, s))
     call |= {"grad": grad} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))
-    tile = launch.tile(launch.BACKWARD, input.shape[1], _regions(request), input.element_size(), call.pop("SLOPED"))
+    tile = launch.tile(input.shape[1], _regions(request), input.element_size(), call.pop("SLOPED"))
     _slope(call, out, tile, wanted)
     return out

@@ -15,20 +15,17 @@ import triton.language as tl
 
 from softdice.backends.cuda.math import (
     GENERAL,
-    LN2,
     NONE,
-    SIGMOID,
     SOFTMAX,
     along,
     class_tile,
-    complement,
-    not_zero,
-    of_sigmoid,
+    class_tiles,
     outside,
+    probabilities,
     region_tiles,
     softmax_from,
     softmax_rows,
-    softmax_tile,
+    softmax_tiles,
     truth_tile,
     voxels,
 )
@@ -63,8 +60,8 @@ def forward_kernel(
     UU: tl.constexpr, C: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, ACT: tl.constexpr,
     HARD: tl.constexpr, WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, REGIONS: tl.constexpr,
     MAPPED: tl.constexpr, VALIDATE: tl.constexpr, ROWS: tl.constexpr, NOTHING: tl.constexpr, PLUS: tl.constexpr,
-    PUT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr,
-    W: tl.constexpr, VECTOR: tl.constexpr,
+    PUT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, CT: tl.constexpr, KT: tl.constexpr,
+    GROUPS: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """NOTHING, PLUS and PUT are the ROWS statistics' terms (`softdice.backends.cuda.declared`)."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
@@ -76,8 +73,12 @@ def forward_kernel(
     ub = voxel_map
     if MAPPED:
         ub = voxel_map + along(b, uB, UU[0])
-    k = (tl.program_id(1) * KT + tl.arange(0, KT)).to(tl.int64)
-    sums = NOTHING(tl.zeros([KT, BV], W), tl.zeros([1, BV], W))
+    k = tl.arange(0, KT).to(tl.int64)
+    if K > KT * GROUPS:
+        k += tl.program_id(1) * KT
+    sums = ()
+    for _ in tl.static_range(GROUPS):
+        sums = sums + NOTHING(tl.zeros([KT, BV], W), tl.zeros([1, BV], W))
     bad_label = tl.zeros([BV], tl.int32)
     bad_value = tl.zeros([BV], tl.int32)
     bad_target = tl.zeros([BV], tl.int32)
@@ -90,7 +91,6 @@ def forward_kernel(
             target, weight, b, v, inside, tB, tV, TU, wB, wV, WU, ignore, 1 if C == 1 else 0, TOP, HARD, WEIGHTED,
             IGNORE, W,
         )  # fmt: skip
-        # p, 1 - p, their logarithms, and y
         if REGIONS:
             m = w
             log_sum = w
@@ -100,35 +100,39 @@ def forward_kernel(
                 xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, XU, tC, tV, TU,
                 C, K, CT, KT, BV, ACT, HARD, MASKED, W,
             )  # fmt: skip
-            value = p
-            q, a, other = complement(p), (log_sum[None, :] - part) * LN2, p
+            values, ps, ds = (p,), (p,), (part,)
         else:
             FILL: tl.constexpr = float("-inf") if ACT == SOFTMAX else 0.0
-            value = class_tile(xb, k, v, inside, w, xC, xV, XU, C, KT, MASKED, FILL, W)
-            if ACT == SIGMOID:
-                p, q, a, other = of_sigmoid(value)
+            values = class_tiles(xb, k, v, inside, w, xC, xV, XU, C, KT, GROUPS, MASKED, FILL, W)
+            ps, ds, log_sum = values, values, w
+            if ACT == SOFTMAX and K <= KT * GROUPS:
+                ps, ds, log_sum = softmax_tiles(values, GROUPS)
             elif ACT == SOFTMAX:
-                if C <= KT:
-                    p, d, log_sum = softmax_tile(value)
-                else:
-                    m = tl.load(maxima + b * end + v, mask=inside, other=0.0)
-                    log_sum = tl.load(logs + b * end + v, mask=inside, other=0.0)
-                    p, d = softmax_from(value, m, log_sum)
-                q, a, other = complement(p), (log_sum[None, :] - d) * LN2, p
-            else:
-                p, q, a, other = value, complement(value), value, value
-            y = truth_tile(tb, t, w, k, v, inside, tC, tV, TU, C, HARD, MASKED, KT, W)
-        if ACT == NONE:
-            a = -tl.log2(not_zero(p)) * LN2
+                m = tl.load(maxima + b * end + v, mask=inside, other=0.0)
+                log_sum = tl.load(logs + b * end + v, mask=inside, other=0.0)
+                p, d = softmax_from(values[0], m, log_sum)
+                ps, ds = (p,), (d,)
+        added = ()
+        for g in tl.static_range(GROUPS):
+            c = k + g * KT
+            p, q, a, other = probabilities(values[g], ps[g], ds[g], log_sum, c, K, KT, ACT)
+            if not REGIONS:
+                y = truth_tile(tb, t, w, c, v, inside, tC, tV, TU, C, HARD, MASKED, KT, W)
+            if VALIDATE and not REGIONS:
+                if not HARD:
+                    bad_target += outside(y, 0.0, 1.0)
+                if ACT == NONE:
+                    bad_value += outside(values[g], LOW, HIGH)
+            u = p
+            if MAPPED:
+                u = class_tile(ub, c, v, inside, w, uC, uV, UU, K, KT, MASKED, 0.0, W)
+            added = added + PLUS(sums[g * ROWS : (g + 1) * ROWS], g == 0, w[None, :], p, q, a, other, y, u)
+        sums = added
         if VALIDATE:
             if WEIGHTED:
                 bad_weight += wrong_weight.to(tl.int32)
             if HARD:
                 bad_label += wrong_label.to(tl.int32)
-            elif not REGIONS:
-                bad_target += outside(y, 0.0, 1.0)
-            if ACT == NONE and not REGIONS:
-                bad_value += outside(value, LOW, HIGH)
             if REGIONS and (ACT == NONE or not HARD):
                 for c0 in range(0, C, CT):
                     c = (c0 + tl.arange(0, CT)).to(tl.int64)
@@ -138,13 +142,8 @@ def forward_kernel(
                     if ACT == NONE:
                         value = class_tile(xb, c, v, inside, w, xC, xV, XU, C, CT, MASKED, 0.0, W)
                         bad_value += outside(value, LOW, HIGH)
-        if K % KT != 0:  # no infinite logarithm beyond the last class
-            a = tl.where((k < K)[:, None], a, 0.0)
-        u = p
-        if MAPPED:
-            u = class_tile(ub, k, v, inside, w, uC, uV, UU, K, KT, MASKED, 0.0, W)
-        sums = PLUS(sums, w[None, :], p, q, a, other, y, u)
-    PUT(sums, partial, task * ROWS, k, K)
+    for g in tl.static_range(GROUPS):
+        PUT(sums[g * ROWS : (g + 1) * ROWS], sums, partial, task * ROWS, k + g * KT, K)
     if VALIDATE:
         place = bad + (task * tl.num_programs(1) + tl.program_id(1)) * 4
         tl.store(place, tl.sum(bad_label, 0))

@@ -1,7 +1,7 @@
 """How a Triton kernel is cut into programs: one table by classes and dtype, and nothing is tried out.
 
-A program's tile is [class bucket, voxels]. The bucket is the number of classes rounded up to a power of two; beyond
-WIDEST classes the kernels go over tiles of CLASSES classes.
+A program holds one tile [class bucket, voxels], or [1, voxels] for each class. The bucket is the number of classes
+rounded up to a power of two; beyond WIDEST classes the kernels go over tiles of CLASSES classes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ CLASSES = 64
 RUN = 64  # tiles that one program adds up at most: 64 numbers per lane of float32, 2^17 voxels per row
 PER_PROCESSOR = 16  # programs per multiprocessor, a few of which are there at a time, where there is work for so many
 TILES = 4  # of a program at least, so that its beginning and its end weigh little, where all multiprocessors have work
+EACH = 24  # classes up to which each is a vector of voxels by itself
+HELD = 384  # bytes of sums that a thread holds at most, for one voxel
 FEW_SUMS = 4  # more sums than this take more registers: the tile shrinks
 
 
 class Tile(NamedTuple):
-    """Voxels of a tile, and the warps that share it."""
+    """Voxels of a tile, and the warps that share it; its rows, and how many such tiles a program holds at once."""
 
     voxels: int
     warps: int = 4
+    rows: int = 1
+    groups: int = 1
 
     @property
     def vector(self) -> int:
@@ -33,18 +37,20 @@ class Tile(NamedTuple):
         possible, and the softmax need not leave the thread. Elsewhere four: what belongs to a voxel is then held by
         fewer threads, and takes fewer registers."""
         share = self.voxels // (32 * self.warps)
-        return share if share >= 2 else min(self.voxels, 4)
+        return share if share >= 2 or self.rows == 1 else min(self.voxels, 4)
 
     @property
     def constants(self) -> dict[str, int]:
         """What a kernel has to know of it when it is compiled."""
-        return {"BV": self.voxels, "VECTOR": self.vector}
+        return {"BV": self.voxels, "VECTOR": self.vector, "KT": self.rows, "GROUPS": self.groups}
 
 
+# Voxels that a thread holds all classes of, for logits of 2, 4 and 8 bytes. Not yet set by a clock.
+_VECTORS = {1: (8, 8, 2), 2: (4, 4, 2), 4: (4, 4, 1), 8: (2, 2, 1), 16: (2, 2, 1), EACH: (2, 1, 1)}
 # Eight or sixteen elements per thread, whose sums stay in registers: as many as the compiler manages without spilling
 # one (tests/test_triton_compile.py). Not yet set by a clock.
 _VOXELS = {
-    # classes: voxels of a tile for logits of 2, 4 and 8 bytes
+    # rows: voxels of a tile for logits of 2, 4 and 8 bytes
     1: (2048, 2048, 512),
     2: (512, 1024, 256),
     4: (512, 512, 128),
@@ -55,9 +61,12 @@ _VOXELS = {
     128: (16, 16, 8),
     2 * WIDEST: (16, 16, 8),  # and more
 }
-FORWARD = {(rows, 2 << i): Tile(voxels) for rows, sizes in _VOXELS.items() for i, voxels in enumerate(sizes)}
-BACKWARD = dict(FORWARD)
-"""(class bucket, bytes of a logit) -> tile."""
+PADDED = {(rows, 2 << i): Tile(voxels, rows=rows) for rows, sizes in _VOXELS.items() for i, voxels in enumerate(sizes)}
+"""(class bucket, bytes of a logit) -> tile, where classes do not stand by themselves."""
+BY_CLASS = {
+    (most, 2 << i): Tile(32 * vector, warps=1) for most, sizes in _VECTORS.items() for i, vector in enumerate(sizes)
+}
+"""(most classes, bytes of a logit) -> tile of one class."""
 
 
 def bucket(C: int) -> int:
@@ -65,12 +74,19 @@ def bucket(C: int) -> int:
     return triton.next_power_of_2(C) if C <= WIDEST else CLASSES
 
 
-def tile(table: dict[tuple[int, int], Tile], C: int, regions: int, itemsize: int, sums: int = 0) -> Tile:
-    """Return the tile for classes, regions (0: none) and bytes of a logit, smaller where many sums are in registers."""
-    rows = 2 * WIDEST if C > WIDEST else max(bucket(C), triton.next_power_of_2(regions))
-    entry = table[rows, itemsize]
+def tile(C: int, regions: int, itemsize: int, sums: int = 0) -> Tile:
+    """Return the tile for classes, regions (0: none) and bytes of a logit, smaller where many sums are in registers.
+
+    Up to EACH classes every class has a tile of its own, a vector of voxels, as long as a thread can hold the sums (or
+    the coefficients) of all of them. Else one tile has a row for each of `bucket` classes; so has it with regions.
+    """
     shrink = 1 if sums <= FEW_SUMS else 2 if sums <= 2 * FEW_SUMS else 4
-    return entry._replace(voxels=max(4, entry.voxels // shrink))
+    if C <= EACH and not regions and C * sums * max(itemsize, 4) <= HELD:
+        entry = BY_CLASS[min(most for most, _ in BY_CLASS if most >= C), itemsize]
+        return entry._replace(voxels=max(32 * entry.warps, entry.voxels // shrink), groups=C)
+    rows = triton.next_power_of_2(regions) if regions else bucket(C)
+    entry = PADDED[2 * WIDEST if C > WIDEST else max(bucket(C), rows), itemsize]
+    return entry._replace(voxels=max(4, entry.voxels // shrink), rows=rows)
 
 
 def grid(B: int, V: int, voxels: int, wanted: int) -> tuple[int, int]:

@@ -39,13 +39,25 @@ INTERPRETED = tl.constexpr(not isinstance(along, triton.runtime.JITFunction))
 
 
 @triton.jit
+def instruction(x, NAME: tl.constexpr):
+    """Apply one instruction to float32, with numbers below 2^-126 as 0: the usual care for them takes three more."""
+    return tl.inline_asm_elementwise(NAME + ".approx.ftz.f32 $0, $1;", "=r,r", [x], tl.float32, True, 1)
+
+
+@triton.jit
 def reciprocal(s):
-    """Return 1 / s for s in [1, C], to the last digit: a division takes care of numbers that are none of these."""
-    if INTERPRETED or s.dtype == tl.float64:
-        inverse = 1.0 / s
-    else:
-        inverse = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [s], tl.float32, True, 1)
-    return inverse
+    """Return 1 / s to the last digit but one, for s between 2^-126 and 2^126."""
+    return 1.0 / s if INTERPRETED or s.dtype == tl.float64 else instruction(s, "rcp")
+
+
+@triton.jit
+def exp2(x):
+    return tl.exp2(x) if INTERPRETED or x.dtype == tl.float64 else instruction(x, "ex2")
+
+
+@triton.jit
+def log2(x):
+    return tl.log2(x) if INTERPRETED or x.dtype == tl.float64 else instruction(x, "lg2")
 
 
 @triton.jit
@@ -93,12 +105,30 @@ def class_tile(
 ):  # fmt: skip
     """Load values by class and voxel; 0 at voxels that do not count, FILL beyond the last class."""
     place = x + (along(c[:, None], xC, XU[1]) + along(v[None, :], xV, XU[2]))
-    value = tl.load(place, mask=(c < C)[:, None] & inside[None, :], other=0.0).to(W)
+    value = tl.load(place, mask=within(c, inside, C, CT), other=0.0).to(W)
     if MASKED:
         value = tl.where((w > 0)[None, :], value, 0.0)
     if C % CT != 0 and FILL != 0:
         value = tl.where((c < C)[:, None], value, FILL)
     return value
+
+
+@triton.jit
+def within(c, inside, C: tl.constexpr, CT: tl.constexpr):
+    """Return where a tile has a class and a voxel."""
+    return inside[None, :] if C % CT == 0 else (c < C)[:, None] & inside[None, :]
+
+
+@triton.jit
+def class_tiles(
+    x, k, v, inside, w, xC, xV, XU: tl.constexpr, C: tl.constexpr, KT: tl.constexpr, GROUPS: tl.constexpr,
+    MASKED: tl.constexpr, FILL: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """Load a tile, or GROUPS of them one below the other."""
+    values = ()
+    for g in tl.static_range(GROUPS):
+        values = values + (class_tile(x, k + g * KT, v, inside, w, xC, xV, XU, C, KT, MASKED, FILL, W),)
+    return values
 
 
 @triton.jit
@@ -126,26 +156,35 @@ def softmax_rows(
         c = (c0 + tl.arange(0, CT)).to(tl.int64)
         value = class_tile(x, c, v, inside, w, xC, xV, XU, C, CT, MASKED, float("-inf"), W)
         top = tl.maximum(m, tl.max(value, 0), propagate_nan=KEPT)
-        s = s * tl.exp2((m - top) * LOG2E) + tl.sum(tl.exp2((value - top[None, :]) * LOG2E), 0)
+        s = s * exp2((m - top) * LOG2E) + tl.sum(exp2((value - top[None, :]) * LOG2E), 0)
         m = top
-    return m, tl.log2(s)
+    return m, log2(s)
 
 
 @triton.jit
-def softmax_tile(value):
-    """Return p, d = log2 exp(x - max) and log2 sum, for all classes of the voxels."""
-    m = tl.max(value, 0)
-    d = (value - m[None, :]) * LOG2E
-    e = tl.exp2(d)
-    s = tl.sum(e, 0)
-    return e * reciprocal(s)[None, :], d, tl.log2(s)
+def softmax_tiles(values, GROUPS: tl.constexpr):
+    """Return p and d = log2 exp(x - max) of tiles, and log2 sum, for all classes of the voxels."""
+    m = tl.max(values[0], 0)
+    for g in tl.static_range(1, GROUPS):
+        m = tl.maximum(m, tl.max(values[g], 0))
+    s = tl.zeros_like(m)
+    ds, es, ps = (), (), ()
+    for g in tl.static_range(GROUPS):
+        d = (values[g] - m[None, :]) * LOG2E
+        e = exp2(d)
+        s += tl.sum(e, 0)
+        ds, es = ds + (d,), es + (e,)
+    inverse = reciprocal(s)[None, :]
+    for g in tl.static_range(GROUPS):
+        ps = ps + (es[g] * inverse,)
+    return ps, ds, log2(s)
 
 
 @triton.jit
 def softmax_from(value, m, log_sum):
     """Return p and d of some classes, from the voxels' maximum and log2 sum."""
     d = (value - m[None, :]) * LOG2E
-    return tl.exp2(d - log_sum[None, :]), d
+    return exp2(d - log_sum[None, :]), d
 
 
 @triton.jit
@@ -159,19 +198,19 @@ def exp_minus(x):
         rest = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6
     else:
         rest = (x - n * 0.693359375) + n * 2.12194440e-4
-    return tl.where(x >= 1e4, tl.zeros_like(x), tl.exp2(-n) * tl.exp2(-rest * LOG2E))
+    return tl.where(x >= 1e4, tl.zeros_like(x), exp2(-n) * exp2(-rest * LOG2E))
 
 
 @triton.jit
 def of_sigmoid(x):
     """Return p, 1 - p, -ln p and -ln(1 - p) of a logit, without overflow and without cancellation."""
     z = exp_minus(tl.abs(x))
-    large = 1.0 / (1.0 + z)
+    large = reciprocal(1.0 + z)
     small = z * large
     p = tl.where(x >= 0, large, small)
     q = tl.where(x >= 0, small, large)
     u = 1.0 + z  # log1p(z) = log(u) z / (u - 1), exact where u rounds
-    both = tl.where(u > 1.0, tl.log2(u) * LN2 * z / tl.where(u > 1.0, u - 1.0, 1.0), z)
+    both = tl.where(u > 1.0, log2(u) * LN2 * z * reciprocal(tl.where(u > 1.0, u - 1.0, 1.0)), z)
     a = both - tl.minimum(x, 0.0, propagate_nan=KEPT)
     b = both + tl.maximum(x, 0.0, propagate_nan=KEPT)
     return p, q, a, b
@@ -199,8 +238,22 @@ def power(base, EXPONENT: tl.constexpr):
     elif EXPONENT == 2:
         result = base * base
     else:
-        result = tl.exp2(EXPONENT * tl.log2(not_zero(base)))
+        result = exp2(EXPONENT * log2(not_zero(base)))
     return result
+
+
+@triton.jit
+def probabilities(value, p, d, log_sum, k, K: tl.constexpr, KT: tl.constexpr, ACT: tl.constexpr):
+    """Return p, 1 - p, -ln p and -ln(1 - p) of a tile. d, log_sum: -ln p = (log_sum - d) ln 2, of a softmax."""
+    a, other = p, p
+    if ACT == SIGMOID:
+        p, q, a, other = of_sigmoid(value)
+    else:
+        q = complement(p)
+        a = (log_sum[None, :] - d) * LN2 if ACT == SOFTMAX else -log2(not_zero(p)) * LN2
+    if K % KT != 0:  # no infinite logarithm beyond the last class
+        a = tl.where((k < K)[:, None], a, 0.0)
+    return p, q, a, other
 
 
 @triton.jit
@@ -290,9 +343,9 @@ def region_tiles(
             if ACT == SOFTMAX:
                 far = tl.where(chosen[:, None], value, LOWEST)
                 peak = tl.max(far, 0)
-                row = tl.sum(tl.where(chosen[:, None], tl.exp2((far - peak[None, :]) * LOG2E), 0.0), 0)
+                row = tl.sum(tl.where(chosen[:, None], exp2((far - peak[None, :]) * LOG2E), 0.0), 0)
                 most = tl.maximum(top, peak[None, :], propagate_nan=KEPT)
-                grown = p * tl.exp2((top - most) * LOG2E) + row[None, :] * tl.exp2((peak[None, :] - most) * LOG2E)
+                grown = p * exp2((top - most) * LOG2E) + row[None, :] * exp2((peak[None, :] - most) * LOG2E)
                 p = tl.where(here, grown, p)
                 top = tl.where(here, most, top)
             else:
@@ -303,8 +356,8 @@ def region_tiles(
                 y = tl.maximum(y, tl.where(here, row[None, :], 0.0), propagate_nan=KEPT)
     part = p
     if ACT == SOFTMAX:
-        part = tl.where(p == 0, float("-inf"), (top - m[None, :]) * LOG2E + tl.log2(tl.where(p == 0, 1.0, p)))
-        p = tl.exp2(part - log_sum[None, :])
+        part = tl.where(p == 0, float("-inf"), (top - m[None, :]) * LOG2E + log2(tl.where(p == 0, 1.0, p)))
+        p = exp2(part - log_sum[None, :])
     if HARD:
         place = k[:, None] * C + t[None, :]
         y = tl.load(member + place, mask=(k < K)[:, None] & (t >= 0)[None, :], other=0).to(W)
