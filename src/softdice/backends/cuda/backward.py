@@ -25,14 +25,17 @@ from softdice.backends.cuda.math import (
     SIGMOID,
     SOFTMAX,
     along,
+    class_sum,
     class_tile,
     class_tiles,
     exp2,
     probabilities,
+    places,
     region_tiles,
     softmax_from,
     softmax_rows,
     softmax_tiles,
+    total,
     truth_tile,
     voxels,
     within,
@@ -46,10 +49,10 @@ def _store(
 ):  # fmt: skip
     """Write w dx in the dtype of the logits, exactly 0 where the voxel does not count (and may be NaN)."""
     if WEIGHTED:
-        dx = dx * w[None, :]
+        dx = dx * w
     if WEIGHTED or IGNORE:
-        dx = tl.where((w > 0)[None, :], dx, 0.0)
-    place = out + (along(c[:, None], oC, OU[1]) + along(v[None, :], oV, OU[2]))
+        dx = tl.where(w > 0, dx, 0.0)
+    place = out + (along(c[:, None], oC, OU[1]) + along(v, oV, OU[2]))
     tl.store(place, dx.to(out.dtype.element_ty), mask=within(c, inside, C, CT))
 
 
@@ -95,7 +98,7 @@ def backward_kernel(
         coefficients = coefficients + (TAKE(gb, k + g * KT, gF, gK, k + g * KT < K, W),)
     for step in range(0, steps):
         tile = task % programs + step * programs
-        v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
+        v = places(tile, BV, VECTOR if XU[2] == 0 or KT > 1 else 1)
         inside = v < end
         t, w, _, _ = voxels(
             target, weight, b, v, inside, tB, tV, TU, wB, wV, WU, ignore, 1 if C == 1 else 0, TOP, HARD, WEIGHTED,
@@ -127,14 +130,14 @@ def backward_kernel(
                     here = (k == r)[:, None]
                     share = tl.where(chosen[:, None], 1.0, 0.0).to(W)
                     if ACT == SOFTMAX:
-                        whole = tl.maximum(tl.sum(tl.where(here, part, 0.0), 0), LOWEST, propagate_nan=KEPT)
-                        power = (tl.maximum(value, LOWEST, propagate_nan=KEPT) - m[None, :]) * LOG2E - whole[None, :]
+                        whole = tl.maximum(class_sum(tl.where(here, part, 0.0)), LOWEST, propagate_nan=KEPT)
+                        power = (tl.maximum(value, LOWEST, propagate_nan=KEPT) - m) * LOG2E - whole
                         share = exp2(tl.where(chosen[:, None], power, LOWEST)) - pc
-                    dx += share * tl.sum(tl.where(here, slope, 0.0), 0)[None, :]
+                    dx += share * class_sum(tl.where(here, slope, 0.0))
                 _store(ob, c, v, inside, dx, w, oC, oV, OU, C, CT, WEIGHTED, IGNORE)
         elif ACT == SOFTMAX and C > KT * GROUPS:  # maximum and sum, then sum_j p_j q_j + k_j, then the gradient
             m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, KT, BV, False, W)
-            dot = tl.zeros([BV], W)
+            dot = tl.zeros([1, BV], W)
             for turn in tl.static_range(2):
                 for c0 in range(0, C, KT):
                     c = (c0 + tl.arange(0, KT)).to(tl.int64)
@@ -149,9 +152,9 @@ def backward_kernel(
                         u, c, K, KT, ACT, SLOPES,
                     )  # fmt: skip
                     if turn == 0:
-                        dot += tl.sum(p * steep + straight, 0)
+                        dot += class_sum(p * steep + straight)
                     else:
-                        dx = p * (steep - dot[None, :]) + straight
+                        dx = p * (steep - dot) + straight
                         _store(ob, c, v, inside, dx, w, oC, oV, OU, C, KT, WEIGHTED, IGNORE)
         else:
             values = class_tiles(
@@ -160,7 +163,7 @@ def backward_kernel(
             ps, ds, log_sum = values, values, w
             if ACT == SOFTMAX:
                 ps, ds, log_sum = softmax_tiles(values, GROUPS)
-            steeps, straights, true = (), (), tl.zeros([BV], W)
+            steeps, straights, trues, shares = (), (), (), ()
             for g in tl.static_range(GROUPS):
                 c = k + g * KT
                 y = truth_tile(tb, t, w, c, v, inside, tC, tV, TU, C, HARD, False, KT, W)
@@ -172,15 +175,16 @@ def backward_kernel(
                 )
                 if ACT == SIGMOID:
                     steep = p * q * steep
-                elif ACT == SOFTMAX and HARD:
-                    true += tl.sum(steep * y, 0)
-                steeps, straights = steeps + (steep,), straights + (straight,)
-            dot = tl.zeros([BV], W)
-            if ACT == SOFTMAX:  # that of the true class is taken off first: less cancellation where the network is sure
+                steeps, straights, trues = steeps + (steep,), straights + (straight,), trues + (steep * y,)
+            true, dot = w * 0.0, w * 0.0
+            if ACT == SOFTMAX:
+                if HARD:  # that of the true class is taken off first: less cancellation where the network is sure
+                    true = total(trues, GROUPS)
                 for g in tl.static_range(GROUPS):
-                    dot += tl.sum(ps[g] * (steeps[g] - true[None, :]) + straights[g], 0)
+                    shares = shares + (ps[g] * (steeps[g] - true) + straights[g],)
+                dot = total(shares, GROUPS)
             for g in tl.static_range(GROUPS):
                 dx = steeps[g]
                 if ACT == SOFTMAX:
-                    dx = ps[g] * (dx - true[None, :] - dot[None, :])
+                    dx = ps[g] * (dx - true - dot)
                 _store(ob, k + g * KT, v, inside, dx + straights[g], w, oC, oV, OU, C, KT, WEIGHTED, IGNORE)

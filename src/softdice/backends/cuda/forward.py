@@ -21,6 +21,7 @@ from softdice.backends.cuda.math import (
     class_tile,
     class_tiles,
     outside,
+    places,
     probabilities,
     region_tiles,
     softmax_from,
@@ -43,7 +44,7 @@ def rows_kernel(
     xb = x + along(b, xB, XU[0])
     for step in range(0, steps):
         tile = tl.program_id(0) % programs + step * programs
-        v = tile.to(tl.int64) * BV + tl.arange(0, BV)
+        v = places(tile.to(tl.int64), BV, 1)
         inside = v < end
         _, w, _, _ = voxels(
             target, weight, b, v, inside, tB, tV, TU, wB, wV, WU, ignore, 0, TOP, HARD, WEIGHTED, IGNORE, W
@@ -79,13 +80,13 @@ def forward_kernel(
     sums = ()
     for _ in tl.static_range(GROUPS):
         sums = sums + NOTHING(tl.zeros([KT, BV], W), tl.zeros([1, BV], W))
-    bad_label = tl.zeros([BV], tl.int32)
-    bad_value = tl.zeros([BV], tl.int32)
-    bad_target = tl.zeros([BV], tl.int32)
-    bad_weight = tl.zeros([BV], tl.int32)
+    bad_label = tl.zeros([1, BV], tl.int32)
+    bad_value = tl.zeros([1, BV], tl.int32)
+    bad_target = tl.zeros([1, BV], tl.int32)
+    bad_weight = tl.zeros([1, BV], tl.int32)
     for step in range(0, steps):
         tile = task % programs + step * programs
-        v = tl.max_contiguous(tile * BV + tl.arange(0, BV), VECTOR)
+        v = places(tile, BV, VECTOR if XU[2] == 0 or KT > 1 else 1)
         inside = v < end
         t, w, wrong_label, wrong_weight = voxels(
             target, weight, b, v, inside, tB, tV, TU, wB, wV, WU, ignore, 1 if C == 1 else 0, TOP, HARD, WEIGHTED,
@@ -126,7 +127,7 @@ def forward_kernel(
             u = p
             if MAPPED:
                 u = class_tile(ub, c, v, inside, w, uC, uV, UU, K, KT, MASKED, 0.0, W)
-            added = added + PLUS(sums[g * ROWS : (g + 1) * ROWS], g == 0, w[None, :], p, q, a, other, y, u)
+            added = added + PLUS(sums[g * ROWS : (g + 1) * ROWS], g == 0, w, p, q, a, other, y, u)
         sums = added
         if VALIDATE:
             if WEIGHTED:
@@ -146,7 +147,7 @@ def forward_kernel(
         PUT(sums[g * ROWS : (g + 1) * ROWS], sums, partial, task * ROWS, k + g * KT, K)
     if VALIDATE:
         place = bad + (task * tl.num_programs(1) + tl.program_id(1)) * 4
-        tl.store(place, tl.sum(bad_label, 0))
-        tl.store(place + 1, tl.sum(bad_target, 0))
-        tl.store(place + 2, tl.sum(bad_value, 0))
-        tl.store(place + 3, tl.sum(bad_weight, 0))
+        tl.store(place, tl.sum(bad_label))
+        tl.store(place + 1, tl.sum(bad_target))
+        tl.store(place + 2, tl.sum(bad_value))
+        tl.store(place + 3, tl.sum(bad_weight))

@@ -35,6 +35,12 @@ def along(i, step, UNIT: tl.constexpr):
     return i if UNIT == 0 else i * step * UNIT
 
 
+@triton.jit
+def places(tile, BV: tl.constexpr, VECTOR: tl.constexpr):
+    """Return [1, voxels]: the voxels of a tile, of which a thread reads VECTOR neighbours at once."""
+    return tl.max_contiguous(tile * BV + tl.arange(0, BV)[None, :], (1, VECTOR))
+
+
 INTERPRETED = tl.constexpr(not isinstance(along, triton.runtime.JITFunction))
 
 
@@ -58,6 +64,26 @@ def exp2(x):
 @triton.jit
 def log2(x):
     return tl.log2(x) if INTERPRETED or x.dtype == tl.float64 else instruction(x, "lg2")
+
+
+@triton.jit
+def class_sum(value):
+    """Return [1, voxels]: the sum over the classes of a tile."""
+    return tl.sum(value, 0, keep_dims=True)
+
+
+@triton.jit
+def class_max(value):
+    return tl.max(value, 0, keep_dims=True)
+
+
+@triton.jit
+def total(values, GROUPS: tl.constexpr):
+    """Return the sum over the classes of all tiles."""
+    s = class_sum(values[0])
+    for g in tl.static_range(1, GROUPS):
+        s += class_sum(values[g])
+    return s
 
 
 @triton.jit
@@ -104,10 +130,10 @@ def class_tile(
     FILL: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Load values by class and voxel; 0 at voxels that do not count, FILL beyond the last class."""
-    place = x + (along(c[:, None], xC, XU[1]) + along(v[None, :], xV, XU[2]))
+    place = x + (along(c[:, None], xC, XU[1]) + along(v, xV, XU[2]))
     value = tl.load(place, mask=within(c, inside, C, CT), other=0.0).to(W)
     if MASKED:
-        value = tl.where((w > 0)[None, :], value, 0.0)
+        value = tl.where(w > 0, value, 0.0)
     if C % CT != 0 and FILL != 0:
         value = tl.where((c < C)[:, None], value, FILL)
     return value
@@ -116,7 +142,7 @@ def class_tile(
 @triton.jit
 def within(c, inside, C: tl.constexpr, CT: tl.constexpr):
     """Return where a tile has a class and a voxel."""
-    return inside[None, :] if C % CT == 0 else (c < C)[:, None] & inside[None, :]
+    return inside if C % CT == 0 else (c < C)[:, None] & inside
 
 
 @triton.jit
@@ -138,7 +164,7 @@ def truth_tile(
 ):  # fmt: skip
     """Load targets by class and voxel, before smoothing."""
     if HARD:
-        y = tl.where(t[None, :] == c.to(tl.int32)[:, None], 1.0, 0.0).to(W)
+        y = tl.where(t == c.to(tl.int32)[:, None], 1.0, 0.0).to(W)
     else:
         y = class_tile(target, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
     return y
@@ -150,13 +176,13 @@ def softmax_rows(
     MASKED: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Return each voxel's maximum and log2 of the sum of exponentials, over any number of classes."""
-    m = tl.full([BV], LOWEST, W)
-    s = tl.zeros([BV], W)
+    m = tl.full([1, BV], LOWEST, W)
+    s = tl.zeros([1, BV], W)
     for c0 in range(0, C, CT):
         c = (c0 + tl.arange(0, CT)).to(tl.int64)
         value = class_tile(x, c, v, inside, w, xC, xV, XU, C, CT, MASKED, float("-inf"), W)
-        top = tl.maximum(m, tl.max(value, 0), propagate_nan=KEPT)
-        s = s * exp2((m - top) * LOG2E) + tl.sum(exp2((value - top[None, :]) * LOG2E), 0)
+        top = tl.maximum(m, class_max(value), propagate_nan=KEPT)
+        s = s * exp2((m - top) * LOG2E) + class_sum(exp2((value - top) * LOG2E))
         m = top
     return m, log2(s)
 
@@ -164,17 +190,15 @@ def softmax_rows(
 @triton.jit
 def softmax_tiles(values, GROUPS: tl.constexpr):
     """Return p and d = log2 exp(x - max) of tiles, and log2 sum, for all classes of the voxels."""
-    m = tl.max(values[0], 0)
+    m = class_max(values[0])
     for g in tl.static_range(1, GROUPS):
-        m = tl.maximum(m, tl.max(values[g], 0))
-    s = tl.zeros_like(m)
+        m = tl.maximum(m, class_max(values[g]))
     ds, es, ps = (), (), ()
     for g in tl.static_range(GROUPS):
-        d = (values[g] - m[None, :]) * LOG2E
-        e = exp2(d)
-        s += tl.sum(e, 0)
-        ds, es = ds + (d,), es + (e,)
-    inverse = reciprocal(s)[None, :]
+        d = (values[g] - m) * LOG2E
+        ds, es = ds + (d,), es + (exp2(d),)
+    s = total(es, GROUPS)
+    inverse = reciprocal(s)
     for g in tl.static_range(GROUPS):
         ps = ps + (es[g] * inverse,)
     return ps, ds, log2(s)
@@ -183,8 +207,8 @@ def softmax_tiles(values, GROUPS: tl.constexpr):
 @triton.jit
 def softmax_from(value, m, log_sum):
     """Return p and d of some classes, from the voxels' maximum and log2 sum."""
-    d = (value - m[None, :]) * LOG2E
-    return exp2(d - log_sum[None, :]), d
+    d = (value - m) * LOG2E
+    return exp2(d - log_sum), d
 
 
 @triton.jit
@@ -250,7 +274,7 @@ def probabilities(value, p, d, log_sum, k, K: tl.constexpr, KT: tl.constexpr, AC
         p, q, a, other = of_sigmoid(value)
     else:
         q = complement(p)
-        a = (log_sum[None, :] - d) * LN2 if ACT == SOFTMAX else -log2(not_zero(p)) * LN2
+        a = (log_sum - d) * LN2 if ACT == SOFTMAX else -log2(not_zero(p)) * LN2
     if K % KT != 0:  # no infinite logarithm beyond the last class
         a = tl.where((k < K)[:, None], a, 0.0)
     return p, q, a, other
@@ -305,7 +329,7 @@ def symbols(
 @triton.jit
 def outside(value, low, high):
     """Return 1 for each voxel with a value outside [low, high]."""
-    return tl.max(((value < low) | (value > high)).to(tl.int32), 0)
+    return class_max(((value < low) | (value > high)).to(tl.int32))
 
 
 @triton.jit
@@ -314,7 +338,7 @@ def largest(value):
 
     In a softmax tl.max serves: the sum of the exponentials, which hold the NaN, brings it back.
     """
-    return tl.max(value, 0) + tl.sum(tl.where(value != value, value, 0.0), 0)
+    return class_max(value) + class_sum(tl.where(value != value, value, 0.0))
 
 
 @triton.jit
@@ -342,23 +366,23 @@ def region_tiles(
             here = (k == r)[:, None]
             if ACT == SOFTMAX:
                 far = tl.where(chosen[:, None], value, LOWEST)
-                peak = tl.max(far, 0)
-                row = tl.sum(tl.where(chosen[:, None], exp2((far - peak[None, :]) * LOG2E), 0.0), 0)
-                most = tl.maximum(top, peak[None, :], propagate_nan=KEPT)
-                grown = p * exp2((top - most) * LOG2E) + row[None, :] * exp2((peak[None, :] - most) * LOG2E)
+                peak = class_max(far)
+                row = class_sum(tl.where(chosen[:, None], exp2((far - peak) * LOG2E), 0.0))
+                most = tl.maximum(top, peak, propagate_nan=KEPT)
+                grown = p * exp2((top - most) * LOG2E) + row * exp2((peak - most) * LOG2E)
                 p = tl.where(here, grown, p)
                 top = tl.where(here, most, top)
             else:
-                row = tl.sum(tl.where(chosen[:, None], value, 0.0), 0)
-                p += tl.where(here, row[None, :], 0.0)
+                row = class_sum(tl.where(chosen[:, None], value, 0.0))
+                p += tl.where(here, row, 0.0)
             if not HARD:
                 row = largest(tl.where(chosen[:, None], true, 0.0))
-                y = tl.maximum(y, tl.where(here, row[None, :], 0.0), propagate_nan=KEPT)
+                y = tl.maximum(y, tl.where(here, row, 0.0), propagate_nan=KEPT)
     part = p
     if ACT == SOFTMAX:
-        part = tl.where(p == 0, float("-inf"), (top - m[None, :]) * LOG2E + log2(tl.where(p == 0, 1.0, p)))
-        p = exp2(part - log_sum[None, :])
+        part = tl.where(p == 0, float("-inf"), (top - m) * LOG2E + log2(tl.where(p == 0, 1.0, p)))
+        p = exp2(part - log_sum)
     if HARD:
-        place = k[:, None] * C + t[None, :]
-        y = tl.load(member + place, mask=(k < K)[:, None] & (t >= 0)[None, :], other=0).to(W)
+        place = k[:, None] * C + t
+        y = tl.load(member + place, mask=(k < K)[:, None] & (t >= 0), other=0).to(W)
     return p, part, y
