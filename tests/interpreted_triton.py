@@ -181,7 +181,7 @@ class TestAgreement:
             assert_agreement(view, target[..., ::2], 1e-12, activation="softmax", voxel_weight=weight)
 
     def test_every_program_walks_several_tiles(self) -> None:
-        tile = launch.FORWARD[2, 4].voxels
+        tile = launch.tile(2, 0, 4, 3).voxels
         V = tile * launch.PER_PROCESSOR * 2 + 77
         programs, steps = launch.grid(1, V, tile, launch.PER_PROCESSOR)
         assert programs > 1
@@ -482,7 +482,7 @@ class TestTrial:
         input, target = case(3, "softmax", False, dtype=torch.float32)
         right = sums_and_gradient(input, target, activation="softmax")
         real_terms, real_slopes = declared.terms, declared.slopes
-        plus = "plus(sums, w, p, q, a, b, t, m)"
+        plus = "plus(sums, FIRST, w, p, q, a, b, t, m)"
         of_slopes = "slopes(coefficients, p, q, a, b, t, m)"
         broken = {
             "sums": (real_terms, {"PLUS": declared._jit(plus, "return sums")}),
@@ -525,7 +525,7 @@ class TestTrial:
         assert len(lines) == 9
         assert all(line.endswith(" ok") for line in lines)
         real = declared.terms
-        wrong = {"PLUS": declared._jit("plus(sums, w, p, q, a, b, t, m)", "return sums")}
+        wrong = {"PLUS": declared._jit("plus(sums, FIRST, w, p, q, a, b, t, m)", "return sums")}
         monkeypatch.setattr(declared, "terms", lambda *given: real(*given) | wrong)
         monkeypatch.setattr(selftest, "_outcomes", {})
         with (

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from functools import cache
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from softdice.backends.cuda.math import symbols
+from softdice.backends.cuda.math import SIGMOID, SOFTMAX, symbols
 from softdice.statistics.declared import STATISTICS, SYMBOLS, Statistic, function
 
 
@@ -33,7 +34,7 @@ def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
     shared = [not s.names(*SYMBOLS) for s in chosen]
     zeros = ", ".join("lane" if same else "row" for same in shared)
     plus = ", ".join(
-        f"sums[{i}] + w if FIRST else sums[{i}]" if same else f"sums[{i}] + ({s.term}) * w"
+        f"sums[{i}] + w if FIRST else sums[{i}]" if same else f"sums[{i}] + ({_reduced(s.term, constants)}) * w"
         for i, (s, same) in enumerate(zip(chosen, shared, strict=True))
     )
     put = [f"tl.store(partial + (row + {i}) * K + k, {_sum(i, same)}, mask=k < K)" for i, same in enumerate(shared)]
@@ -51,12 +52,16 @@ def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
     A slope with j = dp/dx in it is steep: it is divided by j, which is 1 among the symbols here, and applied when the
     classes have been brought together. The others are straight: dL/dx as they are, and finite where p is 0.
     """
-    chosen = [s for s in _chosen(fields) if s.slope != "0"]
+    chosen = [s for s in _chosen(fields) if _reduced(s.slope, constants) != "0"]
     take = ", ".join(
         f"tl.load(grad + {fields.index(s.name)} * gF + k * gK, mask=inside, other=0.0).to(W)[:, None]" for s in chosen
     )
     steep, straight = (
-        " + ".join(f"coefficients[{i}] * ({s.slope})" for i, s in enumerate(chosen) if s.names("j", slope=True) == way)
+        " + ".join(
+            f"coefficients[{i}] * ({_reduced(s.slope, constants)})"
+            for i, s in enumerate(chosen)
+            if s.names("j", slope=True) == way
+        )
         or "tl.zeros_like(p)"
         for way in (True, False)
     )
@@ -66,6 +71,38 @@ def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
         "SLOPES": _jit("slopes(coefficients, p, q, a, b, t, m)", known, f"return {steep}, {straight}"),
         "SLOPED": len(chosen),
     }
+
+
+class _Reduction(ast.NodeTransformer):
+    """Work out products with 0 and 1, and sums with 0: the compiler may not, because of NaN."""
+
+    def __init__(self, numbers: dict[str, int]) -> None:
+        self.numbers = numbers
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(self.numbers[node.id]) if node.id in self.numbers else node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        a, b = self.visit(node.left), self.visit(node.right)
+        zeros = [isinstance(side, ast.Constant) and side.value == 0 for side in (a, b)]
+        ones = [isinstance(side, ast.Constant) and side.value == 1 for side in (a, b)]
+        if isinstance(node.op, ast.Mult):
+            if any(zeros):
+                return ast.Constant(0)
+            return b if ones[0] else a if ones[1] else ast.BinOp(a, node.op, b)
+        if zeros[0] and isinstance(node.op, ast.Sub):
+            return ast.UnaryOp(ast.USub(), b)
+        return b if zeros[0] else a if zeros[1] else ast.BinOp(a, node.op, b)
+
+
+def _reduced(expression: str, constants: Constants) -> str:
+    """Return an expression without the symbols that are 0 or 1 for an activation."""
+    numbers = {"j": 1}
+    if constants.activation != SIGMOID:
+        numbers |= {"b": 0, "r": 0, "g": 0}
+    if constants.activation == SOFTMAX:
+        numbers |= {"s": 1}
+    return ast.unparse(_Reduction(numbers).visit(ast.parse(expression, mode="eval")))
 
 
 def _chosen(fields: tuple[str, ...]) -> list[Statistic]:
