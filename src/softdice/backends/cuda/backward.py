@@ -32,6 +32,7 @@ from softdice.backends.cuda.math import (
     probabilities,
     places,
     region_tiles,
+    rows,
     softmax_from,
     softmax_rows,
     softmax_tiles,
@@ -52,7 +53,7 @@ def _store(
         dx = dx * w
     if WEIGHTED or IGNORE:
         dx = tl.where(w > 0, dx, 0.0)
-    place = out + (along(c[:, None], oC, OU[1]) + along(v, oV, OU[2]))
+    place = out + (along(c, oC, OU[1]) + along(v, oV, OU[2]))
     tl.store(place, dx.to(out.dtype.element_ty), mask=within(c, inside, C, CT))
 
 
@@ -65,8 +66,8 @@ def _slopes(
     p, q, a, other = probabilities(value, p, d, log_sum, k, K, KT, ACT)
     steep, straight = SLOPES(coefficients, p, q, a, other, y, u)
     if K % KT != 0:
-        steep = tl.where((k < K)[:, None], steep, 0.0)
-        straight = tl.where((k < K)[:, None], straight, 0.0)
+        steep = tl.where(k < K, steep, 0.0)
+        straight = tl.where(k < K, straight, 0.0)
     return p, q, steep, straight
 
 
@@ -90,9 +91,7 @@ def backward_kernel(
         ub = voxel_map + along(b, uB, UU[0])
     ob = out + along(b, oB, OU[0])
     gb = grad + b * gB
-    k = tl.arange(0, KT).to(tl.int64)
-    if K > KT * GROUPS and ACT != SOFTMAX:
-        k += tl.program_id(1) * KT
+    k = rows(tl.program_id(1) * KT if K > KT * GROUPS and ACT != SOFTMAX else 0, KT)
     coefficients = ()  # where there is one set of classes, they stay in registers
     for g in tl.static_range(GROUPS):
         coefficients = coefficients + (TAKE(gb, k + g * KT, gF, gK, k + g * KT < K, W),)
@@ -119,7 +118,7 @@ def backward_kernel(
             p, _q, steep, straight = _slopes(coefficients[0], p, p, part, log_sum, y, u, k, K, KT, ACT, SLOPES)
             slope = p * steep + straight if ACT == SOFTMAX else steep + straight
             for c0 in range(0, C, CT):
-                c = (c0 + tl.arange(0, CT)).to(tl.int64)
+                c = rows(c0, CT)
                 value = class_tile(xb, c, v, inside, w, xC, xV, XU, C, CT, False, 0.0, W)
                 dx = tl.zeros([CT, BV], W)
                 pc = dx
@@ -127,12 +126,12 @@ def backward_kernel(
                     pc, _d = softmax_from(value, m, log_sum)
                 for r in range(K):
                     chosen = tl.load(member + r * C + c, mask=c < C, other=0) > 0
-                    here = (k == r)[:, None]
-                    share = tl.where(chosen[:, None], 1.0, 0.0).to(W)
+                    here = k == r
+                    share = tl.where(chosen, 1.0, 0.0).to(W)
                     if ACT == SOFTMAX:
                         whole = tl.maximum(class_sum(tl.where(here, part, 0.0)), LOWEST, propagate_nan=KEPT)
                         power = (tl.maximum(value, LOWEST, propagate_nan=KEPT) - m) * LOG2E - whole
-                        share = exp2(tl.where(chosen[:, None], power, LOWEST)) - pc
+                        share = exp2(tl.where(chosen, power, LOWEST)) - pc
                     dx += share * class_sum(tl.where(here, slope, 0.0))
                 _store(ob, c, v, inside, dx, w, oC, oV, OU, C, CT, WEIGHTED, IGNORE)
         elif ACT == SOFTMAX and C > KT * GROUPS:  # maximum and sum, then sum_j p_j q_j + k_j, then the gradient
@@ -140,7 +139,7 @@ def backward_kernel(
             dot = tl.zeros([1, BV], W)
             for turn in tl.static_range(2):
                 for c0 in range(0, C, KT):
-                    c = (c0 + tl.arange(0, KT)).to(tl.int64)
+                    c = rows(c0, KT)
                     value = class_tile(xb, c, v, inside, w, xC, xV, XU, C, KT, False, float("-inf"), W)
                     p, d = softmax_from(value, m, log_sum)
                     u = p

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from softdice.backends.cuda.math import SIGMOID, SOFTMAX, symbols
+from softdice.backends.cuda.math import SIGMOID, SOFTMAX, symbols, voxel_sum
 from softdice.statistics.declared import STATISTICS, SYMBOLS, Statistic, function
 
 
@@ -37,7 +37,7 @@ def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
         f"sums[{i}] + w if FIRST else sums[{i}]" if same else f"sums[{i}] + ({_reduced(s.term, constants)}) * w"
         for i, (s, same) in enumerate(zip(chosen, shared, strict=True))
     )
-    put = [f"tl.store(partial + (row + {i}) * K + k, {_sum(i, same)}, mask=k < K)" for i, same in enumerate(shared)]
+    put = [f"tl.store(partial + (row + {i}) * K + k, voxel_sum({'first' if same else 'sums'}[{i}]), mask=k < K)" for i, same in enumerate(shared)]
     return {
         "NOTHING": _jit("nothing(row, lane)", f"return ({zeros},)"),
         "PLUS": _jit("plus(sums, FIRST: tl.constexpr, w, p, q, a, b, t, m)", _known(chosen, constants, slope=False), f"return ({plus},)"),
@@ -54,7 +54,7 @@ def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
     """
     chosen = [s for s in _chosen(fields) if _reduced(s.slope, constants) != "0"]
     take = ", ".join(
-        f"tl.load(grad + {fields.index(s.name)} * gF + k * gK, mask=inside, other=0.0).to(W)[:, None]" for s in chosen
+        f"tl.load(grad + {fields.index(s.name)} * gF + k * gK, mask=inside, other=0.0).to(W)" for s in chosen
     )
     steep, straight = (
         " + ".join(
@@ -117,9 +117,5 @@ def _known(chosen: list[Statistic], constants: Constants, slope: bool) -> str:
     return f"{', '.join(SYMBOLS)} = symbols(p, q, a, b, t, m, {', '.join(map(repr, (*constants, *needed)))})"
 
 
-def _sum(i: int, shared: bool) -> str:
-    return f"tl.zeros_like(k).to(first[{i}].dtype) + tl.sum(first[{i}], 1)" if shared else f"tl.sum(sums[{i}], 1)"
-
-
 def _jit(signature: str, *lines: str) -> Any:
-    return triton.jit(function(signature, "\n    ".join(lines), {"tl": tl, "symbols": symbols}))
+    return triton.jit(function(signature, "\n    ".join(lines), {"tl": tl, "symbols": symbols, "voxel_sum": voxel_sum}))

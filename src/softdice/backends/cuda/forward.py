@@ -24,6 +24,7 @@ from softdice.backends.cuda.math import (
     places,
     probabilities,
     region_tiles,
+    rows,
     softmax_from,
     softmax_rows,
     softmax_tiles,
@@ -74,9 +75,7 @@ def forward_kernel(
     ub = voxel_map
     if MAPPED:
         ub = voxel_map + along(b, uB, UU[0])
-    k = tl.arange(0, KT).to(tl.int64)
-    if K > KT * GROUPS:
-        k += tl.program_id(1) * KT
+    k = rows(tl.program_id(1) * KT if K > KT * GROUPS else 0, KT)
     sums = ()
     for _ in tl.static_range(GROUPS):
         sums = sums + NOTHING(tl.zeros([KT, BV], W), tl.zeros([1, BV], W))
@@ -136,7 +135,7 @@ def forward_kernel(
                 bad_label += wrong_label.to(tl.int32)
             if REGIONS and (ACT == NONE or not HARD):
                 for c0 in range(0, C, CT):
-                    c = (c0 + tl.arange(0, CT)).to(tl.int64)
+                    c = rows(c0, CT)
                     if not HARD:
                         true = class_tile(tb, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
                         bad_target += outside(true, 0.0, 1.0)

@@ -36,6 +36,12 @@ def along(i, step, UNIT: tl.constexpr):
 
 
 @triton.jit
+def rows(c0, CT: tl.constexpr):
+    """Return the numbers of a tile's classes, from the first: [classes, 1], or one number."""
+    return tl.cast(c0, tl.int64) + (0 if CT == 1 else tl.arange(0, CT)[:, None])
+
+
+@triton.jit
 def places(tile, BV: tl.constexpr, VECTOR: tl.constexpr):
     """Return [1, voxels]: the voxels of a tile, of which a thread reads VECTOR neighbours at once."""
     return tl.max_contiguous(tile * BV + tl.arange(0, BV)[None, :], (1, VECTOR))
@@ -69,12 +75,18 @@ def log2(x):
 @triton.jit
 def class_sum(value):
     """Return [1, voxels]: the sum over the classes of a tile."""
-    return tl.sum(value, 0, keep_dims=True)
+    return value if value.shape[0] == 1 else tl.sum(value, 0, keep_dims=True)
 
 
 @triton.jit
 def class_max(value):
-    return tl.max(value, 0, keep_dims=True)
+    return value if value.shape[0] == 1 else tl.max(value, 0, keep_dims=True)
+
+
+@triton.jit
+def voxel_sum(value):
+    """Return [classes, 1], or one number: the sum over the voxels of a tile."""
+    return tl.sum(value) if value.shape[0] == 1 else tl.sum(value, 1, keep_dims=True)
 
 
 @triton.jit
@@ -130,19 +142,19 @@ def class_tile(
     FILL: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Load values by class and voxel; 0 at voxels that do not count, FILL beyond the last class."""
-    place = x + (along(c[:, None], xC, XU[1]) + along(v, xV, XU[2]))
+    place = x + (along(c, xC, XU[1]) + along(v, xV, XU[2]))
     value = tl.load(place, mask=within(c, inside, C, CT), other=0.0).to(W)
     if MASKED:
         value = tl.where(w > 0, value, 0.0)
     if C % CT != 0 and FILL != 0:
-        value = tl.where((c < C)[:, None], value, FILL)
+        value = tl.where((c < C), value, FILL)
     return value
 
 
 @triton.jit
 def within(c, inside, C: tl.constexpr, CT: tl.constexpr):
     """Return where a tile has a class and a voxel."""
-    return inside if C % CT == 0 else (c < C)[:, None] & inside
+    return inside if C % CT == 0 else (c < C) & inside
 
 
 @triton.jit
@@ -164,7 +176,7 @@ def truth_tile(
 ):  # fmt: skip
     """Load targets by class and voxel, before smoothing."""
     if HARD:
-        y = tl.where(t == c.to(tl.int32)[:, None], 1.0, 0.0).to(W)
+        y = tl.where(t == c.to(tl.int32), 1.0, 0.0).to(W)
     else:
         y = class_tile(target, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
     return y
@@ -179,7 +191,7 @@ def softmax_rows(
     m = tl.full([1, BV], LOWEST, W)
     s = tl.zeros([1, BV], W)
     for c0 in range(0, C, CT):
-        c = (c0 + tl.arange(0, CT)).to(tl.int64)
+        c = rows(c0, CT)
         value = class_tile(x, c, v, inside, w, xC, xV, XU, C, CT, MASKED, float("-inf"), W)
         top = tl.maximum(m, class_max(value), propagate_nan=KEPT)
         s = s * exp2((m - top) * LOG2E) + class_sum(exp2((value - top) * LOG2E))
@@ -276,7 +288,7 @@ def probabilities(value, p, d, log_sum, k, K: tl.constexpr, KT: tl.constexpr, AC
         q = complement(p)
         a = (log_sum - d) * LN2 if ACT == SOFTMAX else -log2(not_zero(p)) * LN2
     if K % KT != 0:  # no infinite logarithm beyond the last class
-        a = tl.where((k < K)[:, None], a, 0.0)
+        a = tl.where(k < K, a, 0.0)
     return p, q, a, other
 
 
@@ -356,33 +368,33 @@ def region_tiles(
     y = tl.zeros([KT, BV], W)
     top = tl.full([KT, BV], LOWEST, W)
     for c0 in range(0, C, CT):
-        c = (c0 + tl.arange(0, CT)).to(tl.int64)
+        c = rows(c0, CT)
         value = class_tile(x, c, v, inside, w, xC, xV, XU, C, CT, MASKED, 0.0, W)
         true = value
         if not HARD:
             true = class_tile(target, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
         for r in range(K):
             chosen = tl.load(member + r * C + c, mask=c < C, other=0) > 0
-            here = (k == r)[:, None]
+            here = k == r
             if ACT == SOFTMAX:
-                far = tl.where(chosen[:, None], value, LOWEST)
+                far = tl.where(chosen, value, LOWEST)
                 peak = class_max(far)
-                row = class_sum(tl.where(chosen[:, None], exp2((far - peak) * LOG2E), 0.0))
+                row = class_sum(tl.where(chosen, exp2((far - peak) * LOG2E), 0.0))
                 most = tl.maximum(top, peak, propagate_nan=KEPT)
                 grown = p * exp2((top - most) * LOG2E) + row * exp2((peak - most) * LOG2E)
                 p = tl.where(here, grown, p)
                 top = tl.where(here, most, top)
             else:
-                row = class_sum(tl.where(chosen[:, None], value, 0.0))
+                row = class_sum(tl.where(chosen, value, 0.0))
                 p += tl.where(here, row, 0.0)
             if not HARD:
-                row = largest(tl.where(chosen[:, None], true, 0.0))
+                row = largest(tl.where(chosen, true, 0.0))
                 y = tl.maximum(y, tl.where(here, row, 0.0), propagate_nan=KEPT)
     part = p
     if ACT == SOFTMAX:
         part = tl.where(p == 0, float("-inf"), (top - m) * LOG2E + log2(tl.where(p == 0, 1.0, p)))
         p = exp2(part - log_sum)
     if HARD:
-        place = k[:, None] * C + t
-        y = tl.load(member + place, mask=(k < K)[:, None] & (t >= 0), other=0).to(W)
+        place = k * C + t
+        y = tl.load(member + place, mask=(k < K) & (t >= 0), other=0).to(W)
     return p, part, y
