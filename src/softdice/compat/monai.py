@@ -613,11 +613,8 @@ class DiceFocalLoss(_DiceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validation.number("lambda_dice", self.lambda_dice, 0)
-        validation.number("lambda_focal", self.lambda_focal, 0)
         self.dice = DiceLoss(**self.options(_DiceOptions), weight=self.weight)
-        options = {**self.options(_MonaiLoss), "gamma": self.gamma, "weight": self.weight, "reduction": self.reduction}
-        self.focal = FocalLoss(**options, alpha=self.alpha)
+        self.focal = _focal_part(self, "lambda_dice", self.alpha)
 
     def without_space(self) -> bool:
         """Return whether MONAI's formula for (B, C) is the one for a single voxel."""
@@ -648,15 +645,20 @@ class GeneralizedDiceFocalLoss(_GeneralizedDiceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validation.number("lambda_gdl", self.lambda_gdl, 0)
-        validation.number("lambda_focal", self.lambda_focal, 0)
         self.generalized_dice = GeneralizedDiceLoss(**self.options(_GeneralizedDiceOptions))
-        options = {**self.options(_MonaiLoss), "gamma": self.gamma, "weight": self.weight, "reduction": self.reduction}
-        self.focal = FocalLoss(**options)
+        self.focal = _focal_part(self, "lambda_gdl")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
         return _with_focal(self, "generalized_dice", (self.lambda_gdl, self.lambda_focal), input, target)
+
+
+def _focal_part(loss: Any, factor: str, alpha: float | None = None) -> FocalLoss:
+    """Return the focal term of a sum; raise ValueError if one of its factors, the other of that name, is below 0."""
+    for name in (factor, "lambda_focal"):
+        validation.number(name, getattr(loss, name), 0)
+    names = ("gamma", "weight", "reduction")
+    return FocalLoss(**loss.options(_MonaiLoss), **{name: getattr(loss, name) for name in names}, alpha=alpha)
 
 
 def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tensor, target: Tensor) -> Tensor:

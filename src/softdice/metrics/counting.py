@@ -356,13 +356,9 @@ def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndar
     (None, ...) if the array has more than 256 labels.
     """
     if array.dtype.itemsize == 1:
-        if array.dtype == np.int8:
-            labels = np.arange(256).astype(np.uint8).view(np.int8).astype(np.int64)
-            return labels, _as_bytes
-        return np.arange(256), _as_bytes
-    if array.size == 0:
-        return np.arange(256), lambda piece: piece.astype(np.uint8)
-    low, high = int(array.min()), int(array.max())
+        labels = np.arange(256)
+        return labels.astype(np.uint8).view(np.int8).astype(np.int64) if array.dtype == np.int8 else labels, _as_bytes
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if low >= 0 and high < 256:
         return np.arange(256), lambda piece: piece.astype(np.uint8)
     if high - low < 1 << 20 and high < 2**63:
