@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -103,9 +102,9 @@ def score_folders(
         count = f"{len(table.errors)} of {len(pairs)} cases"
         warnings.warn(f"score_folders: {count} were not scored, see .errors: {table.errors[0]}", stacklevel=2)
     summary = summarise(table)
-    rows = [_numbers(row) for i in range(len(table.cases)) for row in case_rows(table, i)]
-    classes = [_numbers(dict(flat(row))) for row in class_rows(table, summary)]
-    return Scores(rows, classes, _numbers(dict(flat(overall_row(summary)))), table.errors)
+    rows = [row for i in range(len(table.cases)) for row in case_rows(table, i)]
+    classes = [dict(flat(row)) for row in class_rows(table, summary)]
+    return Scores(rows, classes, dict(flat(overall_row(summary))), table.errors)
 
 
 def _text(value: Any, separator: str, equals: str) -> str | None:
@@ -115,12 +114,3 @@ def _text(value: Any, separator: str, equals: str) -> str | None:
     if isinstance(value, Mapping):
         return f"{separator} ".join(f"{name}{equals}{_text(part, ',', equals)}" for name, part in value.items())
     return ",".join(map(str, value)) if isinstance(value, Sequence) else str(value)
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with nan and inf in the place of JSON's None and "inf"."""
-    words = {None: math.nan, "inf": math.inf}
-    names = ("case", "label", "name")
-    return {
-        key: value if key in names or isinstance(value, list) else words.get(value, value) for key, value in row.items()
-    }

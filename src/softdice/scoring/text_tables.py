@@ -11,7 +11,7 @@ from rich.table import Table as Terminal
 from rich.text import Text
 
 from softdice.evaluation.table import DISTANCES, Table
-from softdice.evaluation.text import number, shown
+from softdice.evaluation.text import shown
 from softdice.scoring.comparison import Comparison, mean_ranks
 from softdice.scoring.formats import class_rows, comparison_rows, difference_row, overall_row
 from softdice.scoring.summary import Summary
@@ -179,10 +179,10 @@ def text(value: Any, number_format: str = ".4f") -> str:
 
     The format "d" joins two counts, of the first and of the second predictions.
     """
-    if isinstance(value, int) or (isinstance(value, str) and value != "inf"):
+    if isinstance(value, (int, str)):
         return str(value)
-    low, high = (math.inf if v == "inf" else v for v in (value if isinstance(value, list) else (value, value)))
-    if low is None or math.isnan(low):
+    low, high = value if isinstance(value, list) else (value, value)
+    if math.isnan(low):
         return "-"
     if number_format == "d":
         return f"{low} + {high}" if low or high else "-"
@@ -195,7 +195,7 @@ def done_line(tables: dict[str, Table], summaries: dict[str, Summary], out: Path
     """Return the last line of a run: how many cases, the mean Dice of each set of predictions, and the files."""
     scores = []
     for name, summary in summaries.items():
-        interval = text(number(summary.macro_interval))
+        interval = text(summary.macro_interval.tolist())
         spread = "" if interval == "-" else f" (95 % interval {interval})"
         scores.append(f"{f'{shown(name)} ' if len(tables) > 1 else ''}{text(summary.macro_dice)}{spread}")
     cases = len(next(iter(tables.values())).cases)
