@@ -1,40 +1,19 @@
-"""Box plots of the scores of cases by class, in HTML, and the HTML templates of this folder."""
+"""Box plots of the scores of cases by class, in HTML."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from softdice.evaluation.averages import mean
-from softdice.evaluation.text import shown
+from softdice.scoring.templates import render
 
 _UNSORTED = 12
 """With more classes than this, rows are sorted by their means."""
-
-
-@cache
-def templates() -> Environment:
-    """Return the templates, which escape every text that they show. torch brings jinja2."""
-    environment = Environment(
-        loader=FunctionLoader(lambda name: files("softdice.scoring").joinpath(name).read_text("utf-8")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: shown(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # a browser may break a name behind an underscore, and keeps the two ends of an interval on one line
-    environment.filters["breakable"] = lambda text: Markup(
-        escape(shown(text)).replace("_", Markup("_<wbr>")).replace(" .. ", Markup("&nbsp;.. "))
-    )
-    return environment
 
 
 def box_plots(
@@ -71,8 +50,7 @@ def box_plots(
     def x(value: float) -> str:
         return f"{100 * (value - low) / (high - low):.2f}%"
 
-    template = templates().get_template("plots.html")
-    return Markup(template.render(rows=rows, ticks=ticks, x=x, low=low, high=high, what=what))
+    return render("plots.html", rows=rows, ticks=ticks, x=x, low=low, high=high, what=what)
 
 
 def _box(values: np.ndarray) -> tuple[float, ...] | None:

@@ -8,16 +8,13 @@ from __future__ import annotations
 import datetime
 import math
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from markupsafe import Markup
 
 from softdice.evaluation.averages import mean
 from softdice.evaluation.colours import EXTRA, MISSED, OTHER, RIGHT
@@ -28,8 +25,9 @@ from softdice.scoring.comparison import Comparison
 from softdice.scoring.error_pictures import picture
 from softdice.scoring.formats import MOST_DIFFERENT, difference_row
 from softdice.scoring.options import Options
-from softdice.scoring.plots import box_plots, templates
+from softdice.scoring.plots import box_plots
 from softdice.scoring.summary import Summary, renumbered_line, unnamed_line
+from softdice.scoring.templates import render
 from softdice.scoring.text_tables import (
     HEADINGS,
     MEANINGS,
@@ -83,9 +81,8 @@ def to_html(
     figures = _Figures(options, images or {}, view)
     order = _worst_first(table)
     *others, last = (names[path] for path in tables)
-    environment = templates()
-    environment.filters["with_contents"] = _with_contents
-    return environment.get_template("report.html").render(
+    page = render(
+        "report.html",
         title=f"{', '.join(others) + ' and ' * bool(others)}{last} against {names[truth]}",
         hints=[line for line in (unnamed_line(table), renumbered_line(tables.values())) if line],
         errors=[error for side in tables.values() for error in side.errors],
@@ -107,15 +104,7 @@ def to_html(
         colours=COLOURS,
         version=__version__,
     )
-
-
-def _with_contents(body: Markup) -> Markup:
-    """Return the page's body with a table of contents that links to its headings."""
-    headings = re.findall(r"<h2>(.*?)</h2>", body)
-    numbers = count(1)
-    links = "".join(f"<li><a href='#part{i}'>{heading}</a></li>" for i, heading in enumerate(headings, 1))
-    with_ids = re.sub(r"<h2>", lambda _: f"<h2 id='part{next(numbers)}'>", body)
-    return Markup(f"<nav aria-label='Contents'><ul>{links}</ul></nav>\n{with_ids}")
+    return str(page)
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
