@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.table import Table as Terminal
 from rich.text import Text
 
@@ -114,22 +115,20 @@ def shapes_grid(table: Table, comparison: Comparison) -> Grid:
 
     Distances also say in how many cases the first, and the second, is infinite: these are no pairs.
     """
-    overall = comparison_rows(comparison, table)
-    classes = [(table.label(key), row) for key, row in zip(comparison.keys, overall.pop("classes"), strict=True)]
-    headings = {key: COMPARISON_HEADINGS[key] for key in ("difference", "difference_95", "cases")}
-    headings |= {"infinite": "inf"} if any(shape.infinite.any() for shape in comparison.shapes.values()) else {}
-    headings["p_holm"] = COMPARISON_HEADINGS["p_holm"]
+    with_infinite = any(shape.infinite.any() for shape in comparison.shapes.values())
+    columns = [COMPARISON_HEADINGS[key] for key in ("difference", "difference_95", "cases", "p_holm")]
+    columns[3:3] = ["inf"] * with_infinite
     rows = []
-    for name in comparison.shapes:
+    for name, shape in comparison.shapes.items():
         signed = f"+{_number_format(name)}"
-        formats = {"difference": signed, "difference_95": signed, "p_holm": NUMBER_FORMATS["p_holm"], "infinite": "d"}
-        if len(classes) > 1:
-            macro = text(overall[f"macro_{name}_difference"], signed)
-            rows.append([HEADINGS[name], macro, *[""] * (len(headings) - 1)])
-        for label, row in classes:
-            cells = (text(row.get(f"{name}_{key}", ""), formats.get(key, "")) for key in headings)
-            rows.append([f"{HEADINGS[name]}: {label}", *cells])
-    return Grid(["score: class", *headings.values()], rows, [])
+        if len(comparison.keys) > 1:
+            rows.append([HEADINGS[name], text(shape.macro_difference, signed), *[""] * (len(columns) - 1)])
+        for k, key in enumerate(comparison.keys):
+            cells = [text(shape.difference[k], signed), text(shape.interval[:, k], signed), str(shape.cases[k])]
+            if with_infinite:
+                cells.append(text(shape.infinite[:, k], "d") if name in DISTANCES else "")
+            rows.append([f"{HEADINGS[name]}: {table.label(key)}", *cells, text(shape.p_holm[k], ".3g")])
+    return Grid(["score: class", *columns], rows, [])
 
 
 def models_grid(tables: dict[str, Table], summaries: Sequence[Summary]) -> Grid:
@@ -181,12 +180,13 @@ def text(value: Any, number_format: str = ".4f") -> str:
     """
     if isinstance(value, (int, str)):
         return str(value)
-    low, high = value if isinstance(value, list) else (value, value)
+    several = isinstance(value, (list, np.ndarray))
+    low, high = value if several else (value, value)
     if math.isnan(low):
         return "-"
     if number_format == "d":
         return f"{low} + {high}" if low or high else "-"
-    if isinstance(value, list):
+    if several:
         return f"{low:{number_format}} .. {high:{number_format}}"
     return format(float(low), number_format)
 
@@ -195,7 +195,7 @@ def done_line(tables: dict[str, Table], summaries: dict[str, Summary], out: Path
     """Return the last line of a run: how many cases, the mean Dice of each set of predictions, and the files."""
     scores = []
     for name, summary in summaries.items():
-        interval = text(summary.macro_interval.tolist())
+        interval = text(summary.macro_interval)
         spread = "" if interval == "-" else f" (95 % interval {interval})"
         scores.append(f"{f'{shown(name)} ' if len(tables) > 1 else ''}{text(summary.macro_dice)}{spread}")
     cases = len(next(iter(tables.values())).cases)
