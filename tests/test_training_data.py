@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -264,3 +265,28 @@ def test_real_folders_are_read(name: str, ndim: int, channels: int, tmp_path: Pa
     for number in range(6):
         assert abs(float(cases[number].image.mean())) < 1e-3
         assert cases[number].image.shape[1:] == cases[number].label.shape
+
+
+def test_each_file_is_read_once_where_the_memory_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate("abc"):
+        write_pair(tmp_path, name, np.arange(16.0).reshape(4, 4), np.eye(4, k=number, dtype=np.int64))
+    read: list[str] = []
+    for module in ("cases", "channels"):
+        right = import_module(f"softdice.training.{module}").read_image
+        counted = lambda path, right=right: read.append(f"{path.parent.name}/{path.name}") or right(path)  # noqa: E731
+        monkeypatch.setattr(f"softdice.training.{module}.read_image", counted)
+    files = [f"{part}/{name}.npy" for name in "abc" for part in ("images", "labels")]
+    cases = read_folder(tmp_path)
+    all_bytes = cases.keep_bytes + sum(a.nbytes + b.nbytes for a, b in cases.unscaled.values())
+    for number in (2, 0, 1, 2, 1):
+        assert cases[number].label.tolist() == np.eye(4, k=number).tolist()
+    assert sorted(read) == sorted(files)
+    assert not cases.unscaled
+    assert cases.keep_bytes == all_bytes - 3 * 16 * (4 + 1)  # float32 and a class of one byte
+
+    read.clear()
+    monkeypatch.setattr("softdice.training.cases.memory_bytes", lambda: 2 * 16 * (4 + 8))  # one image and its label
+    cases = read_folder(tmp_path)
+    assert list(cases.unscaled) == [0]
+    assert [cases[number].label.sum() for number in (1, 0, 1)] == [3, 4, 3]
+    assert sorted(read) == sorted([*files, "images/b.npy", "labels/b.npy", "images/b.npy", "labels/b.npy"])
