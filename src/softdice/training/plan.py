@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from softdice.training.config import TrainingError
+from softdice.training.config import refusal
 
 PATCH_VOXELS = {2: 320**2, 3: 64**3}
 """Largest patch on a CPU."""
@@ -86,10 +86,7 @@ def choose_patch(shapes: Sequence[tuple[int, ...]], asked: Sequence[int] | None,
     ndim = len(shapes[0])
     if asked is not None:
         if len(asked) not in (1, ndim):
-            raise TrainingError(
-                f"softdice train: expected a patch of 1 or {ndim} numbers for {ndim}-D images, got {len(asked)}. "
-                "Change --patch."
-            )
+            raise refusal(f"a patch of 1 or {ndim} numbers for {ndim}-D images", len(asked), "Change --patch.")
         return tuple(asked) * ndim if len(asked) == 1 else tuple(asked)
     limit = PATCH_VOXELS[ndim] * (ACCELERATOR_FACTOR if accelerator else 1)
     patch = [_round_up(float(n)) for n in np.median(np.array(shapes), axis=0)]
@@ -187,11 +184,9 @@ def check_memory(patch: Sequence[int], batch_size: int, plan: NetworkPlan, memor
     """
     needed = KEPT_TENSORS * 4 * plan.filters[0] * batch_size * math.prod(patch)
     if needed > memory_bytes:
-        raise TrainingError(
-            f"softdice train: expected a step to fit into {memory_bytes / 2**30:.0f} GiB of memory, got {batch_size} "
-            f"patches of {'x'.join(map(str, patch))}, which take more than {needed / 2**30:.0f}. Lower --batch-size or "
-            "--patch."
-        )
+        patches = f"{batch_size} patches of {'x'.join(map(str, patch))}"
+        expected, got = f"a step to fit into {memory_bytes / 2**30:.0f} GiB of memory", f"{needed / 2**30:.0f}"
+        raise refusal(expected, f"{patches}, which take more than {got}", "Lower --batch-size or --patch.")
 
 
 def _round_up(size: float) -> int:
