@@ -21,6 +21,7 @@ ANGLE_DEGREES, CHANGE = 15, 0.15
 AUGMENTATION = (
     f"turned by up to {ANGLE_DEGREES} degrees, scaled by up to {CHANGE:.0%}, changes of brightness and contrast, noise"
 )
+BOTH = ("image", "label")
 KEPT_VOXELS = 1000
 """Voxels of each class whose position is remembered for that."""
 
@@ -36,9 +37,12 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self, cases: Cases, numbers: Sequence[int], patch: Sequence[int], seed: int, mirror: str | None = None
     ) -> None:
+        from monai.transforms import SpatialPadd
+
         self.cases, self.numbers, self.patch, self.seed = cases, list(numbers), tuple(patch), seed
         self.foreground_share = FOREGROUND_SHARE
         mirror = choose_mirror(cases, numbers)[0] if mirror is None else mirror
+        self.pad = SpatialPadd(BOTH, self.patch)
         self.augment = _augmentation(self.patch, mirrored_axes(cases, mirror))
         self.positions: dict[int, list[np.ndarray]] = {}
 
@@ -52,7 +56,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         window = tuple(slice(s, s + p) for s, p in zip(self._start(which, case, rng), self.patch, strict=True))
         image, label = case.image[(slice(None), *window)].copy(), case.label[(None, *window)].copy()
         self.augment.set_random_state(seed=int(rng.integers(2**32)))
-        pair = self.augment({"image": torch.from_numpy(image), "label": torch.from_numpy(label)})
+        pair = self.augment(self.pad({"image": torch.from_numpy(image), "label": torch.from_numpy(label)}))
         return _plain(pair["image"]).float(), _plain(pair["label"])[0].to(torch.uint8)
 
     def _start(self, which: int, case: Case, rng: np.random.Generator) -> list[int]:
@@ -115,7 +119,7 @@ def mirrored_axes(cases: Cases, mirror: str) -> list[int]:
 
 
 def _augmentation(patch: Sequence[int], mirrored: Sequence[int]) -> Any:
-    """Return the transform of MONAI that pads a patch to its size and augments it as `AUGMENTATION` says."""
+    """Return the transform of MONAI that augments a patch; `AUGMENTATION` says it in words."""
     from monai.transforms import (
         Compose,
         RandAdjustContrastd,
@@ -124,21 +128,18 @@ def _augmentation(patch: Sequence[int], mirrored: Sequence[int]) -> Any:
         RandGaussianNoised,
         RandScaleIntensityd,
         RandShiftIntensityd,
-        SpatialPadd,
     )
 
-    both, share = ("image", "label"), CHANGE
     affine = {
         "rotate_range": [np.deg2rad(ANGLE_DEGREES)] * (3 if len(patch) == 3 else 1),
-        "scale_range": [share] * len(patch),
+        "scale_range": [CHANGE] * len(patch),
     }
     return Compose(
         [
-            SpatialPadd(both, patch),
-            *(RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in mirrored),
-            RandAffined(both, prob=0.3, mode=("bilinear", "nearest"), padding_mode="zeros", **affine),
-            RandScaleIntensityd("image", factors=share, prob=0.5),
-            RandShiftIntensityd("image", offsets=share, prob=0.5),
+            *(RandFlipd(BOTH, prob=0.5, spatial_axis=axis) for axis in mirrored),
+            RandAffined(BOTH, prob=0.3, mode=("bilinear", "nearest"), padding_mode="zeros", **affine),
+            RandScaleIntensityd("image", factors=CHANGE, prob=0.5),
+            RandShiftIntensityd("image", offsets=CHANGE, prob=0.5),
             RandAdjustContrastd("image", prob=0.2, gamma=(0.7, 1.5)),
             RandGaussianNoised("image", prob=0.15, std=0.1),
         ]
