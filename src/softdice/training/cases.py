@@ -12,10 +12,10 @@ import numpy as np
 from softdice.images.files import Image, read_image
 from softdice.images.geometry import extended, one_frame, one_shape, reversed_shape
 from softdice.images.labels import colours, labels, one_palette
+from softdice.images.orientation import check_turned, lies, turned_like
 from softdice.training.channels import ONE_FORMAT, Reading, emptiness, lonely_value, read_channels, scaled, size
 from softdice.training.config import refusal
 from softdice.training.layout import find_layout
-from softdice.training.orientation import check_turned, lies, turned_like
 from softdice.training.places import LEAST_OBJECTS, Places, are_objects, places
 
 MAX_CLASSES = 256

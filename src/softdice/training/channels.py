@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import FileError, Image, read_image
+from softdice.images.orientation import axes_of, check_turned, turn_of, turned, turned_like, unturned
 from softdice.training.config import refusal
-from softdice.training.orientation import axes_of, check_turned, turn_of, turned, turned_like, unturned
 from softdice.validation import package
 
 PERCENTILES = (0.5, 99.5)
@@ -97,7 +97,7 @@ class Reading:
 def read_channels(
     files: Files, *, ignore_geometry: bool = False, nodata: float | None = None, as_stored: bool = False
 ) -> Reading:
-    """Read the channels of an image, turned as `softdice.training.orientation` says, unless `as_stored`.
+    """Read the channels of an image, turned as `softdice.images.orientation` says, unless `as_stored`.
 
     Raises:
         FileError: a file cannot be read, a channel is missing, or channels differ in shape or place.

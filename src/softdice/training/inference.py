@@ -26,11 +26,11 @@ from softdice.images.files import (
     write_image,
     written_beside,
 )  # fmt: skip
+from softdice.images.orientation import lies, turned_back
 from softdice.training.channels import Files, channel_files, read_channels, scaled
 from softdice.training.checkpoint import load_checkpoint, load_network, made_folder
 from softdice.training.config import TrainingError, no_memory, refusal
 from softdice.training.evaluate import label_image
-from softdice.training.orientation import lies, turned_back
 
 COMMAND = "softdice predict"
 

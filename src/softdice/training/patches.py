@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from softdice.images.orientation import axis_number
 from softdice.training.cases import Case, Cases
 from softdice.training.config import refusal
-from softdice.training.orientation import axis_number
 from softdice.training.places import exchanged
 
 FOREGROUND_SHARE = 0.5

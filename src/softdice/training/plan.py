@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from softdice.training.config import refusal
+
+if TYPE_CHECKING:
+    from softdice.training.module import Segmenter
 
 PATCH_VOXELS = {2: 320**2, 3: 64**3}
 """Largest patch on a CPU."""
@@ -33,6 +37,8 @@ LEAST_PATCH = {2: 128, 3: 32}
 """A patch is not cut below, along any axis, to save time: what a step takes beside its voxels then outweighs them."""
 LEAST_BATCH = {2: 1, 3: 2}
 """Nor a batch: on a CPU torch convolves a single small volume by other code, for longer than two at once."""
+TIMED_STEPS, TIMED_S = 3, 3.0
+"""Steps that are timed, and the seconds after which no further one is."""
 KEPT_TENSORS = 4
 """Of first filters and of 4 bytes a voxel, that a step holds at the very least."""
 
@@ -65,10 +71,6 @@ class NetworkPlan:
         )
         apart = self.spatial_ndim == 3 and not torch.cuda.is_available()
         return network.to(memory_format=torch.channels_last_3d) if apart else network
-
-    def plain(self) -> dict[str, Any]:
-        """Return a dict of numbers and lists."""
-        return asdict(self)
 
 
 def choose_patch(shapes: Sequence[tuple[int, ...]], asked: Sequence[int] | None, accelerator: bool) -> tuple[int, ...]:
@@ -174,6 +176,32 @@ def fit(
         else:
             break
     return patch, batch_size, first, took
+
+
+def step_seconds(module: Segmenter, device: torch.device, precision: str) -> float:
+    """Return the seconds of a step, patches and all: the fastest of three, as other programs only slow it down.
+
+    One of a single patch warms up before. Slow steps are not repeated.
+
+    The module is spent afterwards. The state of random numbers is left as it was.
+    """
+    module.to(device).train()
+    optimizer = module.configure_optimizers()
+    times: list[float] = []
+    for size in (1, *[module.batch_size] * TIMED_STEPS):
+        started = time.monotonic()
+        pairs = [module.patches[(0, number)] for number in range(size)]
+        image, label = (torch.stack(part).to(device) for part in zip(*pairs, strict=True))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = module.training_step((image, label), 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()  # waits for an accelerator
+        times.append(time.monotonic() - started)
+        if sum(times[1:]) > TIMED_S:
+            break
+    return min(times[1:])
 
 
 def check_memory(patch: Sequence[int], batch_size: int, plan: NetworkPlan, memory_bytes: int) -> None:

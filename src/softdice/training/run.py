@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -51,9 +51,9 @@ from softdice.training.plan import (
     choose_network,
     choose_patch,
     fit,
+    step_seconds,
 )
 from softdice.training.results import history_csv, write_results
-from softdice.training.timing import step_seconds
 from softdice.training.together import LeftToTorchrun, SilencedError, alike, devices, is_first, lost, together
 
 LEAST_STEPS = 24
@@ -246,7 +246,7 @@ def _prepare(
     module = make(patch, batch_size, first)
     kept = {"patch": list(patch), "batch_size": batch_size}
     kept |= {name: getattr(config, name) for name in ("epochs", "max_minutes", "max_steps")}
-    return module, held_out, {"network": network(patch, first).plain(), "data": data, "settings": {**settings, **kept}}
+    return module, held_out, {"network": asdict(network(patch, first)), "data": data, "settings": {**settings, **kept}}
 
 
 def _fit_to_time(
