@@ -17,7 +17,7 @@ from softdice.images.image import FileError, Image
 
 RAS = "RAS"
 LETTERS = {RAS: "xyz"}
-"""Axes of a patient by the letters of `softdice train --mirror`: x from left to right, y to the front, z to the head."""
+"""Axes of a patient by the letters of `train --mirror`: x from left to right, y to the front, z to the head."""
 
 
 def axes_of(image: Image) -> str:

@@ -148,7 +148,7 @@ def read_folder(
     ignore = layout.ignore if ignore is None else ignore
     object_class = 2 if ignore == 1 else 1
     most = MAX_CLASSES - (ignore is not None)
-    readings: list[Reading] = []  # without their voxels
+    channels: list[int] = []
     values: set[int] = set()
     palettes: dict[int, tuple[str, str]] = {}
 
@@ -180,7 +180,9 @@ def read_folder(
     for number, name in enumerate(names):
         path, label_path = images[name][min(images[name])], layout.labels[name]
         reading, stored_label, label = read_pair(name)
-        _check_axes(path, reading, images[names[0]][0], readings[0] if readings else reading)
+        if number == 0:
+            cases.spatial_ndim, cases.axes = reading.stored.spatial_ndim, reading.axes
+        _check_axes(path, reading, cases, "" if number == 0 else images[names[0]][0].name)
         if problem := emptiness(reading.array, reading.joint):
             cases.empty[name] = problem
         if outlier := lonely_value([reading.array] if reading.joint else [*reading.array]):
@@ -204,23 +206,21 @@ def read_folder(
         cases.present.append(present)
         cases.shapes.append(reading.shape)
         cases.keep_unscaled(number, reading.array, numbers)
-        readings.append(reading.emptied())
+        channels.append(len(reading.array))
+        cases.joint, cases.placed = cases.joint and reading.joint, cases.placed or reading.stored.placed
     if len(values) < 2:
         beside = "" if ignore is None else f" beside {ignore}, which is left out"
         got = f"only {', '.join(map(str, values)) or 'none'}{beside}"
         expected = f"at least two label values in {layout.labels[names[0]].parent}"
         raise refusal(expected, got, "There is nothing to tell apart.")
-    cases.joint, cases.channels = all(r.joint for r in readings), max(len(r.array) for r in readings)
-    for name, reading in zip(names, readings, strict=True):
-        grey = cases.joint and len(reading.array) == 1  # beside coloured ones
-        if len(reading.array) != cases.channels and not grey:
+    cases.channels = max(channels)
+    for name, count in zip(names, channels, strict=True):
+        if count != cases.channels and not (cases.joint and count == 1):  # a grey one beside coloured ones
             expected = f"{'1 or ' * cases.joint}{cases.channels} channels as in the other images"
-            raise refusal(expected, len(reading.array), "Convert it.", path=images[name][0])
+            raise refusal(expected, count, "Convert it.", path=images[name][0])
     cases.values = ordered = sorted(values)
     names_by_value = {0: "background", object_class: "foreground"} if foreground else layout.label_names
     cases.class_names = _class_names(ordered, names_by_value)
-    cases.spatial_ndim, cases.axes = readings[0].stored.spatial_ndim, readings[0].axes
-    cases.placed = any(reading.stored.placed for reading in readings)
     every = sorted({*ordered, *(() if ignore is None else (ignore,))})
     known = np.array(every, np.int64 if every[-1] < 2**63 else np.uint64 if every[0] >= 0 else object)
     classes = np.array([IGNORED if value == ignore else ordered.index(value) for value in every], np.uint8)
@@ -234,14 +234,14 @@ def _class_names(values: Sequence[int], names: Mapping[int, str]) -> list[str]:
     return named if len(set(named)) == len(named) else plain
 
 
-def _check_axes(path: Path, reading: Reading, first_path: Path, first: Reading) -> None:
-    """Raise TrainingError unless an image has 2 or 3 axes, as many as the first image, and in the same order."""
-    ndim, ndims = reading.stored.spatial_ndim, first.stored.spatial_ndim
-    if ndim not in (2, 3) or ndim != ndims:
-        expected = f"{'2-D or 3-D' if reading is first else f'{ndims}-D'} images only"
+def _check_axes(path: Path, reading: Reading, cases: Cases, first: str) -> None:
+    """Raise TrainingError unless an image has 2 or 3 axes, as many as that named `first`, and in the same order."""
+    ndim = reading.stored.spatial_ndim
+    if ndim not in (2, 3) or ndim != cases.spatial_ndim:
+        expected = f"{f'{cases.spatial_ndim}-D' if first else '2-D or 3-D'} images only"
         raise refusal(expected, f"a {ndim}-D one", "Put each kind into a folder of its own.", path=path)
-    if reading.axes != first.axes:
-        expected = f"an image {lies(first.axes)}, as {first_path.name}"
+    if reading.axes != cases.axes:
+        expected = f"an image {lies(cases.axes)}, as {first}"
         raise refusal(expected, f"one {lies(reading.axes)}", "Save all images in one format.", path=path)
 
 

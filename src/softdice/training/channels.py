@@ -88,11 +88,6 @@ class Reading:
         """Sizes of the spatial axes, turned."""
         return self.array.shape[1:]
 
-    def emptied(self) -> Reading:
-        """Return the same with voxels that take no memory."""
-        stored, array = (np.broadcast_to(np.uint8(0), each.shape) for each in (self.stored.array, self.array))
-        return replace(self, stored=replace(self.stored, array=stored), array=array)
-
 
 def read_channels(
     files: Files, *, ignore_geometry: bool = False, nodata: float | None = None, as_stored: bool = False
