@@ -20,6 +20,7 @@ from softdice.training.cases import Cases
 from softdice.training.config import TrainingError, refusal
 from softdice.training.evaluate import count, mean_dice
 from softdice.training.patches import Patches, epoch_keys
+from softdice.training.plan import FINISH_S
 from softdice.training.together import SilencedError
 
 WEIGHT_DECAY = 1e-4
@@ -29,8 +30,6 @@ WARM_UP = 0.02
 """Share of the run in which the learning rate rises."""
 ROUNDS = 12
 """Epochs that a budget of time holds at least; where a pass over the data takes longer, an epoch is a part of one."""
-FINISH_S = 6.0
-"""What curves, pictures and summary take at the end, beside the predictions."""
 
 
 class Reporter(Protocol):

@@ -1,4 +1,4 @@
-"""Plan of a run: patch, batch and network that suit the images and the machine."""
+"""Plan of a run: patch, batch and network that suit the images, the machine and the minutes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from softdice.training.config import refusal
 
 if TYPE_CHECKING:
-    from softdice.training.module import Segmenter
+    from softdice.training.module import Budget, Segmenter
 
 PATCH_VOXELS = {2: 320**2, 3: 64**3}
 """Largest patch on a CPU."""
@@ -39,6 +40,12 @@ LEAST_BATCH = {2: 1, 3: 2}
 """Nor a batch: on a CPU torch convolves a single small volume by other code, for longer than two at once."""
 TIMED_STEPS, TIMED_S = 3, 3.0
 """Steps that are timed, and the seconds after which no further one is."""
+TRAINING_SHARE = 0.8
+"""Of the minutes left, so much is for steps; the rest for validation, the scores of the held-out cases and pictures."""
+PREDICTION_SHARE = 0.5
+"""Seconds per voxel of a prediction, in those of a step, before they are measured."""
+FINISH_S = 6.0
+"""What curves, pictures and summary take at the end, beside the predictions."""
 KEPT_TENSORS = 4
 """Of first filters and of 4 bytes a voxel, that a step holds at the very least."""
 
@@ -176,6 +183,60 @@ def fit(
         else:
             break
     return patch, batch_size, first, took
+
+
+def fit_to_minutes(
+    make: Callable[[tuple[int, ...], int, int], Segmenter],
+    patch: tuple[int, ...],
+    batch_size: int,
+    settings: dict[str, Any],
+    budget: Budget,
+    end_voxels: int,
+    line: Callable[[str], None],
+) -> tuple[tuple[int, ...], int, int, str]:
+    """Return patch, batch and first filters of which enough steps fit into the minutes, and why.
+
+    Sets what the budget knows of a step and of the end, and torch's number of threads.
+
+    Args:
+        make: patch, batch and first filters -> what is trained, to be timed.
+        patch, batch_size: what suits the data.
+        settings: of the run. budget: with its minutes.
+        end_voxels: of the images that are predicted at the end.
+        line: takes a line for the user.
+    """
+    assert budget.seconds is not None
+    accelerator = torch.cuda.is_available()
+
+    def step_s(first: int, patch: tuple[int, ...] = patch, batch_size: int = batch_size) -> float:
+        with torch.random.fork_rng(devices=[0] if accelerator else []):
+            device = torch.device("cuda" if accelerator else "cpu")
+            return step_seconds(make(patch, batch_size, first), device, settings["precision"])
+
+    fixed = {f"fixed_{name}": settings[name] is not None for name in ("patch", "batch_size")}
+    narrow_s, threads = step_s(NARROW[accelerator]), torch.get_num_threads()
+    if threads > 1 and not accelerator:  # where other programs want the cores, threads mostly wait for each other
+        torch.set_num_threads(1)
+        if (alone_s := step_s(NARROW[accelerator])) < narrow_s:
+            narrow_s, threads = alone_s, 1
+        torch.set_num_threads(threads)
+    left_s = TRAINING_SHARE * (budget.seconds - budget.elapsed_s())  # compiling may have taken some
+    wide_s = partial(step_s, FIRST_FILTERS[accelerator])
+    chosen, batch, first, took = fit(patch, batch_size, accelerator, left_s, narrow_s, wide_s, **fixed)
+    if (chosen, batch) != (patch, batch_size):
+        took = step_s(first, chosen, batch)  # not all that a step takes is by its voxels
+    budget.step_s = took
+    budget.reserve_s = FINISH_S + PREDICTION_SHARE * took * end_voxels / (batch * math.prod(chosen))
+    steps = max(0, round(left_s / took))
+    width = f"{first} first filters, {threads} thread{'s' * (threads > 1)}"
+    why = f"{width}, since a step takes {took:.2g} s and about {steps} fit"
+    if steps < FEW_STEPS:
+        enough = math.ceil(budget.seconds / 60 * ENOUGH_STEPS / max(1, steps))
+        line(
+            f"About {steps} steps fit into {budget.seconds / 60:g} minutes, and fewer than {FEW_STEPS} learn little. "
+            f"Give --max-minutes {enough}, or a smaller --patch."
+        )
+    return chosen, batch, first, why
 
 
 def step_seconds(module: Segmenter, device: torch.device, precision: str) -> float:

@@ -8,10 +8,9 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,21 +37,9 @@ from softdice.training.config import (
 )
 from softdice.training.layout import check_out
 from softdice.training.loss_names import parse_loss
-from softdice.training.module import FINISH_S, Budget, Reporter, Segmenter, Silent
+from softdice.training.module import Budget, Reporter, Segmenter, Silent
 from softdice.training.patches import AUGMENTATION, choose_mirror, mirrored_axes
-from softdice.training.plan import (
-    ENOUGH_STEPS,
-    FEW_STEPS,
-    FIRST_FILTERS,
-    NARROW,
-    NetworkPlan,
-    check_memory,
-    choose_batch,
-    choose_network,
-    choose_patch,
-    fit,
-    step_seconds,
-)
+from softdice.training.plan import NetworkPlan, check_memory, choose_batch, choose_network, choose_patch, fit_to_minutes
 from softdice.training.results import history_csv, write_results
 from softdice.training.together import LeftToTorchrun, SilencedError, alike, devices, is_first, lost, together
 
@@ -61,10 +48,6 @@ LEAST_STEPS = 24
 VALIDATION_CASES = 8
 VALIDATION_SHARE = 0.25
 """Most voxels that are predicted after an epoch, as a share of those trained on in it."""
-TRAINING_SHARE = 0.8
-"""Of the minutes left, so much is for steps; the rest for validation, the scores of the held-out cases and pictures."""
-PREDICTION_SHARE = 0.5
-"""Seconds per voxel of a prediction, in those of a step, before they are measured."""
 READING = ("round", "ignore_geometry", "ignore", "nodata", "foreground")
 """Settings of `read_folder`."""
 GRADIENT_NORM = 5.0
@@ -236,8 +219,8 @@ def _prepare(
         batch_size = choose_batch(patch, settings["batch_size"], accelerator)
         if budget.seconds is not None and ranks is None and count == 1:
             end_voxels = sum(math.prod(cases.shapes[number]) for number in held_out)
-            patch, batch_size, first, why = _fit_to_time(
-                make, patch, batch_size, settings, budget, end_voxels, reporter
+            patch, batch_size, first, why = fit_to_minutes(
+                make, patch, batch_size, settings, budget, end_voxels, reporter.line
             )
     data = _describe(cases, training, held_out, patch, batch_size) | {"plan": why, "augmentation": augmentation}
     if stored is not None:
@@ -247,50 +230,6 @@ def _prepare(
     kept = {"patch": list(patch), "batch_size": batch_size}
     kept |= {name: getattr(config, name) for name in ("epochs", "max_minutes", "max_steps")}
     return module, held_out, {"network": asdict(network(patch, first)), "data": data, "settings": {**settings, **kept}}
-
-
-def _fit_to_time(
-    make: Callable[[tuple[int, ...], int, int], Segmenter],
-    patch: tuple[int, ...],
-    batch_size: int,
-    settings: dict[str, Any],
-    budget: Budget,
-    end_voxels: int,
-    reporter: Reporter,
-) -> tuple[tuple[int, ...], int, int, str]:
-    """Return patch, batch and first filters of which enough steps fit into the minutes, and why."""
-    assert budget.seconds is not None
-    accelerator = torch.cuda.is_available()
-
-    def step_s(first: int, patch: tuple[int, ...] = patch, batch_size: int = batch_size) -> float:
-        with torch.random.fork_rng(devices=[0] if accelerator else []):
-            device = torch.device("cuda" if accelerator else "cpu")
-            return step_seconds(make(patch, batch_size, first), device, settings["precision"])
-
-    fixed = {f"fixed_{name}": settings[name] is not None for name in ("patch", "batch_size")}
-    narrow_s, threads = step_s(NARROW[accelerator]), torch.get_num_threads()
-    if threads > 1 and not accelerator:  # where other programs want the cores, threads mostly wait for each other
-        torch.set_num_threads(1)
-        if (alone_s := step_s(NARROW[accelerator])) < narrow_s:
-            narrow_s, threads = alone_s, 1
-        torch.set_num_threads(threads)
-    left_s = TRAINING_SHARE * (budget.seconds - budget.elapsed_s())  # compiling may have taken some
-    wide_s = partial(step_s, FIRST_FILTERS[accelerator])
-    chosen, batch, first, took = fit(patch, batch_size, accelerator, left_s, narrow_s, wide_s, **fixed)
-    if (chosen, batch) != (patch, batch_size):
-        took = step_s(first, chosen, batch)  # not all that a step takes is by its voxels
-    budget.step_s = took
-    budget.reserve_s = FINISH_S + PREDICTION_SHARE * took * end_voxels / (batch * math.prod(chosen))
-    steps = max(0, round(left_s / took))
-    width = f"{first} first filters, {threads} thread{'s' * (threads > 1)}"
-    why = f"{width}, since a step takes {took:.2g} s and about {steps} fit"
-    if steps < FEW_STEPS:
-        enough = math.ceil(budget.seconds / 60 * ENOUGH_STEPS / max(1, steps))
-        reporter.line(
-            f"About {steps} steps fit into {budget.seconds / 60:g} minutes, and fewer than {FEW_STEPS} learn little. "
-            f"Give --max-minutes {enough}, or a smaller --patch."
-        )
-    return chosen, batch, first, why
 
 
 class _Saver(pl.Callback):
