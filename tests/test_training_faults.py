@@ -23,7 +23,7 @@ from rich.console import Console
 
 from softdice.cli.progress import Bar
 from softdice.images.files import read_image
-from softdice.training import PredictionError, TrainConfig, TrainingError, pictures, predict, run, train
+from softdice.training import PredictionError, TrainConfig, TrainingError, pictures, plan, predict, train
 from softdice.training.cases import Case, Cases, read_folder
 from softdice.training.checkpoint import load_checkpoint, save_checkpoint
 from softdice.training.loss_names import loss_names, parse_loss
@@ -440,7 +440,7 @@ def test_minutes_hold_several_validations_and_the_plan_is_told(tmp_path: Path) -
 def test_one_thread_is_taken_where_it_is_faster_and_the_others_come_back(
     alone_s: float, expected: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "step_seconds", lambda *rest: alone_s if torch.get_num_threads() == 1 else 1.0)
+    monkeypatch.setattr(plan, "step_seconds", lambda *rest: alone_s if torch.get_num_threads() == 1 else 1.0)
     torch.set_num_threads(2)
     try:
         summary = train(config(data, tmp_path, max_minutes=1, max_steps=1))
@@ -452,7 +452,7 @@ def test_one_thread_is_taken_where_it_is_faster_and_the_others_come_back(
 
 
 def test_too_little_time_is_told_before_the_start(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "step_seconds", lambda *rest: 1.0)
+    monkeypatch.setattr(plan, "step_seconds", lambda *rest: 1.0)
     result = call("train", data, "--out", tmp_path, "--loss", "dice", "--max-minutes", 0.05, "--max-steps", 1)
     assert "steps fit into 0.05 minutes, and fewer than 100 learn little. Give --max-minutes" in result.output
 

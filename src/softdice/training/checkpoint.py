@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from softdice.images.files import written_beside
-from softdice.training.config import TrainConfig, TrainingError
+from softdice.training.config import TrainConfig, TrainingError, refusal
 from softdice.training.plan import NetworkPlan
 
 FORMAT = "softdice-model"
@@ -170,6 +170,5 @@ def _require(what: str, holds: bool) -> None:
 
 
 def _not_ours(path: Path, got: str) -> TrainingError:
-    return TrainingError(
-        f"softdice: {path}: expected a model that softdice train wrote, got {got}. Give the path of a model.ckpt."
-    )
+    expected, advice = "a model that softdice train wrote", "Give the path of a model.ckpt."
+    return refusal(expected, got, advice, path=path, command="softdice")

@@ -27,12 +27,14 @@ from softdice.images.files import (
     write_image,
     written_beside,
 )  # fmt: skip
+from softdice.images.orientation import lies, turned_back
 from softdice.training.channels import Files, channel_files, read_channels, scaled
 from softdice.training.checkpoint import load_checkpoint, load_network, made_folder
-from softdice.training.config import TrainingError, no_memory
+from softdice.training.config import TrainingError, no_memory, refusal
 from softdice.training.decision import ARGMAX, Decision, cut
 from softdice.training.evaluate import logits_of
-from softdice.training.orientation import lies, turned_back
+
+COMMAND = "softdice predict"
 
 
 class PredictionError(TrainingError):
@@ -88,7 +90,7 @@ def predict(
     several = images.is_dir() and not is_store(images)
     listed = list_images(images) if several else {(image_name(images) or (images.name, ""))[0]: images}
     if not listed or not images.exists():
-        raise TrainingError(f"softdice predict: expected images in {images}, got none. Check the path.")
+        raise refusal(f"images in {images}", "none", "Check the path.", command=COMMAND)
     by_channel = content["data"].get("by_channel", False)
     cases = channel_files(listed) if by_channel else {stem: {0: path} for stem, path in listed.items()}
     if by_channel and not several:  # the other channels lie beside it
@@ -96,19 +98,16 @@ def predict(
         cases = {name: beside.get(name, files) for name, files in cases.items()}
     paths = [files[min(files)] for files in cases.values()]
     if out.resolve() == paths[0].parent.resolve():
-        raise TrainingError(
-            f"softdice predict: expected OUT to be another folder than that of the images, got {out} for both. "
-            "The masks would replace the images."
-        )
+        expected = "OUT to be another folder than that of the images"
+        raise refusal(expected, f"{out} for both", "The masks would replace the images.", command=COMMAND)
     suffixes = [(image_name(path) or ("", ""))[1] for path in paths]
     places = [out / (name + (suffix and mask_suffix(suffix))) for name, suffix in zip(cases, suffixes, strict=True)]
     table = None if confidence is None else Path(confidence)
     taken = [place for place in (*places, *([] if table is None else [table])) if os.path.lexists(place)]
     if taken and not overwrite:
-        raise TrainingError(
-            f"softdice predict: expected no file in the place of a mask, got {len(taken)}, the first {taken[0]}. "
-            "Choose another OUT, or pass --overwrite to replace them."
-        )
+        advice = "Choose another OUT, or pass --overwrite to replace them."
+        got = f"{len(taken)}, the first {taken[0]}"
+        raise refusal("no file in the place of a mask", got, advice, command=COMMAND)
     if content["data"]["spatial_ndim"] == 3 and "orientation" not in content["data"]:
         line(
             f"{checkpoint} does not say how the volumes of its training lie: images are taken as they are stored, and "
@@ -122,7 +121,7 @@ def predict(
     written: list[Path] = []
     errors: list[str] = []
     sure: dict[str, list[float]] = {}
-    with made_folder(out, "softdice predict", "OUT"):
+    with made_folder(out, COMMAND, "OUT"):
         for number, (path, files, place) in enumerate(zip(paths, cases.values(), places, strict=True)):
             try:
                 image, mask, by_class = _mask(network, path, files, content, device, thresholds, table is not None)
@@ -158,23 +157,17 @@ def _mask(
     joint = data.get("joint", True)  # as every model was scaled whose checkpoint does not say
     grey = array.shape[0] == 1 and joint
     if image.spatial_ndim != data["spatial_ndim"] or not (grey or array.shape[0] == data["channels"]):
-        raise TrainingError(
-            f"softdice predict: {path}: expected a {data['spatial_ndim']}-D image with {data['channels']} "
-            f"channel(s), as in training, got a {image.spatial_ndim}-D one with {array.shape[0]}. Convert it, "
-            "or take another model."
-        )
+        expected = f"a {data['spatial_ndim']}-D image with {data['channels']} channel(s), as in training"
+        got = f"a {image.spatial_ndim}-D one with {array.shape[0]}"
+        raise refusal(expected, got, "Convert it, or take another model.", path=path, command=COMMAND)
     if orientation not in (None, reading.axes):
-        raise TrainingError(
-            f"softdice predict: {path}: expected an image {lies(orientation)}, as those of the training, got one "
-            f"{lies(reading.axes)}. Save it in the format of those."
-        )
+        expected, got = f"an image {lies(orientation)}, as those of the training", f"one {lies(reading.axes)}"
+        raise refusal(expected, got, "Save it in the format of those.", path=path, command=COMMAND)
     lacking = [number for number, channel in enumerate([array] if joint else array) if not np.isfinite(channel).any()]
     if lacking:
         where = "" if joint else f" in channel {lacking[0]}"
-        raise TrainingError(
-            f"softdice predict: {path}: expected finite values, got none{where}. A mask of it would mean nothing; look "
-            "at the file."
-        )
+        advice = "A mask of it would mean nothing; look at the file."
+        raise refusal("finite values", f"none{where}", advice, path=path, command=COMMAND)
     array = scaled(np.broadcast_to(array, (data["channels"], *array.shape[1:])), joint)
     logits = logits_of(network, torch.from_numpy(array).to(device), data["patch"])
     labels, by_class = cut(logits, thresholds), []
@@ -187,12 +180,11 @@ def _mask(
 def _thresholds(content: dict[str, Any], decide: str | None, checkpoint: str | Path) -> list[float] | None:
     """Return where to cut each class, None for the argmax."""
     if decide not in (None, "tuned", "argmax"):
-        raise TrainingError(f"softdice predict: expected decide to be tuned or argmax, got {decide}. Change --decide.")
+        raise refusal("decide to be tuned or argmax", decide, "Change --decide.", command=COMMAND)
     if decide == "tuned" and "decision" not in content:
-        raise TrainingError(
-            f"softdice predict: expected a model with tuned thresholds, got {checkpoint}, whose run did not end or is "
-            "of an earlier softdice. Leave out --decide, or finish the run with softdice train --resume."
-        )
+        got = f"{checkpoint}, whose run did not end or is of an earlier softdice"
+        advice = "Leave out --decide, or finish the run with softdice train --resume."
+        raise refusal("a model with tuned thresholds", got, advice, command=COMMAND)
     return None if decide == "argmax" else content.get("decision", {}).get("thresholds")
 
 

@@ -37,7 +37,6 @@ def write_results(out: Path, module: Segmenter, held_out: Sequence[int], fixed: 
     cases = module.cases
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = module.network.to(device).eval()
-
     sums: list[Tensor] = []
     of_case: list[float] = []
     drawn: dict[int, np.ndarray] = {}  # predictions of the worst and the best cases so far, by position
@@ -84,25 +83,18 @@ def write_results(out: Path, module: Segmenter, held_out: Sequence[int], fixed: 
 def _summary(module: Segmenter, table: Table, decision: Decision, fixed: dict[str, Any]) -> dict[str, Any]:
     cases, dice = module.cases, mean(table.dice)
     pooled = score(formulas.dice, table.counts.sum(0))
-    untrained = cases.untrained(module.training_numbers)
+    untrained, on_gpu = cases.untrained(module.training_numbers), torch.cuda.is_available()
     return {
         "mean_dice": number(mean_dice(dice)),
         "mean_dice_95": number(intervals(table.dice[:, 1:])[1]),
         "mean_dice_is": "mean over held-out cases of each class's Dice (cases without the class left out), then over "
         "the classes but the first; of the argmax",
         "classes": [
-            {
-                "class": k,
-                "label_value": value,
-                "name": name,
-                "dice": number(dice[k]),
-                "dice_pooled": number(pooled[k]),
-                "trained": k not in untrained,
-                "threshold": decision.thresholds[k],
-                "threshold_gain": decision.gains[k],
-                "threshold_gain_error": decision.errors[k],
-            }
-            for k, (value, name) in enumerate(zip(cases.values, cases.class_names, strict=True))
+            {"class": k, "label_value": cases.values[k], "name": name}
+            | {"dice": number(dice[k]), "dice_pooled": number(pooled[k]), "trained": k not in untrained}
+            | {"threshold": decision.thresholds[k]}
+            | {"threshold_gain": decision.gains[k], "threshold_gain_error": decision.errors[k]}
+            for k, name in enumerate(cases.class_names)
         ],
         "held_out": dict(zip(table.cases, number(table.dice), strict=True)),
         "training_cases": len(module.training_numbers),
@@ -117,9 +109,7 @@ def _summary(module: Segmenter, table: Table, decision: Decision, fixed: dict[st
         "epochs_done": module.epoch,
         "steps_done": module.step,
         "elapsed_s": round(module.history[-1]["elapsed_s"], 1) if module.history else 0.0,
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         "versions": {
             "softdice": __version__,
             "python": platform.python_version(),
