@@ -32,6 +32,7 @@ from softdice.scoring.pairing import Pair, case_files, case_folders, pair_files
 from softdice.scoring.report import to_html
 from softdice.scoring.summary import Summary, renumbered_line, summarise, tabulate, unnamed_line
 from softdice.scoring.text_tables import (
+    Grid,
     alone_line,
     class_grid,
     comparison_grid,
@@ -276,23 +277,21 @@ def _table_text(
     console = Console(file=io.StringIO()) if plain else Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=PLAIN_WIDTH)
-    grids = [terminal(side, class_grid(table, summaries[side]), console.width) for side, table in tables.items()]
-    if len(tables) > 1:
-        grids.insert(0, terminal("all predictions", models_grid(tables, [*summaries.values()]), console.width))
-    for grid in grids:
+
+    def text(title: str, grid: Grid) -> str:
         with console.capture() as captured:
-            console.print(grid)
-        yield captured.get()
+            console.print(terminal(title, grid, console.width))
+        return captured.get()
+
+    if len(tables) > 1:
+        yield text("all predictions", models_grid(tables, [*summaries.values()]))
+    for side, table in tables.items():
+        yield text(side, class_grid(table, summaries[side]))
     first = next(iter(tables.values()))
     for name, comparison in zip(list(tables)[1:], comparisons, strict=True):
         title = "first minus second" if len(tables) == 2 else f"first minus {name}"
-        with console.capture() as captured:
-            console.print(terminal(title, comparison_grid(first, comparison), console.width))
-            if comparison.shapes:
-                console.print(terminal(f"{title}: shapes", shapes_grid(first, comparison), console.width))
-        yield captured.get()
-        lines = [alone_line(comparison)]
-        if different := different_lines(first, comparison):
-            lines += ["Cases that differ most:", *(f"  {line}" for line in different)]
-        yield "".join(f"{line}\n" for line in lines if line)
-    yield "".join(f"{line}\n" for line in (rank_line(tables),) if line)
+        yield text(title, comparison_grid(first, comparison))
+        if comparison.shapes:
+            yield text(f"{title}: shapes", shapes_grid(first, comparison))
+        yield from (f"{line}\n" for line in (alone_line(comparison), *different_lines(first, comparison)) if line)
+    yield from (f"{line}\n" for line in (rank_line(tables),) if line)

@@ -434,20 +434,23 @@ class FocalLoss(_MonaiLoss):
         """input, target -> loss."""
         space = common.tensors(input, target)[0].shape[2:]
         input, target = self.tensors(input, target)
-        labels = self.has_labels(input, target)
+        labels, one_map = self.has_labels(input, target), self.reduction == "none"
         target, weight, ignore_index = self.without_ignored(target, labels)
-        if self.reduction == "none":
-            loss_BCS = self.loss_map(input, target, labels, weight, ignore_index)
-            return loss_BCS.reshape(*loss_BCS.shape[:2], *space)
-        if not (labels or self.use_softmax):
+        if not (labels or self.use_softmax or one_map):
             check.hard(target)
         balance = self.alpha is not None and not self.use_softmax
-        drop_background = not self.include_background and input.shape[1] > 1 and (balance or self.use_softmax)
-        if labels and (balance or drop_background):
+        several = input.shape[1] > 1
+        drop_background = not self.include_background and several and (balance or self.use_softmax or one_map)
+        if labels and (balance or drop_background or one_map):
             weight, ignore_index = (None if ignore_index is None else target != ignore_index), None
             target = common.one_hot(target, input.shape[1])
         if drop_background:  # before the activation: MONAI's softmax is over the other classes
             input, target = input[:, 1:], target[:, 1:]
+        if one_map:
+            if not (self.include_background or several):
+                _warn_of("include_background=False")
+            loss_BCS = self.loss_map(input, target, weight)
+            return loss_BCS.reshape(*loss_BCS.shape[:2], *space)
         if balance:
             alpha = self._alpha(input.shape[1])
             sides: dict[str, Any] = {"positive": alpha, "negative": 1 - alpha if alpha.ndim == 0 else 1.0}
@@ -462,21 +465,8 @@ class FocalLoss(_MonaiLoss):
             stats = stats if drop_background else self.without_background(stats)
         return self.from_statistics(stats)
 
-    def loss_map(
-        self, input: Tensor, target: Tensor, labels: bool, weight: Tensor | None, ignore_index: int | None
-    ) -> Tensor:
-        """Return the loss of each voxel and class that counts, (B, C, *S), by torch's operations.
-
-        target, weight and ignore_index are what `without_ignored` returned.
-        """
-        if labels:
-            weight = None if ignore_index is None else target != ignore_index
-            target = common.one_hot(target, input.shape[1])
-        if not self.include_background:
-            if input.shape[1] == 1:
-                _warn_of("include_background=False")
-            else:
-                input, target = input[:, 1:], target[:, 1:]
+    def loss_map(self, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the loss of each voxel and class for per-class values, (B, C, *S), by torch's operations."""
         x = input.to(result_dtype(input.dtype))
         y = target.to(x.dtype)
         if weight is not None:  # an ignored voxel costs 0, even if it holds nan

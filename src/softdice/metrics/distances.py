@@ -266,13 +266,7 @@ def integer_pair(input: Tensor, target: Tensor, ignore_index: int | None) -> tup
     input, target = as_tensor(input), as_tensor(target)
     validation.are_tensors(input=input, target=target)
     counting.check_ignore_index(ignore_index)
-    for name, labels in (("input", input), ("target", target)):
-        if labels.is_floating_point() or labels.is_complex():
-            advice = "Convert with .long(), or take argmax."
-            validation.fail(f"integer labels in {name}", labels.dtype, advice, TypeError)
-    if input.shape != target.shape:
-        advice = "Bring both to the same shape."
-        validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
+    counting.check_maps("input", input, target)
     return input, target
 
 
@@ -346,8 +340,7 @@ class _LabelPair:
     def _mask(self, labels: np.ndarray, label: int) -> np.ndarray:
         """Return the mask of a label in the labels of a box, with a margin of one voxel."""
         mask = np.zeros([n + 2 for n in labels.shape], np.bool_)
-        numbers = labels.view(np.uint8) != 0 if labels.dtype == np.bool_ else labels  # True is not always 1
-        np.equal(numbers, label, out=mask[tuple(slice(1, -1) for _ in labels.shape)])
+        np.equal(counting.plain_bools(labels), label, out=mask[tuple(slice(1, -1) for _ in labels.shape)])
         return mask
 
 

@@ -224,13 +224,13 @@ def rank_line(tables: dict[str, Table]) -> str:
 
 
 def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list[str]:
-    """Return a line for each of the cases that differ most."""
+    """Return a line for each of the cases that differ most, below a heading; [] if no case differs."""
     lines = []
     for i in comparison.most_different(most):
         row = difference_row(comparison, i, table)
         in_class = f"{table.label(row['label'])} {text(row['class_difference'], '+.4f')}"
-        lines.append(f"{shown(row['case'])}: {text(row['difference'], '+.4f')}, most in {in_class}")
-    return lines
+        lines.append(f"  {shown(row['case'])}: {text(row['difference'], '+.4f')}, most in {in_class}")
+    return ["Cases that differ most:", *lines] if lines else []
 
 
 _DROPPED_FIRST = (
