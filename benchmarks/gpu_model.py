@@ -1,17 +1,19 @@
 """What a pass over the voxels should take on a GPU, from its machine code: `python -m benchmarks.gpu_model`.
 
 Nothing is measured, and no GPU is needed: the kernels of a step are compiled for each card, their instructions counted
-(`benchmarks.gpu_machine_code`), and three times worked out for each pass:
+(`benchmarks.gpu_machine_code`), and four times worked out for each pass:
 
     bytes   logits and labels read, gradient written / the bandwidth of the card
     issue   instructions of the busiest multiprocessor / (4 schedulers x clock), one instruction of a warp each a cycle
     units   the same for its busiest sort of unit, where a sort takes less than an instruction a cycle and scheduler
+    wait    each turn of a program's loop waits for memory once and issues an instruction a cycle at best; programs that
+            find no room on a multiprocessor begin when others end
 
     predicted = the largest of them + the cost of a launch        share of the bandwidth = bytes / predicted
 
 A step adds the small kernels of torch between the passes: what they cost on the device, or on the host where that takes
-longer. Not modelled: waiting for memory where few warps are resident (the table says how many), logits that the cache
-still holds in the backward pass, clocks that fall under load, a bandwidth below that of the datasheet.
+longer. Not modelled: logits that the cache still holds in the backward pass, clocks that fall under load, a bandwidth
+below that of the datasheet, instructions that wait for each other.
 
 Writes results/gpu_model.csv and docs/gpu_model.md, where it stands beside what was kept as `--before`.
 """
@@ -53,33 +55,32 @@ class Card(NamedTuple):
     clock_ghz: float
     gb_per_s: int
     warps: int  # that a multiprocessor holds at most
+    programs: int  # likewise
     shared_kib: int  # of a multiprocessor
     source: str
 
 
 CARDS = (
-    Card("A100 SXM 80 GB", "NVIDIA A100-SXM4-80GB", 80, 108, 1.410, 2039, 64, 164,
+    Card("A100 SXM 80 GB", "NVIDIA A100-SXM4-80GB", 80, 108, 1.410, 2039, 64, 32, 164,
          "datasheet 1758950 r4 (bandwidth); A100 Tensor Core GPU Architecture, v1.0"),
-    Card("RTX 4090", "NVIDIA GeForce RTX 4090", 89, 128, 2.520, 1008, 48, 100,
+    Card("RTX 4090", "NVIDIA GeForce RTX 4090", 89, 128, 2.520, 1008, 48, 24, 100,
          "Ada GPU Architecture, appendix A"),
-    Card("H100 SXM", "NVIDIA H100 80GB HBM3", 90, 132, 1.980, 3350, 64, 228,
+    Card("H100 SXM", "NVIDIA H100 80GB HBM3", 90, 132, 1.980, 3350, 64, 32, 228,
          "datasheet 2287922 r7 (bandwidth); H100 Tensor Core GPU Architecture, v1.04, table 3"),
-    Card("H200 SXM", "NVIDIA H200", 90, 132, 1.980, 4800, 64, 228,
+    Card("H200 SXM", "NVIDIA H200", 90, 132, 1.980, 4800, 64, 32, 228,
          "datasheet 3002446 (bandwidth); otherwise as the H100"),
-    Card("B200", "NVIDIA B200", 100, 148, 1.965, 8000, 64, 228,
+    Card("B200", "NVIDIA B200", 100, 148, 1.965, 8000, 64, 32, 228,
          "datasheet 3384703 (bandwidth); multiprocessors and clock are not NVIDIA's, but TechPowerUp's (b200.c4210)"),
-    Card("RTX 5090", "NVIDIA GeForce RTX 5090", 120, 170, 2.407, 1792, 48, 100,
+    Card("RTX 5090", "NVIDIA GeForce RTX 5090", 120, 170, 2.407, 1792, 48, 24, 100,
          "RTX Blackwell GPU Architecture, v1.1, pages 46 and 47"),
 )  # fmt: skip
-"""Multiprocessors, boost clock (of code without tensor cores) and bandwidth; the source is NVIDIA's unless said. Warps
-and shared memory: CUDA Programming Guide, "Compute Capabilities"; Blackwell Tuning Guide, release 13.0, 4.1.1."""
+"""Multiprocessors, boost clock (of code without tensor cores) and bandwidth; the source is NVIDIA's unless said. Warps,
+programs and shared memory: CUDA Programming Guide 13.4, "Compute Capabilities"."""
 
 SCHEDULERS = 4
 """Of a multiprocessor; each issues one instruction of a warp in a cycle."""
 REGISTERS = 65536
 """Of a multiprocessor. A warp takes them in portions of 256, so each of its 32 lanes in portions of 8."""
-PROGRAMS = 32
-"""That a multiprocessor holds at most, 24 where it holds 48 warps: no limit for programs of 4 warps."""
 RESERVED_KIB = 1
 """Shared memory that the system takes for each program."""
 
@@ -89,6 +90,9 @@ Instructions": float32 multiply-add; int32 addition, comparison, selection; expo
 shuffle, here also for loads and stores."""
 OTHER_LANES = {80: {"multiply-add": 64}, 120: {"integer": 128}}
 """Where a compute capability differs."""
+
+WAIT_NS = 400
+"""From a load to its number, from memory; assumed. More under load."""
 
 SMALL_US = 2.5
 """Of a kernel on the device whatever it does, the passes too; assumed. NVIDIA's "Getting Started with CUDA Graphs"
@@ -121,6 +125,7 @@ class Row:
     bytes_us: float
     issue_us: float
     units_us: float
+    wait_us: float
     predicted_us: float
     share: float  # of the bandwidth
     operations: int  # of torch, each a small kernel
@@ -149,12 +154,17 @@ def cycles_of_units(instructions: Iterable[str], capability: int) -> float:
     return max(32 * counts[name] / rate for name, rate in lanes.items())
 
 
-def resident_warps(registers: int, shared_bytes: int, warps: int, card: Card) -> int:
-    """Return how many warps of such programs a multiprocessor holds."""
-    of_lane = -(-registers // 8) * 8
-    by_registers = REGISTERS // (of_lane * 32 * warps)
-    by_shared = int(card.shared_kib * 1024 // (shared_bytes + RESERVED_KIB * 1024))
-    return min(card.warps // warps, by_registers, by_shared, PROGRAMS) * warps
+def resident_programs(launch: Launch, card: Card) -> int:
+    """Return how many programs of a launch a multiprocessor holds, as far as there are so many."""
+    of_lane = -(-launch.code.registers // 8) * 8
+    by_registers = REGISTERS // (of_lane * 32 * launch.warps)
+    by_shared = card.shared_kib * 1024 // (launch.code.shared_bytes + RESERVED_KIB * 1024)
+    return min(card.warps // launch.warps, card.programs, by_registers, by_shared, share_of(launch, card))
+
+
+def share_of(launch: Launch, card: Card) -> int:
+    """Return the programs of the multiprocessor that gets most."""
+    return -(-launch.programs // card.processors)
 
 
 def turns(launch: Launch) -> int:
@@ -163,13 +173,22 @@ def turns(launch: Launch) -> int:
     return -(-launch.tiles // launch.code.tiles_per_turn)
 
 
-def busiest_us(launch: Launch, card: Card) -> tuple[float, float]:
-    """Return the microseconds of the multiprocessor with most programs: to issue all instructions, and of its units."""
-    code, warps = launch.code, -(-launch.programs // card.processors) * launch.warps
-    issued = (turns(launch) * len(code.loop) + len(code.outside)) / SCHEDULERS
-    units = turns(launch) * cycles_of_units(code.loop, card.capability)
-    units += cycles_of_units(code.outside, card.capability)
-    return warps * issued / card.clock_ghz / 1e3, warps * units / card.clock_ghz / 1e3
+class Times(NamedTuple):
+    """Microseconds of a launch without its memory traffic."""
+
+    issue_us: float
+    units_us: float
+    wait_us: float
+
+
+def times_of(launch: Launch, card: Card) -> Times:
+    """Return what the instructions of a launch take, of the multiprocessor with most programs."""
+    code, warps, capability = launch.code, share_of(launch, card) * launch.warps, card.capability
+    issued = turns(launch) * len(code.loop) + len(code.outside)
+    units = turns(launch) * cycles_of_units(code.loop, capability) + cycles_of_units(code.outside, capability)
+    rounds = -(-share_of(launch, card) // resident_programs(launch, card))
+    waited = rounds * (issued + turns(launch) * WAIT_NS * card.clock_ghz)
+    return Times(*(cycles / card.clock_ghz / 1e3 for cycles in (warps * issued / SCHEDULERS, warps * units, waited)))
 
 
 def row_of(case: dict[str, Any], values: int, moved_bytes: int, record: Recorded, card: Card) -> Row:
@@ -184,25 +203,23 @@ def row_of(case: dict[str, Any], values: int, moved_bytes: int, record: Recorded
         names = [launch.name for launch in record.launches]
         raise ValueError(f"gpu_model: expected a kernel launched with `steps`, the tiles of a program, got {names}.")
     main = max(walks, key=lambda launch: launch.programs * turns(launch) * len(launch.code.loop))
-    times = [busiest_us(launch, card) for launch in walks]
+    times = Times(*map(sum, zip(*(times_of(launch, card) for launch in walks), strict=True)))
     bytes_us = moved_bytes / card.gb_per_s / 1e3
-    issue_us, units_us = (sum(each) for each in zip(*times, strict=True))
-    predicted_us = max(bytes_us, issue_us, units_us) + SMALL_US * len(walks)
+    predicted_us = max(bytes_us, *times) + SMALL_US * len(walks)
     code, lanes = main.code, 32 * main.programs * main.warps
     return Row(
         **case,
         programs=main.programs,
         tiles=turns(main) * code.tiles_per_turn,
         registers=code.registers,
-        resident_warps=resident_warps(code.registers, code.shared_bytes, main.warps, card),
+        resident_warps=resident_programs(main, card) * main.warps,
         loop=len(code.loop),
         outside=len(code.outside),
         loop_per_value=lanes * turns(main) * len(code.loop) / values,
         outside_per_value=lanes * len(code.outside) / values,
         megabytes=moved_bytes / 1e6,
         bytes_us=bytes_us,
-        issue_us=issue_us,
-        units_us=units_us,
+        **times._asdict(),
         predicted_us=predicted_us,
         share=bytes_us / predicted_us,
         operations=len(record.operations),
@@ -365,6 +382,7 @@ def details_table(rows: list[Row], before: list[Row], card: str = DETAILED) -> s
         "bytes, µs": ("bytes_us", ".1f"),
         "issue, µs": ("issue_us", ".1f"),
         "units, µs": ("units_us", ".1f"),
+        "wait, µs": ("wait_us", ".1f"),
     }
     body = []
     for row in rows:

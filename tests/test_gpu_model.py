@@ -111,12 +111,19 @@ def test_the_busiest_unit(model: ModuleType) -> None:
     assert model.cycles_of_units([*instructions, *["MUFU.EX2"] * 3], 90) == 6
 
 
-def test_resident_warps(model: ModuleType) -> None:
-    """96 registers: 65536 / (96 x 32 x 4) = 5 programs of 4 warps. 97 are taken as 104: 4. 40: 12, or 48 warps."""
+def test_resident_programs(model: ModuleType, machine_code: ModuleType) -> None:
+    """96 registers: 65536 / (96 x 32 x 4) = 5 programs of 4 warps. 97 count as 104: 4. 40: 12. 8: 64 or 48 warps."""
     h100, rtx = card(model, "H100 SXM"), card(model, "RTX 4090")
-    assert [model.resident_warps(registers, 2048, 4, h100) for registers in (96, 97, 40, 8)] == [20, 16, 48, 64]
-    assert model.resident_warps(8, 2048, 4, rtx) == 48
-    assert model.resident_warps(8, 48 * 1024, 4, rtx) == 8  # 100 KiB hold two programs of 49
+
+    def programs(of: Any, registers: int, shared_bytes: int = 2048, warps: int = 4, programs: int = 10**6) -> int:
+        code = machine_code.Code((), (), 1, registers, shared_bytes)
+        return model.resident_programs(machine_code.Launch("kernel", programs, warps, 1, code), of)
+
+    assert [programs(h100, registers) for registers in (96, 97, 40, 8)] == [5, 4, 12, 16]
+    assert [programs(each, 8) for each in (h100, rtx)] == [16, 12]
+    assert [programs(each, 8, warps=1) for each in (h100, rtx)] == [32, 24]  # however small they are
+    assert programs(rtx, 8, 48 * 1024) == 2  # of 49 KiB in 100
+    assert programs(h100, 8, programs=200) == 2  # 200 / 132
 
 
 def test_bytes_by_hand(model: ModuleType) -> None:
@@ -131,6 +138,7 @@ def test_a_pass_by_hand(model: ModuleType, machine_code: ModuleType) -> None:
 
     1024 programs on 132 multiprocessors: 8 on the busiest, 32 warps, each 4 x 378 + 444 = 1956 instructions; by four
     schedulers 32 x 1956 / 4 = 15 648 cycles, / 1.98 GHz = 7.903 us. Additions at 128 lanes take as long.
+    5 programs have room, so the 8 come in two rounds of 4 x 0.4 us of waiting and 1956 cycles: 5.176 us.
     8.764 + 2.5 = 11.264 us, 77.8 % of the bandwidth.
     """
     record = machine_code.Recorded([launch(machine_code, 378, 444)], ["sum", "div"])
@@ -138,6 +146,7 @@ def test_a_pass_by_hand(model: ModuleType, machine_code: ModuleType) -> None:
     row = model.row_of({**case, "card": "H100 SXM"}, 6_291_456, 29_360_128, record, card(model, "H100 SXM"))
     assert row.bytes_us == pytest.approx(8.764, abs=1e-3)
     assert row.issue_us == row.units_us == pytest.approx(7.903, abs=1e-3)
+    assert row.wait_us == pytest.approx(5.176, abs=1e-3)
     assert row.predicted_us == pytest.approx(11.264, abs=1e-3)
     assert row.share == pytest.approx(0.778, abs=1e-3)
     assert row.resident_warps == 20
