@@ -19,7 +19,7 @@ from softdice.training.brain import GAP, blocks, brain_cases
 from softdice.training.cases import Case, Cases, read_folder, split
 from softdice.training.channels import normalise
 from softdice.training.config import TrainConfig, TrainingError, merge
-from softdice.training.evaluate import label_image, mean_dice
+from softdice.training.evaluate import logits_of, mean_dice
 from softdice.training.module import Budget, learning_rate
 from softdice.training.patches import EpochSampler, Patches, crop
 from softdice.training.plan import choose_batch, choose_network, choose_patch
@@ -217,7 +217,7 @@ def test_sliding_windows_cover_an_image_that_is_no_multiple_of_the_patch() -> No
             return torch.cat([torch.zeros_like(image), image], 1)
 
     image = torch.randn(1, 37, 19)
-    assert torch.equal(label_image(Brightness(), image, (16, 24)), (image[0] > 0).long())
+    assert torch.equal(logits_of(Brightness(), image, (16, 24)).argmax(0), (image[0] > 0).long())
 
 
 @pytest.mark.parametrize(

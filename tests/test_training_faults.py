@@ -156,14 +156,14 @@ def test_an_image_without_a_finite_value_gets_no_mask(model: Path, tmp_path: Pat
 def test_memory_that_is_short_fails_one_image(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from softdice.training import inference
 
-    right = inference.label_image
+    right = inference.logits_of
 
     def short(network: torch.nn.Module, image: torch.Tensor, patch: Any) -> torch.Tensor:
         if image.shape[-1] == 40:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
         return right(network, image, patch)
 
-    monkeypatch.setattr(inference, "label_image", short)
+    monkeypatch.setattr(inference, "logits_of", short)
     (tmp_path / "in").mkdir()
     for name, width in (("a", 40), ("b", 24)):
         np.save(tmp_path / "in" / f"{name}.npy", np.zeros((24, width)))
@@ -217,6 +217,9 @@ BOTH: dict[str, Callable[[dict[str, Any]], object]] = {
     "a patch of zeros": _with("data", patch=[0, 0]),
     "settings that are a number": lambda content: content.update(settings=3),
     "a scaling that is a word": _with("data", joint="perhaps"),
+    "thresholds of another number of classes": lambda content: content.update(decision={"thresholds": [0.5]}),
+    "a threshold of 1": lambda content: content.update(decision={"thresholds": [0.5, 1.0]}),
+    "a decision that is a word": lambda content: content.update(decision="argmax"),
     "channels of another network": _with("data", channels=3),
 }
 RESUMED: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -479,8 +482,8 @@ def test_a_log_gets_a_line_every_half_minute(
 def test_a_case_that_is_shown_is_predicted_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from softdice.training import evaluate
 
-    right, seen = evaluate.label_image, []
-    monkeypatch.setattr(evaluate, "label_image", lambda *given: seen.append(1) or right(*given))
+    right, seen = evaluate.logits_of, []
+    monkeypatch.setattr(evaluate, "logits_of", lambda *given: seen.append(1) or right(*given))
     summary = train(config(data, tmp_path, val_fraction=0.6, max_steps=1))
     assert len(summary["held_out"]) == 3
     assert len(seen) - 3 <= 3  # each once, and the cases of the only validation

@@ -18,7 +18,7 @@ from softdice.losses import Loss
 from softdice.metrics import formulas
 from softdice.training.cases import Cases
 from softdice.training.config import TrainingError
-from softdice.training.evaluate import count, mean_dice
+from softdice.training.evaluate import case_logits, count, mean_dice
 from softdice.training.patches import EpochSampler, Patches
 from softdice.training.together import SilencedError
 
@@ -247,7 +247,8 @@ class Segmenter(pl.LightningModule):
             return
         case = self.cases[int(batch)]
         self.voxels_done += case.label.size
-        self.sums += count(self.network, case, self.patch, self.cases, self.device)[0]
+        logits, true = case_logits(self.network, case, self.patch, self.device)
+        self.sums += count(logits.argmax(0), true, self.cases)
 
     def on_validation_epoch_end(self) -> None:
         """Make one row of the history from the sums of all ranks."""
