@@ -34,8 +34,6 @@ from benchmarks import gpu_machine_code, peers, publish
 from benchmarks.gpu_machine_code import Launch, Recorded
 
 DOCUMENT = publish.DOCS / "gpu_model.md"
-PARTS = ("cards", "shares", "details", "steps")
-"""Tables of the page, each between marks of its own."""
 NAME, BEFORE = "gpu_model", "gpu_model_before"
 DETAILED = "H100 SXM"
 
@@ -78,29 +76,37 @@ CARDS = (
 programs and shared memory: CUDA Programming Guide 13.4, "Compute Capabilities"."""
 
 SCHEDULERS = 4
-"""Of a multiprocessor; each issues one instruction of a warp in a cycle."""
-REGISTERS = 65536
-"""Of a multiprocessor. A warp takes them in portions of 256, so each of its 32 lanes in portions of 8."""
+REGISTERS, PORTION = 65536, 8
 RESERVED_KIB = 1
-"""Shared memory that the system takes for each program."""
-
 LANES = {"multiply-add": 128, "integer": 64, "special": 16, "exchange": 32}
-"""Results of a multiprocessor in a cycle: CUDA C++ Best Practices Guide, 12.1.1, "Throughput of Native Arithmetic
-Instructions": float32 multiply-add; int32 addition, comparison, selection; exponential, logarithm, reciprocal; warp
-shuffle, here also for loads and stores."""
 OTHER_LANES = {80: {"multiply-add": 64}, 120: {"integer": 128}}
-"""Where a compute capability differs."""
-
 WAIT_NS = 400
-"""From a load to its number, from memory; assumed. More under load."""
+SMALL_US, OPERATION_US, TRITON_US = 2.5, 4, 27
 
-SMALL_US = 2.5
-"""Of a kernel on the device whatever it does, the passes too; assumed. NVIDIA's "Getting Started with CUDA Graphs"
-measured 3.4 microseconds from one kernel of 2.9 to the next on a V100."""
-OPERATION_US = 4.0
-"""Of the host for an operation of torch; assumed. The same page has 3.8 for a bare launch."""
-TRITON_US = 27.0
-"""Of the host for a launch by Triton with some 40 arguments; assumed."""
+COMPUTE = 'CUDA Programming Guide 13.4, "Compute Capabilities"'
+GRAPHS = 'NVIDIA\'s "Getting Started with CUDA Graphs" (2019)'
+CONSTANTS = (
+    ("schedulers of a multiprocessor; each issues an instruction of a warp in a cycle", f"{SCHEDULERS}", COMPUTE),
+    ("registers of a multiprocessor", f"{REGISTERS}, in portions of {PORTION} for each lane", COMPUTE),
+    ("shared memory that the system takes for each program", f"{RESERVED_KIB} KiB", COMPUTE),
+    (
+        "results of a multiprocessor in a cycle: float32 multiply-add; int32 addition, comparison, selection; special "
+        "functions and conversions; exchange with other lanes, here also with memory",
+        "; ".join(
+            f"{rate}" + "".join(f" ({cc / 10:.1f}: {o[name]})" for cc, o in OTHER_LANES.items() if name in o)
+            for name, rate in LANES.items()
+        ),
+        'CUDA C++ Best Practices Guide, 12.1.1, "Throughput of Native Arithmetic Instructions"',
+    ),
+    ("from a load to its number", f"{WAIT_NS} ns", "assumed; more under load"),
+    (
+        "a kernel on the device, whatever it does, passes too", f"{SMALL_US} µs",
+        f"assumed; {GRAPHS} measured 3.4 µs from one kernel of 2.9 µs to the next on a V100",
+    ),
+    ("an operation of torch on the host", f"{OPERATION_US} µs", f"assumed; {GRAPHS}: 3.8 µs with its kernel"),
+    ("a launch by Triton on the host", f"{TRITON_US} µs", "assumed, for some 40 arguments"),
+)  # fmt: skip
+"""What is the same for all cards: meaning, value, source."""
 
 
 @dataclass
@@ -156,7 +162,7 @@ def cycles_of_units(instructions: Iterable[str], capability: int) -> float:
 
 def resident_programs(launch: Launch, card: Card) -> int:
     """Return how many programs of a launch a multiprocessor holds, as far as there are so many."""
-    of_lane = -(-launch.code.registers // 8) * 8
+    of_lane = -(-launch.code.registers // PORTION) * PORTION
     by_registers = REGISTERS // (of_lane * 32 * launch.warps)
     by_shared = card.shared_kib * 1024 // (launch.code.shared_bytes + RESERVED_KIB * 1024)
     return min(card.warps // launch.warps, card.programs, by_registers, by_shared, share_of(launch, card))
@@ -419,6 +425,7 @@ def kept(name: str) -> list[Row]:
 def tables(rows: list[Row], before: list[Row]) -> dict[str, str]:
     """Return the tables of the page by name."""
     return {
+        "constants": markdown(["constant", "value", "source"], [list(each) for each in CONSTANTS]),
         "cards": cards_table(),
         "shares": shares_table(rows, before),
         "details": details_table(rows, before),
