@@ -17,6 +17,7 @@ from softdice.evaluation.averages import mean
 from softdice.evaluation.table import DISTANCES, METRICS, Table, mean_score
 from softdice.evaluation.text import number, shown
 from softdice.scoring.comparison import Comparison, mean_ranks
+from softdice.scoring.confidence import Ranking
 from softdice.scoring.options import Options
 from softdice.scoring.summary import Summary
 from softdice.version import __version__
@@ -127,11 +128,16 @@ def _cell(value: object) -> object:
 
 
 def to_json(
-    tables: dict[str, Table], summaries: dict[str, Summary], comparisons: Sequence[Comparison], options: Options
+    tables: dict[str, Table],
+    summaries: dict[str, Summary],
+    comparisons: Sequence[Comparison],
+    options: Options,
+    rankings: Sequence[Ranking] = (),
 ) -> Iterator[str]:
     """Write everything as JSON: cases, classes, overall, comparisons and errors; null where a score is undefined.
 
-    The first predictions are compared with each of the others; with three or more, mean ranks follow.
+    The first predictions are compared with each of the others; with three or more, mean ranks follow. Rankings by a
+    confidence are those of the first predictions.
     """
     yield '{\n"softdice": ' + json.dumps(__version__) + ',\n"options": ' + json.dumps(options_row(options))
     rows = [
@@ -144,6 +150,8 @@ def to_json(
         yield ',\n"comparisons": ' + json.dumps(rows, indent=1, allow_nan=False)
         ranks = zip(tables, mean_ranks(list(tables.values()))[0].tolist(), strict=True)
         yield ',\n"mean_ranks": ' + json.dumps(dict(sorted(ranks, key=lambda item: item[1])), indent=1)
+    if rankings:
+        yield ',\n"confidence": ' + json.dumps([ranking.row() for ranking in rankings], indent=1)
     unnamed = next(iter(tables.values())).unnamed
     labels = [{"label": label, "voxels": voxels, "cases": cases} for label, (voxels, cases) in unnamed.items()]
     yield ',\n"unnamed_labels": ' + json.dumps(labels)
