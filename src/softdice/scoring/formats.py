@@ -18,6 +18,7 @@ from softdice.evaluation.averages import mean
 from softdice.evaluation.table import DISTANCES, METRICS, Table, mean_score
 from softdice.evaluation.text import number, shown
 from softdice.scoring.comparison import Comparison, mean_ranks
+from softdice.scoring.confidence import Ranking
 from softdice.scoring.options import Options
 from softdice.scoring.summary import Summary
 from softdice.version import __version__
@@ -133,11 +134,16 @@ def _json(value: object, indent: int | None = None) -> str:
 
 
 def to_json(
-    tables: dict[str, Table], summaries: dict[str, Summary], comparisons: Sequence[Comparison], options: Options
+    tables: dict[str, Table],
+    summaries: dict[str, Summary],
+    comparisons: Sequence[Comparison],
+    options: Options,
+    rankings: Sequence[Ranking] = (),
 ) -> Iterator[str]:
     """Write everything as JSON: cases, classes, overall, comparisons and errors; null where a score is undefined.
 
-    The first predictions are compared with each of the others; with three or more, mean ranks follow.
+    The first predictions are compared with each of the others; with three or more, mean ranks follow. Rankings by a
+    confidence are those of the first predictions.
     """
     yield '{\n"softdice": ' + _json(__version__) + ',\n"options": ' + _json(asdict(options))
     rows = [
@@ -150,6 +156,8 @@ def to_json(
         yield ',\n"comparisons": ' + _json(rows, indent=1)
         ranks = zip(tables, mean_ranks(list(tables.values()))[0].tolist(), strict=True)
         yield ',\n"mean_ranks": ' + _json(dict(sorted(ranks, key=lambda item: item[1])), indent=1)
+    if rankings:
+        yield ',\n"confidence": ' + _json([ranking.row() for ranking in rankings], indent=1)
     unnamed = next(iter(tables.values())).unnamed
     labels = [{"label": label, "voxels": voxels, "cases": cases} for label, (voxels, cases) in unnamed.items()]
     yield ',\n"unnamed_labels": ' + _json(labels)

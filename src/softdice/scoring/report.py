@@ -22,6 +22,7 @@ from softdice.evaluation.labels import ScoreError
 from softdice.evaluation.table import DISTANCES, Table
 from softdice.images.files import FileError
 from softdice.scoring.comparison import Comparison
+from softdice.scoring.confidence import Ranking, charts
 from softdice.scoring.error_pictures import picture
 from softdice.scoring.formats import MOST_DIFFERENT, difference_row
 from softdice.scoring.options import Options
@@ -35,6 +36,7 @@ from softdice.scoring.text_tables import (
     alone_line,
     class_grid,
     comparison_grid,
+    confidence_grid,
     models_grid,
     rank_line,
     shapes_grid,
@@ -65,6 +67,7 @@ def to_html(
     command: str = "",
     images: Mapping[str, Path] | None = None,
     view: str = "radiological",
+    rankings: Sequence[Ranking] = (),
 ) -> str:
     """Write the report of one or more sets of predictions; the first is compared with each other one.
 
@@ -74,6 +77,7 @@ def to_html(
         tables, summaries: by the path of the predictions. truth: path of the reference.
         command: the command line that made the page. images: case -> the image to draw under its masks.
         view: see `softdice.scoring.error_pictures.picture`.
+        rankings: of the first predictions by a confidence.
     """
     names = _short_names([*tables, truth])
     first, table = next(iter(tables.items()))
@@ -94,6 +98,9 @@ def to_html(
         ],
         predictions=[_predictions_part(names[path], side, summaries[path]) for path, side in tables.items()],
         first=names[first],
+        rankings=rankings,
+        charts=charts,
+        confidence_grid=confidence_grid(rankings),
         worst=figures.worst(table, order),
         cases=_case_grid(table, order),
         classes=len(table.keys),

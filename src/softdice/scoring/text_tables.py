@@ -14,6 +14,7 @@ from rich.text import Text
 from softdice.evaluation.table import DISTANCES, Table
 from softdice.evaluation.text import shown
 from softdice.scoring.comparison import Comparison, mean_ranks
+from softdice.scoring.confidence import Ranking
 from softdice.scoring.formats import class_rows, comparison_rows, difference_row, overall_row
 from softdice.scoring.summary import Summary
 
@@ -182,13 +183,23 @@ def text(value: Any, number_format: str = ".4f") -> str:
         return str(value)
     several = isinstance(value, (list, np.ndarray))
     low, high = value if several else (value, value)
-    if math.isnan(low):
+    if low is None or math.isnan(low):
         return "-"
     if number_format == "d":
         return f"{low} + {high}" if low or high else "-"
     if several:
         return f"{low:{number_format}} .. {high:{number_format}}"
     return format(float(low), number_format)
+
+
+def confidence_grid(rankings: Sequence[Ranking]) -> Grid:
+    """Return the table of the rankings."""
+    columns = ["", "masks", "rank correlation", "risk-coverage area", "in random order", "in the best order"]
+    rows = []
+    for ranking in rankings:
+        name, masks, *numbers = ranking.row().values()
+        rows.append([name, str(masks), *map(text, numbers)])
+    return Grid(columns, rows, [])
 
 
 def done_line(tables: dict[str, Table], summaries: dict[str, Summary], out: Path | None, report: Path | None) -> str:
