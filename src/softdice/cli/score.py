@@ -180,20 +180,9 @@ def score(
             others = tuple(versus or ())
             format = check_options(format, rows, others, out, report, resume, confidence)
             task = Task(
-                predictions,
-                labels_path,
-                layout,
-                others,
-                jobs,
-                format,
-                rows,
-                out,
-                report,
-                images,
-                view,
-                overwrite,
+                predictions, labels_path, layout, others, jobs, format, rows, out, report, images, view, overwrite,
                 confidence,
-            )
+            )  # fmt: skip
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
