@@ -65,13 +65,12 @@ def _box(values: np.ndarray) -> tuple[float, ...] | None:
 
 def _range(boxes: list[tuple[float, ...]], signed: bool, longest: float | None) -> tuple[float, float]:
     """Return the ends of the axis, chosen so that ticks are round."""
+    most = max((max(abs(box[0]), abs(box[-1])) for box in boxes), default=0.0 if longest is None else 1.0)
     if longest is None:
-        most = max((box[-1] if not signed else max(abs(box[0]), abs(box[-1])) for box in boxes), default=0.0)
         step = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
         end = next(factor * step for factor in (1, 2, 4, 10) if most <= factor * step)
         return (-end if signed else 0.0), end
     if signed:
-        most = max((max(abs(box[0]), abs(box[-1])) for box in boxes), default=1.0)
         end = next((end for end in (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8) if most <= end), 1.0)
         return -end, end
     lowest = min((box[0] for box in boxes), default=0.0)
