@@ -2,7 +2,7 @@
 
 Softmax and a Dice over the batch, bfloat16 and float32 logits, int64 labels (softdice with uint8 too), forward and
 backward; every contender eager and under `torch.compile`; and Dice + cross-entropy beside nnU-Net's, with its Dice
-compiled as nnU-Net's trainer does it.
+compiled as nnU-Net's trainer does it. Beside our eager steps stands what `benchmarks.gpu_model` predicts for the card.
 
 Time: CUDA events around each step, medians over rounds in which all contenders take turns in shuffled order; before
 each step a buffer larger than the L2 cache is written, outside the timed part, so that no contender finds its inputs
@@ -21,13 +21,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isnan, nan
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import softdice
-from benchmarks import losses, measure, peers, pictures, publish
+from benchmarks import gpu_model, losses, measure, peers, pictures, publish
 from benchmarks.peers import Loss
 
 DOCUMENT = publish.DOCS / "kernels.md"
@@ -56,6 +56,7 @@ class Row:
     loss_error: float
     gradient_error: float
     peak_logits: float  # memory beyond the inputs, in multiples of the logits
+    predicted_ms: float  # nan where the model has no such card or contender
 
 
 def nnunet_with_cross_entropy(C: int, compiled: bool) -> Loss:
@@ -70,11 +71,6 @@ def nnunet_with_cross_entropy(C: int, compiled: bool) -> Loss:
     return lambda logits, labels: loss(logits, labels.unsqueeze(1))
 
 
-def ours_with_cross_entropy(C: int) -> Loss:
-    """softdice: Dice + cross-entropy, one pass."""
-    return softdice.SoftDiceLoss(C, activation="softmax") + softdice.CrossEntropyLoss(C, activation="softmax")
-
-
 Contender = tuple[Callable[[int], Loss], torch.dtype]
 
 
@@ -85,7 +81,7 @@ def contenders() -> dict[tuple[str, str], Contender]:
     for name, dtype in (("softdice", torch.int64), ("softdice uint8", torch.uint8)):
         known[name, "eager"] = (peers.ours, dtype)
     known["softdice", "compiled"] = (_compiled(peers.ours), torch.int64)
-    known["softdice Dice + CE", "eager"] = (ours_with_cross_entropy, torch.int64)
+    known["softdice Dice + CE", "eager"] = (peers.ours_with_cross_entropy, torch.int64)
     for name, make in have.items():
         known[name, "eager"] = (make, torch.int64)
         known[name, "compiled"] = (_compiled(make), torch.int64)
@@ -145,8 +141,17 @@ def twin(name: str, C: int) -> Loss:
     if name == "nnU-Net Dice + CE":
         return nnunet_with_cross_entropy(C, compiled=False)
     if name.startswith("softdice"):
-        return losses.exact("softdice", ours_with_cross_entropy if "CE" in name else peers.ours)(C)
+        return losses.exact("softdice", peers.ours_with_cross_entropy if "CE" in name else peers.ours)(C)
     return peers.PEERS[name](C)
+
+
+def prediction_ms(name: str, mode: str, loss: Loss, logits: Tensor, label: torch.dtype) -> float:
+    """Return what the model says of a step on the device at hand; nan for compiled steps, peers and unknown cards."""
+    if mode != "eager" or not name.startswith("softdice"):
+        return nan
+    device = torch.cuda.get_device_name()
+    predicted = gpu_model.predicted_ms(loss, tuple(logits.shape), logits.dtype, label, device)
+    return nan if predicted is None else predicted
 
 
 def run(shapes: list[tuple[int, ...]], dtypes: tuple[torch.dtype, ...], compile: bool) -> list[Row]:
@@ -184,17 +189,24 @@ def workload(shape: tuple[int, ...], dtype: torch.dtype, known: dict[tuple[str, 
         speed = (3 * size + 2 * target.numel() * target.element_size()) / time.median_ms / 1e6
         off = measure.error(loss, twin(name, C), logits, target)
         peak = peak_bytes(loss, logits, target) / size
+        predicted = prediction_ms(name, mode, loss, logits, target.dtype)
         row = Row(
-            str(shape), str(dtype).removeprefix("torch."), name, mode, *time, speed, speed / copy_gb_per_s, *off, peak
-        )
+            str(shape), str(dtype).removeprefix("torch."), name, mode, *time, speed, speed / copy_gb_per_s, *off, peak,
+            predicted,
+        )  # fmt: skip
         rows.append(row)
         print(
-            f"  {name:20} {mode:9} {row.median_ms:8.3f} ms ({row.low_ms:.3f} to {row.high_ms:.3f})  "
+            f"  {name:20} {mode:9} {row.median_ms:8.3f} ms ({row.low_ms:.3f} to {row.high_ms:.3f}){beside(row)}  "
             f"{speed:7.0f} GB/s = {row.of_copy:.2f} x copy  error {row.loss_error:.1e} / {row.gradient_error:.1e}  "
             f"memory {peak:.2f} x logits",
             flush=True,
         )
     return rows
+
+
+def beside(row: Row) -> str:
+    """Return the prediction in brackets, or nothing where there is none."""
+    return "" if isnan(row.predicted_ms) else f" (predicted {row.predicted_ms:.3f})"
 
 
 def table(rows: list[Row]) -> str:
@@ -203,8 +215,8 @@ def table(rows: list[Row]) -> str:
     found = {(row.shape, row.dtype, row.contender, row.mode): row for row in rows}
     lines = [
         f"`make bench-gpu` on {torch.cuda.get_device_name()}, torch {torch.__version__}; forward + backward, "
-        "milliseconds, bandwidth in multiples of a device copy's, peak memory beyond the inputs in multiples of the "
-        "logits:",
+        "milliseconds (and [predicted](gpu_model.md) ones), bandwidth in multiples of a device copy's, peak memory "
+        "beyond the inputs in multiples of the logits:",
         "",
         "| | " + " | ".join(f"`{shape}` {dtype}" for shape, dtype in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -213,8 +225,8 @@ def table(rows: list[Row]) -> str:
         cells = []
         for column in columns:
             row = found.get((*column, name, mode))
-            text = "not run" if row is None else f"{row.median_ms:.3f}, {row.of_copy:.2f}, {row.peak_logits:.2f}"
-            cells.append(text)
+            figures = row and f"{row.median_ms:.3f}{beside(row)}, {row.of_copy:.2f}, {row.peak_logits:.2f}"
+            cells.append(figures or "not run")
         label = f"**{name}**" if name.startswith("softdice") else name
         lines.append(f"| {label}{' compiled' if mode == 'compiled' else ''} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

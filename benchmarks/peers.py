@@ -84,6 +84,11 @@ def ours(C: int) -> Loss:
     return softdice.SoftDiceLoss(C, activation="softmax")
 
 
+def ours_with_cross_entropy(C: int) -> Loss:
+    """softdice: Dice + cross-entropy, one pass."""
+    return softdice.SoftDiceLoss(C, activation="softmax") + softdice.CrossEntropyLoss(C, activation="softmax")
+
+
 PEERS: dict[str, Callable[[int], Loss]] = {
     "seed's loop": seed,
     "MONAI": monai,

@@ -40,7 +40,7 @@ from benchmarks import measure, pictures, publish
 from softdice.evaluation.averages import mean
 from softdice.training.cases import Cases, read_folder
 from softdice.training.config import DEFAULTS
-from softdice.training.evaluate import count, mean_dice, tabulated
+from softdice.training.evaluate import case_logits, count, mean_dice, tabulated
 from softdice.training.loss_names import parse_loss
 from softdice.training.module import WEIGHT_DECAY, learning_rate
 from softdice.training.patches import FOREGROUND_SHARE, Patches
@@ -183,10 +183,12 @@ def read(name: str) -> Cases:
     return cases
 
 
-def divided(names: Sequence[str], subject: Callable[[str], str], seed: int) -> tuple[list[int], list[int]]:
-    """Names of cases -> numbers for training and numbers held out: a fifth of the subjects, drawn by the seed."""
+def divided(
+    names: Sequence[str], subject: Callable[[str], str], seed: int, share: float = HELD_OUT
+) -> tuple[list[int], list[int]]:
+    """Names of cases -> numbers for training and numbers held out: a share of the subjects, drawn by the seed."""
     subjects = sorted({subject(name) for name in names})
-    drawn = np.random.default_rng([seed, 0]).permutation(len(subjects))[: max(1, round(HELD_OUT * len(subjects)))]
+    drawn = np.random.default_rng([seed, 0]).permutation(len(subjects))[: max(1, round(share * len(subjects)))]
     held = {subjects[number] for number in drawn}
     inside = [subject(name) in held for name in names]
     return [n for n, held in enumerate(inside) if not held], [n for n, held in enumerate(inside) if held]
@@ -252,7 +254,8 @@ def run(name: str, cases: Cases, variant: str, seed: int, seconds: float) -> dic
     chosen = (LOSSES | RECIPES)[variant]
     batch = round(choose_batch(patch, None, False) * chosen.recipe.batch)
     network, steps = trained(cases, training, chosen, patch, batch, seed, seconds)
-    counts = [count(network, cases[number], patch, cases, torch.device("cpu"))[0] for number in held_out]
+    pairs = (case_logits(network, cases[number], patch, torch.device("cpu")) for number in held_out)
+    counts = [count(logits.argmax(0), true, cases) for logits, true in pairs]
     table = tabulated(cases, held_out, torch.stack(counts))
     return {
         "data": name,

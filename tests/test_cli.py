@@ -62,7 +62,7 @@ def test_the_help_of_score_is_in_groups() -> None:
         ("Labels", "labels regions ignore include-background"),
         ("Reading", "layout missing threshold soft scale round resample ignore-geometry transpose"),
         ("Scores", "metrics surface penalty lesions matching centreline instances empty"),
-        ("Comparison", "versus"),
+        ("Comparison", "confidence versus"),
         ("Output", "out format rows report images view overwrite"),
         ("Long runs", "jobs resume"),
     ):

@@ -207,6 +207,24 @@ def test_compiles_into_one_graph() -> None:
     assert (a.grad - b.grad).abs().max() <= 1e-6 * a.grad.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("with_cross_entropy", "most"), [(False, 12), (True, 16)])
+def test_a_compiled_step_has_few_operations(with_cross_entropy: bool, most: int) -> None:
+    """What follows the pass, forward and backward, is fused: on a GPU each operation is a launch."""
+    from torch._inductor import metrics
+    from torch._inductor.utils import fresh_cache
+
+    loss: torch.nn.Module = softdice.SoftDiceLoss(4, activation="softmax")
+    if with_cross_entropy:
+        loss = loss + softdice.CrossEntropyLoss(4, activation="softmax")
+    input, target = case(4, "softmax", False, S=(6, 10), dtype=torch.float32)
+    metrics.reset()
+    with fresh_cache():  # what is found in a cache is not counted
+        torch.compile(loss, fullgraph=True)(input.requires_grad_(), target).backward()
+    assert 0 < metrics.generated_kernel_count + 2 <= most  # two: the passes over the voxels
+
+
 def test_settings_as_an_operator_takes_them() -> None:
     third = np.float64(1 / 3)  # a float whose repr names numpy
     settings = Pass("sigmoid", -7, third, None, False, gamma=2, power=1 + third, fields=("focal", "labelled"))

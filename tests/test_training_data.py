@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 pytest.importorskip("monai")
+
+from monai.transforms import Compose
 
 from softdice.evaluation.averages import mean
 from softdice.evaluation.table import Table, score
@@ -19,9 +22,9 @@ from softdice.training.brain import GAP, blocks, brain_cases
 from softdice.training.cases import Case, Cases, read_folder, split
 from softdice.training.channels import normalise
 from softdice.training.config import TrainConfig, TrainingError, merge
-from softdice.training.evaluate import label_image, mean_dice
+from softdice.training.evaluate import logits_of, mean_dice
 from softdice.training.module import Budget, learning_rate
-from softdice.training.patches import EpochSampler, Patches, crop
+from softdice.training.patches import Patches, epoch_keys
 from softdice.training.plan import choose_batch, choose_network, choose_patch
 
 DATA = Path(os.environ.get("SOFTDICE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -141,12 +144,11 @@ def test_a_patch_depends_on_seed_epoch_and_number_only() -> None:
     assert not torch.equal(wanted[0], Patches(cases, [0, 2], (16, 16), seed=6)[(3, 7)][0])
 
 
-def test_every_case_comes_once_before_one_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_case_comes_once_before_one_comes_twice() -> None:
     cases = some_cases((8, 8), 4)
     seen: list[str] = []
-    monkeypatch.setattr(
-        "softdice.training.patches.crop", lambda case, *rest: seen.append(case.name) or crop(case, *rest)
-    )
+    read = cases.read
+    cases.read = lambda number: seen.append(str(number)) or read(number)  # type: ignore[func-returns-value]
     patches = Patches(cases, [0, 1, 3], (8, 8), seed=0)
     for number in range(6):
         patches[(0, number)]
@@ -154,20 +156,26 @@ def test_every_case_comes_once_before_one_comes_twice(monkeypatch: pytest.Monkey
 
 
 def test_a_small_image_is_centred_in_its_patch_and_a_large_one_cut() -> None:
-    case = Case("a", np.ones((2, 3, 10), np.float32), np.full((3, 10), 4, np.uint8))
-    image, label = crop(case, [-2, 5], (8, 4))
-    assert image.shape == (2, 8, 4)
-    assert label.tolist() == [[0] * 4] * 2 + [[4] * 4] * 3 + [[0] * 4] * 3
-    assert image.sum() == 2 * 12
+    label = np.broadcast_to(np.arange(1, 101, dtype=np.uint8), (3, 100))  # says where a patch was cut
+    case = Case("a", np.stack([label, label]).astype(np.float32), label)
+    patches = Patches(Cases(["a"], [0, 4], ["a", "b"], 2, 2, [(3, 100)], lambda number: case), [0], (8, 4), seed=0)
+    patches.augment = Compose([])
+    firsts = set()
+    for number in range(50):
+        image, cut = patches[(0, number)]
+        first = int(cut[2, 0])
+        assert cut.tolist() == [[0] * 4] * 2 + [[*range(first, first + 4)]] * 3 + [[0] * 4] * 3
+        assert (image == cut).all()
+        assert image.shape == (2, 8, 4)
+        firsts.add(first)
+    assert len(firsts) > 20
+    assert min(firsts) >= 1
+    assert max(firsts) <= 97
 
 
 def test_ranks_share_an_epoch_without_overlap() -> None:
-    samplers = [EpochSampler(10, rank, 3) for rank in range(3)]
-    for sampler in samplers:
-        sampler.epoch = 2
-    drawn = [key for sampler in samplers for key in sampler]
-    assert sorted(drawn) == [(2, number) for number in range(10)]
-    assert sum(len(sampler) for sampler in samplers) == 10
+    shares = [epoch_keys(2, 10, rank, 3) for rank in range(3)]
+    assert sorted(key for share in shares for key in share) == [(2, number) for number in range(10)]
 
 
 def test_the_plan_suits_the_images() -> None:
@@ -217,7 +225,7 @@ def test_sliding_windows_cover_an_image_that_is_no_multiple_of_the_patch() -> No
             return torch.cat([torch.zeros_like(image), image], 1)
 
     image = torch.randn(1, 37, 19)
-    assert torch.equal(label_image(Brightness(), image, (16, 24)), (image[0] > 0).long())
+    assert torch.equal(logits_of(Brightness(), image, (16, 24)).argmax(0), (image[0] > 0).long())
 
 
 @pytest.mark.parametrize(
@@ -264,3 +272,28 @@ def test_real_folders_are_read(name: str, ndim: int, channels: int, tmp_path: Pa
     for number in range(6):
         assert abs(float(cases[number].image.mean())) < 1e-3
         assert cases[number].image.shape[1:] == cases[number].label.shape
+
+
+def test_each_file_is_read_once_where_the_memory_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate("abc"):
+        write_pair(tmp_path, name, np.arange(16.0).reshape(4, 4), np.eye(4, k=number, dtype=np.int64))
+    read: list[str] = []
+    for module in ("cases", "channels"):
+        right = import_module(f"softdice.training.{module}").read_image
+        counted = lambda path, right=right: read.append(f"{path.parent.name}/{path.name}") or right(path)  # noqa: E731
+        monkeypatch.setattr(f"softdice.training.{module}.read_image", counted)
+    files = [f"{part}/{name}.npy" for name in "abc" for part in ("images", "labels")]
+    cases = read_folder(tmp_path)
+    all_bytes = cases.keep_bytes + sum(a.nbytes + b.nbytes for a, b in cases.unscaled.values())
+    for number in (2, 0, 1, 2, 1):
+        assert cases[number].label.tolist() == np.eye(4, k=number).tolist()
+    assert sorted(read) == sorted(files)
+    assert not cases.unscaled
+    assert cases.keep_bytes == all_bytes - 3 * 16 * (4 + 1)  # float32 and a class of one byte
+
+    read.clear()
+    monkeypatch.setattr("softdice.training.cases.memory_bytes", lambda: 2 * 16 * (4 + 8))  # one image and its label
+    cases = read_folder(tmp_path)
+    assert list(cases.unscaled) == [0]
+    assert [cases[number].label.sum() for number in (1, 0, 1)] == [3, 4, 3]
+    assert sorted(read) == sorted([*files, "images/b.npy", "labels/b.npy", "images/b.npy", "labels/b.npy"])

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from softdice.cli.progress import Bar
 from softdice.images.files import read_image
-from softdice.training import PredictionError, TrainConfig, TrainingError, pictures, predict, run, train
+from softdice.training import PredictionError, TrainConfig, TrainingError, pictures, plan, predict, train
 from softdice.training.cases import Case, Cases, read_folder
 from softdice.training.checkpoint import load_checkpoint, save_checkpoint
 from softdice.training.loss_names import loss_names, parse_loss
@@ -156,14 +156,14 @@ def test_an_image_without_a_finite_value_gets_no_mask(model: Path, tmp_path: Pat
 def test_memory_that_is_short_fails_one_image(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from softdice.training import inference
 
-    right = inference.label_image
+    right = inference.logits_of
 
     def short(network: torch.nn.Module, image: torch.Tensor, patch: Any) -> torch.Tensor:
         if image.shape[-1] == 40:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
         return right(network, image, patch)
 
-    monkeypatch.setattr(inference, "label_image", short)
+    monkeypatch.setattr(inference, "logits_of", short)
     (tmp_path / "in").mkdir()
     for name, width in (("a", 40), ("b", 24)):
         np.save(tmp_path / "in" / f"{name}.npy", np.zeros((24, width)))
@@ -217,6 +217,9 @@ BOTH: dict[str, Callable[[dict[str, Any]], object]] = {
     "a patch of zeros": _with("data", patch=[0, 0]),
     "settings that are a number": lambda content: content.update(settings=3),
     "a scaling that is a word": _with("data", joint="perhaps"),
+    "thresholds of another number of classes": lambda content: content.update(decision={"thresholds": [0.5]}),
+    "a threshold of 1": lambda content: content.update(decision={"thresholds": [0.5, 1.0]}),
+    "a decision that is a word": lambda content: content.update(decision="argmax"),
     "channels of another network": _with("data", channels=3),
 }
 RESUMED: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -437,7 +440,7 @@ def test_minutes_hold_several_validations_and_the_plan_is_told(tmp_path: Path) -
 def test_one_thread_is_taken_where_it_is_faster_and_the_others_come_back(
     alone_s: float, expected: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "step_seconds", lambda *rest: alone_s if torch.get_num_threads() == 1 else 1.0)
+    monkeypatch.setattr(plan, "step_seconds", lambda *rest: alone_s if torch.get_num_threads() == 1 else 1.0)
     torch.set_num_threads(2)
     try:
         summary = train(config(data, tmp_path, max_minutes=1, max_steps=1))
@@ -449,7 +452,7 @@ def test_one_thread_is_taken_where_it_is_faster_and_the_others_come_back(
 
 
 def test_too_little_time_is_told_before_the_start(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "step_seconds", lambda *rest: 1.0)
+    monkeypatch.setattr(plan, "step_seconds", lambda *rest: 1.0)
     result = call("train", data, "--out", tmp_path, "--loss", "dice", "--max-minutes", 0.05, "--max-steps", 1)
     assert "steps fit into 0.05 minutes, and fewer than 100 learn little. Give --max-minutes" in result.output
 
@@ -479,8 +482,8 @@ def test_a_log_gets_a_line_every_half_minute(
 def test_a_case_that_is_shown_is_predicted_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from softdice.training import evaluate
 
-    right, seen = evaluate.label_image, []
-    monkeypatch.setattr(evaluate, "label_image", lambda *given: seen.append(1) or right(*given))
+    right, seen = evaluate.logits_of, []
+    monkeypatch.setattr(evaluate, "logits_of", lambda *given: seen.append(1) or right(*given))
     summary = train(config(data, tmp_path, val_fraction=0.6, max_steps=1))
     assert len(summary["held_out"]) == 3
     assert len(seen) - 3 <= 3  # each once, and the cases of the only validation

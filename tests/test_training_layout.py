@@ -130,10 +130,10 @@ def test_a_prediction_scales_as_the_training_did(
     from softdice.training import inference
 
     checkpoint, folder = model
-    right, seen = inference.label_image, []
+    right, seen = inference.logits_of, []
     monkeypatch.setattr(
         inference,
-        "label_image",
+        "logits_of",
         lambda network, image, patch: seen.append(image.numpy()) or right(network, image, patch),
     )
     masks = predict(checkpoint, folder / "imagesTr", tmp_path / "masks")

@@ -34,8 +34,8 @@ from softdice.evaluation.colours import EXTRA, MISSED, RIGHT
 from softdice.images.files import FileError, read_image
 from softdice.training import TrainConfig, TrainingError, pictures, predict, run, train
 from softdice.training.cases import Case, Cases, read_folder
+from softdice.training.channels import lonely_value
 from softdice.training.checkpoint import load_checkpoint, save_checkpoint
-from softdice.training.nodata import lonely_value
 from softdice.training.patches import Patches, choose_mirror
 from softdice.training.places import are_objects, exchanged, places
 

@@ -16,7 +16,7 @@ from softdice.compat.nnunet_training import TRAINERS
 from softdice.version import __version__
 
 EXTRAS_OF_DEVELOPERS = ("dev", "docs")
-COME_ALONG = ("triton", "pydicom")
+COME_ALONG = ("triton", "jinja2", "pydicom")
 """Packages that this one uses where torch and highdicom bring them; no extra names them."""
 
 

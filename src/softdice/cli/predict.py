@@ -22,6 +22,14 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that lie where masks are to be written.")
     ] = False,
+    decide: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tuned|argmax",
+            help="Cut by the thresholds that softdice train found on its held-out cases, or take the likeliest class "
+            "[default: tuned, of a model that has them]",
+        ),
+    ] = None,
     confidence: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write a CSV file of how sure each mask is, the least sure first."),
@@ -50,6 +58,7 @@ def predict(
                     images,
                     out,
                     overwrite=overwrite,
+                    decide=decide,
                     confidence=confidence,
                     progress=progress,
                     line=lines.append,

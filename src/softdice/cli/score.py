@@ -118,6 +118,13 @@ def score(
     empty: Annotated[
         str, _choice(SCORES, "Score of a class that neither map of a case has: nan (in no mean) or 1.", ("nan", "1"))
     ] = "nan",
+    confidence: Annotated[
+        Path | None,
+        _option(
+            COMPARISON,
+            "CSV of softdice predict --confidence: how well it ranks the masks by their Dice. Drawn in the report.",
+        ),
+    ] = None,
     versus: Annotated[
         list[Path] | None,
         _option(COMPARISON, "Other predictions of the same cases to compare with; may be repeated.", metavar="<path>"),
@@ -160,7 +167,7 @@ def score(
         if run is None:  # a rank above 0 under torchrun, which has done its share
             return
         with one_line():
-            from softdice.cli.score_run import Task, check_options, find_pairs, open_journal, run_task
+            from softdice.cli.score_run import Task, check_options, find_pairs, known_confidence, open_journal, run_task
             from softdice.evaluation.labels import ScoreError
             from softdice.scoring.options import parse_options
 
@@ -171,10 +178,11 @@ def score(
                     wanted = ", ".join(filter(None, choices))
                     raise ScoreError(f"{option}: expected one of {wanted}, got {value!r}.")
             others = tuple(versus or ())
-            format = check_options(format, rows, others, out, report, resume)
+            format = check_options(format, rows, others, out, report, resume, confidence)
             task = Task(
-                predictions, labels_path, layout, others, jobs, format, rows, out, report, images, view, overwrite
-            )
+                predictions, labels_path, layout, others, jobs, format, rows, out, report, images, view, overwrite,
+                confidence,
+            )  # fmt: skip
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
@@ -182,6 +190,7 @@ def score(
                 matching=matching, centreline=centreline, instances=instances,
             )  # fmt: skip
             pairs = find_pairs(task, (labels, regions, ignore, "--instances" if instances else None))
-            exit_code = run_task(task, pairs, options, open_journal(task, options, resume=resume), run)
+            sure = known_confidence(task, pairs)
+            exit_code = run_task(task, pairs, options, open_journal(task, options, resume=resume), run, sure)
         if exit_code:
             raise typer.Exit(exit_code)

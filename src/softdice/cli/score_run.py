@@ -23,6 +23,7 @@ from softdice.images.files import FileError, left_out, stored
 from softdice.parallel.ranks import Ranks
 from softdice.scoring import formats
 from softdice.scoring.comparison import Comparison, compare
+from softdice.scoring.confidence import Ranking, rankings, read_confidence
 from softdice.scoring.journal import Journal
 from softdice.scoring.options import Options
 from softdice.scoring.output_files import check_places, format_of, is_stream, save
@@ -32,6 +33,7 @@ from softdice.scoring.pairing import Pair, case_files, case_folders, pair_files
 from softdice.scoring.report import to_html
 from softdice.scoring.summary import Summary, renumbered_line, summarise, tabulate, unnamed_line
 from softdice.scoring.text_tables import (
+    Grid,
     alone_line,
     class_grid,
     comparison_grid,
@@ -65,10 +67,17 @@ class Task:
     images: Path | None
     view: str
     overwrite: bool
+    confidence: Path | None
 
 
 def check_options(
-    format: str | None, rows: str | None, versus: tuple[Path, ...], out: Path | None, report: Path | None, resume: bool
+    format: str | None,
+    rows: str | None,
+    versus: tuple[Path, ...],
+    out: Path | None,
+    report: Path | None,
+    resume: bool,
+    confidence: Path | None,
 ) -> str:
     """Raise ScoreError if options do not fit together, whatever the files hold; return the format."""
     if versus and format == "nnunet":
@@ -78,7 +87,11 @@ def check_options(
         raise ScoreError(f"--resume: expected --out with a file, got none. {advice}")
     if out is None and sys.stdout is None:
         raise ScoreError("score: expected a standard output, got a closed one. Pass --out.")
-    for option, value, name in (("--versus", versus, "scipy"), ("--report", report, "PIL")):
+    for option, value, name in (
+        ("--versus", versus, "scipy"),
+        ("--report", report, "PIL"),
+        ("--confidence", confidence, "scipy"),
+    ):
         if value:
             package(option, name, "score")
     kind = format_of(out, format)
@@ -110,7 +123,12 @@ def find_pairs(task: Task, label_options: Sequence[str | None]) -> dict[str, lis
     check_places(
         task.out,
         task.report,
-        (*files, *_images(task).values(), *(Path(text) for text in label_options if text and text.endswith(".json"))),
+        (
+            *files,
+            *_images(task).values(),
+            *(Path(text) for text in label_options if text and text.endswith(".json")),
+            *filter(None, [task.confidence]),
+        ),
         overwrite=task.overwrite,
     )
     return pairs
@@ -123,6 +141,13 @@ def _images(task: Task) -> dict[str, Path]:
     return case_files(task.images, deep=task.layout != "files")
 
 
+def known_confidence(task: Task, pairs: dict[str, list[Pair]]) -> dict[str, dict[str, float]]:
+    """Return the rows of --confidence by the names of the masks of the first predictions; {} without the option."""
+    if task.confidence is None:
+        return {}
+    return read_confidence(task.confidence, [pair.prediction for pair in pairs[str(task.predictions)]])
+
+
 def open_journal(task: Task, options: Options, *, resume: bool) -> Journal | None:
     """Open the journal beside --out; None if the result goes to a stream."""
     if task.out is None or is_stream(task.out):
@@ -131,7 +156,14 @@ def open_journal(task: Task, options: Options, *, resume: bool) -> Journal | Non
     return Journal(task.out.with_name(task.out.name + ".partial"), options, about, resume=resume)
 
 
-def run_task(task: Task, pairs: dict[str, list[Pair]], options: Options, journal: Journal | None, run: Run) -> int:
+def run_task(
+    task: Task,
+    pairs: dict[str, list[Pair]],
+    options: Options,
+    journal: Journal | None,
+    run: Run,
+    sure: dict[str, dict[str, float]],
+) -> int:
     """Score all pairs, write the results, and list what failed; return the exit code."""
     total = sum(map(len, pairs.values()))
     tables: dict[str, Table] = {}
@@ -158,16 +190,19 @@ def run_task(task: Task, pairs: dict[str, list[Pair]], options: Options, journal
     summaries = {side: summarise(table) for side, table in tables.items()}
     first, *others = tables.values()
     comparisons = [compare(first, other) for other in others]
-    _write(task, tables, summaries, comparisons, options)
+    ranked = rankings(first, sure) if sure else []
+    _write(task, tables, summaries, comparisons, options, ranked)
     if journal is not None:
         journal.close(finished=True)
     if task.report is not None:
         command = shlex.join(["softdice", *sys.argv[1:]])
         page = to_html(
             tables, summaries, comparisons, options, str(task.truth),
-            command=command, images=_images(task), view=task.view,
+            command=command, images=_images(task), view=task.view, rankings=ranked,
         )  # fmt: skip
         save(task.report, [page])
+    if ranked:
+        print(ranked[0].line(), file=sys.stderr)
     unnamed = unnamed_line(next(iter(tables.values())))
     for line in filter(None, (unnamed, renumbered_line(tables.values()))):
         print(line, file=sys.stderr)
@@ -250,6 +285,7 @@ def _write(
     summaries: dict[str, Summary],
     comparisons: list[Comparison],
     options: Options,
+    ranked: list[Ranking],
 ) -> None:
     """Write the result in its format to --out or to standard output."""
     if task.format == "table":
@@ -259,7 +295,7 @@ def _write(
     elif task.format == "json" and task.rows is not None:
         text = formats.to_json_rows(tables, summaries, task.rows)
     elif task.format == "json":
-        text = formats.to_json(tables, summaries, comparisons, options)
+        text = formats.to_json(tables, summaries, comparisons, options, ranked)
     else:
         text = formats.to_nnunet(next(iter(tables.values())), options)
     if task.out is None:
@@ -276,23 +312,21 @@ def _table_text(
     console = Console(file=io.StringIO()) if plain else Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=PLAIN_WIDTH)
-    grids = [terminal(side, class_grid(table, summaries[side]), console.width) for side, table in tables.items()]
-    if len(tables) > 1:
-        grids.insert(0, terminal("all predictions", models_grid(tables, [*summaries.values()]), console.width))
-    for grid in grids:
+
+    def text(title: str, grid: Grid) -> str:
         with console.capture() as captured:
-            console.print(grid)
-        yield captured.get()
+            console.print(terminal(title, grid, console.width))
+        return captured.get()
+
+    if len(tables) > 1:
+        yield text("all predictions", models_grid(tables, [*summaries.values()]))
+    for side, table in tables.items():
+        yield text(side, class_grid(table, summaries[side]))
     first = next(iter(tables.values()))
     for name, comparison in zip(list(tables)[1:], comparisons, strict=True):
         title = "first minus second" if len(tables) == 2 else f"first minus {name}"
-        with console.capture() as captured:
-            console.print(terminal(title, comparison_grid(first, comparison), console.width))
-            if comparison.shapes:
-                console.print(terminal(f"{title}: shapes", shapes_grid(first, comparison), console.width))
-        yield captured.get()
-        lines = [alone_line(comparison)]
-        if different := different_lines(first, comparison):
-            lines += ["Cases that differ most:", *(f"  {line}" for line in different)]
-        yield "".join(f"{line}\n" for line in lines if line)
-    yield "".join(f"{line}\n" for line in (rank_line(tables),) if line)
+        yield text(title, comparison_grid(first, comparison))
+        if comparison.shapes:
+            yield text(f"{title}: shapes", shapes_grid(first, comparison))
+        yield from (f"{line}\n" for line in (alone_line(comparison), *different_lines(first, comparison)) if line)
+    yield from (f"{line}\n" for line in (rank_line(tables),) if line)

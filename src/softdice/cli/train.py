@@ -34,8 +34,9 @@ def _parse_patch(text: str | None) -> tuple[int, ...] | None:
         ) from None
 
 
-def _default(name: str, what: str) -> str:
-    return f"{what} [default: {DEFAULTS[name]}]"
+def _option(help: str, *names: str, default: str = "", **settings: Any) -> Any:
+    """Return an option, whose help ends with the default of the setting of that name."""
+    return typer.Option(*names, help=f"{help} [default: {DEFAULTS[default]}]" if default else help, **settings)
 
 
 def train(
@@ -46,73 +47,57 @@ def train(
             "brain that nilearn carries."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the model, curves, pictures and summary.")] = Path(OUT),
+    out: Annotated[Path, _option("Folder for the model, curves, pictures and summary.")] = Path(OUT),
     loss: Annotated[
-        str | None,
-        typer.Option(help=_default("loss", "A loss of this package by name, or a sum: dice, tversky+0.5*focal.")),
+        str | None, _option("A loss of this package by name, or a sum: dice, tversky+0.5*focal.", default="loss")
     ] = None,
     epochs: Annotated[
-        int | None,
-        typer.Option(help=f"Most epochs [default: {DEFAULT_EPOCHS}, none with --max-minutes or --max-steps]"),
+        int | None, _option(f"Most epochs [default: {DEFAULT_EPOCHS}, none with --max-minutes or --max-steps]")
     ] = None,
-    max_minutes: Annotated[
-        float | None, typer.Option(help="Minutes that the whole run takes, over resumptions.")
-    ] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Most steps, over resumptions.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Patches per step and device [default: from the data]")] = None,
+    max_minutes: Annotated[float | None, _option("Minutes that the whole run takes, over resumptions.")] = None,
+    max_steps: Annotated[int | None, _option("Most steps, over resumptions.")] = None,
+    batch_size: Annotated[int | None, _option("Patches per step and device [default: from the data]")] = None,
     patch: Annotated[
-        str | None,
-        typer.Option(help="Voxels along each axis, multiples of 8: 96 or 96x96x32 [default: from the data]"),
+        str | None, _option("Voxels along each axis, multiples of 8: 96 or 96x96x32 [default: from the data]")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help=_default("lr", "Highest learning rate of AdamW."))] = None,
-    val_fraction: Annotated[
-        float | None, typer.Option(help=_default("val_fraction", "Share of the cases held out."))
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help=_default("seed", "Seed of the split, the weights and the patches."))
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out from its last complete epoch.")
-    ] = False,
+    lr: Annotated[float | None, _option("Highest learning rate of AdamW.", default="lr")] = None,
+    val_fraction: Annotated[float | None, _option("Share of the cases held out.", default="val_fraction")] = None,
+    seed: Annotated[int | None, _option("Seed of the split, the weights and the patches.", default="seed")] = None,
+    resume: Annotated[bool, _option("Go on with the run in --out from its last complete epoch.", "--resume")] = False,
     devices: Annotated[
-        int | None,
-        typer.Option(help=_default("devices", "How many GPUs, or processes without one. Not under torchrun.")),
+        int | None, _option("How many GPUs, or processes without one. Not under torchrun.", default="devices")
     ] = None,
     fused_head: Annotated[
-        bool, typer.Option("--fused-head", help="Last convolution and loss chunk by chunk: memory for many classes.")
+        bool, _option("Last convolution and loss chunk by chunk: memory for many classes.", "--fused-head")
     ] = False,
-    round: Annotated[
-        bool, typer.Option("--round", help="Round labels that are stored as nearly whole numbers.")
-    ] = False,
+    round: Annotated[bool, _option("Round labels that are stored as nearly whole numbers.", "--round")] = False,
     ignore_geometry: Annotated[
-        bool, typer.Option("--ignore-geometry", help="Image and label belong together whatever their affines say.")
+        bool, _option("Image and label belong together whatever their affines say.", "--ignore-geometry")
     ] = False,
     ignore: Annotated[
-        int | None, typer.Option(help="Label of voxels to leave out: no class, in neither loss nor score, such as 255.")
+        int | None, _option("Label of voxels to leave out: no class, in neither loss nor score, such as 255.")
     ] = None,
     nodata: Annotated[
         float | None,
-        typer.Option(help="Value of the images that stands for missing data, beside what the tag of GDAL names."),
+        _option("Value of the images that stands for missing data, beside what the tag of GDAL names."),
     ] = None,
     foreground: Annotated[
         bool | None,
-        typer.Option(
+        _option(
+            "All labels but 0 are one class, as of objects that have a number each; or each label is a class.",
             "--foreground/--no-foreground",
-            help="All labels but 0 are one class, as of objects that have a number each; or each label is a class.",
             show_default=False,
         ),
     ] = None,
     mirror: Annotated[
         str | None,
-        typer.Option(
+        _option(
+            "Axes along which patches are mirrored; x is left-right [default: x for pictures whose labels allow it, "
+            "none for volumes]",
             metavar="none|x|y|xy|...",
-            help="Axes along which patches are mirrored; x is left-right [default: x for pictures whose labels allow "
-            "it, none for volumes]",
         ),
     ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help=_default("precision", f"One of {', '.join(PRECISIONS)}."))
-    ] = None,
+    precision: Annotated[str | None, _option(f"One of {', '.join(PRECISIONS)}.", default="precision")] = None,
 ) -> None:
     """Train a segmentation network with a loss of this package on DATA, or on a brain.
 

@@ -434,20 +434,23 @@ class FocalLoss(_MonaiLoss):
         """input, target -> loss."""
         space = common.tensors(input, target)[0].shape[2:]
         input, target = self.tensors(input, target)
-        labels = self.has_labels(input, target)
+        labels, one_map = self.has_labels(input, target), self.reduction == "none"
         target, weight, ignore_index = self.without_ignored(target, labels)
-        if self.reduction == "none":
-            loss_BCS = self.loss_map(input, target, labels, weight, ignore_index)
-            return loss_BCS.reshape(*loss_BCS.shape[:2], *space)
-        if not (labels or self.use_softmax):
+        if not (labels or self.use_softmax or one_map):
             check.hard(target)
         balance = self.alpha is not None and not self.use_softmax
-        drop_background = not self.include_background and input.shape[1] > 1 and (balance or self.use_softmax)
-        if labels and (balance or drop_background):
+        several = input.shape[1] > 1
+        drop_background = not self.include_background and several and (balance or self.use_softmax or one_map)
+        if labels and (balance or drop_background or one_map):
             weight, ignore_index = (None if ignore_index is None else target != ignore_index), None
             target = common.one_hot(target, input.shape[1])
         if drop_background:  # before the activation: MONAI's softmax is over the other classes
             input, target = input[:, 1:], target[:, 1:]
+        if one_map:
+            if not (self.include_background or several):
+                _warn_of("include_background=False")
+            loss_BCS = self.loss_map(input, target, weight)
+            return loss_BCS.reshape(*loss_BCS.shape[:2], *space)
         if balance:
             alpha = self._alpha(input.shape[1])
             sides: dict[str, Any] = {"positive": alpha, "negative": 1 - alpha if alpha.ndim == 0 else 1.0}
@@ -462,21 +465,8 @@ class FocalLoss(_MonaiLoss):
             stats = stats if drop_background else self.without_background(stats)
         return self.from_statistics(stats)
 
-    def loss_map(
-        self, input: Tensor, target: Tensor, labels: bool, weight: Tensor | None, ignore_index: int | None
-    ) -> Tensor:
-        """Return the loss of each voxel and class that counts, (B, C, *S), by torch's operations.
-
-        target, weight and ignore_index are what `without_ignored` returned.
-        """
-        if labels:
-            weight = None if ignore_index is None else target != ignore_index
-            target = common.one_hot(target, input.shape[1])
-        if not self.include_background:
-            if input.shape[1] == 1:
-                _warn_of("include_background=False")
-            else:
-                input, target = input[:, 1:], target[:, 1:]
+    def loss_map(self, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the loss of each voxel and class for per-class values, (B, C, *S), by torch's operations."""
         x = input.to(result_dtype(input.dtype))
         y = target.to(x.dtype)
         if weight is not None:  # an ignored voxel costs 0, even if it holds nan
@@ -623,11 +613,8 @@ class DiceFocalLoss(_DiceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validation.number("lambda_dice", self.lambda_dice, 0)
-        validation.number("lambda_focal", self.lambda_focal, 0)
         self.dice = DiceLoss(**self.options(_DiceOptions), weight=self.weight)
-        options = {**self.options(_MonaiLoss), "gamma": self.gamma, "weight": self.weight, "reduction": self.reduction}
-        self.focal = FocalLoss(**options, alpha=self.alpha)
+        self.focal = _focal_part(self, "lambda_dice", self.alpha)
 
     def without_space(self) -> bool:
         """Return whether MONAI's formula for (B, C) is the one for a single voxel."""
@@ -658,15 +645,20 @@ class GeneralizedDiceFocalLoss(_GeneralizedDiceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validation.number("lambda_gdl", self.lambda_gdl, 0)
-        validation.number("lambda_focal", self.lambda_focal, 0)
         self.generalized_dice = GeneralizedDiceLoss(**self.options(_GeneralizedDiceOptions))
-        options = {**self.options(_MonaiLoss), "gamma": self.gamma, "weight": self.weight, "reduction": self.reduction}
-        self.focal = FocalLoss(**options)
+        self.focal = _focal_part(self, "lambda_gdl")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input, target -> loss."""
         return _with_focal(self, "generalized_dice", (self.lambda_gdl, self.lambda_focal), input, target)
+
+
+def _focal_part(loss: Any, factor: str, alpha: float | None = None) -> FocalLoss:
+    """Return the focal term of a sum; raise ValueError if one of its factors, the other of that name, is below 0."""
+    for name in (factor, "lambda_focal"):
+        validation.number(name, getattr(loss, name), 0)
+    names = ("gamma", "weight", "reduction")
+    return FocalLoss(**loss.options(_MonaiLoss), **{name: getattr(loss, name) for name in names}, alpha=alpha)
 
 
 def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tensor, target: Tensor) -> Tensor:

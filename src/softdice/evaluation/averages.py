@@ -15,6 +15,9 @@ RESAMPLES = 2000
 FEWEST_CASES = 5
 """Cases from which on there is an interval: with fewer a bootstrap draws little but the same cases again."""
 
+_HUGE = 1e300
+"""Stands for inf where NumPy interpolates quantiles: beside inf it would interpolate to nan."""
+
 _SEED = 0
 _DRAWS = 1 << 18
 """Cases that are drawn at a time, so that memory does not grow with their number."""
@@ -39,13 +42,9 @@ def quantiles(values_NK: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     quantiles_SK = np.full((len(shares), values_NK.shape[1]), np.nan)
     for k, column in enumerate(values_NK.T):
         column = column[~np.isnan(column)]
-        if np.isinf(column).any():  # np.quantile interpolates to nan there
-            low, high = (np.quantile(column, shares, method=side) for side in ("lower", "higher"))
-            column = np.where(np.isinf(column), column[np.isfinite(column)].max(initial=0), column)
-            quantiles_SK[:, k] = np.where(np.isinf(high), np.where(low == high, low, high), np.quantile(column, shares))
-        elif column.size:
-            quantiles_SK[:, k] = np.quantile(column, shares)
-    return quantiles_SK
+        if column.size:
+            quantiles_SK[:, k] = np.quantile(np.where(np.isinf(column), _HUGE, column), shares)
+    return np.where(quantiles_SK > _HUGE / 1e100, np.inf, quantiles_SK)
 
 
 def intervals(values_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

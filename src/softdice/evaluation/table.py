@@ -89,7 +89,7 @@ class Table:
         return measured_columns(self.metrics)
 
     def empty_score(self, name: str) -> float:
-        """Return what a column of `shapes` has for a class that neither map has."""
+        """Return what a column has for a class that neither map has."""
         return 1 - self.empty if name in DISTANCES else self.empty
 
     def case(self, i: int) -> Table:

@@ -34,9 +34,13 @@ def _escape(code: int) -> str:
 
 
 def number(value: Any) -> Any:
-    """Return a number, or an array as lists of numbers, with None for nan and "inf" for inf: JSON has neither."""
-    if np.ndim(value):
+    """Return a number as JSON has it, None for nan and "inf" for inf; an array, a list or a dict with such numbers."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: number(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
         return [number(part) for part in value]
-    if math.isinf(value):
-        return "inf"
-    return None if math.isnan(value) else float(value)
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else "inf"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -151,6 +151,12 @@ def _sum(terms: Sequence[tuple[float, Any]]) -> Loss:
     return (SumLoss if all(isinstance(term, StatisticsLoss) for _, term in terms) else MixedSumLoss)(terms)
 
 
+def _weighted_sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
+    """Return the sum of factor times value; a factor of 1 costs no operation."""
+    values = [value if weight == 1 else weight * value for weight, value in terms]
+    return sum(values[1:], values[0])
+
+
 def _weights(terms: Sequence[tuple[float, Loss]]) -> tuple[float, ...]:
     """Return the weights; raise if one is not finite, or the losses differ in the number of classes."""
     for weight, term in terms:
@@ -189,8 +195,7 @@ class SumLoss(StatisticsLoss):
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
         """Return the weighted sum of the terms' losses for the statistics of a batch."""
-        values = [weight * term.from_statistics(stats, counted) for weight, term in _terms(self)]
-        return sum(values[1:], values[0])
+        return _weighted_sum((weight, term.from_statistics(stats, counted)) for weight, term in _terms(self))
 
     def extra_repr(self) -> str:
         return f"weights={self.weights}"
@@ -226,8 +231,8 @@ class MixedSumLoss(Loss):
         values = []
         for weight, loss in self.parts:
             keywords = {"voxel_map": voxel_map} if isinstance(loss, SumLoss) else {}
-            values.append(weight * loss(input, target, voxel_weight, **keywords))
-        return sum(values[1:], values[0])
+            values.append((weight, loss(input, target, voxel_weight, **keywords)))
+        return _weighted_sum(values)
 
     def extra_repr(self) -> str:
         return f"weights={self.weights}"

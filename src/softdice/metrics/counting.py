@@ -69,13 +69,7 @@ def class_counts(
                 [1, 2, 1],
                 [1, 1, 2]])
     """
-    are_tensors(prediction=prediction, target=target)
-    for name, labels in (("prediction", prediction), ("target", target)):
-        if labels.is_floating_point() or labels.is_complex():
-            fail(f"integer labels in {name}", labels.dtype, "Convert with .long(), or take argmax.", TypeError)
-    if prediction.shape != target.shape:
-        advice = "Bring both to the same shape."
-        fail(f"target of shape {tuple(prediction.shape)}", tuple(target.shape), advice)
+    check_maps("prediction", prediction, target)
     same_device(prediction.device, "prediction", target=target)
     if prediction.is_meta:
         return prediction.new_empty((3, num_classes), dtype=torch.int64)
@@ -94,6 +88,17 @@ def class_counts(
     if ignore_index is not None and 0 <= ignore_index < num_classes:
         counts[:, ignore_index] = 0
     return counts[:, :num_classes]
+
+
+def check_maps(name: str, labels: Tensor, target: Tensor) -> None:
+    """Raise TypeError or ValueError unless labels, an argument of that name, and target are integers of one shape."""
+    maps = {name: labels, "target": target}
+    are_tensors(**maps)
+    for argument, values in maps.items():
+        if values.is_floating_point() or values.is_complex():
+            fail(f"integer labels in {argument}", values.dtype, "Convert with .long(), or take argmax.", TypeError)
+    if labels.shape != target.shape:
+        fail(f"target of shape {tuple(labels.shape)}", tuple(target.shape), "Bring both to the same shape.")
 
 
 def check_ignore_index(ignore_index: object) -> None:
@@ -335,11 +340,14 @@ def _flat(box: np.ndarray) -> np.ndarray:
     return rows.reshape(-1)
 
 
+def plain_bools(array: np.ndarray) -> np.ndarray:
+    """Return an array in which True is the byte 1, as NumPy has it: some libraries write 255."""
+    return array.view(np.uint8) != 0 if array.dtype == np.bool_ else array
+
+
 def _as_bytes(array: np.ndarray) -> np.ndarray:
     """Return an array of one byte per label as uint8."""
-    if array.dtype == np.bool_:  # True is not always 1: some libraries write 255
-        return (array.view(np.uint8) != 0).view(np.uint8)
-    return array.view(np.uint8)
+    return plain_bools(array).view(np.uint8)
 
 
 def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndarray], np.ndarray]]:
@@ -348,13 +356,9 @@ def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndar
     (None, ...) if the array has more than 256 labels.
     """
     if array.dtype.itemsize == 1:
-        if array.dtype == np.int8:
-            labels = np.arange(256).astype(np.uint8).view(np.int8).astype(np.int64)
-            return labels, _as_bytes
-        return np.arange(256), _as_bytes
-    if array.size == 0:
-        return np.arange(256), lambda piece: piece.astype(np.uint8)
-    low, high = int(array.min()), int(array.max())
+        labels = np.arange(256)
+        return labels.astype(np.uint8).view(np.int8).astype(np.int64) if array.dtype == np.int8 else labels, _as_bytes
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if low >= 0 and high < 256:
         return np.arange(256), lambda piece: piece.astype(np.uint8)
     if high - low < 1 << 20 and high < 2**63:

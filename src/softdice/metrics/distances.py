@@ -21,7 +21,7 @@ from softdice import validation
 from softdice.internals import untraced
 from softdice.metrics import counting, surfaces
 from softdice.metrics.counting import as_tensor, numbers_of
-from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
+from softdice.metrics.surfaces import Definition, Direction
 from softdice.parallel.threads import for_each
 
 _CHUNK = 1 << 20
@@ -91,12 +91,9 @@ def hausdorff_distance(
     """
     percentile = checked_percentile(percentile)
     validation.choice("direction", direction, surfaces.DIRECTIONS)
-
-    def formula(distances: SurfaceDistances, _: int) -> float:
-        return surfaces.hausdorff(distances, percentile, direction)
-
+    formulas: list[Formula] = [lambda distances, _: surfaces.hausdorff(distances, percentile, direction)]
     compare = surfaces.between(definition)
-    return measure(input, target, [formula], num_classes, spacing, compare, classes, ignore_index)[0]
+    return measure(input, target, formulas, num_classes, spacing, compare, classes, ignore_index)[0]
 
 
 @validation.public
@@ -122,11 +119,7 @@ def average_surface_distance(
         direction: "symmetric", the mean over the elements of both boundaries, or the one "from_input" to the target
             or "from_target" to the input.
 
-    The other arguments, errors, and what empty masks give are those of `hausdorff_distance`.
-
-    Returns:
-        (B, C), or one column for each entry of `classes`; float64, >= 0, 0 is best. nan: the class is in neither map,
-        or it is `ignore_index`; inf: it is in one of them only.
+    The other arguments, errors and results are those of `hausdorff_distance`.
 
     Example:
         >>> import torch
@@ -139,12 +132,9 @@ def average_surface_distance(
     Transactions on Medical Imaging 28, 2009.
     """
     validation.choice("direction", direction, surfaces.DIRECTIONS)
-
-    def formula(distances: SurfaceDistances, _: int) -> float:
-        return surfaces.average(distances, direction)
-
+    formulas: list[Formula] = [lambda distances, _: surfaces.average(distances, direction)]
     compare = surfaces.between(definition)
-    return measure(input, target, [formula], num_classes, spacing, compare, classes, ignore_index)[0]
+    return measure(input, target, formulas, num_classes, spacing, compare, classes, ignore_index)[0]
 
 
 @validation.public
@@ -188,12 +178,9 @@ def surface_dice(
     """
     numbers = scored(num_classes, classes)
     tolerances = each_class("tolerance", tolerance, len(numbers))
-
-    def formula(distances: SurfaceDistances, k: int) -> float:
-        return surfaces.surface_overlap(distances, tolerances[k])
-
+    formulas: list[Formula] = [lambda distances, k: surfaces.surface_overlap(distances, tolerances[k])]
     compare = surfaces.between(definition)
-    return measure(input, target, [formula], num_classes, spacing, compare, classes, ignore_index)[0]
+    return measure(input, target, formulas, num_classes, spacing, compare, classes, ignore_index)[0]
 
 
 # --- settings
@@ -266,13 +253,7 @@ def integer_pair(input: Tensor, target: Tensor, ignore_index: int | None) -> tup
     input, target = as_tensor(input), as_tensor(target)
     validation.are_tensors(input=input, target=target)
     counting.check_ignore_index(ignore_index)
-    for name, labels in (("input", input), ("target", target)):
-        if labels.is_floating_point() or labels.is_complex():
-            advice = "Convert with .long(), or take argmax."
-            validation.fail(f"integer labels in {name}", labels.dtype, advice, TypeError)
-    if input.shape != target.shape:
-        advice = "Bring both to the same shape."
-        validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)
+    counting.check_maps("input", input, target)
     return input, target
 
 
@@ -346,8 +327,7 @@ class _LabelPair:
     def _mask(self, labels: np.ndarray, label: int) -> np.ndarray:
         """Return the mask of a label in the labels of a box, with a margin of one voxel."""
         mask = np.zeros([n + 2 for n in labels.shape], np.bool_)
-        numbers = labels.view(np.uint8) != 0 if labels.dtype == np.bool_ else labels  # True is not always 1
-        np.equal(numbers, label, out=mask[tuple(slice(1, -1) for _ in labels.shape)])
+        np.equal(counting.plain_bools(labels), label, out=mask[tuple(slice(1, -1) for _ in labels.shape)])
         return mask
 
 

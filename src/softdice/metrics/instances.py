@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from softdice import validation
+from softdice.metrics.counting import plain_bools
 
 _DENSE = 1 << 22
 """With up to this many possible pairs each has an entry in a table; with more they are sorted."""
@@ -80,8 +81,7 @@ def object_overlaps(
 def _runs(input: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Split both maps into runs, along memory, in which neither changes: return their numbers and the lengths."""
     order = sorted(range(target.ndim), key=lambda axis: -abs(target.strides[axis]))
-    one, other = (array.transpose(order).reshape(-1) for array in (input, target))
-    one, other = (flat.view(np.uint8) != 0 if flat.dtype == np.bool_ else flat for flat in (one, other))
+    one, other = (plain_bools(array).transpose(order).reshape(-1) for array in (input, target))
     starts = np.flatnonzero((one[1:] != one[:-1]) | (other[1:] != other[:-1])) + 1
     starts = np.concatenate([np.zeros(min(1, one.size), np.int64), starts])
     return one[starts], other[starts], np.diff(starts, append=one.size)

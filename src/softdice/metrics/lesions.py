@@ -18,7 +18,7 @@ input and in the target.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -283,8 +283,9 @@ def lesion_dice(
     github.com/rachitsaluja/BraTS-2023-Metrics (BraTS); F. Kofler et al., "Panoptica: instance-wise evaluation of 3D
     semantic and instance segmentation maps", arXiv:2312.02608, 2023 (matching by overlap).
     """
-    rule, formula = Rule(matching, reach, neighbours, objects), _first(mean_dice)
-    return rule.measure(input, target, [formula], num_classes, spacing, classes, ignore_index)[0]
+    formulas: list[Formula] = [lambda lesions, _: mean_dice(lesions)]
+    rule = Rule(matching, reach, neighbours, objects)
+    return rule.measure(input, target, formulas, num_classes, spacing, classes, ignore_index)[0]
 
 
 @validation.public
@@ -333,8 +334,9 @@ def panoptic_quality(
     """
     validation.choice("quality", quality, QUALITIES)
     no_challenge(matching)
-    rule, formula = Rule(matching, reach, neighbours, objects), _first(partial(quality_of, which=quality))
-    return rule.measure(input, target, [formula], num_classes, spacing, classes, ignore_index)[0]
+    formulas: list[Formula] = [lambda lesions, _: quality_of(lesions, quality)]
+    rule = Rule(matching, reach, neighbours, objects)
+    return rule.measure(input, target, formulas, num_classes, spacing, classes, ignore_index)[0]
 
 
 @validation.public
@@ -373,7 +375,8 @@ def centreline_dice(
     Source: S. Shit et al., "clDice - a novel topology-preserving loss function for tubular structure segmentation",
     CVPR 2021, equations 1 and 2.
     """
-    return measure(input, target, [_first(harmonic)], num_classes, spacing, skeletons, classes, ignore_index)[0]
+    formulas: list[Formula] = [lambda shares, _: harmonic(shares)]
+    return measure(input, target, formulas, num_classes, spacing, skeletons, classes, ignore_index)[0]
 
 
 # --- settings
@@ -456,8 +459,3 @@ def no_challenge(matching: object) -> None:
     """Raise TypeError for the name of a challenge, whose rules have no panoptic quality."""
     if isinstance(matching, str):
         validation.number("matching", matching, 0, 1)
-
-
-def _first(formula: Callable[[Any], float]) -> Callable[[Any, int], float]:
-    """Return a formula that ignores the position of the class."""
-    return lambda comparison, _: formula(comparison)

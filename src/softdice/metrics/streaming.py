@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,18 +56,36 @@ class IntegerStates(Metric):
     """A metric whose states are integers, and which returns one score per class with `average="none"`.
 
     Args:
+        average: over the classes, one of `averages`. ignore_index: label of the voxels that are left out.
         keep_scores: keep the scores of each sample, 8 bytes per sample and class, for `sample_scores`.
     """
 
-    num_classes: int
-    average: str
-    kept: Any
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better: bool | None = True
+    plot_lower_bound = 0.0
 
-    def __init__(self, *, keep_scores: bool = False, **kwargs: Any) -> None:
+    num_classes: int
+    averages: ClassVar[tuple[str, ...]]
+    columns: int
+    """How many scores a sample has."""
+    kept: Any
+    settings: Tensor
+
+    def __init__(self, average: str, ignore_index: int | None, *, keep_scores: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.keep_scores = keep_scores
+        validation.choice("average", average, self.averages)
+        counting.check_ignore_index(ignore_index)
+        self.average, self.ignore_index, self.keep_scores = average, ignore_index, keep_scores
         if keep_scores:
             self.add_state("kept", [], dist_reduce_fx="cat")
+
+    def _tell_apart(self, *settings: object) -> None:
+        """Add a state that differs between metrics with other settings.
+
+        MetricCollection shares one state between metrics whose states agree after the first batch.
+        """
+        self.add_state("settings", torch.tensor(zlib.crc32(repr(settings).encode())), dist_reduce_fx="max")
 
     def sample_scores(self) -> Tensor:
         """Return the scores of the samples that this process has seen since the last reset, in their order.
@@ -83,11 +101,7 @@ class IntegerStates(Metric):
             advice = f"Pass keep_scores=True to {type(self).__name__}; with pooling='all' there are none."
             validation.fail("a metric that keeps its scores", "keep_scores=False", advice)
         kept = [self.kept] if isinstance(self.kept, Tensor) else self.kept
-        return torch.cat(kept) if kept else torch.zeros(0, self._columns(), dtype=torch.float64, device=self.device)
-
-    @abstractmethod
-    def _columns(self) -> int:
-        """Return how many scores a sample has."""
+        return torch.cat(kept) if kept else torch.zeros(0, self.columns, dtype=torch.float64, device=self.device)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Return figure and axes of a value, or of a sequence of values, as torchmetrics draws them (matplotlib).
@@ -131,6 +145,22 @@ class IntegerStates(Metric):
         return with_axis
 
 
+def check_channels(input: Tensor, num_classes: int) -> None:
+    """Raise ValueError unless an input is (B, C, *S)."""
+    if input.dim() < 2 or input.shape[1] != num_classes:
+        advice = "Set num_classes to the number of channels."
+        validation.fail(f"input of shape (B, {num_classes}, *S)", tuple(input.shape), advice)
+
+
+def without_channel(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two label maps without the channel of length 1 that one of them has, and the other has not."""
+    if input.shape[1:2] == (1,) and input.dim() > 2 and target.dim() == input.dim() - 1:
+        input = input.squeeze(1)
+    elif target.shape[1:2] == (1,) and target.dim() == input.dim() + 1:
+        target = target.squeeze(1)
+    return input, target
+
+
 def _uncast(before: Any, after: Any) -> Any:
     """Return a moved state, or a list of them; one that was also cast gets its old values and dtype."""
     if isinstance(before, list):
@@ -164,16 +194,12 @@ class OverlapMetric(IntegerStates):
         ValueError: shapes that do not belong together, labels out of range, unknown words. TypeError: wrong types.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better: bool | None = True
-    plot_lower_bound = 0.0
+    averages = ("macro", "micro", "weighted", "none")
     plot_upper_bound = 1.0
 
     counts: Tensor
     score_sum: Tensor
     samples: Tensor
-    settings: Tensor
 
     @validation.public
     def __init__(
@@ -187,9 +213,8 @@ class OverlapMetric(IntegerStates):
         threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(average, ignore_index, **kwargs)
         self.num_classes = validation.num_classes(num_classes)
-        validation.choice("average", average, ("macro", "micro", "weighted", "none"))
         validation.choice("pooling", pooling, ("all", "sample"))
         threshold = numbers_of(threshold)
         if threshold is not None:
@@ -197,29 +222,19 @@ class OverlapMetric(IntegerStates):
         if self.keep_scores and pooling != "sample":
             advice = "Pass pooling='sample' too: with 'all' no sample has a score of its own."
             validation.fail("keep_scores with pooling='sample'", f"pooling={pooling!r}", advice)
-        counting.check_ignore_index(ignore_index)
-        self.average, self.pooling = average, pooling
         self.classes = (
             tuple(range(num_classes)) if classes is None else validation.class_numbers("classes", classes, num_classes)
         )
-        self.ignore_index, self.threshold = ignore_index, threshold
-        width = len(self.classes)
-        self.add_state("counts", torch.zeros(3, width, dtype=torch.int64), dist_reduce_fx="sum")
-        # MetricCollection shares one state between metrics whose states agree after the first batch. This number
-        # differs between metrics that count in another way.
-        options = (self.classes, ignore_index, threshold, pooling, self._sample_score(), self.keep_scores)
-        self.add_state("settings", torch.tensor(zlib.crc32(repr(options).encode())), dist_reduce_fx="max")
-        if pooling == "sample":
-            width = 1 if average == "micro" else width
-            self.add_state("score_sum", torch.zeros(2, width, dtype=torch.int64), dist_reduce_fx="sum")
-            self.add_state("samples", torch.zeros(width, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def _columns(self) -> int:
-        return 1 if self.average == "micro" else len(self.classes)
-
-    def _sample_score(self) -> str:
-        """Return what the samples are scored by, "" if they are not scored one by one."""
-        return f"{type(self).__qualname__} {self.average == 'micro'}" if self.pooling == "sample" else ""
+        self.pooling, self.threshold = pooling, threshold
+        self.columns = 1 if average == "micro" else len(self.classes)
+        self.add_state("counts", torch.zeros(3, len(self.classes), dtype=torch.int64), dist_reduce_fx="sum")
+        counted_by = self.classes, ignore_index, threshold, pooling
+        if pooling == "all":  # what counts alike shares its state, whatever score is made of the counts
+            self._tell_apart(counted_by)
+        else:
+            self._tell_apart(counted_by, type(self).__qualname__, average == "micro", self.keep_scores)
+            self.add_state("score_sum", torch.zeros(2, self.columns, dtype=torch.int64), dist_reduce_fx="sum")
+            self.add_state("samples", torch.zeros(self.columns, dtype=torch.int64), dist_reduce_fx="sum")
 
     @staticmethod
     @abstractmethod
@@ -266,9 +281,7 @@ class OverlapMetric(IntegerStates):
         validation.are_tensors(input=input, target=target)
         if self.threshold is None and not input.is_floating_point():
             return self._count_labels, *self._label_maps(input, target)
-        if input.dim() < 2 or input.shape[1] != C:
-            advice = "Set num_classes to the number of channels."
-            validation.fail(f"input of shape (B, {C}, *S)", tuple(input.shape), advice)
+        check_channels(input, C)
         B, S = input.shape[0], tuple(input.shape[2:])
         shapes = [(B, *S), (B, 1, *S)] + ([(B, C, *S)] if self.threshold is not None and C > 1 else [])
         if tuple(target.shape) not in shapes:
@@ -286,10 +299,7 @@ class OverlapMetric(IntegerStates):
 
     def _label_maps(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return integer input and target as label maps of one shape."""
-        if input.shape[1:2] == (1,) and input.dim() > 2 and target.dim() == input.dim() - 1:
-            input = input.squeeze(1)
-        if target.shape[1:2] == (1,) and target.dim() == input.dim() + 1:
-            target = target.squeeze(1)
+        input, target = without_channel(input, target)
         if input.shape != target.shape or input.dim() == 0:
             advice = "Pass label maps of one shape (B, *S), or floats (B, C, *S) as input."
             validation.fail(f"target of shape {tuple(input.shape)}", tuple(target.shape), advice)

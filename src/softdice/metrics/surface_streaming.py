@@ -7,7 +7,6 @@ point, as in `streaming`. Neither the order of the cases nor their split over ra
 from __future__ import annotations
 
 import math
-import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,10 +15,16 @@ import torch
 from torch import Tensor
 
 from softdice import validation
-from softdice.metrics import counting, distances, surfaces
+from softdice.metrics import distances, surfaces
 from softdice.metrics.counting import as_tensor, numbers_of
 from softdice.metrics.distances import Compare
-from softdice.metrics.streaming import IntegerStates, fixed_point_sum, from_fixed_point
+from softdice.metrics.streaming import (
+    IntegerStates,
+    check_channels,
+    fixed_point_sum,
+    from_fixed_point,
+    without_channel,
+)
 from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
 
 Average = Literal["macro", "none"]
@@ -45,16 +50,12 @@ class CaseMetric(IntegerStates):
         ValueError: shapes that do not belong together, labels out of range, unknown words. TypeError: wrong types.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better: bool | None = True
-    plot_lower_bound = 0.0
+    averages = ("macro", "none")
     penalty = math.inf
 
     score_sum: Tensor
     cases: Tensor
     infinite: Tensor
-    settings: Tensor
     compare: Compare
 
     @validation.public
@@ -68,26 +69,15 @@ class CaseMetric(IntegerStates):
         ignore_index: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        validation.choice("average", average, ("macro", "none"))
-        counting.check_ignore_index(ignore_index)
-        self.num_classes, self.width = num_classes, len(distances.scored(num_classes, classes))
-        self.classes = None if classes is None else tuple(classes)
-        self.spacing, self.average, self.ignore_index = numbers_of(spacing), average, ignore_index
-        for name, shape in (("score_sum", (2, self.width)), ("cases", self.width), ("infinite", self.width)):
+        super().__init__(average, ignore_index, **kwargs)
+        self.num_classes, self.columns = num_classes, len(distances.scored(num_classes, classes))
+        self.classes, self.spacing = None if classes is None else tuple(classes), numbers_of(spacing)
+        for name, shape in (("score_sum", (2, self.columns)), ("cases", self.columns), ("infinite", self.columns)):
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def _columns(self) -> int:
-        return self.width
-
     def _tell_apart(self, *settings: object) -> None:
-        """Add a state that differs between metrics with other settings.
-
-        MetricCollection shares one state between metrics whose states agree after the first batch.
-        """
         common = (type(self).__qualname__, self.classes, self.ignore_index, self.spacing, self.keep_scores)
-        checksum = zlib.crc32(repr((*common, settings)).encode())
-        self.add_state("settings", torch.tensor(checksum), dist_reduce_fx="max")
+        super()._tell_apart(*common, settings)
 
     @abstractmethod
     def score(self, comparison: Any, k: int) -> float:
@@ -122,15 +112,9 @@ class CaseMetric(IntegerStates):
         input, target = as_tensor(input), as_tensor(target)
         validation.are_tensors(input=input, target=target)
         if input.is_floating_point() and self.num_classes > 1:
-            if input.dim() < 2 or input.shape[1] != self.num_classes:
-                advice = "Set num_classes to the number of channels."
-                validation.fail(f"input of shape (B, {self.num_classes}, *S)", tuple(input.shape), advice)
+            check_channels(input, self.num_classes)
             input = input.argmax(1)
-        if target.dim() == input.dim() + 1 and target.shape[1] == 1:
-            target = target.squeeze(1)
-        elif input.dim() == target.dim() + 1 and input.shape[1] == 1:
-            input = input.squeeze(1)
-        return input, target
+        return without_channel(input, target)
 
 
 class SurfaceMetric(CaseMetric):
@@ -242,7 +226,7 @@ class SurfaceDice(SurfaceMetric):
     @validation.public
     def __init__(self, num_classes: int, *, tolerance: float | Sequence[float], **options: Any) -> None:
         super().__init__(num_classes, **options)
-        self.tolerance = distances.each_class("tolerance", tolerance, self.width)
+        self.tolerance = distances.each_class("tolerance", tolerance, self.columns)
         self._tell_apart(self.tolerance)
 
     def score(self, comparison: SurfaceDistances, k: int) -> float:

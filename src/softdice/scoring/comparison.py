@@ -101,10 +101,7 @@ def _aligned(tables: Sequence[Table], column: str = "dice") -> tuple[tuple[int |
     scores = []
     for table in tables:
         rows, columns = {case: i for i, case in enumerate(table.cases)}, {key: k for k, key in enumerate(table.keys)}
-        if column == "dice":
-            scores_NK, empty = table.dice, table.empty
-        else:
-            scores_NK, empty = table.further[column], table.empty_score(column)
+        scores_NK, empty = table.dice if column == "dice" else table.further[column], table.empty_score(column)
         # one column more, which index -1 takes for a class that this table lacks
         scores_NK = np.column_stack([scores_NK, np.full(len(table.cases), empty)])
         scores.append(scores_NK[[rows[case] for case in cases]][:, [columns.get(key, -1) for key in keys]])

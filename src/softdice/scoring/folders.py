@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -89,12 +88,11 @@ def score_folders(
         [('a', 'liver', 0.6667)]
     """
     options = parse_options(
-        _text(labels, ",", "="), _text(regions, ";", "="), _text(ignore, ",", "="),
+        _text(labels), _text(regions, ";"), _text(ignore),
         include_background=include_background, threshold=threshold, soft=soft, scale=scale, round=round,
-        resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, metrics=_text(metrics, ",", "="),
-        surface=surface, penalty=None if penalty is None else str(penalty), lesions=lesions,
-        matching=None if matching is None else str(matching), centreline=centreline, instances=instances,
-        empty=empty, missing=missing,
+        resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, metrics=_text(metrics),
+        surface=surface, penalty=_text(penalty), lesions=lesions, matching=_text(matching), centreline=centreline,
+        instances=instances, empty=empty, missing=missing,
     )  # fmt: skip
     pairs = pair_files(Path(predictions), Path(reference), layout)
     cases = run(pairs, options, jobs=jobs)
@@ -103,24 +101,15 @@ def score_folders(
         count = f"{len(table.errors)} of {len(pairs)} cases"
         warnings.warn(f"score_folders: {count} were not scored, see .errors: {table.errors[0]}", stacklevel=2)
     summary = summarise(table)
-    rows = [_numbers(row) for i in range(len(table.cases)) for row in case_rows(table, i)]
-    classes = [_numbers(dict(flat(row))) for row in class_rows(table, summary)]
-    return Scores(rows, classes, _numbers(dict(flat(overall_row(summary)))), table.errors)
+    rows = [row for i in range(len(table.cases)) for row in case_rows(table, i)]
+    classes = [dict(flat(row)) for row in class_rows(table, summary)]
+    return Scores(rows, classes, dict(flat(overall_row(summary))), table.errors)
 
 
-def _text(value: Any, separator: str, equals: str) -> str | None:
+def _text(value: Any, separator: str = ",") -> str | None:
     """Return the text of an option as the command takes it, from a text, a number, a list or a dict."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return f"{separator} ".join(f"{name}{equals}{_text(part, ',', equals)}" for name, part in value.items())
+        return f"{separator} ".join(f"{name}={_text(part)}" for name, part in value.items())
     return ",".join(map(str, value)) if isinstance(value, Sequence) else str(value)
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with nan and inf in the place of JSON's None and "inf"."""
-    words = {None: math.nan, "inf": math.inf}
-    names = ("case", "label", "name")
-    return {
-        key: value if key in names or isinstance(value, list) else words.get(value, value) for key, value in row.items()
-    }

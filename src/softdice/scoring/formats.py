@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +18,7 @@ from softdice.evaluation.averages import mean
 from softdice.evaluation.table import DISTANCES, METRICS, Table, mean_score
 from softdice.evaluation.text import number, shown
 from softdice.scoring.comparison import Comparison, mean_ranks
+from softdice.scoring.confidence import Ranking
 from softdice.scoring.options import Options
 from softdice.scoring.summary import Summary
 from softdice.version import __version__
@@ -26,7 +28,7 @@ MOST_DIFFERENT = 12
 
 
 def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
-    """Yield a row for each class of a case; scores are None where neither map has the class.
+    """Yield a row for each class of a case; scores are nan where neither map has the class.
 
     tp, fp and fn are voxels of the class (sums of probabilities for soft scores): right, too many, missed.
     """
@@ -37,14 +39,14 @@ def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
         yield {
             "case": table.cases[i],
             **_class(table, key),
-            "dice": number(dice),
-            "iou": number(iou),
+            "dice": dice,
+            "iou": iou,
             "tp": both[k],
             "fp": in_prediction[k] - both[k],
             "fn": in_reference[k] - both[k],
             "n_pred": in_prediction[k],
             "n_ref": in_reference[k],
-            **{name: number(values[k]) for name, values in further.items()},
+            **{name: values[k] for name, values in further.items()},
         }
 
 
@@ -67,7 +69,7 @@ def to_json_rows(tables: dict[str, Table], summaries: dict[str, Summary], rows: 
     before = "[\n"
     for name, groups in sides.items():
         for row in chain.from_iterable(groups):
-            yield before + json.dumps({"predictions": name} | row if len(sides) > 1 else row, allow_nan=False)
+            yield before + _json({"predictions": name} | row if len(sides) > 1 else row)
             before = ",\n"
     yield "\n]\n" if before == ",\n" else "[]\n"
 
@@ -91,8 +93,8 @@ def _rows_of(tables: dict[str, Table], summaries: dict[str, Summary], rows: str)
 
 def _case_row(table: Table, labels: dict[int | str, str], i: int) -> list[dict[str, Any]]:
     """Return the one row of a case, with the Dice of each class under its label."""
-    dice = dict(zip(table.keys, map(number, table.case(i).dice[0]), strict=True))
-    return [{"case": table.cases[i], **{label: dice.get(key) for key, label in labels.items()}}]
+    dice = dict(zip(table.keys, table.case(i).dice[0].tolist(), strict=True))
+    return [{"case": table.cases[i], **{label: dice.get(key, math.nan) for key, label in labels.items()}}]
 
 
 def flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -120,52 +122,58 @@ def _csv(columns: list[str], sides: Rows) -> Iterator[str]:
 
 
 def _cell(value: object) -> object:
-    """Return a cell with an apostrophe before a name that a spreadsheet would run as a formula."""
+    """Return a cell: nothing for nan, an apostrophe before a name that a spreadsheet would run as a formula."""
     if not isinstance(value, str):
-        return value
+        return number(value)
     return f"'{shown(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else shown(value)
 
 
+def _json(value: object, indent: int | None = None) -> str:
+    """Write a value as JSON, which has neither nan nor inf: null, and "inf"."""
+    return json.dumps(number(value), indent=indent, allow_nan=False)
+
+
 def to_json(
-    tables: dict[str, Table], summaries: dict[str, Summary], comparisons: Sequence[Comparison], options: Options
+    tables: dict[str, Table],
+    summaries: dict[str, Summary],
+    comparisons: Sequence[Comparison],
+    options: Options,
+    rankings: Sequence[Ranking] = (),
 ) -> Iterator[str]:
     """Write everything as JSON: cases, classes, overall, comparisons and errors; null where a score is undefined.
 
-    The first predictions are compared with each of the others; with three or more, mean ranks follow.
+    The first predictions are compared with each of the others; with three or more, mean ranks follow. Rankings by a
+    confidence are those of the first predictions.
     """
-    yield '{\n"softdice": ' + json.dumps(__version__) + ',\n"options": ' + json.dumps(options_row(options))
+    yield '{\n"softdice": ' + _json(__version__) + ',\n"options": ' + _json(asdict(options))
     rows = [
         {"predictions": name, **comparison_rows(comparison, next(iter(tables.values())))}
         for name, comparison in zip(list(tables)[1:], comparisons, strict=True)
     ]
     if rows:
-        yield ',\n"comparison": ' + json.dumps(rows[0], indent=1, allow_nan=False)
+        yield ',\n"comparison": ' + _json(rows[0], indent=1)
     if len(rows) > 1:
-        yield ',\n"comparisons": ' + json.dumps(rows, indent=1, allow_nan=False)
+        yield ',\n"comparisons": ' + _json(rows, indent=1)
         ranks = zip(tables, mean_ranks(list(tables.values()))[0].tolist(), strict=True)
-        yield ',\n"mean_ranks": ' + json.dumps(dict(sorted(ranks, key=lambda item: item[1])), indent=1)
+        yield ',\n"mean_ranks": ' + _json(dict(sorted(ranks, key=lambda item: item[1])), indent=1)
+    if rankings:
+        yield ',\n"confidence": ' + _json([ranking.row() for ranking in rankings], indent=1)
     unnamed = next(iter(tables.values())).unnamed
     labels = [{"label": label, "voxels": voxels, "cases": cases} for label, (voxels, cases) in unnamed.items()]
-    yield ',\n"unnamed_labels": ' + json.dumps(labels)
-    yield ',\n"renumbered_cases": ' + json.dumps(max(table.renumbered for table in tables.values()))
-    yield ',\n"errors": ' + json.dumps([error for table in tables.values() for error in table.errors], indent=1)
+    yield ',\n"unnamed_labels": ' + _json(labels)
+    yield ',\n"renumbered_cases": ' + _json(max(table.renumbered for table in tables.values()))
+    yield ',\n"errors": ' + _json([error for table in tables.values() for error in table.errors], indent=1)
     yield ',\n"results": ['
     for position, (name, table) in enumerate(tables.items()):
         summary = summaries[name]
         head = {"predictions": name, "overall": overall_row(summary), "classes": class_rows(table, summary)}
-        yield (",\n" if position else "\n") + json.dumps(head, indent=1, allow_nan=False)[:-2] + ',\n "cases": ['
+        yield (",\n" if position else "\n") + _json(head, indent=1)[:-2] + ',\n "cases": ['
         for i, case in enumerate(table.cases):
             files = {"case": case, "prediction": table.predictions[i], "reference": table.truths[i]}
             classes = [{key: row[key] for key in row if key != "case"} for row in case_rows(table, i)]
-            yield (",\n" if i else "\n") + "  " + json.dumps({**files, "classes": classes}, allow_nan=False)
+            yield (",\n" if i else "\n") + "  " + _json({**files, "classes": classes})
         yield "]}"
     yield "\n]}\n"
-
-
-def options_row(options: Options) -> dict[str, Any]:
-    """Return the options for JSON, which has neither nan nor inf."""
-    penalty = options.penalty if isinstance(options.penalty, str) else number(options.penalty)
-    return {**asdict(options), "empty": number(options.empty), "penalty": penalty}
 
 
 def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
@@ -197,12 +205,12 @@ def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
 def overall_row(summary: Summary) -> dict[str, Any]:
     """Return the aggregates over all classes."""
     return {
-        "macro_dice": number(summary.macro_dice),
-        "macro_dice_95": number(summary.macro_interval),
-        "macro_iou": number(summary.macro_iou),
-        "pooled_dice": number(summary.micro_dice),
-        "pooled_iou": number(summary.micro_iou),
-        **{f"macro_{name}": number(mean(means)) for name, means in summary.further.items()},
+        "macro_dice": summary.macro_dice,
+        "macro_dice_95": summary.macro_interval.tolist(),
+        "macro_iou": summary.macro_iou,
+        "pooled_dice": summary.micro_dice,
+        "pooled_iou": summary.micro_iou,
+        **{f"macro_{name}": float(mean(means)) for name, means in summary.further.items()},
         **{f"{name}_infinite": int(rows_4K[3].sum()) for name, rows_4K in summary.distances.items()},
     }
 
@@ -220,15 +228,15 @@ def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
         row["cases_alone"] = alone
     shapes: dict[str, Any] = {}
     for name, shape in comparison.shapes.items():
-        shapes[f"macro_{name}_difference"] = number(shape.macro_difference)
+        shapes[f"macro_{name}_difference"] = shape.macro_difference
         for k, row in enumerate(classes):
             if name in DISTANCES:
                 row[f"{name}_infinite"] = shape.infinite[:, k].tolist()
-            row[f"{name}_cases"], row[f"{name}_difference"] = int(shape.cases[k]), number(shape.difference[k])
-            row[f"{name}_difference_95"], row[f"{name}_p_holm"] = number(shape.interval[:, k]), number(shape.p_holm[k])
+            row[f"{name}_cases"], row[f"{name}_difference"] = int(shape.cases[k]), float(shape.difference[k])
+            row[f"{name}_difference_95"], row[f"{name}_p_holm"] = shape.interval[:, k].tolist(), float(shape.p_holm[k])
     return {
-        "macro_difference": number(comparison.macro_difference),
-        "macro_difference_95": number(comparison.macro_interval),
+        "macro_difference": comparison.macro_difference,
+        "macro_difference_95": comparison.macro_interval.tolist(),
         **shapes,
         "classes": classes,
         "most_different": [difference_row(comparison, i, table) for i in comparison.most_different(MOST_DIFFERENT)],
@@ -241,9 +249,9 @@ def difference_row(comparison: Comparison, i: int, table: Table) -> dict[str, An
     k = int(np.nanargmax(np.abs(difference_K)))
     return {
         "case": comparison.names[i],
-        "difference": number(mean(difference_K)),
+        "difference": float(mean(difference_K)),
         **_class(table, comparison.keys[k]),
-        "class_difference": number(difference_K[k]),
+        "class_difference": float(difference_K[k]),
     }
 
 
@@ -252,7 +260,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Return a row for each class: its label and name, its number of cases, and a cell of each column."""
     return [
-        {**_class(table, key), "cases": int(cases[k]), **{name: number(column[k]) for name, column in columns.items()}}
+        {**_class(table, key), "cases": int(cases[k]), **{name: column[k].tolist() for name, column in columns.items()}}
         for k, key in enumerate(keys)
     ]
 

@@ -6,7 +6,7 @@ p and t are the arrays of the prediction and of the reference, on one grid; K is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +60,9 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
         FileError: a file cannot be read. ScoreError: the two cannot be compared.
     """
     p, t, names, grid = load_pair(prediction, truth, options)
+    about = _about(prediction, truth, case, grid)
     if options.instances:
-        return _score_objects(prediction, truth, p, t, grid, options, case)
+        return _score_objects(about, prediction or truth, p, truth, t, grid, options)
     soft = p.dtype.kind == "f"
     labels_p, labels_t, times = pair_counts(t if soft else p, t)
     counted = ~np.isin(labels_t, options.ignore)
@@ -77,49 +78,43 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
     else:
         keys, counts, voxels = _label_counts(labels_p, labels_t, times, options)
     names_of_files = {**names[0], **names[1]}
-    return Case(
-        case or truth.name,
-        "" if prediction is None else str(prediction),
-        str(truth),
-        keys,
-        counts,
-        voxels,
-        names_of_files,
-        voxel_ml=_voxel_ml(grid),
+    return replace(
+        about,
+        keys=keys,
+        counts=counts,
+        voxels=voxels,
+        names=names_of_files,
         unnamed=unnamed(voxels_t, options),
         colours=colours(grid),
-        measured=shape_scores(
-            prediction or truth, p, t, grid, keys, {**names_of_files, **options.names}, options
-        ),
+        measured=shape_scores(prediction or truth, p, t, grid, keys, {**names_of_files, **options.names}, options),
         renumbered=not soft and renumbered(labels_p, labels_t, times, options),
-    )  # fmt: skip
+    )
+
+
+def _about(prediction: Path | None, truth: Path, case: str, grid: Image | None) -> Case:
+    """Return a case that says which files it has and how large a voxel is, and no scores yet."""
+    voxel_ml = math.nan if grid is None else _voxel_ml(grid)
+    return Case(case or truth.name, str(prediction or ""), str(truth), voxel_ml=voxel_ml)
 
 
 def _score_objects(
-    prediction: Path | None, truth: Path, p: np.ndarray, t: np.ndarray, grid: Image, options: Options, case: str
+    about: Case, path: Path, p: np.ndarray, truth: Path, t: np.ndarray, grid: Image, options: Options
 ) -> Case:
     """Score maps in which each number is an object, as one class that holds all objects."""
-    for path, array in ((prediction or truth, p), (truth, t)):
+    for file, array in ((path, p), (truth, t)):
         lowest = array.min(initial=0, where=~np.isin(array, options.ignore))
         if lowest < 0:
             advice = "Name it with --ignore where it marks voxels that nobody annotated."
-            raise ScoreError(f"{path}: --instances: expected objects numbered from 1 on, got {lowest}. {advice}")
+            raise ScoreError(f"{file}: --instances: expected objects numbered from 1 on, got {lowest}. {advice}")
     voxels = t.size
     if options.ignore:
         counted = ~np.isin(t, options.ignore)
         p, t = np.where(counted, p, p.dtype.type(0)), np.where(counted, t, t.dtype.type(0))
         voxels = int(counted.sum())
     in_p, in_t = p != 0, t != 0
-    return Case(
-        case or truth.name,
-        "" if prediction is None else str(prediction),
-        str(truth),
-        (OBJECTS,),
-        np.array([[(in_p & in_t).sum()], [in_p.sum()], [in_t.sum()]]),
-        voxels,
-        voxel_ml=_voxel_ml(grid),
-        measured=shape_scores(prediction or truth, p, t, grid, (OBJECTS,), {}, options),
-    )
+    counts_31 = np.array([[(in_p & in_t).sum()], [in_p.sum()], [in_t.sum()]])
+    measured_M1 = shape_scores(path, p, t, grid, (OBJECTS,), {}, options)
+    return replace(about, keys=(OBJECTS,), counts=counts_31, voxels=voxels, measured=measured_M1)
 
 
 def score_classes(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
@@ -149,16 +144,8 @@ def score_classes(prediction: Path | None, truth: Path, options: Options, case: 
             voxels = t.size
         if options.measured:
             measured_MK[:, [k]] = mask_scores(files[name], p, t, grid, name, options)
-    return Case(
-        case or truth.name,
-        "" if prediction is None else str(prediction),
-        str(truth),
-        tuple(files),
-        counts_3K,
-        voxels,
-        voxel_ml=math.nan if grid is None else _voxel_ml(grid),
-        measured=measured_MK,
-    )
+    about = _about(prediction, truth, case, grid)
+    return replace(about, keys=tuple(files), counts=counts_3K, voxels=voxels, measured=measured_MK)
 
 
 def _voxel_ml(image: Image) -> float:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.table import Table as Terminal
 from rich.text import Text
 
 from softdice.evaluation.table import DISTANCES, Table
-from softdice.evaluation.text import number, shown
+from softdice.evaluation.text import shown
 from softdice.scoring.comparison import Comparison, mean_ranks
+from softdice.scoring.confidence import Ranking
 from softdice.scoring.formats import class_rows, comparison_rows, difference_row, overall_row
 from softdice.scoring.summary import Summary
 
@@ -114,22 +116,20 @@ def shapes_grid(table: Table, comparison: Comparison) -> Grid:
 
     Distances also say in how many cases the first, and the second, is infinite: these are no pairs.
     """
-    overall = comparison_rows(comparison, table)
-    classes = [(table.label(key), row) for key, row in zip(comparison.keys, overall.pop("classes"), strict=True)]
-    headings = {key: COMPARISON_HEADINGS[key] for key in ("difference", "difference_95", "cases")}
-    headings |= {"infinite": "inf"} if any(shape.infinite.any() for shape in comparison.shapes.values()) else {}
-    headings["p_holm"] = COMPARISON_HEADINGS["p_holm"]
+    with_infinite = any(shape.infinite.any() for shape in comparison.shapes.values())
+    columns = [COMPARISON_HEADINGS[key] for key in ("difference", "difference_95", "cases", "p_holm")]
+    columns[3:3] = ["inf"] * with_infinite
     rows = []
-    for name in comparison.shapes:
+    for name, shape in comparison.shapes.items():
         signed = f"+{_number_format(name)}"
-        formats = {"difference": signed, "difference_95": signed, "p_holm": NUMBER_FORMATS["p_holm"], "infinite": "d"}
-        if len(classes) > 1:
-            macro = text(overall[f"macro_{name}_difference"], signed)
-            rows.append([HEADINGS[name], macro, *[""] * (len(headings) - 1)])
-        for label, row in classes:
-            cells = (text(row.get(f"{name}_{key}", ""), formats.get(key, "")) for key in headings)
-            rows.append([f"{HEADINGS[name]}: {label}", *cells])
-    return Grid(["score: class", *headings.values()], rows, [])
+        if len(comparison.keys) > 1:
+            rows.append([HEADINGS[name], text(shape.macro_difference, signed), *[""] * (len(columns) - 1)])
+        for k, key in enumerate(comparison.keys):
+            cells = [text(shape.difference[k], signed), text(shape.interval[:, k], signed), str(shape.cases[k])]
+            if with_infinite:
+                cells.append(text(shape.infinite[:, k], "d") if name in DISTANCES else "")
+            rows.append([f"{HEADINGS[name]}: {table.label(key)}", *cells, text(shape.p_holm[k], ".3g")])
+    return Grid(["score: class", *columns], rows, [])
 
 
 def models_grid(tables: dict[str, Table], summaries: Sequence[Summary]) -> Grid:
@@ -179,23 +179,34 @@ def text(value: Any, number_format: str = ".4f") -> str:
 
     The format "d" joins two counts, of the first and of the second predictions.
     """
-    if isinstance(value, int) or (isinstance(value, str) and value != "inf"):
+    if isinstance(value, (int, str)):
         return str(value)
-    low, high = (math.inf if v == "inf" else v for v in (value if isinstance(value, list) else (value, value)))
+    several = isinstance(value, (list, np.ndarray))
+    low, high = value if several else (value, value)
     if low is None or math.isnan(low):
         return "-"
     if number_format == "d":
         return f"{low} + {high}" if low or high else "-"
-    if isinstance(value, list):
+    if several:
         return f"{low:{number_format}} .. {high:{number_format}}"
     return format(float(low), number_format)
+
+
+def confidence_grid(rankings: Sequence[Ranking]) -> Grid:
+    """Return the table of the rankings."""
+    columns = ["", "masks", "rank correlation", "risk-coverage area", "in random order", "in the best order"]
+    rows = []
+    for ranking in rankings:
+        name, masks, *numbers = ranking.row().values()
+        rows.append([name, str(masks), *map(text, numbers)])
+    return Grid(columns, rows, [])
 
 
 def done_line(tables: dict[str, Table], summaries: dict[str, Summary], out: Path | None, report: Path | None) -> str:
     """Return the last line of a run: how many cases, the mean Dice of each set of predictions, and the files."""
     scores = []
     for name, summary in summaries.items():
-        interval = text(number(summary.macro_interval))
+        interval = text(summary.macro_interval)
         spread = "" if interval == "-" else f" (95 % interval {interval})"
         scores.append(f"{f'{shown(name)} ' if len(tables) > 1 else ''}{text(summary.macro_dice)}{spread}")
     cases = len(next(iter(tables.values())).cases)
@@ -224,13 +235,13 @@ def rank_line(tables: dict[str, Table]) -> str:
 
 
 def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list[str]:
-    """Return a line for each of the cases that differ most."""
+    """Return a line for each of the cases that differ most, below a heading; [] if no case differs."""
     lines = []
     for i in comparison.most_different(most):
         row = difference_row(comparison, i, table)
         in_class = f"{table.label(row['label'])} {text(row['class_difference'], '+.4f')}"
-        lines.append(f"{shown(row['case'])}: {text(row['difference'], '+.4f')}, most in {in_class}")
-    return lines
+        lines.append(f"  {shown(row['case'])}: {text(row['difference'], '+.4f')}, most in {in_class}")
+    return ["Cases that differ most:", *lines] if lines else []
 
 
 _DROPPED_FIRST = (

@@ -31,28 +31,27 @@ def brain_cases(val_fraction: float) -> Cases:
     from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 
     image, grey, white = (
-        np.asarray(load(resolution=1).dataobj, np.float32)
+        np.rot90(np.asarray(load(resolution=1).dataobj, np.float32))
         for load in (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
     )
     label = np.argmax(np.stack([1 - grey - white, grey, white]), axis=0).astype(np.uint8)
-    slice_voxels = label.shape[0] * label.shape[1]
-    share = np.stack([(label == number).sum((0, 1)) for number in (1, 2)]) / slice_voxels
-    slices = np.flatnonzero((share >= LEAST_TISSUE).all(0)).tolist()
-    training, held_out = blocks(len(slices), val_fraction)
+    tissue = np.stack([(label == number).mean((0, 1)) for number in (1, 2)])
+    slices = np.flatnonzero((tissue >= LEAST_TISSUE).all(0)).tolist()
+    names = [f"z{z:03d}" for z in slices]
 
     def read(number: int) -> Case:
         z = slices[number]
-        return Case(f"z{z:03d}", normalise(np.rot90(image[:, :, z]))[None], np.rot90(label[:, :, z]).copy())
+        return Case(names[number], normalise(image[:, :, z])[None], label[:, :, z].copy())
 
     return Cases(
-        names=[f"z{z:03d}" for z in slices],
+        names=names,
         values=[0, 1, 2],
         class_names=["background", "grey matter", "white matter"],
         spatial_ndim=2,
         channels=1,
-        shapes=[(label.shape[1], label.shape[0])] * len(slices),
+        shapes=[label.shape[:2]] * len(slices),
         read=read,
-        split=(training, held_out),
+        split=blocks(len(slices), val_fraction),
         keep_bytes=2**30,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +12,10 @@ import numpy as np
 from softdice.images.files import Image, read_image
 from softdice.images.geometry import extended, one_frame, one_shape, reversed_shape
 from softdice.images.labels import colours, labels, one_palette
-from softdice.training.channels import ONE_FORMAT, Reading, emptiness, read_channels, scaled, size
-from softdice.training.config import TrainingError
+from softdice.images.orientation import check_turned, lies, turned_like
+from softdice.training.channels import ONE_FORMAT, Reading, emptiness, lonely_value, read_channels, scaled, size
+from softdice.training.config import refusal
 from softdice.training.layout import find_layout
-from softdice.training.nodata import lonely_value
-from softdice.training.orientation import check_turned, lies, turned_like
 from softdice.training.places import LEAST_OBJECTS, Places, are_objects, places
 
 MAX_CLASSES = 256
@@ -54,7 +53,8 @@ class Cases:
         empty: names of images, and what is wrong with them, from which nothing can be learnt.
         lonely: names of images, and a value far from all others, with its share, that may stand for missing data.
         left_out: lines that name what else lies in the folders.
-        keep_bytes: memory for cases that have been read.
+        unscaled: images and labels that were read with their folder, until their case is asked for.
+        keep_bytes: memory for further cases.
     """
 
     names: list[str]
@@ -75,6 +75,7 @@ class Cases:
     empty: dict[str, str] = field(default_factory=dict)
     lonely: dict[str, tuple[float, float]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    unscaled: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     keep_bytes: int = 0
     _kept: dict[int, Case] = field(default_factory=dict)
 
@@ -84,12 +85,20 @@ class Cases:
     def __getitem__(self, number: int) -> Case:
         if number in self._kept:
             return self._kept[number]
+        self.keep_bytes += sum(part.nbytes for part in self.unscaled.get(number, ()))
         case = self.read(number)
         size = case.image.nbytes + case.label.nbytes
         if size <= self.keep_bytes:
             self.keep_bytes -= size
             self._kept[number] = case
         return case
+
+    def keep_unscaled(self, number: int, image: np.ndarray, label: np.ndarray) -> None:
+        """Keep what was read of a case until it is asked for, so that no file is read twice, if there is memory."""
+        image = image if image.itemsize <= 4 else image.astype(np.float32)  # as it will be scaled
+        if image.nbytes + label.nbytes <= self.keep_bytes:
+            self.keep_bytes -= image.nbytes + label.nbytes
+            self.unscaled[number] = image, label
 
     @property
     def ignore_index(self) -> int | None:
@@ -135,140 +144,130 @@ def read_folder(
             there is only one class.
     """
     layout = find_layout(Path(folder))
-    images, label_paths, names = layout.images, layout.labels, list(layout.images)
+    images, names = layout.images, list(layout.images)
     ignore = layout.ignore if ignore is None else ignore
-    class_of_all = 2 if ignore == 1 else 1
-    values: set[int] = set()
+    object_class = 2 if ignore == 1 else 1
     most = MAX_CLASSES - (ignore is not None)
-    readings: list[Reading] = []  # without their voxels
-    seen: dict[int, tuple[str, str]] = {}
-    present: list[set[int]] = []
-    where: list[Places] = []
-    empty: dict[str, str] = {}
-    lonely: dict[str, tuple[float, float]] = {}
+    channels: list[int] = []
+    values: set[int] = set()
+    palettes: dict[int, tuple[str, str]] = {}
 
     def read_pair(name: str) -> tuple[Reading, Image, Image]:
         reading = read_channels(images[name], ignore_geometry=ignore_geometry, nodata=nodata)
-        label = extended(read_image(label_paths[name]), reading.stored)
+        label = extended(read_image(layout.labels[name]), reading.stored)
         return reading, label, turned_like(label, reading.stored, by_position=ignore_geometry)
 
     def numbers_of(name: str, label: Image) -> np.ndarray:
         advice = "Round them, or check the folder."
-        numbers = labels(label_paths[name], label, rounded=round, advice=advice)
+        numbers = labels(layout.labels[name], label, rounded=round, advice=advice)
         if foreground:
             out = np.zeros(numbers.shape, bool) if ignore is None else numbers == ignore
-            numbers = np.where(out, ignore or 0, np.where(numbers == 0, 0, class_of_all))
+            numbers = np.where(out, ignore or 0, np.where(numbers == 0, 0, object_class))
         return numbers
 
-    for name in names:
-        path, label_path = images[name][min(images[name])], label_paths[name]
+    def read(number: int) -> Case:
+        name, shape = names[number], cases.shapes[number]
+        if number in cases.unscaled:
+            array, numbers = cases.unscaled.pop(number)
+        else:
+            reading, _, label = read_pair(name)
+            array, numbers = reading.array, numbers_of(name, label)
+        label_classes = classes[np.searchsorted(known, numbers.reshape(shape).astype(known.dtype, copy=False))]
+        return Case(name, scaled(np.broadcast_to(array, (cases.channels, *shape)), cases.joint), label_classes)
+
+    cases = Cases(names, [], [], 0, 0, [], read, ignored=ignore, left_out=layout.left_out)
+    cases.by_channel, cases.keep_bytes = layout.by_channel, memory_bytes() // 2
+    for number, name in enumerate(names):
+        path, label_path = images[name][min(images[name])], layout.labels[name]
         reading, stored_label, label = read_pair(name)
-        _check_axes(path, reading, images[names[0]][0], readings[0] if readings else reading)
+        if number == 0:
+            cases.spatial_ndim, cases.axes = reading.stored.spatial_ndim, reading.axes
+        _check_axes(path, reading, cases, "" if number == 0 else images[names[0]][0].name)
         if problem := emptiness(reading.array, reading.joint):
-            empty[name] = problem
+            cases.empty[name] = problem
         if outlier := lonely_value([reading.array] if reading.joint else [*reading.array]):
-            lonely[name] = outlier
+            cases.lonely[name] = outlier
         numbers = numbers_of(name, label)
-        one_palette(label_path, colours(label), seen)
+        one_palette(label_path, colours(label), palettes)
         if not one_shape(reading.shape, numbers.shape):
             swapped = not one_frame(reading.stored, label) and reversed_shape(reading.shape, numbers.shape)
-            raise TrainingError(
-                f"softdice train: expected one shape, got {size(reading.shape)} for {path} and "
-                f"{size(numbers.shape)} for {label_path}. {ONE_FORMAT if swapped else 'Resample one of them.'}"
-            )
+            got = f"{size(reading.shape)} for {path} and {size(numbers.shape)} for {label_path}"
+            raise refusal("one shape", got, ONE_FORMAT if swapped else "Resample one of them.")
         if not ignore_geometry:
             advice = "Resample one of them; --ignore-geometry takes them as they are."
             check_turned(label_path, stored_label, path, reading.stored, advice=advice, transpose=ONE_FORMAT)
-        present.append(set(map(int, np.unique(numbers))))
-        values |= present[-1] - {ignore}
-        if not foreground and (numbers.ndim == 2 or (foreground is None and len(present[-1]) > LEAST_OBJECTS)):
-            where.append(places(numbers).without(ignore))
-        unnamed = foreground is None and not {*values} - {0} <= {*layout.label_names}
+        present = set(map(int, np.unique(numbers)))
+        values |= present - {ignore}
+        if not foreground and (numbers.ndim == 2 or (foreground is None and len(present) > LEAST_OBJECTS)):
+            cases.places.append(places(numbers).without(ignore))
         last = len(values) > most or name == names[-1]
-        share = _constant_share(numbers) if len(present[-1]) > LEAST_OBJECTS else 1.0
-        if last and unnamed and share >= LABEL_LIKE[1] and are_objects([each.without(0) for each in where]):
-            raise TrainingError(
-                f"softdice train: {label_path}: expected a number for each class, got {len(values - {0})} so far, "
-                "which seem to count objects. Pass --foreground to train all objects as one class; if each number is "
-                "a class, pass --no-foreground."
-            )
-        if len(values) > most:
-            raise TrainingError(
-                f"softdice train: {label_path}: expected at most {most} label values, got {len(values)} so far. "
-                "Intensities are no labels: check the folder. If the numbers count objects, pass --foreground."
-            )
-        if len(present[-1]) > LABEL_LIKE[0] and share < LABEL_LIKE[1]:
-            raise TrainingError(
-                f"softdice train: {label_path}: expected a label map, got {len(present[-1])} values, and neighbours "
-                f"that differ in {1 - share:.0%} of the voxels. Intensities are no labels: check the folder."
-            )
-        readings.append(reading.emptied())
+        unnamed = foreground is None and not {*values} - {0} <= {*layout.label_names}
+        _check_numbers(label_path, numbers, present, values, most, cases.places if last and unnamed else [])
+        cases.present.append(present)
+        cases.shapes.append(reading.shape)
+        cases.keep_unscaled(number, reading.array, numbers)
+        channels.append(len(reading.array))
+        cases.joint, cases.placed = cases.joint and reading.joint, cases.placed or reading.stored.placed
     if len(values) < 2:
         beside = "" if ignore is None else f" beside {ignore}, which is left out"
-        raise TrainingError(
-            f"softdice train: expected at least two label values in {label_paths[names[0]].parent}, got only "
-            f"{', '.join(map(str, values)) or 'none'}{beside}. There is nothing to tell apart."
-        )
-    joint, count = all(reading.joint for reading in readings), max(len(reading.array) for reading in readings)
-    for name, reading in zip(names, readings, strict=True):
-        grey = joint and len(reading.array) == 1  # beside coloured ones
-        if len(reading.array) != count and not grey:
-            raise TrainingError(
-                f"softdice train: {images[name][0]}: expected {'1 or ' * joint}{count} channels as in the other "
-                f"images, got {len(reading.array)}. Convert it."
-            )
-    ordered = sorted(values)
+        got = f"only {', '.join(map(str, values)) or 'none'}{beside}"
+        expected = f"at least two label values in {layout.labels[names[0]].parent}"
+        raise refusal(expected, got, "There is nothing to tell apart.")
+    cases.channels = max(channels)
+    for name, count in zip(names, channels, strict=True):
+        if count != cases.channels and not (cases.joint and count == 1):  # a grey one beside coloured ones
+            expected = f"{'1 or ' * cases.joint}{cases.channels} channels as in the other images"
+            raise refusal(expected, count, "Convert it.", path=images[name][0])
+    cases.values = ordered = sorted(values)
+    names_by_value = {0: "background", object_class: "foreground"} if foreground else layout.label_names
+    cases.class_names = _class_names(ordered, names_by_value)
     every = sorted({*ordered, *(() if ignore is None else (ignore,))})
     known = np.array(every, np.int64 if every[-1] < 2**63 else np.uint64 if every[0] >= 0 else object)
     classes = np.array([IGNORED if value == ignore else ordered.index(value) for value in every], np.uint8)
-
-    def read(number: int) -> Case:
-        reading, _, label = read_pair(names[number])
-        array = np.broadcast_to(reading.array, (count, *reading.shape))
-        numbers = numbers_of(names[number], label).reshape(reading.shape)
-        return Case(
-            names[number],
-            scaled(array, joint),
-            classes[np.searchsorted(known, numbers.astype(known.dtype, copy=False))],
-        )
-
-    label_names = {0: "background", class_of_all: "foreground"} if foreground else layout.label_names
-    class_names = [label_names.get(value) or f"label {value}" for value in ordered]
-    return Cases(
-        names=names,
-        values=ordered,
-        class_names=class_names if len(set(class_names)) == len(ordered) else [f"label {value}" for value in ordered],
-        spatial_ndim=readings[0].stored.spatial_ndim,
-        channels=count,
-        shapes=[reading.shape for reading in readings],
-        read=read,
-        present=present,
-        ignored=ignore,
-        joint=joint,
-        by_channel=layout.by_channel,
-        axes=readings[0].axes,
-        placed=any(reading.stored.placed for reading in readings),
-        places=where,
-        empty=empty,
-        lonely=lonely,
-        left_out=layout.left_out,
-        keep_bytes=memory_bytes() // 2,
-    )
+    return cases
 
 
-def _check_axes(path: Path, reading: Reading, first_path: Path, first: Reading) -> None:
-    """Raise TrainingError unless an image has 2 or 3 axes, as many as the first image, and in the same order."""
-    ndim, ndims = reading.stored.spatial_ndim, first.stored.spatial_ndim
-    if ndim not in (2, 3) or ndim != ndims:
-        raise TrainingError(
-            f"softdice train: {path}: expected {'2-D or 3-D' if reading is first else f'{ndims}-D'} images only, "
-            f"got a {ndim}-D one. Put each kind into a folder of its own."
-        )
-    if reading.axes != first.axes:
-        raise TrainingError(
-            f"softdice train: {path}: expected an image {lies(first.axes)}, as {first_path.name}, got one "
-            f"{lies(reading.axes)}. Save all images in one format."
-        )
+def _class_names(values: Sequence[int], names: Mapping[int, str]) -> list[str]:
+    """Return a name for each label value, no two alike."""
+    plain = [f"label {value}" for value in values]
+    named = [names.get(value) or other for value, other in zip(values, plain, strict=True)]
+    return named if len(set(named)) == len(named) else plain
+
+
+def _check_axes(path: Path, reading: Reading, cases: Cases, first: str) -> None:
+    """Raise TrainingError unless an image has 2 or 3 axes, as many as that named `first`, and in the same order."""
+    ndim = reading.stored.spatial_ndim
+    if ndim not in (2, 3) or ndim != cases.spatial_ndim:
+        expected = f"{f'{cases.spatial_ndim}-D' if first else '2-D or 3-D'} images only"
+        raise refusal(expected, f"a {ndim}-D one", "Put each kind into a folder of its own.", path=path)
+    if reading.axes != cases.axes:
+        expected = f"an image {lies(cases.axes)}, as {first}"
+        raise refusal(expected, f"one {lies(reading.axes)}", "Save all images in one format.", path=path)
+
+
+def _check_numbers(
+    path: Path, numbers: np.ndarray, present: set[int], values: set[int], most: int, where: Sequence[Places]
+) -> None:
+    """Raise TrainingError if the numbers of a label map, or of all so far, are those of objects, or intensities.
+
+    Args:
+        present: the numbers of this map. values: of all maps so far. most: how many may be classes.
+        where: the places of all numbers, where they may be objects.
+    """
+    share = _constant_share(numbers) if len(present) > LEAST_OBJECTS else 1.0
+    if where and share >= LABEL_LIKE[1] and are_objects([each.without(0) for each in where]):
+        raise refusal(
+            "a number for each class", f"{len(values - {0})} so far, which seem to count objects",
+            "Pass --foreground to train all objects as one class; if each number is a class, pass --no-foreground.",
+            path=path,
+        )  # fmt: skip
+    advice = "Intensities are no labels: check the folder."
+    if len(values) > most:
+        advice += " If the numbers count objects, pass --foreground."
+        raise refusal(f"at most {most} label values", f"{len(values)} so far", advice, path=path)
+    if len(present) > LABEL_LIKE[0] and share < LABEL_LIKE[1]:
+        got = f"{len(present)} values, and neighbours that differ in {1 - share:.0%} of the voxels"
+        raise refusal("a label map", got, advice, path=path)
 
 
 def split(cases: Cases, val_fraction: float, seed: int) -> tuple[list[int], list[int]]:

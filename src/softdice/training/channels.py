@@ -2,7 +2,7 @@
 
 An image is one file, or as nnU-Net keeps it one file per channel, `case_0000.nii.gz`, `case_0001.nii.gz` and so on. The
 three colours of a picture are scaled together, since their proportions are what one sees; other channels, which may be
-of any units, each by itself.
+of any units, each by itself. NaN stands where a raster holds no data: the value that GDAL's tag names, or a person.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import FileError, Image, read_image
-from softdice.training.config import TrainingError
-from softdice.training.nodata import without_nodata
-from softdice.training.orientation import axes_of, check_turned, turn_of, turned, turned_like, unturned
+from softdice.images.orientation import axes_of, check_turned, turn_of, turned, turned_like, unturned
+from softdice.training.config import refusal
+from softdice.validation import package
 
 PERCENTILES = (0.5, 99.5)
+"""Between them lie the intensities that set the scale; and their distance is how far a lonely value is from them."""
 SAMPLED_VOXELS = 1_000_000
 COLOURS = 3
+GDAL_NODATA = 42113
+"""Tag of TIFF in which GDAL writes the value, in words."""
+LONELY_SHARE = 0.03
+"""Of the voxels, so many must hold one value that stands for missing data."""
 
 ONE_FORMAT = "Their axes stand in reversed order: save both in one format."
 """What to do about a picture beside a medical image, one of which has columns first, the other rows."""
@@ -55,10 +60,8 @@ def channel_files(files: Mapping[str, Path], cases: Collection[str] | None = Non
         name, number = (match[1], int(match[2])) if match and channel else (stem, 0)
         of_case = of_name.setdefault(name, {})
         if number in of_case:
-            raise TrainingError(
-                f"softdice: expected one file for channel {number} of {name}, got {of_case[number].name} and "
-                f"{path.name} in {path.parent}. Keep one of them."
-            )
+            expected, got = f"one file for channel {number} of {name}", f"{of_case[number].name} and {path.name}"
+            raise refusal(expected, f"{got} in {path.parent}", "Keep one of them.", command="softdice")
         of_case[number] = path
     return of_name
 
@@ -85,16 +88,11 @@ class Reading:
         """Sizes of the spatial axes, turned."""
         return self.array.shape[1:]
 
-    def emptied(self) -> Reading:
-        """Return the same with voxels that take no memory."""
-        stored, array = (np.broadcast_to(np.uint8(0), each.shape) for each in (self.stored.array, self.array))
-        return replace(self, stored=replace(self.stored, array=stored), array=array)
-
 
 def read_channels(
     files: Files, *, ignore_geometry: bool = False, nodata: float | None = None, as_stored: bool = False
 ) -> Reading:
-    """Read the channels of an image, turned as `softdice.training.orientation` says, unless `as_stored`.
+    """Read the channels of an image, turned as `softdice.images.orientation` says, unless `as_stored`.
 
     Raises:
         FileError: a file cannot be read, a channel is missing, or channels differ in shape or place.
@@ -106,7 +104,7 @@ def read_channels(
         raise FileError(
             f"{files[numbers[0]]}: expected every channel from _0000 on, got {got}. Add that of _{missing:04d}."
         )
-    images = [without_nodata(read_image(files[number]), files[number], nodata) for number in numbers]
+    images = [_without_nodata(read_image(files[number]), files[number], nodata) for number in numbers]
     stored = images[0]
     try:
         turn = unturned(stored) if as_stored else turn_of(stored)
@@ -125,7 +123,7 @@ def read_channels(
         if not ignore_geometry:
             advice = "Resample one of them."
             check_turned(files[number], whole[number], files[0], stored, advice=advice, transpose=ONE_FORMAT)
-    array = np.concatenate([_channels_first(image) for image in images])
+    array = np.concatenate([np.moveaxis(i.array.reshape(*i.shape, -1), -1, 0) for i in images])
     picture = len(images) == 1 and first.place.axes == "zyx" and array.shape[0] == COLOURS
     return Reading(stored, turn, axes_of(stored), array, picture or array.shape[0] == 1)
 
@@ -164,6 +162,60 @@ def normalise(array: np.ndarray) -> np.ndarray:
     return ((array - array.mean()) / (deviation if deviation > 0 else 1.0)).astype(np.float32)
 
 
+def _without_nodata(image: Image, path: Path, value: float | None) -> Image:
+    """Return an image with NaN in the place of what its file, or a person, names as missing data."""
+    values = [number for number in (value, _declared_nodata(path)) if number is not None]
+    array = image.array
+    missing = np.zeros(array.shape, bool)
+    with np.errstate(over="ignore"):  # the lowest float32, in fewer digits
+        for number in values:
+            missing |= array == (array.dtype.type(number) if array.dtype.kind == "f" else number)
+    if not missing.any():
+        return image
+    wide = array.astype(np.float64 if array.dtype == np.float64 else np.float32)
+    return replace(image, array=np.where(missing, wide.dtype.type(np.nan), wide))
+
+
+def _declared_nodata(path: Path) -> float | None:
+    """Return the value that the tag of a TIFF file names, None where there is none."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return None
+    with package("softdice train", "tifffile", "images").TiffFile(path) as file:
+        text = str(file.pages[0].tags.valueof(GDAL_NODATA, "")).strip("\0 ")
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _finite(channel: np.ndarray) -> np.ndarray:
+    """Return the finite values (n,) of a channel."""
+    return channel[np.isfinite(channel)] if channel.dtype.kind == "f" else channel.ravel()
+
+
+def lonely_value(channels: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    """Return the lowest or highest value of a channel, and its share, if many voxels hold it and all others are far.
+
+    Example:
+        >>> lonely_value([np.array([-9999.0] * 2 + [0.1, 0.2, 0.3, 0.4])])
+        (-9999.0, 0.3333333333333333)
+        >>> lonely_value([np.array([0.0] * 2 + [0.1, 0.2, 0.3, 0.4])])
+    """
+    for channel in channels:
+        finite = _finite(channel)
+        for value in (finite.min(), finite.max()) if finite.size else ():
+            held = finite == value
+            share = float(held.sum() / channel.size)
+            if share < LONELY_SHARE or held.all():
+                continue
+            others = finite[~held]
+            low, high = np.percentile(others[:: max(1, others.size // SAMPLED_VOXELS)], PERCENTILES)
+            nearest = float(others.min()) - float(value) if value < others[0] else float(value) - float(others.max())
+            if nearest > high - low > 0:
+                return float(value), share
+    return None
+
+
 def emptiness(array: np.ndarray, joint: bool) -> str:
     """Return what is wrong with the first channel from which nothing can be learnt; "" where there is none.
 
@@ -174,17 +226,13 @@ def emptiness(array: np.ndarray, joint: bool) -> str:
         'no finite value'
     """
     for number, channel in enumerate([array] if joint else array):
-        finite = channel[np.isfinite(channel)]
+        finite = _finite(channel)
         where = "" if joint else f"channel {number} {'is' if finite.size else 'has'} "
         if finite.size == 0:
             return f"{where}no finite value"
         if finite.min() == finite.max():
             return f"{where}all {float(finite[0]):g}"
     return ""
-
-
-def _channels_first(image: Image) -> np.ndarray:
-    return image.array[None] if image.array.ndim == image.spatial_ndim else np.moveaxis(image.array, -1, 0)
 
 
 def size(shape: Sequence[int]) -> str:

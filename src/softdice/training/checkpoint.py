@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from softdice.images.files import written_beside
-from softdice.training.config import TrainConfig, TrainingError
+from softdice.training.config import TrainConfig, TrainingError, refusal
 from softdice.training.plan import NetworkPlan
 
 FORMAT = "softdice-model"
@@ -122,7 +122,7 @@ def _verify(content: dict[str, Any], resume: bool) -> None:
 
     `content["data"]` says what the network was trained on: values and class_names of the labels, channels,
     spatial_ndim, patch (voxels), joint (channels scaled together), by_channel (a file for each), orientation, and the
-    names of the cases in training and held_out.
+    names of the cases in training and held_out. `content["decision"]`, which a finished run has, says where to cut.
     """
     data, plan, network = content["data"], NetworkPlan(**content["network"]), load_network(content)
     _require("finite weights", all(bool(weight.isfinite().all()) for weight in network.state_dict().values()))
@@ -133,6 +133,9 @@ def _verify(content: dict[str, Any], resume: bool) -> None:
     flags = [data.get("joint", True), data.get("by_channel", False)]
     _require("how its channels are scaled", all(isinstance(flag, bool) for flag in flags))
     _require("how its volumes lie", isinstance(data.get("orientation", ""), str))
+    thresholds = content.get("decision", {}).get("thresholds", [0.5] * plan.num_classes)
+    _require("a threshold for each class", len(thresholds) == plan.num_classes)
+    _require("thresholds in (0, 1)", all(0 < threshold < 1 for threshold in thresholds))
     _require("settings by name", isinstance(content["settings"], dict))
     _require("label values in order", data["values"] == sorted(map(int, data["values"])))
     steps = [math.prod(step) for step in zip(*plan.strides, strict=True)]
@@ -167,6 +170,5 @@ def _require(what: str, holds: bool) -> None:
 
 
 def _not_ours(path: Path, got: str) -> TrainingError:
-    return TrainingError(
-        f"softdice: {path}: expected a model that softdice train wrote, got {got}. Give the path of a model.ckpt."
-    )
+    expected, advice = "a model that softdice train wrote", "Give the path of a model.ckpt."
+    return refusal(expected, got, advice, path=path, command="softdice")

@@ -42,6 +42,14 @@ class TrainingError(ValueError):
     other_settings = False
 
 
+def refusal(
+    expected: str, got: object, advice: str = "", *, path: object = None, command: str = "softdice train"
+) -> TrainingError:
+    """Return the error, in the form that all have; `path` is the file that it is about."""
+    where = command if path is None else f"{command}: {path}"
+    return TrainingError(f"{where}: expected {expected}, got {got}. {advice}".rstrip())
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was stopped by hand; `saved_epochs` complete epochs are in its checkpoint."""
 
@@ -133,7 +141,7 @@ class TrainConfig:
 
 
 def _wrong(name: str, expected: str, got: object) -> TrainingError:
-    return TrainingError(f"softdice train: expected {name} to be {expected}, got {got}. Change --{_option(name)}.")
+    return refusal(f"{name} to be {expected}", got, f"Change --{_option(name)}.")
 
 
 def _option(name: str) -> str:
@@ -165,10 +173,8 @@ def merge(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
             and merged[name] != before
             and not (name == "patch" and set(merged[name]) == set(before or ()))
         ):
-            raise TrainingError(
-                f"softdice train: expected {_option(name)} {before}, with which the run in {config.out} was started, "
-                f"got {merged[name]}. Leave the option out, or take another --out."
-            )
+            expected = f"{_option(name)} {before}, with which the run in {config.out} was started"
+            raise refusal(expected, merged[name], "Leave the option out, or take another --out.")
     for name in ("epochs", "max_minutes", "max_steps"):
         merged[name] = stored.get(name) if merged[name] is None else merged[name]
     return TrainConfig(**merged)

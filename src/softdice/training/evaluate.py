@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from softdice.decisions import dice_confidence
 from softdice.evaluation.averages import mean
 from softdice.evaluation.table import Table
 from softdice.metrics.counting import class_counts
@@ -34,24 +33,14 @@ def logits_of(network: nn.Module, image: Tensor, patch: Sequence[int]) -> Tensor
     return logits[0]
 
 
-def label_image(
-    network: nn.Module, image: Tensor, patch: Sequence[int], confidence: list[float] | None = None
-) -> Tensor:
-    """Return class numbers (*S) of an image (channels, *S); add how sure they are to `confidence`, class by class."""
-    logits = logits_of(network, image, patch)
-    labels = logits.argmax(0)
-    if confidence is not None:
-        confidence += dice_confidence(logits[None].float(), labels[None], activation="softmax")[0].tolist()
-    return labels
+def case_logits(network: nn.Module, case: Case, patch: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return logits (C, *S) of a case and its true class numbers (*S), both on a device."""
+    return logits_of(network, torch.from_numpy(case.image).to(device), patch), torch.from_numpy(case.label).to(device)
 
 
-def count(
-    network: nn.Module, case: Case, patch: Sequence[int], cases: Cases, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return (3, C) int64 of a case: voxels in both, predicted, true; and the class numbers that were predicted."""
-    prediction = label_image(network, torch.from_numpy(case.image).to(device), patch)
-    truth = torch.from_numpy(case.label).to(device)
-    return class_counts(prediction, truth, len(cases.values), ignore_index=cases.ignore_index), prediction
+def count(labels: Tensor, true: Tensor, cases: Cases) -> Tensor:
+    """Return (3, C) int64 of a case: voxels in both, predicted, true."""
+    return class_counts(labels, true, len(cases.values), ignore_index=cases.ignore_index)
 
 
 def tabulated(cases: Cases, numbers: Sequence[int], counts: Tensor) -> Table:

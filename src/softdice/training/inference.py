@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from softdice.decisions import dice_confidence
 from softdice.evaluation.averages import mean
 from softdice.evaluation.text import shown
 from softdice.images.files import (
@@ -26,11 +27,14 @@ from softdice.images.files import (
     write_image,
     written_beside,
 )  # fmt: skip
+from softdice.images.orientation import lies, turned_back
 from softdice.training.channels import Files, channel_files, read_channels, scaled
 from softdice.training.checkpoint import load_checkpoint, load_network, made_folder
-from softdice.training.config import TrainingError, no_memory
-from softdice.training.evaluate import label_image
-from softdice.training.orientation import lies, turned_back
+from softdice.training.config import TrainingError, no_memory, refusal
+from softdice.training.decision import ARGMAX, Decision, cut
+from softdice.training.evaluate import logits_of
+
+COMMAND = "softdice predict"
 
 
 class PredictionError(TrainingError):
@@ -47,6 +51,7 @@ def predict(
     out: str | Path,
     *,
     overwrite: bool = False,
+    decide: str | None = None,
     confidence: str | Path | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     line: Callable[[str], None] = lambda text: None,
@@ -63,6 +68,9 @@ def predict(
         images: an image, or a folder of them. Of an image in files per channel any one.
         out: folder for the masks, made where there is none; not the folder of the images.
         overwrite: replace files that lie where masks are to be written, whoever wrote them.
+        decide: "argmax", the likeliest class of each voxel; "tuned", with the thresholds that the training found on its
+            held-out cases, which are those of the argmax where they gain nothing. None: "tuned", of a model that has
+            them.
         confidence: a CSV file to be written, with a row for each mask, the least sure first: its name, the mean of
             `softdice.dice_confidence` over the classes but the first, and that of each of these. A class that neither
             the mask nor the probabilities hold has an empty cell; masks of nothing come last.
@@ -70,17 +78,19 @@ def predict(
         line: called with what a person should know of the model before the first image.
 
     Raises:
-        TrainingError, FileError: not a model of ours; no images; a file in the place of a mask.
+        TrainingError, FileError: not a model of ours; one without thresholds where they are asked for; no images; a
+            file in the place of a mask.
         PredictionError: some images have no mask: of another dimension or number of channels than the model was trained
             on, without a finite value, too large for the memory, or files that cannot be read or written. All others
             have one.
     """
     content = load_checkpoint(checkpoint)
+    thresholds = _thresholds(content, decide, checkpoint)
     images, out = Path(images), Path(out)
     several = images.is_dir() and not is_store(images)
     listed = list_images(images) if several else {(image_name(images) or (images.name, ""))[0]: images}
     if not listed or not images.exists():
-        raise TrainingError(f"softdice predict: expected images in {images}, got none. Check the path.")
+        raise refusal(f"images in {images}", "none", "Check the path.", command=COMMAND)
     by_channel = content["data"].get("by_channel", False)
     cases = channel_files(listed) if by_channel else {stem: {0: path} for stem, path in listed.items()}
     if by_channel and not several:  # the other channels lie beside it
@@ -88,33 +98,33 @@ def predict(
         cases = {name: beside.get(name, files) for name, files in cases.items()}
     paths = [files[min(files)] for files in cases.values()]
     if out.resolve() == paths[0].parent.resolve():
-        raise TrainingError(
-            f"softdice predict: expected OUT to be another folder than that of the images, got {out} for both. "
-            "The masks would replace the images."
-        )
+        expected = "OUT to be another folder than that of the images"
+        raise refusal(expected, f"{out} for both", "The masks would replace the images.", command=COMMAND)
     suffixes = [(image_name(path) or ("", ""))[1] for path in paths]
     places = [out / (name + (suffix and mask_suffix(suffix))) for name, suffix in zip(cases, suffixes, strict=True)]
     table = None if confidence is None else Path(confidence)
     taken = [place for place in (*places, *([] if table is None else [table])) if os.path.lexists(place)]
     if taken and not overwrite:
-        raise TrainingError(
-            f"softdice predict: expected no file in the place of a mask, got {len(taken)}, the first {taken[0]}. "
-            "Choose another OUT, or pass --overwrite to replace them."
-        )
+        advice = "Choose another OUT, or pass --overwrite to replace them."
+        got = f"{len(taken)}, the first {taken[0]}"
+        raise refusal("no file in the place of a mask", got, advice, command=COMMAND)
     if content["data"]["spatial_ndim"] == 3 and "orientation" not in content["data"]:
         line(
             f"{checkpoint} does not say how the volumes of its training lie: images are taken as they are stored, and "
             "right only where they are stored as those. Train again to be sure."
         )
+    if thresholds is not None and {*thresholds} != {ARGMAX}:
+        decision = Decision(**content["decision"])
+        line(f"Masks are cut by {decision.text(content['data']['class_names'])}.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(content).to(device).eval()
     written: list[Path] = []
     errors: list[str] = []
     sure: dict[str, list[float]] = {}
-    with made_folder(out, "softdice predict", "OUT"):
+    with made_folder(out, COMMAND, "OUT"):
         for number, (path, files, place) in enumerate(zip(paths, cases.values(), places, strict=True)):
             try:
-                image, mask, by_class = _mask(network, path, files, content, device, table is not None)
+                image, mask, by_class = _mask(network, path, files, content, device, thresholds, table is not None)
                 written.append(write_image(place, mask, image))
                 sure[written[-1].name] = by_class
             except Exception as error:
@@ -130,7 +140,13 @@ def predict(
 
 
 def _mask(
-    network: nn.Module, path: Path, files: Files, content: dict[str, Any], device: torch.device, how_sure: bool
+    network: nn.Module,
+    path: Path,
+    files: Files,
+    content: dict[str, Any],
+    device: torch.device,
+    thresholds: list[float] | None,
+    how_sure: bool,
 ) -> tuple[Image, np.ndarray, list[float]]:
     """Return the image as it was read, label values on its grid and, where asked, the confidence of each class."""
     data, settings = content["data"], content["settings"]
@@ -141,29 +157,35 @@ def _mask(
     joint = data.get("joint", True)  # as every model was scaled whose checkpoint does not say
     grey = array.shape[0] == 1 and joint
     if image.spatial_ndim != data["spatial_ndim"] or not (grey or array.shape[0] == data["channels"]):
-        raise TrainingError(
-            f"softdice predict: {path}: expected a {data['spatial_ndim']}-D image with {data['channels']} "
-            f"channel(s), as in training, got a {image.spatial_ndim}-D one with {array.shape[0]}. Convert it, "
-            "or take another model."
-        )
+        expected = f"a {data['spatial_ndim']}-D image with {data['channels']} channel(s), as in training"
+        got = f"a {image.spatial_ndim}-D one with {array.shape[0]}"
+        raise refusal(expected, got, "Convert it, or take another model.", path=path, command=COMMAND)
     if orientation not in (None, reading.axes):
-        raise TrainingError(
-            f"softdice predict: {path}: expected an image {lies(orientation)}, as those of the training, got one "
-            f"{lies(reading.axes)}. Save it in the format of those."
-        )
+        expected, got = f"an image {lies(orientation)}, as those of the training", f"one {lies(reading.axes)}"
+        raise refusal(expected, got, "Save it in the format of those.", path=path, command=COMMAND)
     lacking = [number for number, channel in enumerate([array] if joint else array) if not np.isfinite(channel).any()]
     if lacking:
         where = "" if joint else f" in channel {lacking[0]}"
-        raise TrainingError(
-            f"softdice predict: {path}: expected finite values, got none{where}. A mask of it would mean nothing; look "
-            "at the file."
-        )
+        advice = "A mask of it would mean nothing; look at the file."
+        raise refusal("finite values", f"none{where}", advice, path=path, command=COMMAND)
     array = scaled(np.broadcast_to(array, (data["channels"], *array.shape[1:])), joint)
-    by_class: list[float] = []
-    wanted = (by_class,) if how_sure else ()
-    labels = label_image(network, torch.from_numpy(array).to(device), data["patch"], *wanted).cpu().numpy()
+    logits = logits_of(network, torch.from_numpy(array).to(device), data["patch"])
+    labels, by_class = cut(logits, thresholds), []
+    if how_sure:
+        by_class = dice_confidence(logits[None].float(), labels[None], activation="softmax")[0].tolist()
     values = np.array(data["values"], object)  # as they are, above 2^63 too
-    return image, turned_back(values.astype(_mask_type(values))[labels], reading.turn), by_class
+    return image, turned_back(values.astype(_mask_type(values))[labels.cpu().numpy()], reading.turn), by_class
+
+
+def _thresholds(content: dict[str, Any], decide: str | None, checkpoint: str | Path) -> list[float] | None:
+    """Return where to cut each class, None for the argmax."""
+    if decide not in (None, "tuned", "argmax"):
+        raise refusal("decide to be tuned or argmax", decide, "Change --decide.", command=COMMAND)
+    if decide == "tuned" and "decision" not in content:
+        got = f"{checkpoint}, whose run did not end or is of an earlier softdice"
+        advice = "Leave out --decide, or finish the run with softdice train --resume."
+        raise refusal("a model with tuned thresholds", got, advice, command=COMMAND)
+    return None if decide == "argmax" else content.get("decision", {}).get("thresholds")
 
 
 def _write_confidence(path: Path, sure: dict[str, list[float]], values: list[int]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from softdice.evaluation.labels import ScoreError, parse_labels
 from softdice.images.files import FileError, left_out, list_images
 from softdice.training.channels import Files, channel_files
-from softdice.training.config import TrainingError
+from softdice.training.config import TrainingError, refusal
 
 OURS, NNUNET = ("images", "labels"), ("imagesTr", "labelsTr")
 WANTED = "DATA holds images/ and labels/ with equal names, or nnU-Net's imagesTr/ and labelsTr/."
@@ -48,7 +48,7 @@ def find_layout(folder: Path) -> Layout:
         missing = next((p for p in (folder, folder / OURS[0], folder / OURS[1]) if not p.is_dir()), folder)
         if not (folder / OURS[0]).is_dir() and (folder / NNUNET[0]).is_dir():
             missing = folder / NNUNET[1]
-        raise TrainingError(f"softdice train: expected a folder {missing}, got none. {_hint(folder)}")
+        raise refusal(f"a folder {missing}", "none", _hint(folder))
     where = folder / parts[0], folder / parts[1]
     files, labels = list_images(where[0]), list_images(where[1])
     images = channel_files(files, labels)
@@ -68,10 +68,7 @@ def check_out(out: Path, folder: Path) -> None:
         TrainingError: it is one of their folders.
     """
     if out.resolve() in [(folder / part).resolve() for part in (*OURS, *NNUNET)]:
-        raise TrainingError(
-            f"softdice train: expected --out to be another folder than those of the images and labels, got {out}. "
-            "Choose another --out."
-        )
+        raise refusal("--out to be another folder than those of the images and labels", out, "Choose another --out.")
 
 
 def _declared(path: Path) -> tuple[dict[int, str], int | None]:
@@ -96,20 +93,15 @@ def _check_names(folder: Path, where: tuple[Path, Path], images: Collection[str]
             ending, longer = _ending(set(images) - set(labels), set(labels) - set(images)), where[1]
             if not ending:
                 ending, longer = _ending(set(labels) - set(images), set(images) - set(labels)), where[0]
-            advice = f"Those in {longer} end in {ending!r}: rename them without it." if ending else ""
-            raise TrainingError(
-                f"softdice train: expected a partner in {there} for each file in {here}, got none "
-                f"for {len(alone)}: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}. Names must be equal "
-                f"up to the suffix. {advice}".rstrip()
-            )
+            advice = f" Those in {longer} end in {ending!r}: rename them without it." if ending else ""
+            got = f"none for {len(alone)}: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}"
+            expected = f"a partner in {there} for each file in {here}"
+            raise refusal(expected, got, f"Names must be equal up to the suffix.{advice}")
     for part, names in zip(where, (images, labels), strict=True):
         if not names:
-            raise TrainingError(f"softdice train: expected images in {part}, got none. Check the folder.")
+            raise refusal(f"images in {part}", "none", "Check the folder.")
     if len(images) < 2:
-        raise TrainingError(
-            f"softdice train: expected at least 2 pairs in {folder}, one of them to hold out, got {len(images)}. "
-            "Add images."
-        )
+        raise refusal(f"at least 2 pairs in {folder}, one of them to hold out", len(images), "Add images.")
 
 
 def _hint(folder: Path) -> str:

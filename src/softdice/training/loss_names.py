@@ -8,7 +8,7 @@ from typing import Any
 import softdice
 from softdice.losses import MAPPED, Loss
 from softdice.losses.base import words
-from softdice.training.config import TrainingError
+from softdice.training.config import refusal
 
 SHORT = {"soft_dice": "dice", "cross_entropy": "ce", "top_k_cross_entropy": "topk", "ohem_cross_entropy": "ohem"}
 """Names that are shorter than the class's."""
@@ -53,34 +53,26 @@ def parse_loss(text: str, num_classes: int, group: str | None = None, ignore_ind
     shared: dict[str, Any] = {
         "activation": "softmax", "absent": "skip", "group": group, "validate": False, "ignore_index": ignore_index,
     }  # fmt: skip
+    advice = "Change --loss."
     total: Loss | None = None
     parts = text.replace(" ", "").split("+")
     if len(parts) > MOST_TERMS:
-        raise TrainingError(
-            f"softdice train: expected a sum of at most {MOST_TERMS} losses, got {len(parts)}. Change --loss."
-        )
+        raise refusal(f"a sum of at most {MOST_TERMS} losses", len(parts), advice)
     for part in parts:
         weight, _, name = part.rpartition("*")
         key = name.lower().replace("-", "_")
         if key not in full:
-            raise TrainingError(
-                f"softdice train: expected a loss among {', '.join(names)}, or a sum of them as dice+0.5*ce, got "
-                f"{name[:40]!r}. Change --loss."
-            )
+            expected = f"a loss among {', '.join(names)}, or a sum of them as dice+0.5*ce"
+            raise refusal(expected, repr(name[:40]), advice)
         try:
             factor = float(weight or 1)
         except ValueError:
-            raise TrainingError(
-                f"softdice train: expected a number before '*', got {weight[:40]!r}. Change --loss."
-            ) from None
+            raise refusal("a number before '*'", repr(weight[:40]), advice) from None
         if not FACTORS[0] <= factor <= FACTORS[1]:  # nan neither
-            raise TrainingError(
-                f"softdice train: expected a number from {FACTORS[0]:g} to {FACTORS[1]:g} before '*', got "
-                f"{weight[:40]}. Change --loss."
-            )
-        term: Loss = full[key](
-            num_classes, **{name: value for name, value in shared.items() if name in full[key].TAKES}
-        )
+            expected = f"a number from {FACTORS[0]:g} to {FACTORS[1]:g} before '*'"
+            raise refusal(expected, weight[:40], advice)
+        settings = {name: value for name, value in shared.items() if name in full[key].TAKES}
+        term: Loss = full[key](num_classes, **settings)
         term = term if factor == 1 else factor * term
         total = term if total is None else total + term
     assert total is not None  # split never gives an empty list

@@ -17,9 +17,10 @@ from softdice.head import FusedHead
 from softdice.losses import Loss
 from softdice.metrics import formulas
 from softdice.training.cases import Cases
-from softdice.training.config import TrainingError
-from softdice.training.evaluate import count, mean_dice
-from softdice.training.patches import EpochSampler, Patches
+from softdice.training.config import TrainingError, refusal
+from softdice.training.evaluate import case_logits, count, mean_dice
+from softdice.training.patches import Patches, epoch_keys
+from softdice.training.plan import FINISH_S
 from softdice.training.together import SilencedError
 
 WEIGHT_DECAY = 1e-4
@@ -29,28 +30,22 @@ WARM_UP = 0.02
 """Share of the run in which the learning rate rises."""
 ROUNDS = 12
 """Epochs that a budget of time holds at least; where a pass over the data takes longer, an epoch is a part of one."""
-FINISH_S = 6.0
-"""What curves, pictures and summary take at the end, beside the predictions."""
 
 
 class Reporter(Protocol):
     """Where a run tells how far it is; the command line draws a progress bar with it."""
 
     def line(self, text: str) -> None:
-        """One line for the user."""
+        """Say one line to the user."""
+        return
 
     def progress(self, fraction: float, epoch: int, loss: float, dice: float | None) -> None:
-        """Share of the run that is done, epoch under way, its mean loss so far, last validation Dice."""
+        """Tell the share of the run that is done, epoch under way, its mean loss so far, last validation Dice."""
+        return
 
 
-class Silent:
+class Silent(Reporter):
     """A `Reporter` that says nothing."""
-
-    def line(self, text: str) -> None:
-        """Nothing."""
-
-    def progress(self, fraction: float, epoch: int, loss: float, dice: float | None) -> None:
-        """Nothing."""
 
 
 @dataclass
@@ -74,10 +69,10 @@ class Budget:
 
     def fraction(self, step: int) -> float:
         """Return the share of the run that is done, in [0, 1]; without `seconds` a function of the step."""
-        by_time = 0.0 if self.seconds is None else self.elapsed_s() / self._training_s(self.seconds)
-        by_epochs = 0.0 if self.epochs is None else step / (self.epochs * self.steps_per_epoch)
-        by_steps = 0.0 if self.steps is None else step / self.steps
-        return min(1.0, max(by_time, by_epochs, by_steps))
+        parts = [] if self.seconds is None else [self.elapsed_s() / self._training_s(self.seconds)]
+        parts += [] if self.epochs is None else [step / (self.epochs * self.steps_per_epoch)]
+        parts += [] if self.steps is None else [step / self.steps]
+        return min(1.0, max(parts, default=0.0))
 
     def epoch_steps(self) -> int:
         """Return the steps of the next epoch: a pass, or less where only time ends the run and a pass is long."""
@@ -180,11 +175,10 @@ class Segmenter(pl.LightningModule):
         """Return batches of patches, this rank's share."""
         ranks = self.trainer.world_size
         count = self.trainer.strategy.broadcast(self.budget.epoch_steps()) * self.batch_size * ranks
-        sampler = EpochSampler(count, self.trainer.global_rank, ranks)
-        sampler.epoch = self.epoch  # same epoch, same patches, whenever it is run
+        keys: Any = epoch_keys(self.epoch, count, self.trainer.global_rank, ranks)  # the same whenever it is run
         # On a CPU the network needs every core; beside a GPU the patches are made in processes of their own.
         workers = 0 if self.trainer.strategy.root_device.type == "cpu" else 4
-        return DataLoader(self.patches, self.batch_size, sampler=sampler, num_workers=workers)
+        return DataLoader(self.patches, self.batch_size, sampler=keys, num_workers=workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return numbers of the cases for the validation after each epoch, this rank's share."""
@@ -219,10 +213,8 @@ class Segmenter(pl.LightningModule):
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
             kind = TrainingError if self.trainer.is_global_zero else SilencedError  # every rank has the same loss
-            error = kind(
-                f"softdice train: expected a finite loss, got {loss} in epoch {self.epoch + 1}. Lower --lr "
-                f"(it was {self.lr:g}), or use --precision 32-true."
-            )
+            advice = f"Lower --lr (it was {self.lr:g}), or use --precision 32-true."
+            error = kind(str(refusal("a finite loss", f"{loss} in epoch {self.epoch + 1}", advice)))
             error.other_settings = True
             raise error
         self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
@@ -247,7 +239,8 @@ class Segmenter(pl.LightningModule):
             return
         case = self.cases[int(batch)]
         self.voxels_done += case.label.size
-        self.sums += count(self.network, case, self.patch, self.cases, self.device)[0]
+        logits, true = case_logits(self.network, case, self.patch, self.device)
+        self.sums += count(logits.argmax(0), true, self.cases)
 
     def on_validation_epoch_end(self) -> None:
         """Make one row of the history from the sums of all ranks."""
@@ -256,18 +249,11 @@ class Segmenter(pl.LightningModule):
         voxel_s = (time.monotonic() - self.since) / max(1, self.voxels_done)
         self.budget.reserve_s = FINISH_S + voxel_s * self.end_voxels
         self.epoch += 1
-        row = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "elapsed_s": round(self.budget.elapsed_s(), 3),
-            "lr": self.rate,
-            "loss": self.loss_sum / self.loss_count,
-            "val_dice": self.last_dice,
-        }
-        row |= {
-            f"val_dice_{name}": float(value)
-            for name, value in zip(self.cases.class_names[1:], dice[1:].tolist(), strict=True)
-        }
-        self.history.append(row)
+        columns = [f"val_dice_{name}" for name in self.cases.class_names[1:]]
+        self.history.append({
+            "epoch": self.epoch, "step": self.step, "elapsed_s": round(self.budget.elapsed_s(), 3), "lr": self.rate,
+            "loss": self.loss_sum / self.loss_count, "val_dice": self.last_dice,
+            **dict(zip(columns, dice[1:].tolist(), strict=True)),
+        })  # fmt: skip
         if self._fraction() >= 1:
             self.trainer.should_stop = True

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
+from softdice.images.orientation import axis_number
 from softdice.training.cases import Case, Cases
-from softdice.training.config import TrainingError
-from softdice.training.orientation import axis_number
+from softdice.training.config import refusal
 from softdice.training.places import exchanged
 
 FOREGROUND_SHARE = 0.5
@@ -21,6 +21,7 @@ ANGLE_DEGREES, CHANGE = 15, 0.15
 AUGMENTATION = (
     f"turned by up to {ANGLE_DEGREES} degrees, scaled by up to {CHANGE:.0%}, changes of brightness and contrast, noise"
 )
+BOTH = ("image", "label")
 KEPT_VOXELS = 1000
 """Voxels of each class whose position is remembered for that."""
 
@@ -36,9 +37,12 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self, cases: Cases, numbers: Sequence[int], patch: Sequence[int], seed: int, mirror: str | None = None
     ) -> None:
+        from monai.transforms import SpatialPadd
+
         self.cases, self.numbers, self.patch, self.seed = cases, list(numbers), tuple(patch), seed
         self.foreground_share = FOREGROUND_SHARE
         mirror = choose_mirror(cases, numbers)[0] if mirror is None else mirror
+        self.pad = SpatialPadd(BOTH, self.patch)
         self.augment = _augmentation(self.patch, mirrored_axes(cases, mirror))
         self.positions: dict[int, list[np.ndarray]] = {}
 
@@ -49,25 +53,25 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         order = np.random.default_rng([self.seed, 2, epoch, turn]).permutation(len(self.numbers))
         which = self.numbers[order[place]]
         case = self.cases[which]
-        image, label = crop(case, self._start(which, case, rng), self.patch)
+        window = tuple(slice(s, s + p) for s, p in zip(self._start(which, case, rng), self.patch, strict=True))
+        image, label = case.image[(slice(None), *window)].copy(), case.label[(None, *window)].copy()
         self.augment.set_random_state(seed=int(rng.integers(2**32)))
-        pair = self.augment({"image": torch.from_numpy(image), "label": torch.from_numpy(label[None])})
+        pair = self.augment(self.pad({"image": torch.from_numpy(image), "label": torch.from_numpy(label)}))
         return _plain(pair["image"]).float(), _plain(pair["label"])[0].to(torch.uint8)
 
     def _start(self, which: int, case: Case, rng: np.random.Generator) -> list[int]:
         """Return the corner of a patch: anywhere, or so that a voxel of a class other than the first lies in it."""
-        shape = case.label.shape
-        room = [max(0, n - p) for n, p in zip(shape, self.patch, strict=True)]
+        room = [max(0, n - p) for n, p in zip(case.label.shape, self.patch, strict=True)]
         start = [int(rng.integers(r + 1)) for r in room]
         if any(room) and rng.random() < self.foreground_share:
             positions = self._positions(which, case)
             if positions:
                 of_class = positions[rng.integers(len(positions))]
                 voxel = of_class[rng.integers(len(of_class))]
-                start = [
+                return [
                     int(np.clip(v - rng.integers(p), 0, r)) for v, p, r in zip(voxel, self.patch, room, strict=True)
                 ]
-        return [s if r else -((p - n) // 2) for s, r, p, n in zip(start, room, self.patch, shape, strict=True)]
+        return start
 
     def _positions(self, which: int, case: Case) -> list[np.ndarray]:
         if which not in self.positions:
@@ -82,31 +86,9 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         return self.positions[which]
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, number) of every `ranks`-th patch of an epoch; `epoch` is set before each."""
-
-    def __init__(self, count: int, rank: int, ranks: int) -> None:
-        self.count, self.rank, self.ranks, self.epoch = count, rank, ranks, 0
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(self.epoch, number) for number in range(self.rank, self.count, self.ranks)])
-
-    def __len__(self) -> int:
-        return len(range(self.rank, self.count, self.ranks))
-
-
-def crop(case: Case, start: Sequence[int], patch: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cut image (channels, *patch) and label (*patch) from a case; 0 where the patch leaves the image."""
-    image = np.zeros((case.image.shape[0], *patch), np.float32)
-    label = np.zeros(tuple(patch), np.uint8)
-    source, target = [], []
-    for s, p, n in zip(start, patch, case.label.shape, strict=True):
-        low, high = max(0, s), min(n, s + p)
-        source.append(slice(low, high))
-        target.append(slice(low - s, high - s))
-    image[(slice(None), *target)] = case.image[(slice(None), *source)]
-    label[tuple(target)] = case.label[tuple(source)]
-    return image, label
+def epoch_keys(epoch: int, count: int, rank: int, ranks: int) -> list[tuple[int, int]]:
+    """Return (epoch, number) of every `ranks`-th patch of an epoch of `count` patches: the share of one rank."""
+    return [(epoch, number) for number in range(rank, count, ranks)]
 
 
 def choose_mirror(cases: Cases, training: Sequence[int]) -> tuple[str, str]:
@@ -116,9 +98,8 @@ def choose_mirror(cases: Cases, training: Sequence[int]) -> tuple[str, str]:
     """
     if cases.spatial_ndim == 3 or cases.placed:
         return "none", "left and right may differ"
-    pair = exchanged(
-        [cases.places[number] for number in training] if cases.places else [], axis_number(cases.axes, "x")
-    )
+    where = [cases.places[number] for number in training] if cases.places else []
+    pair = exchanged(where, axis_number(cases.axes, "x"))
     if pair is None:
         return "x", ""
     left, right = (cases.class_names[cases.values.index(value)] for value in pair)
@@ -133,10 +114,7 @@ def mirrored_axes(cases: Cases, mirror: str) -> list[int]:
     """
     letters = "xyz"[: cases.spatial_ndim]
     if mirror != "none" and not set(mirror) <= set(letters):
-        raise TrainingError(
-            f"softdice train: expected axes of {cases.spatial_ndim}-D images, {', '.join(letters)}, got {mirror}. "
-            "Change --mirror."
-        )
+        raise refusal(f"axes of {cases.spatial_ndim}-D images, {', '.join(letters)}", mirror, "Change --mirror.")
     return [] if mirror == "none" else [axis_number(cases.axes, letter) for letter in mirror]
 
 
@@ -152,17 +130,16 @@ def _augmentation(patch: Sequence[int], mirrored: Sequence[int]) -> Any:
         RandShiftIntensityd,
     )
 
-    both, share = ("image", "label"), CHANGE
     affine = {
         "rotate_range": [np.deg2rad(ANGLE_DEGREES)] * (3 if len(patch) == 3 else 1),
-        "scale_range": [share] * len(patch),
+        "scale_range": [CHANGE] * len(patch),
     }
     return Compose(
         [
-            *(RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in mirrored),
-            RandAffined(both, prob=0.3, mode=("bilinear", "nearest"), padding_mode="zeros", **affine),
-            RandScaleIntensityd("image", factors=share, prob=0.5),
-            RandShiftIntensityd("image", offsets=share, prob=0.5),
+            *(RandFlipd(BOTH, prob=0.5, spatial_axis=axis) for axis in mirrored),
+            RandAffined(BOTH, prob=0.3, mode=("bilinear", "nearest"), padding_mode="zeros", **affine),
+            RandScaleIntensityd("image", factors=CHANGE, prob=0.5),
+            RandShiftIntensityd("image", offsets=CHANGE, prob=0.5),
             RandAdjustContrastd("image", prob=0.2, gamma=(0.7, 1.5)),
             RandGaussianNoised("image", prob=0.15, std=0.1),
         ]

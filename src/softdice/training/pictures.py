@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from softdice.evaluation.colours import EXTRA, MISSED, RIGHT
-from softdice.training.orientation import RAS
+from softdice.images.orientation import RAS
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 """M. Okabe, K. Ito, "Color Universal Design", 2008, without the black, which pictures are full of."""

@@ -1,17 +1,22 @@
-"""Plan of a run: patch, batch and network that suit the images and the machine."""
+"""Plan of a run: patch, batch and network that suit the images, the machine and the minutes."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from softdice.training.config import TrainingError
+from softdice.training.config import refusal
+
+if TYPE_CHECKING:
+    from softdice.training.module import Budget, Segmenter
 
 PATCH_VOXELS = {2: 320**2, 3: 64**3}
 """Largest patch on a CPU."""
@@ -33,6 +38,14 @@ LEAST_PATCH = {2: 128, 3: 32}
 """A patch is not cut below, along any axis, to save time: what a step takes beside its voxels then outweighs them."""
 LEAST_BATCH = {2: 1, 3: 2}
 """Nor a batch: on a CPU torch convolves a single small volume by other code, for longer than two at once."""
+TIMED_STEPS, TIMED_S = 3, 3.0
+"""Steps that are timed, and the seconds after which no further one is."""
+TRAINING_SHARE = 0.8
+"""Of the minutes left, so much is for steps; the rest for validation, the scores of the held-out cases and pictures."""
+PREDICTION_SHARE = 0.5
+"""Seconds per voxel of a prediction, in those of a step, before they are measured."""
+FINISH_S = 6.0
+"""What curves, pictures and summary take at the end, beside the predictions."""
 KEPT_TENSORS = 4
 """Of first filters and of 4 bytes a voxel, that a step holds at the very least."""
 
@@ -66,10 +79,6 @@ class NetworkPlan:
         apart = self.spatial_ndim == 3 and not torch.cuda.is_available()
         return network.to(memory_format=torch.channels_last_3d) if apart else network
 
-    def plain(self) -> dict[str, Any]:
-        """Return a dict of numbers and lists."""
-        return asdict(self)
-
 
 def choose_patch(shapes: Sequence[tuple[int, ...]], asked: Sequence[int] | None, accelerator: bool) -> tuple[int, ...]:
     """Return a patch: the median image rounded up to multiples of 8 (16 from 64 on), cut to size.
@@ -86,10 +95,7 @@ def choose_patch(shapes: Sequence[tuple[int, ...]], asked: Sequence[int] | None,
     ndim = len(shapes[0])
     if asked is not None:
         if len(asked) not in (1, ndim):
-            raise TrainingError(
-                f"softdice train: expected a patch of 1 or {ndim} numbers for {ndim}-D images, got {len(asked)}. "
-                "Change --patch."
-            )
+            raise refusal(f"a patch of 1 or {ndim} numbers for {ndim}-D images", len(asked), "Change --patch.")
         return tuple(asked) * ndim if len(asked) == 1 else tuple(asked)
     limit = PATCH_VOXELS[ndim] * (ACCELERATOR_FACTOR if accelerator else 1)
     patch = [_round_up(float(n)) for n in np.median(np.array(shapes), axis=0)]
@@ -179,6 +185,86 @@ def fit(
     return patch, batch_size, first, took
 
 
+def fit_to_minutes(
+    make: Callable[[tuple[int, ...], int, int], Segmenter],
+    patch: tuple[int, ...],
+    batch_size: int,
+    settings: dict[str, Any],
+    budget: Budget,
+    end_voxels: int,
+    line: Callable[[str], None],
+) -> tuple[tuple[int, ...], int, int, str]:
+    """Return patch, batch and first filters of which enough steps fit into the minutes, and why.
+
+    Sets what the budget knows of a step and of the end, and torch's number of threads.
+
+    Args:
+        make: patch, batch and first filters -> what is trained, to be timed.
+        patch, batch_size: what suits the data.
+        settings: of the run. budget: with its minutes.
+        end_voxels: of the images that are predicted at the end.
+        line: takes a line for the user.
+    """
+    assert budget.seconds is not None
+    accelerator = torch.cuda.is_available()
+
+    def step_s(first: int, patch: tuple[int, ...] = patch, batch_size: int = batch_size) -> float:
+        with torch.random.fork_rng(devices=[0] if accelerator else []):
+            device = torch.device("cuda" if accelerator else "cpu")
+            return step_seconds(make(patch, batch_size, first), device, settings["precision"])
+
+    fixed = {f"fixed_{name}": settings[name] is not None for name in ("patch", "batch_size")}
+    narrow_s, threads = step_s(NARROW[accelerator]), torch.get_num_threads()
+    if threads > 1 and not accelerator:  # where other programs want the cores, threads mostly wait for each other
+        torch.set_num_threads(1)
+        if (alone_s := step_s(NARROW[accelerator])) < narrow_s:
+            narrow_s, threads = alone_s, 1
+        torch.set_num_threads(threads)
+    left_s = TRAINING_SHARE * (budget.seconds - budget.elapsed_s())  # compiling may have taken some
+    wide_s = partial(step_s, FIRST_FILTERS[accelerator])
+    chosen, batch, first, took = fit(patch, batch_size, accelerator, left_s, narrow_s, wide_s, **fixed)
+    if (chosen, batch) != (patch, batch_size):
+        took = step_s(first, chosen, batch)  # not all that a step takes is by its voxels
+    budget.step_s = took
+    budget.reserve_s = FINISH_S + PREDICTION_SHARE * took * end_voxels / (batch * math.prod(chosen))
+    steps = max(0, round(left_s / took))
+    width = f"{first} first filters, {threads} thread{'s' * (threads > 1)}"
+    why = f"{width}, since a step takes {took:.2g} s and about {steps} fit"
+    if steps < FEW_STEPS:
+        enough = math.ceil(budget.seconds / 60 * ENOUGH_STEPS / max(1, steps))
+        line(
+            f"About {steps} steps fit into {budget.seconds / 60:g} minutes, and fewer than {FEW_STEPS} learn little. "
+            f"Give --max-minutes {enough}, or a smaller --patch."
+        )
+    return chosen, batch, first, why
+
+
+def step_seconds(module: Segmenter, device: torch.device, precision: str) -> float:
+    """Return the seconds of a step, patches and all: the fastest of three, as other programs only slow it down.
+
+    One of a single patch warms up before. Slow steps are not repeated.
+
+    The module is spent afterwards. The state of random numbers is left as it was.
+    """
+    module.to(device).train()
+    optimizer = module.configure_optimizers()
+    times: list[float] = []
+    for size in (1, *[module.batch_size] * TIMED_STEPS):
+        started = time.monotonic()
+        pairs = [module.patches[(0, number)] for number in range(size)]
+        image, label = (torch.stack(part).to(device) for part in zip(*pairs, strict=True))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = module.training_step((image, label), 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()  # waits for an accelerator
+        times.append(time.monotonic() - started)
+        if sum(times[1:]) > TIMED_S:
+            break
+    return min(times[1:])
+
+
 def check_memory(patch: Sequence[int], batch_size: int, plan: NetworkPlan, memory_bytes: int) -> None:
     """Refuse what cannot be held for certain, before the first step.
 
@@ -187,11 +273,9 @@ def check_memory(patch: Sequence[int], batch_size: int, plan: NetworkPlan, memor
     """
     needed = KEPT_TENSORS * 4 * plan.filters[0] * batch_size * math.prod(patch)
     if needed > memory_bytes:
-        raise TrainingError(
-            f"softdice train: expected a step to fit into {memory_bytes / 2**30:.0f} GiB of memory, got {batch_size} "
-            f"patches of {'x'.join(map(str, patch))}, which take more than {needed / 2**30:.0f}. Lower --batch-size or "
-            "--patch."
-        )
+        patches = f"{batch_size} patches of {'x'.join(map(str, patch))}"
+        expected, got = f"a step to fit into {memory_bytes / 2**30:.0f} GiB of memory", f"{needed / 2**30:.0f}"
+        raise refusal(expected, f"{patches}, which take more than {got}", "Lower --batch-size or --patch.")
 
 
 def _round_up(size: float) -> int:

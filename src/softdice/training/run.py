@@ -8,10 +8,9 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,25 +33,14 @@ from softdice.training.config import (
     TrainingError,
     merge,
     no_memory,
+    refusal,
 )
 from softdice.training.layout import check_out
 from softdice.training.loss_names import parse_loss
-from softdice.training.module import FINISH_S, Budget, Reporter, Segmenter, Silent
+from softdice.training.module import Budget, Reporter, Segmenter, Silent
 from softdice.training.patches import AUGMENTATION, choose_mirror, mirrored_axes
-from softdice.training.plan import (
-    ENOUGH_STEPS,
-    FEW_STEPS,
-    FIRST_FILTERS,
-    NARROW,
-    NetworkPlan,
-    check_memory,
-    choose_batch,
-    choose_network,
-    choose_patch,
-    fit,
-)
+from softdice.training.plan import NetworkPlan, check_memory, choose_batch, choose_network, choose_patch, fit_to_minutes
 from softdice.training.results import history_csv, write_results
-from softdice.training.timing import step_seconds
 from softdice.training.together import LeftToTorchrun, SilencedError, alike, devices, is_first, lost, together
 
 LEAST_STEPS = 24
@@ -60,10 +48,6 @@ LEAST_STEPS = 24
 VALIDATION_CASES = 8
 VALIDATION_SHARE = 0.25
 """Most voxels that are predicted after an epoch, as a share of those trained on in it."""
-TRAINING_SHARE = 0.8
-"""Of the minutes left, so much is for steps; the rest for validation, the scores of the held-out cases and pictures."""
-PREDICTION_SHARE = 0.5
-"""Seconds per voxel of a prediction, in those of a step, before they are measured."""
 READING = ("round", "ignore_geometry", "ignore", "nodata", "foreground")
 """Settings of `read_folder`."""
 GRADIENT_NORM = 5.0
@@ -124,9 +108,8 @@ def _one_line(problem: Exception, ranks: int) -> Exception:
     if isinstance(problem, TrainingError) or not no_memory(problem):
         return problem
     got = str(problem).splitlines()[0] if str(problem) else "too little"
-    error = TrainingError(
-        f"softdice train: expected enough memory for a step, got: {got}. Lower --batch-size or --patch."
-    )
+    expected = "expected enough memory for a step"
+    error = TrainingError(f"softdice train: {expected}, got: {got}. Lower --batch-size or --patch.")
     error.other_settings = True
     return error
 
@@ -180,43 +163,42 @@ def _prepare(
 ) -> tuple[Segmenter, list[int], dict[str, Any]]:
     """Return module, held-out cases, and what stays of a checkpoint: all that can go wrong before the first step."""
     config = replace(config, devices=devices(config, ranks, stored))
-    if stored is not None:
-        config = merge(config, stored["settings"])
+    config = config if stored is None else merge(config, stored["settings"])
     settings = {name: getattr(config, name) for name in RUN_SETTINGS}
     settings = {name: DEFAULTS.get(name) if value is None else value for name, value in settings.items()}
     accelerator = torch.cuda.is_available()
     per_node = settings["devices"] if ranks is None else ranks.per_node
     if accelerator and per_node > torch.cuda.device_count():
-        raise TrainingError(
-            f"softdice train: expected at most {torch.cuda.device_count()} processes on a machine with as many GPUs, "
-            f"got {per_node}. Start fewer."
-        )
+        expected = f"at most {torch.cuda.device_count()} processes on a machine with as many GPUs"
+        raise refusal(expected, per_node, "Start fewer.")
     setup_system(SystemConfig(seed=settings["seed"], deterministic_algorithms=True))
     loss = parse_loss(settings["loss"], 2)  # a wrong name is told before the data are read
     if settings["fused_head"] and not isinstance(loss, StatisticsLoss):
-        raise TrainingError(
-            f"softdice train: expected a loss that is a function of sums over the voxels with --fused-head, got "
-            f"{settings['loss'][:40]}. Leave out --fused-head, or change --loss."
-        )
+        expected = "a loss that is a function of sums over the voxels with --fused-head"
+        raise refusal(expected, settings["loss"][:40], "Leave out --fused-head, or change --loss.")
 
     if config.data is None:
         cases = brain_cases(settings["val_fraction"])
     else:
-        options = {name: settings[name] for name in READING}
         check_out(Path(config.out), Path(config.data))
-        cases = read_folder(config.data, **options)
+        cases = read_folder(config.data, **{name: settings[name] for name in READING})
         settings["ignore"] = cases.ignored  # nnU-Net's dataset.json may name it
     training, held_out = split(cases, settings["val_fraction"], settings["seed"])
     mirror, why_not = (settings["mirror"], "") if settings["mirror"] else choose_mirror(cases, training)
     settings["mirror"] = mirror
     augmentation = f"{_mirroring(cases, mirror, why_not)}, {AUGMENTATION}"
-    shapes = [cases.shapes[number] for number in training]
     count = settings["devices"]
     budget.epochs = config.epochs or (None if config.max_minutes or config.max_steps else DEFAULT_EPOCHS)
     budget.seconds = None if config.max_minutes is None else config.max_minutes * 60
     budget.steps = config.max_steps
 
-    def make(plan: NetworkPlan, patch: tuple[int, ...], batch_size: int) -> Segmenter:
+    def network(patch: tuple[int, ...], first: int | None) -> NetworkPlan:
+        if stored is not None:
+            return NetworkPlan(**stored["network"])
+        return choose_network(patch, cases.channels, len(cases.values), accelerator, first)
+
+    def make(patch: tuple[int, ...], batch_size: int, first: int | None) -> Segmenter:
+        plan = network(patch, first)
         memory = torch.cuda.get_device_properties(0).total_memory if accelerator else memory_bytes()
         check_memory(patch, batch_size, plan, memory)
         loss = parse_loss(settings["loss"], len(cases.values), "world" if count > 1 else None, cases.ignore_index)
@@ -228,83 +210,26 @@ def _prepare(
             reporter=reporter, fused_head=settings["fused_head"], held_out=held_out, mirror=mirror,
         )  # fmt: skip
 
+    first, why = None, ""
     if stored is not None:
         patch, batch_size = tuple(stored["data"]["patch"]), stored["data"]["batch_size"]
-        plan, why = NetworkPlan(**stored["network"]), stored["data"].get("plan", "")
+        why = stored["data"].get("plan", "")
     else:
-        patch = choose_patch(shapes, settings["patch"], accelerator)
+        patch = choose_patch([cases.shapes[number] for number in training], settings["patch"], accelerator)
         batch_size = choose_batch(patch, settings["batch_size"], accelerator)
-        first, why = None, ""
         if budget.seconds is not None and ranks is None and count == 1:
-            patch, batch_size, first, why = _fit_to_time(
-                make, patch, batch_size, settings, budget, cases, held_out, reporter
+            end_voxels = sum(math.prod(cases.shapes[number]) for number in held_out)
+            patch, batch_size, first, why = fit_to_minutes(
+                make, patch, batch_size, settings, budget, end_voxels, reporter.line
             )
-        plan = choose_network(patch, cases.channels, len(cases.values), accelerator, first)
     data = _describe(cases, training, held_out, patch, batch_size) | {"plan": why, "augmentation": augmentation}
-    before = {} if stored is None else stored["data"]
-    if stored is not None and "orientation" not in before and cases.spatial_ndim == 3:
-        raise TrainingError(
-            f"softdice train: expected a run that says how its volumes lie, got one in {config.out} of an earlier "
-            "softdice, which took them as they were stored. Start a new one with another --out."
-        )
-    data["augmentation"] = before.get("augmentation", augmentation)
-    before = {"plan": "", "joint": True, "by_channel": False, "orientation": cases.axes, **before}
-    if stored is not None and {**before, "augmentation": data["augmentation"]} != data:
-        raise TrainingError(
-            f"softdice train: expected the data with which the run in {config.out} was started, got other names, "
-            "labels or channels. Take another --out, or leave --resume out."
-        )
-    module = make(plan, patch, batch_size)
+    if stored is not None:
+        data["augmentation"] = stored["data"].get("augmentation", augmentation)
+        _check_same_data(stored["data"], data, cases.spatial_ndim, config.out)
+    module = make(patch, batch_size, first)
     kept = {"patch": list(patch), "batch_size": batch_size}
     kept |= {name: getattr(config, name) for name in ("epochs", "max_minutes", "max_steps")}
-    return module, held_out, {"network": plan.plain(), "data": data, "settings": {**settings, **kept}}
-
-
-def _fit_to_time(
-    make: Callable[[NetworkPlan, tuple[int, ...], int], Segmenter],
-    patch: tuple[int, ...],
-    batch_size: int,
-    settings: dict[str, Any],
-    budget: Budget,
-    cases: Cases,
-    held_out: Sequence[int],
-    reporter: Reporter,
-) -> tuple[tuple[int, ...], int, int, str]:
-    """Return patch, batch and first filters of which enough steps fit into the minutes, and why."""
-    assert budget.seconds is not None
-    accelerator = torch.cuda.is_available()
-    device = torch.device("cuda" if accelerator else "cpu")
-
-    def step_s(first: int, patch: tuple[int, ...] = patch, batch_size: int = batch_size) -> float:
-        with torch.random.fork_rng(devices=[0] if accelerator else []):
-            plan = choose_network(patch, cases.channels, len(cases.values), accelerator, first)
-            module = make(plan, patch, batch_size)
-            return step_seconds(module, device, settings["precision"])
-
-    fixed = {f"fixed_{name}": settings[name] is not None for name in ("patch", "batch_size")}
-    narrow_s, threads = step_s(NARROW[accelerator]), torch.get_num_threads()
-    if threads > 1 and not accelerator:  # where other programs want the cores, threads mostly wait for each other
-        torch.set_num_threads(1)
-        if (alone_s := step_s(NARROW[accelerator])) < narrow_s:
-            narrow_s, threads = alone_s, 1
-        torch.set_num_threads(threads)
-    left_s = TRAINING_SHARE * (budget.seconds - budget.elapsed_s())  # compiling may have taken some
-    wide_s = partial(step_s, FIRST_FILTERS[accelerator])
-    chosen, batch, first, took = fit(patch, batch_size, accelerator, left_s, narrow_s, wide_s, **fixed)
-    if (chosen, batch) != (patch, batch_size):
-        took = step_s(first, chosen, batch)  # not all that a step takes is by its voxels
-    end_voxels = sum(math.prod(cases.shapes[number]) for number in held_out)
-    budget.step_s = took
-    budget.reserve_s = FINISH_S + PREDICTION_SHARE * took * end_voxels / (batch * math.prod(chosen))
-    steps = max(0, round(left_s / took))
-    width = f"{first} first filters, {threads} thread{'s' * (threads > 1)}"
-    why = f"{width}, since a step takes {took:.2g} s and about {steps} fit"
-    if steps < FEW_STEPS:
-        reporter.line(
-            f"About {steps} steps fit into {budget.seconds / 60:g} minutes, and fewer than {FEW_STEPS} learn little. "
-            f"Give --max-minutes {math.ceil(budget.seconds / 60 * ENOUGH_STEPS / max(1, steps))}, or a smaller --patch."
-        )
-    return chosen, batch, first, why
+    return module, held_out, {"network": asdict(network(patch, first)), "data": data, "settings": {**settings, **kept}}
 
 
 class _Saver(pl.Callback):
@@ -372,19 +297,28 @@ def _describe(
     cases: Cases, training: Sequence[int], held_out: Sequence[int], patch: Sequence[int], batch_size: int
 ) -> dict[str, Any]:
     """Return what a model needs to know of its data, and a resumed run compares."""
+    said = ("values", "class_names", "spatial_ndim", "channels", "joint", "by_channel")
     return {
-        "values": cases.values,
-        "class_names": cases.class_names,
-        "spatial_ndim": cases.spatial_ndim,
-        "channels": cases.channels,
-        "joint": cases.joint,
-        "by_channel": cases.by_channel,
+        **{name: getattr(cases, name) for name in said},
         "orientation": cases.axes,
         "patch": list(patch),
         "batch_size": batch_size,
         "training": [cases.names[number] for number in training],
         "held_out": [cases.names[number] for number in held_out],
     }
+
+
+def _check_same_data(before: dict[str, Any], now: dict[str, Any], spatial_ndim: int, out: str) -> None:
+    """Raise TrainingError unless a run is resumed with the data that it was started with."""
+    if "orientation" not in before and spatial_ndim == 3:
+        got = f"one in {out} of an earlier softdice, which took them as they were stored"
+        raise refusal("a run that says how its volumes lie", got, "Start a new one with another --out.")
+    lacking = {"plan": "", "joint": True, "by_channel": False}  # in checkpoints of earlier releases
+    lacking |= {name: now[name] for name in ("orientation", "augmentation")}
+    if {**lacking, **before} != now:
+        expected = f"the data with which the run in {out} was started"
+        advice = "Take another --out, or leave --resume out."
+        raise refusal(expected, "other names, labels or channels", advice)
 
 
 def _validation_cases(cases: Cases, held_out: Sequence[int], epoch_voxels: int) -> list[int]:

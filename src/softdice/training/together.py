@@ -11,9 +11,11 @@ import lightning.pytorch as pl
 
 from softdice.images.files import FileError
 from softdice.parallel.ranks import LostRankError, Ranks
-from softdice.training.config import TrainConfig, TrainingError
+from softdice.training.config import TrainConfig, TrainingError, refusal
 
 T = TypeVar("T")
+LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "expected every rank of the group")
+"""Words of errors that torch raises in a process once another one is gone."""
 
 
 class SilencedError(TrainingError):
@@ -52,8 +54,8 @@ def alike(ranks: Ranks | None, description: object) -> None:
     if ranks is None:
         return
     same = description == ranks.from_first(description)
-    expected = "expected the same data as on the first machine, got other names, labels or shapes"
-    _end_all(ranks, "" if same else f"softdice train: {expected}. Give every machine the same DATA.")
+    expected, got = "the same data as on the first machine", "other names, labels or shapes"
+    _end_all(ranks, "" if same else str(refusal(expected, got, "Give every machine the same DATA.")))
 
 
 def _end_all(ranks: Ranks, problem: str) -> None:
@@ -75,16 +77,12 @@ def devices(config: TrainConfig, ranks: Ranks | None, stored: dict[str, Any] | N
     if ranks is None:
         return config.devices
     if config.devices not in (None, ranks.count):
-        raise TrainingError(
-            f"softdice train: expected devices {ranks.count}, as many processes as torchrun started, got "
-            f"{config.devices}. Leave --devices out."
-        )
+        expected = f"devices {ranks.count}, as many processes as torchrun started"
+        raise refusal(expected, config.devices, "Leave --devices out.")
     before = ranks.count if stored is None else stored["settings"].get("devices", 1)
     if before != ranks.count:
-        raise TrainingError(
-            f"softdice train: expected {before} processes, with which the run in {config.out} was started, got "
-            f"{ranks.count} from torchrun. Start as many, or take another --out."
-        )
+        expected = f"{before} processes, with which the run in {config.out} was started"
+        raise refusal(expected, f"{ranks.count} from torchrun", "Start as many, or take another --out.")
     return ranks.count
 
 
@@ -98,16 +96,7 @@ class LeftToTorchrun(pl.Callback):
 def lost(ranks: int, problem: RuntimeError) -> TrainingError | None:
     """Return one line for an error of a step, where its cause is that another process is gone; else None."""
     text = str(problem).splitlines()[0] if str(problem) else ""
-    known = (
-        "gloo",
-        "NCCL",
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "expected every rank of the group",
-    )
-    if ranks == 1 or not (isinstance(problem, LostRankError) or any(word in text for word in known)):
+    if ranks == 1 or not (isinstance(problem, LostRankError) or any(words in text for words in LOST)):
         return None
-    return TrainingError(
-        f"softdice train: expected {ranks} processes to go on together, got: {text}. One of them has ended: its own "
-        "message says why."
-    )
+    advice = "One of them has ended: its own message says why."
+    return TrainingError(f"softdice train: expected {ranks} processes to go on together, got: {text}. {advice}")

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from nibabel import orientations
 
-from softdice.images.files import FileError, Image
 from softdice.images.geometry import check_same_place, one_frame, one_shape, same_place
+from softdice.images.image import FileError, Image
 
 RAS = "RAS"
 LETTERS = {RAS: "xyz"}
-"""Axes of a patient by the letters that `--mirror` has: x from left to right, y to the front, z to the head."""
+"""Axes of a patient by the letters of `train --mirror`: x from left to right, y to the front, z to the head."""
 
 
 def axes_of(image: Image) -> str:

@@ -1,0 +1,153 @@
+"""Whether a confidence of masks, as `softdice predict --confidence` writes it, ranks them by their true Dice.
+
+Shape suffixes: N mask, the surest first.
+"""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from softdice.evaluation.averages import mean
+from softdice.evaluation.labels import ScoreError
+from softdice.evaluation.table import Table
+from softdice.evaluation.text import number
+from softdice.scoring.templates import render
+
+LEAST = 3
+"""Masks that have an order worth a number."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Masks with a confidence and a Dice coefficient, the surest first. `name` is a class, or "" for their means."""
+
+    name: str
+    masks: list[str]
+    confidence: np.ndarray
+    dice: np.ndarray
+
+    @cached_property
+    def correlation(self) -> float:
+        """Return Spearman's rank correlation of both: 1 is a perfect order, 0 none; nan of too few or equal masks."""
+        from scipy.stats import spearmanr
+
+        if len(self.masks) < LEAST:
+            return float("nan")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of equal numbers: the answer says it
+            return float(spearmanr(self.confidence, self.dice).statistic)
+
+    @property
+    def risk(self) -> np.ndarray:
+        """Return what the n surest masks lack on average: 1 - their mean Dice, for n = 1 to N."""
+        return 1 - running_mean(self.dice)
+
+    @property
+    def best_risk(self) -> np.ndarray:
+        """Return the risk of masks in the order of their true Dice: no confidence can do better."""
+        return 1 - running_mean(np.sort(self.dice)[::-1])
+
+    def row(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "name": self.name or "mean",
+            "masks": len(self.masks),
+            "rank_correlation": number(self.correlation),
+            "risk_coverage_area": number(self.risk.mean()),
+            "risk_coverage_area_random": number(1 - self.dice.mean()),
+            "risk_coverage_area_best": number(self.best_risk.mean()),
+        }
+
+    def line(self) -> str:
+        """Return it for people."""
+        half = (len(self.masks) + 1) // 2
+        return (
+            f"Confidence: rank correlation {self.correlation:.2f} with the Dice of {len(self.masks)} masks (1: a "
+            f"perfect order, 0: none). Mean Dice of the surest {half}: {self.dice[:half].mean():.4f}, of all: "
+            f"{self.dice.mean():.4f}."
+        )
+
+
+def running_mean(values_N: np.ndarray) -> np.ndarray:
+    """Return the mean of the first n values, for n = 1 to N."""
+    return values_N.cumsum() / np.arange(1, len(values_N) + 1)
+
+
+def read_confidence(path: Path, masks: Sequence[Path | None]) -> dict[str, dict[str, float]]:
+    """Return the numbers of each row of a file, by the name of its mask and that of the column; nan for an empty cell.
+
+    Raises:
+        ScoreError: it has not the columns mask and confidence, no row of any of the masks, or a cell that is no number.
+    """
+    advice = "Pass what softdice predict --confidence wrote for these masks."
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ScoreError(f"--confidence: expected a CSV file at {path}, got: {error}. {advice}") from error
+    if not rows or not {"mask", "confidence"} <= {*rows[0]}:
+        columns = ", ".join(map(str, rows[0])) if rows else "no rows"
+        raise ScoreError(f"--confidence: expected {path} with the columns mask and confidence, got {columns}. {advice}")
+    try:
+        by_mask = {row.pop("mask"): {name: float(cell or "nan") for name, cell in row.items()} for row in rows}
+    except (TypeError, ValueError) as error:
+        raise ScoreError(f"--confidence: expected numbers in {path}, got: {error}. {advice}") from error
+    if not any(mask is not None and mask.name in by_mask for mask in masks):
+        raise ScoreError(
+            f"--confidence: expected rows of the masks in {path}, got {next(iter(by_mask))!r} first. {advice}"
+        )
+    return by_mask
+
+
+def rankings(table: Table, rows: dict[str, dict[str, float]]) -> list[Ranking]:
+    """Return the ranking of the masks' means, and of each class that has a column; none without a mask to rank."""
+    columns = {"": ("confidence", mean(table.dice.T))}
+    for k, key in enumerate(table.keys):
+        columns[table.label(key)] = (f"label {key}", table.dice[:, k])
+    ranked = []
+    for name, (column, dice_N) in columns.items():
+        of_mask = zip((Path(mask).name for mask in table.predictions), dice_N.tolist(), strict=True)
+        known = [(mask, rows.get(mask, {}).get(column, np.nan), dice) for mask, dice in of_mask]
+        known = [row for row in known if not np.isnan(row[1:]).any()]
+        if known:
+            masks, confidence, dice = zip(*sorted(known, key=lambda row: (-row[1], row[0])), strict=True)
+            ranked.append(Ranking(name, list(masks), np.array(confidence), np.array(dice)))
+    return ranked if ranked and not ranked[0].name else []
+
+
+def charts(ranking: Ranking) -> Markup:
+    """Draw each mask by its confidence and Dice, and what the surest masks lack, beside the best and a random order."""
+    N = len(ranking.masks)
+    coverage_N = np.arange(1, N + 1) / N
+    risks = {
+        "by confidence": ranking.risk,
+        "best order": ranking.best_risk,
+        "random order": np.full(N, ranking.risk[-1]),
+    }
+    return render(
+        "confidence.html",
+        points=[*zip(ranking.masks, ranking.confidence.tolist(), ranking.dice.tolist(), strict=True)],
+        left=_round_down(float(ranking.confidence.min())),
+        lowest=_round_down(float(ranking.dice.min())),
+        curves={name: [*zip(coverage_N.tolist(), risk_N.tolist(), strict=True)] for name, risk_N in risks.items()},
+        highest=_round_up(float(ranking.risk.max())),
+    )
+
+
+def _round_down(value: float) -> float:
+    """Return the next tenth below, at most 0.9: where an axis that ends at 1 begins."""
+    return min(0.9, float(np.floor(10 * value) / 10))
+
+
+def _round_up(value: float) -> float:
+    """Return the next tenth above, at least 0.1: where an axis that begins at 0 ends."""
+    return max(0.1, float(np.ceil(10 * value) / 10))

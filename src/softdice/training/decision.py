@@ -1,0 +1,134 @@
+"""Where to cut each class: thresholds tuned on held-out cases, and what they gain over the argmax.
+
+A class of threshold t takes a voxel where p > t, as far as only it and the background are likely there. In numbers: the
+labels are the argmax of p (1 - t) / t. With t = 0.5 for every class that is the argmax of p, and so it stays for the
+background.
+
+Shape suffixes: N case, C class, G threshold of the grid, V voxel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softdice.metrics import formulas
+
+ARGMAX = 0.5
+GRID = np.round(np.arange(0.1, 0.91, 0.05), 2)
+"""Thresholds that are tried, in order; `ARGMAX` is one of them."""
+FROM_ARGMAX = np.argsort(np.abs(GRID - ARGMAX), kind="stable")
+"""Positions in `GRID`, those nearest to the argmax first: of equally good ones the first is taken."""
+LEAST_CASES = 4
+"""With fewer cases a standard error says little, and nothing is tuned."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A threshold for each class, and what it gains in mean Dice over the argmax, with standard error.
+
+    `gains` are those of cases that had no part in the choice: each case is cut where all others are cut best. They are
+    measured with the other classes at the argmax.
+    """
+
+    thresholds: list[float]
+    gains: list[float]
+    errors: list[float]
+
+    def text(self, class_names: Sequence[str]) -> str:
+        """Return what a person should know of it."""
+        rows = zip(class_names, self.thresholds, self.gains, self.errors, strict=True)
+        moved = [f"{name} {t:g} (mean Dice {gain:+.4f} +- {error:.4f})" for name, t, gain, error in rows if t != ARGMAX]
+        if moved:
+            return "tuned thresholds: " + ", ".join(moved)
+        return "argmax: no threshold gains more on the held-out cases than its standard error"
+
+
+def cut(logits: Tensor, thresholds: Sequence[float] | None = None) -> Tensor:
+    """Return class numbers (*S) of logits (C, *S), with a threshold for each class; None: the argmax."""
+    if thresholds is None or {*thresholds} == {ARGMAX}:
+        return logits.argmax(0)
+    lift_C = logits.new_tensor([math.log((1 - t) / t) for t in thresholds], dtype=torch.float32)
+    return (logits.float() + lift_C.view(-1, *[1] * (logits.ndim - 1))).argmax(0)
+
+
+def dice_of(counts: Tensor) -> Tensor:
+    """Return the mean Dice, over the classes but the first, of counts (3, ..., C): voxels in both, predicted, true.
+
+    A class that is neither there nor predicted counts as 1: to invent one costs as much as to miss one.
+    """
+    return formulas.dice(counts)[..., 1:].nan_to_num(1.0).mean(-1)
+
+
+def dice_by_threshold(logits: Tensor, true: Tensor, ignore_index: int | None = None) -> np.ndarray:
+    """Return (C, G): `dice_of` a case if one of the classes has each of the thresholds, all others the argmax's.
+
+    Args:
+        logits: (C, *S) of the case.
+        true: (*S) its class numbers.
+        ignore_index: voxels of this number do not count.
+    """
+    true_V = true.flatten()
+    counted_V = slice(None) if ignore_index is None else true_V != ignore_index
+    logits_CV, true_V = logits.flatten(1).float()[:, counted_V], true_V[counted_V]
+    C, V = logits_CV.shape
+    margins_G = torch.from_numpy(np.log(GRID / (1 - GRID))).to(logits_CV)
+    best_V, second_V = logits_CV.topk(2, 0).indices
+    true_C = torch.bincount(true_V, minlength=C)
+    rows = []
+    for c in range(1, C):
+        rival_V = torch.where(best_V == c, second_V, best_V)
+        margin_V = logits_CV[c] - logits_CV.gather(0, rival_V[None])[0]
+        taken_V = torch.bucketize(margin_V, margins_G)  # the class has the voxel at so many thresholds, the lowest
+        right_V, there_V = rival_V == true_V, true_V == c
+        both_GC = _left(taken_V[right_V], rival_V[right_V], C)
+        both_GC[:, c] = true_C[c] - _left(taken_V[there_V], true_V[there_V], C)[:, c]
+        prediction_GC = _left(taken_V, rival_V, C)
+        prediction_GC[:, c] = V - prediction_GC.sum(1)
+        rows.append(dice_of(torch.stack([both_GC, prediction_GC, true_C.expand_as(both_GC)])))
+    background = rows[0][FROM_ARGMAX[0]].expand(len(GRID))
+    return torch.stack([background, *rows]).cpu().numpy()
+
+
+def _left(taken_V: Tensor, class_V: Tensor, C: int) -> Tensor:
+    """Return (G, C), how many voxels of each class a class that takes them at the lowest thresholds leaves at each."""
+    steps = len(GRID) + 1
+    return torch.bincount(taken_V * C + class_V, minlength=steps * C).view(steps, C).cumsum(0)[:-1]
+
+
+def tuned(dice_NCG: np.ndarray, dice_of_all: Callable[[Sequence[float]], Sequence[float]]) -> Decision:
+    """Return the decision for cases with these coefficients, class by class.
+
+    The gain of a case is that of the threshold which is best for all others. A class with a mean gain within its
+    standard error stays at the argmax. Where several gain, they are tried together; if that gains nothing, only
+    the best is taken.
+
+    Args:
+        dice_NCG: what `dice_by_threshold` gives of each case.
+        dice_of_all: gives `dice_of` each case, cut with all thresholds at once.
+    """
+    N, C, _ = dice_NCG.shape
+    if N < LEAST_CASES:
+        return Decision([ARGMAX] * C, [0.0] * C, [0.0] * C)
+    gain_NCG = (dice_NCG - dice_NCG[..., FROM_ARGMAX[:1]])[..., FROM_ARGMAX]
+    by_others_NC = (gain_NCG.sum(0) - gain_NCG).argmax(-1)
+    gain_NC = np.take_along_axis(gain_NCG, by_others_NC[..., None], -1)[..., 0]
+    gain_C, error_C = gain_NC.mean(0), standard_error(gain_NC)
+    best_C = GRID[FROM_ARGMAX][gain_NCG.sum(0).argmax(-1)]
+    threshold_C = np.where(gain_C > error_C, best_C, ARGMAX)
+    if (threshold_C != ARGMAX).sum() > 1:
+        together_N = np.array(dice_of_all(threshold_C.tolist())) - dice_NCG[:, 0, FROM_ARGMAX[0]]
+        if not together_N.mean() > standard_error(together_N):
+            moved_C = threshold_C != ARGMAX
+            threshold_C[np.arange(C) != np.where(moved_C, gain_C, -np.inf).argmax()] = ARGMAX
+    return Decision(threshold_C.tolist(), gain_C.tolist(), error_C.tolist())
+
+
+def standard_error(values: np.ndarray) -> np.ndarray:
+    """Return the standard error of the mean over the first axis."""
+    return np.asarray(values.std(0, ddof=1) / math.sqrt(len(values)))
