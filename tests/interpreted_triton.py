@@ -190,7 +190,7 @@ class TestAgreement:
 
     @pytest.mark.triton
     def test_counts_beyond_the_whole_numbers_of_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(launch.FORWARD, (1, 4), launch.Tile(1 << 16))  # tiles so large for the interpreter's sake
+        monkeypatch.setitem(launch.BY_CLASS, (1, 4), launch.Tile(1 << 16))  # tiles so large for the interpreter's sake
         V = 2**24 + 2
         stats = softdice.overlap_statistics(
             torch.ones(1, 1, 1).expand(1, 1, V), torch.ones(1, V, dtype=torch.bool), fields=("target",), validate=False

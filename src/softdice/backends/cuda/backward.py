@@ -9,8 +9,9 @@ With q what the steep slopes of `softdice.backends.cuda.declared` add up to and 
 Of unions r under a softmax dx_c = w sum_r (s_rc - p_c) (p_r q_r + k_r); a class in r has the share s_rc = p_c / p_r.
 """
 
-# mypy: allow-untyped-defs
-# (Triton reads the annotations of a kernel and knows none for a runtime value.)
+# mypy: allow-untyped-defs, disable-error-code="assignment,misc"
+# ruff: noqa: RUF005
+# (Triton reads the annotations of a kernel and knows none for a runtime value; its tuples grow by addition alone.)
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ from softdice.backends.cuda.math import (
     class_tile,
     class_tiles,
     exp2,
-    probabilities,
     places,
+    probabilities,
     region_tiles,
     rows,
     softmax_from,

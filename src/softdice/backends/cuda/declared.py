@@ -37,10 +37,17 @@ def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
         f"sums[{i}] + w if FIRST else sums[{i}]" if same else f"sums[{i}] + ({_reduced(s.term, constants)}) * w"
         for i, (s, same) in enumerate(zip(chosen, shared, strict=True))
     )
-    put = [f"tl.store(partial + (row + {i}) * K + k, voxel_sum({'first' if same else 'sums'}[{i}]), mask=k < K)" for i, same in enumerate(shared)]
+    put = [
+        f"tl.store(partial + (row + {i}) * K + k, voxel_sum({'first' if same else 'sums'}[{i}]), mask=k < K)"
+        for i, same in enumerate(shared)
+    ]
     return {
         "NOTHING": _jit("nothing(row, lane)", f"return ({zeros},)"),
-        "PLUS": _jit("plus(sums, FIRST: tl.constexpr, w, p, q, a, b, t, m)", _known(chosen, constants, slope=False), f"return ({plus},)"),
+        "PLUS": _jit(
+            "plus(sums, FIRST: tl.constexpr, w, p, q, a, b, t, m)",
+            _known(chosen, constants, slope=False),
+            f"return ({plus},)",
+        ),
         "PUT": _jit("put(sums, first, partial, row, k, K)", *put),
     }
 
@@ -96,13 +103,17 @@ class _Reduction(ast.NodeTransformer):
 
 
 def _reduced(expression: str, constants: Constants) -> str:
-    """Return an expression without the symbols that are 0 or 1 for an activation."""
+    """Return an expression without the symbols that are 0 or 1 for an activation.
+
+    One that is 0 with them stays as it is: what is NaN in it reaches the sum, as by the definition.
+    """
     numbers = {"j": 1}
     if constants.activation != SIGMOID:
         numbers |= {"b": 0, "r": 0, "g": 0}
     if constants.activation == SOFTMAX:
         numbers |= {"s": 1}
-    return ast.unparse(_Reduction(numbers).visit(ast.parse(expression, mode="eval")))
+    reduced = ast.unparse(_Reduction(numbers).visit(ast.parse(expression, mode="eval")))
+    return expression if reduced == "0" else reduced
 
 
 def _chosen(fields: tuple[str, ...]) -> list[Statistic]:

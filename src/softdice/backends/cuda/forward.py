@@ -135,12 +135,12 @@ def forward_kernel(
                 bad_label += wrong_label.to(tl.int32)
             if REGIONS and (ACT == NONE or not HARD):
                 for c0 in range(0, C, CT):
-                    c = rows(c0, CT)
+                    channels = rows(c0, CT)
                     if not HARD:
-                        true = class_tile(tb, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
+                        true = class_tile(tb, channels, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
                         bad_target += outside(true, 0.0, 1.0)
                     if ACT == NONE:
-                        value = class_tile(xb, c, v, inside, w, xC, xV, XU, C, CT, MASKED, 0.0, W)
+                        value = class_tile(xb, channels, v, inside, w, xC, xV, XU, C, CT, MASKED, 0.0, W)
                         bad_value += outside(value, LOW, HIGH)
     for g in tl.static_range(GROUPS):
         PUT(sums[g * ROWS : (g + 1) * ROWS], sums, partial, task * ROWS, k + g * KT, K)

@@ -45,18 +45,17 @@ class Tile(NamedTuple):
         return {"BV": self.voxels, "VECTOR": self.vector, "KT": self.rows, "GROUPS": self.groups}
 
 
-# Voxels that a thread holds all classes of, for logits of 2, 4 and 8 bytes. Not yet set by a clock.
-_VECTORS = {1: (8, 8, 2), 2: (4, 4, 2), 4: (4, 4, 1), 8: (2, 2, 1), 16: (2, 2, 1), EACH: (2, 1, 1)}
+# Voxels that a thread holds all classes of, for logits of 2, 4 and 8 bytes; 0: too much for it. Not yet set by a clock.
+_VECTORS = {1: (8, 8, 2), 2: (4, 4, 2), 4: (4, 4, 1), 8: (2, 2, 1), 16: (2, 2, 0), 21: (2, 1, 0), EACH: (1, 1, 0)}
 # Eight or sixteen elements per thread, whose sums stay in registers: as many as the compiler manages without spilling
 # one (tests/test_triton_compile.py). Not yet set by a clock.
 _VOXELS = {
     # rows: voxels of a tile for logits of 2, 4 and 8 bytes
-    1: (2048, 2048, 512),
     2: (512, 1024, 256),
     4: (512, 512, 128),
     8: (128, 256, 64),
-    16: (128, 128, 32),
-    32: (64, 64, 16),
+    16: (128, 128, 16),
+    32: (64, 32, 16),
     64: (32, 32, 8),
     128: (16, 16, 8),
     2 * WIDEST: (16, 16, 8),  # and more
@@ -64,7 +63,10 @@ _VOXELS = {
 PADDED = {(rows, 2 << i): Tile(voxels, rows=rows) for rows, sizes in _VOXELS.items() for i, voxels in enumerate(sizes)}
 """(class bucket, bytes of a logit) -> tile, where classes do not stand by themselves."""
 BY_CLASS = {
-    (most, 2 << i): Tile(32 * vector, warps=1) for most, sizes in _VECTORS.items() for i, vector in enumerate(sizes)
+    (most, 2 << i): Tile(32 * vector, warps=1)
+    for most, sizes in _VECTORS.items()
+    for i, vector in enumerate(sizes)
+    if vector
 }
 """(most classes, bytes of a logit) -> tile of one class."""
 
@@ -81,11 +83,11 @@ def tile(C: int, regions: int, itemsize: int, sums: int = 0) -> Tile:
     the coefficients) of all of them. Else one tile has a row for each of `bucket` classes; so has it with regions.
     """
     shrink = 1 if sums <= FEW_SUMS else 2 if sums <= 2 * FEW_SUMS else 4
-    if C <= EACH and not regions and C * sums * max(itemsize, 4) <= HELD:
-        entry = BY_CLASS[min(most for most, _ in BY_CLASS if most >= C), itemsize]
+    entry = next((entry for (most, size), entry in BY_CLASS.items() if most >= C and size == itemsize), None)
+    if entry is not None and not regions and C * sums * max(itemsize, 4) <= HELD:
         return entry._replace(voxels=max(32 * entry.warps, entry.voxels // shrink), groups=C)
     rows = triton.next_power_of_2(regions) if regions else bucket(C)
-    entry = PADDED[2 * WIDEST if C > WIDEST else max(bucket(C), rows), itemsize]
+    entry = PADDED[2 * WIDEST if C > WIDEST else max(bucket(C), rows, 2), itemsize]
     return entry._replace(voxels=max(4, entry.voxels // shrink), rows=rows)
 
 

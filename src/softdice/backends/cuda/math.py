@@ -4,8 +4,9 @@ Tiles are [class, voxel] or [region, voxel], in W: float32, or float64 for float
 (-1: none) and a weight w (0: it does not count, and nothing that stands there may reach a sum). Offsets are 64-bit.
 """
 
-# mypy: allow-untyped-defs
-# (Triton reads the annotations of a kernel and knows none for a runtime value.)
+# mypy: allow-untyped-defs, disable-error-code="assignment,misc"
+# ruff: noqa: RUF005
+# (Triton reads the annotations of a kernel and knows none for a runtime value; its tuples grow by addition alone.)
 
 from __future__ import annotations
 
@@ -396,5 +397,5 @@ def region_tiles(
         p = exp2(part - log_sum)
     if HARD:
         place = k * C + t
-        y = tl.load(member + place, mask=(k < K) & (t >= 0), other=0).to(W)
+        y = tl.load(member + place, mask=within(k, t >= 0, K, KT), other=0).to(W)
     return p, part, y
