@@ -1,4 +1,4 @@
-"""statistics -> score, higher is better (1 is perfect); the last two are costs, lower is better.
+"""statistics -> score, higher is better (1 is perfect); `cross_entropy`, `focal_entropy` and `boundary` are costs.
 
 Every index is a plain function of `OverlapStatistics` (or of anything with the same fields), so a new one is a new
 function; see the documentation page "Your own index". An index of single classes returns one score per class; an
@@ -375,9 +375,12 @@ def focal_entropy(stats: OverlapStatistics, *, class_weight: Tensor | None = Non
 
 
 def boundary(stats: OverlapStatistics) -> Tensor:
-    """statistics -> mean of distance times probability per class, a cost.
+    """statistics -> mean of distance times probability per class, a cost: negative for a good prediction.
 
-        boundary = sum m p / N
+        boundary = sum w m p / N
+
+    p is the probability, and the map m the signed distance to the boundary of the target, negative inside
+    (`softdice.distance_map`), or another number for each voxel.
 
     Args:
         stats: statistics with `mapped_prediction` and `voxels`, (B, C) or (C,).

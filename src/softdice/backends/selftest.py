@@ -86,7 +86,10 @@ def _voxels(request: Request) -> int:
 
 
 def _case(request: Request) -> Request:
-    """Return a small request of the same kind on the same device; no generator of others is touched."""
+    """Return SAMPLES random samples with the classes, dtypes, memory layout and settings of a request for sums or maps.
+
+    They lie on its device; torch's global generator stays as it is.
+    """
     from softdice.backends.cuda import layout
 
     input, target, weight, regions, voxel_map, settings = request

@@ -27,10 +27,11 @@ def one_frame(a: Image, b: Image) -> bool:
 
 
 def by_position(a: Image, b: Image) -> bool:
-    """Return whether equal indices are known to mean equal voxels in two images without a common frame.
+    """Return whether equal indices mean equal voxels in two images of one shape, though no common frame says so.
 
-    Pictures, stacks and maps have rows before columns, and so has an array that was saved beside them. In a patient
-    an order of axes says nothing of their directions.
+    Pictures, stacks and maps have rows before columns, and so has an array that was saved beside them, whatever their
+    spacing. Axes of another order agree in spacing, too, where both files know it. False where both images name a
+    frame: their affines decide; and where one lies in a patient: there an order of axes says nothing of directions.
     """
     if PATIENT in (a.place.frame, b.place.frame) or (a.place.frame and b.place.frame):
         return False
@@ -52,7 +53,11 @@ def same_place(a: Image, b: Image) -> bool:
 
 
 def overlap(a: Image, b: Image) -> bool:
-    """Return whether the boxes around two images of one frame overlap, seen along the axes of either."""
+    """Return whether the boxes around two images of one frame overlap, to the outer faces of their voxels.
+
+    They are seen along the axes of each in turn: False is certain, True may be wrong of boxes turned against each
+    other. Boxes that touch overlap. Both affines can be inverted (`check_inverse` comes first).
+    """
     assert a.affine is not None
     assert b.affine is not None
     for one, other, shape, others in ((a.affine, b.affine, a.shape, b.shape), (b.affine, a.affine, b.shape, a.shape)):

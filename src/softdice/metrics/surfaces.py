@@ -248,7 +248,11 @@ def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
 
 
 def _turned(code: int, order: tuple[int, ...], flips: tuple[int, ...]) -> int:
-    """Return the code of a corner with its axes in another order, and then mirrored where `flips` has 1."""
+    """Return the code of a corner with its axes in another order, and then mirrored where `flips` has 1.
+
+    A code has bit 7 - (4 x + 2 y + z) for the voxel at x, y, z in {0, 1} around the corner, as in `_TRIANGLES`. Axis i
+    of the result is axis `order[i]`, as in `np.transpose`.
+    """
     turned = 0
     for bit in range(8):
         if code >> bit & 1:

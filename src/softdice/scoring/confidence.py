@@ -28,7 +28,7 @@ LEAST = 3
 
 @dataclass(frozen=True)
 class Ranking:
-    """Masks with a confidence and a Dice coefficient, the surest first. `name` is a class, or "" for their means."""
+    """Masks with a confidence and a Dice coefficient, no nan, the surest first. `name` is a class, or "" for the means."""
 
     name: str
     masks: list[str]
@@ -37,7 +37,10 @@ class Ranking:
 
     @cached_property
     def correlation(self) -> float:
-        """Return Spearman's rank correlation of both: 1 is a perfect order, 0 none; nan of too few or equal masks."""
+        """Return Spearman's rank correlation: 1 is a perfect order, 0 none, -1 the reverse.
+
+        nan of fewer than LEAST masks, and where all confidences or all coefficients are equal.
+        """
         from scipy.stats import spearmanr
 
         if len(self.masks) < LEAST:

@@ -19,7 +19,15 @@ import numpy as np
 from softdice.evaluation.colours import EXTRA, MISSED, OTHER, RIGHT
 from softdice.evaluation.labels import ScoreError
 from softdice.images.files import image_name, read_image
-from softdice.images.geometry import check_same_place, one_frame, one_shape, overlap, same_place, voxel_axes
+from softdice.images.geometry import (
+    check_inverse,
+    check_same_place,
+    one_frame,
+    one_shape,
+    overlap,
+    same_place,
+    voxel_axes,
+)
 from softdice.images.image import Image
 from softdice.scoring.options import Options
 from softdice.scoring.pair_loading import load_class, load_pair, region_mask, resampled
@@ -117,6 +125,8 @@ def _grey(path: Path, grid: Image, options: Options) -> np.ndarray:
     if array.ndim == image.spatial_ndim + 1:
         array = array.mean(-1)  # over the colours
     elsewhere = one_frame(image, grid) and not options.ignore_geometry and not same_place(image, grid)
+    if elsewhere:
+        check_inverse(path, image, Path("the mask"), grid)
     if elsewhere and max(array.ndim, len(grid.shape)) <= 3 and overlap(image, grid):
         assert image.affine is not None
         assert grid.affine is not None

@@ -61,7 +61,15 @@ def load_class(prediction: Path | None, truth: Path, name: str, options: Options
 
 
 def load_pair(prediction: Path | None, truth: Path, options: Options) -> LoadedPair:
-    """Read two files onto the grid of the reference; None stands for an empty prediction."""
+    """Read two files onto the grid of the reference, padded with 0 where either file leaves out empty parts.
+
+    The prediction's values are labels; with `--soft` probabilities; with `--threshold` the label of the one class where
+    it is exceeded (of a region its first label), else 0. None stands for an empty prediction.
+
+    Raises:
+        FileError, ScoreError: a file that cannot be read; grids or palettes that differ; several classes of
+            probabilities.
+    """
     truth_image = read_image(truth)
     prediction_image = None if prediction is None else read_image(prediction)
     if prediction_image is not None:

@@ -50,8 +50,16 @@ def shape_scores(
 ) -> np.ndarray:
     """Return the columns of `Options.measured` for each class, (M, K) float64.
 
+    Args:
+        path: the prediction, for errors.
+        p, t: (*S) labels of prediction and reference; with instances, voxels to be ignored are 0 already.
+        grid: the reference's image, for the size of a voxel.
+        keys: the classes in the order of `Options.keys`.
+        names: label -> name, for tolerances that are given by name.
+
     Raises:
-        ScoreError: an image of other than 2 or 3 axes, or whose file does not say how large a voxel is.
+        ScoreError: for surface, lesions or centre line, an image of other than 2 or 3 axes longer than 1, or whose file
+            does not say how large a voxel is.
     """
     if not (options.measured and keys):
         return np.zeros((len(options.measured), len(keys)))

@@ -124,7 +124,7 @@ def predict(
     with made_folder(out, COMMAND, "OUT"):
         for number, (path, files, place) in enumerate(zip(paths, cases.values(), places, strict=True)):
             try:
-                image, mask, by_class = _mask(network, path, files, content, device, thresholds, table is not None)
+                image, mask, by_class = _predicted(network, path, files, content, device, thresholds, table is not None)
                 written.append(write_image(place, mask, image))
                 sure[written[-1].name] = by_class
             except Exception as error:
@@ -139,7 +139,7 @@ def predict(
     return written
 
 
-def _mask(
+def _predicted(
     network: nn.Module,
     path: Path,
     files: Files,
@@ -148,7 +148,16 @@ def _mask(
     thresholds: list[float] | None,
     how_sure: bool,
 ) -> tuple[Image, np.ndarray, list[float]]:
-    """Return the image as it was read, label values on its grid and, where asked, the confidence of each class."""
+    """Return an image's first file as stored, label values on its grid, and the confidence of each class.
+
+    Args:
+        content: a model's checkpoint.
+        thresholds: one for each of the C classes; None for the argmax.
+        how_sure: give the C confidences, of the background first, nan for a class that is nowhere; else [].
+
+    Raises:
+        TrainingError, FileError: not an image like those of the training, or one that cannot be read.
+    """
     data, settings = content["data"], content["settings"]
     orientation = data.get("orientation")
     options = {"ignore_geometry": bool(settings.get("ignore_geometry")), "nodata": settings.get("nodata")}
