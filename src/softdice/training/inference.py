@@ -124,7 +124,9 @@ def predict(
     with made_folder(out, COMMAND, "OUT"):
         for number, (path, files, place) in enumerate(zip(paths, cases.values(), places, strict=True)):
             try:
-                image, mask, by_class = _predicted(network, path, files, content, device, thresholds, table is not None)
+                image, mask, by_class = _prediction_of(
+                    network, path, files, content, device, thresholds, table is not None
+                )
                 written.append(write_image(place, mask, image))
                 sure[written[-1].name] = by_class
             except Exception as error:
@@ -139,7 +141,7 @@ def predict(
     return written
 
 
-def _predicted(
+def _prediction_of(
     network: nn.Module,
     path: Path,
     files: Files,
