@@ -28,7 +28,7 @@ LEAST = 3
 
 @dataclass(frozen=True)
 class Ranking:
-    """Masks with a confidence and a Dice coefficient, no nan, the surest first. `name`: a class, or "" for the means."""
+    """Masks with a confidence and a Dice, no nan, the surest first. `name`: a class, or "" for the means."""
 
     name: str
     masks: list[str]
