@@ -273,3 +273,17 @@ def test_an_image_lies_where_it_says(tmp_path: Path) -> None:
     turned = whole.as_reoriented(nib.orientations.axcodes2ornt("PSL"))
     turned.to_filename(tmp_path / "turned.nii")
     assert picture(*files, 1, Options(), under=tmp_path / "turned.nii").png == expected.png
+
+
+def test_an_image_whose_affine_cannot_be_inverted(tmp_path: Path) -> None:
+    """Its voxels have no place of their own: the caption says so in the place of the picture."""
+    p, t = body((slice(4, 8), slice(4, 8), slice(3, 6)))
+    for folder, array in (("p", p), ("t", t)):
+        volume(tmp_path / folder, "case.nii.gz", array, SPACING)
+    (tmp_path / "images").mkdir()
+    flat = nib.Nifti1Image(t.astype(np.float32), None)
+    flat.set_sform(np.diag([1.5, 2.0, 0.0, 1.0]), 1)
+    flat.to_filename(tmp_path / "images" / "case.nii.gz")
+    out = tmp_path / "report.html"
+    score(tmp_path / "p", tmp_path / "t", "--report", out, "--images", tmp_path / "images")
+    assert "expected an affine that can be inverted, got a singular one" in unescape(out.read_text())
