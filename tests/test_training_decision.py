@@ -20,6 +20,7 @@ from commands import call, refused
 
 from softdice.images.files import read_image
 from softdice.training import TrainConfig, predict, train
+from softdice.training import decision as decision_module
 from softdice.training.cases import read_folder
 from softdice.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from softdice.training.decision import ARGMAX, FROM_ARGMAX, GRID, cut, dice_by_threshold, tuned
@@ -76,8 +77,11 @@ def test_voxels_left_out() -> None:
 
 @pytest.mark.parametrize(("classes", "shape"), [(2, (40,)), (3, (6, 7)), (7, (5, 4, 3))])
 @pytest.mark.parametrize("ignore_index", [None, -1])
-def test_agrees_with_its_slow_twin(classes: int, shape: tuple[int, ...], ignore_index: int | None) -> None:
-    """One pass gives what cutting and counting again for each class and threshold gives."""
+def test_agrees_with_its_slow_twin(
+    classes: int, shape: tuple[int, ...], ignore_index: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass, slice by slice, gives what cutting and counting again for each class and threshold gives."""
+    monkeypatch.setattr(decision_module, "SLICE", 13)
     generator = torch.Generator().manual_seed(classes)
     logits = torch.randn(classes, *shape, generator=generator)
     true = torch.randint(-1 if ignore_index == -1 else 0, classes - 1, shape, generator=generator)  # the last is absent
@@ -94,6 +98,9 @@ def test_cutting() -> None:
     assert cut(logits, [0.5, 0.4]).tolist() == [1, 1, 1, 0]
     assert cut(logits, [0.5, 0.95]).tolist() == [0, 0, 0, 0]
     assert cut(logits, [ARGMAX, ARGMAX]).tolist() == cut(logits, None).tolist() == [1, 0, 0, 0]
+    drawn = torch.randn(5, 30)
+    lift = torch.tensor([[1.0], [0.25], [4.0], [1.0], [9.0]]).log()
+    assert torch.equal(cut(drawn, [0.5, 0.8, 0.2, 0.5, 0.1]), (drawn + lift).argmax(0))
     three = torch.tensor([[0.5], [0.3], [0.2]]).log()
     assert cut(three, [0.5, 0.3, 0.5]).tolist() == [1]  # 0.3 * 0.7 / 0.3 = 0.7 > 0.5
     assert cut(three, [0.5, 0.5, 0.25]).tolist() == [2]  # 0.2 * 3 = 0.6 > 0.5

@@ -24,6 +24,8 @@ GRID = np.round(np.arange(0.1, 0.91, 0.05), 2)
 """Thresholds that are tried, in order; `ARGMAX` is one of them."""
 FROM_ARGMAX = np.argsort(np.abs(GRID - ARGMAX), kind="stable")
 """Positions in `GRID`, those nearest to the argmax first: of equally good ones the first is taken."""
+SLICE = 1 << 20
+"""Voxels that are counted at a time: what is held beside the logits does not grow with the image."""
 LEAST_CASES = 4
 """With fewer cases a standard error says little, and nothing is tuned."""
 
@@ -53,8 +55,13 @@ def cut(logits: Tensor, thresholds: Sequence[float] | None = None) -> Tensor:
     """Return class numbers (*S) of logits (C, *S), with a threshold for each class; None: the argmax."""
     if thresholds is None or {*thresholds} == {ARGMAX}:
         return logits.argmax(0)
-    lift_C = logits.new_tensor([math.log((1 - t) / t) for t in thresholds], dtype=torch.float32)
-    return (logits.float() + lift_C.view(-1, *[1] * (logits.ndim - 1))).argmax(0)
+    lift_C = [math.log((1 - t) / t) for t in thresholds]
+    best, labels = logits[0].float() + lift_C[0], torch.zeros_like(logits[0], dtype=torch.int64)
+    for c in range(1, len(logits)):  # class by class: no second set of logits
+        value = logits[c].float() + lift_C[c]
+        labels = torch.where(value > best, c, labels)
+        best = torch.maximum(value, best)
+    return labels
 
 
 def dice_of(counts: Tensor) -> Tensor:
@@ -73,14 +80,28 @@ def dice_by_threshold(logits: Tensor, true: Tensor, ignore_index: int | None = N
         true: (*S) its class numbers.
         ignore_index: voxels of this number do not count.
     """
-    true_V = true.flatten()
-    counted_V = slice(None) if ignore_index is None else true_V != ignore_index
-    logits_CV, true_V = logits.flatten(1).float()[:, counted_V], true_V[counted_V]
+    true_V, logits_CV = true.flatten(), logits.flatten(1)
+    C, steps = len(logits_CV), len(GRID)
+    true_C = logits.new_zeros(C, dtype=torch.int64)
+    both_CGC, prediction_CGC = true_C.new_zeros(2, C, steps, C)
+    for part_V, part_CV in zip(true_V.split(SLICE), logits_CV.split(SLICE, 1), strict=True):
+        counted_V = slice(None) if ignore_index is None else part_V != ignore_index
+        true_C += _add_counts(part_CV[:, counted_V].float(), part_V[counted_V], both_CGC, prediction_CGC)
+    dice_CG = dice_of(torch.stack([both_CGC, prediction_CGC, true_C.expand(C, steps, C)]))
+    dice_CG[0] = dice_CG[1, FROM_ARGMAX[0]]  # the background stays with the argmax
+    return dice_CG.cpu().numpy()
+
+
+def _add_counts(logits_CV: Tensor, true_V: Tensor, both_CGC: Tensor, prediction_CGC: Tensor) -> Tensor:
+    """Count some voxels by class, right and in all, if class c has each threshold; return how many are truly of each.
+
+    Args:
+        both_CGC, prediction_CGC: sums to add to, by the class c, its threshold, and the class that is counted.
+    """
     C, V = logits_CV.shape
     margins_G = torch.from_numpy(np.log(GRID / (1 - GRID))).to(logits_CV)
     best_V, second_V = logits_CV.topk(2, 0).indices
     true_C = torch.bincount(true_V, minlength=C)
-    rows = []
     for c in range(1, C):
         rival_V = torch.where(best_V == c, second_V, best_V)
         margin_V = logits_CV[c] - logits_CV.gather(0, rival_V[None])[0]
@@ -90,9 +111,9 @@ def dice_by_threshold(logits: Tensor, true: Tensor, ignore_index: int | None = N
         both_GC[:, c] = true_C[c] - _left(taken_V[there_V], true_V[there_V], C)[:, c]
         prediction_GC = _left(taken_V, rival_V, C)
         prediction_GC[:, c] = V - prediction_GC.sum(1)
-        rows.append(dice_of(torch.stack([both_GC, prediction_GC, true_C.expand_as(both_GC)])))
-    background = rows[0][FROM_ARGMAX[0]].expand(len(GRID))
-    return torch.stack([background, *rows]).cpu().numpy()
+        both_CGC[c] += both_GC
+        prediction_CGC[c] += prediction_GC
+    return true_C
 
 
 def _left(taken_V: Tensor, class_V: Tensor, C: int) -> Tensor:
