@@ -84,6 +84,27 @@ def test_a_part_in_a_compiled_module_still_shares_the_pass(monkeypatch: pytest.M
     assert len(passes) == 2
 
 
+ONE_PASS = [
+    (lambda: m.FocalLoss(to_onehot_y=True, alpha=0.3), labels),
+    (lambda: m.FocalLoss(to_onehot_y=True, alpha=[0.3, 0.6], include_background=False, ignore_index=1), labels),
+    (lambda: s.FocalLoss("multiclass", alpha=0.3), labels),
+    (lambda: s.FocalLoss("multilabel", alpha=0.3, normalized=True), hot),
+    (lambda: n.DC_and_BCE_loss({"pos_weight": torch.tensor([[[1.0]], [[2.0]], [[3.0]]])}, {}), hot),
+]
+
+
+@pytest.mark.parametrize(("make", "target"), ONE_PASS)
+def test_weights_of_the_two_sides_cost_no_second_pass(
+    make: Callable[[], Any], target: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a label map is read as it is: no target of one channel per class is made of it."""
+    passes: list[tuple[int, ...]] = []
+    measure = m.common.measure
+    monkeypatch.setattr(m.common, "measure", lambda *args: passes.append(tuple(args[1].shape[:2])) or measure(*args))
+    make()(logits(), target())
+    assert passes == [tuple(target().shape[:2])]
+
+
 def test_a_hook_on_a_part_runs() -> None:
     seen = []
     loss = n.DC_and_CE_loss({}, {})
@@ -423,6 +444,24 @@ def test_smps_binary_cross_entropy_refuses() -> None:
         s.SoftBCEWithLogitsLoss(weight=torch.ones(3))
     with pytest.raises(ValueError, match=r"SoftBCEWithLogitsLoss: expected target of shape \(2, 3, 4, 5\)"):
         s.SoftBCEWithLogitsLoss()(logits(), labels())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        s.SoftBCEWithLogitsLoss(ignore_index=-255),
+        s.DiceLoss("binary", ignore_index=-255),
+        s.FocalLoss("binary", alpha=0.25, ignore_index=-255),
+        s.TverskyLoss("binary", ignore_index=-255),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_an_ignored_number_that_the_dtype_cannot_hold_is_none_of_its_values(loss: nn.Module) -> None:
+    """torch compares uint8 1 with -255 wrapped round, as equal: every voxel of the mask would be left out."""
+    target = (labels() > 0).to(torch.uint8)
+    input = logits()[:, :1]
+    assert loss(input, target) == loss(input, target.long())
+    assert loss(input, target) != loss(input, torch.zeros_like(target))
 
 
 def test_voxels_of_half_logits_are_counted_exactly() -> None:

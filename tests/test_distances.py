@@ -661,8 +661,13 @@ def test_mistakes_in_a_stream() -> None:
         ValueError, match=r"HausdorffDistance: expected average to be one of 'macro', 'none', got 'micro'"
     ):
         HausdorffDistance(3, average="micro")
-    with pytest.raises(ValueError, match=r"HausdorffDistance: expected penalty >= 0, got -1"):
-        HausdorffDistance(3, penalty=-1)
+    penalties: list[Any] = [-1, -INF, np.float32(-INF), torch.tensor(-INF)]
+    for penalty in penalties:
+        got = "-1" if penalty == -1 else "-inf"
+        with pytest.raises(ValueError, match=rf"HausdorffDistance: expected penalty >= 0, got {got}"):
+            HausdorffDistance(3, penalty=penalty)
+        with pytest.raises(ValueError, match=rf"SurfaceDice: expected penalty >= 0, got {got}"):
+            SurfaceDice(3, tolerance=1, penalty=penalty)
     with pytest.raises(ValueError, match=r"SurfaceDice: expected tolerance of 2 numbers, got 3"):
         SurfaceDice(3, classes=[1, 2], tolerance=[1, 2, 3])
     with pytest.raises(

@@ -209,6 +209,20 @@ def test_function_transforms() -> None:
         torch.func.vmap(score)(inputs3, labels3)
 
 
+def test_float_labels_under_vmap() -> None:
+    """Their fractions are looked for without a look at a single value, which vmap forbids."""
+
+    def voxels(x: Tensor, y: Tensor) -> Tensor:
+        return softdice.overlap_statistics(x, y, activation="softmax").labelled[0]
+
+    logits, labels = torch.zeros(2, 1, 3, 4), torch.tensor([[[0.0, 1.0, 2.0, 0.0]], [[2.0, 2.0, 0.0, 1.0]]])
+    expected = torch.tensor([[2.0, 1.0, 1.0], [1.0, 1.0, 2.0]])
+    torch.testing.assert_close(torch.func.vmap(voxels)(logits, labels), expected)
+    labels[1, 0, 0] = 0.5
+    with pytest.raises(ValueError, match=r"expected whole labels in target, got values outside\. A float label map"):
+        torch.func.vmap(voxels)(logits, labels)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("pooling", ["batch", "sample"])
 def test_an_empty_batch_is_a_loss_of_0(pooling: str, reduction: str) -> None:

@@ -549,6 +549,32 @@ def test_tiff_of_four_bits(photometric: int, expected: list[int], tmp_path: Path
     assert read_image(tmp_path / "a.tif").array.tolist() == [expected]
 
 
+def palette_pages(path: Path, *pages: tuple[int, int]) -> Path:
+    """Pages of 2 x 4 pixels with index 1: bits of an index, and the number of which its palette is made."""
+    data = b"II*\0" + struct.pack("<I", 8)
+    for number, (bits, value) in enumerate(pages):
+        colours, pixels = struct.pack("<H", value) * 3 * 2**bits, bytes([255 // (2**bits - 1)]) * bits
+        start = len(data) + 2 + 12 * 10 + 4  # behind the tags
+        tags = {256: 4, 257: 2, 258: bits, 259: 1, 262: 3, 273: start + len(colours), 277: 1, 278: 2, 279: len(pixels)}
+        entries = [struct.pack("<HHII", tag, 4, 1, content) for tag, content in tags.items()]
+        entries.append(struct.pack("<HHII", 320, 3, 3 * 2**bits, start))
+        end = start + len(colours) + len(pixels)
+        data += struct.pack("<H", len(entries)) + b"".join(entries)
+        data += struct.pack("<I", end if number + 1 < len(pages) else 0) + colours + pixels
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("pages", [((8, 5), (4, 5)), ((4, 5), (8, 5)), ((2, 9), (4, 9), (8, 9)), ((8, 5), (8, 6))])
+def test_palettes_of_pages_that_differ(pages: tuple[tuple[int, int], ...], tmp_path: Path) -> None:
+    """Palettes of 4, 16 and 256 colours differ, whatever the colours are."""
+    image = read_image(palette_pages(tmp_path / "a.tif", *pages))
+    assert image.array.tolist() == [[[1] * 4] * 2] * len(pages)
+    assert image.no_labels == "pages of different palettes. Save all with one, or as grey values."
+    same = read_image(palette_pages(tmp_path / "b.tif", pages[0], pages[0]))
+    assert (same.no_labels, same.array.shape) == ("", (2, 2, 4))
+
+
 def test_a_damaged_lzw_is_a_file_error(tmp_path: Path) -> None:
     data = bytearray(pillow(tmp_path / "a.tif", np.tile(P, (9, 9)), compression="tiff_lzw").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 40] = b"\xff" * 40

@@ -25,6 +25,7 @@ from commands import call, score  # noqa: E402
 from test_images_faults import segmentation, series  # noqa: E402
 
 from softdice.images.files import FileError, image_name, left_out, list_images, read_image, write_image  # noqa: E402
+from softdice.images.formats.stores import _place  # noqa: E402
 
 RNG = np.random.default_rng(7)
 FLAT = np.zeros((12, 12), np.uint8)
@@ -176,6 +177,8 @@ def test_cubes_against_stacks(tmp_path: Path) -> None:
     for p in (nifti(tmp_path / "p.nii", BOX.T, 1), plain, meta(tmp_path / "p.mha", BOX.T, 1, "mm")):
         assert "--transpose" in (said := refusal(p, tmp_path / "t.tif"))
         assert "--ignore-geometry" not in said
+        assert "its first axis is that of the columns, not of the slices as there" in said
+        assert "its first axis is that of the slices, not of the columns as there" in refusal(tmp_path / "t.tif", p)
         assert dice_of(p, tmp_path / "t.tif", "--transpose") == 1
     np.save(tmp_path / "t.npy", BOX)
     assert "neither it nor t.npy says how" in refusal(plain, tmp_path / "t.npy")
@@ -183,6 +186,19 @@ def test_cubes_against_stacks(tmp_path: Path) -> None:
     assert dice_of(plain, nrrd(tmp_path / "q.nrrd", BOX.T, "spacings: 1 1 2\n", space="")) == 1
     other = nrrd(tmp_path / "r.nrrd", BOX.T, "spacings: 1 1 3\n", space="")
     assert "its voxels have another size than those of r.nrrd" in refusal(plain, other)
+
+
+@pytest.mark.parametrize(("names", "order"), [("xyz", "xyz"), ("zxy", "zxy"), ("yx", "zyx"), ("xz", "xyz")])
+def test_axes_of_an_ome_zarr_are_those_that_a_place_documents(names: str, order: str) -> None:
+    """Voxels of 1, 2 and 3 mm along the axes as they stand in the file, the first voxel at 10, 20 and 30 mm."""
+    sizes = np.arange(1.0, len(names) + 1)
+    place = _place([{"name": name, "unit": "centimeter"} for name in names], sizes / 10, sizes)
+    assert place.axes == order
+    assert place.spacing_mm is not None
+    assert place.spacing_mm[: len(names)] == pytest.approx(sizes)
+    assert place.affine is not None
+    assert [place.affine["xyz".index(name), 3] for name in names] == pytest.approx(10 * sizes)
+    assert abs(np.linalg.det(place.affine)) == pytest.approx(sizes.prod())
 
 
 def test_a_shape_that_is_no_palindrome_says_the_order(tmp_path: Path) -> None:

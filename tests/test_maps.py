@@ -163,6 +163,7 @@ def test_compiled_without_a_break() -> None:
         (torch.zeros(2, 5), r"voxel_map of shape \(2, 4\), \(2, 1, 4\) or \(2, 3, 4\), got \(2, 5\)"),
         (torch.zeros(2, 2, 4), r"got \(2, 2, 4\)"),
         (torch.zeros(2, 4, dtype=torch.complex64), "a real dtype"),
+        (torch.zeros(2, 4, device="meta"), r"voxel_map on cpu like input, got meta. .* voxel_map\.to\(input\.device\)"),
     ],
 )
 def test_wrong_maps(given: Any, expected: str) -> None:

@@ -156,6 +156,13 @@ def test_one_hot_masks_are_taken_as_classes(C: int, shape: tuple[int, ...], dtyp
         np.testing.assert_allclose(metric(hot(p, C, dtype), hot(t, C, dtype)), expected)
 
 
+@pytest.mark.parametrize("threshold", [-np.inf, np.inf, np.nan, np.float32(-np.inf), torch.tensor(-torch.inf)])
+def test_a_threshold_is_finite(threshold: Any) -> None:
+    """Below -inf there is no logit: every voxel would be in every class."""
+    with pytest.raises(ValueError, match=r"RecallScore: expected threshold to be a finite number, got (-?inf|nan)\. "):
+        RecallScore(3, threshold=threshold)
+
+
 def test_masks_of_overlapping_classes_need_a_threshold() -> None:
     """They are no label maps, and no one-hot ones either."""
     generator = torch.Generator().manual_seed(0)

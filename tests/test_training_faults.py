@@ -29,7 +29,7 @@ from softdice.training.checkpoint import load_checkpoint, save_checkpoint
 from softdice.training.loss_names import loss_names, parse_loss
 from softdice.training.module import Budget
 from softdice.training.patches import Patches
-from softdice.training.plan import fit
+from softdice.training.plan import StepPlan, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -217,6 +217,7 @@ BOTH: dict[str, Callable[[dict[str, Any]], object]] = {
     "a patch of zeros": _with("data", patch=[0, 0]),
     "settings that are a number": lambda content: content.update(settings=3),
     "a scaling that is a word": _with("data", joint="perhaps"),
+    "a clipping that is a word": _with("data", clipped="perhaps"),
     "thresholds of another number of classes": lambda content: content.update(decision={"thresholds": [0.5]}),
     "a threshold of 1": lambda content: content.update(decision={"thresholds": [0.5, 1.0]}),
     "a decision that is a word": lambda content: content.update(decision="argmax"),
@@ -380,8 +381,8 @@ def test_a_class_that_no_training_image_has_is_named(tmp_path: Path) -> None:
 
 def test_width_is_given_before_batch_and_batch_before_patch() -> None:
     def chosen(left_s: float, patch: tuple[int, ...] = (256, 256), **fixed: bool) -> tuple[Any, ...]:
-        fixed = {"fixed_patch": False, "fixed_batch_size": False, **fixed}
-        return fit(patch, 2, False, left_s, 0.8, lambda: 1.6, **fixed)[:3]
+        fixed = {"fixed_patch": False, "fixed_batch": False, **fixed}
+        return fit(StepPlan(patch, 2, step_s=0.8), False, left_s, lambda: 1.6, **fixed)[:3]
 
     assert chosen(1000) == ((256, 256), 2, 16)
     assert chosen(300) == ((256, 256), 2, 8)
@@ -390,7 +391,7 @@ def test_width_is_given_before_batch_and_batch_before_patch() -> None:
     assert chosen(1) == ((128, 128), 1, 8)
     assert chosen(1, (40, 56, 16)) == ((32, 32, 16), 2, 8)
     assert chosen(1, fixed_patch=True) == ((256, 256), 1, 8)
-    assert chosen(1, fixed_batch_size=True) == ((128, 128), 2, 8)
+    assert chosen(1, fixed_batch=True) == ((128, 128), 2, 8)
 
 
 def test_an_epoch_is_a_part_of_a_pass_where_a_pass_is_too_long() -> None:

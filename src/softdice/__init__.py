@@ -62,7 +62,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Return a metric, imported at its first use: torchmetrics takes a second to import."""
+    """Return a metric, imported at its first use, since torchmetrics is slow; raise AttributeError for other names."""
     if name not in _METRICS:
         raise AttributeError(f"module 'softdice' has no attribute {name!r}")
     _validation.attribute_needs(f"softdice.{name}", "torchmetrics", "metrics")

@@ -110,7 +110,7 @@ NAMED: dict[str, Cost] = {"neg_log": neg_log, "one_minus": one_minus, "log_cosh"
 
 
 def resolve(cost: str | Cost) -> Cost:
-    """Return the cost of that name; a callable as it is."""
+    """Return the cost with a name of NAMED, or a callable as it is; raise ValueError for another name."""
     if callable(cost):
         return cost
     validation.choice("cost", cost, NAMED)
@@ -118,6 +118,6 @@ def resolve(cost: str | Cost) -> Cost:
 
 
 def refuse_logarithm(cost: str | Cost) -> None:
-    """Raise ValueError for the cost neg_log, where an index has scores below 0."""
+    """Raise ValueError if a user's cost is neg_log; for losses whose index may be below 0."""
     if cost in ("neg_log", neg_log):
         validation.fail("a cost of a score that may be negative", "'neg_log'", "Use 'one_minus'.")

@@ -20,7 +20,7 @@ from softdice.statistics import check, reference, sliced
 from softdice.statistics.request import Pass, result_dtype
 
 STEPS = 64
-"""Bound on the steps of the iteration where their end cannot be seen; the output of networks takes seven at most."""
+"""Most steps of the iteration. On a GPU all are made, since a test for the end would wait; networks need seven."""
 TINY = 1e-300
 """In the place of a denominator of 0."""
 
@@ -124,65 +124,79 @@ def dice_threshold(probabilities: Tensor, *, present: Tensor | bool | None = Non
     return _rounded_down(_cut(prob_BCV, present_BC), probabilities.dtype)
 
 
-def defined_threshold(probabilities: Tensor, *, present: Tensor | bool | None = None) -> Tensor:
-    """Return what `dice_threshold` does by its definition, in float64 and not rounded: sort, and try every mask."""
-    ranked = probabilities.detach().flatten(2).double().sort(-1, descending=True).values
-    number = torch.arange(1, ranked.shape[-1] + 1, device=ranked.device)
-    expected = 2 * ranked.cumsum(-1) / (number + ranked.sum(-1, keepdim=True))
-    empty = (ranked[..., 0] <= 0.5) & ~_present(present, ranked)
-    return (expected.amax(-1) / 2).masked_fill(empty, 1.0)
-
-
 def _present(present: Tensor | bool | None, prob_BCV: Tensor) -> Tensor:
-    """Return which classes are known to be there, (B, C) bool."""
+    """Return which classes are known to be there, (B, C) bool, for `present` as a user passed it.
+
+    Raise TypeError if it is neither a Tensor nor a bool, ValueError for another shape or dtype.
+    """
     B, C, _ = prob_BCV.shape
     if present is None or isinstance(present, bool):
         return torch.full((B, C), bool(present), device=prob_BCV.device)
     validation.are_tensors(present=present)
     if present.dtype != torch.bool or tuple(present.shape) not in ((C,), (B, C)):
-        got = f"{tuple(present.shape)} of {present.dtype}"
-        validation.fail(
-            f"present of shape {(B, C)} or {(C,)}, bool", got, "Pass True for all classes, or a mask of them."
-        )
+        got, advice = f"{tuple(present.shape)} of {present.dtype}", "Pass True for all classes, or a mask of them."
+        validation.fail(f"present of shape {(B, C)} or {(C,)}, bool", got, advice)
     return present.to(prob_BCV.device).expand(B, C)
 
 
 @untraced
 def _cut(prob_BCV: Tensor, present_BC: Tensor) -> Tensor:
-    """Return the thresholds (B, C), float64."""
+    """Return the thresholds (B, C), float64, of `dice_threshold`; raise ValueError for a probability outside [0, 1].
+
+    present_BC: bool, whether a class is known to be there.
+    """
     loops = compiled_loops("softdice.decisions_kernel") if prob_BCV.device.type == "cpu" else None
     return _by_torch(prob_BCV, present_BC) if loops is None else _by_loops(prob_BCV, present_BC, loops)
 
 
-def _by_torch(prob_BCV: Tensor, present_BC: Tensor) -> Tensor:
-    """Return what `_cut` does by passes over all probabilities; on a GPU without waiting for it."""
+def _check_range(prob_BCV: Tensor) -> None:
+    """Raise ValueError for a probability outside [0, 1] or nan; on a GPU leave an assertion."""
     check.check(~((prob_BCV >= 0) & (prob_BCV <= 1)), None, prob_BCV, check.probabilities_error)
+
+
+def _by_torch(prob_BCV: Tensor, present_BC: Tensor) -> Tensor:
+    """Return the thresholds of `_cut`, (B, C) float64, by torch operations on all probabilities; never wait for a GPU.
+
+    Dinkelbach's iteration: the next cut is E / 2 of the mask p > cut. It grows until that mask is the best one.
+    """
+    _check_range(prob_BCV)
     total_BC, most_BC = prob_BCV.sum(-1, dtype=torch.float64), prob_BCV.amax(-1).double()
 
-    def expected(cut_BC: Tensor) -> Tensor:
+    def half_expected(cut_BC: Tensor) -> Tensor:
+        """Return E / 2 = sum_(p > cut) p / (number of p > cut + sum p), (B, C) float64."""
         above = prob_BCV > cut_BC.unsqueeze(-1)
         sum_BC = torch.where(above, prob_BCV, 0.0).sum(-1, dtype=torch.float64)
         return sum_BC / (above.sum(-1) + total_BC).clamp_min(TINY)
 
-    cut_BC = torch.maximum(most_BC / (1 + total_BC), expected(torch.full_like(total_BC, 0.5)))
+    # the larger of two masks' E / 2: the one voxel with the largest p, and all p > 0.5
+    cut_BC = torch.maximum(most_BC / (1 + total_BC), half_expected(torch.full_like(total_BC, 0.5)))
     for _ in range(STEPS):
-        last_BC, cut_BC = cut_BC, torch.maximum(cut_BC, expected(cut_BC))
+        last_BC, cut_BC = cut_BC, torch.maximum(cut_BC, half_expected(cut_BC))
         if cut_BC.device.type == "cpu" and torch.equal(last_BC, cut_BC):
             break
     return cut_BC.masked_fill((most_BC <= 0.5) & ~present_BC, 1.0)
 
 
 def _by_loops(prob_BCV: Tensor, present_BC: Tensor, loops: Any) -> Tensor:
-    """Return what `_cut` does by compiled loops, a row at a time."""
+    """Return the thresholds, (B, C) float64, of `_cut`, by compiled loops over one row at a time, on several threads.
+
+    Args:
+        prob_BCV: floating, on the CPU, without a graph. present_BC: bool, whether a class is known to be there.
+        loops: the module `softdice.decisions_kernel`.
+
+    Raise ValueError for a probability outside [0, 1], or nan.
+    """
     B, C, V = prob_BCV.shape
-    cut_BC, known_BC = np.empty((B, C)), present_BC.numpy()
+    cut_BC, is_present_BC = np.empty((B, C)), present_BC.numpy()
 
     def cut_row(row: tuple[int, int]) -> None:
+        """Write the threshold of a row, (sample, class), to `cut_BC`."""
         prob_V = prob_BCV[row].to(result_dtype(prob_BCV.dtype)).contiguous().numpy()
-        bits_V = prob_V.view(f"i{prob_V.itemsize}")
-        cut_BC[row], least, most = loops.cut(prob_V, bits_V, known_BC[row], np.empty(V + 1, prob_V.dtype))
-        if least < 0 or most > np.ones(1, prob_V.dtype).view(bits_V.dtype)[0]:  # a -0 is right
-            check.check(~((prob_BCV >= 0) & (prob_BCV <= 1)), None, prob_BCV, check.probabilities_error)
+        bits_V = prob_V.view(f"i{prob_V.itemsize}")  # as integers, floats >= 0 have the same order
+        scratch = np.empty(V + 1, prob_V.dtype)
+        cut_BC[row], least, most = loops.cut(prob_V, bits_V, is_present_BC[row], scratch)
+        if least < 0 or most > np.ones(1, prob_V.dtype).view(bits_V.dtype)[0]:  # the bits of 1.0
+            _check_range(prob_BCV)  # does not raise for a -0, whose bits are below 0
 
     threads = torch.get_num_threads() if prob_BCV.numel() > ALONE_NUMEL else 1
     for_each(cut_row, product(range(B), range(C)), threads)
@@ -190,7 +204,8 @@ def _by_loops(prob_BCV: Tensor, present_BC: Tensor, loops: Any) -> Tensor:
 
 
 def _rounded_down(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round numbers >= 0 in float64 down to a dtype: `p > value` stays what it was for every p of that dtype."""
+    """Return float64 numbers >= 0 rounded down to a dtype: `p > value` stays as it was for every p of that dtype."""
     rounded = values.to(dtype)
-    bits = rounded.view(torch.int16 if dtype.itemsize == 2 else torch.int32 if dtype.itemsize == 4 else torch.int64)
-    return (bits - (rounded.double() > values).to(bits.dtype)).view(dtype)
+    bits = rounded.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize])
+    was_rounded_up = rounded.double() > values
+    return (bits - was_rounded_up.to(bits.dtype)).view(dtype)  # one less in the bits is the float below

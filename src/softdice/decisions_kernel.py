@@ -1,6 +1,8 @@
 """Loops over the probabilities of one sample and class on the CPU, for `softdice.decisions`.
 
-They go by index: a loop over the array itself is not turned into vector instructions.
+They index the array: LLVM does not vectorise a loop over the array itself. A row is prob_V, the probabilities of V
+voxels, float32 or float64, and bits_V, the same memory as int32 or int64. Values need not be in [0, 1]: the caller
+checks the least and the largest bits afterwards. A cut is a threshold; the mask of a cut is the voxels above it.
 """
 
 from __future__ import annotations
@@ -9,22 +11,21 @@ import numpy as np
 from numba import njit
 
 BLOCK = 1024
-"""Values that are summed and then copied while they are in the nearest cache."""
-
-
+"""Number of values that are summed and then copied while they are in the first-level cache."""
 LIKELY = 0.25
-"""A cut that most of the best ones lie above, and few voxels of a network."""
+"""The first cut. Most of the best cuts lie above it, and few probabilities of a network's output do."""
 
 TINY = 1e-300
-"""In the place of a denominator of 0."""
+"""Replaces a denominator of 0."""
 
 LANES = {"reassoc", "contract", "nsz"}
-"""How sums may be taken: in lanes."""
+"""LLVM's fast-math flags that let a sum be taken in the lanes of a SIMD register; NaN and infinity keep their meaning.
+"""
 
 
 @njit(nogil=True, fastmath=LANES)
 def _total(prob_V: np.ndarray) -> float:
-    """Return the sum of some values."""
+    """Return the sum of the values."""
     total = 0.0
     for i in range(prob_V.size):
         total += prob_V[i]
@@ -33,10 +34,9 @@ def _total(prob_V: np.ndarray) -> float:
 
 @njit(nogil=True)
 def _range(bits_V: np.ndarray) -> tuple[int, int]:
-    """Return the least and the largest bits of some floats, as signed integers.
-
-    Those of floats >= 0 are in the order of the floats, those of others are negative, those of a NaN beyond all.
-    """
+    """Return the least and the largest of the bits of some floats, as signed integers.
+    Bits of floats >= 0 are in the order of the floats; those of negative floats are negative; those of a NaN
+    are negative with its sign set, else above all others."""
     least, most = bits_V[0], bits_V[0]
     for i in range(bits_V.size):
         least = bits_V[i] if bits_V[i] < least else least
@@ -45,11 +45,10 @@ def _range(bits_V: np.ndarray) -> tuple[int, int]:
 
 
 @njit(nogil=True)
-def _taken(prob_V: np.ndarray, bits_V: np.ndarray, cut: float, taken_V: np.ndarray) -> tuple[int, float, int, int]:
-    """Copy the values above `cut` to `taken_V`, which has one place more than there are values.
-
-    Returns their number, the sum of all values, and the least and the largest of their bits.
-    """
+def _select(prob_V: np.ndarray, bits_V: np.ndarray, cut: float, selected: np.ndarray) -> tuple[int, float, int, int]:
+    """Copy the values above `cut` to the front of `selected`, and return (number of values above, sum of all values,
+    least bits, largest bits). There is no branch: each value is written, and the next one over it if it is not above
+    the cut. So one more place than V may be written: `selected` is (V + 1) of the dtype of prob_V."""
     number, total, least, most = 0, 0.0, bits_V[0], bits_V[0]
     for start in range(0, prob_V.size, BLOCK):
         block = prob_V[start : start + BLOCK]
@@ -57,14 +56,14 @@ def _taken(prob_V: np.ndarray, bits_V: np.ndarray, cut: float, taken_V: np.ndarr
         block_least, block_most = _range(bits_V[start : start + BLOCK])
         least, most = min(least, block_least), max(most, block_most)
         for i in range(block.size):
-            taken_V[number] = block[i]
+            selected[number] = block[i]
             number += block[i] > cut
     return number, total, least, most
 
 
 @njit(nogil=True, fastmath=LANES)
 def _above(prob_V: np.ndarray, cut: float) -> tuple[float, int]:
-    """Return the sum and the number of the values above `cut`."""
+    """Return (sum, number) of the values above `cut`."""
     total, number = 0.0, 0
     for i in range(prob_V.size):
         total += prob_V[i] if prob_V[i] > cut else 0.0
@@ -73,27 +72,25 @@ def _above(prob_V: np.ndarray, cut: float) -> tuple[float, int]:
 
 
 @njit(nogil=True, cache=True)
-def cut(prob_V: np.ndarray, bits_V: np.ndarray, present: bool, taken_V: np.ndarray) -> tuple[float, int, int]:
-    """Return the threshold E / 2 of a row, or 1 where nothing is above 0.5 and the class is not known to be present.
+def cut(prob_V: np.ndarray, bits_V: np.ndarray, present: bool, selected: np.ndarray) -> tuple[float, int, int]:
+    """Return (cut, least bits, largest bits): the best cut of a row, or 1 if no value is above 0.5 and not `present`.
 
-    Each step raises the cut, so that a voxel below the first one need not be looked at again.
+    The best cut is E / 2, where E is the largest expected Dice of a mask, 2 sum(p above the cut) / (number above it +
+    sum of all p). From any cut on, half the expected Dice of its mask is a better cut, until it stays the same.
+    Each step raises the cut, so that values below the first one need not be read again.
 
-    Args:
-        bits_V: the bits of the values. taken_V: room for one value more than there are.
-
-    Returns:
-        The cut; the least and the largest of the bits, for the check of the range.
+    present: whether the class is known to be there. selected: scratch memory, (V + 1) of the dtype of prob_V.
     """
-    number, total, least, most = _taken(prob_V, bits_V, LIKELY, taken_V)
-    sum_above, number_above = _above(taken_V[:number], 0.5)
+    number, total, least, most = _select(prob_V, bits_V, LIKELY, selected)
+    _, number_above = _above(selected[:number], 0.5)
     if number_above == 0 and not present:
         return 1.0, least, most
-    sum_above, number_above = _above(taken_V[:number], LIKELY)
-    value = sum_above / max(number_above + total, TINY)
-    if value < LIKELY:
-        number = _taken(prob_V, bits_V, value, taken_V)[0]
+    sum_above, number_above = _above(selected[:number], LIKELY)
+    value = sum_above / max(number_above + total, TINY)  # half the expected Dice of the mask of LIKELY
+    if value < LIKELY:  # the best cut may lie below LIKELY, too: select again
+        number = _select(prob_V, bits_V, value, selected)[0]
     last = -1.0
     while value > last:
-        sum_above, number_above = _above(taken_V[:number], value)
+        sum_above, number_above = _above(selected[:number], value)
         last, value = value, max(value, sum_above / max(number_above + total, TINY))
     return value, least, most

@@ -34,7 +34,7 @@ DOCSTRING = """input, target -> the loss that `softdice.{loss}` returns.
 
 
 def _function_of(loss: type[Loss]) -> Callable[..., Tensor]:
-    """Return the function of a class of losses: it makes the loss and calls it.
+    """Return a function that makes a loss of the class and calls it; its name, docstring and signature fit the class.
 
     Example:
         >>> _function_of(losses.MCCLoss)
@@ -48,20 +48,20 @@ def _function_of(loss: type[Loss]) -> Callable[..., Tensor]:
         return loss(_channels(input), **keywords)(input, target, voxel_weight, **maps)
 
     function.__name__ = function.__qualname__ = name
-    texts = {"and_map": " and voxel_map", "map": "voxel_map=labels, ", "also": ", voxel_map=labels"}
-    texts = {key: text if reads_map else "" for key, text in texts.items()}
+    map_texts = {"and_map": " and voxel_map", "map": "voxel_map=labels, ", "also": ", voxel_map=labels"}
+    texts = {key: text if reads_map else "" for key, text in map_texts.items()}
     function.__doc__ = DOCSTRING.format(loss=loss.__name__, name=name, **texts)
-    *parameters, _ = inspect.signature(function).parameters.values()
+    *parameters, _keywords = inspect.signature(function).parameters.values()
     if reads_map:
         parameters.append(inspect.Parameter("voxel_map", inspect.Parameter.KEYWORD_ONLY, annotation="Tensor"))
-    _num_classes, *settings = inspect.signature(loss).parameters.values()
+    _num_classes, *settings = inspect.signature(loss).parameters.values()  # in the place of **keywords
     parameters += [p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY) for p in settings]
     function.__signature__ = inspect.Signature(parameters, return_annotation="Tensor")
     return validation.public(function)
 
 
 def _channels(input: Tensor) -> int:
-    """Return C of an input (B, C, *S)."""
+    """Return C of an input (B, C, *S), as a user passed it; raise TypeError or ValueError for anything else."""
     validation.are_tensors(input=input)
     if input.ndim < 3:
         validation.fail("input of shape (B, C, *S)", tuple(input.shape), "Add the missing dimension with unsqueeze.")

@@ -425,7 +425,7 @@ def skeleton_recall(stats: OverlapStatistics, *, eps: float = 1e-5) -> Tensor:
 
 
 def _mean_over_voxels(cost: Tensor, count: Tensor, class_weight: Tensor | None) -> Tensor:
-    """Return sum_c w_c cost_c / sum_c w_c count_c, (..., 1); 0 where no voxel counts."""
+    """Return sum_c w_c cost_c / sum_c w_c count_c, (..., 1), for costs and voxels (..., C); 0 where no voxel counts."""
     if class_weight is not None:
         cost, count = class_weight * cost, class_weight * count
     total, amount = cost.sum(-1, keepdim=True), count.sum(-1, keepdim=True)

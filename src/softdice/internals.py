@@ -18,7 +18,8 @@ R = TypeVar("R")
 
 
 def observed() -> bool:
-    """Return whether a dispatch mode or a profiler is on, which must see an operator; calling it costs small inputs."""
+    """Return whether a dispatch mode or a profiler is on. Then a pass has to go through its torch operator, to be seen;
+    else the operator is skipped, since its overhead shows for small inputs."""
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()
 
 
@@ -28,7 +29,7 @@ def tracing() -> bool:
 
 
 def active_transform() -> str | None:
-    """Return the active functorch or forward-mode transform, or tracing, which raw kernels cannot serve; else None."""
+    """Return a sentence that names the active transform or trace, which raw kernels cannot serve; None without one."""
     if not torch.compiler.is_compiling():  # the compiler has a stack of transforms of its own, and no forward mode
         if tracing():
             return "torch.jit.trace is active"
@@ -47,13 +48,14 @@ def unwrapped(tensor: Tensor) -> Tensor:
 
 
 def untraced(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep torch.compile out of a function of NumPy, SciPy or Numba. (torch.compiler.disable imports the compiler.)
+    """Return a function of NumPy, SciPy or Numba as one that torch.compile does not look into.
 
-    Raise RuntimeError under torch.jit.trace, which would take the result for a constant.
+    It raises RuntimeError under torch.jit.trace, which would take the result for a constant.
     """
 
     @wraps(function)
     def call(*args: P.args, **keywords: P.kwargs) -> R:
+        """Call the function; apply torch.compiler.disable, which imports the compiler, only in compiled code."""
         if tracing():
             raise RuntimeError(
                 "softdice: expected tensors of eager or compiled code, got a trace (torch.jit.trace), which would keep "
@@ -67,7 +69,8 @@ def untraced(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def below_autograd() -> AbstractContextManager[Any]:
-    """Return a context in which an operator skips its autograd implementation; a Function under it is cheapest so."""
+    """Return a context in which torch operators skip their autograd implementations: the cheapest way in a Function,
+    which has no use for a graph."""
     context: AbstractContextManager[Any] = torch._C._AutoDispatchBelowAutograd()
     return context
 

@@ -29,7 +29,10 @@ def is_command() -> bool:
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C inside the block, and ignore Ctrl-C after it."""
+    """Let Ctrl-C raise KeyboardInterrupt inside the block, and ignore it afterwards.
+
+    Change nothing if the handler of SIGINT is not `_stop`: in a library, or with a user's own handler.
+    """
     if signal.getsignal(signal.SIGINT) is not _stop:
         yield
         return

@@ -49,13 +49,10 @@ def reduce(
     if class_weight is None and present is None:
         return cost if reduction == "none" else (cost.sum() if reduction == "sum" else mean(cost))
     weight = torch.ones_like(cost) if class_weight is None else moved(class_weight, cost).expand_as(cost)
-    if present is not None:
-        if reduction == "none":
-            return torch.where(present, weight * cost, torch.nan)
-        weight = weight * present
-        cost = torch.where(present, cost, 0.0)
     if reduction == "none":
-        return weight * cost
+        return weight * cost if present is None else torch.where(present, weight * cost, torch.nan)
+    if present is not None:
+        weight, cost = weight * present, torch.where(present, cost, 0.0)
     total = (weight * cost).sum()
     if reduction == "sum":
         return total

@@ -62,7 +62,7 @@ class SystemState:
         np.random.seed(seed)  # noqa: NPY002 - the legacy generator is the one that transforms use
 
     def data_loader(self) -> dict[str, Any]:
-        """Return both as keywords: `DataLoader(dataset, shuffle=True, **state.data_loader())`."""
+        """Return generator and worker_init_fn as keywords: `DataLoader(dataset, **state.data_loader())`."""
         return {"generator": self.generator(), "worker_init_fn": self.worker_init_fn}
 
 
@@ -108,7 +108,7 @@ def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig
     seed += rank
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the seed document seeds the legacy generator
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # on every CUDA device, too
     torch.set_printoptions(precision=10)
     torch.backends.cudnn.benchmark = config.cudnn_benchmark_enabled
     torch.backends.cudnn.deterministic = config.cudnn_deterministic
@@ -117,13 +117,10 @@ def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig
     # not called where nothing changes: the call imports inductor, which takes seconds
     if config.deterministic_algorithms or torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(config.deterministic_algorithms)
-    cuda_devices = torch.cuda.device_count()
-    if cuda_devices:
-        torch.cuda.manual_seed_all(seed)
     return SystemState(
         seed=seed,
         rank=rank,
-        cuda_devices=cuda_devices,
+        cuda_devices=torch.cuda.device_count(),
         deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
         cudnn_benchmark=torch.backends.cudnn.benchmark,
         cudnn_deterministic=torch.backends.cudnn.deterministic,

@@ -1,4 +1,4 @@
-"""The one form of error, whose it is, checks of single settings, and packages that may be missing.
+"""The form that all errors have, the name of the function in them, checks of settings, packages that may be missing.
 
 Messages read `function: expected X, got Y. What to do.` Checks of tensors are in `softdice.statistics.check`.
 """
@@ -18,19 +18,20 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# --- the form of an error, and whose it is
+# --- the form of an error, and the name in it
 
 PACKAGE = "softdice"
-"""Whose an error is until it reaches the function that the user called; in compiled code it never does."""
+"""First word of an error until `public` replaces it by the name of the function that the user called (in compiled code
+it cannot)."""
 
 
 def message(expected: str, got: object, advice: str) -> str:
-    """The one form of error that this package has."""
+    """Return the one form of error that this package has; expected and got are nouns, advice is a sentence."""
     return f"{PACKAGE}: expected {expected}, got {got}. {advice}"
 
 
 def fail(expected: str, got: object, advice: str, error: type[Exception] = ValueError) -> NoReturn:
-    """Raise an error of that form; the first `public` function that it crosses puts in front whose it is."""
+    """Raise an error with the text of `message`; the first `public` function that it crosses puts its name in front."""
     raise error(message(expected, got, advice))
 
 
@@ -39,14 +40,16 @@ _OF_THE_CLASS = ("__init__", "__post_init__", "__prepare_scriptable__", "forward
 
 
 def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
-    """Put a function's name in front of the errors that cross it, unless they have one already.
+    """Return a function that calls `function`, and puts its name in front of the errors of this package that cross it.
 
-    The name is the function's, the class's for those of `_OF_THE_CLASS`, `Class.method` for its other methods.
+    An error that has a name already keeps it. If `name` is None, the name is the class for a method of `_OF_THE_CLASS`,
+    `Class.method` for other methods, and the function's own name for a function.
     """
     is_method = "." in function.__qualname__.rpartition("<locals>.")[2]
     method = "" if function.__name__ in _OF_THE_CLASS else f".{function.__name__}"
 
     def named(*args: P.args, **keywords: P.kwargs) -> R:
+        """Call the function, and name it in an error; compiled code cannot look into errors."""
         try:
             return function(*args, **keywords)
         except Exception as error:
@@ -55,17 +58,18 @@ def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
                 _say_whose(error, name or default)
             raise
 
-    # torch.compile remembers by code object what varies between calls, and how often it compiled: each has its own
+    # a code object of its own: torch.compile counts by code object how often it compiled, and what varies between calls
     named.__code__ = named.__code__.replace(co_name=function.__name__)
     return wraps(function)(named)
 
 
 def public_as(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """`public` for what users know by another name than the function's own."""
+    """Return `public` as a decorator, for what users know by another name than the function's own."""
     return lambda function: public(function, name)
 
 
 def _say_whose(error: Exception, name: str) -> None:
+    """Write the name into the text of an error of this package's form that has none; leave others as they are."""
     text = str(error.args[0]) if error.args else ""
     if text.startswith(f"{PACKAGE}: expected "):
         error.args = (text.replace(PACKAGE, name, 1),)
@@ -74,24 +78,30 @@ def _say_whose(error: Exception, name: str) -> None:
 # --- settings
 
 
+# name: of the setting, for the message. value: what a user passed.
+
+
 def choice(name: str, value: object, allowed: Iterable[str]) -> None:
-    """A setting that is one of a few words."""
+    """Raise ValueError unless a setting is one of a few words."""
     if value not in tuple(allowed):
         words = ", ".join(repr(word) for word in allowed)
         fail(f"{name} to be one of {words}", repr(value), "Correct the spelling or pick another.")
 
 
 def number(name: str, value: object, low: float, high: float = float("inf"), below: bool = False) -> None:
-    """A setting that is a finite number in [low, high], or in [low, high) with `below`."""
+    """Raise TypeError unless a setting is an int or float, ValueError unless it is finite and in the range.
+
+    The range is [low, high], or [low, high) with `below`.
+    """
     bound = f"in [{low:g}, {high:g}{')' if below else ']'}" if high != float("inf") else f">= {low:g}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         fail(f"{name} to be a number {bound}", repr(value), f"Pass a float for {name}.", TypeError)
-    if not (low <= value <= high) or value == float("inf") or (below and value == high):
+    if not (low <= value <= high) or abs(value) == float("inf") or (below and value == high):
         fail(f"{name} {bound}", repr(value), f"Choose {name} in that range.")
 
 
 def num_classes(value: object) -> int:
-    """The number of classes, a positive int."""
+    """Return the number of classes; raise TypeError or ValueError unless it is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int):
         fail("num_classes to be an int", repr(value), "Pass the number of channels of input.", TypeError)
     if value < 1:
@@ -100,7 +110,10 @@ def num_classes(value: object) -> int:
 
 
 def frozen_regions(regions: Any) -> tuple[tuple[int, ...], ...] | None:
-    """Return sequences of class numbers as tuples; which classes there are is checked with the input."""
+    """Return sequences of class numbers as tuples, or None; raise TypeError for anything else.
+
+    Which classes there are is checked with the input.
+    """
     if regions is None:
         return None
     try:
@@ -111,7 +124,7 @@ def frozen_regions(regions: Any) -> tuple[tuple[int, ...], ...] | None:
 
 
 def class_numbers(name: str, values: Sequence[int], count: int) -> tuple[int, ...]:
-    """Distinct class numbers in [0, count)."""
+    """Return distinct class numbers in [0, count) as ints; raise TypeError or ValueError for other values."""
     if not isinstance(values, Iterable) or not all(isinstance(value, SupportsIndex) for value in values):
         advice = "Pass class numbers, for example (1, 2)."
         fail(f"{name} to be a sequence of ints", repr(values), advice, TypeError)
@@ -124,37 +137,46 @@ def class_numbers(name: str, values: Sequence[int], count: int) -> tuple[int, ..
 
 
 def class_weights(values: Any, count: int) -> Tensor:
-    """One finite weight >= 0 per class, not all of them 0."""
+    """Return a user's weights, one per class, as a copy, (count,) float32.
+
+    Raise TypeError if they are no numbers; ValueError for another shape, or unless all are finite and >= 0 and one is
+    above 0. In compiled code and on meta, where values cannot be read, leave an assertion about the values instead.
+    """
     try:
         weight_C = torch.as_tensor(values, dtype=torch.float32).detach().clone()
     except (TypeError, ValueError, RuntimeError):
         fail("class_weight to be numbers", repr(values), "Pass one weight per class.", TypeError)
     if weight_C.shape != (count,):
         fail(f"class_weight of shape ({count},)", tuple(weight_C.shape), "Pass one weight per class.")
-    right, expected = ((weight_C >= 0) & weight_C.isfinite()).all() & (weight_C > 0).any(), "finite, >= 0 and not all 0"
+    right = ((weight_C >= 0) & weight_C.isfinite()).all() & (weight_C > 0).any()
+    expected, advice = "class_weight finite, >= 0 and not all 0", "Pass other weights."
     if weight_C.is_meta or torch.compiler.is_compiling():
-        torch._assert_async(right, message(f"class_weight {expected}", "values outside", "Pass other weights."))
+        torch._assert_async(right, message(expected, "values outside", advice))
     elif not bool(right):
-        fail(f"class_weight {expected}", weight_C.tolist(), "Pass other weights.")
+        fail(expected, weight_C.tolist(), advice)
     return weight_C
 
 
 def are_tensors(advice: str | None = None, /, **values: object) -> None:
-    """Raise TypeError for the first value that is not a Tensor with its elements at strides."""
+    """Raise TypeError for the first value that is not a Tensor with its elements at strides.
+
+    values: what a user passed, by the names of the arguments. advice: last sentence of the message for a value that is
+    no Tensor; None: a sentence that fits its type.
+    """
     for name, value in values.items():
         if isinstance(value, Tensor):
             _require_strided(name, value)
         else:
-            parts = isinstance(value, (list, tuple)) and value and hasattr(value[0], "shape")
-            how = "Stack them with torch.stack." if parts else f"Wrap {name} in torch.as_tensor."
+            arrays = isinstance(value, (list, tuple)) and value and hasattr(value[0], "shape")
+            how = "Stack them with torch.stack." if arrays else f"Wrap {name} in torch.as_tensor."
             if isinstance(value, Mapping):  # what torchvision's and transformers' networks return
-                key = next((key for key, part in value.items() if isinstance(part, Tensor)), "out")
+                key = next((key for key, entry in value.items() if isinstance(entry, Tensor)), "out")
                 how = f"Pass the tensor in it, for example {name}[{key!r}]."
             fail(f"{name} to be a Tensor", type(value).__name__, advice or how, TypeError)
 
 
 def _require_strided(name: str, tensor: Tensor) -> None:
-    """Raise TypeError for a nested or a sparse tensor. It comes before checks of shapes, which fail on them."""
+    """Raise TypeError if the argument `name` is a nested or sparse tensor, on which checks of shapes would fail."""
     expected = f"a strided tensor for {name}"
     if tensor.is_nested:
         advice = f"Pad it, torch.nested.to_padded_tensor({name}, 0), and leave the padding out: give it the label "
@@ -165,31 +187,33 @@ def _require_strided(name: str, tensor: Tensor) -> None:
 
 
 def same_device(device: torch.device, owner: str, **tensors: Tensor | None) -> None:
-    """Raise ValueError for a tensor that is not on the owner's device."""
+    """Raise ValueError for a tensor, by the name of its argument, that is not on `device`, the argument `owner`'s."""
     for name, value in tensors.items():
         if value is not None and value.device != device:
             fail(f"{name} on {device} like {owner}", value.device, f"Move it: {name}.to({owner}.device).")
 
 
 def package(caller: str, name: str, extra: str) -> ModuleType:
-    """Import a package; the error for a missing one names the extra that brings it."""
+    """Import and return a package; raise ModuleNotFoundError with the extra of softdice that brings it.
+
+    caller: the function or option that the user called, for the message. name: as it is imported. extra: of
+    `pip install softdice[extra]`.
+    """
     packages(caller, (name,), extra)
     return import_module(name)
 
 
 def packages(caller: str, names: Iterable[str], extra: str) -> None:
-    """Raise one error that names all packages that are missing, and the extra that brings them."""
+    """Raise one ModuleNotFoundError that names all packages that are missing; args as `package`."""
     absent = list(dict.fromkeys(filter(None, map(_missing, names))))
     if absent:
         got = "no such package" if len(absent) == 1 else "no such packages"
-        advice = f"Run: pip install 'softdice[{extra}]'"
-        raise ModuleNotFoundError(
-            f"{caller}: expected {', '.join(absent)} to be installed, got {got}. {advice}", name=absent[0]
-        )
+        text = f"{caller}: expected {', '.join(absent)} to be installed, got {got}."
+        raise ModuleNotFoundError(f"{text} Run: pip install 'softdice[{extra}]'", name=absent[0])
 
 
 def _missing(name: str) -> str | None:
-    """Return the name of the package, it or one that it needs, that an import cannot find; None if all are there."""
+    """Return the package to install, by pip's name, so that the module `name` can be imported; None if it can be."""
     try:
         import_module(name)
     except ModuleNotFoundError as error:
@@ -199,14 +223,14 @@ def _missing(name: str) -> str | None:
 
 
 def attribute_needs(attribute: str, name: str, extra: str) -> None:
-    """Raise for a module's attribute whose package is missing; called in the module's `__getattr__`.
+    """Raise AttributeError if a module's attribute needs a package that is missing; for the module's `__getattr__`.
 
-    Else the module has no such attribute, and hasattr is False. `from module import attribute` would not show why, so
-    what looks the name up for it gets the error itself.
+    With an AttributeError, hasattr is False. `from module import attribute` would not show its text: there the
+    ModuleNotFoundError is raised. attribute: its name. name, extra: as in `package`.
     """
     try:
         package(attribute, name, extra)
     except ModuleNotFoundError as error:
-        if sys._getframe(2).f_code.co_name == "_handle_fromlist":
+        if sys._getframe(2).f_code.co_name == "_handle_fromlist":  # of importlib, for `from module import attribute`
             raise
         raise AttributeError(str(error)) from error

@@ -26,7 +26,9 @@ LIBRARY.define(f"statistics_backward(Tensor grad, {_INPUTS}) -> Tensor")
 
 
 def run(request: Request, backend: str) -> Tensor:
-    """Return what a pass gives (`softdice.statistics.request.Pass`), on the autograd graph of its input."""
+    """Return the result of a pass (`softdice.statistics.request.Pass` says of which shape), on the autograd graph of
+    its input. backend: what `route.choose` returned for the request. Raise ValueError, with `validate`, for a value out
+    of range, as `check.values` or the backend does."""
     if on_graph(backend):
         if request.settings.validate:
             check.values(request)
@@ -44,7 +46,8 @@ def run(request: Request, backend: str) -> Tensor:
 
 
 def gradient(grad: Tensor, request: Request, backend: str) -> Tensor:
-    """Return dL/dinput for dL/dsums, for code that keeps no graph of its own."""
+    """Return dL/dinput (B, C, V) for grad = dL/dsums, for callers that have kept no autograd graph of the pass.
+    The request is not for a map or ranks. In grad mode a kernel's result is on the autograd graph of grad and input."""
     if on_graph(backend):
         with torch.enable_grad():
             request = request._replace(input=request.input.detach().requires_grad_())
@@ -60,20 +63,36 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _direct(request: Request) -> bool:
-    """Return whether no compiler, mode, profiler or subclass has to see an operator."""
+    """Return whether no compiler, mode, profiler or tensor subclass has to see an operator, but kernels suffice."""
     plain = type(request.input) in _PLAIN and type(request.target) in _PLAIN
     return plain and not torch.compiler.is_compiling() and not internals.observed()
 
 
+_NO_GRADIENTS = (None,) * len(Request._fields)
+"""Gradients of the arguments of a Function behind the input: the other fields of a request, and the backend."""
+
+
+def _keep(ctx: Any, arguments: tuple[Any, ...], *more: Tensor) -> tuple[Request, str]:
+    """Save a Function's arguments and `more` tensors for its backward pass; return (request, backend) from them."""
+    *fields, backend = arguments
+    request = Request(*fields)
+    ctx.save_for_backward(*request[:TENSORS], *more)
+    ctx.settings, ctx.backend = request.settings, backend
+    return request, backend
+
+
+def _kept(ctx: Any) -> Request:
+    """Return the request of a Function for which `_keep` saved no `more` tensors."""
+    return Request._make([*ctx.saved_tensors, ctx.settings])
+
+
 class _Sums(torch.autograd.Function):
-    """The pass and its gradient. One Function under the operator costs a fifth of `register_autograd` per call."""
+    """The pass and its gradient. A Function around the operator costs a fifth of `register_autograd` per call."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *fields, backend = arguments
-        request = Request(*fields)
-        ctx.save_for_backward(*request[:TENSORS])
-        ctx.chosen = request.settings, backend
+        """Return the result of a pass; by the operator, if something has to see one (`_direct`)."""
+        request, backend = _keep(ctx, arguments)
         if _direct(request):
             return implementation(request.settings.kind, backend).forward(request)
         with internals.below_autograd():
@@ -81,20 +100,16 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        settings, backend = ctx.chosen
-        dinput = gradient(grads[0], Request._make([*ctx.saved_tensors, settings]), backend)
-        return dinput, *[None] * (len(ctx.needs_input_grad) - 1)
+        return gradient(grads[0], _kept(ctx), ctx.backend), *_NO_GRADIENTS
 
 
 class _Slopes(torch.autograd.Function):
-    """The gradient and its own, which comes from the reference: that is differentiable as often as one likes."""
+    """The gradient, and its own gradient from the reference, which is differentiable as often as one likes."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, *arguments: Any) -> Tensor:
-        *fields, backend = arguments
-        request = Request(*fields)
-        ctx.save_for_backward(grad, *request[:TENSORS])
-        ctx.settings = request.settings
+        """Return dL/dinput for grad = dL/dsums; by the operator, if something has to see one (`_direct`)."""
+        request, backend = _keep(ctx, arguments, grad)
         if _direct(request):
             return implementation(request.settings.kind, backend).gradient(grad, request)
         with internals.below_autograd():
@@ -102,74 +117,72 @@ class _Slopes(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        grad, *tensors = ctx.saved_tensors
-        request = Request._make([*tensors, ctx.settings])
+        """Return the gradients of grad and input, on the autograd graph; cotangents: that of dL/dinput, (B, C, V)."""
+        input, *others, grad = ctx.saved_tensors  # once: checkpointing unpacks no tensor twice
         with torch.enable_grad():
-            grad, request = grad.detach().requires_grad_(), request._replace(input=tensors[0].detach().requires_grad_())
-            sums = reference.forward(request)
-            (dinput,) = torch.autograd.grad(sums, request.input, grad, create_graph=True)
-            dgrad, dsecond = torch.autograd.grad(dinput, (grad, request.input), cotangents, allow_unused=True)
-        return dgrad, dsecond, *[None] * (len(ctx.needs_input_grad) - 2)
+            input, grad = input.detach().requires_grad_(), grad.detach().requires_grad_()
+            sums = reference.forward(Request._make([input, *others, ctx.settings]))
+            (dinput,) = torch.autograd.grad(sums, input, grad, create_graph=True)
+            dgrad, dsecond = torch.autograd.grad(dinput, (grad, input), cotangents, allow_unused=True)
+        return dgrad, dsecond, *_NO_GRADIENTS
 
 
 class _Map(torch.autograd.Function):
-    """The cross-entropy of each voxel; its gradient is that of the sum, weighted with the voxel's gradient."""
+    """The cross-entropy of each voxel; its gradient is that of the sum with the map's gradient as voxel weights."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *fields, backend = arguments
-        request = Request(*fields)
-        ctx.save_for_backward(*request[:TENSORS])
-        ctx.chosen = request.settings, backend
+        request, backend = _keep(ctx, arguments)
         return implementation("map", backend).forward(request)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (grad_BV,), (settings, backend) = grads, ctx.chosen
-        request = Request._make([*ctx.saved_tensors, settings])
-        rest = [None] * (len(ctx.needs_input_grad) - 1)
+        """Return dL/dinput for the gradient of the map, (B, V) of any sign. A pass of sums takes weights >= 0 alone: it
+        gets the absolute value, and the result the sign."""
+        (grad_BV,), request = grads, _kept(ctx)
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated: the definition can
-            return *torch.autograd.grad(reference.forward(request), request.input, grad_BV, create_graph=True), *rest
+            cost = reference.forward(request)
+            return *torch.autograd.grad(cost, request.input, grad_BV, create_graph=True), *_NO_GRADIENTS
         ones = grad_BV.new_ones(1, *request.input.shape[:2])
-        negative = grad_BV.is_cuda or bool((grad_BV < 0).any())  # on a GPU a look would cost a wait
-        weight = grad_BV.abs() if negative else grad_BV  # a pass takes weights >= 0
-        dinput = gradient(ones, request._replace(weight=weight, settings=settings.but(kind="sums")), backend)
+        negative = grad_BV.is_cuda or bool((grad_BV < 0).any())  # on a GPU to ask would mean to wait
+        weight = grad_BV.abs() if negative else grad_BV
+        sums = request._replace(weight=weight, settings=request.settings.but(kind="sums"))
+        dinput = gradient(ones, sums, ctx.backend)
         if negative:
             dinput.mul_(grad_BV.sign().unsqueeze(1).to(dinput.dtype))
-        return dinput, *rest
+        return dinput, *_NO_GRADIENTS
 
 
 class _Ranks(torch.autograd.Function):
-    """Costs by rank; their gradient stands half made in memory of its own until the backward pass takes it."""
+    """Costs by rank. The forward pass keeps the steps, (B, C, V); the backward pass replaces them by the gradient."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *fields, backend = arguments
-        request = Request(*fields)
-        ctx.save_for_backward(*request[:TENSORS])
-        ctx.chosen = request.settings, backend
+        """Return costs and numbers of voxels, (2, P, C), P = 1 or B; keep the steps if there is a backward pass."""
+        request, backend = _keep(ctx, arguments)
         costs, steps = implementation("ranks", backend).ranks(request)
         ctx.steps = steps if ctx.needs_input_grad[0] else None
         return costs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (grad,), (settings, backend) = grads, ctx.chosen
-        request, rest = Request._make([*ctx.saved_tensors, settings]), [None] * (len(ctx.needs_input_grad) - 1)
+        """Return dL/dinput for grad, (2, P, C); that of the numbers of voxels is ignored, as they are constants."""
+        (grad,), request = grads, _kept(ctx)
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated: the definition can
             costs = reference.forward(request)
-            return *torch.autograd.grad(costs, request.input, grad, create_graph=True), *rest
-        module = implementation("ranks", backend)
+            return *torch.autograd.grad(costs, request.input, grad, create_graph=True), *_NO_GRADIENTS
+        module = implementation("ranks", ctx.backend)
         steps, ctx.steps = ctx.steps, None
         if steps is None:  # an earlier backward pass has used them up
             _, steps = module.ranks(request)
-        return module.ranks_gradient(grad[0].expand(request.input.shape[:2]), steps, request), *rest
+        return module.ranks_gradient(grad[0].expand(request.input.shape[:2]), steps, request), *_NO_GRADIENTS
 
 
 # --- the operators
 
 
 def _request(arguments: Any) -> tuple[Request, str]:
+    """Return request and backend from the arguments of an operator: tensors, settings as text, backend."""
     *tensors, text, backend = arguments
     return Request._make([*tensors, decode(text)]), backend
 
@@ -185,7 +198,8 @@ def _statistics_backward(grad: Tensor, *arguments: Any) -> Tensor:
 
 
 def _differentiable(function: Any, first: int) -> Any:
-    """Return an operator's autograd implementation: a Function that takes the settings decoded."""
+    """Return an operator's implementation for autograd: it decodes the settings and applies `function`, an
+    autograd.Function. first: how many arguments come before those of a request, and are passed on as they are."""
 
     def implementation(*arguments: Any) -> Tensor:
         request, backend = _request(arguments[first:])

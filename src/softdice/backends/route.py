@@ -40,8 +40,8 @@ with `ranks` and `ranks_gradient`. "sliced" is the definition in bounded memory;
 them "reference", the definition itself, serves every kind."""
 
 SMALL_NUMEL = 4096
-"""Inputs of fewer elements go to the reference under "auto": what a step would save (`python -m benchmarks.small`) the
-compiling of a kernel is not worth."""
+"""Inputs of fewer elements go to the reference under "auto": a kernel saves less time there
+(`python -m benchmarks.small`) than it takes to compile."""
 OLDEST_CAPABILITY = (8, 0)
 """Compute capability from which on the Triton kernels are compiled and checked."""
 
@@ -81,6 +81,7 @@ def use_backend(name: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def _using(name: str) -> Iterator[None]:
+    """Run every pass inside the `with` on the backend `name`; the innermost `with` counts."""
     _in_use.append(name)
     try:
         yield
@@ -90,7 +91,8 @@ def _using(name: str) -> Iterator[None]:
 
 @public_as("SOFTDICE_BACKEND")
 def asked() -> str:
-    """Return the name in force: that of `use_backend`, else SOFTDICE_BACKEND, else "auto"."""
+    """Return the name of the backend in force, one of NAMES: of the innermost `use_backend`, else of SOFTDICE_BACKEND,
+    else "auto". Raise ValueError if SOFTDICE_BACKEND holds another word."""
     if _in_use:
         return _in_use[-1]
     name = os.environ.get("SOFTDICE_BACKEND", "auto")
@@ -99,7 +101,8 @@ def asked() -> str:
 
 
 def choose(request: Request) -> str:
-    """Return the backend that serves a request: "reference", "sliced", "cpu" or "triton"."""
+    """Return the backend that serves a request: "reference", "sliced", "cpu" or "triton".
+    Raise RuntimeError if a backend was asked for by name and cannot serve it, ValueError as `asked` does."""
     name, kind, input = asked(), request.settings.kind, request.input
     if name == "reference":
         return name
@@ -114,7 +117,7 @@ def choose(request: Request) -> str:
     if automatic and (definition is not None or (device == "cpu" and input.numel() < SMALL_NUMEL)):
         return "reference"
     name = device if automatic else name
-    if kind in ("map", "ranks") and torch.compiler.is_compiling():  # they are no operators
+    if kind in ("map", "ranks") and torch.compiler.is_compiling():  # no torch.library operator serves these two
         return "reference"
     if unfit is not None:
         _hint_at_numba(request)
@@ -126,11 +129,10 @@ def choose(request: Request) -> str:
 
 
 def _hint_at_numba(request: Request) -> None:
-    """Warn, once in a process, that plain PyTorch serves a large input because Numba is not installed."""
+    """Warn, once in a process, that plain PyTorch serves a large input on the CPU because Numba is not installed."""
     input = request.input
-    if input.device.type != "cpu" or input.dtype == torch.float64 or input.numel() < LARGE_NUMEL:
-        return
-    if _HAS_NUMBA or _hinted or torch.compiler.is_compiling():
+    large = input.device.type == "cpu" and input.dtype != torch.float64 and input.numel() >= LARGE_NUMEL
+    if not large or _HAS_NUMBA or _hinted or torch.compiler.is_compiling():
         return
     _hinted.append("numba")
     warnings.warn(
@@ -152,7 +154,7 @@ def implementation(kind: str, backend: str) -> Any:
 
 
 def _needs_definition(request: Request) -> str | None:
-    """Return why nothing but the definition can serve, whatever the device; else None."""
+    """Return, in words, why only the definition can serve a request on any device; None if other backends can."""
     if any(
         tensor is not None and tensor.requires_grad for tensor in (request.target, request.weight, request.voxel_map)
     ):
@@ -161,7 +163,7 @@ def _needs_definition(request: Request) -> str | None:
 
 
 def _unfit(name: str, request: Request) -> str | None:
-    """Return why the kernels of a backend cannot serve the tensors, or None."""
+    """Return, in words, why the kernels of a backend, "cpu" or "triton", cannot serve the tensors; None if they can."""
     input = request.input
     device = input.device.type
     if device != ("cuda" if name == "triton" else "cpu") and not (name == "triton" and device == "cpu"):
@@ -186,7 +188,7 @@ _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 def _numba_missing() -> str | None:
-    """Return why Numba compiles nothing in this process, or None."""
+    """Return, in words, why Numba cannot compile in this process; None if it can."""
     if not _HAS_NUMBA:
         return "numba is not installed: pip install 'softdice[cpu]'"
     disabled = os.environ.get("NUMBA_DISABLE_JIT", "")
@@ -217,7 +219,7 @@ def interpreting() -> bool:
 
 
 def triton_missing() -> str | None:
-    """Return why the Triton kernels cannot run on this machine, or None."""
+    """Return, in words, why the Triton kernels cannot run on this machine; None if they can."""
     if not _HAS_TRITON:
         return "triton is not installed: pip install triton (Linux)"
     if interpreting():
@@ -240,7 +242,7 @@ def kernel_backends() -> dict[str, str | None]:
 
 
 def automatic() -> list[str]:
-    """Say in words what "auto" does on this machine."""
+    """Return in words, rule by rule, which backend "auto" chooses on this machine."""
     triton = torch.cuda.is_available() and triton_missing() is None
     unchecked = [name for name, there in (("ROCm", torch.version.hip), ("XPU", torch.xpu.is_available())) if there]
     rules = ["CUDA inputs go to 'triton'"] if triton else []

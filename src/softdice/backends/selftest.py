@@ -24,28 +24,27 @@ from softdice.statistics import reference
 from softdice.statistics.request import Pass, Request, without_autocast
 
 SAMPLES, PROGRAMS, TILES = 2, 2, 3
-"""Of a case: samples, programs for each, tiles that a program walks at least."""
+"""Of a case: samples; programs of a sample; tiles that a program walks, at least. A program is an instance of a Triton
+kernel, a tile the voxels that it works on at once."""
 VOXELS = 1500
 """Voxels of a sample at least."""
 TOLERANCE = 1e-4
 """Of float32 and half precision, relative to the largest value: rounding stays far below, a wrong kernel far above."""
 TOLERANCE_DOUBLE = 1e-9
 
-_outcomes: dict[Hashable, str | None] = {}
-_failed: list[str] = []
+_outcomes: dict[Hashable, str | None] = {}  # what the machine code depends on -> how its case failed, or None
+_failed: list[str] = []  # all failures of this process
 _lock = threading.Lock()
 
 
 def failed(request: Request) -> bool:
-    """Return whether Triton's kernels are not to be trusted with a request; while compiling, what is known by then."""
+    """Return whether Triton's kernels fail the self-test for a request; under torch.compile, whether any has failed."""
     return bool(_failed) if torch.compiler.is_compiling() else problem(request) is not None
 
 
 def problem(request: Request) -> str | None:
-    """Return how Triton's kernels fail a small case of the request's kind on its device, or None.
-
-    The answer is kept. While a CUDA graph is captured nothing new is tried.
-    """
+    """Return, in words, how Triton's kernels fail a small case of the request's kind on its device; None if they pass.
+    The answer is kept, and a failure gives a warning once. While a CUDA graph is captured, nothing is tried: None."""
     from softdice.backends.cuda import layout
 
     input, target, weight, regions, voxel_map, settings = request
@@ -66,10 +65,12 @@ def problem(request: Request) -> str | None:
 
 
 def _capturing(device: torch.device) -> bool:
+    """Return whether a CUDA graph is captured on a device."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _advice(device: torch.device, settings: Pass, outcome: str) -> str:
+    """Return the text of the warning that the kernels failed. outcome: how, in words."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return (
         f"softdice: expected Triton's kernels to agree with the reference on {name}, got {outcome} "
@@ -78,7 +79,8 @@ def _advice(device: torch.device, settings: Pass, outcome: str) -> str:
 
 
 def _voxels(request: Request) -> int:
-    """Return the voxels of a case: tiles enough for its programs, and a number with the divisors of the request's."""
+    """Return the number of voxels of a case: enough tiles for its programs, and the remainder of the request's number
+    by `layout.WIDEST`, on which machine code depends."""
     from softdice.backends.cuda import driver, layout
 
     least = max(VOXELS, ((TILES - 1) * PROGRAMS + 1) * driver.longest_tile(request))
@@ -87,9 +89,7 @@ def _voxels(request: Request) -> int:
 
 def _case(request: Request) -> Request:
     """Return SAMPLES random samples with the classes, dtypes, memory layout and settings of a request for sums or maps.
-
-    They lie on its device; torch's global generator stays as it is.
-    """
+    They lie on its device; torch's global generator stays as it is."""
     from softdice.backends.cuda import layout
 
     input, target, weight, regions, voxel_map, settings = request
@@ -117,7 +117,8 @@ def _case(request: Request) -> Request:
 
 
 def _outcome(request: Request) -> str | None:
-    """Return in what way kernel and reference differ on a request's case, or None."""
+    """Return, in words, how kernels and reference differ on a request's case, or what was raised; None if they agree.
+    Raise torch.OutOfMemoryError, if the case does: it says nothing about the kernels."""
     try:
         with torch.inference_mode(False), torch.enable_grad(), without_autocast(request.input.device):
             off = _error(_case(request))
@@ -132,7 +133,8 @@ def _outcome(request: Request) -> str | None:
 
 
 def _error(case: Request) -> float:
-    """Return the largest relative distance of the kernels' statistics and gradient from the reference's in float64."""
+    """Return the largest relative distance of the kernels' statistics and gradient from the reference's in float64.
+    The gradient is that of a fixed weighted sum of the statistics; inf stands for a NaN. Autograd has to be on."""
     from softdice.backends.cuda import driver
 
     wide = case.input.detach().double().requires_grad_()
@@ -146,13 +148,13 @@ def _error(case: Request) -> float:
 
 
 def _whose(error: Exception) -> str:
-    """Name Triton with its version where the error came up through it, else this package, whose launch it is."""
+    """Return "Triton" and its version if its code is in the traceback of an error, else "softdice"; for the warning."""
     through = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in walk_tb(error.__traceback__)}
     return f"Triton {getattr(sys.modules['triton'], '__version__', '')}" if "triton" in through else "softdice"
 
 
 def _distance(ours: Tensor, exact: Tensor) -> float:
-    """Return the largest distance, relative to the largest value of its row; infinite where a number is nan."""
+    """Return the largest distance of `ours` from `exact`, (..., N), relative to the largest of N; inf if one is NaN."""
     scale = exact.detach().abs().amax(-1).clamp_min(1e-3)
     off = ((ours.double() - exact.detach()).abs().amax(-1) / scale).amax().item()
     return off if off == off else float("inf")

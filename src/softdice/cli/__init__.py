@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _missing(command: str) -> str:
-    """What the command needs beside the command line is named in the same breath."""
+    """Return the error about the missing packages of a command, "" if all are there; `command`: first word typed."""
     from softdice.training import PACKAGES
 
     caller = f"softdice {command}" if command in EXTRAS else "softdice"

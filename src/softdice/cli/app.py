@@ -19,16 +19,16 @@ class GroupedHelp(TyperCommand):
     """A command whose help lists the options group by group; the group is an option's `rich_help_panel`."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments and then each group of options, in the order of the first option of each group."""
+        """Write the arguments, then each group of options, by its first one; click passes Context and HelpFormatter."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             title = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                groups.setdefault(getattr(parameter, "rich_help_panel", None) or title, []).append(record)
-        for title, records in groups.items():
+            name_and_help = parameter.get_help_record(ctx)
+            if name_and_help is not None:  # None for a hidden option
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or title, []).append(name_and_help)
+        for title, rows in groups.items():
             with formatter.section(title):
-                formatter.write_dl(records)
+                formatter.write_dl(rows)
 
 
 app = typer.Typer(
@@ -49,7 +49,7 @@ def _print_version(requested: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback()  # typer takes its docstring for the help of the program
 def _options(
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."

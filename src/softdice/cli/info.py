@@ -26,7 +26,7 @@ def info(
     ),
 ) -> None:
     """Show versions, devices, and which backend serves which device."""
-    if nnunet:
+    if nnunet:  # keep the folders that the variable lists already
         before = os.environ.get("nnUNet_extTrainer", "")  # noqa: SIM112 (nnU-Net's spelling)
         others = [path for path in before.split(os.pathsep) if path]
         paths = os.pathsep.join(dict.fromkeys([*others, str(TRAINERS)]))
@@ -51,7 +51,7 @@ def info(
 
 
 def _packages(requirements: list[str]) -> list[str]:
-    """Return the packages that users need: always, by an extra, and those that come along."""
+    """Return the packages that users need beside torch, from the metadata's texts, as `typer>=0.12; extra == "cli"`."""
     names = []
     for requirement in requirements:
         extra = re.search(r"extra == ['\"](.+?)['\"]", requirement)
@@ -61,7 +61,7 @@ def _packages(requirements: list[str]) -> list[str]:
 
 
 def _version(package: str) -> str:
-    """Return name and version, the name as the package spells it."""
+    """Return name and version of a package, the name as it spells itself, or "<package> not installed"."""
     try:
         metadata = importlib.metadata.metadata(package)
     except importlib.metadata.PackageNotFoundError:

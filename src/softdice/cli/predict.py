@@ -50,24 +50,19 @@ def predict(
             from softdice.training.inference import PredictionError
 
             def progress(done: int, total: int, name: str) -> None:
+                """Draw how many of all images are done, and the name of the last one."""
                 bar.update(task, completed=done, total=total, description=escape(shown(name)))
 
             try:
                 written = run(
-                    checkpoint,
-                    images,
-                    out,
-                    overwrite=overwrite,
-                    decide=decide,
-                    confidence=confidence,
-                    progress=progress,
-                    line=lines.append,
-                )
+                    checkpoint, images, out, overwrite=overwrite, decide=decide, confidence=confidence,
+                    progress=progress, line=lines.append,
+                )  # fmt: skip
             except PredictionError as problem:
                 written, errors = problem.written, problem.errors
         for line in lines:
             print(shown(line), file=sys.stderr)
-        masks = f"{len(written)} mask{'' if len(written) == 1 else 's'}"
+        masks = f"{len(written)} mask{'s' * (len(written) != 1)}"
         console.print(f"{masks} written to {out}", markup=False, highlight=False, soft_wrap=True)
         others = left_out(images, list_images(images).values()) if images.is_dir() and not is_store(images) else ""
         if others:

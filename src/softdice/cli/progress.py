@@ -5,16 +5,8 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 LOG_S = 30.0
 """Seconds between two lines in a log."""
@@ -25,32 +17,29 @@ def loading(console: Console) -> None:
     console.print("Loading ...", markup=False, highlight=False)
 
 
-def drawn(console: Console, *columns: ProgressColumn) -> Progress:
-    """Return a bar that is gone when it ends, on a terminal; elsewhere one that says nothing.
+def drawn(console: Console, *columns: progress.ProgressColumn) -> progress.Progress:
+    """Return a progress bar that disappears when it ends; one that prints nothing if `console` is no terminal.
 
     The oldest rich ends a disabled bar with an empty line, unless its console is quiet.
     """
     shown = console.is_terminal
-    return Progress(*columns, console=console if shown else Console(quiet=True), transient=True, disable=not shown)
+    shown_on = console if shown else Console(quiet=True)
+    return progress.Progress(*columns, console=shown_on, transient=True, disable=not shown)
 
 
 class Bar:
-    """A `softdice.training.module.Reporter` that draws; used as a context."""
+    """A `softdice.training.module.Reporter` that draws; used as a context, inside which the bar is on the screen."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar = drawn(
-            console,
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self.task: TaskID | None = None
-        self.first: tuple[float, float] | None = None
-        self.written = 0.0
+            console, progress.TextColumn("{task.description}"), progress.BarColumn(),
+            progress.TextColumn("{task.percentage:3.0f} %"), progress.TimeElapsedColumn(),
+            progress.TextColumn("left"), progress.TimeRemainingColumn(),
+        )  # fmt: skip
+        self.task: progress.TaskID | None = None  # the bar's line, from the first progress on
+        self.first: tuple[float, float] | None = None  # time in s and share done at the first progress
+        self.written = 0.0  # time in s of the last line in a log, like `first` of `time.monotonic`
 
     def __enter__(self) -> Bar:
         self.bar.start()
@@ -66,7 +55,12 @@ class Bar:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, fraction: float, epoch: int, loss: float, dice: float | None) -> None:
-        """Draw the share done, the epoch, its mean loss so far, the last validation Dice."""
+        """Draw the progress on a terminal; elsewhere print a line of it, at the first call, each LOG_S and at the end.
+
+        Args:
+            fraction: share of the training that is done, from 0 to 1. epoch: the one under way, from 1.
+            loss: mean of the epoch so far. dice: of the last validation, None before the first.
+        """
         text = f"epoch {epoch:3d}  loss {loss:7.4f}  validation Dice {'     -' if dice is None else f'{dice:.4f}'}"
         if self.console.is_terminal:
             if self.task is None:

@@ -30,7 +30,10 @@ EXAMPLES = """Examples:
 
 
 def _option(group: str, help: str, *names: str, **settings: Any) -> Any:
-    """Return an option in a group of the help."""
+    """Return an option below a heading of the help, with the names that are typed, by default the parameter's.
+
+    `settings` are other arguments of `typer.Option`.
+    """
     return typer.Option(*names, help=help, rich_help_panel=group, **settings)
 
 
@@ -38,6 +41,7 @@ def _choice(group: str, help: str, choices: Sequence[str]) -> Any:
     """Return an option whose choices the help shows and the shell completes; the command itself checks the value."""
 
     def complete(incomplete: str) -> list[str]:
+        """Return the choices that begin like the word at the cursor."""
         return [choice for choice in choices if choice.startswith(incomplete)]
 
     return _option(group, help, metavar=f"[{'|'.join(choices)}]", autocompletion=complete)
@@ -167,7 +171,7 @@ def score(
         if run is None:  # a rank above 0 under torchrun, which has done its share
             return
         with one_line():
-            from softdice.cli.score_run import Task, check_options, find_pairs, known_confidence, open_journal, run_task
+            from softdice.cli.score_run import Task, check_options, run_task
             from softdice.evaluation.labels import ScoreError
             from softdice.scoring.options import parse_options
 
@@ -177,20 +181,18 @@ def score(
                 if value not in choices:
                     wanted = ", ".join(filter(None, choices))
                     raise ScoreError(f"{option}: expected one of {wanted}, got {value!r}.")
-            others = tuple(versus or ())
-            format = check_options(format, rows, others, out, report, resume, confidence)
-            task = Task(
-                predictions, labels_path, layout, others, jobs, format, rows, out, report, images, view, overwrite,
-                confidence,
+            typed = Task(
+                predictions=predictions, truth=labels_path, layout=layout, versus=tuple(versus or ()), jobs=jobs,
+                format=format, rows=rows, out=out, report=report, images=images, view=view, overwrite=overwrite,
+                confidence=confidence, resume=resume,
             )  # fmt: skip
+            task = check_options(typed)
             options = parse_options(
                 labels, regions, ignore, include_background=include_background, threshold=threshold, soft=soft,
                 resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, scale=scale, round=round,
                 empty=empty, missing=missing, metrics=metrics, surface=surface, penalty=penalty, lesions=lesions,
                 matching=matching, centreline=centreline, instances=instances,
             )  # fmt: skip
-            pairs = find_pairs(task, (labels, regions, ignore, "--instances" if instances else None))
-            sure = known_confidence(task, pairs)
-            exit_code = run_task(task, pairs, options, open_journal(task, options, resume=resume), run, sure)
+            exit_code = run_task(task, (labels, regions, ignore, "--instances" if instances else None), options, run)
         if exit_code:
             raise typer.Exit(exit_code)

@@ -24,6 +24,7 @@ MOST_ROWS = 20
 
 
 def _parse_patch(text: str | None) -> tuple[int, ...] | None:
+    """Return the voxels along each axis of "96", "96x96x32" or "96,96,32"; raise TrainingError for other texts."""
     if text is None:
         return None
     try:
@@ -35,7 +36,7 @@ def _parse_patch(text: str | None) -> tuple[int, ...] | None:
 
 
 def _option(help: str, *names: str, default: str = "", **settings: Any) -> Any:
-    """Return an option, whose help ends with the default of the setting of that name."""
+    """Return an option of typer with `names` and `settings`; `default`: the key of `DEFAULTS` that the help shows."""
     return typer.Option(*names, help=f"{help} [default: {DEFAULTS[default]}]" if default else help, **settings)
 
 
@@ -103,7 +104,7 @@ def train(
 
     Writes model.ckpt, metrics.csv, curves.png, overlays.png and summary.json into --out; earlier ones get a number.
     """
-    options = dict(locals())  # the settings, by the same names
+    options = dict(locals())  # by the names of TrainConfig
     started = time.monotonic()
     console = Console()
     ranks = Ranks.here()
@@ -133,11 +134,16 @@ def train(
 
 
 def _following(options: dict[str, Any], saved_epochs: int, *, other_settings: bool = False) -> str:
-    """Say what a run that ended early has saved, and the command that goes on with it or starts it again."""
+    """Return a sentence on what a run that ended early has saved, and the command that resumes it or starts it again.
+
+    Args:
+        options: of `train`, by name. saved_epochs: complete ones in the checkpoint, 0 if the run had not begun.
+        other_settings: resuming would fail again, so the command starts anew.
+    """
     model = Path(options["out"]) / "model.ckpt"
     kept = saved_epochs > 0 or (options["resume"] and model.exists())
-    of_epoch = f" epoch {saved_epochs}," if saved_epochs else ""
-    saved = f"Saved:{of_epoch} in {model}." if kept else "Nothing was saved."
+    epoch = f" epoch {saved_epochs}," if saved_epochs else ""
+    saved = f"Saved:{epoch} in {model}." if kept else "Nothing was saved."
     resume = kept and not other_settings
     command = _command({**options, "resume": resume})
     if Ranks.here() is not None:  # how torchrun was called, only torchrun knows
@@ -146,20 +152,19 @@ def _following(options: dict[str, Any], saved_epochs: int, *, other_settings: bo
 
 
 def _command(options: dict[str, Any]) -> str:
-    """Return the command with these options, for a shell."""
-    data, *others = options.items()
-    words = ["softdice", "train", *([] if data[1] is None else [str(data[1])])]
-    for name, value in others:
+    """Return the command line of `train` with these options, by name, quoted for a shell."""
+    words = ["softdice", "train"]
+    for name, value in options.items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words += [option] if value else ["--no-foreground"] * (name == "foreground")
         elif value is not None:
-            words += [option, str(value)]
+            words += [str(value)] if name == "data" else [option, str(value)]
     return shlex.join(words)
 
 
 def _show(console: Console, summary: dict[str, Any], out: Path) -> None:
-    """Print a summary as a short table."""
+    """Print `summary`, the content of summary.json, as a short table, then the files in `out` and the next step."""
     table = Table(title=f"Dice on {len(summary['held_out'])} held-out cases", title_justify="left")
     table.add_column("class")
     table.add_column("mean over cases", justify="right")
@@ -188,4 +193,5 @@ def _show(console: Console, summary: dict[str, Any], out: Path) -> None:
 
 
 def _figure(value: float | None) -> str:
+    """Return a Dice coefficient as the table has it."""
     return "none" if value is None else f"{value:.4f}"

@@ -3,7 +3,8 @@
 A drop-in class is `declared`: its annotations are the arguments of the original's constructor, `__post_init__` checks
 them, and `forward` checks the tensors, asks `sums` (or `balanced`) for statistics and puts the terms together.
 
-Shape suffixes: B sample, C class, *S space.
+Shape suffixes: B sample, C class, S space (any number of axes, *S in a shape). Where nothing else is said, input is
+(B, C, *S) and floating, target labels (B, 1, *S) or (B, *S), or values (B, C, *S), and stats are (B, C).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from softdice.parallel import groups
 from softdice.statistics import OverlapStatistics, voxel_cross_entropy
 from softdice.statistics import check as checks
 from softdice.statistics.api import measure
-from softdice.statistics.request import Pass, signed
+from softdice.statistics.request import Pass, equals, signed
 
 # --- the declaration of a class
 
@@ -31,9 +32,9 @@ Class = TypeVar("Class", bound=type)
 
 @dataclass_transform(eq_default=False)
 def declared(cls: Class) -> Class:
-    """Make a module of a class whose annotations are the arguments of the original's constructor, in its order.
+    """Make a dataclass of a subclass of `DropIn`, whose annotations are the arguments of the original's constructor.
 
-    It is a dataclass, and its errors begin with the name of the class.
+    The errors of its constructor and of its forward begin with the name of the class.
     """
     module: Any = dataclass(eq=False, repr=False)(cls)
     for field in fields(module):  # a default left on the class would hide a submodule or buffer of that name
@@ -54,7 +55,11 @@ class DropIn(_Loss):
         return module
 
     def hold(self, name: str, values: Any, persistent: bool = True) -> Tensor | None:
-        """Keep a tensor, numbers (as float32) or None as the buffer of that name, and return it."""
+        """Register a buffer, in the place of the argument of that name, and return it.
+
+        values: a tensor, kept as it is; a number or a sequence of numbers, which become float32; or None. persistent:
+        whether the state dict has it.
+        """
         if name in vars(self):
             delattr(self, name)
         is_tensor = values is None or isinstance(values, Tensor)
@@ -64,49 +69,57 @@ class DropIn(_Loss):
 
     @validation.public
     def __prepare_scriptable__(self) -> Self:
-        """Raise: torch.jit.script calls this before anything else, and could not compile the pass."""
+        """Raise RuntimeError: torch.jit.script calls this before anything else, and could not compile the pass."""
         advice = "Use torch.compile(loss, fullgraph=True), or torch.export of a module that calls it."
         got = "torch.jit.script, which torch has deprecated"
         validation.fail("torch.compile or torch.export", got, advice, RuntimeError)
 
-    def options(self, group: type[DropIn]) -> dict[str, Any]:
-        """Return the arguments that a group of options declares, for a part of this loss that takes them, too."""
-        return {field.name: getattr(self, field.name) for field in fields(group)}  # type: ignore[arg-type]
+    def options(self, base: type[DropIn]) -> dict[str, Any]:
+        """Return the values, by name, of the constructor's arguments that the base class `base` declares.
+
+        A compound loss makes its terms with them, which have the same base.
+        """
+        return {field.name: getattr(self, field.name) for field in fields(base)}  # type: ignore[arg-type]
 
 
-# --- its parts: a user may put another loss in the place of one
+# --- its parts, the terms of a compound loss: a user may put another loss in the place of one
 
 
-def part(module: Any, *ours: type[nn.Module]) -> Any:
-    """Return a part of a loss, without torch.compile around it, if a pass can stand in for it; else None.
+def part(module: Any, *classes: type[nn.Module]) -> Any:
+    """Return a part of a loss, without torch.compile around it, if the loss may compute it from statistics; else None.
 
-    It cannot for another class, or one with hooks or a forward of its own: such a part has to be called.
+    module: the part, any callable. It qualifies if its class is one of `classes`, not a subclass, and if it has neither
+    hooks nor a forward set on the object. Any other part has to be called.
     """
     module = getattr(module, "_orig_mod", module)
-    if type(module) not in ours or "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
-        return None
-    return module
+    replaced = type(module) not in classes or "forward" in module.__dict__
+    return None if replaced or module._forward_hooks or module._forward_pre_hooks else module
 
 
 # --- its tensors
 
 
 def tensors(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the two tensors of a call, the target in a signed dtype; raise TypeError for anything else."""
+    """Return input and target of a call as a user passed them, a uint16, uint32 or uint64 target in a signed dtype.
+
+    torch cannot compare those three. Raise TypeError unless both are strided tensors.
+    """
     advice = "Outputs of several resolutions go through softdice.DeepSupervision."
     validation.are_tensors(advice, input=input, target=target)
     return input, signed(target)
 
 
 def flat_pair(input: Tensor, target: Tensor, *parts: Any) -> tuple[Tensor, Tensor]:
-    """Return the two tensors with one dimension of space, for `parts` of a loss that make a pass each.
+    """Return the two tensors as (B, C, V) and (B, 1 or C, V), for parts of a loss that make a pass each.
 
     Both passes then have one view of the input, in which autograd adds their gradients in place. With a view each, both
-    gradients and their sum would be in memory. The tensors stay as they are where a part is another library's, or has a
-    callable for an activation.
+    gradients and their sum would be in memory.
+
+    parts: what `part` returned for each. If one is None, or has a callable for an activation (other_act), which may
+    depend on the shape, the tensors stay as they are.
     """
-    ours = all(part is not None and getattr(part, "other_act", None) is None for part in parts)
-    if not ours or input.shape[2:] != target.shape[2:]:
+    in_passes = all(part is not None and getattr(part, "other_act", None) is None for part in parts)
+    if not in_passes or input.shape[2:] != target.shape[2:]:
         return input, target
     return input.flatten(2), target.flatten(2)
 
@@ -129,28 +142,34 @@ def sums(
     probabilities: bool = False,
     **settings: Any,
 ) -> OverlapStatistics:
-    """Return the statistics that `fields` names, (B, C), from one pass; `settings` are further fields of `Pass`.
+    """Return the statistics that `fields` names, (B, C), from one pass.
 
-    Labels, per-class values and weights are always checked. Without an activation the libraries take any number for a
-    probability, and so does this, unless `probabilities` asks for the check because a formula holds only in [0, 1].
+    Without an activation the libraries accept any number as a probability, and so does this.
+
+    Args:
+        activation: "none", "softmax" or "sigmoid".
+        weight: a factor >= 0 of each voxel, or a mask; (B, 1, *S) or (B, *S), without a softmax (B, C, *S), too.
+        probabilities: for the activation "none", whether to check that input is in [0, 1]: some formulas hold only
+            there.
+        settings: further fields of `Pass`.
+
+    Raises:
+        TypeError, ValueError: settings, shapes, dtypes, labels, per-class values or weights that do not fit.
     """
-    check = activation != "none" or probabilities
-    names = tuple(dict.fromkeys(fields))
-    one_pass = checks.pass_settings(Pass(activation=activation, validate=check, fields=names, **settings))
-    if not check:  # all but the probabilities: with a softmax any number is an input
+    names = tuple(dict.fromkeys(fields))  # two terms may read the same one
+    by_channel = weight is not None and weight.ndim == input.ndim and weight.shape[1] == input.shape[1] > 1
+    # a pass has one weight for all classes of a voxel: make each channel a sample of one class
+    if weight is not None and by_channel and activation != "softmax":
+        shape, V = input.shape, input.shape[2:].numel()
+        target = target if target.shape == shape else one_hot(target, shape[1])
+        channels = (tensor.expand(shape).reshape(-1, 1, V) for tensor in (input, target, weight))
+        stats = sums(*channels, fields=names, activation=activation, probabilities=probabilities, **settings)
+        return OverlapStatistics({name: getattr(stats, name).view(shape[:2]) for name in names})
+    validate = activation != "none" or probabilities
+    one_pass = checks.pass_settings(Pass(activation=activation, validate=validate, fields=names, **settings))
+    if not validate:  # check all but the probabilities: with a softmax any number is an input
         checks.values(checks.tensors(input, target, weight, None, one_pass.but(activation="softmax", validate=True)))
     return measure(input, target, weight, one_pass)
-
-
-def one_by_one(input: Tensor, target: Tensor, weight: Tensor | None, **settings: Any) -> OverlapStatistics:
-    """Return the statistics of `sums` for a weight (B, C, *S), in which every channel has a mask of its own.
-
-    Each channel goes through the pass as a sample of one class.
-    """
-    shape = (input.shape[:2].numel(), 1, input.shape[2:].numel())
-    channels = [None if x is None else x.expand(input.shape).reshape(shape) for x in (input, target, weight)]
-    stats = sums(*channels, **settings)  # type: ignore[arg-type]
-    return OverlapStatistics({name: getattr(stats, name).view(input.shape[:2]) for name in stats.fields})
 
 
 def balanced(
@@ -161,35 +180,29 @@ def balanced(
     field: str,
     positive: Tensor | float,
     negative: Tensor | float = 1.0,
-    gamma: float = 2.0,
-) -> Tensor:
-    """Return positive E+ + negative E-, (B, C): the two sides of a sigmoid's cross-entropy or focal loss, weighted.
+    others: Sequence[str] = (),
+    **settings: Any,
+) -> OverlapStatistics:
+    """Return the statistic `field` as positive * E+ + negative * E-, and `others`, (B, C), from one pass of a sigmoid.
 
         E+ = sum w y (1 - p)^gamma (-ln p)        E- = sum w (1 - y) p^gamma (-ln(1 - p))
 
     That is the focal loss's alpha (alpha E+ + (1 - alpha) E-) and the cross-entropy's pos_weight (pos_weight E+ + E-).
 
     Args:
-        target: labels (B, 1, *S) or per-class values (B, C, *S), soft ones too. weight: (B, 1, *S) or (B, C, *S).
-        field: "cross_entropy" or "focal". positive, negative: a number, or (C,).
-
-    Example:
-        >>> logits, labels = torch.zeros(1, 2, 3), torch.tensor([[[0, 1, 1]]])
-        >>> balanced(logits, labels, field="cross_entropy", positive=3.0)
-        tensor([[3.4657, 4.8520]])
+        input: logits. target: labels or values in [0, 1]. weight: w, (B, 1, *S) or (B, C, *S), or None for 1.
+        field: "cross_entropy" (without the powers) or "focal". positive, negative: factors, a number or (C,).
+        others: names of further statistics. settings: further fields of `Pass`, such as gamma.
     """
-    mask_per_channel = weight is not None and weight.shape[1] == input.shape[1] > 1
-    if mask_per_channel and target.shape != input.shape:
-        target = one_hot(target, input.shape[1])
-    fields = (f"positive_{field}", f"negative_{field}")
-    run = one_by_one if mask_per_channel else sums
-    stats = run(input, target, weight, fields=fields, activation="sigmoid", gamma=gamma)
-    plus, minus = (getattr(stats, name) for name in fields)
-    return torch.as_tensor(positive).to(plus) * plus + torch.as_tensor(negative).to(minus) * minus
+    sides = (f"positive_{field}", f"negative_{field}")
+    stats = sums(input, target, weight, fields=(*sides, *others), activation="sigmoid", **settings)
+    plus, minus = (getattr(stats, name) for name in sides)
+    value = torch.as_tensor(positive).to(plus) * plus + torch.as_tensor(negative).to(minus) * minus
+    return OverlapStatistics({field: value, **{name: getattr(stats, name) for name in others}})
 
 
 def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
-    """Return the sum of all ranks' pooled statistics, differentiable; without ranks the statistics themselves."""
+    """Return the sum of pooled statistics, (C,), over all ranks, differentiable; without ranks the same."""
     return stats.all_reduce("world") if groups.has_ranks() else stats
 
 
@@ -197,22 +210,30 @@ def add_over_ranks(stats: OverlapStatistics) -> OverlapStatistics:
 
 
 def extent_fields(squared: bool = False, soft: bool = False) -> tuple[str, ...]:
-    """Return the names of the statistics that `extents` reads."""
+    """Return the names of the statistics that `extents` reads for the same options."""
     if squared:
         return ("intersection", "prediction_squared", "target_squared")
     return ("difference" if soft else "intersection", "prediction", "target")
 
 
 def extents(stats: OverlapStatistics, squared: bool = False, soft: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tp, tp + fp and tp + fn, as the libraries define them for probabilities.
+    """Return tp, tp + fp and tp + fn, shaped as the statistics, as the libraries define them for probabilities.
 
-    By default tp = I, tp + fp = P, tp + fn = T. squared: tp + fp = Q and tp + fn = R. soft: tp = (P + T - D) / 2, which
-    is right for soft labels.
+    By default tp = I, tp + fp = P, tp + fn = T. squared: tp + fp = Q and tp + fn = R, the sums of squares. soft:
+    tp = (P + T - D) / 2 with D = sum abs(p - y), which is right for soft labels.
     """
     prediction = stats.prediction_squared if squared else stats.prediction
     target = stats.target_squared if squared else stats.target
     tp = (prediction + target - stats.difference) / 2 if soft else stats.intersection
     return tp, prediction, target
+
+
+def unlike(target: Tensor, ignore_index: int) -> Tensor:
+    """Return where a target, labels or values, is not ignore_index: bool, in its shape.
+
+    A number that its dtype cannot hold is none of its values: torch compares them wrapped round, uint8 156 with -100.
+    """
+    return target != ignore_index if target.is_floating_point() else ~equals(target, ignore_index)
 
 
 def tversky(
@@ -225,11 +246,17 @@ def tversky(
     smooth_dr: float,
     least: float = 0.0,
 ) -> Tensor:
-    """Return (tp + smooth) / (tp + alpha fp + beta fn + smooth_dr) for the three results of `extents`.
+    """Return (tp + smooth) / (tp + alpha fp + beta fn + smooth_dr), (B, C) or (C,).
 
-    Dice is alpha = beta = 1/2 (with half of its smoothing), Jaccard alpha = beta = 1. least: lower bound of the
-    denominator, if not 0.
+    Dice is alpha = beta = 1/2 (with half of its smoothing), Jaccard alpha = beta = 1.
+
+    Args:
+        tp, prediction, target: tp, tp + fp and tp + fn of each class, as `extents` returns them.
+        alpha, beta: factors of fp and fn. smooth, smooth_dr: smoothing of the numerator and of the denominator, >= 0.
+        least: lower bound of the denominator; 0 for no bound.
     """
+    # few operations, since starting them costs more than their arithmetic:
+    # alpha fp + beta fn + tp = alpha (tp + fp) + beta (tp + fn) + (1 - alpha - beta) tp
     denominator = alpha * (prediction + target) if alpha == beta else alpha * prediction + beta * target
     denominator = (denominator if alpha + beta == 1 else denominator + (1 - alpha - beta) * tp) + smooth_dr
     return (tp + smooth) / (denominator.clamp_min(least) if least else denominator)
@@ -245,32 +272,34 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     reads = ("cross_entropy", "labelled")
     """The statistics that `from_statistics` reads."""
     guard = False
-    """Whether the loss of a batch of ignored voxels alone is 0, where torch's is nan."""
+    """Whether the loss is 0, and not nan as torch's, for a batch in which every voxel is ignored."""
 
     def shares(self, ignore_index: int | None = None) -> bool:
-        """Return whether a pass with that ignore_index, and otherwise default settings, gives this loss."""
+        """Return whether a pass with a softmax and that ignore_index, all else at defaults, computes this loss.
+
+        ignore_index: of the Dice term with which this loss would share the pass.
+        """
         # torch's default of -100 leaves nothing out: the check of the labels would refuse a label of -100
         return self.reduction != "none" and self.label_smoothing == 0 and self.ignore_index in (ignore_index, -100)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, C, *S) for labels or per-class values."""
+        """Return the loss of logits (B, C, *S) for labels or values; its map (B, *S) for reduction="none"."""
         dense = target.shape == input.shape
-        settings: dict[str, Any] = {"label_smoothing": self.label_smoothing}
+        settings: dict[str, Any] = {"activation": "softmax", "label_smoothing": self.label_smoothing}
         settings["ignore_index"] = None if dense else self.ignore_index
-        if self.reduction == "none":
-            target = target[:, 0] if target.ndim == input.ndim and not dense else target
-            if self.weight is None:
-                return voxel_cross_entropy(input, target, activation="softmax", **settings)
-            if dense or self.label_smoothing:
-                return super().forward(input, target.to(input.dtype) if dense else target.long())
-            entropy_BS = voxel_cross_entropy(input, target, activation="softmax", **settings)
-            labels_BS = target.long()
-            return entropy_BS * self.weight.to(entropy_BS)[torch.where(labels_BS == self.ignore_index, 0, labels_BS)]
-        stats = sums(input, target, fields=self.reads, activation="softmax", **settings)
-        return self.from_statistics(stats, input, target)
+        if self.reduction != "none":
+            return self.from_statistics(sums(input, target, fields=self.reads, **settings), input, target)
+        target = target[:, 0] if target.ndim == input.ndim and not dense else target
+        if self.weight is not None and (dense or self.label_smoothing):
+            return super().forward(input, target.to(input.dtype) if dense else target.long())
+        entropy_BS = voxel_cross_entropy(input, target, **settings)
+        if self.weight is None:
+            return entropy_BS
+        labels_BS = target.long()
+        return entropy_BS * self.weight.to(entropy_BS)[torch.where(labels_BS == self.ignore_index, 0, labels_BS)]
 
     def from_statistics(self, stats: OverlapStatistics, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss for statistics (B, C); of the tensors only the shapes are read."""
+        """Return the loss, 0-d, for statistics with the fields `reads`; only the shapes of the tensors are read."""
         stats = stats.pool()
         weight = torch.ones_like(stats.labelled) if self.weight is None else self.weight.to(stats.labelled)
         total = (weight * stats.cross_entropy).sum()
@@ -289,28 +318,32 @@ class BinaryCrossEntropyLoss(nn.BCEWithLogitsLoss):
     """The statistics that `from_statistics` reads."""
 
     def shares(self, ignore_index: int | None = None) -> bool:
-        """Return whether a pass with that ignore_index, and otherwise default settings, gives this loss."""
+        """Return whether a pass with a sigmoid and that ignore_index, all else at defaults, computes this loss."""
         return self.reduction != "none" and self.pos_weight is None and self.weight is None and ignore_index is None
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, C, *S) for values of that shape."""
+        """Return the loss of logits for values in [0, 1], (B, C, *S) both: 0-d, or (B, C, *S) for reduction="none"."""
         if self.reduction == "none" or self.weight is not None:
             return super().forward(input, target.to(input.dtype))
         return self.from_statistics(self.statistics(input, target), input, target)
 
-    def statistics(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> OverlapStatistics:
-        """Return the cross-entropy, (B, C), with its positive side times pos_weight. mask: (B, 1, *S) or (B, C, *S)."""
+    def statistics(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, others: Sequence[str] = ()
+    ) -> OverlapStatistics:
+        """Return the statistic cross_entropy, whose part where the target is 1 is weighted by pos_weight, and `others`.
+
+        Both are (B, C). input, target: logits and values (B, C, *S). mask: the voxels that count, (B, 1, *S) or
+        (B, C, *S). others: names of statistics. Raise ValueError unless pos_weight is None, one number, or
+        (C, 1, ..., 1) with a 1 for each axis of *S.
+        """
         if self.pos_weight is None:
-            mask_per_channel = mask is not None and mask.shape[1] == input.shape[1] > 1
-            run = one_by_one if mask_per_channel else sums
-            return run(input, target, mask, fields=self.reads, activation="sigmoid")
+            return sums(input, target, mask, fields=(*self.reads, *others), activation="sigmoid")
         expected = (input.shape[1], *[1] * (input.ndim - 2))
         if self.pos_weight.numel() > 1 and tuple(self.pos_weight.shape) not in (expected, (1, *expected)):
             advice = "BCEWithLogitsLoss broadcasts it against (C, *S): give it as many dimensions."
             validation.fail(f"pos_weight of shape {expected}", tuple(self.pos_weight.shape), advice)
-        sides = {"field": "cross_entropy", "positive": self.pos_weight.flatten()}
-        return OverlapStatistics({"cross_entropy": balanced(input, target, mask, **sides)})  # type: ignore[arg-type]
+        return balanced(input, target, mask, field="cross_entropy", positive=self.pos_weight.flatten(), others=others)
 
     def from_statistics(self, stats: OverlapStatistics, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss for statistics (B, C); of the tensors only the shapes are read."""
+        """Return the loss, 0-d, for what `statistics` returned. Only the number of logits in input is read."""
         return stats.cross_entropy.sum() / (max(input.numel(), 1) if self.reduction == "mean" else 1)

@@ -48,6 +48,7 @@ class SoftdiceLoss(nn.Module):
         loss_weight: float = 1.0,
         loss_name: str = "loss_softdice",
     ) -> None:
+        """Raise ValueError if a loss is unknown or there is none. The first call makes the losses."""
         super().__init__()
         public = {name: getattr(softdice, name) for name in softdice.__all__ if name.endswith("Loss")}
         for name in losses:
@@ -56,22 +57,24 @@ class SoftdiceLoss(nn.Module):
             validation.fail("losses by name", losses, 'Pass {"SoftDiceLoss": {}}, for example.')
         self.losses = {public[name]: dict(settings) for name, settings in losses.items()}
         self.loss_weight, self.loss_name = loss_weight, loss_name
-        self.loss_by_head: dict[tuple[int, int | None, torch.device], Loss] = {}  # made at the first call
+        self.loss_by_head: dict[tuple[int, int | None, torch.device], Loss] = {}  # by channels, ignore_index, device
 
     @validation.public
     def forward(
         self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int | None = 255
     ) -> Tensor:
-        """cls_score, label -> loss."""
+        """cls_score (B, C, H, W), label (B, H, W), weight (B, H, W) or None -> loss, 0-d.
+
+        ignore_index: of the head. Raise what the losses and their constructors raise.
+        """
         validation.are_tensors(cls_score=cls_score, label=label)
         key = cls_score.shape[1], ignore_index, cls_score.device
         if key not in self.loss_by_head:
             self.loss_by_head[key] = self._sum(cls_score.shape[1], ignore_index).to(cls_score.device)
-        weights = () if weight is None else (weight,)
-        return self.loss_weight * self.loss_by_head[key](cls_score, label, *weights)
+        return self.loss_weight * self.loss_by_head[key](cls_score, label, weight)
 
     def _sum(self, num_classes: int, ignore_index: int | None) -> Loss:
-        """Return the sum of the losses of the configuration, for a number of classes and an ignore_index."""
+        """Return the weighted sum of the losses of the configuration; their constructors raise for wrong settings."""
         terms = []
         for loss, settings in self.losses.items():
             keywords = {"activation": "softmax", "ignore_index": ignore_index} | settings

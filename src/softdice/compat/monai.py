@@ -3,12 +3,10 @@
 Write `from softdice.compat.monai import DiceLoss` in the place of `from monai.losses import DiceLoss`. MONAI itself is
 not imported. Each class has the arguments of the class of that name in MONAI 1.6.1; its docstring says what differs.
 
-Example:
-    >>> import torch
-    >>> from softdice.compat.monai import DiceCELoss
-    >>> loss = DiceCELoss(to_onehot_y=True, softmax=True)
-    >>> loss(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[0, 1]]]))
-    tensor(0.2461)
+In a call input is (B, C, *S) and floating; target is a label map (B, 1, *S) with to_onehot_y, else (B, C, *S) values.
+A call raises TypeError, ValueError or the class's `misfit` for tensors that do not fit; a constructor raises TypeError
+or ValueError for arguments out of range. Some methods of a class look for options that only subclasses have.
+Shape suffixes: B sample, C class, S space (any number of axes, *S in a shape).
 """
 
 from __future__ import annotations
@@ -30,15 +28,19 @@ from softdice.statistics import OverlapStatistics, check
 from softdice.statistics.request import result_dtype
 
 Weight = Sequence[float] | float | Tensor | None
-Two = Callable[[Tensor, Tensor], Tensor]
+"""A factor for each class that counts, or one for all of them."""
 FOCAL = ("focal", "voxels")
+"""The statistics that `FocalLoss.from_statistics` reads."""
 
 # --- what all of them share
 
 
 @common.declared
 class _MonaiLoss(common.DropIn):
-    """A loss of MONAI: its kind of target, what it ignores, and whether the background counts."""
+    """A loss of MONAI. It knows the kind of target, what the loss ignores, and whether the background, class 0, counts.
+
+    Its buffer `class_weight`, where a subclass calls `hold_weight`, is the constructor's `weight`.
+    """
 
     include_background: bool = True
     to_onehot_y: bool = False
@@ -51,25 +53,28 @@ class _MonaiLoss(common.DropIn):
     """The error that MONAI raises where the shape of target does not fit."""
 
     def tensors(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the two tensors of a call, (B, C) as (B, C, 1) where that gives MONAI's number; raise elsewhere."""
+        """Return a user's input and target, with an axis of one voxel added to (B, C).
+
+        Raise TypeError unless they are tensors, ValueError for (B, C) if MONAI's formula for it is another.
+        """
         input, target = common.tensors(input, target)
         if input.ndim != 2:
             return input, target
         if not self.without_space():
-            advice = (
-                "MONAI adds up all samples and classes then. Add a dimension with unsqueeze(-1), or set batch=True."
-            )
+            advice = "MONAI adds up samples and classes then. Add a dimension with unsqueeze(-1), or set batch=True."
             validation.fail("input of shape (B, C, *S)", tuple(input.shape), advice)
         return input.unsqueeze(-1), target.unsqueeze(-1)
 
     def without_space(self) -> bool:
-        """Return whether MONAI's formula for (B, C) is the one for a single voxel."""
+        """Return whether MONAI's formula for an input (B, C), without space, equals the one for a single voxel."""
         return bool(getattr(self, "batch", False))
 
     def has_labels(self, input: Tensor, target: Tensor) -> bool:
-        """Return whether target is a label map (B, 1, *S); raise MONAI's error where its shape does not fit."""
-        channels = input.shape[1]
-        labels = self.to_onehot_y and channels > 1
+        """Return whether target is a label map (B, 1, *S): with to_onehot_y and C > 1; else it is values (B, C, *S).
+
+        Raise `misfit` if target has another shape. Warn of to_onehot_y with C = 1.
+        """
+        labels = self.to_onehot_y and input.shape[1] > 1
         if self.to_onehot_y and not labels:
             _warn_of("to_onehot_y=True")
         expected = (input.shape[0], 1, *input.shape[2:]) if labels else tuple(input.shape)
@@ -79,33 +84,37 @@ class _MonaiLoss(common.DropIn):
         return labels
 
     def without_ignored(self, target: Tensor, labels: bool) -> tuple[Tensor, Tensor | None, int | None]:
-        """Return target, voxel weight and ignore_index for the pass, by MONAI's rules of what is ignored.
+        """Return (target, mask of the voxels that count, (B, 1, *S) bool or None for all, ignore_index of the pass).
 
-        In labels it is the label ignore_index; in one channel of values the value; in several channels the voxels of
-        class ignore_index, or, if there is no such class, those of no class at all.
+        MONAI ignores, in labels, the label ignore_index; in one channel of values, that value, for which 0 is put in;
+        in several channels, the voxels of class ignore_index or, if it is no class, the voxels without any class.
+        Raise ValueError if class ignore_index has values between 0 and 1. labels: what `has_labels` returned.
         """
         ignore_index: int | None = getattr(self, "ignore_index", None)
         if ignore_index is None or labels:
             return target, None, ignore_index
         if target.shape[1] == 1:
-            keep = target != ignore_index
+            keep = common.unlike(target, ignore_index)
             return torch.where(keep, target, 0), keep, None
         if 0 <= ignore_index < target.shape[1]:
             return target, _hard_mask(target[:, ignore_index : ignore_index + 1]) == 0, None
         return target, target.sum(1, keepdim=True) > 0, None
 
     def without_background(self, stats: OverlapStatistics) -> OverlapStatistics:
-        """Return the statistics of the classes that enter the loss: all, or all but class 0."""
-        channels = getattr(stats, stats.fields[0]).shape[-1]
+        """Return the statistics of the classes that count, (B, C) or (B, C - 1): all, or all but class 0."""
         if self.include_background:
             return stats
+        channels = getattr(stats, stats.fields[0]).shape[-1]
         if channels == 1:
             _warn_of("include_background=False")
             return stats
         return stats.select(range(1, channels))
 
     def weighted(self, cost: Tensor) -> Tensor:
-        """Return a cost (..., C) times the buffer class_weight: one number, or one per class that counts."""
+        """Return a cost (..., C), where C classes count, times the buffer class_weight, one number or (C,).
+
+        Raise ValueError for another number of weights.
+        """
         weight: Any = self.class_weight
         if weight is None:
             return cost
@@ -115,7 +124,7 @@ class _MonaiLoss(common.DropIn):
         return cost * weight.to(cost)
 
     def hold_weight(self, weight: Weight) -> None:
-        """Keep the weight as the buffer class_weight; raise ValueError if it is negative."""
+        """Keep the constructor's weight as the buffer class_weight; raise ValueError if a weight is below 0."""
         class_weight = self.hold("class_weight", weight)
         if class_weight is not None and not class_weight.is_meta and bool((class_weight < 0).any()):
             validation.fail("weight >= 0", class_weight.tolist(), "Pass other weights.")
@@ -127,10 +136,9 @@ def _warn_of(option: str) -> None:
 
 
 def _hard_mask(mask: Tensor) -> Tensor:
-    """Return a mask of zeros and ones; raise ValueError for other values."""
-    return check.hard(
-        mask, "mask", "Fractional masks enter MONAI's sums squared; pass voxel_weight to a softdice loss."
-    )
+    """Return a mask of any shape and dtype as it is; raise ValueError for a value other than 0 and 1."""
+    advice = "Fractional masks enter MONAI's sums squared; pass voxel_weight to a softdice loss."
+    return check.hard(mask, "mask", advice)
 
 
 # --- overlap: Dice, generalized Dice, Tversky, MCC
@@ -138,18 +146,18 @@ def _hard_mask(mask: Tensor) -> Tensor:
 
 @common.declared
 class _OverlapLoss(_MonaiLoss):
-    """A loss with an activation, and its statistics from one pass."""
+    """A loss with an activation (sigmoid, softmax, other_act, or none of them), and its statistics from one pass."""
 
     sigmoid: bool = False
     softmax: bool = False
     other_act: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        """Raise TypeError if other_act cannot be called, ValueError if there are two activations."""
         super().__post_init__()
         if self.other_act is not None and not callable(self.other_act):
             validation.fail("other_act to be callable", repr(self.other_act), "Pass a function.", TypeError)
-        options = (("sigmoid", self.sigmoid), ("softmax", self.softmax), ("other_act", self.other_act))
-        chosen = [name for name, on in options if on]
+        chosen = [name for name in ("sigmoid", "softmax", "other_act") if getattr(self, name)]
         if len(chosen) > 1:
             advice = "Keep the one that turns input into probabilities."
             validation.fail("at most one of sigmoid, softmax, other_act", " and ".join(chosen), advice)
@@ -159,7 +167,8 @@ class _OverlapLoss(_MonaiLoss):
     ) -> OverlapStatistics:
         """Return the statistics that `fields` names, (B, C), from one pass with this loss's activation.
 
-        mask: (B, 1, *S), in the place of what ignore_index says; `settings` are further fields of `Pass`.
+        Check input and target, as a user passed them; raise what `tensors`, `has_labels` and `common.sums` raise. mask:
+        the voxels that count, (B, 1, *S) bool, instead of ignore_index. settings: further fields of `Pass`.
         """
         input, target = self.tensors(input, target)
         settings["activation"] = "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
@@ -168,12 +177,16 @@ class _OverlapLoss(_MonaiLoss):
             settings["activation"] = "none"
         elif self.other_act is not None:
             input = self.other_act(input)
-        target, weight, settings["ignore_index"] = self.without_ignored(target, self.has_labels(input, target))
+        target, keep, settings["ignore_index"] = self.without_ignored(target, self.has_labels(input, target))
         settings["probabilities"] = self.extent_options()["soft"]
-        return common.sums(input, target, weight if mask is None else mask, fields=fields, **settings)
+        return common.sums(input, target, keep if mask is None else mask, fields=fields, **settings)
+
+    def extents(self, stats: OverlapStatistics) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tp, tp + fp and tp + fn, shaped as the statistics, as squared_pred and soft_label define them."""
+        return common.extents(stats, **self.extent_options())
 
     def extent_options(self) -> dict[str, bool]:
-        """Return the options of `common.extents`: squared, soft (right for soft labels), or neither."""
+        """Return the keywords of `common.extents` that squared_pred and soft_label ask for: at most one is true."""
         squared = getattr(self, "squared_pred", False)
         return {"squared": squared, "soft": not squared and getattr(self, "soft_label", False)}
 
@@ -183,14 +196,17 @@ class _CostLoss(_OverlapLoss):
     """A loss that reduces a cost of each sample and class. A subclass defines `cost`."""
 
     broadcast = True
-    """Whether reduction="none" keeps as many dimensions as input has."""
+    """Whether the result of reduction="none" has axes of size 1 for space."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input, target -> loss."""
+        """input (B, C, *S), target (B, 1 or C, *S) -> loss, 0-d, or the costs for reduction="none"."""
         return self.from_statistics(self.statistics(input, target, self.reads), input.ndim)
 
     def from_statistics(self, stats: OverlapStatistics, ndim: int) -> Tensor:
-        """Return the loss for statistics (B, C) of an input with ndim dimensions."""
+        """Return the loss for the statistics of all classes, (B, C), of an input with ndim axes.
+
+        It is 0-d; for reduction="none" the costs, (B, C) or (C,), with axes of 1 for space if `broadcast`.
+        """
         stats = self.without_background(stats)
         cost = self.cost(stats.pool() if self.batch else stats)
         if self.reduction == "none":
@@ -199,7 +215,10 @@ class _CostLoss(_OverlapLoss):
 
     @abstractmethod
     def cost(self, stats: OverlapStatistics) -> Tensor:
-        """Return the cost of each class that counts, (B, C) or (C,) as the statistics, or (..., 1) over all classes."""
+        """Return the cost of each class, shaped as the statistics, or one cost for all classes, (..., 1).
+
+        stats: (B, C), or (C,) with batch=True, of the classes that count, with the fields `reads`.
+        """
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -245,10 +264,9 @@ class DiceLoss(_CostLoss, _DiceOptions):
         self.hold_weight(self.weight)
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
-        """Return the cost of each class, or, for weights of one class, (..., 1)."""
-        price = 1.0 if self.jaccard else 0.5
-        parts = common.extents(stats, **self.extent_options())
-        cost = 1 - common.tversky(*parts, price, price, self.smooth_nr / 2, self.smooth_dr / 2)
+        """Return 1 - Dice (or Jaccard) of each class, times its weight where there are several classes."""
+        alpha = 1.0 if self.jaccard else 0.5  # the factor of fp and of fn in `tversky`
+        cost = 1 - common.tversky(*self.extents(stats), alpha, alpha, self.smooth_nr / 2, self.smooth_dr / 2)
         return cost if cost.shape[-1] == 1 else self.weighted(cost)
 
 
@@ -270,18 +288,18 @@ class MaskedDiceLoss(DiceLoss):
     ignore_index: int | None = field(default=None, init=False)
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """input, target, mask -> loss."""
+        """input (B, C, *S), target (B, 1 or C, *S), mask (B or 1, 1, *S), zeros and ones, or None -> loss, 0-d."""
         if mask is None:
             warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=3)
             return super().forward(input, target)
         _check_mask(mask, input)
         keep = (_hard_mask(mask) != 0).expand(input.shape[0], 1, *input.shape[2:])
         stats = self.statistics(input, target, self.reads, keep)
-        if self.to_onehot_y and input.shape[1] > 1:  # MONAI has the masked voxels in the target of class 0
+        if self.to_onehot_y and input.shape[1] > 1:  # MONAI counts the masked voxels in the target of class 0
             masked_B1 = (~keep).flatten(1).sum(1, keepdim=True)
-            extra_BC = nn.functional.pad(masked_B1, (0, input.shape[1] - 1)).to(getattr(stats, stats.fields[0]))
+            masked_BC = nn.functional.pad(masked_B1, (0, input.shape[1] - 1)).to(getattr(stats, stats.fields[0]))
             of_target = ("target", "target_squared", "difference")
-            sums = {name: getattr(stats, name) + extra_BC * (name in of_target) for name in stats.fields}
+            sums = {name: getattr(stats, name) + masked_BC * (name in of_target) for name in stats.fields}
             stats = OverlapStatistics(sums)
         return self.from_statistics(stats, input.ndim)
 
@@ -297,7 +315,7 @@ class _GeneralizedDiceOptions(_OverlapLoss):
     batch: bool = False
 
     def without_space(self) -> bool:
-        """Return False: MONAI's formula needs space."""
+        """Return False: MONAI's formula for an input (B, C), without space, is another."""
         return False
 
 
@@ -325,12 +343,11 @@ class GeneralizedDiceLoss(_CostLoss, _GeneralizedDiceOptions):
         validation.choice("w_type", self.w_type, ("square", "simple", "uniform"))
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
-        """Return the cost over all classes, (..., 1)."""
+        """Return one cost for all classes, (B, 1) or (1,): 1 - Dice of the sums weighted by w, as the class says."""
         weight = stats.target.detach() ** -{"square": 2.0, "simple": 1.0, "uniform": 0.0}[self.w_type]
-        finite = torch.where(weight.isinf(), 0.0, weight)
+        finite = torch.where(weight.isinf(), 0.0, weight)  # infinite for an absent class
         weight = torch.where(weight.isinf(), finite.amax(-1, keepdim=True), finite)
-        parts = common.extents(stats, **self.extent_options())
-        tp, prediction, target = ((part * weight).sum(-1, keepdim=True) for part in parts)
+        tp, prediction, target = ((extent * weight).sum(-1, keepdim=True) for extent in self.extents(stats))
         return 1 - common.tversky(tp, prediction, target, 0.5, 0.5, self.smooth_nr / 2, self.smooth_dr / 2)
 
 
@@ -358,9 +375,8 @@ class TverskyLoss(_CostLoss):
     broadcast = False
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
-        """Return the cost of each class."""
-        parts = common.extents(stats, **self.extent_options())
-        return 1 - common.tversky(*parts, self.alpha, self.beta, self.smooth_nr, self.smooth_dr)
+        """Return 1 - Tversky index of each class."""
+        return 1 - common.tversky(*self.extents(stats), self.alpha, self.beta, self.smooth_nr, self.smooth_dr)
 
 
 @common.declared
@@ -388,11 +404,13 @@ class MCCLoss(_CostLoss):
         return (*super().reads, "voxels")
 
     def cost(self, stats: OverlapStatistics) -> Tensor:
-        """Return the cost of each class."""
-        names = ("intersection", "prediction", "target", "voxels")
-        i, p, t, v = (getattr(stats, name).double() for name in names)  # float32 overflows in a product of four
-        cost = 1 - (i * v - p * t + self.smooth_nr) / (p * t * (v - p) * (v - t) + self.smooth_dr).sqrt()
-        return torch.where((p == i) & (t == i), 0.0, cost).to(stats.prediction)
+        """Return 1 - MCC of each class, and 0 where prediction and target are equal."""
+        # float32 overflows in a product of four
+        tp, prediction, target, voxels = (getattr(stats, name).double() for name in self.reads)
+        covariance = tp * voxels - prediction * target + self.smooth_nr
+        variances = prediction * target * (voxels - prediction) * (voxels - target) + self.smooth_dr
+        all_right = (prediction == tp) & (target == tp)
+        return torch.where(all_right, 0.0, 1 - covariance / variances.sqrt()).to(stats.prediction)
 
 
 # --- focal
@@ -402,7 +420,7 @@ class MCCLoss(_CostLoss):
 class FocalLoss(_MonaiLoss):
     """input, target -> mean focal loss over voxels and classes; a sigmoid, or with use_softmax a softmax, of logits.
 
-    With a sigmoid the target must be zeros and ones. An alpha with a sigmoid costs a mask per channel.
+    With a sigmoid the target must be zeros and ones.
     reduction="none" gives a map of the voxels and classes, (B, C, *S), by torch's operations: it costs some tensors of
     the size of input, in both passes, and takes fractional targets.
 
@@ -427,89 +445,98 @@ class FocalLoss(_MonaiLoss):
         self.hold_weight(self.weight)
 
     def without_space(self) -> bool:
-        """Return whether MONAI's formula for (B, C) is the one for a single voxel."""
+        """Return whether MONAI's formula for an input (B, C), without space, equals the one for a single voxel."""
         return self.reduction != "sum"
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input, target -> loss."""
-        space = common.tensors(input, target)[0].shape[2:]
+        """input (B, C, *S), target (B, 1 or C, *S) -> loss, 0-d, or its map (B, C, *S) for reduction="none"."""
+        passed_input = input
         input, target = self.tensors(input, target)
         labels, one_map = self.has_labels(input, target), self.reduction == "none"
-        target, weight, ignore_index = self.without_ignored(target, labels)
+        target, keep, ignore_index = self.without_ignored(target, labels)
         if not (labels or self.use_softmax or one_map):
             check.hard(target)
-        balance = self.alpha is not None and not self.use_softmax
-        several = input.shape[1] > 1
-        drop_background = not self.include_background and several and (balance or self.use_softmax or one_map)
-        if labels and (balance or drop_background or one_map):
-            weight, ignore_index = (None if ignore_index is None else target != ignore_index), None
-            target = common.one_hot(target, input.shape[1])
+        C = input.shape[1]
+        counted = C if self.include_background or C == 1 else C - 1  # number of classes that count
+        drop_background = counted < C and (self.use_softmax or one_map)
+        if labels and (drop_background or one_map):
+            keep, ignore_index = (None if ignore_index is None else common.unlike(target, ignore_index)), None
+            target = common.one_hot(target, C)
         if drop_background:  # before the activation: MONAI's softmax is over the other classes
             input, target = input[:, 1:], target[:, 1:]
         if one_map:
-            if not (self.include_background or several):
+            if counted == C and not self.include_background:
                 _warn_of("include_background=False")
-            loss_BCS = self.loss_map(input, target, weight)
-            return loss_BCS.reshape(*loss_BCS.shape[:2], *space)
-        if balance:
-            alpha = self._alpha(input.shape[1])
-            sides: dict[str, Any] = {"positive": alpha, "negative": 1 - alpha if alpha.ndim == 0 else 1.0}
-            focal = common.balanced(input, target, weight, field="focal", gamma=self.gamma, **sides)
-            keep = torch.ones_like(input[:, :1], dtype=torch.bool) if weight is None else weight
-            voxels = keep.flatten(1).sum(1, keepdim=True).to(focal).expand_as(focal)
-            stats = OverlapStatistics({"focal": focal, "voxels": voxels})
+            loss_BCS = self.loss_map(input, target, keep)
+            return loss_BCS.reshape(*loss_BCS.shape[:2], *passed_input.shape[2:])  # (B, C) gets no axis of space
+        settings: dict[str, Any] = {"ignore_index": ignore_index, "gamma": self.gamma}
+        if self.alpha is not None and not self.use_softmax:
+            alpha = self._alpha(counted)
+            if alpha.ndim == 0:
+                settings.update(positive=alpha, negative=1 - alpha)
+            else:  # with a number for each class, voxels outside of the class have the factor 1
+                settings.update(positive=nn.functional.pad(alpha, (C - counted, 0)))
+            stats = common.balanced(input, target, keep, field="focal", others=("voxels",), **settings)
         else:
             activation = "softmax" if self.use_softmax else "sigmoid"
-            settings: dict[str, Any] = {"activation": activation, "ignore_index": ignore_index, "gamma": self.gamma}
-            stats = common.sums(input, target, weight, fields=FOCAL, **settings)
-            stats = stats if drop_background else self.without_background(stats)
-        return self.from_statistics(stats)
+            stats = common.sums(input, target, keep, fields=FOCAL, activation=activation, **settings)
+        return self.from_statistics(stats if drop_background else self.without_background(stats))
 
-    def loss_map(self, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        """Return the loss of each voxel and class for per-class values, (B, C, *S), by torch's operations."""
+    def loss_map(self, input: Tensor, target: Tensor, keep: Tensor | None) -> Tensor:
+        """Return the loss of each voxel and class, (B, C, *S), by torch's operations, with 0 for an ignored voxel.
+
+        input, target: logits and values in [0, 1] of the classes that count, (B, C, *S). keep: the voxels that count,
+        (B, 1, *S) bool, or None for all.
+        """
         x = input.to(result_dtype(input.dtype))
         y = target.to(x.dtype)
-        if weight is not None:  # an ignored voxel costs 0, even if it holds nan
-            x, y = torch.where(weight, x, 0.0), torch.where(weight, y, 0.0)
-        if self.use_softmax:
+        if keep is not None:  # an ignored voxel costs 0, even if it holds nan
+            x, y = torch.where(keep, x, 0.0), torch.where(keep, y, 0.0)
+        if self.use_softmax:  # -y (1 - p)^gamma ln p
             log_p = x.log_softmax(1)
             focal = -((1 - log_p.exp()) ** self.gamma) * log_p * y
-        else:
-            wrong = (-x * (2 * y - 1)).sigmoid()
-            focal = wrong**self.gamma * (y * softplus(-x) + (1 - y) * softplus(x))
+        else:  # with q = 1 - p where y = 1, and p where y = 0:  q^gamma (-y ln p - (1 - y) ln(1 - p))
+            q = (-x * (2 * y - 1)).sigmoid()
+            focal = q**self.gamma * (y * softplus(-x) + (1 - y) * softplus(x))
         if self.alpha is not None:
             alpha = self._alpha(x.shape[1]).to(x)
-            if self.use_softmax:
+            if alpha.ndim > 0:  # with a softmax, too
                 alpha = alpha.view(-1, *[1] * (x.ndim - 2))
-            elif alpha.ndim == 0:
-                alpha = y * alpha + (1 - y) * (1 - alpha)
-            else:  # with a number for each class, voxels outside of the class have the price 1
-                alpha = torch.where(y == 1, alpha.view(-1, *[1] * (x.ndim - 2)), 1.0)
-            focal = focal * alpha
-        focal = focal if weight is None else focal * weight
+                factor = alpha if self.use_softmax else torch.where(y == 1, alpha, 1.0)
+            else:
+                factor = y * alpha + (1 - y) * (1 - alpha)
+            focal = focal * factor
+        focal = focal if keep is None else focal * keep
         return self.weighted(focal.movedim(1, -1)).movedim(-1, 1)
 
     def from_statistics(self, stats: OverlapStatistics) -> Tensor:
-        """Return the loss for statistics (B, C) of the classes that count."""
+        """Return the loss, 0-d, for statistics with the fields `FOCAL`, (B, C), of the classes that count."""
         focal, voxels = stats.focal, stats.voxels[:, :1]
-        if self.alpha is not None and self.use_softmax:
+        if self.alpha is not None and self.use_softmax:  # a sigmoid's is in the statistics
             focal = focal * self._alpha(focal.shape[-1]).to(focal)
         focal = self.weighted(focal)
-        tiny = torch.finfo(torch.float32).eps
+        eps = torch.finfo(torch.float32).eps
         if self.reduction == "sum":  # the mean over space, added over samples and classes
-            return (focal / voxels.clamp_min(tiny)).sum()
+            return (focal / voxels.clamp_min(eps)).sum()
         # With an ignore_index MONAI divides by voxels, not by voxels times classes.
-        return focal.sum() / (voxels.sum().clamp_min(tiny) * (focal.shape[-1] if self.ignore_index is None else 1))
+        return focal.sum() / (voxels.sum().clamp_min(eps) * (focal.shape[-1] if self.ignore_index is None else 1))
 
     def weighted(self, cost: Tensor) -> Tensor:
-        """Return a cost (..., C) times the buffer class_weight."""
+        """Return a cost (..., C) times the buffer class_weight.
+
+        Raise ValueError for a number of weights other than C, and for a list of weights if C is 1.
+        """
         weight: Any = self.class_weight
         if weight is not None and cost.shape[-1] == 1 and weight.ndim > 0:
             validation.fail("one weight for one channel", tuple(weight.shape), "Pass one number.")
         return super().weighted(cost)
 
     def _alpha(self, channels: int) -> Tensor:
-        """Return alpha as a number, or (C,); with a softmax a number means 1 - alpha for class 0, alpha for others."""
+        """Return alpha, which is not None, as (channels,), or as a number, 0-d, with a sigmoid.
+
+        With a softmax a number means 1 - alpha for class 0 and alpha for the others; it is ignored if class 0 does not
+        count. channels: number of classes that count. Raise ValueError for a list of another length.
+        """
         alpha = torch.as_tensor(self.alpha)
         if alpha.ndim > 0:
             if alpha.shape[0] != channels:
@@ -549,11 +576,12 @@ class DiceCELoss(_DiceOptions):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        """Make the terms; the Dice term takes no weight of a background that does not count."""
         super().__post_init__()
         validation.choice("reduction", self.reduction, ("mean", "sum"))
         validation.number("lambda_dice", self.lambda_dice, 0)
         validation.number("lambda_ce", self.lambda_ce, 0)
-        weight = self.weight if self.weight is None else torch.as_tensor(self.weight, dtype=torch.float32)
+        weight = None if self.weight is None else torch.as_tensor(self.weight, dtype=torch.float32)
         dice_weight = weight if weight is None or self.include_background or weight.ndim == 0 else weight[1:]
         self.dice = DiceLoss(**self.options(_DiceOptions), weight=dice_weight)
         entropy_options: dict[str, Any] = {"reduction": self.reduction, "label_smoothing": self.label_smoothing}
@@ -561,7 +589,7 @@ class DiceCELoss(_DiceOptions):
         self.binary_cross_entropy = common.BinaryCrossEntropyLoss(pos_weight=weight, reduction=self.reduction)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input, target -> loss."""
+        """logits (B, C, *S), target (B, 1 or C, *S) -> loss, 0-d."""
         input, target = self.tensors(input, target)
         _check_channels(input, target)
         binary = input.shape[1] == 1
@@ -578,14 +606,14 @@ class DiceCELoss(_DiceOptions):
         return self.lambda_dice * self.dice(input, target) + self.lambda_ce * method(input, target)
 
     def ce(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the cross-entropy of an input (B, C, *S)."""
-        if not common.part(self.cross_entropy, common.CrossEntropyLoss):
+        """Return the cross-entropy, 0-d, of logits (B, C, *S), C > 1, and labels (B, 1, *S) or values (B, C, *S)."""
+        if not common.part(self.cross_entropy, common.CrossEntropyLoss):  # a user's: convert for torch's
             labels = target.shape[1] == 1 and input.shape[1] != 1
             target = target[:, 0].long() if labels else target.to(input.dtype)
         return self.cross_entropy(input, target)
 
     def bce(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the binary cross-entropy of an input (B, 1, *S)."""
+        """Return the binary cross-entropy, 0-d, of logits and values, (B, 1, *S) both."""
         ours = common.part(self.binary_cross_entropy, common.BinaryCrossEntropyLoss)
         return self.binary_cross_entropy(input, target if ours else target.to(input.dtype))
 
@@ -617,12 +645,12 @@ class DiceFocalLoss(_DiceOptions):
         self.focal = _focal_part(self, "lambda_dice", self.alpha)
 
     def without_space(self) -> bool:
-        """Return whether MONAI's formula for (B, C) is the one for a single voxel."""
+        """Return whether MONAI's formula for an input (B, C), without space, equals the one for a single voxel."""
         return self.batch and self.reduction == "mean"
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input, target -> loss."""
-        return _with_focal(self, "dice", (self.lambda_dice, self.lambda_focal), input, target)
+        """logits (B, C, *S), target (B, 1 or C, *S) -> loss, 0-d, or its map (B, C, *S) for reduction="none"."""
+        return _with_focal(self, self.dice, (self.lambda_dice, self.lambda_focal), input, target)
 
 
 @common.declared
@@ -649,30 +677,33 @@ class GeneralizedDiceFocalLoss(_GeneralizedDiceOptions):
         self.focal = _focal_part(self, "lambda_gdl")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input, target -> loss."""
-        return _with_focal(self, "generalized_dice", (self.lambda_gdl, self.lambda_focal), input, target)
+        """logits (B, C, *S), target (B, 1 or C, *S) -> loss, 0-d, or its map (B, C, *S) for reduction="none"."""
+        return _with_focal(self, self.generalized_dice, (self.lambda_gdl, self.lambda_focal), input, target)
 
 
 def _focal_part(loss: Any, factor: str, alpha: float | None = None) -> FocalLoss:
-    """Return the focal term of a sum; raise ValueError if one of its factors, the other of that name, is below 0."""
+    """Return the focal term of a compound loss, whose `__post_init__` calls this.
+
+    factor: name of the attribute that weights the other term. Raise TypeError or ValueError unless this attribute and
+    lambda_focal are numbers >= 0.
+    """
     for name in (factor, "lambda_focal"):
         validation.number(name, getattr(loss, name), 0)
     names = ("gamma", "weight", "reduction")
     return FocalLoss(**loss.options(_MonaiLoss), **{name: getattr(loss, name) for name in names}, alpha=alpha)
 
 
-def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tensor, target: Tensor) -> Tensor:
-    """Return the weighted sum of a loss's overlap term, its attribute `name`, and its `focal`.
+def _with_focal(loss: Any, overlap: Any, factors: tuple[float, float], input: Tensor, target: Tensor) -> Tensor:
+    """Return the weighted sum of two terms, `overlap` and `loss.focal`, from one pass where their settings agree.
 
-    One pass serves both terms where their settings agree.
+    loss: the compound loss. overlap: its Dice term. Both terms may be a user's own modules. factors: of overlap, of
+    focal. Check input and target, as a user passed them; raise TypeError or ValueError if they do not fit.
     """
     input, target = loss.tensors(input, target)
     _check_channels(input, target)
-    dice = common.part(getattr(loss, name), DiceLoss, GeneralizedDiceLoss)
+    dice = common.part(overlap, DiceLoss, GeneralizedDiceLoss)
     focal = common.part(loss.focal, FocalLoss)
-    one_pass = dice and focal and dice.sigmoid and focal.alpha is None and not focal.use_softmax
-    one_pass = one_pass and focal.reduction != "none"
-    if one_pass and (dice.to_onehot_y, getattr(dice, "ignore_index", None)) == (focal.to_onehot_y, focal.ignore_index):
+    if dice and focal and _share_a_pass(dice, focal):
         if not (dice.to_onehot_y and input.shape[1] > 1):
             check.hard(target)
         stats = dice.statistics(input, target, (*dice.reads, *FOCAL), gamma=focal.gamma)
@@ -683,12 +714,20 @@ def _with_focal(loss: Any, name: str, factors: tuple[float, float], input: Tenso
     dense = target
     if loss.to_onehot_y and not (dice and focal):  # a part of another library takes one-hot targets, as MONAI passes
         dense = common.one_hot(target, input.shape[1]).to(input.dtype)
-    dice_value = getattr(loss, name)(input, target if dice else dense)
+    dice_value = overlap(input, target if dice else dense)
     return factors[0] * dice_value + factors[1] * loss.focal(input, target if focal else dense)
 
 
+def _share_a_pass(dice: DiceLoss | GeneralizedDiceLoss, focal: FocalLoss) -> bool:
+    """Return whether one pass with a sigmoid gives the statistics of both terms, two drop-in losses."""
+    if not dice.sigmoid or focal.use_softmax or focal.alpha is not None or focal.reduction == "none":
+        return False
+    ignored = getattr(dice, "ignore_index", None)
+    return (dice.to_onehot_y, ignored) == (focal.to_onehot_y, focal.ignore_index)
+
+
 def _check_channels(input: Tensor, target: Tensor) -> None:
-    """Raise ValueError unless target has one channel, or as many as input: MONAI's combined losses want that."""
+    """Raise ValueError unless target is (B, 1, *S) or (B, C, *S) for an input (B, C, *S), as MONAI's sums want it."""
     if input.ndim != target.ndim or target.shape[1] not in (1, input.shape[1]):
         expected = f"target of shape (B, 1, *S) or (B, {input.shape[1]}, *S)"
         advice = "Add the channel dimension with unsqueeze(1), or one channel per class."
@@ -712,7 +751,7 @@ class DeepSupervisionLoss(common.DropIn):
         tensor(1.0000)
     """
 
-    loss: Two
+    loss: Callable[[Tensor, Tensor], Tensor]
     weight_mode: str = "exp"
     weights: Sequence[float] | None = None
 
@@ -720,14 +759,14 @@ class DeepSupervisionLoss(common.DropIn):
         validation.choice("weight_mode", self.weight_mode, ("same", "exp", "two"))
 
     def get_weights(self, levels: int = 1) -> list[float]:
-        """Return the weights of a number of outputs."""
+        """Return the factor of each of `levels` outputs, largest first: those of the user if there are enough."""
         if self.weights is not None and len(self.weights) >= levels:
             return list(self.weights[:levels])
         least = {"same": 1.0, "exp": 0.0625, "two": 0.5}[self.weight_mode]
         return [max(0.5**level, least) for level in range(levels)]
 
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
-        """outputs, largest first, or a single one; target -> loss."""
+        """outputs (B, C, *s), largest first, or a single one, with weight 1; target (B, 1 or C, *S) -> loss."""
         outputs = [input] if isinstance(input, Tensor) else input
         weights = [1.0] if isinstance(input, Tensor) else self.get_weights(len(input))
         total: Any = 0.0
@@ -763,7 +802,7 @@ class MaskedLoss(common.DropIn):
 
     @validation.public
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """input, target, mask -> loss."""
+        """input, target (B, C, *S), mask (B, 1, *S) or (1, 1, *S) of factors -> loss; without a mask, that of all."""
         if mask is None:
             warnings.warn("No mask value specified for the MaskedLoss.", stacklevel=3)
             return torch.as_tensor(self.loss(input, target))
@@ -772,7 +811,7 @@ class MaskedLoss(common.DropIn):
 
 
 def _check_mask(mask: Tensor, input: Tensor) -> None:
-    """Raise ValueError unless mask is (B, 1, *S) or (1, 1, *S)."""
+    """Raise ValueError unless mask is (B, 1, *S) or (1, 1, *S) for an input (B, C, *S)."""
     if mask.shape[0] not in (1, input.shape[0]) or tuple(mask.shape[1:]) != (1, *input.shape[2:]):
         expected = f"mask of shape {(input.shape[0], 1, *input.shape[2:])}"
         validation.fail(expected, tuple(mask.shape), "Give one mask for the batch or one per sample.")

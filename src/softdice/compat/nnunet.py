@@ -2,6 +2,10 @@
 
 Write `from softdice.compat.nnunet import MemoryEfficientSoftDiceLoss, DC_and_CE_loss` in the place of nnU-Net's import.
 Written after nnunetv2 2.8.1.
+
+Shapes: B sample, C class, *S space. A `loss_mask` is (B, 1, *S), 0 where a voxel is left out; None counts all.
+A call raises TypeError or ValueError for tensors that do not fit, a constructor for options that are not supported.
+`dc` is the Dice term of a compound loss, `ce` its cross-entropy; a user may put another module in the place of each.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ Nonlinearity = Callable[[Tensor], Tensor]
 
 
 def activation_of(apply_nonlin: Nonlinearity | None) -> str | None:
-    """Return the activation of the pass that equals apply_nonlin, or None: it is then applied before the pass.
+    """Return the activation of a pass that equals apply_nonlin; None if the caller has to apply it before the pass.
 
     Example:
         >>> activation_of(torch.sigmoid), activation_of(nn.Softmax(1)), activation_of(None), activation_of(torch.tanh)
@@ -39,7 +43,10 @@ def activation_of(apply_nonlin: Nonlinearity | None) -> str | None:
 
 
 def from_nnunet(module: str, name: str) -> Any:
-    """Return nnU-Net's object of that name, for comparison by identity; a placeholder if the module is not imported."""
+    """Return the object `name` of nnunetv2's `module`, to compare a user's with.
+
+    If that module is not imported, the user cannot have the object: return a placeholder, which equals no other object.
+    """
     return getattr(sys.modules.get(f"nnunetv2.{module}"), name, from_nnunet)
 
 
@@ -56,7 +63,7 @@ def get_tp_fp_fn_tn(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """net_output, gt -> true positives, false positives, false negatives and true negatives of each class.
 
-    Of probabilities they are soft: p y, p (1 - y), (1 - p) y and (1 - p) (1 - y), added up. Gradients reach net_output.
+    For probabilities they are soft: sums of p y, p (1 - y), (1 - p) y and (1 - p) (1 - y). Gradients reach net_output.
 
     Args:
         axes: what is added up: all of space (None), or the batch and all of space.
@@ -118,7 +125,7 @@ class SoftDiceLoss(common.DropIn):
     reads = common.extent_fields()
 
     def forward(self, x: Tensor, y: Tensor, loss_mask: Tensor | None = None) -> Tensor:
-        """x, y -> minus the mean Dice coefficient."""
+        """x (B, C, *S), y labels or values, loss_mask (B, 1, *S) or None -> minus the mean Dice coefficient, 0-d."""
         x, y = common.tensors(x, y)
         activation = activation_of(self.apply_nonlin)
         if activation is None and self.apply_nonlin is not None:
@@ -126,12 +133,12 @@ class SoftDiceLoss(common.DropIn):
         return self.from_statistics(common.sums(x, y, loss_mask, fields=self.reads, activation=activation or "none"))
 
     def from_statistics(self, stats: OverlapStatistics) -> Tensor:
-        """Return minus the mean Dice coefficient for statistics (B, C); 0 for an empty batch."""
+        """Return minus the mean Dice coefficient, 0-d, for the statistics `reads`, (B, C); 0 for an empty batch."""
         if self.batch_dice:
             stats = stats.pool()
             stats = common.add_over_ranks(stats) if self.ddp else stats
         tp, prediction, target = common.extents(stats)
-        if self.clip_tp is not None:  # raise tp alone, leaving fp and fn
+        if self.clip_tp is not None:  # raise tp to clip_tp; fp = prediction - tp and fn = target - tp stay the same
             increase = (self.clip_tp - tp).clamp_min(0)
             tp, prediction, target = tp + increase, prediction + increase, target + increase
         dice = common.tversky(tp, prediction, target, 0.5, 0.5, self.smooth / 2, self.smooth / 2, least=0.5e-8)
@@ -157,7 +164,10 @@ DICE = (SoftDiceLoss, MemoryEfficientSoftDiceLoss)
 
 
 def _dice(dice_class: type[nn.Module], nonlin: Nonlinearity, keywords: dict[str, Any]) -> SoftDiceLoss:
-    """Make our Dice loss for a class of nnU-Net's or of ours; raise ValueError for any other class."""
+    """Make the Dice loss of this module for `dice_class`, a class of `DICE` or nnU-Net's class of that name.
+
+    nonlin: its apply_nonlin. keywords: its other arguments, as a user passed them. Raise ValueError for other classes.
+    """
     for cls in DICE:
         if dice_class in (cls, from_nnunet("training.loss.dice", cls.__name__)):
             return cls(nonlin, **keywords)
@@ -182,7 +192,7 @@ class RobustCrossEntropyLoss(common.CrossEntropyLoss):
 
     @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input, target -> loss."""
+        """logits (B, C, *S), labels (B, 1, *S) or (B, *S) -> loss, 0-d, or a map (B, *S) for reduction="none"."""
         return super().forward(*common.tensors(input, target))
 
 
@@ -211,7 +221,7 @@ class TopKLoss(RobustCrossEntropyLoss):
 
     @validation.public
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """input, target -> loss."""
+        """logits (B, C, *S), labels (B, 1, *S) or (B, *S) -> loss, 0-d."""
         entropy = super().forward(input, target)
         k = int(entropy.numel() * self.k / 100)
         return largest(entropy.reshape(1, -1), k) / k
@@ -247,6 +257,10 @@ class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
     dice_class: type[nn.Module] = SoftDiceLoss
 
     def __post_init__(self) -> None:
+        """Make both terms; ignore_label becomes the ignore_index of the cross-entropy, and sets its `guard`.
+
+        Raise ValueError for a dice_class or a keyword that is not supported.
+        """
         keywords = _keywords("ce_kwargs", self.ce_kwargs, ("weight", "ignore_index", "label_smoothing", "reduction"))
         if self.ignore_label is not None:
             keywords["ignore_index"] = self.ignore_label
@@ -255,7 +269,7 @@ class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
         self.dc = _dice(self.dice_class, nn.Softmax(1), self.soft_dice_kwargs)
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
-        """net_output, target -> loss."""
+        """logits (B, C, *S), labels (B, 1, *S) -> loss, 0-d."""
         net_output, target = common.tensors(net_output, target)
         if target.ndim != net_output.ndim or target.shape[1] != 1:
             advice = "Give the label map a channel dimension of 1."
@@ -267,11 +281,12 @@ class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
             stats = common.sums(net_output, target, fields=(*dc.reads, *ce.reads), **settings)
             entropy = ce.from_statistics(stats, net_output, target)
             return self.weight_ce * entropy + self.weight_dice * dc.from_statistics(stats)
-        keep = None if ignored is None else target != ignored
+        keep = None if ignored is None else common.unlike(target, ignored)
         loss: Any = 0.0
         if self.weight_dice != 0:
             labels = target if keep is None else torch.where(keep, target, 0)
             loss = self.weight_dice * self.dc(net_output, labels, loss_mask=keep)
+        # a user's cross-entropy may be nan if every voxel is ignored: do not call it then
         if self.weight_ce != 0 and (ce or keep is None or bool(keep.any())):
             loss = loss + self.weight_ce * self.ce(net_output, target[:, 0])
         return torch.as_tensor(loss)
@@ -303,7 +318,7 @@ class DC_and_BCE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
 
     Args:
         bce_kwargs: of torch.nn.BCEWithLogitsLoss: pos_weight (one number, or (C, 1, ...)), reduction "mean" or "sum".
-            A pos_weight costs a pass of its own; `weight` cannot be had.
+            `weight` is not supported.
         soft_dice_kwargs: keywords of SoftDiceLoss without apply_nonlin, which is the sigmoid.
         weight_ce, weight_dice: factors of the two terms.
         use_ignore_label: the last channel of the target marks voxels that enter neither term.
@@ -328,6 +343,8 @@ class DC_and_BCE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
     dice_class: type[nn.Module] = MemoryEfficientSoftDiceLoss
 
     def __post_init__(self) -> None:
+        """Make both terms; raise ValueError for a dice_class or keyword that is not supported, or a pos_weight that is
+        neither one number nor one per class."""
         keywords = _keywords("bce_kwargs", self.bce_kwargs, ("pos_weight", "reduction"))
         weight = keywords.get("pos_weight")
         if weight is not None and weight.numel() > 1 and weight.numel() != weight.shape[0]:
@@ -339,7 +356,7 @@ class DC_and_BCE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
         self.dc = _dice(self.dice_class, torch.sigmoid, self.soft_dice_kwargs)
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
-        """net_output, target -> loss."""
+        """logits (B, C, *S), zeros and ones (B, C, *S), or (B, C + 1, *S) with use_ignore_label -> loss, 0-d."""
         net_output, target = common.tensors(net_output, target)
         mask = None
         if self.use_ignore_label:
@@ -348,15 +365,15 @@ class DC_and_BCE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
             advice = "Give one channel of target per channel of net_output."
             validation.fail(f"target of shape {tuple(net_output.shape)}", tuple(target.shape), advice)
         dc, ce = common.part(self.dc, *DICE), common.part(self.ce, common.BinaryCrossEntropyLoss)
-        if dc and ce and ce.shares() and activation_of(dc.apply_nonlin) == "sigmoid":
-            stats = common.sums(net_output, target, mask, fields=(*dc.reads, *ce.reads), activation="sigmoid")
+        if dc and ce and ce.weight is None and activation_of(dc.apply_nonlin) == "sigmoid":
+            stats = ce.statistics(net_output, target, mask, dc.reads)
             dice = dc.from_statistics(stats)
             entropy = ce.from_statistics(stats, net_output, target)
         else:
             dice = self.dc(net_output, target, loss_mask=mask)
             if ce and ce.weight is None:
                 entropy = ce.from_statistics(ce.statistics(net_output, target, mask), net_output, target)
-            else:
+            else:  # a user's, which with a mask has to return a map, as in nnU-Net
                 entropy = self.ce(net_output, target.to(net_output.dtype))
                 entropy = entropy if mask is None else (entropy * mask).sum()
         if mask is not None:
@@ -365,7 +382,11 @@ class DC_and_BCE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
 
 
 def _keywords(argument: str, keywords: dict[str, Any], allowed: Sequence[str]) -> dict[str, Any]:
-    """Return the keywords of a cross-entropy with weights as tensors; raise for one that the pass does not have."""
+    """Return the keywords of a cross-entropy, as a user passed them, with weights as float32 tensors.
+
+    argument: the constructor's argument that they are the value of, for the message. allowed: their possible names.
+    Raise ValueError for another name, or a reduction other than "mean" and "sum".
+    """
     for name in keywords:
         if name not in allowed:
             validation.fail(f"{argument} among {', '.join(allowed)}", name, "Leave it out, or keep nnU-Net's own loss.")
@@ -401,10 +422,10 @@ class DeepSupervisionWrapper(nn.Module):
 
     @validation.public
     def forward(self, *args: Sequence[Tensor]) -> Tensor:
-        """outputs, targets -> loss."""
-        for lists in args:
-            if not isinstance(lists, (list, tuple)):
+        """outputs, targets, each a list with a tensor for each resolution -> loss; more lists go to the loss, too."""
+        for tensors in args:
+            if not isinstance(tensors, (list, tuple)):
                 advice = "Pass one output and one target for each resolution."
-                validation.fail("lists of tensors", type(lists).__name__, advice, AssertionError)
+                validation.fail("lists of tensors", type(tensors).__name__, advice, AssertionError)
         weights = self.weight_factors or (1.0,) * len(args[0])
-        return sum(w * self.loss(*tensors) for w, *tensors in zip(weights, *args, strict=False) if w != 0)
+        return sum(factor * self.loss(*tensors) for factor, *tensors in zip(weights, *args, strict=False) if factor)

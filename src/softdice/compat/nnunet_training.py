@@ -1,4 +1,8 @@
-"""Conversion of nnU-Net's compound losses, for the trainers: to the drop-in losses, and to losses of this package."""
+"""Conversion of nnU-Net's compound losses, for the trainers.
+
+`drop_in` makes the class of `softdice.compat.nnunet` of the same name, with nnU-Net's numbers; `native` makes from that
+a sum of this package's own losses, with the same gradient.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,15 @@ TRAINERS = Path(__file__).with_name("nnunet_trainers")
 """The directory that nnU-Net searches for trainers, once it stands in nnUNet_extTrainer."""
 
 Compound = DC_and_CE_loss | DC_and_BCE_loss
+"""A drop-in loss that adds Dice and cross-entropy: of labels, or of regions."""
 
 
 def drop_in(loss: Any) -> Compound:
-    """Return our loss with the settings of nnU-Net's DC_and_CE_loss or DC_and_BCE_loss; raise for any other loss."""
+    """Return the drop-in loss with the settings of nnU-Net's own DC_and_CE_loss or DC_and_BCE_loss.
+
+    The terms of `loss` may be wrapped by torch.compile. Raise TypeError for any other loss, and for a subclass, which
+    may compute something else.
+    """
     name = type(loss).__name__
     if type(loss) is not nnunet.from_nnunet("training.loss.compound_losses", name) or name not in _ENTROPY_SETTINGS:
         advice = "Derive the trainer from nnUNetTrainer, or use the losses of softdice.compat.nnunet in _build_loss."
@@ -34,7 +43,7 @@ def drop_in(loss: Any) -> Compound:
     if name == "DC_and_CE_loss":
         return DC_and_CE_loss(dice, entropy, ignore_label=loss.ignore_label, **shared)
     if loss.use_ignore_label:
-        entropy["reduction"] = "mean"
+        entropy["reduction"] = "mean"  # nnU-Net's is "none"; ours needs no map
     return DC_and_BCE_loss(entropy, dice, use_ignore_label=loss.use_ignore_label, **shared)
 
 
@@ -46,16 +55,17 @@ _ENTROPY_SETTINGS = {
 
 
 def native(loss: Compound, num_classes: int, **dice_settings: Any) -> StatisticsLoss:
-    """Return a sum of this package's losses that equals a compound loss plus its weight_dice (1 - Dice for -Dice).
+    """Return a sum of this package's own losses with the gradient of a drop-in loss, for `FusedHead` and `Upsampled`.
 
-    `softdice.FusedHead` and `softdice.Upsampled` take such a sum. `dice_settings` replace settings of the Dice term
-    (cost, absent...). Ignored voxels of regions become a voxel_weight: see `OfTargets`.
+    Its value is that of `loss` plus weight_dice, since its Dice term is 1 - Dice where nnU-Net's is -Dice. With regions
+    the caller passes a voxel_weight that is 0 at ignored voxels, as `OfTargets` does.
 
-    Example:
-        >>> import torch
-        >>> loss, logits = DC_and_CE_loss({"batch_dice": True}, {}), torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
-        >>> native(loss, 2)(logits, torch.tensor([[[0, 1]]])) - loss(logits, torch.tensor([[[0, 1]]]))
-        tensor(1.)
+    Args:
+        loss: what `drop_in` returns. num_classes: channels of the logits.
+        dice_settings: keywords of the Dice term that replace its own, among cost, pooling, classes, absent and
+            class_weight; value and gradient are then others.
+
+    Raise ValueError for a loss with label_smoothing, pos_weight or clip_tp.
     """
     dc, ce = loss.dc, loss.ce
     if getattr(ce, "label_smoothing", 0) or getattr(ce, "pos_weight", None) is not None or dc.clip_tp is not None:
@@ -72,7 +82,7 @@ def native(loss: Compound, num_classes: int, **dice_settings: Any) -> Statistics
         "pooling": "batch" if dc.batch_dice else "sample",
         "classes": None if dc.do_bg else range(1, num_classes),
     }
-    dice = losses.SoftDiceLoss(num_classes, dc.smooth, **{**settings, **dice_settings}, **shared)
+    dice = losses.SoftDiceLoss(num_classes, dc.smooth, **(settings | dice_settings), **shared)
     entropy = losses.CrossEntropyLoss(num_classes, class_weight=ce.weight, **shared)
     per_voxel = isinstance(loss, DC_and_BCE_loss) and loss.use_ignore_label  # nnU-Net then divides by voxels only
     both: Any = float(loss.weight_dice) * dice + float(loss.weight_ce) * (num_classes if per_voxel else 1) * entropy
@@ -80,11 +90,11 @@ def native(loss: Compound, num_classes: int, **dice_settings: Any) -> Statistics
 
 
 class OfTargets(nn.Module):
-    """A loss of this package (or a `FusedHead`) for targets as nnU-Net passes them, minus a constant.
+    """A loss of this package (or a `FusedHead`) for targets as nnU-Net passes them, minus the constant `offset`.
 
     Args:
-        like: the compound loss that says whether the last channel of target marks ignored voxels.
-        loss: the loss; it is called with output, target and a voxel_weight. offset: the constant.
+        like: the drop-in loss; it says whether the last channel of target marks ignored voxels.
+        loss: the loss, called with output, target and a voxel_weight. offset: weight_dice gives the value of `like`.
 
     Example:
         >>> import torch
@@ -100,7 +110,10 @@ class OfTargets(nn.Module):
         self.has_ignore_channel = isinstance(like, DC_and_BCE_loss) and like.use_ignore_label
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of an output (B, C, *S), or of features for a `FusedHead`."""
+        """Return the loss, 0-d, of logits (B, C, *S), or of features (B, K, *S) for a `FusedHead`.
+
+        target: labels (B, 1, *S), or regions (B, C, *S); (B, C + 1, *S) if the last channel marks ignored voxels.
+        """
         voxel_weight = None
         if self.has_ignore_channel:
             voxel_weight, target = target[:, -1:] == 0, target[:, :-1]

@@ -2,6 +2,9 @@
 
 Write `from softdice.compat import smp` in the place of `segmentation_models_pytorch.losses`. Each class has the
 arguments of the class of that name in smp 0.6.0; its docstring says what differs.
+
+A call raises TypeError, ValueError, or smp's AssertionError, for tensors that do not fit.
+Shape suffixes: N sample, as in smp, C class, V voxel; S space, any number of axes.
 """
 
 from __future__ import annotations
@@ -20,14 +23,19 @@ BINARY_MODE = "binary"
 MULTICLASS_MODE = "multiclass"
 MULTILABEL_MODE = "multilabel"
 MODES = (BINARY_MODE, MULTICLASS_MODE, MULTILABEL_MODE)
+"""One class; classes that exclude each other (target holds labels); classes that are decided one by one."""
 
 # --- what all of them share
 
 
 def flat(mode: str, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
-    """Return y_pred as (B, C, V), and y_true as labels (B, 1, V) or values (B, C, V), as the mode says.
+    """Return y_pred as (N, C, V), and y_true as labels (N, 1, V) ("multiclass") or values (N, C, V).
 
-    y_true may lack a dimension of 1, or have it elsewhere: that leaves the order of its voxels as it is.
+    mode: one of `MODES`. y_pred: (N, C, *S), with "binary" (N, *S), too. y_true: labels (N, *S), or values shaped as
+    y_pred; it may lack a dimension of 1, or have it elsewhere, which leaves the order of its voxels as it is.
+
+    Raises:
+        TypeError: not two tensors. AssertionError: another N (as smp). ValueError: another shape.
     """
     y_pred, y_true = common.tensors(y_pred, y_true)
     if y_true.shape[0] != y_pred.shape[0]:
@@ -49,12 +57,12 @@ def flat(mode: str, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_space(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits (N, C) with an axis of one voxel, and their labels, (N,) or (N, 1), as (N, 1)."""
+    """Return logits (N, C) and labels (N,) or (N, 1) as (N, C, 1) and (N, 1); those with axes of space as they are."""
     return (logits.unsqueeze(2), labels.reshape(-1, 1)) if logits.ndim == 2 else (logits, labels)
 
 
 class _SmpLoss(common.DropIn):
-    """A loss of smp: its mode, ignore_index, whether y_pred holds logits, and the weights of the classes."""
+    """A loss of smp: its mode, ignore_index, whether y_pred holds logits, and the weights of the classes, or None."""
 
     mode: str
     from_logits: bool
@@ -62,31 +70,40 @@ class _SmpLoss(common.DropIn):
     class_weights: Any
 
     def __post_init__(self) -> None:
+        """Keep class_weights as a buffer, float32 or None.
+
+        Raise ValueError for an unknown mode, or for class_weights with mode "binary"; AssertionError, as smp, for
+        classes with it.
+        """
         validation.choice("mode", self.mode, MODES)
-        if self.class_weights is not None and self.mode == BINARY_MODE:
-            advice = "There is one class: leave class_weights out."
-            validation.fail("no class_weights with mode='binary'", self.class_weights, advice)
+        for name, error in (("class_weights", ValueError), ("classes", AssertionError)):
+            value = getattr(self, name, None)
+            if value is not None and self.mode == BINARY_MODE:
+                advice = f"There is one class: leave {name} out."
+                validation.fail(f"no {name} with mode='binary'", value, advice, error)
         self.hold("class_weights", self.class_weights, persistent=False)
 
     def without_ignored(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return per-class values with 0 for ignored ones, and a mask of the others; labels as they are, and None.
+        """Return (target, mask): values with 0 at the ignored ones, and a mask (N, C, V), True where a value counts.
 
-        In labels the pass itself leaves ignore_index out.
+        input, target: what `flat` returned. Labels stay as they are, with None for the mask: the pass itself leaves
+        ignore_index out.
         """
         if self.ignore_index is None or target.shape != input.shape:
             return target, None
-        keep = target != self.ignore_index
+        keep = common.unlike(target, self.ignore_index)
         return torch.where(keep, target, 0), keep
 
     def statistics(self, input: Tensor, target: Tensor, keep: Tensor | None, **settings: Any) -> OverlapStatistics:
-        """Return the pooled statistics, (C,), for what `flat` and `without_ignored` returned."""
-        if keep is not None:
-            return common.one_by_one(input, target, keep, **settings).pool()
+        """Return the pooled statistics, (C,), for what `flat` and `without_ignored` returned.
+
+        keep: the mask, or None. settings: `fields` and `activation` of `common.sums`, and further fields of `Pass`.
+        """
         ignored = self.ignore_index if target.shape != input.shape else None
-        return common.sums(input, target, ignore_index=ignored, **settings).pool()
+        return common.sums(input, target, keep, ignore_index=ignored, **settings).pool()
 
     def mean_over_classes(self, loss_C: Tensor, classes: Sequence[int] | None = None) -> Tensor:
-        """Return the mean of the losses of some classes (None: all), weighted by class_weights."""
+        """Return the mean, 0-d, of the losses of `classes`, class numbers (None: all), weighted by class_weights."""
         indices = list(range(loss_C.shape[0])) if classes is None else [int(c) for c in classes]
         if self.class_weights is None:
             return loss_C[indices].mean()
@@ -99,7 +116,7 @@ class _SmpLoss(common.DropIn):
 
 @common.declared
 class _OverlapLoss(_SmpLoss):
-    """The mean over classes of 1 - S, or -ln max(S, eps) with log_loss; 0 for an absent class.
+    """The mean over `classes` of 1 - S, or -ln max(S, eps) with log_loss; 0 for an absent class.
 
     S = (I + smooth) / max(I + alpha FP + beta FN + smooth, eps)
     """
@@ -114,14 +131,8 @@ class _OverlapLoss(_SmpLoss):
 
     alpha = beta = 0.5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.classes is not None and self.mode == BINARY_MODE:
-            advice = "There is one class: leave classes out."
-            validation.fail("no classes with mode='binary'", self.classes, advice, AssertionError)
-
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        """y_pred, y_true -> loss."""
+        """y_pred (N, C, *S), y_true labels or values, as `flat` takes them -> loss, 0-d."""
         input, target = flat(self.mode, y_pred, y_true)
         soft = not self.from_logits or target.is_floating_point()  # tp right for soft labels, see `common.extents`
         activation = "none" if not self.from_logits else "softmax" if self.mode == MULTICLASS_MODE else "sigmoid"
@@ -182,7 +193,7 @@ class TverskyLoss(_OverlapLoss):
     class_weights: Sequence[float] | None = None
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        """y_pred, y_true -> loss."""
+        """y_pred (N, C, *S), y_true labels or values, as `flat` takes them -> loss, 0-d."""
         loss = super().forward(y_pred, y_true)
         return loss if self.gamma == 1 else loss.clamp_min(torch.finfo(loss.dtype).tiny) ** self.gamma
 
@@ -204,12 +215,12 @@ class MCCLoss(common.DropIn):
     eps: float = 1e-5
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        """y_pred, y_true -> loss."""
+        """probabilities (N, 1, *S) or (N, *S), zeros and ones likewise -> loss, 0-d."""
         fields = (*common.extent_fields(), "voxels")
         stats = common.sums(*flat(BINARY_MODE, y_pred, y_true), fields=fields).pool()
-        tp, prediction, target = (part.double() for part in common.extents(stats))  # float32 overflows in the product
+        tp, prediction, target = (extent.double() for extent in common.extents(stats))  # float32 overflows in products
         fp, fn, tn = prediction - tp, target - tp, stats.voxels - prediction - target + tp
-        tp, fp, fn, tn = (part.sum() + self.eps for part in (tp, fp, fn, tn))
+        tp, fp, fn, tn = (count.sum() + self.eps for count in (tp, fp, fn, tn))
         mcc = (tp * tn - fp * fn) / ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)).sqrt()
         return (1 - mcc).to(stats.prediction)
 
@@ -224,8 +235,8 @@ class FocalLoss(_SmpLoss):
     Args:
         as segmentation_models_pytorch.losses.FocalLoss, with reduction "mean" or "sum" (others give maps of the
         voxels), without reduced_threshold (no sum over voxels holds it), with ignore_index for binary and multiclass
-        (smp raises for multilabel). Targets are zeros and ones, or labels. An alpha costs a mask per channel;
-        normalized needs gamma >= 1.
+        (smp raises for multilabel). Targets are zeros and ones, or labels; normalized
+        needs gamma >= 1.
 
     Example:
         >>> loss = FocalLoss("multiclass", gamma=0.0)
@@ -247,6 +258,7 @@ class FocalLoss(_SmpLoss):
     class_weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        """Raise ValueError for an option that is not supported, TypeError if gamma is no number."""
         super().__post_init__()
         validation.choice("reduction", self.reduction, ("mean", "sum"))
         if self.reduced_threshold is not None:
@@ -258,7 +270,7 @@ class FocalLoss(_SmpLoss):
         validation.number("gamma", self.gamma, 1 if self.normalized else 0)
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        """y_pred, y_true -> loss."""
+        """y_pred (N, C, *S), y_true labels, or zeros and ones, as `flat` takes them -> loss, 0-d."""
         input, target = flat(self.mode, y_pred, y_true)
         if not self.from_logits:
             input = input.clamp(self.eps, 1 - self.eps)
@@ -266,20 +278,22 @@ class FocalLoss(_SmpLoss):
         target, keep = self.without_ignored(input, target)
         if target.shape == input.shape:
             check.hard(target)
-        fields = ("focal", "voxels", *(("difference",) if self.normalized else ()))
-        settings: dict[str, Any] = {"activation": "sigmoid", "gamma": self.gamma, "power": max(self.gamma, 1.0)}
-        stats = self.statistics(input, target, keep, fields=fields, **settings)
-        loss = stats.focal
-        if self.alpha is not None:
+        others = ("voxels", *(("difference",) if self.normalized else ()))
+        settings: dict[str, Any] = {"gamma": self.gamma, "power": max(self.gamma, 1.0)}
+        if self.alpha is None:
+            fields = ("focal", *others)
+            stats = self.statistics(input, target, keep, fields=fields, activation="sigmoid", **settings)
+        else:
             if self.ignore_index is not None and keep is None:
-                keep = target != self.ignore_index
-            sides = {"positive": self.alpha, "negative": 1 - self.alpha}
-            loss = common.balanced(input, target, keep, field="focal", gamma=self.gamma, **sides).sum(0)
-        if self.normalized:  # for a hard label (1 - p_t)^gamma is abs(p - y)^gamma
-            loss = loss / stats.difference.clamp_min(1e-6)
+                keep = common.unlike(target, self.ignore_index)
+            sides: dict[str, Any] = {"positive": self.alpha, "negative": 1 - self.alpha, "others": others}
+            stats = common.balanced(input, target, keep, field="focal", **sides, **settings).pool()
+        loss_C = stats.focal
+        if self.normalized:  # by the sum of (1 - p_t)^gamma, for a hard label abs(p - y)^gamma: `power` of the pass
+            loss_C = loss_C / stats.difference.clamp_min(1e-6)
         if self.reduction == "mean":
-            loss = loss / stats.voxels.clamp_min(1)  # 0 where no voxel counts; smp's is nan
-        return self.mean_over_classes(loss)
+            loss_C = loss_C / stats.voxels.clamp_min(1)  # 0 where no voxel counts; smp's is nan
+        return self.mean_over_classes(loss_C)
 
 
 @common.declared
@@ -307,14 +321,13 @@ class SoftCrossEntropyLoss(common.DropIn):
         validation.choice("reduction", self.reduction, ("mean", "sum"))
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        """y_pred, y_true -> loss."""
+        """logits (N, C, *S) or (N, C), with C at `dim`; labels (N, *S), (N, 1, *S) or (N,) -> loss, 0-d."""
         y_pred, y_true = common.tensors(y_pred, y_true)
         if y_true.ndim == y_pred.ndim:
             y_true = y_true.movedim(self.dim, 1)
         y_pred, y_true = _with_space(y_pred.movedim(self.dim, 1), y_true)
         settings: dict[str, Any] = {"ignore_index": self.ignore_index, "label_smoothing": self.smooth_factor or 0.0}
-        fields = ("cross_entropy",)
-        stats = common.sums(y_pred, y_true, fields=fields, activation="softmax", **settings)
+        stats = common.sums(y_pred, y_true, fields=("cross_entropy",), activation="softmax", **settings)
         total = stats.cross_entropy.sum()
         return total if self.reduction == "sum" else total / max(y_true.numel(), 1)
 
@@ -341,18 +354,17 @@ class LovaszLoss(common.DropIn):
     from_logits: bool = True
 
     def __post_init__(self) -> None:
-        validation.choice("mode", self.mode, (BINARY_MODE, MULTICLASS_MODE, MULTILABEL_MODE))
+        validation.choice("mode", self.mode, MODES)
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        """y_pred, y_true -> loss."""
+        """logits (N, C, *S) or (N, C); labels (N, *S) or (N,) if "multiclass", else 0 or 1 per logit -> loss, 0-d."""
         y_pred, y_true = common.tensors(y_pred, y_true)
         shared: dict[str, Any] = {"pooling": "sample" if self.per_image else "batch", "ignore_index": self.ignore_index}
         if self.mode == MULTICLASS_MODE:
             y_pred, y_true = _with_space(y_pred, y_true)
             return losses.LovaszLoss(y_pred.shape[1], activation="softmax", absent="skip", **shared)(y_pred, y_true)
-        masks = y_true.reshape(len(y_pred), -1)
         hinge = losses.LovaszLoss(1, activation="sigmoid", **shared)
-        return hinge(y_pred.reshape(len(y_pred), 1, -1), masks)
+        return hinge(y_pred.reshape(len(y_pred), 1, -1), y_true.reshape(len(y_pred), -1))
 
 
 class SoftBCEWithLogitsLoss(common.BinaryCrossEntropyLoss):
@@ -379,6 +391,7 @@ class SoftBCEWithLogitsLoss(common.BinaryCrossEntropyLoss):
         smooth_factor: float | None = None,
         pos_weight: Tensor | None = None,
     ) -> None:
+        """Raise ValueError for a weight, or a reduction that gives a map."""
         validation.choice("reduction", reduction, ("mean", "sum"))
         if weight is not None:
             validation.fail("no weight", weight, "Use pos_weight, or softdice.CrossEntropyLoss with voxel_weight.")
@@ -387,7 +400,7 @@ class SoftBCEWithLogitsLoss(common.BinaryCrossEntropyLoss):
 
     @validation.public
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        """y_pred, y_true -> loss."""
+        """logits (N, C, *S) or (V,), one value in [0, 1] or ignore_index for each -> loss, 0-d."""
         y_pred, y_true = common.tensors(y_pred, y_true)
         if y_true.shape != y_pred.shape:
             validation.fail(f"target of shape {tuple(y_pred.shape)}", tuple(y_true.shape), "Give one value per logit.")
@@ -396,7 +409,7 @@ class SoftBCEWithLogitsLoss(common.BinaryCrossEntropyLoss):
             y_pred, y_true = y_pred.reshape(axes), y_true.reshape(axes)
         keep = None
         if self.ignore_index is not None:
-            keep = y_true != self.ignore_index
+            keep = common.unlike(y_true, self.ignore_index)
             y_true = torch.where(keep, y_true, 0)
         if self.smooth_factor:
             y_true = (1 - y_true) * self.smooth_factor + y_true * (1 - self.smooth_factor)

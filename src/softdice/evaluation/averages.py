@@ -1,6 +1,6 @@
 """Means of the scores of cases, their bootstrap intervals, quantiles and standard deviations; nan is left out.
 
-N is a case, K a class, R a resample of the bootstrap.
+N is a case, K a class, R a resample of the bootstrap, S a quantile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DRAWS = 1 << 18
 
 
 def mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean over the first axis of what is not nan, (N, ...) to (...); nan where nothing is left."""
+    """Return the mean over the first axis, nan left out, (N, ...) to (...); nan where all values are nan."""
     valid = ~np.isnan(values)
     total, number = np.where(valid, values, 0.0).sum(0), valid.sum(0)
     return np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
@@ -38,13 +38,16 @@ def deviation(values_NK: np.ndarray) -> np.ndarray:
 
 
 def quantiles(values_NK: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """Return the quantiles of each class, (shares, K); nan without values, inf between a number and inf."""
+    """Return the quantiles of each class at those shares in [0, 1], (S, K); nan without values.
+
+    A quantile that lies between a finite value and inf is inf.
+    """
     quantiles_SK = np.full((len(shares), values_NK.shape[1]), np.nan)
     for k, column in enumerate(values_NK.T):
         column = column[~np.isnan(column)]
         if column.size:
             quantiles_SK[:, k] = np.quantile(np.where(np.isinf(column), _HUGE, column), shares)
-    return np.where(quantiles_SK > _HUGE / 1e100, np.inf, quantiles_SK)
+    return np.where(quantiles_SK > _HUGE / 1e100, np.inf, quantiles_SK)  # a share of _HUGE came from inf
 
 
 def intervals(values_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -61,9 +64,10 @@ def intervals(values_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(_SEED)
     filled_NK, weight_NK = np.where(valid_NK, values_NK, 0.0), valid_NK.astype(np.float64)
     means_RK = np.full((RESAMPLES, K), np.nan)
-    step = min(64, max(1, _DRAWS // N))
+    step = min(64, max(1, _DRAWS // N))  # resamples at a time
     for start in range(0, RESAMPLES, step):
         R = min(step, RESAMPLES - start)
+        # how often resample r draws case n: each row counts in N bins of its own
         drawn_RN = generator.integers(0, N, (R, N)) + N * np.arange(R)[:, None]
         times_RN = np.bincount(drawn_RN.reshape(-1), minlength=R * N).reshape(R, N).astype(np.float64)
         total_RK, number_RK = times_RN @ filled_NK, times_RN @ weight_NK

@@ -18,11 +18,11 @@ class ScoreError(ValueError):
 
 @dataclass(frozen=True)
 class Labels:
-    """What is said about labels.
+    """What an option or a file says about labels.
 
     Args:
         labels: those that are scored, None for all. names: label -> name.
-        regions: name -> labels, where one class has several; then these are scored instead.
+        regions: name -> labels, where one class has several; then regions are scored instead of labels.
         ignore: labels of voxels that nobody annotated.
     """
 
@@ -45,14 +45,16 @@ def parse_labels(text: str) -> Labels:
     Medical Segmentation Decathlon, {"labels": {"0": "background"}}, or of the inner object alone. As in nnU-Net, voxels
     of the label named `ignore` are left out. If a class has several labels, all classes but the background become
     regions. The background has a name, but a file does not make it one of the scored labels.
+
+    Raise ScoreError for another text or file.
     """
     if Path(text).suffix == ".json":
         entries, order = _read_json(Path(text))
         ignore = entries.pop("ignore", ())
         if len(ignore) > 1:
             raise ScoreError(f"{text}: expected one number for 'ignore', got {list(ignore)}.")
-        names = {value[0]: name for name, value in entries.items() if len(set(value)) == 1}
-        regions = {name: value for name, value in entries.items() if set(value) != {0}}
+        names = {labels[0]: name for name, labels in entries.items() if len(set(labels)) == 1}
+        regions = {name: labels for name, labels in entries.items() if set(labels) != {0}}
         if len(names) == len(entries):
             regions = {}
         elif order is not None and len(order) != len(regions):
@@ -60,12 +62,14 @@ def parse_labels(text: str) -> Labels:
             raise ScoreError(f"{text}: expected as many numbers in regions_class_order as regions, got {got}.")
         return Labels(tuple(sorted(label for label in names if label != 0)), names, regions, ignore)
     pairs = named_values("--labels", text, ",", r"-?\d+", "numbers, name=number or a .json file", "1,2,5")
-    labels = tuple(dict.fromkeys(int(label) for _, label in pairs))
-    return Labels(labels, {int(label): name for name, label in pairs if name})
+    numbers = tuple(dict.fromkeys(int(number) for _, number in pairs))
+    return Labels(numbers, {int(number): name for name, number in pairs if name})
 
 
 def parse_regions(text: str) -> dict[str, tuple[int, ...]]:
-    """Read names and their labels from a text or a JSON file, without the background and `ignore` of a dataset.json.
+    """Read {name: labels} of regions from a text or a JSON file, without background and `ignore` of a dataset.json.
+
+    Raise ScoreError as `parse_labels` does.
 
     Example:
         >>> parse_regions("whole=1,2,4; core=1,4")
@@ -85,11 +89,11 @@ def named_values(
     """Split the text of an option into pairs of name and value; "" is the name of a value without one.
 
     Args:
+        option, wanted, example: its name, what it takes and an example, for the error. separator: between two pairs.
         value: regular expression of a value. bare: whether a value may stand without a name.
-        wanted, example: what the option takes, for the error.
 
     Raises:
-        ScoreError: no part, a part of another form, one name for two values, or two names for one.
+        ScoreError: there is no pair, a part has another form, or a name or a value stands twice.
 
     Example:
         >>> named_values("--labels", "1, liver=2", ",", r"[0-9]+", "numbers", "1,2")
@@ -109,7 +113,10 @@ def named_values(
 
 
 def _check_distinct(source: str, entries: Sequence[tuple[str, str]]) -> None:
-    """Raise ScoreError if two classes have one name, or one label has two: one of their scores would be lost."""
+    """Raise ScoreError if two classes have one name, or one label has two: one of their scores would be lost.
+
+    `source` is the option or the file; `entries` are name and label of each class, or its labels with commas.
+    """
     for what, words in (
         ("names that differ", [name for name, _ in entries]),
         ("one name for each number", [value for _, value in entries if re.fullmatch(r"-?\d+", value)]),
@@ -120,17 +127,19 @@ def _check_distinct(source: str, entries: Sequence[tuple[str, str]]) -> None:
 
 
 def _read_json(path: Path) -> tuple[dict[str, tuple[int, ...]], list[Any] | None]:
-    """Return the labels of each name in {"name": 1}, {"name": [1, 2]} or {"1": "name"}, and nnU-Net's class order."""
-    try:
-        content = json.loads(
-            path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs
-        )  # -sig: Windows editors write a byte-order mark
+    """Return the labels of each name in {"name": 1}, {"name": [1, 2]} or {"1": "name"}, and nnU-Net's class order.
+
+    The order is None where the file has none. Raise ScoreError for a file that cannot be read, has another form, or has
+    a name or a label twice.
+    """
+    try:  # utf-8-sig: Windows editors write a byte-order mark
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     except (OSError, ValueError, RecursionError) as error:
         raise ScoreError(f"{path}: expected a JSON file with labels, got {' '.join(str(error).split())}.") from error
-    outer = dict(content) if isinstance(content, _Pairs) else {}
-    inner = outer["labels"] if isinstance(outer.get("labels"), _Pairs) else content
+    file = dict(content) if isinstance(content, _Pairs) else {}
+    classes = file["labels"] if isinstance(file.get("labels"), _Pairs) else content
     entries = []
-    for key, value in inner if isinstance(inner, _Pairs) else ():
+    for key, value in classes if isinstance(classes, _Pairs) else ():
         if isinstance(value, str) and re.fullmatch(r"-?\d+", key):
             entries.append((value, (int(key),)))
             continue
@@ -142,9 +151,9 @@ def _read_json(path: Path) -> tuple[dict[str, tuple[int, ...]], list[Any] | None
     if not entries:
         raise ScoreError(f"{path}: labels: expected an object of names and labels, got {str(content)[:60]!r}.")
     _check_distinct(str(path), [(name, ",".join(map(str, labels))) for name, labels in entries])
-    order = outer.get("regions_class_order")
+    order = file.get("regions_class_order")
     return dict(entries), order if isinstance(order, list) else None
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """An object of a JSON file as pairs, which keep a name that stands twice."""
+    """An object of a JSON file as a list of pairs: a dict would drop a name that stands twice."""

@@ -34,12 +34,18 @@ DISTANCES = ("hd95", "mean_distance")
 
 @dataclass
 class Table:
-    """Cases (N) by classes (K): counts (N, 3, K) of voxels, and what is known of each case.
+    """Cases (N) by classes (K): counts of voxels, from which scores are computed, and what is known of each case.
 
-    The counts are voxels of both maps, of the prediction, and of the reference. A class that neither map of a case has
-    counts 0 there, and is scored `empty`. `measured` is (N, M, K), the columns of `shapes`. `unnamed`: label of the
-    reference that no option names -> its voxels, and how many cases hold it. `renumbered`: how many cases look like
-    numbered objects.
+    Args:
+        keys: the classes, labels or names of regions. counts: (N, 3, K) voxels of both maps, of the prediction, and of
+            the reference, int64, or float64 for soft scores. A class that neither map of a case has counts 0 there.
+        cases, predictions, truths: names and paths, in the order of the counts; "" for an empty prediction.
+        voxels: how many of each case were counted. voxel_ml: volume of a voxel, nan where it is unknown.
+        names: label -> name, where known. errors: of the cases that could not be scored; they are no rows.
+        unnamed: label of the reference that no option names -> its voxels, and how many cases hold it.
+        empty: score of a class in neither map, nan or 1. metrics: scores beside Dice and IoU, of `METRICS`.
+        measured: (N, M, K) float64, the columns of `shapes`.
+        renumbered: how many cases look like numbered objects.
     """
 
     keys: tuple[int | str, ...] = ()
@@ -89,19 +95,14 @@ class Table:
         return measured_columns(self.metrics)
 
     def empty_score(self, name: str) -> float:
-        """Return what a column has for a class that neither map has."""
+        """Return the value of a column for a class in neither map: `empty`, and for distances 1 - `empty`, 0 or nan."""
         return 1 - self.empty if name in DISTANCES else self.empty
 
     def case(self, i: int) -> Table:
-        """Return the table of one case."""
+        """Return a table for the scores of case number `i` alone; the names of all cases stay in it."""
         row = slice(i, i + 1)
-        return replace(
-            self,
-            counts=self.counts[row],
-            voxels=self.voxels[row],
-            voxel_ml=self.voxel_ml[row],
-            measured=self.measured[row],
-        )
+        arrays = {name: getattr(self, name)[row] for name in ("counts", "voxels", "voxel_ml", "measured")}
+        return replace(self, **arrays)
 
     def _filled(self, values: np.ndarray, empty: float | None = None) -> np.ndarray:
         """Return scores with `empty` in the place of nan."""
@@ -113,16 +114,16 @@ class Table:
 
 
 def measured_columns(metrics: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the columns of those metrics that need the masks."""
+    """Return the columns, in order, of those of the `metrics` (names in `METRICS`) that need the masks."""
     return tuple(name for metric in metrics if metric in MEASURED for name in METRICS[metric])
 
 
 def score(formula: Callable[..., torch.Tensor], counts: np.ndarray, *others: np.ndarray) -> np.ndarray:
-    """Apply a formula of `softdice.metrics.formulas` to counts, (..., 3, K) to (..., K) float64."""
+    """Return scores (..., K): a formula of `softdice.metrics.formulas` of counts (..., 3, K) and its `others`."""
     counts_first = torch.from_numpy(np.moveaxis(counts, -2, 0).copy())
     return np.asarray(formula(counts_first, *map(torch.from_numpy, others)))
 
 
 def mean_score(name: str, values: np.ndarray) -> np.ndarray:
-    """Return the mean of a column over the cases, (N, ...) to (...); of distances the mean of the finite ones."""
+    """Return the mean of the column `name` over the cases, (N, ...) to (...); of distances the finite ones alone."""
     return mean(np.where(np.isinf(values), np.nan, values) if name in DISTANCES else values)

@@ -13,7 +13,7 @@ _DIRECTION_MARKS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068
 
 
 def shown(text: str) -> str:
-    """Return a name with what a terminal would obey, and bytes that are no text, as escapes.
+    """Return a name with escapes in the place of control characters and of bytes that are no UTF-8.
 
     Example:
         >>> print(shown("a\\x1b[2Jb\\nc"), shown("caf\\u00e9"), shown(b"\\xff.png".decode("utf-8", "surrogateescape")))
@@ -28,13 +28,13 @@ def shown(text: str) -> str:
 
 
 def _escape(code: int) -> str:
-    """Return a character by its code, a byte that is no text (a surrogate, as Python reads file names) by its value."""
+    """Return the escape of a character by its code; a surrogate, by which Python stands for a byte, gives the byte."""
     code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def number(value: Any) -> Any:
-    """Return a number as JSON has it, None for nan and "inf" for inf; an array, a list or a dict with such numbers."""
+    """Return a value as JSON holds it, all its parts too: None for nan, "inf" for inf, lists for arrays and tuples."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, dict):

@@ -5,9 +5,13 @@ g = dL/dlogits, and send g through the adjoint of the layer that made them. An o
 sums are complete, so the logits are needed twice; making them twice is cheaper than keeping them.
 
 The layer is a `LinearMap`: the last convolution (`softdice.head.product`) or an interpolation
-(`softdice.head.interpolation`). On a CPU the chunks are dealt to at most `LANES` lanes, which run side by side.
+(`softdice.head.interpolation`). A chunk is some samples and some of their voxels. On a CPU the chunks are dealt to at
+most `LANES` lanes: runs of consecutive chunks, each worked on by one thread.
 
-Shape suffixes: B sample, C class, V voxel; m samples and n voxels of a chunk.
+Shape suffixes: B sample, C class, R region, V voxel; m samples and n voxels of a chunk. `inputs` are the tensors from
+which a layer makes logits: features (B, K, V), weight (C, K) and bias (C,) or None for a product, logits of low
+resolution for an interpolation. An outline is one number, expanded to the shape of all logits: it stands for them in
+checks. `counted` is (C,) bool, the classes that enter the mean of the loss, or None for all.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from softdice.statistics import OverlapStatistics, check
 from softdice.statistics.request import TENSORS, Pass, Request, without_autocast
 
 LANES = 8
-"""Number of lanes on a CPU: runs of consecutive chunks that may be worked on side by side, and share the budget."""
+"""Largest number of lanes on a CPU; they share the budget of memory."""
 ELEMENTS = 1 << 16
 """Smallest number of logits in a chunk: with fewer, the calls cost more than the arithmetic."""
 ALIGN = 64
@@ -36,7 +40,7 @@ ALIGN = 64
 
 
 Chunk = tuple[slice, slice]
-"""The samples and the voxels of a chunk."""
+"""The samples and the voxels of a chunk, each with start and stop."""
 
 
 class Grid(NamedTuple):
@@ -50,9 +54,12 @@ class Grid(NamedTuple):
         cls, B: int, C: int, V: int, dtype: torch.dtype, device: torch.device, budget_mib: float,
         align: int = ALIGN, most: int | None = None,
     ) -> Grid:  # fmt: skip
-        """Return the chunk that fits into the budget for logits and their gradient: whole samples, or part of one.
+        """Return the size of the chunks into which logits (B, C, V) are cut: whole samples, or part of one.
 
-        most: number of voxels beyond which a larger chunk gains nothing on a CPU.
+        Args:
+            budget_mib: MiB for the logits of all chunks under way and their gradients. A chunk has one voxel at least.
+            align: the number of voxels is a multiple of this, if the budget holds that many.
+            most: largest number of voxels in a chunk on a CPU, beyond which it would only be slower; None for no bound.
         """
         on_cpu = device.type == "cpu"
         lanes = LANES if on_cpu else 1
@@ -67,7 +74,7 @@ class Grid(NamedTuple):
         return cls(1, max(1, voxels // align * align if voxels >= align else voxels))
 
     def chunks(self, B: int, V: int) -> list[Chunk]:
-        """Return the chunks of B samples of V voxels, in order."""
+        """Return the chunks of B samples of V voxels, in order; for an empty batch one empty chunk."""
         return [
             (slice(b, min(b + self.samples, B)), slice(v, min(v + self.voxels, V)))
             for b in range(0, max(B, 1), self.samples)
@@ -117,7 +124,7 @@ class LinearMap(Protocol):
 
 
 def check_loss(loss: object, *others: type[nn.Module]) -> None:
-    """Raise TypeError unless loss is a function of the statistics, or of one of the other classes."""
+    """Raise TypeError unless loss is a function of the statistics, or an object of one of the other classes."""
     if not isinstance(loss, (StatisticsLoss, *others)):
         expected = "loss to be a loss of softdice that is a function of the statistics, or a sum of such"
         validation.fail(expected, type(loss).__name__, "Use softdice.OverlapLoss for an index of your own.", TypeError)
@@ -126,10 +133,13 @@ def check_loss(loss: object, *others: type[nn.Module]) -> None:
 def loss_value(
     loss: StatisticsLoss, layer: LinearMap, request: Request, counted: Tensor | None, *inputs: Tensor | None
 ) -> Tensor:
-    """Return the loss of the logits that the layer makes of the inputs, with the sums of all ranks of its group.
+    """Return the loss of the logits that the layer makes from the inputs, with the sums of all ranks of its group.
 
-    In place of an input the request has an outline: one number, expanded to the logits' shape. counted: as in
-    `StatisticsLoss.from_statistics`.
+    Args:
+        request: from `check.request`, with an outline as its input. Its values are checked here, chunk by chunk.
+        counted: as in `StatisticsLoss.from_statistics`. inputs: of the layer, on the autograd graph.
+
+    Raise ValueError for a label, weight or per-class value out of range, RuntimeError for a rank that does not come.
     """
     stats = _statistics(layer, request, inputs)
     if loss.group is not None:
@@ -138,11 +148,11 @@ def loss_value(
 
 
 def _statistics(layer: LinearMap, request: Request, inputs: Sequence[Any]) -> OverlapStatistics:
-    """Return the statistics, (B, C or R), of the logits that the layer makes of the inputs.
+    """Return the statistics, (B, C or R), of the logits that the layer makes from the inputs; args as `loss_value`.
 
-    Where the target, the weights or the map need a gradient, all logits are made at once.
+    If the target, the weights or the map need a gradient, make all logits at once.
     """
-    if any(isinstance(part, Tensor) and part.requires_grad for part in request[1:TENSORS]):
+    if any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in request[1:TENSORS]):
         sums = _sums_of_whole(layer, request, inputs)
     else:
         run = torch.compiler.disable(_ChunkedSums.apply) if torch.compiler.is_compiling() else _ChunkedSums.apply
@@ -151,17 +161,18 @@ def _statistics(layer: LinearMap, request: Request, inputs: Sequence[Any]) -> Ov
 
 
 def _sums_of_whole(layer: LinearMap, request: Request, inputs: Sequence[Any]) -> Tensor:
-    """Return the sums by way of all logits at once, with the memory that they take."""
+    """Return the sums, (fields, B, C or R), by way of all logits at once, differentiable any number of times."""
     with without_autocast(request.target.device):
         request = request._replace(input=layer.whole(*inputs))
         return op.run(request, route.choose(request))
 
 
 def _in_lanes(work: Callable[[list[Chunk]], Any], layer: LinearMap, device: torch.device) -> list[Any]:
-    """Call `work` with the chunks of each lane, consecutive ones; return its results in order.
+    """Call `work` with the list of chunks of each lane; return its results in the order of the lanes.
 
     On a CPU the lanes run on as many threads as torch may use, each with single-threaded arithmetic: the logits of a
     chunk stay in the cache of one core, no core waits for another, and the bits do not depend on the number of threads.
+    An error of `work` is raised once all lanes have ended.
     """
     B, _, V = layer.shape
     chunks = layer.grid.chunks(B, V)
@@ -188,25 +199,29 @@ def _in_lanes(work: Callable[[list[Chunk]], Any], layer: LinearMap, device: torc
 
 @lru_cache(maxsize=1)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Return the thread pool of this process; a forked process gets a new one, since threads do not survive a fork."""
+    """Return the pool of that many threads; for another process id a new one, since threads do not survive a fork."""
     return ThreadPoolExecutor(max_workers=threads, thread_name_prefix="softdice-head")
 
 
 def _memory(chunks: list[Chunk], layer: LinearMap, device: torch.device) -> Tensor:
-    """Return flat memory for the logits of the largest of the chunks."""
+    """Return uninitialised memory, flat, for the logits of the largest of the chunks, in the dtype of the layer."""
     largest = max((samples.stop - samples.start) * (voxels.stop - voxels.start) for samples, voxels in chunks)
     return torch.empty(largest * layer.shape[1], dtype=layer.dtype, device=device)
 
 
 BESIDE = TENSORS - 1
-"""Number of tensors of a request beside the logits: target, weights, map..."""
+"""Number of tensors of a request without its input: target, weight, regions, voxel_map."""
 
 
 class _ChunkedSums(torch.autograd.Function):
-    """The sums, (fields, B, C or R), as a function of a request's other tensors and of the inputs of a layer."""
+    """The sums, (fields, B, C or R), as a function of the tensors of a request and of the inputs of a layer.
+
+    `tensors` are those of the request without its input (`BESIDE`), then the layer's inputs, each a Tensor or None.
+    """
 
     @staticmethod
     def forward(ctx: Any, layer: LinearMap, settings: Pass, *tensors: Any) -> Tensor:
+        """Return the sums, float32, or float64 for such logits; raise ValueError for a value that is out of range."""
         ctx.save_for_backward(*tensors)
         ctx.fixed = layer, settings
         request, inputs = _request_and_inputs(layer, tensors, settings)
@@ -215,6 +230,7 @@ class _ChunkedSums(torch.autograd.Function):
         backend = ctx.backend = route.choose(request.cut(*layer.grid.chunks(B, V)[0]))  # one for all chunks
 
         def work(chunks: list[Chunk]) -> Tensor:
+            """Return the sums of a lane's chunks, float64."""
             memory = _memory(chunks, layer, device)
             sums = torch.zeros((len(settings.fields), B, request.columns), dtype=torch.float64, device=device)
             for chunk in chunks:
@@ -231,28 +247,34 @@ class _ChunkedSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (layer, settings), nothing = ctx.fixed, [None] * (2 + BESIDE)
+        """Return one gradient for each argument of `forward`: None, except for the layer's inputs.
+
+        grad: dL/dsums, (fields, B, C or R).
+        """
+        layer, settings = ctx.fixed
+        no_gradients = [None] * (2 + BESIDE)  # for layer, settings and the tensors of the request
         request, inputs = _request_and_inputs(layer, ctx.saved_tensors, settings)
-        needed = ctx.needs_input_grad[len(nothing) :]
+        needed = ctx.needs_input_grad[len(no_gradients) :]
         if torch.is_grad_enabled():  # create_graph: a second derivative needs all logits
             sums = _sums_of_whole(layer, request, inputs)
             differentiable = [value for value, needs in zip(inputs, needed, strict=True) if needs]
             gradients = iter(torch.autograd.grad(sums, differentiable, grad, create_graph=True))
-            return *nothing, *(next(gradients) if needs else None for needs in needed)
+            return *no_gradients, *(next(gradients) if needs else None for needs in needed)
         adjoint = layer.adjoint(inputs, needed)
 
         def work(chunks: list[Chunk]) -> Any:
+            """Return the adjoint's sums of a lane's chunks."""
             memory, sums = _memory(chunks, layer, request.target.device), adjoint.lane(chunks)
             for chunk in chunks:
-                part = request.cut(*chunk)._replace(input=layer.logits(inputs, chunk, memory))
+                chunk_request = request.cut(*chunk)._replace(input=layer.logits(inputs, chunk, memory))
                 # no variable holds the gradient, so that its memory is free before the next one is made
-                adjoint.add(sums, chunk, op.gradient(grad[:, chunk[0]], part, ctx.backend))
+                adjoint.add(sums, chunk, op.gradient(grad[:, chunk[0]], chunk_request, ctx.backend))
             return sums
 
-        return *nothing, *adjoint.result(_in_lanes(work, layer, request.target.device))
+        return *no_gradients, *adjoint.result(_in_lanes(work, layer, request.target.device))
 
 
 def _request_and_inputs(layer: LinearMap, tensors: Sequence[Any], settings: Pass) -> tuple[Request, Sequence[Any]]:
-    """Split the tensors of `_ChunkedSums` into the request, with an outline for its input, and the layer's inputs."""
+    """Split the tensors of `_ChunkedSums` into a request, with an outline as its input, and the layer's inputs."""
     outline = torch.zeros((), dtype=layer.dtype, device=tensors[0].device).expand(layer.shape)
     return Request._make([outline, *tensors[:BESIDE], settings]), tensors[BESIDE:]

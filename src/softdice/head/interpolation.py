@@ -4,10 +4,11 @@ It is a `LinearMap`. Interpolation goes axis by axis: along each axis an output 
 inputs (of one, for mode "nearest"). A `Table` holds their positions and weights. An image is treated as a volume with
 one row in each plane: its rows take the place of planes, so that the code has one case.
 
-A chunk is a run of whole output rows. On a CPU Numba interpolates it, elsewhere torch operators do.
+A chunk is a run of whole output rows of some samples. On a CPU Numba interpolates it, elsewhere torch operators do.
 
-Shape suffixes: B sample, C class; D, H, W planes, rows, columns of the output; d, h, w those of the low resolution; R
-low rows of all planes; m samples and r output rows of a chunk.
+Shape suffixes: B sample, C class, V voxel of the output; D, H, W planes, rows, columns of the output; d, h, w those of
+the low resolution; R low rows of all planes; m samples, r output rows and n voxels of a chunk. `low` logits are those
+of low resolution, and a low plane or low row is one of theirs; output rows are numbered through all planes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ Table = tuple[Tensor, Tensor]
 class Interpolation:
     """The interpolation of low logits (B, C, *s) to (B, C, V), where V counts the voxels of `size`. A `LinearMap`.
 
-    low: the shape (B, C, *s). size: the spatial shape of the output, two or three numbers. dtype: that of the output.
+    low: the shape (B, C, *s). size: the spatial shape of the output, two or three numbers. mode: "bilinear",
+    "trilinear" or "nearest". dtype: that of the output. device: of all tensors. chunk_mib: as in `Upsampled`.
+    `inputs` of a method is a sequence of one tensor, the low logits.
     """
 
     low: torch.Size
@@ -53,9 +56,9 @@ class Interpolation:
 
     @cached_property
     def grid(self) -> Grid:
-        """The size of a chunk: whole rows, enough that each low row it reads serves several of them."""
+        """The size of a chunk: whole rows, so many that each low row it reads serves several of them."""
         B, C, V = self.shape
-        width, rows = self.size[-1], 2 * -(-self.size[-2] // self.low[-2])
+        width, rows = self.size[-1], 2 * -(-self.size[-2] // self.low[-2])  # rows: those that two low rows make
         most = max(CHUNK_ELEMENTS // C, rows * width)
         grid = Grid.of(B, C, V, self.dtype, self.device, self.chunk_mib, width, most)
         return grid._replace(voxels=max(grid.voxels // width * width, width))
@@ -64,10 +67,8 @@ class Interpolation:
     def tables(self) -> tuple[Table, Table, Table]:
         """The tables of planes, rows and columns, in the memory of the CPU."""
         rank = len(self.size)
-        tables = [
-            _table(low, out, rank, self.mode, self.align_corners, self.dtype)
-            for low, out in zip(self.low[2:], self.size, strict=True)
-        ]
+        axes = zip(self.low[2:], self.size, strict=True)
+        tables = [_table(low, out, rank, self.mode, self.align_corners, self.dtype) for low, out in axes]
         if rank == 2:  # one row in each plane
             tables.insert(1, (torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=self.dtype)))
         return tables[0], tables[1], tables[2]
@@ -80,7 +81,7 @@ class Interpolation:
 
     @cached_property
     def compiled(self) -> Any:
-        """The Numba module, and its tables: planes, rows, columns, columns transposed. None if torch interpolates."""
+        """The Numba module and its tables as arrays: planes, rows, columns, columns transposed; None for torch."""
         loops = compiled_loops("softdice.head.interpolation_kernel") if self.device.type == "cpu" else None
         if loops is None:
             return None
@@ -88,7 +89,7 @@ class Interpolation:
         return loops, [(index.numpy().astype("uint32"), weight.numpy()) for index, weight in tables]
 
     def rows(self, chunk: Chunk) -> tuple[int, int]:
-        """Return the first output row of a chunk, and the number of its rows."""
+        """Return (number of the first output row of a chunk, how many rows it has)."""
         voxels, W = chunk[1], self.size[-1]
         return voxels.start // W, (voxels.stop - voxels.start) // W
 
@@ -99,7 +100,7 @@ class Interpolation:
         return int(index[0, first // H]), int(index[-1, (first + count - 1) // H]) + 1
 
     def logits(self, inputs: Sequence[Any], chunk: Chunk, memory: Tensor) -> Tensor:
-        """Return the logits (m, C, n) of a chunk."""
+        """Return the logits (m, C, n) of a chunk, from the low logits, `inputs[0]`; Numba writes them to `memory`."""
         low_mCdhw = _with_planes(inputs[0])[chunk[0]]
         (m, C), (first, count), W = low_mCdhw.shape[:2], self.rows(chunk), self.size[-1]
         start = 0
@@ -114,23 +115,27 @@ class Interpolation:
         return out.view(m, C, count * W)
 
     def _logits_by_torch(self, low_mCdhw: Tensor, start: int, first: int, count: int) -> Tensor:
-        """Return the logits of `count` output rows from `first` on, from low planes of which the first is `start`."""
+        """Return the logits (m, C, n) of `count` output rows from row `first` on.
+
+        low_mCdhw: in the dtype of the output; the low planes from `start` on, as far as these rows read them.
+        """
         rows_mCRw = low_mCdhw.flatten(2, 3)
         sources = self._row_sources(start, first, count, low_mCdhw.shape[3])
-        part, *parts = (rows_mCRw.index_select(2, index) * weight.unsqueeze(1) for index, weight in sources)
-        out_mCrw = sum(parts, part)
+        term, *terms = (rows_mCRw.index_select(2, index) * weight.unsqueeze(1) for index, weight in sources)
+        out_mCrw = sum(terms, term)
         columns = zip(*self.device_tables[2], strict=True)
-        part, *parts = (out_mCrw.index_select(3, index) * weight for index, weight in columns)
-        return sum(parts, part).flatten(2)
+        term, *terms = (out_mCrw.index_select(3, index) * weight for index, weight in columns)
+        return sum(terms, term).flatten(2)
 
     def _row_sources(self, start: int, first: int, count: int, h: int) -> Iterator[Table]:
         """Yield, for each of the (at most four) low rows that an output row is a sum of, its number and its weight.
 
-        Both are tensors (r,). Low rows are numbered through all planes, from plane `start` on.
+        Both are tensors (r,), for the `count` output rows from row `first` on. Low rows are numbered through the low
+        planes from `start` on, of h rows each.
         """
         planes, rows, _ = self.device_tables
         r, H = torch.arange(first, first + count, device=self.device), rows[0].shape[1]
-        z, y = r.div(H, rounding_mode="floor"), r % H
+        z, y = r.div(H, rounding_mode="floor"), r % H  # plane and row in it
         for plane, plane_weight in zip(*planes, strict=True):
             for row, row_weight in zip(*rows, strict=True):
                 yield (plane[z] - start) * h + row[y], plane_weight[z] * row_weight[y]
@@ -140,7 +145,10 @@ class Interpolation:
         return _Adjoint(self, inputs[0])
 
     def add_adjoint(self, grad_mCn: Tensor, chunk: Chunk, sums_mCdhw: Tensor, start: int) -> None:
-        """Add dL/dlow of a chunk, for which dL/dlogits is `grad_mCn`, to sums of the low planes from `start` on."""
+        """Add dL/dlow of a chunk to `sums_mCdhw`, the sums for the low planes from `start` on.
+
+        grad_mCn: dL/dlogits of the chunk.
+        """
         first, count = self.rows(chunk)
         W = self.size[-1]
         if self.compiled is not None:
@@ -169,7 +177,7 @@ class _Adjoint:
         self.d_low = torch.zeros_like(low)
 
     def lane(self, chunks: list[Chunk]) -> _Window:
-        """Return a window with room for the planes of any one of the chunks."""
+        """Return a window with room for the planes of any one of a lane's chunks."""
         d_BCdhw = _with_planes(self.d_low)
         most = max(end - start for start, end in map(self.interpolation.planes, chunks))
         samples = max(chunk[0].stop - chunk[0].start for chunk in chunks)
@@ -177,7 +185,7 @@ class _Adjoint:
         return _Window(d_BCdhw, d_BCdhw.new_zeros(shape, dtype=self.interpolation.dtype))
 
     def add(self, sums: _Window, chunk: Chunk, grad_mCn: Tensor) -> None:
-        """Move the window to the planes of a chunk, and add the gradient of the chunk to it."""
+        """Move the window of a lane to the planes of a chunk, and add the gradient of the chunk to it."""
         sums.move(chunk[0], *self.interpolation.planes(chunk))
         self.interpolation.add_adjoint(grad_mCn, chunk, sums.sums_mCdhw[: len(grad_mCn)], sums.first)
 
@@ -189,10 +197,12 @@ class _Adjoint:
 
 
 class _Window:
-    """Sums of the low planes first:end that the chunks of a lane add to; it moves on with them.
+    """The gradients of the low planes first:end of `samples`, to which the chunks of a lane add; it moves on with them.
 
     A plane that later chunks do not reach is written to dL/dlow and leaves the window. The last planes of a lane may
     be the first of the next one, so they are added at the end, when all lanes are done.
+
+    d_BCdhw: all dL/dlow. sums_mCdhw: room for the samples and planes of any chunk, all 0.
     """
 
     def __init__(self, d_BCdhw: Tensor, sums_mCdhw: Tensor) -> None:
@@ -200,8 +210,8 @@ class _Window:
         self.samples, self.first, self.end = slice(0, 0), 0, 0
 
     def move(self, samples: slice, first: int, end: int) -> None:
-        """Move on to the planes first:end of the samples, and flush the planes before them."""
-        overlap = max(self.end - first, 0) if samples == self.samples else 0
+        """Move on to the planes first:end of the samples, which are no earlier ones; flush the planes before them."""
+        overlap = max(self.end - first, 0) if samples == self.samples else 0  # planes that stay in the window
         self.flush(self.end - overlap)
         steps = self.end - overlap - self.first
         if overlap and steps:
@@ -210,11 +220,11 @@ class _Window:
         self.samples, self.first, self.end = samples, first, end
 
     def flush(self, end: int, add: bool = False) -> None:
-        """Write (or add) the sums of the window's planes up to `end` to dL/dlow."""
+        """Write (or add) the sums of the window's planes before plane `end` to dL/dlow."""
         samples = self.samples.stop - self.samples.start
-        target = self.d_BCdhw[self.samples, :, self.first : end]
-        sums = self.sums_mCdhw[:samples, :, : end - self.first]
-        target.add_(sums) if add else target.copy_(sums)
+        d_mCdhw = self.d_BCdhw[self.samples, :, self.first : end]
+        sums_mCdhw = self.sums_mCdhw[:samples, :, : end - self.first]
+        d_mCdhw.add_(sums_mCdhw) if add else d_mCdhw.copy_(sums_mCdhw)
 
 
 def _with_planes(low: Tensor) -> Tensor:
@@ -233,6 +243,8 @@ def _table(low: int, out: int, rank: int, mode: str, align_corners: bool, dtype:
     """Return the table of an axis with `low` inputs and `out` outputs, for interpolation in `rank` dimensions.
 
     Torch itself says where an output lies: interpolating the ramp 0, 1, 2... gives its position among the inputs.
+    dtype: float32 or float64, of the output and of the weights. Returns index and weight, (neighbours, out) each, where
+    nearest has one neighbour and linear two.
     """
     ramp_dtype = dtype if mode == "nearest" else torch.float64  # which input is nearest is rounded in the logits' dtype
     with torch.inference_mode(False), torch.no_grad():
@@ -258,7 +270,7 @@ def _transposed(table: Table, low: int) -> Table:
     source, output = index[is_read], torch.arange(outputs).expand(len(index), -1)[is_read]  # pairs: output reads source
     first = torch.full((low,), outputs).scatter_reduce_(0, source, output, "amin")  # first output of each source
     rows = int((output - first[source]).max()) + 1
-    first.clamp_(max=outputs - rows)
+    first.clamp_(max=outputs - rows)  # so that all rows name outputs that exist
     row = output - first[source]
     weights = weight.new_zeros(rows, low).index_put_((row, source), weight[is_read], accumulate=True)
     return first + torch.arange(rows).unsqueeze(1), weights

@@ -2,7 +2,7 @@
 
 The work on a chunk is in `softdice.head.chunked` and `softdice.head.product`.
 
-Shapes: B sample, K feature, C class, *S space.
+Shapes: B sample, K feature, C class, V voxel, *S space.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from softdice.statistics import check
 CHUNK_MIB = 32.0
 """Budget for the logits of a chunk and their gradient together."""
 
-_CONVOLUTIONS = {nn.Conv1d: nn.functional.conv1d, nn.Conv2d: nn.functional.conv2d, nn.Conv3d: nn.functional.conv3d}
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class FusedHead(nn.Module):
@@ -78,17 +78,15 @@ class FusedHead(nn.Module):
 
     @validation.public
     def __init__(self, conv: nn.Module, loss: StatisticsLoss | Upsampled, *, chunk_mib: float = CHUNK_MIB) -> None:
+        """Take over the parameters of the convolution; raise TypeError or ValueError as the class says."""
         super().__init__()
         _check_module(conv)
         check_loss(loss, Upsampled)
         validation.number("chunk_mib", chunk_mib, 0.001)
         weight: Any = conv.weight
         if weight.shape[0] != loss.num_classes:
-            validation.fail(
-                f"a convolution with {loss.num_classes} output channels, as the loss has classes",
-                weight.shape[0],
-                "Make num_classes of the loss the number of channels.",
-            )
+            expected = f"a convolution with {loss.num_classes} output channels, as the loss has classes"
+            validation.fail(expected, weight.shape[0], "Make num_classes of the loss the number of channels.")
         self.register_parameter("weight", weight)
         self.register_parameter("bias", conv.bias)  # type: ignore[arg-type]
         self.loss = loss
@@ -104,20 +102,20 @@ class FusedHead(nn.Module):
         voxel_map: Tensor | None = None,
         merge: Mapping[int, Sequence[int]] | None = None,
     ) -> Tensor:
-        """features, target -> loss. voxel_weight, voxel_map and merge as when the loss itself is called."""
-        channels_second = self._checked(features)
+        """features (B, K, *S), or (B, *S, K) for nn.Linear; the rest as in a call of the loss itself -> loss, 0-d."""
+        features_BKS = self._checked(features)
         if isinstance(self.loss, Upsampled):
             return self.loss(self.logits(features), target, voxel_weight, voxel_map=voxel_map, merge=merge)
-        features = channels_second
-        settings, counted = self.loss.merged(merge, features)
-        C = self.weight.shape[0]
+        settings, counted = self.loss.merged(merge, features_BKS)
+        B, C = len(features), self.weight.shape[0]
         dtype = product_dtype(features)
         # one number, expanded: it has the shape, dtype and device of the logits, and no memory of theirs
-        outline = features.new_zeros((), dtype=dtype).expand(features.shape[0], C, *features.shape[2:])
+        outline = features.new_zeros((), dtype=dtype).expand(B, C, *features_BKS.shape[2:])
         request = check.request(outline, target, voxel_weight, settings, C, voxel_map)
-        inputs = (features.flatten(2), self.weight.reshape(C, -1), self.bias)
-        B, V = len(features), inputs[0].shape[2]
+        features_BKV = features_BKS.flatten(2)
+        V = features_BKV.shape[2]
         product = Product((B, C, V), dtype, Grid.of(B, C, V, dtype, features.device, self.chunk_mib))
+        inputs = (features_BKV, self.weight.reshape(C, -1), self.bias)
         return loss_value(self.loss, product, request, counted, *inputs)
 
     def logits(self, features: Tensor) -> Tensor:
@@ -127,14 +125,15 @@ class FusedHead(nn.Module):
         """
         if self.weight.ndim == 2:
             return nn.functional.linear(features, self.weight, self.bias).movedim(-1, 1)
-        return list(_CONVOLUTIONS.values())[self.weight.ndim - 3](features, self.weight, self.bias)
+        convolution = getattr(nn.functional, f"conv{self.weight.ndim - 2}d")
+        return convolution(features, self.weight, self.bias)
 
     @validation.public
     def features(self, network: nn.Module, *inputs: Any) -> Tensor:
         """Run a network that ends in this head's convolution; return the features that enter the convolution.
 
         The network keeps its `state_dict` and its forward method. For this one call its last convolution (or the head,
-        put in its place) returns its input.
+        put in its place) returns its input. Raise ValueError for a network without it, or that does not end in it.
 
         Example:
             >>> import torch, softdice
@@ -147,30 +146,31 @@ class FusedHead(nn.Module):
             result = network(*inputs)
         if len(layer_inputs) != 1 or result is not layer_inputs[0]:
             calls = len(layer_inputs)
-            validation.fail(
-                "a network that returns what its last convolution does",
-                f"{calls} calls of the convolution, and another result" if calls else "no call of the convolution",
-                "Compute the features yourself and call the head with them.",
-            )
+            got = f"{calls} calls of the convolution, and another result" if calls else "no call of the convolution"
+            advice = "Compute the features yourself and call the head with them."
+            validation.fail("a network that returns what its last convolution does", got, advice)
         return result
 
     def _checked(self, features: Tensor) -> Tensor:
-        """Return the features with channels second; raise if their shape, device or dtype does not fit the weight."""
+        """Return the features of a call as (B, K, *S); those of a linear layer are passed as (B, *S, K).
+
+        Raise TypeError for no tensor or a dtype other than the weight's (autocast allows one, except for float64), and
+        ValueError for a shape or device that does not fit the weight.
+        """
         validation.are_tensors("Pass the features first, the target second.", features=features)
         K = self.weight.shape[1]
         linear = self.weight.ndim == 2
         channel_axis = -1 if linear else 1
         rank = features.ndim if linear else self.weight.ndim
         if features.ndim < 3 or features.ndim != rank or features.shape[channel_axis] != K:
-            shape = f"(B, *S, {K})" if linear else f"(B, {K}, {', '.join('DHW'[3 - rank + 2 :])})"
+            shape = f"(B, *S, {K})" if linear else f"(B, {K}, {', '.join('DHW'[5 - rank :])})"
             advice = "Pass what enters the last layer, not what it returns."
             validation.fail(f"features of shape {shape}", tuple(features.shape), advice)
         if features.device != self.weight.device:
             advice = "Move one of them with .to(device)."
             validation.fail(f"features on {self.weight.device} like the weight", features.device, advice)
-        autocast_converts = autocasts(features.device.type) and torch.float64 not in (
-            features.dtype, self.weight.dtype,
-        )  # fmt: skip
+        is_double = torch.float64 in (features.dtype, self.weight.dtype)  # which autocast leaves alone
+        autocast_converts = autocasts(features.device.type) and not is_double
         if features.dtype not in check.INPUT_DTYPES or not (autocast_converts or features.dtype == self.weight.dtype):
             advice = "Convert one of them, or use torch.autocast."
             validation.fail(f"features of dtype {self.weight.dtype} like the weight", features.dtype, advice, TypeError)
@@ -182,7 +182,10 @@ class FusedHead(nn.Module):
 
 
 def _check_module(conv: nn.Module) -> None:
-    """Raise if conv is anything but a product over channels."""
+    """Raise unless a user's layer is a product over channels with plain parameters.
+
+    TypeError for another class, parametrized or lazy parameters; ValueError for kernel, stride, padding or groups.
+    """
     expected = "nn.Conv1d, nn.Conv2d, nn.Conv3d with kernel 1, or nn.Linear"
     if not isinstance(conv, (*_CONVOLUTIONS, nn.Linear)):
         advice = "Pass the layer itself, not the block that contains it."
@@ -190,25 +193,28 @@ def _check_module(conv: nn.Module) -> None:
     if not all(isinstance(p, nn.Parameter) for p in (conv.weight, conv.bias) if p is not None):
         advice = "Remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)."
         validation.fail("a convolution with plain parameters", "a parametrized one", advice, TypeError)
-    if nn.parameter.is_lazy(conv.weight):  # type: ignore[arg-type]
+    if nn.parameter.is_lazy(conv.weight):
         advice = "Run the network once, so that the layer learns its number of features."
         validation.fail("a convolution with a shape", "a lazy one", advice, TypeError)
     if isinstance(conv, nn.Linear):
         return
     layer: Any = conv
     padding = layer.padding if isinstance(layer.padding, tuple) else ()  # "same" and "valid" pad nothing here
-    for name, values, expected_value in (
+    for name, values, required in (
         ("kernel_size", layer.kernel_size, 1), ("stride", layer.stride, 1), ("padding", padding, 0),
         ("groups", (layer.groups,), 1),
     ):  # fmt: skip
-        if any(value != expected_value for value in values):
+        if any(value != required for value in values):
             advice = "Only a product over channels can be computed chunk by chunk."
-            validation.fail(f"{expected}, so {name}={expected_value}", f"{name}={values}", advice)
+            validation.fail(f"{expected}, so {name}={required}", f"{name}={values}", advice)
 
 
 @contextmanager
 def _without_last_layer(network: nn.Module, weight: Tensor) -> Iterator[list[Tensor]]:
-    """Let the layers with that weight return their input, inside the block; yield the list of these inputs."""
+    """Let the layers whose weight is that very tensor return their input inside the block; yield a list of the inputs.
+
+    Each call of such a layer adds its input to the list. Raise ValueError if no layer has the weight.
+    """
     layers = [layer for layer in network.modules() if getattr(layer, "weight", None) is weight]
     if not layers:
         advice = "Pass the network whose convolution the head was made from."
@@ -216,6 +222,7 @@ def _without_last_layer(network: nn.Module, weight: Tensor) -> Iterator[list[Ten
     inputs: list[Tensor] = []
 
     def forward_input(value: Tensor) -> Tensor:
+        """Return the input of the layer, and note it."""
         inputs.append(value)
         return value
 

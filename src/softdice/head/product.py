@@ -17,9 +17,9 @@ from softdice.head.chunked import Chunk, Grid
 
 
 class Product(NamedTuple):
-    """The product of features (B, K, V) with a weight (C, K), plus a bias (C,) or None. A `LinearMap`.
+    """The product of features (B, K, V) with a weight (C, K), plus a bias (C,) or None: its `inputs`. A `LinearMap`.
 
-    shape: (B, C, V) of the logits. dtype: that of the logits.
+    shape: (B, C, V) of the logits. dtype: of the logits, in which the product is computed. grid: the size of a chunk.
     """
 
     shape: tuple[int, int, int]
@@ -27,10 +27,10 @@ class Product(NamedTuple):
     grid: Grid
 
     def logits(self, inputs: Sequence[Any], chunk: Chunk, memory: Tensor) -> Tensor:
-        """Return W f + b of a chunk, (m, C, n), in `memory`."""
-        features, weight, bias = inputs
+        """Return W f + b of a chunk, (m, C, n), a view of the flat `memory`, which has room for it."""
+        (features, weight, bias), (samples, voxels) = inputs, chunk
         bias_C1 = None if bias is None else bias.to(self.dtype).unsqueeze(1)
-        return _product(weight.to(self.dtype), bias_C1, _features(features, chunk, self.dtype), memory)
+        return _product(weight.to(self.dtype), bias_C1, features[samples, :, voxels].to(self.dtype), memory)
 
     def adjoint(self, inputs: Sequence[Any], needed: Sequence[bool]) -> _Adjoint:
         """Return the adjoint for one backward pass; `needed` says which inputs need a gradient."""
@@ -43,7 +43,7 @@ class Product(NamedTuple):
 
 
 class _Adjoint:
-    """The gradients df, dW and db. Each voxel of df belongs to one chunk; dW and db are summed in each lane."""
+    """The gradients df, dW and db, each if `needed` says so. Chunks write df, each its voxels; lanes sum dW and db."""
 
     def __init__(self, inputs: Sequence[Any], needed: Sequence[bool], dtype: torch.dtype) -> None:
         self.features, self.weight, self.bias = inputs
@@ -51,24 +51,24 @@ class _Adjoint:
         self.d_features = torch.empty_like(self.features) if needed[0] else None
 
     def lane(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor]:
-        """Return zeros for the dW and db of a lane."""
+        """Return zeros for the dW (C, K) and db (C,) of a lane, float64; they do not depend on its chunks."""
         shape = self.weight.shape
         return tuple(self.weight.new_zeros(size, dtype=torch.float64) for size in (shape, shape[:1]))
 
     def add(self, sums: tuple[Tensor, Tensor], chunk: Chunk, grad_mCn: Tensor) -> None:
-        """Write df of a chunk, and add its part to the dW and db of its lane."""
+        """Write df of a chunk, for dL/dlogits g = `grad_mCn`, and add its part to `sums`, the dW and db of its lane."""
         d_weight, d_bias = sums
         samples, voxels = chunk
         if self.d_features is not None:
             _to_features(self.weight.to(self.dtype), grad_mCn, self.d_features[samples, :, voxels])
         if self.needed[1]:
-            f_mKn = _features(self.features, chunk, self.dtype)
+            f_mKn = self.features[samples, :, voxels].to(self.dtype)
             d_weight += grad_mCn[0] @ f_mKn[0].T if len(f_mKn) == 1 else (grad_mCn @ f_mKn.transpose(1, 2)).sum(0)
         if self.needed[2]:
             d_bias += grad_mCn.sum((0, 2))
 
     def result(self, lanes: list[tuple[Tensor, Tensor]]) -> tuple[Tensor | None, ...]:
-        """Return df, dW and db, each None if it is not needed."""
+        """Return df, dW and db, each None if it is not needed; `lanes` holds the sums (dW, db) of each lane."""
         d_weight, d_bias = (sum(parts) for parts in zip(*lanes, strict=True))
         return (
             self.d_features,
@@ -90,14 +90,11 @@ def product_dtype(features: Tensor) -> torch.dtype:
     return features.dtype
 
 
-def _features(features: Tensor, chunk: Chunk, dtype: torch.dtype) -> Tensor:
-    """Return the features of a chunk, (m, K, n), in the dtype of the product."""
-    samples, voxels = chunk
-    return features[samples, :, voxels].to(dtype)
-
-
 def _product(weight_CK: Tensor, bias_C1: Tensor | None, chunk_mKn: Tensor, memory: Tensor) -> Tensor:
-    """Return W f + b of a chunk, contiguous (m, C, n), written to the start of `memory`."""
+    """Return W f + b of the features of a chunk, contiguous (m, C, n), written to the start of the flat `memory`.
+
+    All tensors have one dtype. A single sample is a matrix, whose product is faster than a batch of one.
+    """
     m, _, n = chunk_mKn.shape
     C = weight_CK.shape[0]
     logits_mCn = memory[: m * C * n].view(m, C, n)
@@ -115,7 +112,7 @@ def _product(weight_CK: Tensor, bias_C1: Tensor | None, chunk_mKn: Tensor, memor
 
 
 def _to_features(weight_CK: Tensor, grad_mCn: Tensor, out_mKn: Tensor) -> None:
-    """Write df = W^T g of a chunk to `out_mKn`."""
+    """Write df = W^T g of a chunk to `out_mKn`, a view of all df; the weight has the dtype of g."""
     m = len(grad_mCn)
     if out_mKn.dtype != grad_mCn.dtype:  # under autocast the features keep their own dtype
         out_mKn.copy_(weight_CK.T @ grad_mCn)

@@ -79,6 +79,7 @@ class Upsampled(nn.Module):
         align_corners: bool = False,
         chunk_mib: float = CHUNK_MIB,
     ) -> None:
+        """Raise TypeError or ValueError for arguments that do not fit; shapes are checked in a call."""
         super().__init__()
         check_loss(loss)
         if mode is not None:
@@ -106,7 +107,7 @@ class Upsampled(nn.Module):
         voxel_map: Tensor | None = None,
         merge: Mapping[int, Sequence[int]] | None = None,
     ) -> Tensor:
-        """logits, target -> loss. voxel_weight, voxel_map and merge as when the loss itself is called."""
+        """logits (B, C, *s); target, of space *S, and the rest as in a call of the loss itself -> loss."""
         logits, size, mode = self._checked(logits, target)
         settings, counted = self.loss.merged(merge, logits)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -115,13 +116,15 @@ class Upsampled(nn.Module):
         request = check.request(outline, target, voxel_weight, settings, self.num_classes, voxel_map)
         if len(size) == 1:  # a line is an image of one row
             logits, size, mode = logits.unsqueeze(2), (1, *size), mode.replace("linear", "bilinear")
-        upsampling = Interpolation(
-            logits.shape, size, mode, self.align_corners, dtype, logits.device, self.chunk_mib
-        )  # fmt: skip
-        return loss_value(self.loss, upsampling, request, counted, logits)
+        layer = Interpolation(logits.shape, size, mode, self.align_corners, dtype, logits.device, self.chunk_mib)
+        return loss_value(self.loss, layer, request, counted, logits)
 
     def _checked(self, logits: Tensor, target: Tensor) -> tuple[Tensor, tuple[int, ...], str]:
-        """Return the logits as plain tensor, the spatial shape of target, and the mode; raise where they do not fit."""
+        """Return the logits (B, C, *s) as a plain tensor, the spatial shape *S of target, and the mode's word.
+
+        Raise TypeError for no tensor, a DTensor or another dtype, ValueError for shapes that do not fit the loss or the
+        mode. *S may be larger or smaller than *s.
+        """
         validation.are_tensors("Pass the logits first, the target second.", logits=logits, target=target)
         for value in (logits, target):
             if check.is_dtensor(value):
@@ -135,9 +138,7 @@ class Upsampled(nn.Module):
         ranks = tuple(BY_RANK) if mode is None else RANKS[mode]
         if mode is None or rank not in ranks or logits.shape[1] != C or 0 in logits.shape[2:]:
             shapes = [f"(B, {C}, {', '.join('dhw'[3 - n :])})" for n in ranks]
-            advice = (
-                "Choose the mode for the number of dimensions, and num_classes for the channels, which stand second."
-            )
+            advice = "Choose the mode by the number of dimensions, and num_classes by the channels, which stand second."
             expected = f"logits of shape {' or '.join(shapes)}{'' if mode is None else f' for mode={mode!r}'}"
             validation.fail(expected, tuple(logits.shape), advice)
         if target.ndim not in (rank + 1, rank + 2) or 0 in target.shape[target.ndim - rank :]:

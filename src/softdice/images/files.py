@@ -6,6 +6,9 @@ bits stay the numbers in the file, and a colour NIfTI is refused.
 
 Formats without a checksum (.nii, .npy, uncompressed TIFF, JPEG) cannot tell a flipped bit among the voxels from data,
 nor do the readers of NRRD and MetaImage.
+
+An image is named by its stem, the name of its file without suffix; suffixes are lower case, as in `.nii.gz`. A store is
+a folder that is a file of a format (zarr), a collection a file that holds many images (COCO).
 """
 
 from __future__ import annotations
@@ -32,18 +35,18 @@ __all__ = [
 ]  # fmt: skip
 
 SUFFIXES = tuple(sorted(suffix for suffix, format in BY_SUFFIX.items() if format.entries is None))
-"""What `read_image` reads."""
+"""Suffixes that `read_image` reads; files that hold many images are not among them."""
 
 
 _FOREIGN = {
     (0, b"\x1f\x8b"): "compressed by gzip", (0, b"\x89HDF"): "HDF5", (0, b"<"): "HTML or XML",
     (0, b"version https://git-lfs"): "a pointer of Git LFS, to be fetched by git lfs pull",
 }  # fmt: skip
-"""Position and bytes -> what a file is that often has a wrong suffix, beside the formats that are read."""
+"""Position and bytes in a file -> its content, in words, for files that often have a wrong suffix."""
 
 
 def split_name(path: str | Path) -> tuple[str, str] | None:
-    """Split a path into stem and suffix. Return None if the suffix belongs to no format, or the file is hidden.
+    """Split a path, of a file that may not exist, into stem and suffix; None for an unknown suffix or a hidden file.
 
     Example:
         >>> split_name("labels/case_1.nii.gz"), split_name("a.b.PNG"), split_name("notes.txt")
@@ -58,7 +61,11 @@ def split_name(path: str | Path) -> tuple[str, str] | None:
 
 
 def image_name(path: str | Path) -> tuple[str, str] | None:
-    """Return stem and suffix as `split_name`, also for DICOM without a suffix and for a folder that is one image."""
+    """Return stem and suffix of an image on disk, or None if the path is no image.
+
+    Beyond files that `split_name` knows, an image is a file of DICOM without a suffix, a folder that is one image (a
+    store, or slices of DICOM), or an image in a collection. No file is read further than its first bytes.
+    """
     path = Path(path)
     if stored(path) != path:
         return path.name, stored(path).suffix.lower()
@@ -67,28 +74,32 @@ def image_name(path: str | Path) -> tuple[str, str] | None:
     if is_store(path):
         return split_name(path) or (path.name, ".zarr")
     listed = list(path.iterdir())
-    inside = {name[1] for name in map(split_name, listed) if name and BY_SUFFIX[name[1]].folder}
-    if not inside and any(split_name(each) is None and is_dicom(each) for each in listed):
-        inside = {".dcm"}
-    return (path.name, inside.pop()) if len(inside) == 1 else None
+    suffixes = {name[1] for name in map(split_name, listed) if name and BY_SUFFIX[name[1]].folder}
+    if not suffixes and any(split_name(each) is None and is_dicom(each) for each in listed):
+        suffixes = {".dcm"}
+    return (path.name, suffixes.pop()) if len(suffixes) == 1 else None
 
 
 def stored(path: Path) -> Path:
-    """Return the file on disk in which an image lies: itself, or the file of many images that its path leads into."""
+    """Return the file on disk that holds an image: the path itself, or for an image in a collection the collection."""
     return path.parent if is_collection(path.parent) else path
 
 
 def is_collection(path: Path) -> bool:
-    """Return whether a file holds many images, such as the annotations of COCO."""
+    """Return whether a path is a file that holds many images, such as the annotations of COCO."""
     format = BY_SUFFIX.get(path.suffix.lower())
     return format is not None and format.entries is not None and path.is_file()
 
 
 def list_entries(path: Path, beside: Path | None = None) -> dict[str, Path]:
-    """Return {stem: path} of the images in a file of many; `beside` is a file of the same format that may name them.
+    """Return {stem: path} of the images in a collection; such a path is `path` / the name of the image inside it.
+
+    Args:
+        path: of the collection, as `is_collection` knows it.
+        beside: another file. It is read for the names of the images if it is a collection, too.
 
     Raises:
-        FileError: the file cannot be read, or is no such file.
+        FileError: the file cannot be read, or has another content than its suffix says.
     """
     entries = BY_SUFFIX[path.suffix.lower()].entries
     assert entries is not None
@@ -101,7 +112,7 @@ def list_entries(path: Path, beside: Path | None = None) -> dict[str, Path]:
 
 
 def is_store(path: Path) -> bool:
-    """Return whether a folder is itself a file of a format, such as zarr."""
+    """Return whether a path is a folder that is itself a file of a format, such as zarr."""
     name = split_name(path)
     if not path.is_dir() or (name and not BY_SUFFIX[name[1]].store):
         return False
@@ -109,23 +120,22 @@ def is_store(path: Path) -> bool:
 
 
 def left_out(folder: Path, cases: Iterable[Path]) -> str:
-    """Return a line that names all entries of a folder that no case reads, "" if there are none.
+    """Return a line that names all entries of a folder that are not among the paths `cases`, "" if there are none.
 
-    Hidden files are not named, nor files that hold the voxels of a header beside them. Files without a picture in the
-    folder of a DICOM series are.
+    Hidden files are not named, nor files that hold the voxels of a header beside them. For a case that is a folder of
+    a DICOM series the line also names the files without a picture inside it.
     """
     inside = [path for path in cases if path.parent == folder]
     used = {path.name for path in inside}
     names = [(name[0], BY_SUFFIX[name[1]].beside) for name in map(split_name, used) if name]
     voxels = {f"{stem}{suffix}".lower() for stem, suffixes in names for suffix in suffixes}
-    others = sorted(
-        name for name in os.listdir(folder) if name[0] != "." and name not in used and name.lower() not in voxels
-    )
+    listed = (name for name in os.listdir(folder) if not name.startswith("."))
+    unread = sorted(name for name in listed if name not in used and name.lower() not in voxels)
     for path in sorted(path for path in inside if path.is_dir()):
         name = image_name(path)
-        if name is not None and (rest := BY_SUFFIX[name[1]].folder) is not None:
-            others += [f"{path.name}/{each}" for each in rest(path)]
-    return f"Left out of {folder}: {', '.join(others)}" if others else ""
+        if name is not None and (others_in := BY_SUFFIX[name[1]].folder) is not None:
+            unread += [f"{path.name}/{other}" for other in others_in(path)]
+    return f"Left out of {folder}: {', '.join(unread)}" if unread else ""
 
 
 def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:
@@ -148,16 +158,17 @@ def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:
             continue
         stem = name[0].removesuffix("_0000") if nnunet else name[0]
         if stem in images:
-            raise FileError(
-                f"list_images: expected one file named {stem!r} in {folder}, got {images[stem].name} and {path.name}. "
-                "Keep one of them."
-            )
+            got = f"{images[stem].name} and {path.name}. Keep one of them."
+            raise FileError(f"list_images: expected one file named {stem!r} in {folder}, got {got}")
         images[stem] = path
     return images
 
 
 def read_image(path: str | Path) -> Image:
     """Read an image: bool, integers or floats in native byte order, in writable memory.
+
+    Args:
+        path: one that `image_name` does not answer with None.
 
     Raises:
         FileError: unknown suffix, missing, truncated, damaged (as far as the format can tell), or of a kind that has
@@ -167,11 +178,10 @@ def read_image(path: str | Path) -> Image:
     path = Path(path)
     name = image_name(path)
     if name is None:
-        raise FileError(
-            f"read_image: expected a file ending in {', '.join(SUFFIXES)}, got {path.name!r}. Convert the file first."
-        )
+        expected = f"a file ending in {', '.join(SUFFIXES)}"
+        raise FileError(f"read_image: expected {expected}, got {path.name!r}. Convert the file first.")
     format = BY_SUFFIX[name[1]]
-    module = _package(format)  # before the net below is spread: a missing package is no damaged file
+    module = _package(format)  # outside of the `try`: a missing package is no damaged file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a reader that warns about a file does not trust it; neither do we
@@ -189,12 +199,12 @@ def read_image(path: str | Path) -> Image:
 
 
 def mask_suffix(suffix: str) -> str:
-    """Return the suffix that the mask of an image gets."""
+    """Return the suffix of the file to write for a mask of an image with that suffix, such as ".png" for ".jpg"."""
     return BY_SUFFIX[suffix].masks or suffix
 
 
 def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
-    """Write an array as a file of the type and geometry of `like`, beside and then renamed. Return its path.
+    """Write an array atomically as a file of the format and geometry of `like`; return its path.
 
     Args:
         path: its suffix is replaced by that of `like` where it differs; JPEG, which would change labels, becomes PNG.
@@ -225,7 +235,10 @@ def write_image(path: str | Path, array: np.ndarray, like: Image) -> Path:
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[io.BufferedWriter]:
-    """Open a temporary file in the folder of `path`; it takes its place when the block ends without an error."""
+    """Write a file atomically: yield a temporary file in its folder, and rename it to `path` at the end.
+
+    No reader ever sees half a file. If the block raises, the temporary file is removed and `path` stays as it was.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -246,7 +259,10 @@ def _one_line(error: BaseException) -> str:
 
 
 def _content(path: Path, format: Format) -> str:
-    """Return what a file really is if its first bytes show that its suffix is wrong, else ""."""
+    """Return the end of an error that says what a file really is, such as ". Its content is that of a .png file".
+
+    "" if its first bytes are right for `format`, the format of its suffix, or say nothing, or cannot be read.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -255,7 +271,7 @@ def _content(path: Path, format: Format) -> str:
     if not head:
         return ". The file is empty"
     known = {magic: f"that of a {suffix} file" for suffix, each in BY_SUFFIX.items() for magic in each.magic} | _FOREIGN
-    matches = [magic for magic in known if head[magic[0] :].startswith(magic[1])]
+    matches = [(start, word) for start, word in known if head[start:].startswith(word)]
     return f". Its content is {known[matches[0]]}" if matches and not set(matches) & set(format.magic) else ""
 
 

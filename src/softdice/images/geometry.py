@@ -1,4 +1,8 @@
-"""Compare where the voxels of two images lie: whether an array index means the same place in both."""
+"""Compare where the voxels of two images lie: whether an array index means the same place in both.
+
+`path` and `other_path` are the files of `image` and `other`, for messages alone; `advice` and `transpose` are sentences
+that end a message and say what to do. Affines are (4, 4), from voxel indices to coordinates in the frame of the image.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +31,12 @@ def one_frame(a: Image, b: Image) -> bool:
 
 
 def by_position(a: Image, b: Image) -> bool:
-    """Return whether equal indices mean equal voxels in two images of one shape, though no common frame says so.
+    """Return whether two images of one shape can be compared index by index, though no common frame says so.
 
-    Pictures, stacks and maps have rows before columns, and so has an array that was saved beside them, whatever their
-    spacing. Axes of another order agree in spacing, too, where both files know it. False where both images name a
-    frame: their affines decide; and where one lies in a patient: there an order of axes says nothing of directions.
+    False if both name a frame, for then their affines decide, or if one lies in a patient, where an order of axes says
+    nothing about directions. Else True if the axes of both are "zyx" or "any", whatever the spacing: pictures, stacks
+    and maps have rows before columns, and so has an array that was saved beside them. Else the order of the axes must
+    be the same, and so must the spacing where both files know it.
     """
     if PATIENT in (a.place.frame, b.place.frame) or (a.place.frame and b.place.frame):
         return False
@@ -44,49 +49,52 @@ def by_position(a: Image, b: Image) -> bool:
 
 
 def same_place(a: Image, b: Image) -> bool:
-    """Return whether the voxels of two images of one frame lie at the same places."""
+    """Return whether the voxels of two images of one frame lie at the same places; axes of length 1 do not count."""
     if not one_shape(a.shape, b.shape):
         return False
-    first, second = _long_axes_first(a), _long_axes_first(b)
-    apart = np.linalg.norm(((first - second) @ _corners(_long(a.shape)).T)[:3], axis=0).max()
-    return bool(apart <= SAME_PLACE_VOXELS * np.linalg.norm(second[:3, : len(_long(b.shape)) or 3], axis=0).min())
+    affine_a, affine_b = _long_axes_first(a), _long_axes_first(b)
+    farthest = np.linalg.norm(((affine_a - affine_b) @ _corners(_long(a.shape)).T)[:3], axis=0).max()
+    voxel_sizes = np.linalg.norm(affine_b[:3, : len(_long(b.shape)) or 3], axis=0)
+    return bool(farthest <= SAME_PLACE_VOXELS * voxel_sizes.min())
 
 
 def overlap(a: Image, b: Image) -> bool:
     """Return whether the boxes around two images of one frame overlap, to the outer faces of their voxels.
 
-    They are seen along the axes of each in turn: False is certain, True may be wrong of boxes turned against each
-    other. Boxes that touch overlap. Both affines can be inverted (`check_inverse` comes first).
+    Only the voxel axes of each image are tried as separating axes: False is certain, True may be wrong for boxes that
+    are turned against each other. Boxes that touch overlap. The caller has checked the affines by `check_inverse`.
     """
     assert a.affine is not None
     assert b.affine is not None
-    for one, other, shape, others in ((a.affine, b.affine, a.shape, b.shape), (b.affine, a.affine, b.shape, a.shape)):
-        within = (np.linalg.inv(one) @ other @ _corners(others, 0.5).T)[:3]
-        size = [*shape[:3], *[1] * (3 - len(shape))]
-        if any(high < -0.5 or low > n - 0.5 for low, high, n in zip(within.min(1), within.max(1), size, strict=True)):
+    for one, other in ((a, b), (b, a)):
+        other_corners = _corners_within(one, other, 0.5)
+        low, high, size = other_corners.min(1), other_corners.max(1), np.array((*one.shape, 1, 1)[:3])
+        if ((high < -0.5) | (low > size - 0.5)).any():
             return False
     return True
 
 
 def extended(image: Image, other: Image) -> Image:
-    """Zero-pad a segmentation whose file omits empty slices to the extent of the other image."""
+    """Zero-pad a segmentation whose file omits empty slices to the extent of the other image.
+
+    Other images are returned as they are, and so is a segmentation that does not overlap the other image along an axis
+    where not both omit empty slices. The caller has checked the affines of volumes of one frame by `check_inverse`.
+    """
     place = image.place
     if not place.partial or not one_frame(image, other) or other.spatial_ndim != 3 or image.spatial_ndim != 3:
         return image
     assert image.affine is not None
-    assert other.affine is not None
-    size = np.array(image.shape)
-    within = (np.linalg.inv(image.affine) @ other.affine @ _corners(other.shape).T)[:3]
-    beside = (within.max(1) < -0.5) | (within.min(1) > size - 0.5)
-    both = {*place.partial} & {*other.place.partial}
-    if {*np.flatnonzero(beside).tolist()} - both:
-        return image  # another place: not what was left out
-    before = np.maximum(0, -np.rint(within.min(1)).astype(int))
-    after = np.maximum(0, np.rint(within.max(1)).astype(int) + 1 - size)
+    size, other_corners = np.array(image.shape), _corners_within(image, other)
+    low, high = other_corners.min(1), other_corners.max(1)
+    axes_beside = {*np.flatnonzero((high < -0.5) | (low > size - 0.5)).tolist()}
+    if axes_beside - ({*place.partial} & {*other.place.partial}):
+        return image  # it lies elsewhere: padding would not bring the two together
+    before = np.maximum(0, -np.rint(low).astype(int))  # voxels to add at the start of each axis
+    after = np.maximum(0, np.rint(high).astype(int) + 1 - size)
     widths = [*zip(before, after, strict=True), *[(0, 0)] * (image.array.ndim - 3)]
-    moved = np.eye(4)
-    moved[:3, 3] = -before
-    return replace(image, array=np.pad(image.array, widths), place=replace(place, affine=image.affine @ moved))
+    shift = np.eye(4)
+    shift[:3, 3] = -before
+    return replace(image, array=np.pad(image.array, widths), place=replace(place, affine=image.affine @ shift))
 
 
 def check_same_place(
@@ -94,28 +102,26 @@ def check_same_place(
 ) -> None:
     """Raise FileError unless the voxels of two images of one shape lie at the same places, as far as the files say.
 
-    Args:
-        advice: what to do where they lie elsewhere.
-        transpose: what to do where the axes of one are those of the other in reversed order.
+    `advice` is for voxels that lie elsewhere, `transpose` for an image that has the axes of the other one reversed.
     """
     if by_position(image, other):
         return
-    if one_frame(image, other):
-        if same_place(image, other):
-            return
-        check_inverse(path, image, other_path, other)
-        if not overlap(image, other):
-            raise FileError(f"{path}: expected {apart(other_path, True)}")
-        got = "{} elsewhere than the {} of {}".format(*_lying(image, other), other_path.name)
-        sizes = [np.linalg.norm(each.affine[:3, 0]) for each in (image, other) if each.affine is not None]
-        if abs(abs(math.log(sizes[0] / sizes[1], 1000)) - 1) < 1e-3:
-            advice = f"Is the unit of length of one wrong? Then correct its header. {advice}"
-        raise FileError(f"{path}: expected the same orientation and affine, got {got}. {advice}")
-    raise FileError(f"{path}: {_without_frame(path, image, other_path, other, transpose)}")
+    if not one_frame(image, other):
+        raise FileError(f"{path}: {_without_frame(path, image, other_path, other, transpose)}")
+    if same_place(image, other):
+        return
+    check_inverse(path, image, other_path, other)
+    if not overlap(image, other):
+        raise FileError(f"{path}: expected {apart(other_path, True)}")
+    got = "{} elsewhere than the {} of {}".format(*_lying(image, other), other_path.name)
+    sizes = [np.linalg.norm(each.affine[:3, 0]) for each in (image, other) if each.affine is not None]
+    if abs(abs(math.log(sizes[0] / sizes[1], 1000)) - 1) < 1e-3:  # by a factor of 1000: mm and um, or m and mm
+        advice = f"Is the unit of length of one wrong? Then correct its header. {advice}"
+    raise FileError(f"{path}: expected the same orientation and affine, got {got}. {advice}")
 
 
 def _without_frame(path: Path, image: Image, other_path: Path, other: Image, transpose: str) -> str:
-    """Return why two images of one shape cannot be compared voxel by voxel, and what to do."""
+    """Return why two images without a common frame, for which `by_position` is False, cannot be compared: a message."""
     frames, axes = (image.place.frame, other.place.frame), (image.place.axes, other.place.axes)
     if all(frames):
         got = f"it lies in {frames[0]}, and {other_path.name} in {frames[1]}"
@@ -131,8 +137,16 @@ def _without_frame(path: Path, image: Image, other_path: Path, other: Image, tra
         array, order = (path if axes[0] == "any" else other_path).name, "(x, y, z)"[: 3 * len(_long(image.shape)) - 1]
         how = f"If {array} was saved in the order {order}), as nibabel has it, pass --ignore-geometry."
         return f"{got}. {how} If in the reversed order, as SimpleITK has it: {transpose}"
-    first, last = ("columns", "rows") if axes[0] == "xyz" else ("rows", "columns")
-    return f"{got}, and its first axis is that of the {first}, not of the {last} as there. {transpose}"
+    first, first_there = _first_axis(image), _first_axis(other)
+    return f"{got}, and its first axis is that of the {first}, not of the {first_there} as there. {transpose}"
+
+
+def _first_axis(image: Image) -> str:
+    """Return what the first axis longer than 1 counts, "columns", "rows" or "slices"; `place.axes` is not "any"."""
+    ndim, axes = image.spatial_ndim, image.place.axes
+    letters = ("z" * ndim + "yx")[-ndim:] if axes == "zyx" else axes[:ndim]
+    letter = next(letter for letter, n in zip(letters, image.shape, strict=True) if n != 1)
+    return {"x": "columns", "y": "rows", "z": "slices"}[letter]
 
 
 def reversed_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
@@ -141,13 +155,13 @@ def reversed_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 
 def apart(path: Path, same_shape: bool) -> str:
-    """Return the end of an error about two grids that do not overlap."""
+    """Return the end of an error, after "expected ", about a grid that does not overlap the grid of the file `path`."""
     advice = "Was its affine lost? Then --ignore-geometry compares as is." if same_shape else "Check the affines."
     return f"a grid that overlaps that of {path.name} in space, got one beside it. {advice}"
 
 
 def check_inverse(path: Path, image: Image, other_path: Path, other: Image) -> None:
-    """Raise FileError if the affine of either image is singular: it puts different voxels into one place."""
+    """Raise FileError if either image has a singular affine, which maps different voxels to one place."""
     for name, each in ((path, image), (other_path, other)):
         if each.affine is not None and np.linalg.matrix_rank(each.affine) < 4:
             advice = "--ignore-geometry compares as is."
@@ -160,24 +174,31 @@ def _long(shape: Sequence[int]) -> list[int]:
 
 
 def _lying(a: Image, b: Image) -> list[str]:
-    """Return the direction of the voxels of two images, such as "RAS voxels", and their sizes where those differ."""
+    """Describe two images of one frame for a message, such as "RAS voxels of 1 x 1 x 2 mm"; sizes where they differ."""
     assert a.affine is not None
     assert b.affine is not None
     sizes = [np.linalg.norm(affine[:3, : a.spatial_ndim], axis=0) for affine in (a.affine, b.affine)]
-    alike = np.allclose(sizes[0], sizes[1][: len(sizes[0])], rtol=1e-3)
+    alike = np.allclose(sizes[0], sizes[1], rtol=1e-3)
     lengths = ["" if alike else " of " + " x ".join(f"{n:.4g}" for n in size) + " mm" * a.placed for size in sizes]
-    kinds = [f"{_axes(each.affine)} voxels" if each.affine is not None and each.placed else "pixels" for each in (a, b)]
+    kinds = [f"{_axes(affine)} voxels" if a.placed else "pixels" for affine in (a.affine, b.affine)]
     return [kind + length for kind, length in zip(kinds, lengths, strict=True)]
 
 
 def _corners(shape: Sequence[int], margin: float = 0.0) -> np.ndarray:
     """Return homogeneous voxel coordinates (8, 4) of the outermost centres, moved outwards by `margin` voxels."""
-    ends = [(-margin, n - 1 + margin) for n in (*shape[:3], *[1] * (3 - min(3, len(shape))))]
+    ends = [(-margin, n - 1 + margin) for n in (*shape, 1, 1, 1)[:3]]
     return np.array([[*corner, 1] for corner in product(*ends)])
 
 
+def _corners_within(image: Image, other: Image, margin: float = 0.0) -> np.ndarray:
+    """Return `_corners` of `other` in voxel indices of `image`, (3, 8) float64; both have affines of one frame."""
+    assert image.affine is not None
+    assert other.affine is not None
+    return np.asarray((np.linalg.inv(image.affine) @ other.affine @ _corners(other.shape, margin).T)[:3])
+
+
 def _long_axes_first(image: Image) -> np.ndarray:
-    """Return the affine with the columns of axes of length 1 last."""
+    """Return the affine (4, 4) of an image that has one, with the columns of axes of length 1 behind the others."""
     assert image.affine is not None
     sizes = (*image.shape, 1, 1)[:3]
     return image.affine[:, [*(i for i in range(3) if sizes[i] != 1), *(i for i in range(3) if sizes[i] == 1), 3]]
@@ -189,16 +210,22 @@ def _axes(affine: np.ndarray) -> str:
 
 
 def voxel_axes(affine: np.ndarray) -> list[tuple[int, int]]:
-    """Return, for each voxel axis, the axis of the patient (0 right, 1 front, 2 head) it runs along most, and its sign.
+    """Return, for each voxel axis, the axis of the patient that it runs along most, and its sign.
+
+    Args:
+        affine: (4, 4), to right, front and head (RAS).
+
+    Returns:
+        Three pairs: 0 right, 1 front or 2 head, each once; and 1, or -1 where the axis runs the other way.
 
     Example:
         >>> voxel_axes(np.array([[0, 0, 3.0, 0], [-1, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 1]]))
         [(1, -1), (2, 1), (0, 1)]
     """
     columns = affine[:3, :3] / np.maximum(np.linalg.norm(affine[:3, :3], axis=0), 1e-12)
-    along, left = [(0, 1)] * 3, np.abs(columns)
-    for _ in range(3):  # the clearest first, so that no two run along the same
-        world, voxel = divmod(int(left.argmax()), 3)
-        along[voxel] = world, 1 if columns[world, voxel] >= 0 else -1
-        left[world], left[:, voxel] = -1, -1
-    return along
+    axes, remaining = [(0, 1)] * 3, np.abs(columns)
+    for _ in range(3):  # the largest cosine first, so that no two axes get the same direction
+        world, voxel = divmod(int(remaining.argmax()), 3)
+        axes[voxel] = world, 1 if columns[world, voxel] >= 0 else -1
+        remaining[world], remaining[:, voxel] = -1, -1
+    return axes

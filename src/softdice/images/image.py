@@ -31,13 +31,14 @@ class Place:
     """How the voxels of an image lie. Comparing, resampling, volumes and distances read nothing else.
 
     Args:
-        axes: order of the axes of the array: "xyz" (columns, rows, slices), "zyx" (slices, rows, columns), or "any", as
-            the program that saved the array had them.
-        frame: where `affine` leads to: `PATIENT`, the name of another space or of the coordinate system of a map, or ""
-            where the file does not say. Then `affine` knows the size of a voxel alone.
-        affine: (4, 4), from indices to the frame; None where the file knows no size of a voxel.
+        axes: order of the axes of the array: "xyz" (columns, rows, slices), "zyx" (slices, rows, columns), another
+            order of the three, such as "zxy", or "any", as the program that saved the array had them. For two axes
+            "xyz" means columns before rows, and "zyx" rows before columns.
+        frame: the space that `affine` maps to: `PATIENT`, the name of another space or of the coordinate system of a
+            map, or "" where the file does not say. Then only the size of a voxel in `affine` has a meaning.
+        affine: (4, 4), from voxel indices to coordinates in the frame; None where the file knows no size of a voxel.
         unit_mm: length of a unit of the frame in mm, nan where it is unknown or no length.
-        partial: axes along which the file leaves out what holds nothing: beyond its voxels all is 0.
+        partial: numbers of the axes along which the file omits empty slices: beyond its voxels all is 0.
     """
 
     axes: str = "zyx"
@@ -48,7 +49,7 @@ class Place:
 
     @property
     def spacing_mm(self) -> tuple[float, ...] | None:
-        """Size of a voxel along three axes, None where the file does not say."""
+        """Return the size of a voxel along three axes, None where the file does not say."""
         if self.affine is None or math.isnan(self.unit_mm):
             return None
         return tuple((np.linalg.norm(self.affine[:3, :3], axis=0) * self.unit_mm).tolist())
@@ -62,12 +63,13 @@ class Image:
         array: spatial axes first, in the order of `place.axes`; a channel axis last where `array.ndim > spatial_ndim`.
         spatial_ndim: number of spatial axes.
         place: how the voxels lie.
-        header: what the writer of the format needs beside.
-        suffix: lower case, `.nii.gz` in one piece.
-        palette: (n, 3) uint8, the colours of the indices; (n, 4) with alpha.
-        scale: slope and intercept by which the voxels were stored.
-        names: of labels, from a table in the file.
-        no_labels: why the file cannot hold labels, where its reader knows that.
+        header: what the writer of the format needs besides, as its module describes it; None where it needs nothing.
+        suffix: of the file, lower case, `.nii.gz` in one piece; `files.read_image` sets it.
+        palette: (n, 3) uint8, the colours of the indices in `array`; (n, 4) with alpha.
+        scale: slope and intercept by which the voxels were stored; `array` has the values.
+        names: {label: name}, from a table in the file.
+        no_labels: the reason, in words, why the file cannot hold labels: the end of "expected labels, got "; "" where
+            its reader knows no reason.
     """
 
     array: np.ndarray
@@ -82,22 +84,22 @@ class Image:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes of the spatial axes."""
+        """Return the lengths of the spatial axes."""
         return self.array.shape[: self.spatial_ndim]
 
     @property
     def affine(self) -> np.ndarray | None:
-        """(4, 4), from indices to `place.frame`."""
+        """Return the matrix (4, 4) from indices to `place.frame`, None where the file has no size of a voxel."""
         return self.place.affine
 
     @property
     def placed(self) -> bool:
-        """Whether the file says where in a patient its voxels lie."""
+        """Return whether the file says where in a patient its voxels lie."""
         return self.place.frame == PATIENT
 
     @property
     def spacing_mm(self) -> tuple[float, ...] | None:
-        """Size of a voxel along the spatial axes, None where the file does not say."""
+        """Return the size of a voxel along the spatial axes, None where the file does not say."""
         sizes = self.place.spacing_mm
         return None if sizes is None else sizes[: self.spatial_ndim]
 
@@ -108,17 +110,19 @@ class Format:
 
     Args:
         suffixes: lower case.
-        read: path and package -> Image. It raises `FileError` where it sees that something is wrong, and whatever its
-            library raises on a damaged file.
-        write: array, the image that it is like, and package -> content of the file; None where masks cannot be kept.
+        read: path and the imported module -> Image. It raises `FileError` where it sees that something is wrong, and
+            whatever its library raises on a damaged file; `files.read_image` puts the path before either.
+        write: array, the image that it is like, and the imported module -> content of the file; None where masks cannot
+            be kept. The array has the spatial shape of that image, a channel axis may follow, and it raises likewise.
         package: the module that reads and writes it, imported when it is first needed, and the extra that brings it.
-        masks: the suffix that a mask of such an image gets, where it is not its own.
+        masks: the suffix that a mask of such an image gets; "" for the image's own.
         magic: position and bytes by which such a file is known.
-        folder: of a format whose files make one image together: a folder of them -> names of its other files.
-        store: such a file is itself a folder.
-        beside: suffixes of files that hold the voxels of such a file.
-        entries: of a file that holds many images: path, and one beside it that may know their names -> {stem: path of
-            an image, which is the path of the file and the name in it}.
+        folder: for a format of which a folder of files is one image (DICOM): path of such a folder -> names of the
+            files in it that are no part of the image.
+        store: such a file is itself a folder (zarr).
+        beside: where such a file is only a header: suffixes of the files beside it that hold the voxels.
+        entries: for a file that holds many images (COCO): its path, and the path of another such file that may know
+            their names, or None -> {stem: path of an image}. That path is the path of the file / a name inside it.
     """
 
     suffixes: tuple[str, ...]
@@ -134,11 +138,14 @@ class Format:
 
 
 class _Complaints(logging.Filter):
+    """Filter for a logger: drops the records of the thread that made it; keeps their messages from `level` on."""
+
     def __init__(self, level: int) -> None:
         super().__init__()
         self.level, self.thread, self.messages = level, threading.get_ident(), list[str]()
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the logger shows a record: True only for records of other threads."""
         if record.thread != self.thread:
             return True
         if record.levelno >= self.level:
@@ -148,9 +155,10 @@ class _Complaints(logging.Filter):
 
 @contextmanager
 def complaints(logger: str, level: int) -> Iterator[list[str]]:
-    """Collect what the logger says inside, at this level or above, and keep it from the terminal.
+    """Yield a list that collects the messages of the logger of that name, from a level of `logging` on.
 
-    Some libraries log a damage, such as a page that lies outside the file, where they should raise.
+    Some libraries log a damage, such as a page that lies outside the file, where they should raise. The logger shows no
+    record of this thread, of any level, while the block runs.
     """
     listener, source = _Complaints(level), logging.getLogger(logger)
     source.addFilter(listener)
@@ -161,17 +169,22 @@ def complaints(logger: str, level: int) -> Iterator[list[str]]:
 
 
 def without_alpha(array: np.ndarray) -> tuple[np.ndarray, str]:
-    """Drop the alpha channel of (..., 2 or 4), and say why the rest cannot be labels ("" where alpha is constant)."""
+    """Drop the alpha channel, which is the last one, of grey values (*S, 2) or colours (*S, 4).
+
+    Returns:
+        The array, (*S) or (*S, 3), and the reason for `Image.no_labels`: "" if alpha is constant.
+    """
     alpha = array[..., -1]
     reason = "an alpha channel that is not constant. Save the mask as grey values without one."
     return array[..., 0] if array.shape[-1] == 2 else array[..., :3], reason if alpha.min() != alpha.max() else ""
 
 
 def as_shown(array: np.ndarray, orientation: object, *, rows: int = 0) -> np.ndarray:
-    """Turn a picture as viewers do, by the tag Orientation of TIFF and EXIF; anything but 2 to 8 leaves it as it is.
+    """Return a view of a picture, transposed and flipped as viewers show it.
 
     Args:
-        rows: number of the axis of the rows; the next one is that of the columns.
+        orientation: value of the tag Orientation of TIFF and EXIF; anything but 2 to 8 leaves the picture as it is.
+        rows: number of the axis of the rows; the axis of the columns follows it.
 
     Example:
         >>> as_shown(np.array([[1, 2, 3], [4, 5, 6]]), 6).tolist()
@@ -189,7 +202,7 @@ def native(array: np.ndarray) -> np.ndarray:
 
 
 def storable(array: np.ndarray) -> np.ndarray:
-    """Return the same values in a dtype that medical formats can store."""
+    """Return the same values in a dtype that medical formats can store: bool as uint8, float16 as float32 ..."""
     wider = {np.dtype(bool): np.uint8, np.dtype(np.float16): np.float32, np.dtype(np.longdouble): np.float64}
     return array.astype(wider.get(array.dtype, array.dtype))
 
@@ -199,7 +212,7 @@ DICOM = (128, b"DICM")
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file holds DICOM, by its first bytes. Hidden files count as none."""
+    """Return whether a path is a file of DICOM, by its first bytes; False for a hidden or unreadable file."""
     try:
         if path.name.startswith(".") or not path.is_file():
             return False

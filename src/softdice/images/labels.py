@@ -1,10 +1,12 @@
 """Read labels and probabilities out of images, or refuse. Scoring and training do it nowhere else.
 
-* JPEG, colours, channels that differ and an alpha channel that is not constant are no labels; equal channels are grey.
+* JPEG, colours, channels that differ and an alpha channel that is not constant are no labels; equal channels are one.
 * Floats are labels where all are whole; close to whole ones are rounded on request.
 * The index of a palette is the label, where all files give it one colour.
 * Probabilities lie in [0, 1], or in [0, scale] where a scale is given.
 * Axes of length 1 hold nothing: (x, y, 1) and (x, y) are one shape.
+
+S are the spatial axes of an image. `path` is the file that an image was read from, for messages alone.
 """
 
 from __future__ import annotations
@@ -28,30 +30,29 @@ def labels(
     """Return the labels of an image, (*S) bool or integers.
 
     Args:
-        path: named in errors. image: what was read from it.
         rounded: round what is at most 0.1 from a whole number.
-        advice: what to do where values are further away.
+        advice: the end of the message about values that are further away: what to do.
 
     Raises:
-        FileError: the file holds no labels, or no numbers.
+        FileError: the file holds no labels (see the top of this file), or has nan or infinity.
     """
     array = _one_channel(path, image)
     if array.dtype.kind != "f":
         return array
-    whole = np.rint(array)
-    if not (array == whole).all():
-        apart = np.abs(array - whole)
-        far = float(apart.max())
-        if not rounded or far > ROUNDED:
+    whole_numbers = np.rint(array)
+    if not (array == whole_numbers).all():
+        distance = np.abs(array - whole_numbers)
+        farthest = float(distance.max())
+        if not rounded or farthest > ROUNDED:
             scale = "" if image.scale is None else ", stored with slope {:g} and intercept {:g}".format(*image.scale)
-            example = f"such as {array.flat[int(apart.argmax())]}{scale}"
-            got = f"{int((apart > 0).sum())} voxels, at most {far:.2g} from a whole number, {example}"
-            advice = f"Pass --round to round them. {advice}" if far <= ROUNDED else advice
+            example = f"such as {array.flat[int(distance.argmax())]}{scale}"
+            got = f"{int((distance > 0).sum())} voxels, at most {farthest:.2g} from a whole number, {example}"
+            advice = f"Pass --round to round them. {advice}" if farthest <= ROUNDED else advice
             raise FileError(f"{path}: expected labels, got values that are not whole: {got}. {advice}")
-    low, high = int(whole.min()), int(whole.max())
+    low, high = int(whole_numbers.min()), int(whole_numbers.max())
     for dtype in (np.uint8, np.int16, np.int32, np.int64, np.uint64):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return whole.astype(dtype)
+            return whole_numbers.astype(dtype)
     raise FileError(f"{path}: expected labels, got values from {low} to {high}.")
 
 
@@ -59,12 +60,11 @@ def probabilities(path: Path, image: Image, *, scale: float = 1.0, option: str =
     """Return the probabilities of an image, (*S) in [0, 1], float32, or float64 where the file has it.
 
     Args:
-        path: named in errors. image: what was read from it.
-        scale: what stands for 1 in the file: 100 in percent, 255 in 8 bits.
-        option: of the command that takes the values for probabilities.
+        scale: the value in the file that means 1: 100 in percent, 255 in 8 bits.
+        option: the command's option that asked for probabilities, for the message.
 
     Raises:
-        FileError: the file holds colours, channels, no numbers, or values beyond the scale.
+        FileError: the file holds colours or channels that differ, nan or infinity, or values outside [0, scale].
     """
     array = _one_channel(path, image)
     low, high = array.min(), array.max()
@@ -78,9 +78,9 @@ def probabilities(path: Path, image: Image, *, scale: float = 1.0, option: str =
 
 
 def colours(image: Image) -> dict[int, str]:
-    """Return {index: colour} of the indices that occur, {} if the image has no palette.
+    """Return {index: colour} of the palette indices that occur, as "#rrggbb"; {} if the image has no palette.
 
-    Alpha is part of a colour where nothing else tells two of them apart.
+    Colours are "#rrggbbaa" where only alpha tells two of them apart.
     """
     if image.palette is None:
         return {}
@@ -91,23 +91,28 @@ def colours(image: Image) -> dict[int, str]:
 
 
 def one_palette(path: str | Path, colours_here: dict[int, str], seen: dict[int, tuple[str, str]]) -> None:
-    """Add the colours of a file to those that other files gave the same labels.
+    """Check that a file gives each label the colour that the files before it gave, and add its own colours to theirs.
+
+    Args:
+        colours_here: {label: colour} of this file, from `colours`.
+        seen: {label: (colour, path of the first file that has it)}; extended in place.
 
     Raises:
         FileError: a label has another colour here; its number then means something else.
     """
     for label in sorted(colours_here.keys() & seen.keys()):
-        other, where = seen[label]
-        if other != colours_here[label]:
-            advice = "Save both with one palette, or as grey values."
-            raise FileError(
-                f"{path}: expected {other} for label {label} as in {where}, got {colours_here[label]}. {advice}"
-            )
+        colour, (first_colour, first_path) = colours_here[label], seen[label]
+        if colour != first_colour:
+            got = f"{colour}. Save both with one palette, or as grey values."
+            raise FileError(f"{path}: expected {first_colour} for label {label} as in {first_path}, got {got}")
     seen.update((label, (colour, str(path))) for label, colour in colours_here.items() if label not in seen)
 
 
 def _one_channel(path: Path, image: Image) -> np.ndarray:
-    """Return (*S) finite values; raise FileError for what cannot be labels, and for channels that differ."""
+    """Return the values of an image, (*S) of any dtype; channels that are equal become one.
+
+    Raise FileError if `Image.no_labels` has a reason, channels differ, or a value is nan or infinite.
+    """
     if image.no_labels:
         raise FileError(f"{path}: expected labels, got {image.no_labels}")
     array = image.array

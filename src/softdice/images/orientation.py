@@ -2,6 +2,9 @@
 
 Volumes that say how they lie in a patient run to the right, the front and the head: RAS. Other volumes keep their axes,
 and pictures have rows before columns, whatever the format.
+
+A turn is what nibabel calls an orientation: (ndim, 2) numbers, for each spatial axis as it is stored the axis that it
+becomes, and 1, or -1 where it is mirrored. `axes` is what `axes_of` returns.
 """
 
 from __future__ import annotations
@@ -21,24 +24,26 @@ LETTERS = {RAS: "xyz"}
 
 
 def axes_of(image: Image) -> str:
-    """Return what the axes of an image mean once it is turned: "RAS" in a patient, else their letters, as "zyx"."""
+    """Return the order of an image's axes after `turned`: "RAS" in a patient, else their letters, as "zyx" or "yx"."""
     if image.spatial_ndim != 3:
         return "yx"
     return RAS if image.placed else "zyx" if image.place.axes == "any" else image.place.axes
 
 
 def lies(axes: str) -> str:
-    """Return how an image lies, in words."""
+    """Return the words that describe the axes of an image in a message, after "an image"."""
     return (
         "that says how its voxels lie in a patient" if axes == RAS else f"with its axes in the order {', '.join(axes)}"
     )
 
 
 def turn_of(image: Image) -> np.ndarray:
-    """Return the turn of an image as nibabel has it: for each stored axis the axis that it becomes, and 1 or -1.
+    """Return the turn that brings a volume in a patient to RAS, and a picture to rows before columns.
+
+    For other images it leaves the axes as they are.
 
     Raises:
-        FileError: the affine of a volume leaves out a direction.
+        FileError: the affine of a volume in a patient is singular.
     """
     if image.spatial_ndim == 3 and image.placed:
         assert image.affine is not None
@@ -56,23 +61,29 @@ def unturned(image: Image) -> np.ndarray:
 
 
 def turned(image: Image, turn: np.ndarray) -> Image:
-    """Turn an image, voxels and affine."""
-    array = np.ascontiguousarray(orientations.apply_orientation(image.array, turn))  # sums depend on the memory's order
+    """Turn the voxels of an image, which become contiguous, and its affine; `place.axes` is not updated."""
+    array = np.ascontiguousarray(orientations.apply_orientation(image.array, turn))  # float sums depend on memory order
     if image.affine is None or image.spatial_ndim > 3:
         return replace(image, array=array)
     ndim = image.spatial_ndim
-    whole = np.vstack([turn, [[axis, 1] for axis in range(ndim, 3)]]) if ndim < 3 else turn
-    affine = image.affine @ orientations.inv_ornt_aff(whole, (*image.shape, 1, 1)[:3])
+    turn_3d = np.vstack([turn, [[axis, 1] for axis in range(ndim, 3)]]) if ndim < 3 else turn
+    affine = image.affine @ orientations.inv_ornt_aff(turn_3d, (*image.shape, 1, 1)[:3])
     return replace(image, array=array, place=replace(image.place, affine=affine))
 
 
 def turned_like(image: Image, other: Image, *, by_position: bool = False) -> Image:
-    """Turn an image as it lies in the patient of another one, or by position as the other is turned.
+    """Turn an image that belongs to `other`, such as its mask, into the order of `turned(other, turn_of(other))`.
 
-    Axes of length 1 that only one of them has are those of the other. What has another shape is left as it is.
+    A volume whose affine can be inverted, and places it in the patient as that of `other` does (`one_frame`), is turned
+    by its own affine. Any other image is reshaped to the spatial shape of `other`, if it differs by axes of length 1,
+    and turned as `other` is. If the shapes differ by more, it is returned as it is: the caller compares them.
+
+    Args:
+        other: as stored, not turned yet.
+        by_position: ignore the affine of `image`: equal indices mean equal voxels.
     """
-    own_place = not by_position and image.spatial_ndim == other.spatial_ndim == 3 and one_frame(image, other)
-    if own_place and image.affine is not None and np.linalg.matrix_rank(image.affine) == 4:
+    by_affine = not by_position and image.spatial_ndim == other.spatial_ndim == 3 and one_frame(image, other)
+    if by_affine and image.affine is not None and np.linalg.matrix_rank(image.affine) == 4:
         return turned(image, turn_of(image))
     if not one_shape(image.shape, other.shape):
         return image
@@ -82,14 +93,17 @@ def turned_like(image: Image, other: Image, *, by_position: bool = False) -> Ima
 
 
 def check_turned(path: Path, image: Image, other_path: Path, other: Image, *, advice: str, transpose: str) -> None:
-    """Raise FileError, with both as they are stored, unless two images have the same voxels once they are turned."""
+    """Raise FileError unless the voxels of two images, as they are stored, lie at the same places once both are turned.
+
+    The paths are for the message; `advice` and `transpose` are as in `check_same_place`.
+    """
     if one_frame(image, other) and same_place(turned_like(image, other), turned(other, turn_of(other))):
         return
     check_same_place(path, image, other_path, other, advice=advice, transpose=transpose)
 
 
 def turned_back(array: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """Return the voxels of a turned image as they are stored.
+    """Undo a turn: return voxels, spatial axes first, in the order of the file that they were read from.
 
     Example:
         >>> turn = np.array([[1, -1], [0, 1]])
@@ -101,7 +115,7 @@ def turned_back(array: np.ndarray, turn: np.ndarray) -> np.ndarray:
 
 
 def axis_number(axes: str, letter: str) -> int:
-    """Return the number of the array's axis that a letter names.
+    """Return the number of the array's axis that a letter, x, y or z, names.
 
     Example:
         >>> axis_number("RAS", "x"), axis_number("zyx", "x"), axis_number("yx", "x")

@@ -1,6 +1,7 @@
 """A loss, and a weighted sum of losses.
 
 A sum makes one pass over the voxels for all terms that are functions of the statistics; any other term makes its own.
+Its `terms` are pairs of a factor and a loss, as `_terms` lists them. Shape letters: B sample, C class, *S space.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Loss(nn.Module):
 
     num_classes: int
     ignore_index: int | None = None
-    # set by `softdice.losses.settings.adopt`
+    # the user's settings, set by `softdice.losses.settings.adopt`; class_weight holds the weights of `classes` alone
     cost: Cost
     pooling: str
     absent: str
@@ -43,6 +44,7 @@ class Loss(nn.Module):
     group: Any
 
     def __init_subclass__(cls, **keywords: Any) -> None:
+        """Wrap the subclass's `__init__` and `forward`, so that their errors begin with its name."""
         super().__init_subclass__(**keywords)
         for name in ("__init__", "forward"):
             # wrap an inherited method again: torch.compile limits the recompilations of a code object, not of a class
@@ -81,7 +83,7 @@ class StatisticsLoss(Loss):
         return self.settings.ignore_index
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
-        """Return the loss for the statistics of a batch, (B, C), or pooled ones, (C,).
+        """Return the loss, 0-d unless the reduction is "none", for statistics of a batch, (B, C), or pooled ones, (C,).
 
         counted: (C,) bool, False leaves a class out of the mean; None counts all.
         """
@@ -100,19 +102,22 @@ class StatisticsLoss(Loss):
 
         Args:
             input, target, voxel_weight: as for `softdice.overlap_statistics`.
-            voxel_map: likewise, for losses that read one: `BoundaryLoss`, `SkeletonRecallLoss`, sums with them.
+            voxel_map: as there, only for losses that read one: `BoundaryLoss`, `SkeletonRecallLoss`, sums with them.
             merge: for this call, classes that count as part of another: `{0: (2, 3)}` adds the probabilities of
                 classes 2 and 3 to that of class 0, takes their labels for label 0, and leaves classes 2 and 3 out of
                 the mean (nan for reduction="none"). For images on which someone did not annotate classes 2 and 3.
+
+        Raise what `softdice.overlap_statistics` and `merged` raise.
         """
         settings, counted = self.merged(merge, input)
         stats = measure(input, target, voxel_weight, settings, self.num_classes, voxel_map, self.group)
         return self.from_statistics(stats, counted)
 
     def merged(self, merge: Mapping[int, Sequence[int]] | None, input: Tensor) -> tuple[Pass, Tensor | None]:
-        """Return the pass for a call with `merge`, and which classes count: (C,) bool on input's device, None for all.
+        """Return the pass for a call with the user's `merge`, and which classes count: (C,) bool, None for all.
 
-        The pass has a region for each class: the class with those that it absorbs.
+        The pass has a region for each class: the class with those that it absorbs. Only the device of `input` is read.
+        Raise ValueError if the loss has regions or a sigmoid, or if a number in `merge` is no class or occurs twice.
         """
         if merge is None:
             return self.settings, None
@@ -147,7 +152,7 @@ def _terms(loss: Loss) -> list[tuple[float, Any]]:
 
 
 def _sum(terms: Sequence[tuple[float, Any]]) -> Loss:
-    """Return the weighted sum of losses, as a `SumLoss` if all are functions of the statistics."""
+    """Return the weighted sum of losses: a `SumLoss` if all are functions of the statistics, else a `MixedSumLoss`."""
     return (SumLoss if all(isinstance(term, StatisticsLoss) for _, term in terms) else MixedSumLoss)(terms)
 
 
@@ -158,7 +163,7 @@ def _weighted_sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
 
 
 def _weights(terms: Sequence[tuple[float, Loss]]) -> tuple[float, ...]:
-    """Return the weights; raise if one is not finite, or the losses differ in the number of classes."""
+    """Return the factors of terms; raise ValueError if one is not finite, or the losses differ in num_classes."""
     for weight, term in terms:
         if not math.isfinite(weight):
             validation.fail("a finite factor", weight, "Scale a loss by a number.")
@@ -204,7 +209,8 @@ class SumLoss(StatisticsLoss):
 class MixedSumLoss(Loss):
     """losses -> their weighted sum, where some are not functions of the statistics. Written `a + 0.5 * b`.
 
-    Those that are share one pass, as in a `SumLoss`; each of the rest makes its own. `voxel_weight` goes to all.
+    The losses that are functions of the statistics share one pass, as in a `SumLoss`; each of the others makes its own.
+    `voxel_weight` goes to all.
 
     Raises:
         ValueError: as `SumLoss`, for the losses that share a pass; the losses differ in num_classes.
@@ -218,13 +224,17 @@ class MixedSumLoss(Loss):
         self.ignore_index = next((t.ignore_index for _, t in terms if t.ignore_index is not None), None)
         one_pass = [(weight, term) for weight, term in terms if isinstance(term, StatisticsLoss)]
         others = [(weight, term) for weight, term in terms if not isinstance(term, StatisticsLoss)]
-        # a plain list, so that no module is registered twice: `terms` holds them
+        # (factor, loss) of each pass; a plain list, so that no module is registered twice: `terms` holds them
         self.parts = [(1.0, SumLoss(one_pass)), *others] if one_pass else others
 
     def forward(
         self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None, *, voxel_map: Tensor | None = None
     ) -> Tensor:
-        """input, target -> loss, a tensor on the autograd graph. voxel_map: for the losses that share a pass."""
+        """input, target -> loss, a tensor on the autograd graph.
+
+        voxel_map: for the losses that share a pass. Raise ValueError for a map if no losses share a pass, and what the
+        losses raise.
+        """
         if voxel_map is not None and not isinstance(self.parts[0][1], SumLoss):
             got = tuple(voxel_map.shape)
             validation.fail("no voxel_map, since no loss of this sum reads one", got, "Leave it out.")
@@ -239,13 +249,13 @@ class MixedSumLoss(Loss):
 
 
 def _one_pass(a: Pass, b: Pass) -> Pass:
-    """Return the pass that serves both losses; raise if they need different settings.
+    """Return the pass that computes the statistics of both passes; raise ValueError for a setting in which they differ.
 
-    A setting that only some statistics read (gamma, power) may differ where only one of the two passes has such.
+    gamma and power may differ if the statistics that depend on the setting (`READERS`) are in one of the passes only.
     """
     both = a.but(fields=a.fields + b.fields)
     for name in (name for name in SETTINGS if name != "fields"):
-        readers = READERS.get(name)  # the statistics that read it; None for all
+        readers = READERS.get(name)  # the statistics that depend on it; None for a setting that concerns all
         if readers is None or (readers & {*a.fields} and readers & {*b.fields}):
             _agree(name, getattr(a, name), getattr(b, name))
         elif readers & {*b.fields}:
@@ -254,7 +264,7 @@ def _one_pass(a: Pass, b: Pass) -> Pass:
 
 
 def _agree(name: str, first: object, second: object) -> None:
-    """Raise ValueError if two losses of a sum differ in a setting."""
+    """Raise ValueError if the setting `name` has the values `first` and `second`, not equal, in two losses of a sum."""
     if first != second:
         advice = f"Give both the same {name}, or call the losses one by one and add the results."
         expected = f"losses that agree on {name}, since they share one pass"

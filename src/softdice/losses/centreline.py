@@ -1,6 +1,6 @@
 """The loss of clDice: whether the centre lines of tubes agree.
 
-Shape suffixes: 4 the four sums, B sample, C class.
+Shape suffixes: 4 the sums of S(p) y, S(p), S(y) p and S(y), in this order; B sample, C class.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class ClDiceLoss(Loss):
         num_classes: channels of `input`; input is (B, C, H, W) or (B, C, D, H, W).
         iterations: erosions, >= 0: as many as half the largest diameter of a tube, in voxels.
         eps: smoothing in voxels, >= 0. floor: added to the last denominator, >= 0 (the paper's is 0, MONAI's 1e-4).
-        settings: of `LossSettings` the keywords activation, cost, pooling, classes (those that enter the sums; without
-            the background: `range(1, C)`), ignore_index, reduction, group and validate. reduction="none" gives (1,) or,
-            with pooling="sample", (B, 1). MONAI's has pooling="sample".
+        settings: the keywords activation, cost, pooling, classes (those that enter the sums; without the background:
+            `range(1, C)`), ignore_index, reduction, group and validate of `LossSettings`. reduction="none" gives (1,)
+            or, with pooling="sample", (B, 1). MONAI's has pooling="sample".
 
     When called: a voxel of label `ignore_index` or of weight 0 enters no sum and has a gradient of 0; the skeletons see
     it as a voxel of no class with p = 0. Other weights multiply the voxel's terms of the sums.
@@ -81,7 +81,13 @@ class ClDiceLoss(Loss):
         self.eps, self.floor, self.ignore_index = eps, floor, options["ignore_index"]
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        """input, target -> loss, a tensor on the autograd graph."""
+        """input, target -> loss, on the autograd graph: 0-d, for reduction="none" (1,) or, per sample, (B, 1).
+
+        Shapes, dtypes and meaning of the three tensors are those of `OverlapLoss`. A group goes with batch pooling.
+
+        Raise what `OverlapLoss` raises, and ValueError unless input has two or three spatial dimensions, or if it is a
+        DTensor split over one of them.
+        """
         validation.are_tensors(input=input)
         if input.ndim not in (4, 5):
             expected = "input of shape (B, C, H, W) or (B, C, D, H, W)"
@@ -91,23 +97,21 @@ class ClDiceLoss(Loss):
             validation.fail("input that is not split over space", placements, "Split it over the batch.")
         settings = self.settings.but(shape=tuple(input.shape[2:]))
         sums_4BC = run_pass(input, target, voxel_weight, settings, self.num_classes, group=self.group)
-        if self.group is not None:  # the group has added the samples
+        if self.group is not None:  # the group has added the samples, too: (4, C)
             sums_4BC = sums_4BC.unsqueeze(1)
         if self.classes is not None:
             sums_4BC = sums_4BC[:, :, list(self.classes)]
         sums_4B1 = sums_4BC.sum(2, keepdim=True)
         if self.pooling == "batch":
             sums_4B1 = sums_4B1.sum(1)
-        score = cl_dice(sums_4B1, eps=self.eps, floor=self.floor)
-        return reductions.reduce(self.cost(score), reduction=self.reduction)
+        return reductions.reduce(self.cost(self.score(sums_4B1)), reduction=self.reduction)
+
+    def score(self, sums_4B1: Tensor) -> Tensor:
+        """Return soft clDice, (B, 1) or pooled (1,), for the sums of S(p) y, S(p), S(y) p and S(y) over the classes."""
+        prediction_skeleton_in_target, prediction_skeleton, target_skeleton_in_prediction, target_skeleton = sums_4B1
+        precision = (prediction_skeleton_in_target + self.eps) / (prediction_skeleton + self.eps)
+        sensitivity = (target_skeleton_in_prediction + self.eps) / (target_skeleton + self.eps)
+        return 2 * precision * sensitivity / (precision + sensitivity + self.floor)
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, iterations={self.settings.iterations}, pooling={self.pooling!r}"
-
-
-def cl_dice(sums: Tensor, *, eps: float, floor: float) -> Tensor:
-    """Return soft clDice, (...), for sums of S(p) y, S(p), S(y) p and S(y), (4, ...); S(x) is the skeleton of x."""
-    prediction_skeleton_in_target, prediction_skeleton, target_skeleton_in_prediction, target_skeleton = sums
-    precision = (prediction_skeleton_in_target + eps) / (prediction_skeleton + eps)
-    sensitivity = (target_skeleton_in_prediction + eps) / (target_skeleton + eps)
-    return 2 * precision * sensitivity / (precision + sensitivity + floor)

@@ -2,7 +2,8 @@
 
 No sum over a single class holds that, so they make a pass of their own: `softdice.soft_confusion`.
 
-Shape suffixes: B sample (or 1, pooled), L label, C class that is predicted.
+Shape suffixes: B sample (or 1, pooled), L label, C class that is predicted. Tensors and errors of a call are those of
+`OverlapLoss`, except that the target has to be a label map.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class _ConfusionLoss(Loss):
     TAKES = ("activation", "cost", "pooling", "ignore_index", "reduction", "group", "validate")
 
     def __init__(self, num_classes: int, eps: float, settings: LossSettings) -> None:
+        """Check and keep a user's eps, in voxels, and keywords.
+
+        Raise TypeError or ValueError as `OverlapLoss` does, and ValueError for a single class.
+        """
         super().__init__()
         validation.number("eps", eps, 0)
         options = adopt(self, num_classes, settings, self.TAKES)
@@ -40,9 +45,9 @@ class _ConfusionLoss(Loss):
         self.eps, self.ignore_index = eps, options["ignore_index"]
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        """input, target -> loss, a tensor on the autograd graph."""
+        """input, target -> loss, on the autograd graph: 0-d, for reduction="none" (1,) or, per sample, (B, 1)."""
         sums = run_pass(input, target, voxel_weight, self.settings, self.num_classes, group=self.group)
-        sums_LBC = sums if self.group is None else sums.unsqueeze(1)  # a group has added the samples
+        sums_LBC = sums if self.group is None else sums.unsqueeze(1)  # (L, C), the samples added, with a group
         matrix_BLC = sums_LBC.transpose(0, 1)
         if self.pooling == "batch":
             matrix_BLC = matrix_BLC.sum(0, keepdim=True)
@@ -52,7 +57,7 @@ class _ConfusionLoss(Loss):
 
     @abstractmethod
     def score(self, matrix_BLC: Tensor) -> Tensor:
-        """Return the score of each confusion matrix, (B,)."""
+        """Return the score of each soft confusion matrix, (B,); if the samples are pooled, B = 1."""
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, pooling={self.pooling!r}, reduction={self.reduction!r}"
@@ -74,9 +79,9 @@ class WassersteinDiceLoss(_ConfusionLoss):
             for 1 between any two classes.
         weighting: "foreground" (the paper's) or "volume" (rare classes weigh more, class 0 counts).
         eps: smoothing in voxels, >= 0.
-        settings: of `LossSettings` the keywords activation ("none": probabilities that sum to 1; "softmax"), cost,
-            pooling, ignore_index, reduction, group and validate. reduction="none" gives (1,) or, with
-            pooling="sample", (B, 1). MONAI's has pooling="sample".
+        settings: the keywords activation ("none": probabilities that sum to 1; "softmax"), cost, pooling, ignore_index,
+            reduction, group and validate of `LossSettings`. reduction="none" gives (1,) or, with pooling="sample",
+            (B, 1). MONAI's has pooling="sample".
 
     Edge cases: no voxel that counts, or nothing but background, all of it right: 0 (nan for eps = 0).
 
@@ -107,8 +112,20 @@ class WassersteinDiceLoss(_ConfusionLoss):
         self.register_buffer("distance", _distances(distance, num_classes), persistent=False)
 
     def score(self, matrix_BLC: Tensor) -> Tensor:
-        """Return the generalised Wasserstein Dice of each confusion matrix, (B,)."""
-        return wasserstein_dice(matrix_BLC, self.distance, weighting=self.weighting, eps=self.eps)
+        """Return the generalised Wasserstein Dice of each soft confusion matrix, (B,).
+
+        Names, and their letters in the class's formula: error W (the sum over c of M K), voxels N, weight a, overlap A.
+        """
+        error_BL = (self.distance.to(matrix_BLC) * matrix_BLC).sum(-1)
+        voxels_BL = matrix_BLC.detach().sum(-1)  # a constant: the probabilities of a voxel sum to 1
+        if self.weighting == "volume":
+            weight_BL = 1 / (voxels_BL + 1)
+            overlap_B = (weight_BL * (voxels_BL - error_BL)).sum(-1)
+            denominator_B = (weight_BL * (2 * voxels_BL - error_BL)).sum(-1)
+        else:
+            overlap_B = (voxels_BL - error_BL)[:, 1:].sum(-1)
+            denominator_B = 2 * overlap_B + error_BL.sum(-1)
+        return (2 * overlap_B + self.eps) / (denominator_B + self.eps)
 
 
 class MultiClassMCCLoss(_ConfusionLoss):
@@ -124,10 +141,11 @@ class MultiClassMCCLoss(_ConfusionLoss):
         eps: smoothing in voxels, >= 0.
         settings: as for `WassersteinDiceLoss`; cost="neg_log" is refused, since the score may be negative.
 
-    The smoothing leaves a perfect prediction at 1 and a wrong one of everything at -1, where one class is all there is,
-    too.
+    The smoothing leaves R_K of a perfect prediction at 1. With two classes one that is wrong everywhere stays at -1,
+    also where only one class occurs; with more classes the least R_K lies between -1 and 0.
 
-    Edge cases: all voxels of one class, and predicted so, and no voxel that counts: 0 (nan for eps = 0).
+    Edge cases: the loss is 0 (nan for eps = 0) where all voxels have one class and are predicted so, and where no voxel
+    counts.
 
     Example:
         >>> import torch, softdice
@@ -144,49 +162,28 @@ class MultiClassMCCLoss(_ConfusionLoss):
         super().__init__(num_classes, eps, settings)
 
     def score(self, matrix_BLC: Tensor) -> Tensor:
-        """Return R_K of each confusion matrix, (B,)."""
-        return multiclass_mcc(matrix_BLC, eps=self.eps)
+        """Return R_K of each soft confusion matrix, (B,), by the formula of the class.
 
-
-def wasserstein_dice(matrix_BLC: Tensor, distance_LC: Tensor, *, weighting: str, eps: float) -> Tensor:
-    """Return the generalised Wasserstein Dice of each confusion matrix, (B,); the distances lie in [0, 1].
-
-    The formula, with its two weightings, stands in `WassersteinDiceLoss`: error is W, voxels N and overlap A.
-    """
-    error_BL = (distance_LC.to(matrix_BLC) * matrix_BLC).sum(-1)
-    voxels_BL = matrix_BLC.detach().sum(-1)  # a constant: the probabilities of a voxel sum to 1
-    if weighting == "volume":
-        weight_BL = 1 / (voxels_BL + 1)
-        overlap_B = (weight_BL * (voxels_BL - error_BL)).sum(-1)
-        denominator_B = (weight_BL * (2 * voxels_BL - error_BL)).sum(-1)
-    else:
-        overlap_B = (voxels_BL - error_BL)[:, 1:].sum(-1)
-        denominator_B = 2 * overlap_B + error_BL.sum(-1)
-    return (2 * overlap_B + eps) / (denominator_B + eps)
-
-
-def multiclass_mcc(matrix_BLC: Tensor, *, eps: float) -> Tensor:
-    """Return R_K of each confusion matrix, (B,). The formula stands in `MultiClassMCCLoss`.
-
-    Computed in float64 (MPS has none), since 1 - sum p^2 loses its digits where one class fills nearly everything.
-    """
-    counts_BLC = matrix_BLC if matrix_BLC.device.type == "mps" else matrix_BLC.double()
-    total_B11 = counts_BLC.sum((1, 2), keepdim=True)
-    divisor_B11 = torch.where(total_B11 > 0, total_B11, 1.0)
-    frequency_BLC, e_B = counts_BLC / divisor_B11, eps / divisor_B11[:, 0, 0]
-    t_BL, p_BC = frequency_BLC.sum(2), frequency_BLC.sum(1)
-    one_B = frequency_BLC.sum((1, 2))  # 1 up to rounding, 0 where no voxel counts
-    k_B = frequency_BLC.diagonal(dim1=1, dim2=2).sum(-1)
-    covariance_B = one_B * k_B - (t_BL * p_BC).sum(-1)
-    variance_p_B, variance_t_B = ((one_B**2 - (x**2).sum(-1)).clamp_min(0) + e_B for x in (p_BC, t_BL))
-    agreement_B = torch.where(total_B11[:, 0, 0] > 0, 2 * k_B - one_B, 1.0)
-    return ((covariance_B + e_B * agreement_B) / (variance_p_B * variance_t_B).sqrt()).to(matrix_BLC.dtype)
+        Computed in float64 (MPS has none), since 1 - sum p^2 loses its digits where one class fills nearly everything.
+        """
+        counts_BLC = matrix_BLC if matrix_BLC.device.type == "mps" else matrix_BLC.double()
+        total_B11 = counts_BLC.sum((1, 2), keepdim=True)
+        divisor_B11 = torch.where(total_B11 > 0, total_B11, 1.0)
+        frequency_BLC, e_B = counts_BLC / divisor_B11, self.eps / divisor_B11[:, 0, 0]
+        t_BL, p_BC = frequency_BLC.sum(2), frequency_BLC.sum(1)
+        one_B = frequency_BLC.sum((1, 2))  # stands for the 1 of the formula: 1 up to rounding, 0 where no voxel counts
+        k_B = frequency_BLC.diagonal(dim1=1, dim2=2).sum(-1)
+        covariance_B = one_B * k_B - (t_BL * p_BC).sum(-1)
+        variance_p_B, variance_t_B = ((one_B**2 - (x**2).sum(-1)).clamp_min(0) + e_B for x in (p_BC, t_BL))
+        agreement_B = torch.where(total_B11[:, 0, 0] > 0, 2 * k_B - one_B, 1.0)
+        return ((covariance_B + e_B * agreement_B) / (variance_p_B * variance_t_B).sqrt()).to(matrix_BLC.dtype)
 
 
 def _distances(values: Any, count: int) -> Tensor:
-    """Return the distances between classes, divided by the largest, (C, C); None is 1 between any two.
+    """Return the distances between C = count classes, divided by the largest, (C, C) float32.
 
-    Raise if they are not finite numbers >= 0 with zeros on the diagonal alone.
+    values: a user's tensor or rows; None is 1 between any two classes. Raise TypeError if they are no numbers, and
+    ValueError unless they are (C, C), finite, >= 0, not all 0, and 0 on the diagonal.
     """
     if values is None:
         return 1 - torch.eye(count)

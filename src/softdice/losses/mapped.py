@@ -1,6 +1,8 @@
-"""The losses that read a map beside the target, in the same pass (`voxel_map` when they are called), and such a map.
+"""The losses that read a map of numbers beside the target, in the same pass, and `distance_map`, which makes one.
 
-`SoftDiceLoss(...) + 0.01 * BoundaryLoss(...)` reads the logits once.
+A map holds one number for each voxel, or for each voxel and class; it is the argument `voxel_map` of a call.
+
+`SoftDiceLoss(...) + 0.01 * BoundaryLoss(...)` reads the logits once. Shape suffixes: B sample, C class, S space.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from softdice import costs, indices, validation
 from softdice.internals import untraced
 from softdice.losses.overlap import OverlapLoss
 from softdice.losses.settings import LossSettings
-from softdice.losses.voxelwise import fixed_cost
+from softdice.losses.voxelwise import refuse_cost
 from softdice.statistics import check
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class BoundaryLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, **settings: Unpack[LossSettings]) -> None:
-        fixed_cost(settings, "the distance itself")
+        refuse_cost(settings, "the distance itself")
         settings["cost"] = costs.identity
         super().__init__(indices.boundary, num_classes, **settings)
 
@@ -113,7 +115,8 @@ def distance_map(target: Tensor, num_classes: int, *, spacing: Sequence[float] |
         (B, C, *S), float32, on the device of target. A class that is absent, or everywhere, has a map of zeros.
 
     Raises:
-        TypeError, ValueError: labels of another dtype or shape, a spacing of another length or not above 0.
+        TypeError: target is no tensor, or its dtype is neither an integer dtype nor bool.
+        ValueError: target has fewer than two axes, or spacing another length or an edge that is not above 0.
         ModuleNotFoundError: scipy is not installed.
 
     Example:
@@ -141,7 +144,10 @@ def distance_map(target: Tensor, num_classes: int, *, spacing: Sequence[float] |
 
 
 def _labels(target: Tensor) -> np.ndarray:
-    """Return labels (B, *S) or (B, 1, *S) as an array (B, *S)."""
+    """Return a user's labels, (B, *S) or (B, 1, *S) on any device, as an array (B, *S).
+
+    Raise TypeError unless the dtype is an integer dtype or bool, ValueError for fewer than two axes.
+    """
     validation.are_tensors(target=target)
     if target.dtype not in check.LABEL_DTYPES:
         validation.fail("target of an integer dtype or bool", target.dtype, "Pass labels.", TypeError)

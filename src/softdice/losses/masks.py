@@ -1,7 +1,8 @@
 """The losses of single masks, with which DETR, Mask2Former and SAM train their masks and match them to targets.
 
 Each mask is a sample of one class, so its loss is a function of the same statistics. The public place of these
-functions is `softdice.functional`. Shapes: N masks, M targets, *S space (or the sampled points of a mask).
+functions is `softdice.functional`. Shapes: N masks, M targets, *S space (or the sampled points of a mask), V voxels of
+a mask (all of *S in one axis). `input` is logits, float16, bfloat16, float32 or float64.
 """
 
 from __future__ import annotations
@@ -80,12 +81,20 @@ def mask_focal_loss(
         loss = sum_n mean_v (alpha y (1 - p)^gamma (-ln p) + (1 - alpha) (1 - y) p^gamma (-ln(1 - p))) / num_masks
 
     Args:
-        input, num_masks, reduction: as for `mask_dice_loss`.
-        target: (N, *S) masks of zeros and ones, of any dtype; with alpha=None and gamma=0 values in [0, 1], too.
+        input: (N, *S) logits, float16, bfloat16, float32 or float64: one mask each, not a batch of channels.
+        target: (N, *S) masks y of zeros and ones, of any dtype; with alpha=None and gamma=0 values in [0, 1], too.
+        num_masks: divisor of the sum, >= 1; the value of a tensor of one element is not checked. None: N.
         alpha: price of a voxel of the mask, in [0, 1], against 1 - alpha of one outside; None prices both 1.
         gamma: exponent, >= 0. With alpha=None and gamma=0 it is Mask2Former's binary cross-entropy.
+        reduction: "mean" is the sum over the masks / num_masks, "none" the loss of each mask, (N,).
 
-    Returns, Raises: as `mask_dice_loss`; ValueError for a fractional target where the formula is no sum over voxels.
+    Returns:
+        A 0-d tensor (or (N,)), float64 for float64 input, else float32, also under autocast.
+
+    Raises:
+        TypeError, ValueError: shapes that differ, num_masks below 1 or with "none", alpha or gamma out of range, a
+            target outside [0, 1]; one between 0 and 1 unless alpha=None and gamma=0, since the focal loss of a fraction
+            is another formula.
 
     Edge cases: no mask at all costs 0, with a gradient.
 
@@ -99,7 +108,7 @@ def mask_focal_loss(
     """
     positive, negative = _prices(alpha)
     if alpha is not None or gamma:
-        _refuse_fractions(target)
+        _check_zeros_and_ones(target)
     stats = _statistics(input, target, ("positive_focal", "negative_focal"), gamma)
     voxels = max(input.shape[1:].numel(), 1)
     focal = (positive * stats.positive_focal + negative * stats.negative_focal) / voxels
@@ -116,7 +125,7 @@ def pairwise_mask_dice_loss(input: Tensor, target: Tensor, *, eps: float = 1.0) 
 
     Returns:
         (N, M), float64 for float64 input, else float32: inside autocast, too, where a product of half precision would
-        overflow at 65 504 voxels. Differentiable. Beside it stand the probabilities and a float copy of target.
+        overflow at 65 504 voxels. Differentiable. Memory: the probabilities and a float copy of target.
 
     Raises:
         TypeError, ValueError: as `mask_dice_loss`.
@@ -178,7 +187,11 @@ def pairwise_mask_focal_loss(
 
 
 def _statistics(input: Tensor, target: Tensor, fields: tuple[str, ...], gamma: float = 2.0) -> OverlapStatistics:
-    """Return the statistics, (N, 1), of logits and masks (N, *S): each mask is a sample of one class."""
+    """Check a user's logits and masks, both (N, *S), and return their statistics, (N, 1).
+
+    A mask is a sample of one class. fields: names of statistics. gamma: exponent of the focal statistics. Raise what
+    `_check_masks` raises, and ValueError for a target outside [0, 1].
+    """
     validation.are_tensors(input=input, target=target)
     _check_masks(input, target, "(N, *S)", input.shape)
     settings = check.pass_settings(Pass("sigmoid", fields=fields, gamma=gamma))
@@ -187,38 +200,48 @@ def _statistics(input: Tensor, target: Tensor, fields: tuple[str, ...], gamma: f
 
 
 def _flat_pair(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits (N, *S) and masks (M, *S), checked, as (N, V) and (M, V) in the dtype of statistics."""
+    """Check a user's logits (N, *S) and masks (M, *S); return them as (N, V) and (M, V), float64 or float32.
+
+    The dtype is float64 for float64 logits. Raise what `_check_masks` raises, and ValueError for masks of a floating
+    dtype with a value outside [0, 1], or masks of another dtype with a value other than 0 and 1.
+    """
     validation.are_tensors(input=input, target=target)
     _check_masks(input, target, "(M, *S)", (len(target), *input.shape[1:]))
     if target.is_floating_point():
         check.check((target < 0) | (target > 1), None, target, check.target_error)
     else:
-        _refuse_fractions(target)
+        _check_zeros_and_ones(target)
     dtype = result_dtype(input.dtype)
     logit_NV, target_MV = (x.reshape(len(x), input.shape[1:].numel()).to(dtype) for x in (input, target))
     return logit_NV, target_MV
 
 
-def _check_masks(input: Tensor, target: Tensor, expected_target: str, shape: tuple[int, ...]) -> None:
-    """Raise if input are no logits (N, *S), or target has another shape than `shape`, written `expected_target`."""
+def _check_masks(input: Tensor, target: Tensor, letters: str, target_shape: tuple[int, ...]) -> None:
+    """Raise TypeError unless input is floating; ValueError unless it is (N, *S) and target has the shape target_shape.
+
+    Raise ValueError, too, if the two are on different devices. letters: target_shape in letters, for the message.
+    """
     if input.dtype not in check.INPUT_DTYPES:
         advice = "Pass logits first, masks second."
         validation.fail("input of dtype float16, bfloat16, float32 or float64", input.dtype, advice, TypeError)
-    if input.ndim < 2 or tuple(target.shape) != tuple(shape):
+    if input.ndim < 2 or tuple(target.shape) != tuple(target_shape):
         advice = "Give one mask per row, of the same size in both: flatten(0, 1) joins batch and masks."
-        expected = f"input of shape (N, *S), target {expected_target} with the same S"
+        expected = f"input of shape (N, *S), target {letters} with the same S"
         validation.fail(expected, f"{tuple(input.shape)} and {tuple(target.shape)}", advice)
     validation.same_device(input.device, "input", target=target)
 
 
-def _refuse_fractions(target: Tensor) -> None:
-    """Raise ValueError if a mask has values other than 0 and 1."""
+def _check_zeros_and_ones(target: Tensor) -> None:
+    """Raise TypeError if masks, of any shape, are no tensor; ValueError if they have values other than 0 and 1."""
     validation.are_tensors(target=target)
     check.hard(target, "target", "Round it; fractional masks fit Dice, and alpha=None with gamma=0.")
 
 
 def _prices(alpha: float | None) -> tuple[float, float]:
-    """Return the price of a voxel inside the mask, and of one outside."""
+    """Return the prices of a voxel inside the mask and outside: alpha and 1 - alpha, or 1 and 1 for None.
+
+    Raise TypeError or ValueError for an alpha outside [0, 1].
+    """
     if alpha is None:
         return 1.0, 1.0
     validation.number("alpha", alpha, 0, 1)
@@ -226,7 +249,11 @@ def _prices(alpha: float | None) -> tuple[float, float]:
 
 
 def _reduced(cost: Tensor, num_masks: float | Tensor | None, reduction: str) -> Tensor:
-    """Return the cost (N, 1) of N masks as (N,), or its sum divided by num_masks."""
+    """Return the cost (N, 1) of N masks as (N,) for the reduction "none", or for "mean" its sum / num_masks, 0-d.
+
+    num_masks: a user's number >= 1 or tensor of one element; None for N. Raise TypeError or ValueError for anything
+    else, and ValueError for a num_masks with "none".
+    """
     validation.choice("reduction", reduction, ("mean", "none"))
     if reduction == "none":
         if num_masks is not None:

@@ -1,6 +1,7 @@
 """The named overlap losses: each gives `softdice.losses.overlap.OverlapLoss` its index and its cost.
 
-Shapes, keywords, returns and errors are those of `OverlapLoss` and `LossSettings`; a docstring here says the rest.
+Shapes, keywords, returns and errors are those of `OverlapLoss` and `LossSettings`; a docstring here says the rest. An
+`__init__` checks its own numbers (TypeError, ValueError) and hands the index to `OverlapLoss` with them filled in.
 The losses over voxels, cross-entropy and focal, are in `softdice.losses.voxelwise`.
 """
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from softdice import costs, indices, validation
 from softdice.losses.overlap import Index, OverlapLoss
 from softdice.losses.settings import LossSettings
-from softdice.losses.voxelwise import fixed_cost
+from softdice.losses.voxelwise import refuse_cost
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -158,11 +159,10 @@ class FocalTverskyLoss(OverlapLoss):
         eps: float = 1e-5,
         **settings: Unpack[LossSettings],
     ) -> None:
-        fixed_cost(settings, "(1 - score)^gamma")
+        refuse_cost(settings, "(1 - score)^gamma")
         _above_zero("gamma", gamma)
-        index = _tversky(alpha, beta, eps)
         settings["cost"] = costs.focal(gamma)
-        super().__init__(index, num_classes, **settings)
+        super().__init__(_tversky(alpha, beta, eps), num_classes, **settings)
 
 
 class GeneralizedDiceLoss(OverlapLoss):
@@ -336,8 +336,8 @@ class ExponentialLogarithmicLoss(OverlapLoss):
 
         loss = mean_c ( -ln( (2 I_c + eps) / (P_c + T_c + eps) ) )^gamma
 
-    The paper's whole loss is `0.8 * ExponentialLogarithmicLoss(C) + 0.2 * CrossEntropyLoss(C, class_weight=...)`, but
-    for an exponent on the cross-entropy of each voxel, which no sum over voxels holds.
+    The paper's whole loss is `0.8 * ExponentialLogarithmicLoss(C) + 0.2 * CrossEntropyLoss(C, class_weight=...)` with
+    one more exponent, on the cross-entropy of each voxel, which the statistics cannot give.
 
     Args:
         num_classes: channels of `input`.
@@ -359,20 +359,25 @@ class ExponentialLogarithmicLoss(OverlapLoss):
         self, num_classes: int, gamma: float = 0.3, eps: float = 1e-5, **settings: Unpack[LossSettings]
     ) -> None:
         _above_zero("gamma", gamma)
-        fixed_cost(settings, "(-ln score)^gamma")
-        index = _smoothed(indices.dice, eps)
+        refuse_cost(settings, "(-ln score)^gamma")
         settings["cost"] = costs.log_power(gamma)
-        super().__init__(index, num_classes, **settings)
+        super().__init__(_smoothed(indices.dice, eps), num_classes, **settings)
 
 
 def _smoothed(index: Index, eps: float, **keywords: Any) -> partial[Tensor]:
-    """Return the index with its smoothing, in voxels, and its other numbers filled in."""
+    """Return the index with its smoothing `eps`, in voxels, and the other keywords filled in.
+
+    Raise TypeError or ValueError unless eps is a number >= 0.
+    """
     validation.number("eps", eps, 0)
     return partial(index, **keywords, eps=eps)
 
 
 def _tversky(alpha: float, beta: float, eps: float) -> partial[Tensor]:
-    """Return the Tversky index with its numbers filled in; raise if one is below 0, or alpha and beta are both 0."""
+    """Return the Tversky index with its numbers filled in, from a user.
+
+    Raise TypeError or ValueError for one that is no number >= 0, ValueError if alpha and beta are both 0.
+    """
     validation.number("alpha", alpha, 0)
     validation.number("beta", beta, 0)
     if alpha == beta == 0:
@@ -381,7 +386,7 @@ def _tversky(alpha: float, beta: float, eps: float) -> partial[Tensor]:
 
 
 def _above_zero(name: str, value: float) -> None:
-    """Raise ValueError for an exponent that is not above 0."""
+    """Raise TypeError or ValueError unless the exponent `value`, the argument `name`, is a number above 0."""
     validation.number(name, value, 0)
     if value == 0:
         validation.fail(f"{name} > 0", value, "With 0 the loss would be constant.")

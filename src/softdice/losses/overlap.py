@@ -1,6 +1,7 @@
 """The loss of any index: the chain statistics, pool, index, cost, reduce.
 
-No formula stands here: indices are in `softdice.indices`, costs in `softdice.costs`.
+No formula stands here: indices are in `softdice.indices`, costs in `softdice.costs`. Shape letters: B sample, C class
+(with regions: region), *S space.
 """
 
 from __future__ import annotations
@@ -71,33 +72,28 @@ class OverlapLoss(StatisticsLoss):
         super().__init__()
         options = adopt(self, num_classes, settings)
         self.index, self.over_classes = index, _over_classes(index)
-        regions = options["regions"]
-        columns = num_classes if regions is None else len(regions)
-        extra = ("labelled",) if self.absent == "skip" else ()
-        self.settings = pass_of(
-            options,
-            gamma=gamma,
-            power=power,
-            fields=fields_read(index, columns if self.classes is None else len(self.classes)) + extra,
-        )
+        scored = self.classes or options["regions"] or range(num_classes)
+        fields = fields_read(index, len(scored)) + (("labelled",) if self.absent == "skip" else ())
+        self.settings = pass_of(options, gamma=gamma, power=power, fields=fields)
 
     def from_statistics(self, stats: OverlapStatistics, counted: Tensor | None = None) -> Tensor:
-        """Return the loss for the statistics of a batch, (B, C), or pooled ones, (C,).
+        """Pool, score, take the cost and reduce the statistics of a batch, (B, C), or pooled ones, (C,), to a 0-d loss.
 
-        counted: (C,) bool, False leaves a class out of the mean; None counts all.
+        For reduction="none" return the costs of `classes`, (C,) or (B, C), nan for a class that is left out; an index
+        over all classes gives (1,) or (B, 1). counted: (C,) bool, False leaves a class out of the mean; None for all.
         """
         if self.pooling == "batch":
             stats = stats.pool()
         if self.classes is not None:
             stats = stats.select(self.classes)
             counted = None if counted is None else columns(counted, self.classes)
-        present = counted
+        present = counted  # which classes enter, bool; None for all
         if self.absent == "skip":
             present = stats.labelled > 0 if counted is None else counted & (stats.labelled > 0)
         if present is not None:
             stats = stats.fill(~present, 1.0)  # finite numbers for the classes left out: a nan would reach the gradient
         weight = self.class_weight
-        if self.over_classes:
+        if self.over_classes:  # the index weighs the classes; what is left to reduce is one cost for all of them
             if weight is not None:  # on the CPU still, if the loss was not moved to the device
                 weight = moved(weight, getattr(stats, stats.fields[0]))
             if present is not None:
@@ -110,27 +106,19 @@ class OverlapLoss(StatisticsLoss):
         return reductions.reduce(cost, class_weight=weight, present=present, reduction=self.reduction)
 
     def extra_repr(self) -> str:
-        weight = self.class_weight
-        shown = {
-            "num_classes": self.num_classes,
-            **(self.index.keywords if isinstance(self.index, partial) else {}),
-            "activation": self.settings.activation,
-            "cost": next((word for word, cost in costs.NAMED.items() if cost is self.cost), "custom"),
-            "pooling": self.pooling,
-            "classes": self.classes,
-            "class_weight": weight if weight is None or weight.is_meta else weight.tolist(),
-            "absent": self.absent,
-            "ignore_index": self.settings.ignore_index,
-            "label_smoothing": self.settings.label_smoothing,
-            "regions": self.settings.regions,
-            "reduction": self.reduction,
-            "group": self.group,
-        }
+        """Return the settings that differ from their defaults, as name=value, for `repr`."""
+        numbers = self.index.keywords if isinstance(self.index, partial) else {}
+        names = [name for name in DEFAULTS if name != "validate"]
+        values = {name: getattr(self, name) if hasattr(self, name) else getattr(self.settings, name) for name in names}
+        values["cost"] = next((word for word, cost in costs.NAMED.items() if cost is self.cost), "custom")
+        if self.class_weight is not None and not self.class_weight.is_meta:
+            values["class_weight"] = self.class_weight.tolist()
+        shown = {"num_classes": self.num_classes, **numbers, **values}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value != DEFAULTS.get(name, ...))
 
 
 class _Probe(OverlapStatistics):
-    """Statistics that are all 1, and record which of them an index reads."""
+    """Statistics, (num_classes,) each, that are all 1 and record in `names_read` which of them an index reads."""
 
     def __init__(self, num_classes: int, names_read: dict[str, None] | None = None) -> None:
         self._fields = NAMES
@@ -152,7 +140,11 @@ class _Probe(OverlapStatistics):
 
 
 def fields_read(index: Index, num_classes: int) -> tuple[str, ...]:
-    """Return the names of the statistics that an index reads, by calling it; raise if it returns no score per class."""
+    """Return the names of the statistics that a user's index reads, by calling it with statistics (num_classes,) of 1.
+
+    Raise TypeError if it returns no tensor. Raise ValueError if it reads no statistic, or if its result is not
+    (num_classes,), or (1,) for an index over all classes.
+    """
     probe = _Probe(num_classes)
     score = index(probe)
     if not isinstance(score, Tensor):

@@ -2,7 +2,8 @@
 
 In a sum, `SoftDiceLoss(...) + 0.5 * LovaszLoss(...)`, such a loss makes its own passes.
 
-Shape suffixes: R row, N value of a row; P pool (a sample, or the batch), C class.
+Shape suffixes: B sample, C class, V voxel; R row of values that are ranked together, N value of a row; P pool (a
+sample, or the batch). Tensors and errors of a call: as for `OverlapLoss`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ __all__ = ["LovaszLoss", "OHEMCrossEntropyLoss", "TopKCrossEntropyLoss"]
 
 
 class _VoxelEntropyLoss(Loss):
-    """A loss of the voxels with the largest cross-entropy: the settings of the map of cross-entropies, and the map."""
+    """A loss of the voxels with the largest cross-entropy. It keeps the settings of the map of cross-entropies."""
 
     TAKES: tuple[str, ...] = ("activation", "ignore_index", "label_smoothing", "reduction", "validate")
 
     def __init__(self, num_classes: int, settings: LossSettings) -> None:
+        """Check and keep a user's keywords.
+
+        Raise what `OverlapLoss` raises, and ValueError for one class without a sigmoid, or for reduction="none".
+        """
         super().__init__()
         options = adopt(self, num_classes, settings, self.TAKES)
         if num_classes == 1 and options["activation"] != "sigmoid":
@@ -42,14 +47,17 @@ class _VoxelEntropyLoss(Loss):
         self.settings, self.ignore_index = map_pass(pass_of(options)), options["ignore_index"]
 
     def _entropies(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None) -> Tensor:
-        """Return the cross-entropy of each voxel times its weight, (B, V); 0 where the weight is 0."""
+        """Check the tensors of a call; return weight times cross-entropy of each voxel, (B, V), 0 for a weight of 0.
+
+        Raise TypeError or ValueError as `OverlapLoss` does.
+        """
         entropy_BV = cross_entropy_map(input, target, self.settings, self.num_classes).flatten(1)
         if voxel_weight is None:
             return entropy_BV
         weight_BV = check.tensors(input, target, voxel_weight, self.num_classes, self.settings).weight
         assert weight_BV is not None
         if self.settings.validate:
-            check.check(~(weight_BV >= 0), None, weight_BV, check.weights_error)
+            check.check(~(weight_BV >= 0), None, weight_BV, check.weights_error)  # not `< 0`: a NaN is refused
         return torch.where(weight_BV > 0, entropy_BV, 0.0) * weight_BV.to(entropy_BV.dtype)
 
 
@@ -64,9 +72,9 @@ class TopKCrossEntropyLoss(_VoxelEntropyLoss):
         num_classes: channels of `input`; a single one needs activation="sigmoid".
         k: a float in (0, 1] is the share of all voxels of the batch (rounded down, but one voxel at least), an int >= 1
             their number (all of them, if there are fewer).
-        settings: of `LossSettings` the keywords activation, ignore_index, label_smoothing, validate, pooling ("batch"
-            seeks among the voxels of all samples, "sample" takes k of each sample, the share of its own) and reduction
-            ("mean" or "sum", over the voxels that were taken).
+        settings: the keywords activation, ignore_index, label_smoothing, validate, pooling and reduction of
+            `LossSettings`. pooling="batch" takes the k largest of all samples together, "sample" the k largest of each
+            sample; reduction is "mean" or "sum", over the voxels that are taken.
 
     Shapes: as for `OverlapLoss`. A voxel_weight multiplies E before the largest are sought.
 
@@ -97,7 +105,7 @@ class TopKCrossEntropyLoss(_VoxelEntropyLoss):
         self.k = k
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        """input, target -> loss, a tensor on the autograd graph."""
+        """input, target -> mean or sum of the k largest cross-entropies of each row, 0-d, on the autograd graph."""
         entropy_BV = self._entropies(input, target, voxel_weight)
         entropy_RN = entropy_BV.reshape(1, -1) if self.pooling == "batch" else entropy_BV
         N = entropy_RN.shape[1]
@@ -121,10 +129,10 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
         num_classes: channels of `input`; a single one needs activation="sigmoid".
         threshold: in [0, 1).
         min_kept: how many voxels per sample of the batch are kept, on the average, however easy they are; >= 0.
-        settings: of `LossSettings` the keywords activation, ignore_index, label_smoothing, validate and reduction
-            ("mean" or "sum", over the voxels that are kept; mmseg divides the sum by all voxels).
+        settings: the keywords activation, ignore_index, label_smoothing, validate and reduction of `LossSettings`.
+            reduction is "mean" or "sum", over the voxels that are kept (mmseg divides the sum by all voxels).
 
-    Shapes: as for `OverlapLoss`. A voxel_weight multiplies E, and what it leaves is sorted.
+    Shapes: as for `OverlapLoss`. A voxel_weight multiplies E before the bounds are applied.
 
     Memory: the map and its gradient, beside the gradient of `input`.
 
@@ -151,21 +159,24 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
         self.threshold, self.min_kept = threshold, min_kept
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        """input, target -> loss, a tensor on the autograd graph."""
+        """input, target -> mean or sum of the cross-entropies above both bounds, 0-d, on the autograd graph.
+
+        The bounds are -ln threshold and, so that m = B min_kept voxels are kept, the (m + 1)-th largest cross-entropy.
+        """
         entropy_1N = self._entropies(input, target, voxel_weight).reshape(1, -1)
-        order_1N = entropy_1N.detach()  # what voxels are ranked by: an ignored one comes last
+        ranked_1N = entropy_1N.detach()  # the values that voxels are ranked by: below, -inf for an ignored one
         if self.ignore_index is not None:
             request = check.tensors(input, target, None, self.num_classes, self.settings)
             counted_1N = ~equals(request.target, self.ignore_index).reshape(1, -1)
-            order_1N = torch.where(counted_1N, order_1N, -math.inf)
-        bound = order_1N.new_tensor(-math.log(self.threshold) if self.threshold else math.inf)
+            ranked_1N = torch.where(counted_1N, ranked_1N, -math.inf)
+        bound = ranked_1N.new_tensor(-math.log(self.threshold) if self.threshold else math.inf)
         if self.min_kept and entropy_1N.numel():
-            next_11 = kth_largest(order_1N, min(len(input) * self.min_kept + 1, entropy_1N.numel()))
+            next_11 = kth_largest(ranked_1N, min(len(input) * self.min_kept + 1, entropy_1N.numel()))
             if self.ignore_index is not None:  # too few voxels count: all but the easiest of them are kept
-                easiest = torch.where(counted_1N, order_1N, math.inf).amin()
+                easiest = torch.where(counted_1N, ranked_1N, math.inf).amin()
                 next_11 = torch.where(next_11 == -math.inf, easiest, next_11)
             bound = torch.minimum(bound, next_11)
-        kept_1N = ~(order_1N <= bound)  # not `>`, so that a nan is kept and shows in the loss
+        kept_1N = ~(ranked_1N <= bound)  # not `>`, so that a nan is kept and shows in the loss
         total = torch.where(kept_1N, entropy_1N, 0.0).sum()
         return total / kept_1N.sum().clamp_min(1) if self.reduction == "mean" else total
 
@@ -177,15 +188,15 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
 
 
 def kth_largest(values_RN: Tensor, k: int) -> Tensor:
-    """Return the k-th largest value of each row, (R, 1), for 1 <= k <= N."""
+    """Return the k-th largest of the floating values in each row, (R, 1), without a gradient, for 1 <= k <= N."""
     if not _readable(values_RN):
         return values_RN.topk(k, 1, sorted=False).values.amin(1, keepdim=True)
-    position = values_RN.shape[1] - k  # numpy's partition is many times as fast as topk
-    return torch.from_numpy(np.partition(values_RN.detach().numpy(), position)[:, position : position + 1])
+    place = values_RN.shape[1] - k  # in ascending order; numpy's partition is many times as fast as topk
+    return torch.from_numpy(np.partition(values_RN.detach().numpy(), place)[:, place : place + 1])
 
 
 def largest(values_RN: Tensor, k: int) -> Tensor:
-    """Return the sum of the k <= N largest values of each row, over all rows; differentiable."""
+    """Return the sum, 0-d, of the k largest values of each row, over all rows, for 0 <= k <= N; differentiable."""
     if not k or not _readable(values_RN):
         return values_RN.topk(k, 1, sorted=False).values.sum()
     bound_R1 = kth_largest(values_RN, k)
@@ -212,19 +223,20 @@ class LovaszLoss(Loss):
 
     Args:
         num_classes: channels of `input`; for "sigmoid" each is a mask of its own.
-        settings: of `LossSettings` the keywords activation, pooling ("batch" ranks the voxels of all samples together,
-            "sample" is the mean of the samples' losses, the authors' per_image), classes, class_weight, absent (a class
-            with no voxel costs its largest error, and so counts: "count", the authors' classes="all"; or is left out:
-            "skip", their "present", which is what they use for a softmax), ignore_index (voxels with this label are
-            left out, as if they were not there), reduction and validate.
+        settings: the keywords activation, pooling ("batch" ranks the voxels of all samples together, "sample" takes the
+            mean of the samples' losses, the authors' per_image), classes, class_weight, absent ("count": a class with
+            no voxel costs its largest error, the authors' classes="all"; "skip": it is left out, their "present", which
+            they use for a softmax), ignore_index (voxels with this label are not ranked), reduction and validate of
+            `LossSettings`.
 
     Shapes: input (B, C, *S); target (B, *S) or (B, 1, *S) labels, or (B, C, *S) values of 0 and 1; voxel_weight (B, *S)
     or (B, 1, *S), of 0 and 1: 0 leaves a voxel out.
 
-    Memory: the gradient of `input`, and on a CPU 8 bytes for each voxel of a pool, two float32 maps of one class
-    (input of half precision has it in float32 at first; float64, and CUDA, some maps more). The forward pass makes it
-    half, in place, for the backward pass; a second call of that for the same graph starts anew. Under torch.compile,
-    torch.func and on other devices the definition serves, with some tensors of the size of input.
+    Memory: the gradient of `input` (in float32 at first for half precision), and on a CPU 8 bytes for each voxel of a
+    pool, two float32 maps of one class (some maps more for float64 and on CUDA). The forward pass writes the slopes of
+    the cost into the memory of the gradient, and the backward pass finishes it in place; a second backward pass of the
+    same graph computes them anew. Under torch.compile, torch.func and on other devices the definition serves, with some
+    tensors of the size of input.
 
     Edge cases: of voxels with equal errors the first goes first (the authors' sort leaves that open, and the value does
     not depend on it); an error of 0 has a gradient of 0; if every class is left out the loss is 0.
@@ -240,9 +252,7 @@ class LovaszLoss(Loss):
     J. Yu, M. Blaschko, "Learning submodular losses with the Lovasz hinge", ICML 2015.
     """
 
-    TAKES = (
-        "activation", "pooling", "classes", "class_weight", "absent", "ignore_index", "reduction", "validate",
-    )  # fmt: skip
+    TAKES = ("activation", "pooling", "classes", "class_weight", "absent", "ignore_index", "reduction", "validate")
 
     def __init__(self, num_classes: int, **settings: Unpack[LossSettings]) -> None:
         super().__init__()
@@ -251,15 +261,17 @@ class LovaszLoss(Loss):
         self.settings = pass_of(options, kind="ranks", per_sample=per_sample, classes=self.classes)
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        """input, target -> loss, a tensor on the autograd graph."""
+        """input, target -> loss, on the autograd graph: 0-d, for reduction="none" (C,) or, per sample, (B, C)."""
         cost_PC, voxels_PC = run_pass(input, target, voxel_weight, self.settings, self.num_classes)
         if self.classes is not None:
             cost_PC, voxels_PC = columns(cost_PC, self.classes), columns(voxels_PC, self.classes)
 
         def reduce(cost: Tensor, voxels: Tensor) -> Tensor:
+            """Return the loss for the costs of classes, (..., C), and their numbers of voxels, (..., C)."""
             present = voxels > 0 if self.absent == "skip" else None
             return reductions.reduce(cost, class_weight=self.class_weight, present=present, reduction=self.reduction)
 
+        # P is 1 with pooling="batch", else B
         if self.pooling == "batch":
             return reduce(cost_PC[0], voxels_PC[0])
         if self.reduction != "mean":

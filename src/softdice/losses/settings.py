@@ -84,16 +84,19 @@ _FOREIGN = {
     "mode": "mode is activation: 'softmax' for one label a voxel, 'sigmoid' for masks",
     "from_logits": "from_logits=True is activation='softmax' or 'sigmoid'",
 }
-"""Advice for a keyword of another library."""
+"""A keyword of another library -> the advice for a user who passes it."""
 
 
 def adopt(
     loss: Loss, num_classes: int, settings: Mapping[str, Any], takes: Sequence[str] = tuple(DEFAULTS)
 ) -> dict[str, Any]:
-    """Check the settings of a loss and set its attributes; return the settings with their defaults filled in.
+    """Check num_classes and the keywords that a user passed to a loss, set its attributes, return all settings.
 
-    Args:
-        takes: the keywords that the loss has a meaning for; any other is refused.
+    The attributes are those that `Loss` declares; the buffer `class_weight` holds the weights of `classes` alone. The
+    settings that are returned, for `pass_of`, have the defaults filled in.
+
+    takes: the keywords that the loss has a meaning for. Raise TypeError for any other keyword, and TypeError or
+    ValueError, which name the keyword, for a value that does not fit.
     """
     if unknown := set(settings) - set(takes):
         advice = [_FOREIGN[name] for name in sorted(unknown) if name in _FOREIGN]
@@ -115,21 +118,15 @@ def adopt(
         weight = validation.class_weights(weight, columns)
         weight = weight if loss.classes is None else weight[list(loss.classes)]
     loss.register_buffer("class_weight", weight, persistent=False)
-    loss.cost = costs.resolve(options["cost"])
+    loss.cost, loss.group = costs.resolve(options["cost"]), options["group"]
     loss.pooling, loss.absent, loss.reduction = options["pooling"], options["absent"], options["reduction"]
-    loss.group = options["group"]
     return options
 
 
 def pass_of(options: Mapping[str, Any], **changes: Any) -> Pass:
-    """Return the checked pass for the settings that `adopt` returned; `changes` are further fields of `Pass`."""
-    return check.pass_settings(
-        Pass(
-            activation=options["activation"],
-            ignore_index=options["ignore_index"],
-            label_smoothing=options["label_smoothing"],
-            regions=options["regions"],
-            validate=bool(options["validate"]),
-            **changes,
-        )
-    )
+    """Return the pass for the settings that `adopt` returned, checked; `changes` are further fields of `Pass`.
+
+    Raise TypeError or ValueError, which name the setting, for one out of its range.
+    """
+    common = {name: options[name] for name in ("activation", "ignore_index", "label_smoothing", "regions")}
+    return check.pass_settings(Pass(**common, validate=bool(options["validate"]), **changes))

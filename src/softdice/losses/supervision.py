@@ -1,4 +1,4 @@
-"""Deep supervision: a loss of outputs at several resolutions."""
+"""Deep supervision: a loss of outputs at several resolutions. B sample, C class, *S and *s space, large and small."""
 
 from __future__ import annotations
 
@@ -60,22 +60,25 @@ class DeepSupervision(nn.Module):
         target: Tensor | Sequence[Tensor],
         voxel_weight: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """outputs, a full-resolution target or one for each output -> loss."""
+        """outputs, target -> the weighted mean of the losses, 0-d.
+
+        outputs: one (B, C, *s) for each weight. target, voxel_weight: one of full resolution, or a list with one for
+        each output. Raise ValueError for a list of another length, and what `at_resolution` and the loss raise.
+        """
         if isinstance(outputs, Tensor) or (self.weights is None and not outputs):
             expected = "a list of outputs" if self.weights is None else f"{len(self.weights)} outputs"
             got = "a single tensor" if isinstance(outputs, Tensor) else "none"
             validation.fail(expected, got, "Pass a list with one output for each resolution.")
         weights = _normalised([0.5**i for i in range(len(outputs))]) if self.weights is None else self.weights
-        lists = (
-            _one_per_output(name, tensors, len(weights))
-            for name, tensors in (("outputs", outputs), ("targets", target), ("voxel weights", voxel_weight))
-        )
+        named = (("outputs", outputs), ("targets", target), ("voxel weights", voxel_weight))
+        lists = (_one_per_output(name, tensors, len(weights)) for name, tensors in named)
         has_labels = getattr(self.loss, "ignore_index", None) is not None
         values = []
         for weight, output, large_target, large_weight in zip(weights, *lists, strict=True):
             if weight > 0:
-                beside = () if large_weight is None else (at_resolution(large_weight, output, labels=True),)
-                values.append(weight * self.loss(output, at_resolution(large_target, output, has_labels), *beside))
+                weights_of_voxels = () if large_weight is None else (at_resolution(large_weight, output, labels=True),)
+                small_target = at_resolution(large_target, output, has_labels)
+                values.append(weight * self.loss(output, small_target, *weights_of_voxels))
         return sum(values[1:], values[0])
 
     def extra_repr(self) -> str:
@@ -88,7 +91,10 @@ def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
 
 
 def _one_per_output(name: str, tensors: Any, count: int) -> Sequence[Any]:
-    """Return a list with one tensor for each output: a single tensor, or None, serves all of them."""
+    """Return a list of `count` tensors, one for each output: a single tensor, or None, is repeated.
+
+    Raise ValueError for a list of another length. name: of the tensors, for the message.
+    """
     if tensors is None or isinstance(tensors, Tensor):
         return [tensors] * count
     if len(tensors) != count:
@@ -98,10 +104,11 @@ def _one_per_output(name: str, tensors: Any, count: int) -> Sequence[Any]:
 
 
 def at_resolution(target: Tensor | None, output: Tensor, labels: bool = False) -> Tensor | None:
-    """Return a target (B, *S), (B, 1, *S) or (B, C, *S) at the spatial shape of an output (B, C, *s).
+    """Return a target (B, *S), (B, 1, *S) or (B, C, *S), of any dtype, at the spatial shape of an output (B, C, *s).
 
     Floats with as many channels as the output are averaged over the area of each output voxel, unless `labels` says
-    that they are labels. Everything else takes the nearest voxel.
+    that they are labels. Everything else takes the nearest voxel. None stays None; a target that fits is not copied.
+    Raise TypeError for an argument that is no tensor, ValueError for an output larger than the target.
 
     Example:
         >>> at_resolution(torch.tensor([[7, 7, 9, 9]]), torch.zeros(1, 3, 2))
@@ -115,28 +122,26 @@ def at_resolution(target: Tensor | None, output: Tensor, labels: bool = False) -
     validation.are_tensors(output=output, target=target)
     size = output.shape[2:]
     rank = len(size)
-    if target.shape[target.ndim - rank :] == size:
+    large_size = target.shape[target.ndim - rank :]
+    if large_size == size:
         return target
-    if target.ndim < rank + 1 or any(
-        small > large for small, large in zip(size, target.shape[target.ndim - rank :], strict=True)
-    ):
+    if target.ndim < rank + 1 or any(small > large for small, large in zip(size, large_size, strict=True)):
         advice = "Give the target at the resolution of the largest output."
         validation.fail(f"outputs no larger than target {tuple(target.shape)}", tuple(size), advice)
     per_class = target.ndim == output.ndim and target.shape[1] == output.shape[1]
     if target.is_floating_point() and per_class and not labels:
         return _averaged(target, size)
-    for dimension, small in zip(range(target.ndim - rank, target.ndim), size, strict=True):
-        large = target.shape[dimension]  # output voxel i has its centre at (i + 1/2) large / small
+    for dimension, large, small in zip(range(target.ndim - rank, target.ndim), large_size, size, strict=True):
+        # output voxel i has its centre at (i + 1/2) large / small
         nearest = ((2 * torch.arange(small, device=target.device) + 1) * large).div(2 * small, rounding_mode="floor")
         target = target.index_select(dimension, nearest)
     return target
 
 
 def _averaged(values: Tensor, size: torch.Size) -> Tensor:
-    """Return per-class values (B, C, *S) averaged down to the spatial shape `size`."""
-    pool = nn.functional
-    pools: dict[int, Any] = {1: pool.adaptive_avg_pool1d, 2: pool.adaptive_avg_pool2d, 3: pool.adaptive_avg_pool3d}
-    if len(size) not in pools:
+    """Return floating values (B, C, *S) averaged down to the spatial shape `size`; ValueError beyond 3 dimensions."""
+    if len(size) > 3:
         advice = "Make the targets smaller yourself and call the loss once for each output."
         validation.fail("per-class values in 1 to 3 dimensions", len(size), advice)
-    return pools[len(size)](values, tuple(size))
+    pool: Any = getattr(nn.functional, f"adaptive_avg_pool{len(size)}d")
+    return pool(values, tuple(size))

@@ -46,8 +46,7 @@ class CrossEntropyLoss(OverlapLoss):
     """
 
     def __init__(self, num_classes: int, **settings: Unpack[LossSettings]) -> None:
-        binary = _is_binary(num_classes, settings)
-        index = partial(indices.cross_entropy, binary=binary)
+        index = partial(indices.cross_entropy, binary=_check_settings(num_classes, settings))
         settings["cost"] = costs.identity
         super().__init__(index, num_classes, **settings)
 
@@ -74,21 +73,24 @@ class FocalLoss(OverlapLoss):
 
     def __init__(self, num_classes: int, gamma: float = 2.0, **settings: Unpack[LossSettings]) -> None:
         validation.number("gamma", gamma, 0)
-        binary = _is_binary(num_classes, settings)
-        index = partial(indices.focal_entropy, binary=binary)
+        index = partial(indices.focal_entropy, binary=_check_settings(num_classes, settings))
         settings["cost"] = costs.identity
         super().__init__(index, num_classes, gamma=gamma, **settings)
 
 
-def fixed_cost(settings: LossSettings, cost: str) -> None:
-    """Raise ValueError if the settings hold a cost, for a loss whose definition includes one; `cost` says which."""
+def refuse_cost(settings: LossSettings, cost: str) -> None:
+    """Raise ValueError if a user's settings have a cost, for a loss that has its own: `cost` in words or a formula."""
     if "cost" in settings:
         validation.fail(f"no cost, which is {cost} here", repr(settings["cost"]), "Leave it out.")
 
 
-def _is_binary(num_classes: int, settings: LossSettings) -> bool:
-    """Check the settings of an entropy; return whether each class is decided by itself, as with a sigmoid."""
-    fixed_cost(settings, "the entropy itself")
+def _check_settings(num_classes: int, settings: LossSettings) -> bool:
+    """Raise ValueError for settings that a mean over voxels cannot have; return whether the activation is a sigmoid.
+
+    These are a `cost`, since the loss has its own, one class without a sigmoid, and regions in which a class is missing
+    or stands twice.
+    """
+    refuse_cost(settings, "the entropy itself")
     binary = settings.get("activation") == "sigmoid"
     if num_classes == 1 and not binary:
         got = repr(settings.get("activation", "none"))

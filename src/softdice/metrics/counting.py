@@ -5,7 +5,9 @@ target_c = #[t = c]. Dice, Jaccard, precision and recall are functions of these 
 read once, whatever the number of classes. On the CPU Numba counts, on `torch.get_num_threads()` threads; without
 Numba, and on other devices, `torch.bincount` does. Counts are integers, and every implementation returns the same.
 
-Arrays are split into pieces, one per task of a thread, and these into blocks that fit in cache.
+Arrays are split into pieces, one per task of a thread, and these into blocks that fit in cache. C is the number of
+classes, V voxels, S the axes of an image. `prediction` and `target`, or in a piece or block `p` and `t`, are label maps
+of one shape, whose axes may lie in memory in any order. `left_out` is a bool mask of the voxels that do not count.
 """
 
 from __future__ import annotations
@@ -32,6 +34,12 @@ ADVICE = "Raise num_classes, remap the labels, or set ignore_index."
 
 _TASK = 1 << 20
 """Voxels that are worth a task: fewer cost more than they save, each task having tables of 576 KiB."""
+
+_MANY = 1 << 16
+"""From this many voxels on a table of all pairs of bytes, which has as many entries, pays."""
+
+_RANGE = 1 << 20
+"""Labels that spread over less than this are looked up in a table; others are sorted."""
 
 _SIDE = 512
 """Voxels along the two fast axes of a block, where the two arrays have their axes in another order in memory."""
@@ -91,7 +99,10 @@ def class_counts(
 
 
 def check_maps(name: str, labels: Tensor, target: Tensor) -> None:
-    """Raise TypeError or ValueError unless labels, an argument of that name, and target are integers of one shape."""
+    """Raise TypeError unless both maps are Tensors of bool or integers; raise ValueError unless they have one shape.
+
+    `name` is what the caller's argument `labels` is called, for the message.
+    """
     maps = {name: labels, "target": target}
     are_tensors(**maps)
     for argument, values in maps.items():
@@ -108,7 +119,7 @@ def check_ignore_index(ignore_index: object) -> None:
 
 
 def ignored(target: Tensor, ignore_index: int | None) -> Tensor:
-    """Return a mask of the voxels that do not count: the one place that decides what ignore_index means.
+    """Return a bool mask of the target's shape, True where voxels do not count: the one place that decides this.
 
     Labels are compared as numbers: no voxel has a label that its dtype cannot hold (-1 in uint8).
     """
@@ -119,6 +130,11 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int 
     """Raise ValueError if a voxel that counts has a label outside [0, C); on CUDA assert it without a host sync.
 
     Meta tensors have no values and pass.
+
+    Args:
+        name: of the caller's argument, for the message. labels: bool or integers, any shape.
+        ignore_index: a label that is allowed besides, for the message; None where there is none.
+        left_out: mask of the same shape, True where a voxel does not count, whatever its label.
     """
     wide = labels.to(torch.int64)
     wrong = ((wide < 0) | (wide >= num_classes)) & ~left_out
@@ -126,15 +142,20 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int 
     if wrong.is_cuda or wrong.is_meta:
         torch._assert_async(~wrong.any(), message(allowed, "others", ADVICE))
     elif wrong.any():
-        got = f"{labels[wrong][0].item()} ({int(wrong.sum())} voxels)"
-        fail(allowed, got, ADVICE)
+        fail(allowed, f"{labels[wrong][0].item()} ({int(wrong.sum())} voxels)", ADVICE)
 
 
 def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """Return label maps; two arrays that are one-hot along dimension 1 become the numbers of their classes.
+    """Return two label maps; if both arrays are one-hot (B, C, *S), the maps (B, *S), int64, that they stand for.
 
-    Label maps whose dimension 1 happens to have C entries are returned as they are. Masks of several classes that are
-    not one-hot raise ValueError if they cannot be label maps: bool, or more than two classes and no value above 1.
+    Label maps whose dimension 1 happens to have C entries are returned as they are, and so are shapes that differ,
+    for the check that follows.
+
+    Args:
+        prediction, target: bool or integers, on one device.
+
+    Raises:
+        ValueError: both hold 0 and 1 alone, are not one-hot, and cannot be label maps: bool, or more than two classes.
 
     Example:
         >>> hot = torch.tensor([[[1, 0], [0, 1], [0, 0]]])
@@ -146,12 +167,13 @@ def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_inde
         return prediction, target
     if target.is_meta:  # no values show whether they are one-hot; the counts have one shape either way
         return prediction, target
+    # 0 and 1 are values of a mask; another ignore_index marks voxels of a mask that do not count
     void = torch.zeros_like(target, dtype=torch.bool) if ignore_index in (0, 1) else ignored(target, ignore_index)
-    inside = [prediction == 1, (target == 1) | void]
-    if not ((inside[0] | (prediction == 0)).all() and (inside[1] | (target == 0)).all()):
+    prediction_mask, target_mask = prediction == 1, (target == 1) | void
+    if not ((prediction_mask | (prediction == 0)).all() and (target_mask | (target == 0)).all()):
         return prediction, target
-    if all((mask.sum(1) == 1).all() for mask in inside) and not void.any():
-        return tuple(mask.to(torch.uint8).argmax(1) for mask in inside)  # type: ignore[return-value]
+    if not void.any() and all((mask.sum(1) == 1).all() for mask in (prediction_mask, target_mask)):
+        return prediction_mask.to(torch.uint8).argmax(1), target_mask.to(torch.uint8).argmax(1)
     if C > 2 or torch.bool in (prediction.dtype, target.dtype):
         advice = "Pass threshold=0.5 to DiceScore for masks of classes that overlap, label maps as (B, 1, *S)."
         fail("label maps, or classes that are one-hot along dimension 1", "only 0 and 1 in both", advice)
@@ -159,7 +181,7 @@ def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_inde
 
 
 def numbers_of(values: object) -> Any:
-    """Return a number of NumPy or torch as Python's, and an array or a sequence of numbers as a tuple of those.
+    """Return a user's setting in Python's types: a number of NumPy or torch as int or float, several as a tuple.
 
     Anything else is returned as it is, for the check that follows.
 
@@ -175,7 +197,7 @@ def numbers_of(values: object) -> Any:
 
 
 def as_tensor(array: Any) -> Any:
-    """Return a tensor of an array of NumPy, or of anything that speaks DLPack, without a copy where torch allows it.
+    """Return what a user passed as a tensor: an array of NumPy or of DLPack, without a copy where torch allows it.
 
     Anything else is returned as it is, for the check that follows.
 
@@ -197,11 +219,14 @@ def as_tensor(array: Any) -> Any:
 
 @untraced
 def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return every pair of labels that occurs, as labels of the prediction and of the target, and how often; int64.
+    """Count every pair of labels that two arrays of one shape have at one place.
 
-    For labels that are not known beforehand: any number of them, of any integer type, negative ones included; labels
-    above 2^63 are returned as Python's ints. Arrays of bytes are read in place, others are mapped to bytes block by
-    block; with more than 256 labels they are sorted instead.
+    Labels need not be known beforehand: any number of them, of bool or any integer type, negative ones included. Arrays
+    of bytes are read in place, others are mapped to bytes block by block; with more than 256 labels they are sorted.
+
+    Returns:
+        Labels of the prediction, labels of the target, and voxels, (P,) each, for the P pairs that occur, sorted;
+        int64, Python's ints where a label is above 2^63.
 
     Example:
         >>> p, t, n = pair_counts(np.array([5, 5, -1]), np.array([5, 5, 300]))
@@ -224,9 +249,12 @@ def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray,
 
 @untraced
 def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore_index: int | None) -> np.ndarray:
-    """Return counts (3, C + 1), the last column of labels outside [0, C)."""
+    """Return counts (3, C + 1) int64: voxels of both maps, the prediction, the target; last, labels outside [0, C).
+
+    `class_counts` has checked both arrays: bool or integers of one shape. Needs Numba.
+    """
     is_bytes = all(array.dtype in (np.uint8, np.bool_) for array in (prediction, target))
-    if is_bytes and num_classes <= 256 and prediction.size >= 1 << 16:
+    if is_bytes and num_classes <= 256 and prediction.size >= _MANY:
         table = _pair_table(prediction, target, _as_bytes, _as_bytes)
         if ignore_index is not None and 0 <= ignore_index < 256:  # as in `ignored`: a byte holds no other number
             table[:, ignore_index] = 0
@@ -237,13 +265,14 @@ def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ig
         return counts
     limits = np.iinfo(np.uint8 if target.dtype == np.bool_ else target.dtype)
     skip = ignore_index is not None and limits.min <= ignore_index <= limits.max  # as in `ignored`
-    left_out = np.uint64((ignore_index or 0) % 2**64).astype(np.int64)  # the loop reads labels above 2^63 like this
+    ignored_label = np.uint64((ignore_index or 0) % 2**64).astype(np.int64)  # the loop reads uint64 as int64
 
     def count(p: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """Return the counts of one piece."""
         counts = np.zeros((3, num_classes + 1), np.int64)
         for block in _blocks(p, t):
             flat = (_as_bytes(array) if array.dtype == np.bool_ else array for array in block)
-            _kernels().count_labels(*flat, skip, left_out, counts)
+            _kernels().count_labels(*flat, skip, ignored_label, counts)
         return counts
 
     return np.zeros((3, num_classes + 1), np.int64) + _summed(count, prediction, target)
@@ -255,31 +284,39 @@ def _pair_table(
     as_byte_p: Callable[[np.ndarray], np.ndarray],
     as_byte_t: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Return how often each pair of bytes occurs, (256, 256) int64; two functions map blocks of the arrays to bytes."""
+    """Return how often each pair of bytes occurs, (256, 256) int64 by prediction and target.
+
+    `as_byte_p` and `as_byte_t` map a block (V,) of the prediction and of the target to uint8 (V,).
+    """
     kernels = _kernels()
 
     def count(p: np.ndarray, t: np.ndarray) -> np.ndarray:
-        blocks = ((as_byte_p(p), as_byte_t(t)) for p, t in _blocks(p, t))
+        """Return the table of one piece."""
+        byte_blocks = ((as_byte_p(block_p), as_byte_t(block_t)) for block_p, block_t in _blocks(p, t))
         if kernels is None:
             table = torch.zeros(1 << 16, dtype=torch.int64)
-            for p, t in blocks:
-                pairs = torch.from_numpy(p.astype(np.int64)).mul_(256).add_(torch.from_numpy(t))
+            for bytes_p, bytes_t in byte_blocks:
+                pairs = torch.from_numpy(bytes_p.astype(np.int64)).mul_(256).add_(torch.from_numpy(bytes_t))
                 table += torch.bincount(pairs, minlength=1 << 16)
             return table.numpy().reshape(256, 256)
         tables = kernels.tables()
-        for p, t in blocks:
-            kernels.count_bytes(p, t, *tables)
+        for bytes_p, bytes_t in byte_blocks:
+            kernels.count_bytes(bytes_p, bytes_t, *tables)
         return np.asarray(kernels.total(*tables))
 
     return np.zeros((256, 256), np.int64) + _summed(count, prediction, target)
 
 
 def _summed(count: Callable[[np.ndarray, np.ndarray], np.ndarray], prediction: np.ndarray, target: np.ndarray) -> Any:
-    """Return the sum of `count` over all pieces, 0 without voxels; the order of integers does not matter."""
+    """Return the sum of what `count` returns for each piece of both arrays, on all threads; 0 without voxels.
+
+    `count` returns an array of integers, which the order of the additions does not change.
+    """
     total: Any = 0
     lock, pieces = threading.Lock(), list(_pieces(prediction, target))
 
     def add(piece: tuple[np.ndarray, np.ndarray]) -> None:
+        """Count one piece and add its counts to `total`, on a thread of the pool."""
         nonlocal total
         counts = count(*piece)
         with lock:
@@ -290,7 +327,7 @@ def _summed(count: Callable[[np.ndarray, np.ndarray], np.ndarray], prediction: n
 
 
 def _pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield views of the same voxels of both arrays, a task each.
+    """Split two arrays of one shape into tasks: yield views of the same voxels of the prediction and of the target.
 
     They are flat if both arrays have their axes in one order in memory, whichever it is. Otherwise they are boxes with
     the axes permuted so that the target is contiguous along the last axis, and the prediction along the one before it.
@@ -302,42 +339,47 @@ def _pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.nda
     if p.flags.c_contiguous and t.flags.c_contiguous:
         p, t = p.reshape(-1), t.reshape(-1)
     elif p.ndim > 1:
-        along = min(range(p.ndim), key=lambda axis: (p.shape[axis] == 1, abs(p.strides[axis])))
-        if along != p.ndim - 1:
-            p, t = np.moveaxis(p, along, -2), np.moveaxis(t, along, -2)
-    # about four tasks per thread, so that no thread ends long before the others
+        fastest = min(range(p.ndim), key=lambda axis: (p.shape[axis] == 1, abs(p.strides[axis])))
+        if fastest != p.ndim - 1:
+            p, t = np.moveaxis(p, fastest, -2), np.moveaxis(t, fastest, -2)
+    # about four tasks per thread, so that no thread ends long before the others; the kernel counts to 2^32
     voxels = max(_TASK, -(-p.size // (4 * torch.get_num_threads())))
     yield from _boxes(p, t, min(voxels, 1 << 30), p.size)
 
 
 def _blocks(p: np.ndarray, t: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield flat blocks of a piece, at most 1 MiB each: views, or copies if the memory has another order."""
-    for box in _boxes(p, t, CHUNK // max(p.itemsize, t.itemsize), _SIDE if p.ndim > 1 else p.size):
-        yield _flat(box[0]), _flat(box[1])
+    """Yield blocks (V,) of a piece, at most 1 MiB each: views, or copies if the memory has another order."""
+    for box_p, box_t in _boxes(p, t, CHUNK // max(p.itemsize, t.itemsize), _SIDE if p.ndim > 1 else p.size):
+        yield _flat(box_p), _flat(box_t)
 
 
 def _boxes(p: np.ndarray, t: np.ndarray, voxels: int, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield views of boxes of at most `voxels` voxels, at most `side` along each of the last two axes."""
+    """Split two arrays of one shape, not empty, into boxes: yield views of the same box of both.
+
+    A box has at most `voxels` voxels, and at most `side` along each of the last two axes.
+    """
     sizes = list[int]()
     for axis in reversed(range(p.ndim)):
         sizes.insert(0, min(p.shape[axis], voxels, side if len(sizes) < 2 else voxels))
         voxels = max(1, voxels // sizes[0])
     for corner in product(*(range(0, n, size) for n, size in zip(p.shape, sizes, strict=True))):
-        box = tuple(slice(at, at + size) for at, size in zip(corner, sizes, strict=True))
+        box = tuple(slice(start, start + size) for start, size in zip(corner, sizes, strict=True))
         yield p[box], t[box]
 
 
 def _flat(box: np.ndarray) -> np.ndarray:
-    """Return a box as one row: a view if it is contiguous, else a copy, by squares if its last axes are swapped."""
-    if box.flags.c_contiguous:
-        return box.reshape(-1)
-    if box.ndim < 2 or abs(box.strides[-1]) <= abs(box.strides[-2]) or _kernels() is None:
+    """Return a box (*S) as (V,), its last axis fastest: a view if it is contiguous, else a copy.
+
+    The copy is made in squares, as `gather` does it, if the box is contiguous along the axis before the last.
+    """
+    last_is_slow = box.ndim > 1 and abs(box.strides[-1]) > abs(box.strides[-2])
+    if box.flags.c_contiguous or not last_is_slow or _kernels() is None:
         return np.ascontiguousarray(box).reshape(-1)
-    rows = np.empty(box.shape, box.dtype)
-    planes = box if box.ndim > 2 else box[None]
-    for at in np.ndindex(planes.shape[:-3]):
-        _kernels().gather(planes[at], rows.reshape(planes.shape)[at])
-    return rows.reshape(-1)
+    source = box if box.ndim > 2 else box[None]
+    copied = np.empty(source.shape, source.dtype)
+    for outer in np.ndindex(source.shape[:-3]):  # `gather` takes three axes
+        _kernels().gather(source[outer], copied[outer])
+    return copied.reshape(-1)
 
 
 def plain_bools(array: np.ndarray) -> np.ndarray:
@@ -346,14 +388,16 @@ def plain_bools(array: np.ndarray) -> np.ndarray:
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
-    """Return an array of one byte per label as uint8."""
+    """Return labels of one byte, bool, int8 or uint8, as uint8 of the same bits."""
     return plain_bools(array).view(np.uint8)
 
 
 def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndarray], np.ndarray]]:
-    """Return a table of labels, and a function that maps a block to their positions in it as bytes.
+    """Number the labels of an array of bool or integers by bytes.
 
-    (None, ...) if the array has more than 256 labels.
+    Returns:
+        labels: up to 256 of them, (n,) int64, None if the array has more.
+        position: maps a block (V,) of the array to the positions of its labels in that table, uint8 (V,).
     """
     if array.dtype.itemsize == 1:
         labels = np.arange(256)
@@ -361,7 +405,7 @@ def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndar
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if low >= 0 and high < 256:
         return np.arange(256), lambda piece: piece.astype(np.uint8)
-    if high - low < 1 << 20 and high < 2**63:
+    if high - low < _RANGE and high < 2**63:
         present = np.zeros(high - low + 1, bool)
         for piece in _pieces(array, array):
             for block, _ in _blocks(*piece):
@@ -374,22 +418,22 @@ def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndar
 
 
 def _sorted_pairs(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what `pair_counts` does, by sorting."""
+    """Return what `pair_counts` does, by sorting, for arrays with voxels and any number of labels."""
     labels_p, p = np.unique(prediction, return_inverse=True)
     labels_t, t = np.unique(target, return_inverse=True)
-    pairs, counts = np.unique(p.reshape(-1) * len(labels_t) + t.reshape(-1), return_counts=True)
-    both = labels_p[pairs // len(labels_t)], labels_t[pairs % len(labels_t)]
+    m = len(labels_t)
+    pairs, voxels = np.unique(p.reshape(-1) * m + t.reshape(-1), return_counts=True)
     dtype = object if max(labels_p[-1], labels_t[-1]) >= 2**63 else np.int64
-    return both[0].astype(dtype), both[1].astype(dtype), counts.astype(np.int64)
+    return labels_p[pairs // m].astype(dtype), labels_t[pairs % m].astype(dtype), voxels.astype(np.int64)
 
 
 # --- any device, torch ------------------------------------------------------------------------------------------------
 
 
 def _counts_torch(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
-    """Return counts (3, C + 1), the last column of labels outside [0, C)."""
+    """Return what `_counts_cpu` does, on the device of both tensors, in plain PyTorch."""
     C = num_classes
-    outside, left_out = C, C + 1  # columns behind those of the classes
+    outside, left_out = C, C + 1  # two columns after the classes: labels outside [0, C), voxels that do not count
     counts = torch.zeros(3, C + 2, dtype=torch.int64, device=prediction.device)
     flat_p, flat_t = prediction.reshape(-1), target.reshape(-1)
     for start in range(0, flat_p.numel(), CHUNK):
@@ -400,5 +444,6 @@ def _counts_torch(prediction: Tensor, target: Tensor, num_classes: int, ignore_i
             for labels in (p, t)
         )
         columns_both = columns_p.masked_fill(p != t, left_out)
-        counts += torch.stack([torch.bincount(at, minlength=C + 2) for at in (columns_both, columns_p, columns_t)])
+        columns = columns_both, columns_p, columns_t
+        counts += torch.stack([torch.bincount(column_V, minlength=C + 2) for column_V in columns])
     return counts[:, : C + 1]

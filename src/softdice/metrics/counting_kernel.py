@@ -5,7 +5,7 @@ that holds more than one pair is counted in smaller parts. Where most neighbours
 there each pair is added to a small table. Labels are read eight at a time, because a processor makes few loads and
 about one addition to memory per cycle; separate histograms of prediction, target and agreement would take three
 additions per voxel. The time does not depend on the number of classes. All sums are integers, so that any split over
-threads gives the same counts.
+threads gives the same counts. V is the number of voxels; a pair is the label of the prediction and that of the target.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _TOP_BITS = 0x8080808080808080
 
 
 def tables() -> tuple[np.ndarray, np.ndarray]:
-    """Return empty tables for `count_bytes`, 576 KiB."""
+    """Return the tables of zeros that `count_bytes` adds to, uint32, 576 KiB: small (HALF^2,) and wide (2, 2^16)."""
     return np.zeros(HALF * HALF, np.uint32), np.zeros((2, 1 << 16), np.uint32)
 
 
 def total(small: np.ndarray, wide: np.ndarray) -> np.ndarray:
-    """Return how often each pair occurred, (256, 256) int64, from the tables of `count_bytes`."""
+    """Return how often each pair occurred, (256, 256) int64 by prediction and target, from `count_bytes`'s tables."""
     counts = wide.sum(0, dtype=np.int64).reshape(256, 256)
     counts[:HALF, :HALF] += small.reshape(HALF, HALF)
     return counts
@@ -43,26 +43,28 @@ def total(small: np.ndarray, wide: np.ndarray) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, wide: np.ndarray) -> None:
-    """Add uint8 labels (V,), (V,) to the tables of `tables`; V < 2^32 in all.
+    """Add the pairs of two label maps, contiguous uint8 (V,), to the tables of `tables`; all calls add < 2^32 voxels.
 
-    `small` counts at 128 p + t, and both rows of `wide` at 256 p + t. There are two rows because a processor waits when
-    it adds to the same address twice in a row.
+    With p and t the labels, `small` counts at 128 p + t, and both rows of `wide` at 256 p + t. There are two rows
+    because a processor waits when it adds to the same address twice in a row. A tile of runs is counted block by block,
+    a tile of noise with labels below HALF in `small`.
     """
     V = prediction.size
     pairs = np.empty(TILE, np.uint16)
-    fours = pairs.view(np.uint64)
+    fours = pairs.view(np.uint64)  # four pairs as one number
     one, two = wide[0], wide[1]
-    whole = V - V % TILE
-    eights_p, eights_t = prediction[:whole].view(np.uint64), target[:whole].view(np.uint64)
-    for start in range(0, whole, TILE):
+    tiles_end = V - V % TILE
+    # eight labels as one number
+    eights_p, eights_t = prediction[:tiles_end].view(np.uint64), target[:tiles_end].view(np.uint64)
+    for start in range(0, tiles_end, TILE):
         equal = 0
         for i in range(start, start + TILE, TILE // SAMPLES):
             equal += (prediction[i] == prediction[i + 1]) & (target[i] == target[i + 1])
-        if equal < EQUAL_SAMPLES:
-            highest = np.uint64(0)
+        if equal < EQUAL_SAMPLES:  # noise
+            bits_set = np.uint64(0)
             for i in range(start // 8, (start + TILE) // 8):
-                highest |= eights_p[i] | eights_t[i]
-            if highest & np.uint64(_TOP_BITS) == 0:
+                bits_set |= eights_p[i] | eights_t[i]
+            if bits_set & np.uint64(_TOP_BITS) == 0:
                 for i in range(start // 8, (start + TILE) // 8):
                     p_8, t_8 = eights_p[i], eights_t[i]
                     for k in range(8):  # the compiler unrolls it
@@ -70,7 +72,7 @@ def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, w
                         p_1, t_1 = (p_8 >> shift) & np.uint64(255), (t_8 >> shift) & np.uint64(255)
                         small[(p_1 << np.uint64(7)) | t_1] += np.uint32(1)
                 continue
-        for block in range(start, start + TILE, BLOCK):
+        for block in range(start, start + TILE, BLOCK):  # runs
             p, t = prediction[block], target[block]
             if prediction[block + BLOCK - 1] == p and target[block + BLOCK - 1] == t:
                 mixed = np.uint8(0)
@@ -91,15 +93,15 @@ def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, w
                 for i in range(part, part + PART, 2):
                     one[pairs[i]] += np.uint32(1)
                     two[pairs[i + 1]] += np.uint32(1)
-    for i in range(whole, V):
+    for i in range(tiles_end, V):
         one[(np.uint16(prediction[i]) << np.uint16(8)) | np.uint16(target[i])] += np.uint32(1)
 
 
 @njit(nogil=True, cache=True)
 def gather(source: np.ndarray, rows: np.ndarray) -> None:
-    """Copy an array (X, Y, Z) that is contiguous along Y into one that is contiguous along Z.
+    """Copy `source` (X, Y, Z), contiguous along Y, to `rows` (X, Y, Z), contiguous along Z, of the same dtype.
 
-    It is copied in squares that fit in the first-level cache, and whose rows are whole cache lines of the source.
+    It is copied in squares that fit in the first-level cache, and whose columns are whole cache lines of the source.
     """
     X, Y, Z = source.shape
     square = np.empty((BLOCK, BLOCK), source.dtype)
@@ -107,36 +109,36 @@ def gather(source: np.ndarray, rows: np.ndarray) -> None:
         for y_start in range(0, Y, BLOCK):
             for z_start in range(0, Z, BLOCK):
                 part = source[x, y_start : y_start + BLOCK, z_start : z_start + BLOCK]
-                place = rows[x, y_start : y_start + BLOCK, z_start : z_start + BLOCK]
+                copied = rows[x, y_start : y_start + BLOCK, z_start : z_start + BLOCK]
                 for z in range(part.shape[1]):
                     for y in range(part.shape[0]):
                         square[y, z] = part[y, z]
                 for y in range(part.shape[0]):
                     for z in range(part.shape[1]):
-                        place[y, z] = square[y, z]
+                        copied[y, z] = square[y, z]
 
 
 @njit(nogil=True, cache=True)
 def count_labels(prediction: np.ndarray, target: np.ndarray, skip: bool, ignored: int, counts: np.ndarray) -> None:
-    """Add labels (V,), (V,) of any integer type to counts (3, C + 1): voxels of both, of prediction, of target.
+    """Count the voxels of each class in labels (V,), (V,) of any integer type; add them to counts, (3, C + 1) int64.
 
-    The last column takes labels outside [0, C). With `skip`, voxels with target == ignored are left out, even if that
-    is a class. A run of one pair is added at once.
+    The rows of counts: voxels where both have the class, prediction has it, target has it. The last column takes labels
+    outside [0, C). With `skip`, voxels with target == ignored are left out, even if that is a class.
     """
     C, V = counts.shape[1] - 1, prediction.size
-    p, t, run = np.int64(0), np.int64(0), np.int64(0)
+    p, t, run = np.int64(0), np.int64(0), np.int64(0)  # run: neighbours with the same pair, which are added at once
     last_p, last_t = p, t
-    for i in range(V + 1):
+    for i in range(V + 1):  # once more than there are voxels, to add the last run
         if i < V:
             p, t = np.int64(prediction[i]), np.int64(target[i])
             if p == last_p and t == last_t:
                 run += 1
                 continue
         if run > 0 and not (skip and last_t == ignored):
-            a = last_p if 0 <= last_p < C else C
-            b = last_t if 0 <= last_t < C else C
-            counts[1, a] += run
-            counts[2, b] += run
+            column_p = last_p if 0 <= last_p < C else C
+            column_t = last_t if 0 <= last_t < C else C
+            counts[1, column_p] += run
+            counts[2, column_t] += run
             if last_p == last_t:
-                counts[0, a] += run
+                counts[0, column_p] += run
         last_p, last_t, run = p, t, np.int64(1)

@@ -4,7 +4,7 @@ Labels are scored one by one, each in the box that holds it in both maps, on as 
 `surfaces` decides what an element of a boundary is and how its distance is measured; `counting` decides what a label
 map is and what is ignored.
 
-B is a sample, K a class that is scored, S the axes of an image, F a formula.
+B is a sample, C a class, K a class that is scored, S the 2 or 3 axes of an image, F a formula (`Formula`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _ONE_THREAD = 1 << 16
 """With up to this many voxels a second thread does not pay."""
 
 Compare = Callable[[np.ndarray, np.ndarray, tuple[float, ...]], Any]
-"""Compares two masks of a class, which have a margin of one voxel and are not both empty, with voxels of that size."""
+"""Compares the masks of a class in the input and in the target, bool (*S), which have a margin of one voxel and are not
+both empty; the third argument is the size of a voxel along each axis."""
 
 Formula = Callable[[Any, int], float]
 """Turns what a `Compare` returned, and the position of the class among those that are scored, into a score."""
@@ -187,7 +188,7 @@ def surface_dice(
 
 
 def checked_percentile(percentile: float | None) -> float | None:
-    """Return a percentile, None or a number in [0, 100]; raise ValueError or TypeError for another value."""
+    """Return a user's percentile, None or a number in [0, 100]; raise ValueError or TypeError for another value."""
     percentile = numbers_of(percentile)
     if percentile is not None:
         validation.number("percentile", percentile, 0, 100)
@@ -195,14 +196,17 @@ def checked_percentile(percentile: float | None) -> float | None:
 
 
 def scored(num_classes: int, classes: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the labels that are scored; (1,) for a mask."""
+    """Check a user's settings, and return the K labels that are scored; (1,) for masks, which have num_classes=1."""
     C = validation.num_classes(num_classes)
     numbers = tuple(range(C)) if classes is None else validation.class_numbers("classes", classes, C)
     return (1,) if C == 1 else numbers
 
 
 def each_class(name: str, values: float | Sequence[float], count: int) -> tuple[float, ...]:
-    """Return a number for each class that is scored, from one for all or one for each; they must be finite and >= 0."""
+    """Return `count` numbers, one for each class that is scored, from one for all classes or one for each.
+
+    Raise ValueError or TypeError if they are not finite and >= 0, or not `count`. `name` is the user's argument.
+    """
     plain = numbers_of(values)
     numbers = plain if isinstance(plain, tuple) else (plain,) * count
     for value in numbers:
@@ -214,13 +218,13 @@ def each_class(name: str, values: float | Sequence[float], count: int) -> tuple[
 
 
 def voxel_sizes(spacing: object, shape: tuple[int, ...]) -> tuple[float, ...]:
-    """Return the size of a voxel along each axis of an image."""
-    axes, values = len(shape), numbers_of(spacing)
-    sizes = values if isinstance(values, tuple) else (1.0 if values is None else values,) * axes
-    good = all(isinstance(v, (int, float)) and 0 < v < math.inf for v in sizes)
-    if len(sizes) != axes or not good:
+    """Check a user's spacing, and return the size of a voxel along each axis of an image of that shape; 1 for None."""
+    ndim, values = len(shape), numbers_of(spacing)
+    sizes = values if isinstance(values, tuple) else (1.0 if values is None else values,) * ndim
+    positive = all(isinstance(size, (int, float)) and 0 < size < math.inf for size in sizes)
+    if len(sizes) != ndim or not positive:
         advice = "Pass the size of a voxel along each axis."
-        validation.fail(f"spacing of {axes} positive numbers for images of shape {shape}", repr(spacing), advice)
+        validation.fail(f"spacing of {ndim} positive numbers for images of shape {shape}", repr(spacing), advice)
     return tuple(map(float, sizes))
 
 
@@ -238,7 +242,13 @@ def measure(
     classes: Sequence[int] | None,
     ignore_index: int | None,
 ) -> Tensor:
-    """Score each sample and class by each formula, (F, B, K) float64, with one comparison for all formulas."""
+    """Score each sample and class by each formula, with one comparison of its masks for all formulas.
+
+    Maps and settings are as a user passed them to `hausdorff_distance`: they are checked here, with the same errors.
+
+    Returns:
+        (F, B, K) float64 on the device of `input`; nan where the class is in neither map or is ignored.
+    """
     numbers = scored(num_classes, classes)
     input, target = integer_pair(input, target, ignore_index)
     if input.is_meta or target.is_meta:
@@ -249,7 +259,7 @@ def measure(
 
 
 def integer_pair(input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """Return two integer maps of one shape as tensors; raise ValueError or TypeError for anything else."""
+    """Return two arrays of a user as tensors; raise TypeError or ValueError unless both are integers of one shape."""
     input, target = as_tensor(input), as_tensor(target)
     validation.are_tensors(input=input, target=target)
     counting.check_ignore_index(ignore_index)
@@ -268,7 +278,11 @@ def measure_maps(
     numbers: Sequence[int],
     ignore_index: int | None,
 ) -> Tensor:
-    """Score the labels `numbers` of two checked label maps (B, *S) on the CPU, (F, B, K) float64."""
+    """Score the K labels `numbers` by each formula, (F, B, K) float64, as `measure` does.
+
+    Maps are bool or integers on the CPU, of one shape; num_classes is 2 for masks. Raise ValueError for another number
+    of axes than 2 or 3, a spacing that does not fit them, or a label outside [0, C).
+    """
     sizes = voxel_sizes(spacing, tuple(input.shape[1:]))
     # axes of length 1 do not count, but there must be two axes
     axes = sorted(range(1, input.dim()), key=lambda axis: (input.shape[axis] == 1, -axis))
@@ -283,6 +297,7 @@ def measure_maps(
         pair = _LabelPair(input_S, target_S, num_classes, ignore_index)
 
         def score(k: int, b: int = b, pair: _LabelPair = pair) -> None:
+            """Write the scores of the k-th class in sample b, on a thread of the pool."""
             masks = pair.masks(numbers[k])
             if masks is not None:
                 comparison = compare(*masks, spacing_of_axes)
@@ -295,76 +310,76 @@ def measure_maps(
 
 
 class _LabelPair:
-    """Two label maps of one sample, and for each label the box that holds it in both: low, high, and its voxels."""
+    """Two label maps (*S) of one sample, and for each label the box that holds it in both.
+
+    low, high: (C + 1, S) int64, first and last index along each axis, both inside the box. voxels: (C + 1,), in the
+    box, 0 if the label is absent. The last row is for labels outside [0, C). S stands for the number of axes.
+    """
 
     def __init__(self, input: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
-        self.labels, self.ignore_index = (input, target), ignore_index
-        boxes_of_maps = [_boxes(labels.numpy(), num_classes) for labels in self.labels]
-        for name, labels, boxes in zip(("input", "target"), self.labels, boxes_of_maps, strict=True):
+        """Find the boxes in two maps (*S) of one shape; raise ValueError for a label that counts outside [0, C)."""
+        self.input, self.target, self.ignore_index = input, target, ignore_index
+        boxes_of_maps = [_boxes(labels.numpy(), num_classes) for labels in (input, target)]
+        for name, labels, boxes in zip(("input", "target"), (input, target), boxes_of_maps, strict=True):
             if boxes[num_classes, 3] >= 0:  # labels outside [0, C), which are right where they are ignored
                 ignore = ignore_index if name == "target" else None
                 counting.check_labels(name, labels, num_classes, ignore, counting.ignored(target, ignore_index))
 
-        axes = slice(3 - input.ndim, 3)
+        axes = slice(3 - input.ndim, 3)  # boxes have three axes, of which an image in 2-D lacks the first
         self.low = np.min([boxes[:, axes] for boxes in boxes_of_maps], 0)
         self.high = np.max([boxes[:, 3:][:, axes] for boxes in boxes_of_maps], 0)
         self.voxels = (self.high + 1 - self.low).clip(0).prod(1)
 
     def masks(self, label: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the masks of a label in its box with a margin of one voxel; None if neither map has the label."""
+        """Return the masks of a label in [0, C) in input and target, bool, cut to its box with a margin of one voxel.
+
+        None if no voxel that counts has the label in either map. `ignore_index` marks voxels that do not count.
+        """
         if not self.voxels[label]:
             return None
         box = tuple(map(slice, self.low[label].tolist(), (self.high[label] + 1).tolist()))
-        masks = self._mask(self.labels[0][box].numpy(), label), self._mask(self.labels[1][box].numpy(), label)
+        masks = np.zeros((2, *(n + 2 for n in self.input[box].shape)), np.bool_)
+        inside = masks[(slice(None), *(slice(1, -1) for _ in box))]
+        for mask, labels in zip(inside, (self.input, self.target), strict=True):
+            np.equal(counting.plain_bools(labels[box].numpy()), label, out=mask)
         if self.ignore_index is not None:
-            inside = tuple(slice(1, -1) for _ in box)
-            for mask in masks:
-                mask[inside] &= ~counting.ignored(self.labels[1][box], self.ignore_index).numpy()
-            if not (masks[0].any() or masks[1].any()):
-                return None
-        return masks
-
-    def _mask(self, labels: np.ndarray, label: int) -> np.ndarray:
-        """Return the mask of a label in the labels of a box, with a margin of one voxel."""
-        mask = np.zeros([n + 2 for n in labels.shape], np.bool_)
-        np.equal(counting.plain_bools(labels), label, out=mask[tuple(slice(1, -1) for _ in labels.shape)])
-        return mask
+            inside &= ~counting.ignored(self.target[box], self.ignore_index).numpy()
+        return (masks[0], masks[1]) if masks.any() else None
 
 
 def _boxes(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return the box of each label, (C + 1, 6), as `surfaces_kernel.find_boxes` has it; 2-D images lack the first axis.
+    """Return the box of each label of a map (*S), bool or integers, (C + 1, 6) int64; the last is outside [0, C).
 
-    Labels are read in the order of memory, chunk by chunk; the axes are put back in their places at the end.
+    A box is its lowest x, y, z and its highest x, y, z, which are -1 for an absent label; in 2-D x has length 1. Labels
+    are read in the order of memory, chunk by chunk; the axes are put back in their places at the end.
     """
     boxes = np.repeat([[np.iinfo(np.int64).max] * 3 + [-1] * 3], num_classes + 1, 0)
     order = sorted(range(labels.ndim), key=lambda axis: -abs(labels.strides[axis]))
-    in_memory_order = labels.transpose(order)[(None,) * (3 - labels.ndim)]
+    in_memory_order = labels.transpose(order)[(None,) * (3 - labels.ndim)]  # three axes
     kernels = surfaces.kernels()
     find = _find_boxes if kernels is None else kernels.find_boxes
     rows = max(1, _CHUNK // max(1, math.prod(in_memory_order.shape[1:])))
     tasks = [(start, boxes.copy()) for start in range(0, len(in_memory_order), rows)]
 
-    def run(task: tuple[int, np.ndarray]) -> None:
+    def search(task: tuple[int, np.ndarray]) -> None:
+        """Write the boxes of one chunk, on a thread of the pool."""
         start, chunk_boxes = task
-        chunk = in_memory_order[start : start + rows]
-        if chunk.dtype == np.bool_:
-            chunk = (chunk.view(np.uint8) != 0).view(np.uint8)
-        elif chunk.dtype != np.uint8:
-            chunk = chunk.astype(np.int64)
-        find(chunk, chunk_boxes)
-        chunk_boxes[chunk_boxes[:, 3] >= 0, ::3] += start
+        chunk = counting.plain_bools(in_memory_order[start : start + rows])
+        dtype = np.uint8 if chunk.dtype in (np.bool_, np.uint8) else np.int64
+        find(chunk.astype(dtype, copy=False), chunk_boxes)
+        chunk_boxes[chunk_boxes[:, 3] >= 0, ::3] += start  # along the axis that is cut into chunks
 
-    for_each(run, tasks, min(torch.get_num_threads(), len(tasks)) if labels.size > _ONE_THREAD else 1)
+    for_each(search, tasks, min(torch.get_num_threads(), len(tasks)) if labels.size > _ONE_THREAD else 1)
     for _, chunk_boxes in tasks:
         np.minimum(boxes[:, :3], chunk_boxes[:, :3], out=boxes[:, :3])
         np.maximum(boxes[:, 3:], chunk_boxes[:, 3:], out=boxes[:, 3:])
-    axes = np.arange(3)
+    axes = np.arange(3)  # where each axis of the image is in the order of memory
     axes[3 - labels.ndim :] = 3 - labels.ndim + np.argsort(order)
     return np.concatenate([boxes[:, axes], boxes[:, 3 + axes]], 1)
 
 
 def _find_boxes(labels: np.ndarray, boxes: np.ndarray) -> None:
-    """Do what `surfaces_kernel.find_boxes` does, without Numba."""
+    """Widen boxes (C + 1, 6), in place, to hold all labels (X, Y, Z): `surfaces_kernel.find_boxes` without Numba."""
     C = len(boxes) - 1
     for label in np.unique(labels).tolist():
         positions = np.argwhere(labels == label)

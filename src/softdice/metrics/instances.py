@@ -1,7 +1,8 @@
 """Count the voxels that each pair of objects shares in two maps in which each number is an object.
 
 Such maps are made of runs along one axis. After one comparison of neighbours everything works on runs, which are fewer
-than voxels by the width of an object.
+than voxels by the width of an object. n and m are the largest numbers of the input and of the target, 0 is the
+background, P a pair of objects that share voxels.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _SMALL_NUMBERS = 1 << 22
 
 
 class Overlaps(NamedTuple):
-    """Pairs (P,) of objects that share voxels: number in the input, number in the target, and how many voxels."""
+    """Pairs (P,) of objects that share voxels: number in the input, number in the target, and how many; int64."""
 
     of_input: np.ndarray
     of_target: np.ndarray
@@ -29,21 +30,22 @@ class Overlaps(NamedTuple):
 
 
 def shared_voxels(one: np.ndarray, n: int, other: np.ndarray, m: int, voxels: np.ndarray | None = None) -> Overlaps:
-    """Count the pairs of numbers above 0 that stand at one place in two arrays, of numbers up to n and up to m.
+    """Count the pairs of numbers above 0 that stand at one place in two arrays of one shape.
 
     Args:
-        voxels: how many voxels each place stands for; 1 by default.
+        one, other: integers in [0, n] of the input, in [0, m] of the target.
+        voxels: integers of the same shape, how many voxels each entry stands for; None for 1.
 
     Example:
         >>> shared_voxels(np.array([0, 1, 1, 2]), 2, np.array([1, 1, 1, 0]), 1)
         Overlaps(of_input=array([1]), of_target=array([1]), voxels=array([2]))
     """
-    at = (one != 0) & (other != 0)
-    codes = one[at].astype(np.int64) * (m + 1) + other[at]
-    weights = None if voxels is None else voxels[at]
+    shared = (one != 0) & (other != 0)
+    codes = one[shared].astype(np.int64) * (m + 1) + other[shared]
+    weights = None if voxels is None else voxels[shared]
     if (n + 1) * (m + 1) <= _DENSE:
         table = np.bincount(codes, weights, minlength=1)
-        present = np.flatnonzero(table != 0)  # six times as fast with bools as with floats
+        present = np.flatnonzero(table != 0)  # flatnonzero is six times as fast for bools as for floats
         total = table[present]
     else:
         present, position = np.unique(codes, return_inverse=True)
@@ -54,12 +56,13 @@ def shared_voxels(one: np.ndarray, n: int, other: np.ndarray, m: int, voxels: np
 def object_overlaps(
     input: np.ndarray, target: np.ndarray, ignore_index: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, Overlaps]:
-    """Return the sizes of the objects of the input and of the target, and their overlaps.
+    """Measure the objects of two maps (*S), bool or integers of one shape, and how they overlap.
 
-    Sizes are voxels, (n + 1,) int64, indexed by the number of the object; large numbers are replaced by their rank.
+    Voxels where the target has `ignore_index` are in no object. Raise ValueError for a number below 0.
 
-    Raises:
-        ValueError: a number below 0.
+    Returns:
+        Voxels of each object of the input, (n + 1,) int64, and of the target, (m + 1,) int64, indexed by the number of
+        the object, and the pairs that share voxels. Numbers are those of the maps, or their ranks if some are large.
     """
     runs_input, runs_target, voxels = _runs(input, target)
     if ignore_index is not None:
@@ -79,9 +82,12 @@ def object_overlaps(
 
 
 def _runs(input: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split both maps into runs, along memory, in which neither changes: return their numbers and the lengths."""
+    """Split two maps (*S), along memory, into R runs in which neither changes.
+
+    Return the numbers of the runs in the input and in the target, and their voxels, (R,) each.
+    """
     order = sorted(range(target.ndim), key=lambda axis: -abs(target.strides[axis]))
-    one, other = (plain_bools(array).transpose(order).reshape(-1) for array in (input, target))
-    starts = np.flatnonzero((one[1:] != one[:-1]) | (other[1:] != other[:-1])) + 1
-    starts = np.concatenate([np.zeros(min(1, one.size), np.int64), starts])
-    return one[starts], other[starts], np.diff(starts, append=one.size)
+    input_V, target_V = (plain_bools(array).transpose(order).reshape(-1) for array in (input, target))
+    starts = np.flatnonzero((input_V[1:] != input_V[:-1]) | (target_V[1:] != target_V[:-1])) + 1
+    starts = np.concatenate([np.zeros(min(1, input_V.size), np.int64), starts])
+    return input_V[starts], target_V[starts], np.diff(starts, append=input_V.size)

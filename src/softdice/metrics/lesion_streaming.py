@@ -14,7 +14,7 @@ from softdice.metrics.surface_streaming import CaseMetric
 
 
 class _LesionMetric(CaseMetric):
-    """The common part of the scores of lesions: what a lesion is, and which lesions match."""
+    """The base class of the scores of lesions; `rule` says what a lesion is, and which lesions match."""
 
     rule: Rule
     matching = property(lambda self: self.rule.matching)
@@ -23,7 +23,7 @@ class _LesionMetric(CaseMetric):
     objects = property(lambda self: self.rule.objects)
 
     def measure(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None) -> Tensor:
-        """Score each case and class, see `CaseMetric.measure`."""
+        """Return the score of each case and class, (B, K) float64, of two label maps (B, *S), which it checks."""
         options = (self.num_classes, spacing, self.classes, self.ignore_index)
         return self.rule.measure(input, target, [self.score], *options)[0]
 
@@ -56,14 +56,14 @@ class LesionDice(_LesionMetric):
         reach: Reach = "above",
         neighbours: Neighbours = "corners",
         objects: Objects = "components",
-        **options: Any,
+        **options: Any,  # those of `CaseMetric`
     ) -> None:
         super().__init__(num_classes, **options)
         self.rule = Rule(matching, reach, neighbours, objects)
-        self._tell_apart(self.rule)
+        self._add_settings(self.rule)
 
     def score(self, comparison: Lesions, k: int) -> float:
-        """Return the score of a class, see `CaseMetric.score`."""
+        """Return the score of the k-th class of one case, see `CaseMetric.score`."""
         return lesions.mean_dice(comparison)
 
 
@@ -94,16 +94,16 @@ class PanopticQuality(_LesionMetric):
         reach: Reach = "above",
         neighbours: Neighbours = "corners",
         objects: Objects = "components",
-        **options: Any,
+        **options: Any,  # those of `CaseMetric`
     ) -> None:
         super().__init__(num_classes, **options)
         validation.choice("quality", quality, lesions.QUALITIES)
         lesions.no_challenge(matching)
         self.quality, self.rule = quality, Rule(matching, reach, neighbours, objects)
-        self._tell_apart(quality, self.rule)
+        self._add_settings(quality, self.rule)
 
     def score(self, comparison: Lesions, k: int) -> float:
-        """Return the score of a class, see `CaseMetric.score`."""
+        """Return the score of the k-th class of one case, see `CaseMetric.score`."""
         return lesions.quality_of(comparison, self.quality)
 
 
@@ -128,8 +128,8 @@ class CentrelineDice(CaseMetric):
     def __init__(self, num_classes: int, **options: Any) -> None:
         super().__init__(num_classes, **options)
         self.compare = lesions.skeletons
-        self._tell_apart()
+        self._add_settings()
 
     def score(self, comparison: tuple[float, float], k: int) -> float:
-        """Return the score of a class, see `CaseMetric.score`."""
+        """Return the score of the k-th class of one case, see `CaseMetric.score`."""
         return lesions.harmonic(comparison)

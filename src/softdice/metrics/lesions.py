@@ -11,8 +11,10 @@ A lesion is a connected component of the voxels of a class. Two rules say which 
 
 A lesion without partner scores 0. connected-components-3d labels the components, scikit-image draws centre lines.
 
-B is a sample, K a class that is scored, S the axes of an image, F a formula; n and m are the numbers of lesions in the
-input and in the target.
+B is a sample, K a class that is scored, S the 2 or 3 axes of an image, F a formula, P a matched pair of lesions; n and
+m are the numbers of lesions in the input and in the target. Masks are bool arrays (*S). `by_overlap`, `by_challenge`
+and `skeletons` are called as `distances.Compare`: with the box of one class in one sample, which has a margin of one
+voxel that is False, and where at least one mask has a voxel. Their `spacing` is the size of a voxel along each axis.
 """
 
 from __future__ import annotations
@@ -57,9 +59,11 @@ cube of the unit of spacing."""
 
 
 class Lesions(NamedTuple):
-    """The lesions of one class: IoU and Dice of those that match, (P,) float64, and how many have no partner.
+    """The lesions of one class in one sample, matched.
 
-    `missed` lesions are in the target, `extra` ones in the input.
+    Args:
+        iou, dice: of each pair, (P,) float64 in [0, 1], in one order.
+        missed, extra: number of lesions of the target, and of the input, without a partner.
     """
 
     iou: np.ndarray
@@ -78,16 +82,21 @@ def mean_dice(lesions: Lesions) -> float:
 
 
 def quality_of(lesions: Lesions, which: Quality) -> float:
-    """Return the panoptic, segmentation or recognition quality, or the average precision; nan without lesions."""
-    matched, others = len(lesions.iou), lesions.missed + lesions.extra
+    """Return a score in [0, 1] of matched lesions; 0 where no two match, nan where neither mask has a lesion.
+
+    Args:
+        which: "pq" panoptic, "sq" segmentation or "rq" recognition quality, "ap" average precision; for the formulas
+            see `panoptic_quality`.
+    """
+    matched, unmatched = len(lesions.iou), lesions.missed + lesions.extra
     if not matched:
-        return 0.0 if others else math.nan
-    total = float(lesions.iou.sum())
+        return 0.0 if unmatched else math.nan
+    iou_sum = float(lesions.iou.sum())
     return {
-        "pq": total / (matched + others / 2),
-        "sq": total / matched,
-        "rq": matched / (matched + others / 2),
-        "ap": matched / (matched + others),
+        "pq": iou_sum / (matched + unmatched / 2),
+        "sq": iou_sum / matched,
+        "rq": matched / (matched + unmatched / 2),
+        "ap": matched / (matched + unmatched),
     }[which]
 
 
@@ -102,14 +111,17 @@ def by_overlap(
     neighbours: Neighbours,
     reach: Reach,
 ) -> Lesions:
-    """Match the lesions of two masks by their IoU, the largest first, each lesion once."""
+    """Match the connected components of two masks by their IoU, the largest first, each component once.
+
+    `threshold` and `reach` are as in `paired`. `spacing` is not used: overlap does not depend on lengths.
+    """
     (input_numbers, n), (target_numbers, m) = components(input, neighbours), components(target, neighbours)
     shared = shared_voxels(input_numbers, n, target_numbers, m)
     return paired(_sizes(input_numbers, n), _sizes(target_numbers, m), shared, threshold, reach)
 
 
 def _sizes(numbers: np.ndarray, count: int) -> np.ndarray:
-    """Return how many voxels each number has, (count + 1,)."""
+    """Return how many voxels of an array (*S) have each of the numbers 0 to `count`, (count + 1,) int64."""
     return np.bincount(numbers.reshape(-1), minlength=count + 1)
 
 
@@ -119,29 +131,35 @@ def paired(
     """Match lesions by their IoU, the largest first, each lesion once.
 
     Args:
-        input_sizes, target_sizes: voxels of each number, 0 for a number that no lesion has; entry 0 is not read.
-        shared: the pairs that have voxels in common, and how many.
+        input_sizes, target_sizes: voxels of each number, (n + 1,) and (m + 1,) integers; 0 for a number that no lesion
+            has; entry 0, the background, is not read.
+        shared: the pairs of numbers that have voxels in common, and how many.
+        threshold: in [0, 1]; the IoU of a pair is above it, or with reach="at_least" it may also be equal to it.
     """
-    of_input, of_target, both = shared
-    size_sum = input_sizes[of_input] + target_sizes[of_target]
+    numbers_input, numbers_target, both = shared
+    size_sum = input_sizes[numbers_input] + target_sizes[numbers_target]
     iou = both / (size_sum - both)
-    enough = np.flatnonzero(iou >= threshold if reach == "at_least" else iou > threshold)
-    pairs: list[int] = []
-    taken: tuple[set[int], set[int]] = (set(), set())
-    for i in enough[np.argsort(-iou[enough], kind="stable")].tolist():
-        p, t = int(of_input[i]), int(of_target[i])
-        if p not in taken[0] and t not in taken[1]:
-            taken[0].add(p)
-            taken[1].add(t)
+    candidates = np.flatnonzero(iou >= threshold if reach == "at_least" else iou > threshold)
+    pairs: list[int] = []  # positions in `shared`
+    taken_input, taken_target = set[int](), set[int]()
+    for i in candidates[np.argsort(-iou[candidates], kind="stable")].tolist():
+        p, t = int(numbers_input[i]), int(numbers_target[i])
+        if p not in taken_input and t not in taken_target:
+            taken_input.add(p)
+            taken_target.add(t)
             pairs.append(i)
     n, m = (int(np.count_nonzero(sizes[1:])) for sizes in (input_sizes, target_sizes))
     return Lesions(iou[pairs], 2 * both[pairs] / size_sum[pairs], m - len(pairs), n - len(pairs))
 
 
 def by_challenge(input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], challenge: str) -> Lesions:
-    """Match the lesions of two masks by the rules of a task of BraTS 2023."""
+    """Match the lesions of two masks by the rules of a task of BraTS 2023, a key of `CHALLENGES`.
+
+    There is one pair for each lesion of the target that counts and that, once dilated, touches lesions of the input.
+    `spacing` is in mm.
+    """
     ndimage = validation.package("lesion_dice", "scipy.ndimage", "lesions")
-    dilations, volume = CHALLENGES[challenge]
+    dilations, largest_ignored_volume = CHALLENGES[challenge]
     neighbourhood = ndimage.generate_binary_structure(target.ndim, 2)
     # The box around both masks gives the components of the whole image: if a path between two lesions leaves the box,
     # the voxels of the box next to it form a path, too.
@@ -154,8 +172,8 @@ def by_challenge(input: np.ndarray, target: np.ndarray, spacing: tuple[float, ..
     # per lesion of the target: voxels shared with the input, and voxels of all lesions of the input that touch it
     both = np.bincount(inside.of_target, inside.voxels, minlength=m + 1)
     touching_sizes = np.bincount(touching.of_target, input_sizes[touching.of_input], minlength=m + 1)
-    counted = target_sizes * math.prod(spacing) > volume
-    counted[0] = False
+    counted = target_sizes * math.prod(spacing) > largest_ignored_volume
+    counted[0] = False  # the background
     matched = counted & (touching_sizes > 0)
     size_sum, both = (touching_sizes + target_sizes)[matched], both[matched]
     extra = n - np.unique(touching.of_input).size
@@ -163,31 +181,34 @@ def by_challenge(input: np.ndarray, target: np.ndarray, spacing: tuple[float, ..
 
 
 def components(mask: np.ndarray, neighbours: Neighbours) -> tuple[np.ndarray, int]:
-    """Number the connected components of a mask: return each voxel's number, 0 outside the mask, and how many."""
+    """Number the connected components of a mask (*S): return (*S) unsigned integers, 0 outside the mask, and n.
+
+    The components have the numbers 1 to n.
+    """
     cc3d = validation.package("lesion_dice", "cc3d", "lesions")
-    touching = {2: {"corners": 8, "faces": 4}, 3: {"corners": 26, "faces": 6}}[mask.ndim][neighbours]
+    connectivity = {2: {"corners": 8, "faces": 4}, 3: {"corners": 26, "faces": 6}}[mask.ndim][neighbours]
     if mask.ndim == 2:  # with bool and 8 neighbours, 3.29.0 and 4.1.1 label voxels outside: [[False], [False], [True]]
         mask = mask.view(np.uint8)
-    labels, number = cc3d.connected_components(mask, connectivity=touching, return_N=True)
-    return labels, int(number)
+    numbers, n = cc3d.connected_components(mask, connectivity=connectivity, return_N=True)
+    return numbers, int(n)
 
 
 def skeletons(input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
-    """Return the share of the input's centre line that is inside the target, and the other way round.
+    """Return the share of the input's centre line that is inside the target, and the other way round, in [0, 1].
 
-    Both are 0 if one of the masks is empty.
+    Both are 0 if one of the masks is empty. `spacing` is not used: skeletons count voxels.
     """
     if not (input.any() and target.any()):
         return 0.0, 0.0
-    shares = []
-    for mask, other in ((input, target), (target, input)):
-        line = centre_line(mask)
-        shares.append(float((line & other).sum() / line.sum()))
-    return shares[0], shares[1]
+    input_line, target_line = centre_line(input), centre_line(target)
+    return (
+        float((input_line & target).sum() / input_line.sum()),
+        float((target_line & input).sum() / target_line.sum()),
+    )
 
 
 def centre_line(mask: np.ndarray) -> np.ndarray:
-    """Return the skeleton of a mask by scikit-image, with a line for every component.
+    """Return the skeleton of a mask (*S) by scikit-image as a mask, with a line in every connected component.
 
     scikit-image (0.26 and older) thins bodies of even width, such as a straight vessel of 4 x 4 voxels, to nothing
     (https://github.com/scikit-image/scikit-image/issues/3757). Such a component is thinned again one voxel narrower.
@@ -195,38 +216,40 @@ def centre_line(mask: np.ndarray) -> np.ndarray:
     morphology = validation.package("centreline_dice", "skimage.morphology", "lesions")
     ndimage = validation.package("centreline_dice", "scipy.ndimage", "lesions")
     line = np.asarray(morphology.skeletonize(mask)) != 0
-    numbers, count = components(mask, "corners")
-    without_line = np.setdiff1d(np.arange(1, count + 1), numbers[line])
+    numbers, n = components(mask, "corners")
+    without_line = np.setdiff1d(np.arange(1, n + 1), numbers[line])
     boxes = ndimage.find_objects(numbers) if without_line.size else ()
     for number in without_line.tolist():
         box = boxes[number - 1]
-        line[box] |= _narrowed_line(np.pad(numbers[box] == number, 1), morphology, ndimage)[(slice(1, -1),) * mask.ndim]
+        component = np.pad(numbers[box] == number, 1)
+        line[box] |= _narrowed_line(component, morphology, ndimage)[(slice(1, -1),) * mask.ndim]
     return line
 
 
-def _narrowed_line(part: np.ndarray, morphology: Any, ndimage: Any) -> np.ndarray:
-    """Return the skeleton of a component after it is made one voxel narrower along one axis.
+def _narrowed_line(component: np.ndarray, morphology: Any, ndimage: Any) -> np.ndarray:
+    """Return the skeleton of a component after it is made one voxel narrower along one axis, as a mask of its shape.
 
     The axis that leaves the longest line is taken. If no line is left, the component is made narrower along two axes,
-    then along three; if that fails too, the line is its deepest voxel.
+    then along three; if that fails too, the line is its deepest voxel. The component is a mask (*S) with a margin of
+    one voxel; `morphology` and `ndimage` are modules.
     """
-    for count in range(1, part.ndim + 1):
+    for count in range(1, component.ndim + 1):
         lines = []
-        for axes in combinations(range(part.ndim), count):
-            narrow = part
-            for axis in axes:
+        for axes in combinations(range(component.ndim), count):
+            narrow = component
+            for axis in axes:  # erosion by one voxel; the margin is what `roll` moves around the end of the axis
                 narrow = narrow & np.roll(narrow, -1, axis)
             lines.append(np.asarray(morphology.skeletonize(narrow)) != 0)
         longest = max(lines, key=np.count_nonzero)
         if longest.any():
             return longest
-    line = np.zeros_like(part)
-    line.flat[int(ndimage.distance_transform_edt(part).argmax())] = True
+    line = np.zeros_like(component)
+    line.flat[int(ndimage.distance_transform_edt(component).argmax())] = True
     return line
 
 
 def harmonic(shares: tuple[float, float]) -> float:
-    """Return the harmonic mean of two shares, 0 if both are 0."""
+    """Return the harmonic mean of two shares in [0, 1], 0 if both are 0."""
     return 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0.0
 
 
@@ -384,7 +407,7 @@ def centreline_dice(
 
 @dataclass(frozen=True)
 class Rule:
-    """What a lesion is, and which lesions match; see `lesion_dice`."""
+    """What a lesion is, and which lesions match. For the settings, their types and ranges see `lesion_dice`."""
 
     matching: float | str = 0.5
     reach: Reach = "above"
@@ -392,6 +415,7 @@ class Rule:
     objects: Objects = "components"
 
     def __post_init__(self) -> None:
+        """Raise ValueError or TypeError for a setting out of its range, or for two that exclude each other."""
         object.__setattr__(self, "matching", numbers_of(self.matching))
         for name, allowed in (("reach", REACHES), ("neighbours", NEIGHBOURS), ("objects", OBJECTS)):
             validation.choice(name, getattr(self, name), allowed)
@@ -413,14 +437,14 @@ class Rule:
 
     @property
     def compare(self) -> Compare:
-        """Return the function that matches the lesions of two masks."""
+        """Return the function that matches the components of two masks, `by_challenge` or `by_overlap`."""
         if isinstance(self.matching, str):
             return partial(by_challenge, challenge=self.matching)
         return partial(by_overlap, threshold=self.matching, neighbours=self.neighbours, reach=self.reach)
 
     @property
     def threshold(self) -> float:
-        """Return the overlap of lesions that match; 0.5 if the rules of a challenge, which have none, are used."""
+        """Return the IoU that matching lesions exceed or reach; 0.5 for a challenge, whose rules have no IoU."""
         return 0.5 if isinstance(self.matching, str) else self.matching
 
     @untraced
@@ -434,7 +458,10 @@ class Rule:
         classes: Sequence[int] | None,
         ignore_index: int | None,
     ) -> Tensor:
-        """Score each sample and class by each formula, (F, B, K) float64."""
+        """Score the lesions of each sample and class by each formula, as `distances.measure` does, (F, B, K) float64.
+
+        Maps and settings are as a user passed them to `lesion_dice`: they are checked here, with the same errors.
+        """
         if self.objects == "components":
             return measure(input, target, formulas, num_classes, spacing, self.compare, classes, ignore_index)
         if num_classes != 1 or classes is not None:
@@ -451,11 +478,14 @@ class Rule:
         return scores_BF1.movedim(1, 0).to(input.device)
 
     def match(self, input: np.ndarray, target: np.ndarray, ignore_index: int | None = None) -> Lesions:
-        """Match the objects of two maps in which each number is an object."""
+        """Match the objects of two maps (*S), bool or integers, in which each number above 0 is an object.
+
+        Voxels where the target has `ignore_index` are in no object. Raise ValueError for a number below 0.
+        """
         return paired(*object_overlaps(input, target, ignore_index), self.threshold, self.reach)
 
 
 def no_challenge(matching: object) -> None:
-    """Raise TypeError for the name of a challenge, whose rules have no panoptic quality."""
+    """Raise TypeError if a user's `matching` is the name of a challenge, whose rules have no panoptic quality."""
     if isinstance(matching, str):
         validation.number("matching", matching, 0, 1)

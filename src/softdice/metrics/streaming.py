@@ -4,11 +4,15 @@ The state is a few int64 numbers per class, however many batches there are: voxe
 the exact sum of the scores of the samples in fixed point. Integers add without rounding, so that neither the order of
 the batches nor their split over ranks changes a bit of the result. A sync gathers a few hundred numbers, once.
 
+B is a sample, C a class (in states and scores only the classes that count, or the one column of a "micro" average), S
+the axes of an image. Counts are (3, ...) int64: voxels of both, of the prediction, of the target, see `formulas`.
+
 Needs torchmetrics (`pip install 'softdice[metrics]'`); `softdice.dice_score` does not.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -37,7 +41,10 @@ Pooling = Literal["all", "sample"]
 
 
 def fixed_point_sum(total: Tensor, score_BC: Tensor) -> Tensor:
-    """Add finite scores to a sum (2, C) int64: its whole part, and its fraction in units of 2^-FRACTION_BITS."""
+    """Return the sum in fixed point after finite scores (B, C) float64 of either sign are added to it.
+
+    `total` is (2, C) int64: the whole part, and the fraction in [0, 1) in units of 2^-FRACTION_BITS.
+    """
     for chunk_BC in score_BC.split(SAMPLES_PER_CARRY):
         whole_BC = chunk_BC.floor()
         fraction_BC = ((chunk_BC - whole_BC) * 2.0**FRACTION_BITS).round()
@@ -48,12 +55,12 @@ def fixed_point_sum(total: Tensor, score_BC: Tensor) -> Tensor:
 
 
 def from_fixed_point(total: Tensor) -> Tensor:
-    """Return a sum (2, C) in fixed point as (C,) float64."""
+    """Return a sum of `fixed_point_sum`, (2, C) int64, as (C,) float64."""
     return total[0].double() + total[1].double() / 2.0**FRACTION_BITS
 
 
 class IntegerStates(Metric):
-    """A metric whose states are integers, and which returns one score per class with `average="none"`.
+    """Base class of metrics whose states are integers, and which return one score per class with `average="none"`.
 
     Args:
         average: over the classes, one of `averages`. ignore_index: label of the voxels that are left out.
@@ -70,9 +77,12 @@ class IntegerStates(Metric):
     columns: int
     """How many scores a sample has."""
     kept: Any
+    """Scores (B, columns) of each batch, a list of Tensors; after a sync one Tensor."""
     settings: Tensor
+    """Checksum of the settings, see `_add_settings`."""
 
     def __init__(self, average: str, ignore_index: int | None, *, keep_scores: bool = False, **kwargs: Any) -> None:
+        """Check and keep the settings that all metrics have; `kwargs` are those of `torchmetrics.Metric`."""
         super().__init__(**kwargs)
         validation.choice("average", average, self.averages)
         counting.check_ignore_index(ignore_index)
@@ -80,8 +90,8 @@ class IntegerStates(Metric):
         if keep_scores:
             self.add_state("kept", [], dist_reduce_fx="cat")
 
-    def _tell_apart(self, *settings: object) -> None:
-        """Add a state that differs between metrics with other settings.
+    def _add_settings(self, *settings: object) -> None:
+        """Add a state that differs between metrics with other settings; a subclass calls it once, with all of them.
 
         MetricCollection shares one state between metrics whose states agree after the first batch.
         """
@@ -91,8 +101,8 @@ class IntegerStates(Metric):
         """Return the scores of the samples that this process has seen since the last reset, in their order.
 
         Returns:
-            (N, C), or one column per entry of `classes`; float64. nan and inf as the functions have them; a penalty of
-            the metric stands in the place of inf.
+            (N, C), or one column per entry of `classes`; float64. nan and inf as the functions of `softdice.metrics`
+            return them; if the metric has a penalty, it replaces inf.
 
         Raises:
             ValueError: the metric was made without `keep_scores=True`.
@@ -112,11 +122,14 @@ class IntegerStates(Metric):
         return self._plot(val, ax)
 
     def extra_repr(self) -> str:
-        """Return the settings that differ from their defaults."""
-        kinds = [kind for kind in type(self).__mro__ if issubclass(kind, IntegerStates) and "__init__" in vars(kind)]
+        """Return the settings that differ from their defaults, such as "num_classes=3, ignore_index=255".
+
+        Settings are the keyword-only arguments of every class up to `IntegerStates`, kept as attributes of that name.
+        """
+        classes = [cls for cls in type(self).__mro__ if issubclass(cls, IntegerStates) and "__init__" in vars(cls)]
         shown = {}
-        for kind in kinds[::-1]:
-            for name, parameter in signature(kind.__init__).parameters.items():
+        for cls in classes[::-1]:
+            for name, parameter in signature(cls.__init__).parameters.items():
                 value = getattr(self, name, None)
                 if parameter.kind == parameter.KEYWORD_ONLY and repr(value) != repr(parameter.default):
                     shown[name] = value
@@ -125,7 +138,10 @@ class IntegerStates(Metric):
         return ", ".join(f"{name}={value!r}" for name, value in {"num_classes": self.num_classes, **shown}.items())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
-        """Move the states as torchmetrics does, but keep integers, which `set_dtype` would cast and so round."""
+        """Move states and their defaults as torchmetrics does, but keep the dtype, which `set_dtype` would change.
+
+        `fn` moves or casts a Tensor, as in `torch.nn.Module._apply`, which torch calls for `.to`, `.half` and the like.
+        """
         before = {name: (default, getattr(self, name)) for name, default in self._defaults.items()}
         super()._apply(fn, exclude_state)
         for name, (default, state) in before.items():
@@ -134,7 +150,7 @@ class IntegerStates(Metric):
         return self
 
     def _wrap_compute(self, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Wrap `compute` as torchmetrics does, and put back the axis of a single class, which that drops."""
+        """Wrap `compute` as torchmetrics does, and restore the axis (C,) of a single class, which it drops."""
         wrapped = super()._wrap_compute(compute)
 
         @wraps(compute)
@@ -146,14 +162,14 @@ class IntegerStates(Metric):
 
 
 def check_channels(input: Tensor, num_classes: int) -> None:
-    """Raise ValueError unless an input is (B, C, *S)."""
+    """Raise ValueError unless the input has the shape (B, C, *S) with C = num_classes."""
     if input.dim() < 2 or input.shape[1] != num_classes:
         advice = "Set num_classes to the number of channels."
         validation.fail(f"input of shape (B, {num_classes}, *S)", tuple(input.shape), advice)
 
 
 def without_channel(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two label maps without the channel of length 1 that one of them has, and the other has not."""
+    """Return two label maps as (B, *S) if one of them is (B, 1, *S) and the other (B, *S); else both as they are."""
     if input.shape[1:2] == (1,) and input.dim() > 2 and target.dim() == input.dim() - 1:
         input = input.squeeze(1)
     elif target.shape[1:2] == (1,) and target.dim() == input.dim() + 1:
@@ -162,14 +178,17 @@ def without_channel(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _uncast(before: Any, after: Any) -> Any:
-    """Return a moved state, or a list of them; one that was also cast gets its old values and dtype."""
+    """Return a state after a move to another device or dtype, with the dtype that it had before.
+
+    `before` and `after` are Tensors, or lists of them of one length.
+    """
     if isinstance(before, list):
         return [_uncast(*pair) for pair in zip(before, after, strict=True)]
     return after if after.dtype == before.dtype else before.to(after.device)
 
 
 class OverlapMetric(IntegerStates):
-    """input, target, batch by batch -> a score of everything seen; the common part of the metrics below.
+    """input, target, batch by batch -> a score of everything seen; the base class of the metrics below.
 
     Args:
         num_classes: C. With C = 1 label maps are masks and their one class is 1.
@@ -181,8 +200,8 @@ class OverlapMetric(IntegerStates):
         ignore_index: voxels where target has this label are left out, whatever the class; a class with this number is
             not scored: nan for "none", and left out of the means. Per-class masks of several classes mark a voxel that
             a class leaves out by this value, which must not be 0 or 1.
-        threshold: None: classes exclude each other and floating input is decided by its argmax. A number: each class is
-            decided by itself, `input > threshold`: 0.5 for probabilities, 0.0 for logits.
+        threshold: None if classes exclude each other: the argmax of floating input is the label. A number if they may
+            overlap: a voxel is in each class where `input > threshold`: 0.5 for probabilities, 0.0 for logits.
         keep_scores: keep the score of each sample and class for `sample_scores()`; needs pooling="sample".
 
     `update(input, target)`: input (B, *S) integer labels, or (B, C, *S) floats (with a threshold also per-class masks);
@@ -198,8 +217,11 @@ class OverlapMetric(IntegerStates):
     plot_upper_bound = 1.0
 
     counts: Tensor
+    """Counts (3, C) of all samples."""
     score_sum: Tensor
+    """Sum of the scores of samples, (2, C) int64, see `fixed_point_sum`; with pooling="sample" only."""
     samples: Tensor
+    """How many samples have a score that is not nan, (C,) int64; with pooling="sample" only."""
 
     @validation.public
     def __init__(
@@ -211,14 +233,17 @@ class OverlapMetric(IntegerStates):
         classes: Sequence[int] | None = None,
         ignore_index: int | None = None,
         threshold: float | None = None,
-        **kwargs: Any,
+        **kwargs: Any,  # those of `IntegerStates`
     ) -> None:
         super().__init__(average, ignore_index, **kwargs)
         self.num_classes = validation.num_classes(num_classes)
         validation.choice("pooling", pooling, ("all", "sample"))
         threshold = numbers_of(threshold)
+        if isinstance(threshold, float) and not math.isfinite(threshold):
+            advice = "Pass 0.5 for probabilities, 0.0 for logits."
+            validation.fail("threshold to be a finite number", repr(threshold), advice)
         if threshold is not None:
-            validation.number("threshold", threshold, float("-inf"))
+            validation.number("threshold", threshold, -math.inf)
         if self.keep_scores and pooling != "sample":
             advice = "Pass pooling='sample' too: with 'all' no sample has a score of its own."
             validation.fail("keep_scores with pooling='sample'", f"pooling={pooling!r}", advice)
@@ -228,22 +253,26 @@ class OverlapMetric(IntegerStates):
         self.pooling, self.threshold = pooling, threshold
         self.columns = 1 if average == "micro" else len(self.classes)
         self.add_state("counts", torch.zeros(3, len(self.classes), dtype=torch.int64), dist_reduce_fx="sum")
-        counted_by = self.classes, ignore_index, threshold, pooling
-        if pooling == "all":  # what counts alike shares its state, whatever score is made of the counts
-            self._tell_apart(counted_by)
+        settings_of_counts = self.classes, ignore_index, threshold, pooling
+        if pooling == "all":  # metrics that count alike share their state, whatever score is made of the counts
+            self._add_settings(settings_of_counts)
         else:
-            self._tell_apart(counted_by, type(self).__qualname__, average == "micro", self.keep_scores)
+            self._add_settings(settings_of_counts, type(self).__qualname__, average == "micro", self.keep_scores)
             self.add_state("score_sum", torch.zeros(2, self.columns, dtype=torch.int64), dist_reduce_fx="sum")
             self.add_state("samples", torch.zeros(self.columns, dtype=torch.int64), dist_reduce_fx="sum")
 
     @staticmethod
     @abstractmethod
     def score(counts: Tensor) -> Tensor:
-        """Score counts (3, ...), (...); the subclasses differ in this alone."""
+        """Return the score of counts (3, ...), (...) float64; the subclasses differ in this alone."""
 
     @validation.public
     def update(self, input: Tensor, target: Tensor) -> None:
-        """Count the voxels of one batch."""
+        """Count the voxels of a batch and add them to the state.
+
+        Input is labels (B, *S), floats (B, C, *S), or with a threshold masks (B, C, *S); target is labels or masks. For
+        shapes that belong together, and for errors, see the class.
+        """
         count, input, target = self._as_labels(input, target)
         validation.same_device(self.counts.device, "metric", input=input, target=target)
         if len(input) == 0:
@@ -259,7 +288,7 @@ class OverlapMetric(IntegerStates):
             self.score_sum = fixed_point_sum(self.score_sum, score_BC.nan_to_num(0.0))
 
     def compute(self) -> Tensor:
-        """Return the score of everything seen since the last reset."""
+        """Return the score of everything seen since the last reset, float64: (C,) for average="none", else 0-d."""
         if self.pooling == "sample":
             value = from_fixed_point(self.score_sum) / self.samples  # 0 / 0 = nan if no sample had a score
         else:
@@ -272,9 +301,13 @@ class OverlapMetric(IntegerStates):
         return value.nanmean()
 
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
-        """Return the function that counts one sample, and both arguments as integers, with a sample per row.
+        """Check what a user passed to `update`, and turn floats into labels by argmax, or into masks by threshold.
 
-        Without a threshold they become label maps (B, *S), with a threshold masks (B, C, *S).
+        Raise TypeError for no Tensors, ValueError for shapes that do not belong together or a missing threshold.
+
+        Returns:
+            count: (input, target) of one sample -> counts (3, C).
+            input, target: a sample per row; label maps (B, *S), or with a threshold masks (B, C, *S); bool or integers.
         """
         C = self.num_classes
         input, target = as_tensor(input), as_tensor(target)
@@ -298,7 +331,7 @@ class OverlapMetric(IntegerStates):
         return self._count_labels, input.argmax(1), target.reshape(B, *S)
 
     def _label_maps(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return integer input and target as label maps of one shape."""
+        """Return what a user passed, (B, *S), (B, 1, *S) or one-hot (B, C, *S), as label maps (B, *S) of one shape."""
         input, target = without_channel(input, target)
         if input.shape != target.shape or input.dim() == 0:
             advice = "Pass label maps of one shape (B, *S), or floats (B, C, *S) as input."
@@ -306,11 +339,23 @@ class OverlapMetric(IntegerStates):
         return counting.label_maps(input, target, self.num_classes, self.ignore_index)
 
     def _count_labels(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the counts (3, C) of the label maps of one sample."""
+        """Return the counts (3, C) of the label maps (*S) of one sample."""
         return scores.mask_counts(input, target, self.num_classes, self.ignore_index)
 
     def _target_masks(self, target: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, int | None, int | None]:
-        """Return the target as masks (B, C, *S), the value of voxels that are left out, and the class not to score."""
+        """Return a target as masks (B, C, *S), and which voxels and which class do not count.
+
+        Args:
+            target: label map (B, *S) or (B, 1, *S), or masks (B, C, *S); the caller has checked its shape.
+            shape: of the masks, (B, C, *S).
+
+        Returns:
+            masks: integers: 1 inside, 0 outside. void: a third value, of voxels that do not count, or None.
+            unscored: the class that is not scored, or None.
+
+        Raises:
+            ValueError: a label outside [0, C), or an ignore_index of 0 or 1 with masks of several classes.
+        """
         B, C, *S = shape
         if C == 1 or tuple(target.shape) == shape:
             if C > 1 and self.ignore_index in (0, 1):
@@ -326,7 +371,10 @@ class OverlapMetric(IntegerStates):
 
 
 def _mask_counts(input: Tensor, target: Tensor, void: int | None, unscored: int | None) -> Tensor:
-    """Return the counts (3, C) of the masks (C, *S) of one sample; 0 for a class that is not scored."""
+    """Return the counts (3, C) of the masks (C, *S) of one sample.
+
+    Voxels where the target is `void` are not counted; the class `unscored` has counts of 0. Either may be None.
+    """
     counts = [scores.mask_counts(i, t, 1, void) for i, t in zip(input, target, strict=True)]
     return torch.cat([torch.zeros_like(n) if c == unscored else n for c, n in enumerate(counts)], 1)
 

@@ -2,6 +2,8 @@
 
 The state is a few int64 numbers per class: how many cases had a score, and the exact sum of their scores in fixed
 point, as in `streaming`. Neither the order of the cases nor their split over ranks changes a bit of the result.
+
+B is a case, K a class that is scored, S the 2 or 3 axes of an image.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ Average = Literal["macro", "none"]
 
 
 class CaseMetric(IntegerStates):
-    """input, target, case by case -> the mean of a score of label maps over the cases; the common part of the metrics
-    of surfaces and of lesions.
+    """input, target, case by case -> the mean of a score of label maps over the cases; the base class of the metrics of
+    surfaces and of lesions.
 
     Args:
         num_classes: C. With C = 1 label maps are masks and their one class is 1.
-        spacing: size of a voxel along each axis, one number for all, or None for 1; `update` may be given another one.
+        spacing: size of a voxel along each axis, one number for all, or None for 1; `update` may get another one.
         average: over the classes. "macro": the mean of the class means, nan skipped; "none": one score per class.
         classes: the classes that count, None for all; `range(1, C)` leaves the background out.
         ignore_index: voxels where target has this label are in no class; that class is not scored.
@@ -52,11 +54,16 @@ class CaseMetric(IntegerStates):
 
     averages = ("macro", "none")
     penalty = math.inf
+    """Score that replaces an infinite one: a class that only one of the maps of a case has."""
 
     score_sum: Tensor
+    """Sum of the finite scores, (2, K) int64, see `fixed_point_sum`."""
     cases: Tensor
+    """How many cases have a score that is not nan, (K,) int64."""
     infinite: Tensor
+    """How many of these scores are infinite, (K,) int64."""
     compare: Compare
+    """Compares the two masks of a class; `score` turns what it returns into a number."""
 
     @validation.public
     def __init__(
@@ -67,7 +74,7 @@ class CaseMetric(IntegerStates):
         average: Average = "macro",
         classes: Sequence[int] | None = None,
         ignore_index: int | None = None,
-        **kwargs: Any,
+        **kwargs: Any,  # those of `IntegerStates`
     ) -> None:
         super().__init__(average, ignore_index, **kwargs)
         self.num_classes, self.columns = num_classes, len(distances.scored(num_classes, classes))
@@ -75,17 +82,21 @@ class CaseMetric(IntegerStates):
         for name, shape in (("score_sum", (2, self.columns)), ("cases", self.columns), ("infinite", self.columns)):
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def _tell_apart(self, *settings: object) -> None:
+    def _add_settings(self, *settings: object) -> None:
+        """Add the state `settings` of `IntegerStates`, from the settings of a subclass and the common ones."""
         common = (type(self).__qualname__, self.classes, self.ignore_index, self.spacing, self.keep_scores)
-        super()._tell_apart(*common, settings)
+        super()._add_settings(*common, settings)
 
     @abstractmethod
     def score(self, comparison: Any, k: int) -> float:
-        """Return the score of the k-th scored class from the comparison of its masks by `compare`."""
+        """Return the score of the k-th of the K classes in one case; `comparison` is what `compare` returned for it."""
 
     @validation.public
     def update(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None = None) -> None:
-        """Score one batch, whose images have one spacing."""
+        """Score a batch of labels (B, *S), or floats (B, C, *S) as input, and add it to the state.
+
+        `spacing` is the spacing of all images of the batch; None for the metric's own. Errors: see the class.
+        """
         input, target = self._as_labels(input, target)
         validation.same_device(self.cases.device, "metric", input=input)
         score_BK = self.measure(input, target, self.spacing if spacing is None else spacing)
@@ -97,18 +108,22 @@ class CaseMetric(IntegerStates):
         self.score_sum = fixed_point_sum(self.score_sum, torch.nan_to_num(score_BK, 0.0, posinf=0.0))
 
     def measure(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None) -> Tensor:
-        """Score each case and class, (B, K) float64."""
+        """Return the score of each case and class, (B, K) float64, of two label maps (B, *S), which it checks."""
         options = (self.num_classes, spacing, self.compare, self.classes, self.ignore_index)
         return distances.measure(input, target, [self.score], *options)[0]
 
     def compute(self) -> Tensor:
-        """Return the mean over all cases seen since the last reset."""
+        """Return the mean over all cases seen since the last reset, float64: (K,) for average="none", else 0-d."""
         value = from_fixed_point(self.score_sum) / self.cases  # 0 / 0 = nan if no case had the class
         value = torch.where(self.infinite > 0, math.inf, value)
         return value if self.average == "none" else value.nanmean()
 
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the user passed as label maps of one shape; `measure` raises ValueError if shapes differ."""
+        """Return what a user passed to `update` as label maps (B, *S), from floats (B, C, *S) by their argmax.
+
+        Raises:
+            TypeError: no Tensors. ValueError: floats with another number of channels. `measure` checks the rest.
+        """
         input, target = as_tensor(input), as_tensor(target)
         validation.are_tensors(input=input, target=target)
         if input.is_floating_point() and self.num_classes > 1:
@@ -118,7 +133,7 @@ class CaseMetric(IntegerStates):
 
 
 class SurfaceMetric(CaseMetric):
-    """input, target, case by case -> the mean of a surface score over the cases; the common part of those below.
+    """input, target, case by case -> the mean of a surface score over the cases; the base class of those below.
 
     Args:
         definition: "voxels" or "surface", see `hausdorff_distance`.
@@ -136,12 +151,12 @@ class SurfaceMetric(CaseMetric):
     ) -> None:
         super().__init__(num_classes, **options)
         penalty = numbers_of(penalty)
-        if not (isinstance(penalty, float) and (math.isinf(penalty) or math.isnan(penalty))):
+        if not (isinstance(penalty, float) and (penalty == math.inf or math.isnan(penalty))):
             validation.number("penalty", penalty, 0)
         self.definition, self.penalty, self.compare = definition, penalty, surfaces.between(definition)
 
-    def _tell_apart(self, *settings: object) -> None:
-        super()._tell_apart(self.definition, self.penalty, *settings)
+    def _add_settings(self, *settings: object) -> None:
+        super()._add_settings(self.definition, self.penalty, *settings)
 
 
 class HausdorffDistance(SurfaceMetric):
@@ -167,15 +182,15 @@ class HausdorffDistance(SurfaceMetric):
         *,
         percentile: float | None = None,
         direction: Direction = "symmetric",
-        **options: Any,
+        **options: Any,  # those of `SurfaceMetric`
     ) -> None:
         super().__init__(num_classes, **options)
         validation.choice("direction", direction, surfaces.DIRECTIONS)
         self.percentile, self.direction = distances.checked_percentile(percentile), direction
-        self._tell_apart(self.percentile, direction)
+        self._add_settings(self.percentile, direction)
 
     def score(self, comparison: SurfaceDistances, k: int) -> float:
-        """Return the score of a class, see `CaseMetric.score`."""
+        """Return the score of the k-th class of one case, see `CaseMetric.score`."""
         return surfaces.hausdorff(comparison, self.percentile, self.direction)
 
 
@@ -198,10 +213,10 @@ class AverageSurfaceDistance(SurfaceMetric):
         super().__init__(num_classes, **options)
         validation.choice("direction", direction, surfaces.DIRECTIONS)
         self.direction = direction
-        self._tell_apart(direction)
+        self._add_settings(direction)
 
     def score(self, comparison: SurfaceDistances, k: int) -> float:
-        """Return the score of a class, see `CaseMetric.score`."""
+        """Return the score of the k-th class of one case, see `CaseMetric.score`."""
         return surfaces.average(comparison, self.direction)
 
 
@@ -227,8 +242,8 @@ class SurfaceDice(SurfaceMetric):
     def __init__(self, num_classes: int, *, tolerance: float | Sequence[float], **options: Any) -> None:
         super().__init__(num_classes, **options)
         self.tolerance = distances.each_class("tolerance", tolerance, self.columns)
-        self._tell_apart(self.tolerance)
+        self._add_settings(self.tolerance)
 
     def score(self, comparison: SurfaceDistances, k: int) -> float:
-        """Return the score of a class, see `CaseMetric.score`."""
+        """Return the score of the k-th class of one case, see `CaseMetric.score`."""
         return surfaces.surface_overlap(comparison, self.tolerance[k])

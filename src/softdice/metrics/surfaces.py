@@ -10,6 +10,10 @@ A boundary is a set of elements on a grid, each with a weight. Two definitions a
 The distance of an element is the Euclidean one to the nearest element of the other boundary, in the unit of `spacing`.
 This file has the definition, in NumPy and SciPy; `surfaces_kernel` has compiled loops.
 
+S are the 2 or 3 axes of a mask, a bool array (*S); X, Y, Z three axes, of which X has length 1 for a 2-D mask; N the
+elements of a boundary. `spacing` is the size of a voxel along each axis S. The code of an element is a byte that says
+which voxels around it are inside the mask, see `elements`.
+
 Source: S. Nikolov et al., "Clinically applicable segmentation of head and neck anatomy for radiotherapy", J. Medical
 Internet Research 23, 2021 (surface elements, surface Dice); A. A. Taha and A. Hanbury, "Metrics for evaluating 3D
 medical image segmentation", BMC Medical Imaging 15, 2015 (the distances).
@@ -18,7 +22,7 @@ medical image segmentation", BMC Medical Imaging 15, 2015 (the distances).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import permutations, product
 from typing import Any, Literal, NamedTuple
@@ -64,12 +68,17 @@ _NEARBY = 500
 _COMPARISONS = 16
 """Pairs of elements that are compared in the time that a distance transform takes per voxel."""
 
+_ROUNDING = 1e-12
+"""Share of a sum of weights that rounding may add to it."""
+
 
 class SurfaceDistances(NamedTuple):
-    """The distance of each element of the boundaries of a class to the other boundary, (N,) float64, with weights.
+    """The distance of each element of the boundaries of a class to the other boundary, with weights.
 
-    Weights are None if every element weighs 1. If only one of the two masks has a voxel, the distances of its elements
-    are inf; a mask without voxels has no element.
+    Args:
+        input, target: distances of the elements of each mask, (N,) float64. If only one of the masks has a voxel, its
+            distances are one inf; a mask without voxels has no element.
+        input_weight, target_weight: (N,) float64, None if every element weighs 1.
     """
 
     input: np.ndarray
@@ -77,13 +86,8 @@ class SurfaceDistances(NamedTuple):
     input_weight: np.ndarray | None = None
     target_weight: np.ndarray | None = None
 
-    @classmethod
-    def absent(cls, in_input: bool, in_target: bool) -> SurfaceDistances:
-        """Return the distances of a class that one of the two masks lacks, or both."""
-        return cls(*(np.full(int(present), np.inf) for present in (in_input, in_target)))
-
     def sides(self, direction: Direction) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Yield distances and weights of one boundary, or of both."""
+        """Yield distances and weights of the input's boundary, of the target's, or of both in this order."""
         if direction != "from_target":
             yield self.input, self.input_weight
         if direction != "from_input":
@@ -94,7 +98,10 @@ class SurfaceDistances(NamedTuple):
 
 
 def hausdorff(distances: SurfaceDistances, percentile: float | None, direction: Direction = "symmetric") -> float:
-    """Return the largest distance, or a percentile of each direction's distances, the larger of the two directions."""
+    """Return the largest distance, or the larger of both directions' percentiles, a percentile in [0, 100].
+
+    inf if one of the masks is empty, nan if both are.
+    """
     empty_score = _empty_score(distances, np.inf)
     if empty_score is not None:
         return empty_score
@@ -102,7 +109,10 @@ def hausdorff(distances: SurfaceDistances, percentile: float | None, direction: 
 
 
 def average(distances: SurfaceDistances, direction: Direction = "symmetric") -> float:
-    """Return the weighted mean of the distances, over the elements of both boundaries or of one."""
+    """Return the weighted mean of the distances, over the elements of both boundaries or of one.
+
+    inf if one of the masks is empty, nan if both are.
+    """
     empty_score = _empty_score(distances, np.inf)
     if empty_score is not None:
         return empty_score
@@ -112,7 +122,10 @@ def average(distances: SurfaceDistances, direction: Direction = "symmetric") -> 
 
 
 def surface_overlap(distances: SurfaceDistances, tolerance: float) -> float:
-    """Return the share of both boundaries that lies within the tolerance of the other, in [0, 1]."""
+    """Return the share, by weight, of both boundaries that lies within the tolerance of the other, in [0, 1].
+
+    0 if one of the masks is empty, nan if both are. The tolerance, >= 0, has the unit of the distances.
+    """
     empty_score = _empty_score(distances, 0.0)
     if empty_score is not None:
         return empty_score
@@ -124,33 +137,33 @@ def surface_overlap(distances: SurfaceDistances, tolerance: float) -> float:
 
 
 def _total_weight(values: np.ndarray, weight: np.ndarray | None) -> float:
-    """Return the total weight of elements. All and some are summed alike, so that a full share is exactly 1."""
+    """Return the sum of the weights (N,), N for None; alike for whole and subset, so that a full share is exactly 1."""
     return float(values.size if weight is None else weight.sum())
 
 
 def _empty_score(distances: SurfaceDistances, worst: float) -> float | None:
-    """Return nan if both masks are empty, the worst score if one is, None otherwise. No other place decides this."""
+    """Return nan if both masks are empty, `worst` if one is, None if neither is. No other place decides this."""
     if distances.input.size and distances.target.size:
         return None
     return worst if distances.input.size or distances.target.size else np.nan
 
 
 def _quantile(values: np.ndarray, weight: np.ndarray | None, percentile: float | None) -> float:
-    """Return a percentile of distances, the largest for None.
+    """Return a percentile in [0, 100] of distances (N,), N > 0, with weights (N,) or None; the largest for None.
 
-    Voxels are interpolated linearly between order statistics; with weights it is the first distance at which the
-    percentile of the total weight is reached.
+    Without weights it is interpolated linearly between order statistics; with weights it is the first distance at
+    which the percentile of the total weight is reached.
     """
     if percentile is None:
         return float(values.max())
     if weight is None:
-        position = percentile / 100 * (values.size - 1)  # as np.quantile does, but without its 0.1 ms of overhead
-        around = [math.floor(position), math.ceil(position)]
-        low, high = np.partition(values, around)[around].tolist()
-        return float(low + (position - around[0]) * (high - low))
+        rank = percentile / 100 * (values.size - 1)  # as np.quantile does, but without its 0.1 ms of overhead
+        ranks_around = [math.floor(rank), math.ceil(rank)]
+        low, high = np.partition(values, ranks_around)[ranks_around].tolist()
+        return float(low + (rank - ranks_around[0]) * (high - low))
     order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weight[order])
-    first = int(np.searchsorted(reached, percentile / 100 * reached[-1] * (1 - 1e-12)))
+    weight_sums = np.cumsum(weight[order])
+    first = int(np.searchsorted(weight_sums, percentile / 100 * weight_sums[-1] * (1 - _ROUNDING)))
     return float(values[order[min(first, values.size - 1)]])
 
 
@@ -160,15 +173,18 @@ def _quantile(values: np.ndarray, weight: np.ndarray | None, percentile: float |
 def measured(
     input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], definition: Definition
 ) -> SurfaceDistances:
-    """Measure the distances between two masks with a margin of one voxel; with the compiled loops if Numba is here."""
-    present = bool(input.any()), bool(target.any())
-    if not all(present):
-        return SurfaceDistances.absent(*present)
+    """Measure the distances between two masks (*S) with a margin of one voxel, by the compiled loops if Numba is there.
+
+    Either mask may be empty. `definition` says what an element of a boundary is, as at the top of this file.
+    """
+    input_present, target_present = bool(input.any()), bool(target.any())
+    if not (input_present and target_present):
+        return SurfaceDistances(np.full(int(input_present), np.inf), np.full(int(target_present), np.inf))
     return (surface_distances if kernels() is None else compiled_distances)(input, target, spacing, definition)
 
 
 def between(definition: Definition) -> Callable[[np.ndarray, np.ndarray, tuple[float, ...]], SurfaceDistances]:
-    """Return the function that measures distances by a definition."""
+    """Return the `distances.Compare` that measures by a definition; raise ValueError for an unknown one."""
     validation.choice("definition", definition, DEFINITIONS)
     return partial(measured, definition=definition)
 
@@ -176,7 +192,7 @@ def between(definition: Definition) -> Callable[[np.ndarray, np.ndarray, tuple[f
 def surface_distances(
     input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], definition: Definition
 ) -> SurfaceDistances:
-    """Measure the distances between two masks, bool arrays (*S) of 2 or 3 axes: the definition.
+    """Measure the distances between two masks (*S), neither of them empty: the definition.
 
     Example:
         >>> one, two = np.zeros((2, 5, 5), bool)
@@ -184,8 +200,6 @@ def surface_distances(
         >>> surface_distances(one, two, (1.0, 0.5), "voxels").input
         array([1.5])
     """
-    if not (input.any() and target.any()):
-        return SurfaceDistances.absent(bool(input.any()), bool(target.any()))
     ndimage = validation.package("surface distances", "scipy.ndimage", "metrics")
     codes = [elements(mask, definition, ndimage) for mask in (input, target)]
     boundaries = [(code != 0) & (code != 255) for code in codes]
@@ -193,36 +207,46 @@ def surface_distances(
         ndimage.distance_transform_edt(~other, sampling=spacing)[boundary]
         for boundary, other in (boundaries, boundaries[::-1])
     ]
+    codes_N = [code[boundary] for code, boundary in zip(codes, boundaries, strict=True)]
+    return _weighted(distances, codes_N, spacing, definition)
+
+
+def _weighted(
+    distances: Sequence[np.ndarray], codes_N: Sequence[np.ndarray], spacing: tuple[float, ...], definition: Definition
+) -> SurfaceDistances:
+    """Return the distances (N,) of the input's and of the target's elements with the weights of their codes (N,)."""
     if definition == "voxels":
         return SurfaceDistances(*distances)
     sizes = element_sizes(spacing)
-    return SurfaceDistances(*distances, *(sizes[code[at]] for code, at in zip(codes, boundaries, strict=True)))
+    return SurfaceDistances(*distances, *(sizes[code_N] for code_N in codes_N))
 
 
 def elements(mask: np.ndarray, definition: Definition, ndimage: Any) -> np.ndarray:
-    """Return the code of each place of the grid of elements, uint8; 0 and 255 are no element.
+    """Return the code of each place of the grid of elements of a mask (*S), uint8; 0 and 255 are no element.
 
-    For "voxels" the code is 1 on the boundary. For "surface" the grid has the corners of the voxels, (n + 1) along each
-    axis, and the code has a bit for each voxel around a corner that is inside; the voxel that comes first along all
-    axes has the highest bit. In 2-D there are 4 voxels, and the code is that of two equal layers.
+    For "voxels" the grid is the mask's, and the code is 1 on the boundary. For "surface" it has the corners of the
+    voxels, (n + 1) along each axis, and the code has a bit for each voxel around a corner that is inside; the voxel
+    that comes first along all axes has the highest bit. In 2-D there are 4 voxels, and the code stands for two equal
+    layers of them. `ndimage` is SciPy's module.
     """
     if definition == "voxels":
         return np.asarray(mask & ~ndimage.binary_erosion(mask), np.uint8)
     padded = np.pad(mask, 1).astype(np.uint8)
     codes = np.zeros([n + 1 for n in mask.shape], np.uint8)
     for bit, corner in enumerate(product((1, 0), repeat=mask.ndim)):
-        code = 1 << bit if mask.ndim == 3 else 17 << bit
-        codes += np.uint8(code) * padded[tuple(slice(at, at + n + 1) for at, n in zip(corner, mask.shape, strict=True))]
+        code = 1 << bit if mask.ndim == 3 else 0b10001 << bit
+        neighbour = tuple(slice(start, start + n + 1) for start, n in zip(corner, mask.shape, strict=True))
+        codes += np.uint8(code) * padded[neighbour]
     return codes
 
 
 @lru_cache(maxsize=64)
 def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
-    """Return the area (3-D) or length (2-D) of the surface at a corner for each of the 256 codes.
+    """Return the area (3-D) or length (2-D) of the surface at a corner for each code, (256,) float64, read-only.
 
     Marching cubes put the corners of a triangle into the middle of edges between a voxel inside and one outside. The
-    length of a normal n is the area of its triangle; with axes stretched by s the area is |(nx sy sz, ny sx sz,
-    nz sx sy)|.
+    length of a normal n is the area of its triangle; with axes stretched by the spacing s the area is |(nx sy sz,
+    ny sx sz, nz sx sy)|.
 
     Example:
         >>> element_sizes((2.0, 3.0))[[17 * 0b0011, 17 * 0b0101, 17 * 0b0001]].round(4)
@@ -233,10 +257,10 @@ def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
         first, second = spacing
         diagonal = math.hypot(first, second) / 2
         lengths = {0b0011: second, 0b0101: first, 0b0110: 2 * diagonal}
-        for code in range(1, 15):
-            sizes[17 * code] = lengths.get(min(code, 15 - code), diagonal)
+        for code in range(1, 15):  # bits of the 4 voxels; 15 - code is the code with inside and outside exchanged
+            sizes[0b10001 * code] = lengths.get(min(code, 15 - code), diagonal)
     else:
-        faces = math.prod(spacing) / np.array(spacing) / 8
+        faces = math.prod(spacing) / np.array(spacing) / 8  # of a voxel, across each axis; normals are in eighths
         for code, triangles in _TRIANGLES.items():
             normals = np.array([[*map(int, triangle)] for triangle in triangles])
             for order, flips in product(permutations(range(3)), product((0, 1), repeat=3)):
@@ -251,7 +275,7 @@ def _turned(code: int, order: tuple[int, ...], flips: tuple[int, ...]) -> int:
     """Return the code of a corner with its axes in another order, and then mirrored where `flips` has 1.
 
     A code has bit 7 - (4 x + 2 y + z) for the voxel at x, y, z in {0, 1} around the corner, as in `_TRIANGLES`. Axis i
-    of the result is axis `order[i]`, as in `np.transpose`.
+    of the result is axis `order[i]`, as in `np.transpose`; `flips` has 0 or 1 for each axis of the result.
     """
     turned = 0
     for bit in range(8):
@@ -270,44 +294,57 @@ def kernels() -> Any:
 def compiled_distances(
     input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], definition: Definition
 ) -> SurfaceDistances:
-    """Do what `surface_distances` does with the compiled loops, for masks with a margin of one voxel.
+    """Do what `surface_distances` does with the compiled loops, for masks with a margin of one voxel, neither empty."""
+    input_boundary, target_boundary = _boundary(input, definition), _boundary(target, definition)
+    input_distances, input_codes = _one_way(input_boundary, target_boundary, spacing)
+    target_distances, target_codes = _one_way(target_boundary, input_boundary, spacing)
+    return _weighted((input_distances, target_distances), (input_codes, target_codes), spacing, definition)
 
-    `surfaces_kernel` describes the two stages: a search near each element, then a look at the elements that remain.
+
+class _Boundary(NamedTuple):
+    """The code of each place of the grid of elements, (X, Y, Z) uint8, and the number of elements."""
+
+    codes: np.ndarray
+    number: int
+
+
+def _boundary(mask: np.ndarray, definition: Definition) -> _Boundary:
+    """Return the elements of a mask (*S) with a margin of one voxel, by the compiled loops; compare `elements`."""
+    layers, margin = mask.view(np.uint8), 2 if definition == "voxels" else 1
+    if mask.ndim == 2:  # equal layers on both sides: the missing axis then adds no element
+        layers = np.stack([layers] * (1 + margin))
+    codes = np.empty([n - margin for n in layers.shape], np.uint8)
+    write = kernels().boundary_voxels if definition == "voxels" else kernels().surface_elements
+    return _Boundary(codes, write(layers, codes))
+
+
+def _one_way(boundary: _Boundary, other: _Boundary, spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Measure from each element of a boundary to the nearest element of the other one, which is not empty.
+
+    `surfaces_kernel` describes the two stages: a search near each element, then, for the elements that remain, all
+    pairs or a distance transform, whichever is faster.
+
+    Returns:
+        Distances, (N,) float64, and the codes of the same elements, (N,) uint8.
     """
-    loops, is_2d, voxels = kernels(), len(spacing) == 2, definition == "voxels"
-    sizes = np.array([1.0] * is_2d + list(spacing))
-    boundaries, counts = [], []
-    for mask in (input, target):
-        layers = mask.view(np.uint8)
-        if is_2d:  # equal layers on both sides: the missing axis then adds no element
-            layers = np.stack([layers] * (2 + voxels))
-        codes = np.empty([n - (2 if voxels else 1) for n in layers.shape], np.uint8)
-        counts.append((loops.boundary_voxels if voxels else loops.surface_elements)(layers, codes))
-        boundaries.append(codes)
-    steps, lengths = _steps(spacing)
-    distances, element_codes = [], []
-    for boundary, other, count, other_count in zip(boundaries, boundaries[::-1], counts, counts[::-1], strict=True):
-        distance_N, code_N, remaining = np.empty(count), np.empty(count, np.uint8), np.empty((count, 4), np.int64)
-        remaining = remaining[: loops.near(boundary, other, steps, lengths, distance_N, code_N, remaining)]
-        if len(remaining) * other_count < _COMPARISONS * boundary.size:
-            positions = np.empty((3, other_count))
-            loops.places(other, positions)
-            loops.compare(remaining, positions, sizes, distance_N)
-        else:
-            square = np.empty(boundary.shape)
-            loops.squares(other, sizes, square)
-            loops.look_up(remaining, square, sizes[0], distance_N)
-        distances.append(distance_N)
-        element_codes.append(code_N)
-    if voxels:
-        return SurfaceDistances(*distances)
-    weights = element_sizes(spacing)
-    return SurfaceDistances(*distances, *(weights[code_N] for code_N in element_codes))
+    loops, N, M = kernels(), boundary.number, other.number
+    sizes_XYZ = np.array([1.0] * (3 - len(spacing)) + list(spacing))
+    distance_N, code_N, remaining = np.empty(N), np.empty(N, np.uint8), np.empty((N, 4), np.int64)
+    remain = loops.near(boundary.codes, other.codes, *_steps(spacing), distance_N, code_N, remaining)
+    if remain * M < _COMPARISONS * boundary.codes.size:
+        positions = np.empty((3, M))
+        loops.places(other.codes, positions)
+        loops.compare(remaining[:remain], positions, sizes_XYZ, distance_N)
+    else:
+        square = np.empty(boundary.codes.shape)
+        loops.squares(other.codes, sizes_XYZ, square)
+        loops.look_up(remaining[:remain], square, sizes_XYZ[0], distance_N)
+    return distance_N, code_N
 
 
 @lru_cache(maxsize=64)
 def _steps(spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return all steps from a place to those within some radius, (K, 3), and their lengths, (K,), ascending."""
+    """Return all steps (K, 3) int64 from a place to the `_NEARBY` ones around it, and their lengths (K,), ascending."""
     sizes = np.array([1.0] * (3 - len(spacing)) + list(spacing))
     volume = _NEARBY * math.prod(spacing)
     radius = math.sqrt(volume / math.pi) if len(spacing) == 2 else (0.75 * volume / math.pi) ** (1 / 3)

@@ -8,7 +8,10 @@ transform, two scans along the last axis give the distance to the next element; 
 the minimum over the rows around it, outwards until these are too far away to change anything, in vector instructions;
 along the first axis the same is done, for the remaining elements only.
 
-X, Y, Z are axes; a 2-D image has X = 1. Codes are those of `surfaces.elements`: no element where 0 or 255.
+X, Y, Z are axes; a 2-D image has X = 1. An element is a place of a boundary: a boundary voxel, or a piece of a surface
+between eight voxels (as in marching cubes), whose code says which of them are in the mask. `codes`, `boundary` and
+`other` are (X, Y, Z) uint8 codes of `surfaces.elements`: no element where 0 or 255. `spacing` is the size of a voxel
+along each axis, (3,) float64, and distances are float64 in its unit. Each loop writes into the last of its arguments.
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ _NO_NAN = {"nnan", "nsz", "reassoc"}  # without these flags a maximum is no vect
 
 @njit(nogil=True, cache=True)
 def find_boxes(labels: np.ndarray, boxes: np.ndarray) -> None:
-    """Write the lowest and the highest index of each label along each axis into boxes (C + 1, 6).
+    """Widen the bounding box of each label to hold all voxels that have it.
 
-    Labels (X, Y, Z) are uint8 or int64. The last row takes labels outside [0, C). The row of a label that does not
-    occur stays as it is.
+    Args:
+        labels: (X, Y, Z) uint8 or int64, of any strides.
+        boxes: (C + 1, 6) int64, the lowest and then the highest index of each label along each axis; the last row takes
+            labels outside [0, C). The row of a label that does not occur stays as it is.
     """
     C = boxes.shape[0] - 1
     X, Y, Z = labels.shape
@@ -37,7 +42,7 @@ def find_boxes(labels: np.ndarray, boxes: np.ndarray) -> None:
             row = labels[x, y]
             z = 0
             while z < Z:
-                label, end = row[z], z + 1
+                label, end = row[z], z + 1  # a run of one label, as long as it goes: first block by block
                 while end + BLOCK <= Z:
                     different = row[end] ^ label
                     for k in range(1, BLOCK):
@@ -68,6 +73,7 @@ def boundary_voxels(mask: np.ndarray, codes: np.ndarray) -> int:
             left, right = mask[x + 1, y], mask[x + 1, y + 2]
             number = 0
             for z in range(Z):
+                # code = m(x, y, z) and not the product of m over the six neighbours by a face
                 inside = row[z] & row[z + 2] & low[z + 1] & high[z + 1] & left[z + 1] & right[z + 1]
                 code[z] = row[z + 1] & (inside ^ np.uint8(1))
                 number += code[z]
@@ -77,7 +83,8 @@ def boundary_voxels(mask: np.ndarray, codes: np.ndarray) -> int:
 
 @njit(nogil=True, cache=True)
 def surface_elements(mask: np.ndarray, codes: np.ndarray) -> int:
-    """Write the codes (X, Y, Z) of the corners of a mask (X + 1, Y + 1, Z + 1) of 0 and 1; return how many elements."""
+    """Write the code of every 2 x 2 x 2 voxels of a mask to codes (X, Y, Z); return how many are elements.
+    The mask (X + 1, Y + 1, Z + 1) is uint8 of 0 and 1; a voxel of the eight is a bit of the code."""
     X, Y, Z = codes.shape
     count = 0
     for x in range(X):
@@ -86,17 +93,21 @@ def surface_elements(mask: np.ndarray, codes: np.ndarray) -> int:
             code = codes[x, y]
             number = 0
             for z in range(Z):
-                pair = a[z] << 7 | a[z + 1] << 6 | b[z] << 5 | b[z + 1] << 4
-                both = np.uint8(pair | c[z] << 3 | c[z + 1] << 2 | d[z] << 1 | d[z + 1])
-                code[z] = both
-                number += (both != 0) & (both != 255)
+                # code = sum over i, j, k in {0, 1} of m(x + i, y + j, z + k) 2^(7 - 4 i - 2 j - k)
+                high_bits = a[z] << 7 | a[z + 1] << 6 | b[z] << 5 | b[z + 1] << 4
+                bits = np.uint8(high_bits | c[z] << 3 | c[z + 1] << 2 | d[z] << 1 | d[z + 1])
+                code[z] = bits
+                number += (bits != 0) & (bits != 255)
             count += number
     return count
 
 
 @njit(nogil=True, cache=True, fastmath=_NO_NAN)
 def squares(codes: np.ndarray, spacing: np.ndarray, square: np.ndarray) -> None:
-    """Write the squared distance to the nearest element of the same x into (X, Y, Z) float64; inf without one."""
+    """Write the squared distance of each place to the nearest element with the same x to `square`, (X, Y, Z) float64.
+
+    It is inf where no element has that x.
+    """
     X, Y, Z = codes.shape
     square_along_z = np.empty((Y, Z))
     has_element = np.empty(Y, np.bool_)
@@ -105,7 +116,8 @@ def squares(codes: np.ndarray, spacing: np.ndarray, square: np.ndarray) -> None:
         for y in range(Y):
             code, row = codes[x, y], square_along_z[y]
             has_element[y] = False
-            away = -1
+            # row[z] = min over elements e of this row of ((z - e) step_z)^2: from the left, then from the right
+            away = -1  # steps from the last element, -1 before the first
             for z in range(Z):
                 if code[z] != 0 and code[z] != 255:
                     away, has_element[y] = 0, True
@@ -127,9 +139,10 @@ def squares(codes: np.ndarray, spacing: np.ndarray, square: np.ndarray) -> None:
             for z in range(Z):
                 best[z] = square_along_z[y, z]
                 furthest = max(furthest, best[z])
+            # best[z] = min over all rows y' of square_along_z[y', z] + ((y - y') step_y)^2
             for away in range(1, max(y, Y - 1 - y) + 1):
                 cost = (away * step_y) * (away * step_y)
-                if cost >= furthest:
+                if cost >= furthest:  # rows further away are no nearer to any place of this row
                     break
                 for side in range(2):
                     other = y - away if side == 0 else y + away
@@ -154,10 +167,13 @@ def near(
     codes: np.ndarray,
     remaining: np.ndarray,
 ) -> int:
-    """Write the distance of each element of a boundary to the other one, and its code, (N,); return how many remain.
+    """Search the nearest element of the other boundary around each of the N elements of a boundary, as far as `steps`
+    go; return how many elements remain, for which there is none.
 
-    Boundaries are codes (X, Y, Z). An element of the other one is searched at steps (K, 3), whose lengths (K,) ascend.
-    An element without one there remains: its position, and its number among all elements, go to remaining (N, 4).
+    Args:
+        steps: (K, 3) int64, from an element to the places that are searched. lengths: (K,) of the steps, ascending.
+        distances: (N,), to the other boundary; -1 for an element that remains. codes: (N,) uint8, of each element.
+        remaining: (N, 4) int64; its first rows get x, y, z and the position in (N,) of each element that remains.
     """
     X, Y, Z = boundary.shape
     n, remain = 0, 0
@@ -185,7 +201,7 @@ def near(
 
 @njit(nogil=True, cache=True)
 def places(codes: np.ndarray, positions: np.ndarray) -> None:
-    """Write the positions of the elements of a boundary, codes (X, Y, Z), into (3, N) float64."""
+    """Write x, y and z of the N elements of a boundary into positions (3, N) float64, in the order of `near`."""
     X, Y, Z = codes.shape
     n = 0
     for x in range(X):
@@ -200,12 +216,15 @@ def places(codes: np.ndarray, positions: np.ndarray) -> None:
 def compare(remaining: np.ndarray, others: np.ndarray, spacing: np.ndarray, distances: np.ndarray) -> None:
     """Write the distances of the elements that remain after `near`, by comparing each with all others.
 
-    remaining (N, 4) is what `near` wrote, others (3, M) the positions of the other boundary's elements.
+    Args:
+        remaining: the rows (R, 4) int64 that `near` wrote. others: (3, M) float64, `places` of the other boundary.
+        distances: (N,), those of `near`.
     """
     for i in range(len(remaining)):
         best = _INF
         x, y, z = remaining[i, 0], remaining[i, 1], remaining[i, 2]
         for j in range(others.shape[1]):
+            # d^2 = sum over the axes of ((e - e') spacing)^2
             a, b, c = x - others[0, j], y - others[1, j], z - others[2, j]
             a, b, c = a * spacing[0], b * spacing[1], c * spacing[2]
             best = min(best, a * a + b * b + c * c)
@@ -214,14 +233,16 @@ def compare(remaining: np.ndarray, others: np.ndarray, spacing: np.ndarray, dist
 
 @njit(nogil=True, cache=True)
 def look_up(remaining: np.ndarray, square: np.ndarray, step: float, distances: np.ndarray) -> None:
-    """Write the distances of the elements that remain after `near`, from what `squares` wrote for the other boundary.
+    """Write the distances of the elements that remain after `near`, by the distance transform of the other boundary.
 
-    That is the squared distance within one x; the minimum over the other x is taken here.
+    Args:
+        remaining: the rows (R, 4) int64 that `near` wrote. square: (X, Y, Z), what `squares` wrote.
+        step: size of a voxel along X. distances: (N,), those of `near`.
     """
     X = len(square)
     for i in range(len(remaining)):
         x, y, z = remaining[i, 0], remaining[i, 1], remaining[i, 2]
-        best = square[x, y, z]
+        best = square[x, y, z]  # d^2 = min over all x' of square(x', y, z) + ((x - x') step)^2
         for away in range(1, max(x, X - 1 - x) + 1):
             cost = (away * step) * (away * step)
             if cost >= best:

@@ -2,6 +2,7 @@
 
 The sums of this rank's part are partial sums (split over space) or some of the samples (split over the batch), joined
 by DTensor itself, and each rank's gradient is its part of the whole one. Nothing is multiplied by the number of ranks.
+The tensors of a pass have the shapes of `softdice.overlap_statistics`: B samples, C classes, *S space.
 """
 
 from __future__ import annotations
@@ -20,34 +21,33 @@ from softdice.statistics.request import Pass
 
 @dataclass(frozen=True)
 class Shards:
-    """How a DTensor's statistics lie on its mesh: placements of sums (fields, B, C)."""
+    """How the statistics of a DTensor lie on its mesh; made by `sharding`, which has checked the placements."""
 
-    mesh: Any
-    placements: tuple[Any, ...]
-    samples: int
+    mesh: Any  # the input's DeviceMesh
+    placements: tuple[Any, ...]  # of the sums (fields, B, C), one for each dimension of the mesh
+    samples: int  # B of the whole input
 
     def local_parts(
-        self,
-        input: Any,
-        target: Any,
-        voxel_weight: Any,
-        voxel_map: Any,
-        settings: Pass,
-        num_classes: int | None,
+        self, input: Any, target: Any, voxel_weight: Any, voxel_map: Any, settings: Pass, num_classes: int | None
     ) -> tuple[Any, Any, Any]:
-        """Return this rank's parts of input, target and voxel_weight, whose whole fits together on every rank."""
+        """Return this rank's parts of the DTensors input, target and voxel_weight (or None), plain tensors.
+
+        Raise what `check.tensors` raises for the shapes of the whole, on every rank alike, and TypeError for a
+        voxel_map.
+        """
         tensors = input, target, voxel_weight
         if voxel_map is not None:
             advice = "Gather the tensors, or pass the local parts to a loss with group."
             validation.fail("plain tensors with voxel_map", "a DTensor", advice, TypeError)
         x, y, w = (None if t is None else torch.empty(t.shape, dtype=t.dtype, device="meta") for t in tensors)
-        check.tensors(x, y, w, num_classes, settings.but(validate=False))  # type: ignore[arg-type]
+        check.tensors(x, y, w, num_classes, settings.but(validate=False))  # type: ignore[arg-type]  # values: later
         return input.to_local(), target.to_local(), None if voxel_weight is None else voxel_weight.to_local()
 
     def join(self, sums: Tensor) -> Tensor:
         """Return the sums of the whole (fields, B, C) for this rank's (fields, b, C), on every rank; differentiable.
 
         One all-reduce of all fields for a volume that is split, one all-gather for a batch that is; none backward.
+        RuntimeError if a rank does not take part in time.
         """
         from torch.distributed.tensor import DTensor
 
@@ -64,15 +64,19 @@ class Shards:
 def sharding(
     input: Tensor, target: Tensor, voxel_weight: Tensor | None, settings: Pass, group: Any = None
 ) -> Shards | None:
-    """Return how input, target and voxel_weight are split; None where none is a DTensor, or its parts do not add.
+    """Return how the statistics of input, target and voxel_weight lie on the ranks; None where none is a DTensor.
+
+    The tensors are a user's, unchecked. Return None, too, for kinds of pass whose parts cannot be added (map, ranks):
+    `check` refuses their DTensors.
 
     Raises:
         TypeError: some are DTensors and some are not.
-        ValueError: split over the classes, partial, or not split alike; a group that would add the ranks once more.
+        ValueError: input is split over the classes or partial, the tensors are not split alike, or `group` would add
+            the ranks once more.
     """
     if settings.kind in ("map", "ranks"):
         return None
-    tensors = {"input": input, "target": target}
+    tensors: dict[str, Any] = {"input": input, "target": target}
     if voxel_weight is not None:
         tensors["voxel_weight"] = voxel_weight
     if not any(check.is_dtensor(value) for value in tensors.values()):
@@ -84,14 +88,14 @@ def sharding(
             advice = "Make it one with torch.distributed.tensor.distribute_tensor, or pass the local parts of all."
             what = f"{name} to be a DTensor, since another is one"
             validation.fail(what, type(value).__name__, advice, TypeError)
-    whole: Any = input
+    mesh, placements = tensors["input"].device_mesh, tensors["input"].placements
     if group is not None:
         ranks = torch.distributed.get_process_group_ranks(None if isinstance(group, str) else group)
-        if set(ranks) & set(whole.device_mesh.mesh.flatten().tolist()) - {torch.distributed.get_rank()}:
+        if set(ranks) & set(mesh.mesh.flatten().tolist()) - {torch.distributed.get_rank()}:
             advice = "Leave group out: the loss of a DTensor is that of the whole already."
             validation.fail("a group without the other ranks of input's mesh", f"group={group!r}", advice)
     of_sums: list[Any] = []
-    for placement in whole.placements:
+    for placement in placements:
         dim = placement.dim % input.ndim if type(placement) is Shard else None
         if dim is None and not isinstance(placement, Replicate):
             advice = "Call input.redistribute(placements=...) first."
@@ -100,16 +104,15 @@ def sharding(
             advice = "A softmax needs all classes of a voxel: redistribute input over the batch or over space."
             validation.fail("input that is not sharded over the classes", f"{placement}", advice)
         of_sums.append(Replicate() if dim is None else Shard(1) if dim == 0 else Partial())
-    for name, value in list(tensors.items())[1:]:
-        other: Any = value
-        missing = input.ndim - value.ndim  # labels without a channel dimension
+    for name, value in tensors.items():
+        missing = input.ndim - value.ndim  # 1 for labels without a channel dimension: space begins one axis earlier
         expected = tuple(
             Shard(p.dim % input.ndim - (missing if p.dim % input.ndim > 1 else 0)) if type(p) is Shard else p
-            for p in whole.placements
+            for p in placements
         )
-        got = tuple(Shard(p.dim % value.ndim) if type(p) is Shard else p for p in other.placements)
-        if other.device_mesh != whole.device_mesh or got != expected:
-            what = f"{name} on the mesh of input with the placements {expected}, as input has {whole.placements}"
+        got = tuple(Shard(p.dim % value.ndim) if type(p) is Shard else p for p in value.placements)
+        if value.device_mesh != mesh or got != expected:
+            what = f"{name} on the mesh of input with the placements {expected}, as input has {placements}"
             advice = f"Call {name}.redistribute(placements=...) first."
-            validation.fail(what, f"{other.placements} on {other.device_mesh}", advice)
-    return Shards(whole.device_mesh, tuple(of_sums), input.shape[0])
+            validation.fail(what, f"{value.placements} on {value.device_mesh}", advice)
+    return Shards(mesh, tuple(of_sums), input.shape[0])

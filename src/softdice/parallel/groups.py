@@ -21,7 +21,10 @@ from softdice import validation
 
 
 def check_group(group: Any, pooling: str = "batch") -> None:
-    """Raise if a setting is not None, "world" or a process group; whether it can be used is seen when it is."""
+    """Raise TypeError if the setting `group` is not None, "world" or a ProcessGroup.
+
+    pooling: of the loss; raise ValueError for a group with "sample". `all_reduce` checks whether the group is usable.
+    """
     known = group is None or (isinstance(group, str) and group == "world") or _not_a_member(group)
     if not known and not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):
         advice = "Make one with torch.distributed.new_group, or take it from a mesh with get_group()."
@@ -48,12 +51,8 @@ def all_reduce(value: Tensor, group: Any) -> Tensor:
     """
     check_group(group)
     if not has_ranks():
-        validation.fail(
-            "an initialised process group, since group is set",
-            "none",
-            "Start with torchrun and call torch.distributed.init_process_group, or leave group out.",
-            RuntimeError,
-        )
+        advice = "Start with torchrun and call torch.distributed.init_process_group, or leave group out."
+        validation.fail("an initialised process group, since group is set", "none", advice, RuntimeError)
     if _not_a_member(group):
         advice = "Call it on the ranks of the group alone."
         validation.fail("a rank of the group", "a rank outside it", advice, RuntimeError)
@@ -71,6 +70,7 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
+        """Return the sum of the ranks' values, a new tensor; `all_reduce` has checked the ProcessGroup."""
         ctx.group = group
         total = value.detach().clone(memory_format=torch.contiguous_format)
         try:
@@ -86,12 +86,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def lost_rank(problem: RuntimeError) -> RuntimeError:
-    """Return the error for a collective call that another rank did not join."""
-    return RuntimeError(
-        validation.message(
-            "every rank of the group to add its sums within the group's timeout",
-            repr(str(problem).splitlines()[0]),
-            "A rank has stopped, or did not call the loss (or its backward pass) as often as the others: look at the "
-            "first error of the other ranks.",
-        )
-    )
+    """Return the error to raise instead of torch.distributed's `problem`: a rank did not join a collective call."""
+    expected, got = "every rank of the group to add its sums within the group's timeout", str(problem).splitlines()[0]
+    advice = "A rank has stopped, or did not call the loss (or its backward pass) as often as the others: "
+    return RuntimeError(validation.message(expected, repr(got), advice + "look at the first error of the other ranks."))

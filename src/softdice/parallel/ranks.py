@@ -1,4 +1,4 @@
-"""The processes that torchrun starts."""
+"""The processes that torchrun starts: one rank each."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class Ranks:
 
     @classmethod
     def here(cls) -> Ranks | None:
-        """Return the ranks that torchrun's environment names; None where it did not start this process."""
+        """Return rank and counts from the environment that torchrun sets; None if it did not start this process."""
         if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
             return None
         rank, count, per_node = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
         return cls(rank, count, per_node)
 
     def __enter__(self) -> Ranks:
+        """Connect the processes, unless they are: gloo for CPU tensors, NCCL for CUDA's. Choose this process's GPU."""
         if not torch.distributed.is_initialized():
             backend = "gloo"
             if torch.cuda.is_available():
@@ -48,16 +49,16 @@ class Ranks:
             torch.distributed.destroy_process_group()
 
     def from_first(self, value: Any) -> Any:
-        """Return the value of rank 0 on every rank. Pickled: between processes of one program."""
-        box = [value]
+        """Return the value that rank 0 passes, on every rank, pickled; LostRankError if a rank does not call it."""
+        values = [value]
         try:
-            torch.distributed.broadcast_object_list(box, src=0)
+            torch.distributed.broadcast_object_list(values, src=0)
         except RuntimeError as problem:
             raise LostRankError(str(problem)) from problem
-        return box[0]
+        return values[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks in their order, on every rank."""
+        """Return the values that all ranks pass, in their order, on every rank; raise LostRankError as `from_first`."""
         values: list[Any] = [None] * self.count
         try:
             torch.distributed.all_gather_object(values, value)

@@ -23,9 +23,10 @@ import torch
 ALONE_NUMEL = 1 << 18  # fewer elements than this are done before a second thread has woken up
 SHARES = 4  # per thread, so that one that was held up does not hold up the rest
 
-_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # void body(void *data): what GOMP_parallel runs in each thread
+_compiled: set[Any] = set()  # kernels that have been called
 
-_forks: list[int] = []
+_forks: list[int] = []  # ids of this process and of its parents, as far as they are forks
 if hasattr(os, "register_at_fork"):  # from the package's first import on: the threads of a parent are gone in its child
     os.register_at_fork(after_in_child=lambda: _forks.append(os.getpid()))
 
@@ -36,15 +37,21 @@ def forked() -> bool:
 
 
 def share_out(kernel: Any, arguments: tuple[Any, ...], tasks: int, numel: int, scratch: int | None = None) -> None:
-    """Call kernel(*arguments, begin, end) for consecutive shares of range(tasks).
+    """Call kernel(*arguments, begin, end) for consecutive shares of range(tasks), on torch's threads, and wait.
 
-    scratch: bytes of memory, of each call its own, whose address stands before begin.
+    Args:
+        kernel: a Numba function that releases the GIL; begin and end are uint64.
+        arguments: the kernel's first arguments, the same for each share. tasks: how many there are.
+        numel: number of elements of all tasks together; if there are few, this thread does the work alone.
+        scratch: number of bytes of scratch memory for each call. Its address (uint64) is passed to the kernel before
+            begin. None: no address is passed.
     """
 
     def call(begin: int, end: int) -> None:
+        """Do tasks [begin, end) in this thread; [0, 0) only compiles."""
         memory = np.empty(scratch or 0, np.uint8)
-        place = () if scratch is None else (np.uint64(memory.__array_interface__["data"][0]),)
-        kernel(*arguments, *place, np.uint64(begin), np.uint64(end))
+        address = () if scratch is None else (np.uint64(memory.__array_interface__["data"][0]),)
+        kernel(*arguments, *address, np.uint64(begin), np.uint64(end))
 
     if kernel not in _compiled:
         call(0, 0)  # it compiles once, not in every thread
@@ -58,18 +65,19 @@ def share_out(kernel: Any, arguments: tuple[Any, ...], tasks: int, numel: int, s
     for_each(lambda i: call(bounds[i], bounds[i + 1]), range(shares), threads)
 
 
-_compiled: set[Any] = set()
-
-
 def for_each(work: Callable[[Any], None], tasks: Iterable[Any], threads: int) -> None:
-    """Call work(task) for every task, each in whichever thread is free."""
+    """Call work(task) for every task, each in whichever of `threads` threads is free, and wait.
+
+    The first error is raised when all threads have ended. With one thread the tasks go in order.
+    """
     if threads <= 1:
         for task in tasks:
             work(task)
         return
     waiting, lock, end = iter(tasks), threading.Lock(), object()
 
-    def some() -> None:
+    def take_tasks() -> None:
+        """Work on one waiting task after the other until there is none; run by each thread."""
         while True:
             with lock:
                 task = next(waiting, end)
@@ -77,22 +85,23 @@ def for_each(work: Callable[[Any], None], tasks: Iterable[Any], threads: int) ->
                 return
             work(task)
 
-    in_threads(some, threads)
+    in_threads(take_tasks, threads)
 
 
 def in_threads(work: Callable[[], None], threads: int) -> None:
-    """Call work() once in each of `threads` threads, this one among them, and wait; the first error is raised."""
+    """Call work() once in each of `threads` threads, this one among them, and wait; then raise the first error."""
     errors: list[BaseException] = []
 
     def guarded(_: Any = None) -> None:
+        """Work, and keep the error for the thread that asked; OpenMP passes a pointer to no data."""
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that asked
+        except BaseException as error:  # noqa: BLE001 - raised again below
             errors.append(error)
 
-    parallel = None if forked() else _openmp()
-    if parallel is not None:
-        parallel(_Body(guarded), None, threads, 0)
+    gomp_parallel = None if forked() else _openmp()
+    if gomp_parallel is not None:
+        gomp_parallel(_Body(guarded), None, threads, 0)  # no data, no flags
     else:
         others = [_pool(threads - 1, os.getpid()).submit(guarded) for _ in range(threads - 1)]
         guarded()
@@ -104,17 +113,17 @@ def in_threads(work: Callable[[], None], threads: int) -> None:
 
 @lru_cache(maxsize=1)
 def _openmp() -> Any:
-    """GNU OpenMP's entry point as torch itself resolves it, or None where torch runs on something else."""
+    """Return GNU OpenMP's GOMP_parallel(body, data, threads, flags), torch's own; None where torch runs on another."""
     library = Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"
     try:
-        parallel = ctypes.CDLL(str(library)).GOMP_parallel
+        gomp_parallel = ctypes.CDLL(str(library)).GOMP_parallel
     except (OSError, AttributeError):
         return None
-    parallel.argtypes, parallel.restype = (_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
-    return parallel
+    gomp_parallel.argtypes, gomp_parallel.restype = (_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return gomp_parallel
 
 
 @lru_cache(maxsize=4)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Workers beside the calling thread; a forked process makes its own."""
+    """Return the pool of workers beside the calling thread; a fork, whose `process` id differs, makes its own."""
     return ThreadPoolExecutor(max_workers=threads, thread_name_prefix="softdice")

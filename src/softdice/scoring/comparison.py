@@ -1,6 +1,7 @@
 """Compare tables of scores of the same cases: differences with intervals and p values, and mean ranks.
 
-N is a case that all tables have, K a class, T a table.
+N is a case that all tables have, K a class, T a table, X a case and a class. A table holds the scores of one set of
+predictions.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from softdice.evaluation.table import Table
 
 @dataclass(frozen=True)
 class Comparison:
-    """A score of the first predictions minus that of the second, case by case; Dice if nothing else is said.
+    """The differences, case by case, of a score of two sets of predictions: first minus second; Dice outside `shapes`.
 
     Args:
         keys: the classes. cases: how many pairs of scores each class rests on, (K,).
         alone: how many cases only the first, and only the second, has a score for, (2, K): the other predictions and
             the reference lack the class.
-        infinite: cases where the distance of the first, and of the second, is infinite, (2, K). These are no pairs.
+        infinite: cases where the distance of the first, and of the second, is infinite, (2, K); `cases` leaves them
+            out.
         difference: mean over the cases, (K,). interval: bootstrap over the cases, (2, K). p_value: two-sided, of
             Wilcoxon's signed-rank test. p_holm: the same, corrected for the number of classes.
         macro_difference, macro_interval: mean of the class means.
@@ -45,15 +47,15 @@ class Comparison:
     shapes: dict[str, Comparison] = field(default_factory=dict)
 
     def most_different(self, most: int) -> list[int]:
-        """Return up to `most` cases by the size of their mean difference, largest first, without cases that agree."""
+        """Return the positions of up to `most` cases with a mean difference other than 0, the largest first."""
         size_N = np.abs(mean(self.each.T))
         return [int(i) for i in np.argsort(-size_N, kind="stable") if size_N[i] > 0][:most]
 
 
 def compare(first: Table, second: Table) -> Comparison:
-    """Compare two tables over the cases that both have.
+    """Compare the Dice, and the scores of shapes, of two tables over the cases that both have.
 
-    p is 1 where no case differs, nan where no case has the class in both. Sources: F. Wilcoxon, Biometrics 1, 1945;
+    p is 1 where no case differs, nan where no case has a score in both. Sources: F. Wilcoxon, Biometrics 1, 1945;
     S. Holm, Scandinavian Journal of Statistics 6, 1979.
     """
     shapes = {name: _compare(first, second, name) for name in first.shapes if name in second.shapes}
@@ -61,25 +63,25 @@ def compare(first: Table, second: Table) -> Comparison:
 
 
 def _compare(first: Table, second: Table, column: str) -> Comparison:
-    """Compare one column of two tables."""
+    """Return the comparison of one column of two tables, "dice" or a name in `Table.further`, without `shapes`."""
     from scipy.stats import wilcoxon
 
     keys, cases, scores_TNK = _aligned([first, second], column)
     with np.errstate(invalid="ignore"):  # inf - inf is nan
         difference_NK = scores_TNK[0] - scores_TNK[1]
-    difference_NK[np.isinf(difference_NK)] = np.nan
+    difference_NK[np.isinf(difference_NK)] = np.nan  # one distance is infinite: no pair
     p_K = np.full(len(keys), np.nan)
     for k, differences in enumerate(difference_NK.T):
         differences = differences[~np.isnan(differences)]
         if differences.size:
             p_K[k] = wilcoxon(differences).pvalue if np.any(differences != 0) else 1.0
     interval, macro_interval = intervals(difference_NK)
-    missing_TNK = np.isnan(scores_TNK)
+    missing_TNK = np.isnan(scores_TNK)  # T is 2: [::-1] below exchanges the tables
     return Comparison(
         keys=keys,
         cases=(~np.isnan(difference_NK)).sum(0),
         infinite=np.isinf(scores_TNK).sum(1),
-        alone=(~missing_TNK & missing_TNK[::-1]).sum(1),
+        alone=(~missing_TNK & missing_TNK[::-1]).sum(1),  # a score here, and none in the other table
         difference=mean(difference_NK),
         interval=interval,
         p_value=p_K,
@@ -92,7 +94,10 @@ def _compare(first: Table, second: Table, column: str) -> Comparison:
 
 
 def _aligned(tables: Sequence[Table], column: str = "dice") -> tuple[tuple[int | str, ...], list[str], np.ndarray]:
-    """Return the classes of all tables, the cases that each of them has, and a column of each, (T, N, K)."""
+    """Return the classes of any table, the names of the cases that are in all, and their scores, (T, N, K) float64.
+
+    `column`: as in `_compare`. A class that a table lacks has `Table.empty_score`.
+    """
     keys = tuple(dict.fromkeys(key for table in tables for key in table.keys))
     if all(isinstance(key, int) for key in keys):
         keys = tuple(sorted(keys, key=int))
@@ -100,16 +105,16 @@ def _aligned(tables: Sequence[Table], column: str = "dice") -> tuple[tuple[int |
     cases = [case for case in tables[0].cases if case in everywhere]
     scores = []
     for table in tables:
-        rows, columns = {case: i for i, case in enumerate(table.cases)}, {key: k for k, key in enumerate(table.keys)}
+        row, column_of = {case: i for i, case in enumerate(table.cases)}, {key: k for k, key in enumerate(table.keys)}
         scores_NK, empty = table.dice if column == "dice" else table.further[column], table.empty_score(column)
         # one column more, which index -1 takes for a class that this table lacks
         scores_NK = np.column_stack([scores_NK, np.full(len(table.cases), empty)])
-        scores.append(scores_NK[[rows[case] for case in cases]][:, [columns.get(key, -1) for key in keys]])
+        scores.append(scores_NK[[row[case] for case in cases]][:, [column_of.get(key, -1) for key in keys]])
     return keys, cases, np.array(scores)
 
 
 def mean_ranks(tables: Sequence[Table]) -> tuple[np.ndarray, int]:
-    """Rank tables by Dice, 1 is best: return the mean rank of each over cases and classes, (T,), and their number.
+    """Rank tables by Dice, 1 is best: return the mean rank of each, (T,), and the number of scores it is a mean of.
 
     Equal scores share the mean of their ranks. Where only some tables have a score, the reference lacks the class:
     those without a score are right to predict nothing, and come first. Source: M. Friedman, JASA 32, 1937.
@@ -123,7 +128,7 @@ def mean_ranks(tables: Sequence[Table]) -> tuple[np.ndarray, int]:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Correct p values for their number by Holm's method (step down, never above 1); nan stays nan.
+    """Correct p values (K,) for their number by Holm's method (step down, never above 1); nan stays nan.
 
     Example:
         >>> holm(np.array([0.01, 0.04, float("nan"), 0.03]))

@@ -28,7 +28,10 @@ LEAST = 3
 
 @dataclass(frozen=True)
 class Ranking:
-    """Masks with a confidence and a Dice, no nan, the surest first. `name`: a class, or "" for the means."""
+    """Names of masks with their confidence and Dice, (N,) without nan, the surest first, N > 0.
+
+    Both numbers are of the class `name`, or with "" the means over the classes.
+    """
 
     name: str
     masks: list[str]
@@ -37,16 +40,16 @@ class Ranking:
 
     @cached_property
     def correlation(self) -> float:
-        """Return Spearman's rank correlation: 1 is a perfect order, 0 none, -1 the reverse.
+        """Return Spearman's rank correlation of confidence and Dice: 1 is a perfect order, 0 none, -1 the reverse.
 
-        nan of fewer than LEAST masks, and where all confidences or all coefficients are equal.
+        It is nan for fewer than `LEAST` masks, and where all confidences or all Dice coefficients are equal.
         """
         from scipy.stats import spearmanr
 
         if len(self.masks) < LEAST:
             return float("nan")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of equal numbers: the answer says it
+            warnings.simplefilter("ignore")  # about equal numbers: the nan says it
             return float(spearmanr(self.confidence, self.dice).statistic)
 
     @property
@@ -60,7 +63,7 @@ class Ranking:
         return 1 - running_mean(np.sort(self.dice)[::-1])
 
     def row(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the row of JSON: rank correlation, and the mean risk (area) of this, a random and the best order."""
         return {
             "name": self.name or "mean",
             "masks": len(self.masks),
@@ -71,7 +74,7 @@ class Ranking:
         }
 
     def line(self) -> str:
-        """Return it for people."""
+        """Return a sentence for people: the correlation, and the mean Dice of the surer half."""
         half = (len(self.masks) + 1) // 2
         return (
             f"Confidence: rank correlation {self.correlation:.2f} with the Dice of {len(self.masks)} masks (1: a "
@@ -86,10 +89,13 @@ def running_mean(values_N: np.ndarray) -> np.ndarray:
 
 
 def read_confidence(path: Path, masks: Sequence[Path | None]) -> dict[str, dict[str, float]]:
-    """Return the numbers of each row of a file, by the name of its mask and that of the column; nan for an empty cell.
+    """Read a CSV of confidences: return for each mask's name its numbers by name of the column, nan for an empty cell.
+
+    `masks` are the predictions that it should be about, None for a case without one.
 
     Raises:
-        ScoreError: it has not the columns mask and confidence, no row of any of the masks, or a cell that is no number.
+        ScoreError: the file cannot be read, lacks the columns mask and confidence, has a row for none of the masks, or
+            a cell that is no number.
     """
     advice = "Pass what softdice predict --confidence wrote for these masks."
     try:
@@ -112,23 +118,30 @@ def read_confidence(path: Path, masks: Sequence[Path | None]) -> dict[str, dict[
 
 
 def rankings(table: Table, rows: dict[str, dict[str, float]]) -> list[Ranking]:
-    """Return the ranking of the masks' means, and of each class that has a column; none without a mask to rank."""
+    """Return the ranking by the masks' means, then by each class that has a column; [] if no mask has both means.
+
+    `rows` is what `read_confidence` returned for the masks of the table. A ranking holds the masks that have a
+    confidence and a Dice.
+    """
     columns = {"": ("confidence", mean(table.dice.T))}
     for k, key in enumerate(table.keys):
         columns[table.label(key)] = (f"label {key}", table.dice[:, k])
     ranked = []
     for name, (column, dice_N) in columns.items():
-        of_mask = zip((Path(mask).name for mask in table.predictions), dice_N.tolist(), strict=True)
-        known = [(mask, rows.get(mask, {}).get(column, np.nan), dice) for mask, dice in of_mask]
-        known = [row for row in known if not np.isnan(row[1:]).any()]
-        if known:
-            masks, confidence, dice = zip(*sorted(known, key=lambda row: (-row[1], row[0])), strict=True)
+        dice_of_masks = zip((Path(mask).name for mask in table.predictions), dice_N.tolist(), strict=True)
+        triples = [(mask, rows.get(mask, {}).get(column, np.nan), dice) for mask, dice in dice_of_masks]
+        triples = [triple for triple in triples if not np.isnan(triple[1:]).any()]
+        if triples:
+            masks, confidence, dice = zip(*sorted(triples, key=lambda triple: (-triple[1], triple[0])), strict=True)
             ranked.append(Ranking(name, list(masks), np.array(confidence), np.array(dice)))
-    return ranked if ranked and not ranked[0].name else []
+    return ranked if ranked and not ranked[0].name else []  # the means have the name "" and come first
 
 
 def charts(ranking: Ranking) -> Markup:
-    """Draw each mask by its confidence and Dice, and what the surest masks lack, beside the best and a random order."""
+    """Return HTML of two charts: confidence and Dice of each mask, and the risk-coverage curve beside two other orders.
+
+    Coverage is n / N, its risk that of the n surest of N masks.
+    """
     N = len(ranking.masks)
     coverage_N = np.arange(1, N + 1) / N
     risks = {
@@ -142,15 +155,10 @@ def charts(ranking: Ranking) -> Markup:
         left=_round_down(float(ranking.confidence.min())),
         lowest=_round_down(float(ranking.dice.min())),
         curves={name: [*zip(coverage_N.tolist(), risk_N.tolist(), strict=True)] for name, risk_N in risks.items()},
-        highest=_round_up(float(ranking.risk.max())),
+        highest=max(0.1, float(np.ceil(10 * ranking.risk.max()) / 10)),  # an axis from 0 to the next tenth above
     )
 
 
 def _round_down(value: float) -> float:
     """Return the next tenth below, at most 0.9: where an axis that ends at 1 begins."""
     return min(0.9, float(np.floor(10 * value) / 10))
-
-
-def _round_up(value: float) -> float:
-    """Return the next tenth above, at least 0.1: where an axis that begins at 0 ends."""
-    return max(0.1, float(np.ceil(10 * value) / 10))

@@ -1,8 +1,11 @@
-"""Draw the slice of a pair with the largest error of a class, the way readers of scans are used to.
+"""Draw the slice of a pair with the largest error of a class, in the orientation that radiologists use.
 
 Where the file says how its voxels lie in space, the picture is axial, coronal or sagittal, the front or the head of the
-patient is up, sides are marked, and lengths are true. Otherwise it is drawn as it is stored. Functions that pass
-several arrays of one slice or volume keep them in the order errors, either, prediction, reference, any class, image.
+patient is up, sides are marked, and lengths are true. Otherwise it is drawn as it is stored.
+
+Functions that pass the arrays of one volume (*S), or of one plane (H, W), keep them in this order: errors and either
+(bool, over all predictions that are drawn), prediction, reference, any class (bool), and if wanted the grey image
+(float32, 0 to 255). `grid` is the image of the reference, for the place of its voxels.
 """
 
 from __future__ import annotations
@@ -18,16 +21,8 @@ import numpy as np
 
 from softdice.evaluation.colours import EXTRA, MISSED, OTHER, RIGHT
 from softdice.evaluation.labels import ScoreError
+from softdice.images import geometry
 from softdice.images.files import image_name, read_image
-from softdice.images.geometry import (
-    check_inverse,
-    check_same_place,
-    one_frame,
-    one_shape,
-    overlap,
-    same_place,
-    voxel_axes,
-)
 from softdice.images.image import Image
 from softdice.scoring.options import Options
 from softdice.scoring.pair_loading import load_class, load_pair, region_mask, resampled
@@ -70,6 +65,8 @@ def picture(
     """Draw the slice of a pair with the largest error of a class.
 
     Args:
+        prediction, truth: the files of the pair, or two folders with a file per class; None is an empty prediction.
+        key: the class, a label, or the name of a region or of a file in such folders.
         under: image to draw below the masks.
         view: "radiological" has the patient's left at the right of an axial or coronal picture, "neurological" at the
             left.
@@ -98,7 +95,10 @@ def picture(
 def _masks(
     prediction: Path | None, truth: Path, key: int | str, options: Options
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Image]:
-    """Return the masks of a class in both maps, the mask of any class of the reference, and the grid."""
+    """Return in_p, in_t, any_t and grid: the class in prediction and reference, any class of the reference, its image.
+
+    The masks are (*S) bool. Arguments and errors as in `picture`. A probability above 1/2 is in the class.
+    """
     if truth.is_dir() and image_name(truth) is None:
         p, in_t, _, grid = load_class(prediction, truth, str(key), options)
         return p > 0.5 if p.dtype.kind == "f" else p, in_t, in_t, grid
@@ -108,34 +108,42 @@ def _masks(
 
 
 def _enlarged(planes: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
-    """Return the planes from the prediction on, cut to a third of each side around the class if it is small."""
-    positions, shape = np.argwhere(planes[1]), np.array(planes[1].shape)
+    """Return the planes from the prediction on, cut to a third of each side if the class is small, and a remark.
+
+    `planes` are in the module's order. The remark for the caption is ", enlarged" if they are cut, else "".
+    """
+    _, either, *shown = planes
+    positions, shape = np.argwhere(either), np.array(either.shape)
     if len(positions) == 0 or ((np.ptp(positions, axis=0) + 1) * ENLARGED > shape).any():
-        return planes[2:], ""
+        return shown, ""
     size = np.ceil(shape / 3).astype(int)
     start = np.clip((positions.min(0) + positions.max(0) - size) // 2, 0, shape - size)
     window = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
-    return [plane[window] for plane in planes[2:]], ", enlarged"
+    return [plane[window] for plane in shown], ", enlarged"
 
 
 def _grey(path: Path, grid: Image, options: Options) -> np.ndarray:
-    """Read an image onto the grid of the masks, scaled to 0 to 255 from its 1st to its 99th percentile."""
+    """Read an image onto the grid of the masks, scaled to 0 to 255 from its 1st to its 99th percentile.
+
+    Raise FileError if it cannot be read or lies elsewhere, ScoreError if its shape differs and no affine places it.
+    """
     image = read_image(path)
     array = np.nan_to_num(image.array.astype(np.float32))
     if array.ndim == image.spatial_ndim + 1:
         array = array.mean(-1)  # over the colours
-    elsewhere = one_frame(image, grid) and not options.ignore_geometry and not same_place(image, grid)
+    mask = Path("the mask")  # in errors
+    elsewhere = geometry.one_frame(image, grid) and not options.ignore_geometry and not geometry.same_place(image, grid)
     if elsewhere:
-        check_inverse(path, image, Path("the mask"), grid)
-    if elsewhere and max(array.ndim, len(grid.shape)) <= 3 and overlap(image, grid):
+        geometry.check_inverse(path, image, mask, grid)
+    if elsewhere and max(array.ndim, len(grid.shape)) <= 3 and geometry.overlap(image, grid):
         assert image.affine is not None
         assert grid.affine is not None
         array = resampled(array, image.affine, grid.affine, grid.shape)
-    elif not one_shape(array.shape, grid.shape):
+    elif not geometry.one_shape(array.shape, grid.shape):
         raise ScoreError(f"{path}: expected an image of shape {grid.shape} as the masks, got {array.shape}.")
     elif not options.ignore_geometry:
         advice = "Give the images on which the masks were drawn."
-        check_same_place(path, image, Path("the mask"), grid, advice=advice, transpose="Save both in one format.")
+        geometry.check_same_place(path, image, mask, grid, advice=advice, transpose="Save both in one format.")
     array = array.reshape(grid.shape)
     low, high = np.percentile(array, (1, 99))
     return np.clip((array - low) * (255 / max(high - low, 1e-9)), 0, 255)
@@ -144,40 +152,52 @@ def _grey(path: Path, grid: Image, options: Options) -> np.ndarray:
 def _anatomical_planes(
     volumes: list[np.ndarray], grid: Image, view: str
 ) -> tuple[list[np.ndarray], str, tuple[str, str], tuple[float, float]]:
-    """Return the plane across a patient's axis with the largest area of errors, rows from the head or the front down.
+    """Return the planes across a patient's axis with the largest area of errors, rows from the head or the front down.
 
-    With its name and slice, the letters at its sides, and the mm of a pixel along rows and columns.
+    Then words for their place, the letters at the left and right edge, and the mm of a pixel along rows and columns.
+    `volumes` are in the module's order and have three axes; `grid` is placed in a patient. `view`: see `picture`.
     """
     assert grid.affine is not None
-    axes = voxel_axes(grid.affine)
+    axes = geometry.voxel_axes(grid.affine)
     # array axes in the order right, front, head, each ascending in that direction
     order = [next(i for i, (world, _) in enumerate(axes) if world == direction) for direction in range(3)]
     sizes_mm = np.linalg.norm(grid.affine[:3, :3], axis=0)[order]
     steps = [int(axes[i][1]) for i in order]
     volumes = [volume.transpose(order)[tuple(slice(None, None, step) for step in steps)] for volume in volumes]
-    errors, shape = volumes[0], volumes[0].shape
+    axis, index = _worst_plane(volumes[0], sizes_mm)
+    rows, columns = (other for other in (2, 1, 0) if other != axis)
+    planes = [np.take(volume, index, axis) for volume in volumes]
+    planes = [plane.T if rows > columns else plane for plane in planes]  # np.take leaves the axes ascending
+    mirrored = columns == 1 or view == "radiological"  # sagittal planes have the front at the left
+    planes = [plane[::-1, ::-1] if mirrored else plane[::-1] for plane in planes]
+    sides = {1: ("A", "P")}.get(columns, ("R", "L") if mirrored else ("L", "R"))
+    stored_index = index if steps[axis] > 0 else volumes[0].shape[axis] - 1 - index
+    return planes, f", {_PLANES[axis]} slice {stored_index}", sides, (float(sizes_mm[rows]), float(sizes_mm[columns]))
+
+
+def _worst_plane(errors: np.ndarray, sizes_mm: np.ndarray) -> tuple[int, int]:
+    """Return axis and index of the plane with the largest area of errors; the middle one without any.
+
+    A plane that is a line comes last, an axial one first among equals. The axes of `errors` lead to the right, front
+    and head; `sizes_mm` is a voxel's size along them.
+    """
     candidates = []
     for axis in range(3):
         pixel_mm2 = float(np.prod(np.delete(sizes_mm, axis)))
         errors_by_slice = errors.sum(tuple(other for other in range(3) if other != axis))
-        is_line = min(np.delete(shape, axis)) == 1
+        is_line = min(np.delete(errors.shape, axis)) == 1
         largest = float(errors_by_slice.max()) * pixel_mm2
+        # the first three decide, in this order
         candidates.append((not is_line, largest, axis == 2, axis, int(errors_by_slice.argmax())))
     *_, axis, index = max(candidates)
-    if not errors.any():
-        index = shape[axis] // 2
-    rows, columns = (other for other in (2, 1, 0) if other != axis)
-    planes = [np.take(volume, index, axis) for volume in volumes]
-    planes = [plane.T if rows > columns else plane for plane in planes]  # np.take leaves the axes ascending
-    mirrored = columns == 1 or view == "radiological"
-    planes = [plane[::-1, ::-1] if mirrored else plane[::-1] for plane in planes]
-    sides = {1: ("A", "P")}.get(columns, ("R", "L") if mirrored else ("L", "R"))
-    stored_index = index if steps[axis] > 0 else shape[axis] - 1 - index
-    return planes, f", {_PLANES[axis]} slice {stored_index}", sides, (float(sizes_mm[rows]), float(sizes_mm[columns]))
+    return axis, index if errors.any() else errors.shape[axis] // 2
 
 
 def _stored_planes(arrays: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
-    """Return the slice along the leading axes with the most errors, and its name."""
+    """Return arrays at the slice with the most errors along each axis but the last two, and words for the place.
+
+    `arrays` are in the module's order, errors first.
+    """
     place = ""
     while arrays[0].ndim > 2:
         errors_by_slice = arrays[0].sum(tuple(range(1, arrays[0].ndim)))
@@ -188,7 +208,7 @@ def _stored_planes(arrays: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
 
 
 def _png(planes: list[np.ndarray], spacing: tuple[float, float]) -> str:
-    """Draw the planes from the prediction on, with pixels of that size, as PNG in base64."""
+    """Draw a PNG in base64 of the planes of `_enlarged`; `spacing`: length of a pixel along rows, and columns."""
     from PIL import Image as Pillow
 
     in_p, in_t, any_t, *image = planes
@@ -211,10 +231,13 @@ def _png(planes: list[np.ndarray], spacing: tuple[float, float]) -> str:
 
 
 def _bar(width_mm: float) -> tuple[float, int] | None:
-    """Return a round length of at most a third of the width, as a share of the width and in mm; None below 1 mm."""
-    most = width_mm / 3
-    if most < 1:
+    """Return the length of a scale bar, as a share of the width and in mm: 1, 2 or 5 times a power of ten.
+
+    It is at most a third of the width; None if that is below 1 mm.
+    """
+    longest = width_mm / 3
+    if longest < 1:
         return None
-    power = 10 ** int(math.log10(most))
-    length = next(step * power for step in (5, 2, 1) if step * power <= most)
+    power = 10 ** int(math.log10(longest))
+    length = next(step * power for step in (5, 2, 1) if step * power <= longest)
     return length / width_mm, length

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from softdice.scoring.formats import case_rows, class_rows, flat, overall_row
+from softdice.scoring.formats import all_case_rows, class_rows, flat, overall_row
 from softdice.scoring.options import parse_options
 from softdice.scoring.pairing import pair_files
 from softdice.scoring.runner import run
@@ -21,6 +21,7 @@ class Scores(list[dict[str, Any]]):
     """A row for each case and class, which `pandas.DataFrame` takes, with their means.
 
     Args:
+        rows: for each case and class, column -> value.
         classes: a row for each class: means, intervals, pooled scores. overall: the same over all classes.
         errors: the reason for each case that could not be scored.
     """
@@ -101,13 +102,19 @@ def score_folders(
         count = f"{len(table.errors)} of {len(pairs)} cases"
         warnings.warn(f"score_folders: {count} were not scored, see .errors: {table.errors[0]}", stacklevel=2)
     summary = summarise(table)
-    rows = [row for i in range(len(table.cases)) for row in case_rows(table, i)]
     classes = [dict(flat(row)) for row in class_rows(table, summary)]
-    return Scores(rows, classes, dict(flat(overall_row(summary))), table.errors)
+    return Scores([*all_case_rows(table)], classes, dict(flat(overall_row(summary))), table.errors)
 
 
 def _text(value: Any, separator: str = ",") -> str | None:
-    """Return the text of an option as the command takes it, from a text, a number, a list or a dict."""
+    """Return the text of an option, from a number, list or dict, as the command takes it; None if it is left out.
+
+    `separator` stands between the entries of a dict.
+
+    Example:
+        >>> _text({"whole": [1, 2], "core": 1}, ";")
+        'whole=1,2; core=1'
+    """
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, Mapping):

@@ -1,14 +1,16 @@
-"""Tables and their summaries as CSV, JSON and nnU-Net's summary.json, piece by piece: a data set may be large."""
+"""Tables and their summaries as CSV, JSON and nnU-Net's summary.json, piece by piece: a data set may be large.
+
+`tables` and `summaries` are by name of the predictions, in the order of the command, and of one set of options. A row
+is a dict, name of a column -> number or text. N is a case, K a class.
+"""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -28,7 +30,7 @@ MOST_DIFFERENT = 12
 
 
 def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
-    """Yield a row for each class of a case; scores are nan where neither map has the class.
+    """Yield a row for each class of case number `i`; scores are nan where neither map has the class.
 
     tp, fp and fn are voxels of the class (sums of probabilities for soft scores): right, too many, missed.
     """
@@ -50,86 +52,86 @@ def case_rows(table: Table, i: int) -> Iterator[dict[str, Any]]:
         }
 
 
-Rows = Mapping[str, Iterable[Iterable[dict[str, Any]]]]
-"""Rows in groups, by name of the predictions."""
+def all_case_rows(table: Table) -> Iterator[dict[str, Any]]:
+    """Yield the `case_rows` of all cases."""
+    return chain.from_iterable(case_rows(table, i) for i in range(len(table.cases)))
+
+
+Rows = Mapping[str, Iterable[dict[str, Any]]]
+"""Name of the predictions -> rows, which are computed as they are written."""
+
+
+class _Echo:
+    """A file for `csv.writer` whose `writerow` then returns the line."""
+
+    def write(self, line: str) -> str:
+        return line
 
 
 def to_csv(tables: dict[str, Table], summaries: dict[str, Summary], rows: str = "pairs") -> Iterator[str]:
-    """Write tables by name of the predictions as CSV; with two or more the first column has the name.
+    """Yield a CSV file line by line; with two or more sets of predictions the first column has their name.
 
-    A row is a pair of case and class; with "classes" a class with its means; with "cases" a case with the Dice of each
-    class in a column.
+    `rows` says what a row is: "pairs" of a case and a class; "classes" with their means; or "cases", with the Dice of
+    each class in a column.
     """
-    return _csv(*_rows_of(tables, summaries, rows))
+    writer = csv.writer(_Echo(), lineterminator="\n")
+    columns, rows_by_name = _rows_by_name(tables, summaries, rows)
+    with_name = len(tables) > 1
+    yield writer.writerow(["predictions"] * with_name + [*map(_cell, columns)])
+    for name, rows_of_name in rows_by_name.items():
+        for row in rows_of_name:
+            yield writer.writerow([_cell(name)] * with_name + [_cell(row[column]) for column in columns])
 
 
 def to_json_rows(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -> Iterator[str]:
-    """Write the rows of `to_csv` as a list of objects in JSON, a line for each, which `pandas.read_json` takes."""
-    _, sides = _rows_of(tables, summaries, rows)
-    before = "[\n"
-    for name, groups in sides.items():
-        for row in chain.from_iterable(groups):
-            yield before + _json({"predictions": name} | row if len(sides) > 1 else row)
-            before = ",\n"
-    yield "\n]\n" if before == ",\n" else "[]\n"
+    """Yield the rows of `to_csv` as a list of objects in JSON, a line for each, which `pandas.read_json` takes."""
+    separator = "[\n"
+    for name, rows_of_name in _rows_by_name(tables, summaries, rows)[1].items():
+        for row in rows_of_name:
+            yield separator + _json({"predictions": name} | row if len(tables) > 1 else row)
+            separator = ",\n"
+    yield "\n]\n" if separator == ",\n" else "[]\n"
 
 
-def _rows_of(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -> tuple[list[str], Rows]:
-    """Return the columns, and the rows of each set of predictions."""
+def _rows_by_name(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -> tuple[list[str], Rows]:
+    """Return the names of the columns, and the rows of each set of predictions; `rows` as in `to_csv`."""
     first = next(iter(tables.values()))
     if rows == "pairs":
         further = [name for metric in first.metrics for name in METRICS[metric]]
         columns = ["case", "label", "name", "dice", "iou", "tp", "fp", "fn", "n_pred", "n_ref", *further]
-        return columns, {name: map(partial(case_rows, t), range(len(t.cases))) for name, t in tables.items()}
+        return columns, {name: all_case_rows(table) for name, table in tables.items()}
     if rows == "cases":
-        labels = {key: table.label(key) for table in tables.values() for key in table.keys}
-        sides = {name: map(partial(_case_row, t, labels), range(len(t.cases))) for name, t in tables.items()}
-        return ["case", *labels.values()], sides
-    classes = {
-        name: [[dict(flat(row)) for row in class_rows(table, summaries[name])]] for name, table in tables.items()
-    }
-    return list(dict.fromkeys(key for (side,) in classes.values() for row in side for key in row)), classes
+        headings = {key: table.label(key) for table in tables.values() for key in table.keys}
+        return ["case", *headings.values()], {name: _dice_rows(table, headings) for name, table in tables.items()}
+    classes = {name: [dict(flat(row)) for row in class_rows(table, summaries[name])] for name, table in tables.items()}
+    return list(dict.fromkeys(column for row in chain(*classes.values()) for column in row)), classes
 
 
-def _case_row(table: Table, labels: dict[int | str, str], i: int) -> list[dict[str, Any]]:
-    """Return the one row of a case, with the Dice of each class under its label."""
-    dice = dict(zip(table.keys, table.case(i).dice[0].tolist(), strict=True))
-    return [{"case": table.cases[i], **{label: dice.get(key, math.nan) for key, label in labels.items()}}]
+def _dice_rows(table: Table, headings: dict[int | str, str]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each case: the Dice of each class in its column of `headings`, nan for other tables' classes."""
+    for i, case in enumerate(table.cases):
+        dice = dict(zip(table.keys, table.case(i).dice[0].tolist(), strict=True))
+        yield {"case": case, **{heading: dice.get(key, math.nan) for key, heading in headings.items()}}
 
 
 def flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the cells of a row, the two bounds of an interval as two cells."""
-    for key, value in row.items():
+    """Yield column and value of a row's cells; a list of two bounds becomes the columns `..._low` and `..._high`."""
+    for column, value in row.items():
         if isinstance(value, list):
-            yield from zip((f"{key}_low", f"{key}_high"), value, strict=True)
+            yield from zip((f"{column}_low", f"{column}_high"), value, strict=True)
         else:
-            yield key, value
-
-
-def _csv(columns: list[str], sides: Rows) -> Iterator[str]:
-    """Write rows as CSV, a group at a time."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    with_name = len(sides) > 1
-    writer.writerow(["predictions"] * with_name + [*map(_cell, columns)])
-    for name, groups in sides.items():
-        for rows in groups:
-            writer.writerows([_cell(name)] * with_name + [_cell(row[key]) for key in columns] for row in rows)
-            yield buffer.getvalue()
-            buffer.seek(0)
-            buffer.truncate()
-    yield buffer.getvalue()
+            yield column, value
 
 
 def _cell(value: object) -> object:
-    """Return a cell: nothing for nan, an apostrophe before a name that a spreadsheet would run as a formula."""
+    """Return a cell of CSV: None for nan, an apostrophe before a text that a spreadsheet would run as a formula."""
     if not isinstance(value, str):
         return number(value)
     return f"'{shown(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else shown(value)
 
 
 def _json(value: object, indent: int | None = None) -> str:
-    """Write a value as JSON, which has neither nan nor inf: null, and "inf"."""
+    """Return a value as JSON, which has neither nan nor inf: null, and "inf"."""
     return json.dumps(number(value), indent=indent, allow_nan=False)
 
 
@@ -140,10 +142,10 @@ def to_json(
     options: Options,
     rankings: Sequence[Ranking] = (),
 ) -> Iterator[str]:
-    """Write everything as JSON: cases, classes, overall, comparisons and errors; null where a score is undefined.
+    """Yield one JSON object in pieces: cases, classes, overall, comparisons, errors; null where a score is undefined.
 
-    The first predictions are compared with each of the others; with three or more, mean ranks follow. Rankings by a
-    confidence are those of the first predictions.
+    `comparisons` are of the first predictions with each of the others; with three or more sets, mean ranks follow.
+    `rankings` are of the first predictions, by their confidence.
     """
     yield '{\n"softdice": ' + _json(__version__) + ',\n"options": ' + _json(asdict(options))
     rows = [
@@ -167,6 +169,7 @@ def to_json(
     for position, (name, table) in enumerate(tables.items()):
         summary = summaries[name]
         head = {"predictions": name, "overall": overall_row(summary), "classes": class_rows(table, summary)}
+        # without the "\n}" at its end: the object goes on with its cases
         yield (",\n" if position else "\n") + _json(head, indent=1)[:-2] + ',\n "cases": ['
         for i, case in enumerate(table.cases):
             files = {"case": case, "prediction": table.predictions[i], "reference": table.truths[i]}
@@ -177,7 +180,7 @@ def to_json(
 
 
 def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
-    """Return a row for each class with its means and other aggregates, by the names that CSV and JSON have for them."""
+    """Return a row for each class with its means and other aggregates, by their names in CSV; intervals are lists."""
     columns = {
         "dice": summary.dice,
         "dice_95": summary.dice_interval.T,
@@ -194,16 +197,16 @@ def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
             median, low, high, _ = summary.distances[name]
             columns |= {f"{name}_median": median, f"{name}_quartiles": np.stack([low, high], 1)}
     rows = _rows(table, table.keys, summary.cases, columns)
-    for name, (*_, infinite) in summary.distances.items():
-        for row, number_of_cases in zip(rows, infinite.tolist(), strict=True):
-            row[f"{name}_infinite"] = int(number_of_cases)
+    for name, (*_, infinite_K) in summary.distances.items():
+        for row, cases in zip(rows, infinite_K.tolist(), strict=True):
+            row[f"{name}_infinite"] = int(cases)
     for row, counts in zip(rows, summary.empty.T.tolist(), strict=True):
         row["empty_references"], row["predicted_in_empty"] = counts
     return rows
 
 
 def overall_row(summary: Summary) -> dict[str, Any]:
-    """Return the aggregates over all classes."""
+    """Return the row of all classes: means of the class means (`macro_...`), pooled scores, cases that are infinite."""
     return {
         "macro_dice": summary.macro_dice,
         "macro_dice_95": summary.macro_interval.tolist(),
@@ -216,7 +219,10 @@ def overall_row(summary: Summary) -> dict[str, Any]:
 
 
 def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
-    """Return the differences of scores, first predictions minus second: overall, per class, and the largest cases."""
+    """Return the object of the JSON that compares two sets of predictions, the first minus the second.
+
+    Beside the means it has the lists `classes` and `most_different` (cases). `table` gives the names of classes.
+    """
     columns = {
         "difference": comparison.difference,
         "difference_95": comparison.interval.T,
@@ -244,7 +250,10 @@ def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
 
 
 def difference_row(comparison: Comparison, i: int, table: Table) -> dict[str, Any]:
-    """Return the mean difference of a case, and the class that differs most."""
+    """Return a row with the mean difference of case number `i`, and the class that differs most.
+
+    `i` is a position in `comparison.names`; some class of the case has a difference.
+    """
     difference_K = comparison.each[i]
     k = int(np.nanargmax(np.abs(difference_K)))
     return {
@@ -258,7 +267,7 @@ def difference_row(comparison: Comparison, i: int, table: Table) -> dict[str, An
 def _rows(
     table: Table, keys: Sequence[int | str], cases: np.ndarray, columns: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Return a row for each class: its label and name, its number of cases, and a cell of each column."""
+    """Return a row for each of the classes: label, name, its number of cases, and its cell of each column (K, ...)."""
     return [
         {**_class(table, key), "cases": int(cases[k]), **{name: column[k].tolist() for name, column in columns.items()}}
         for k, key in enumerate(keys)
@@ -271,7 +280,7 @@ def _class(table: Table, key: int | str) -> dict[str, Any]:
 
 
 def to_nnunet(table: Table, options: Options) -> Iterator[str]:
-    """Write nnU-Net's summary.json: metric_per_case, mean, foreground_mean, and NaN as nnU-Net writes it.
+    """Yield nnU-Net's summary.json in pieces: foreground_mean, mean, metric_per_case, and NaN as nnU-Net writes it.
 
     nnU-Net's metrics come first, then the columns of `Table.further`.
     """
@@ -296,7 +305,7 @@ def to_nnunet(table: Table, options: Options) -> Iterator[str]:
         "foreground_mean": {name: float(mean(values[foreground])) for name, values in means.items()},
         "mean": {key: {name: float(values[k]) for name, values in means.items()} for k, key in enumerate(keys)},
     }
-    yield json.dumps(head, indent=4)[:-2] + ',\n    "metric_per_case": ['
+    yield json.dumps(head, indent=4)[:-2] + ',\n    "metric_per_case": ['  # without "\n}": the object goes on
     for i in range(len(table.cases)):
         rows = {key: {name: values[i, k].item() for name, values in metrics_NK.items()} for k, key in enumerate(keys)}
         case = {"metrics": rows, "prediction_file": table.predictions[i], "reference_file": table.truths[i]}
@@ -305,7 +314,7 @@ def to_nnunet(table: Table, options: Options) -> Iterator[str]:
 
 
 def _nnunet_key(key: int | str, options: Options) -> str:
-    """Return nnU-Net's name of a class, which for a region is the tuple of its labels."""
+    """Return nnU-Net's name of a class: "1" for a label, "(1, 2)" for a region of several."""
     if isinstance(key, int) or options.regions is None:
         return str(key)
     labels = options.regions[str(key)]

@@ -21,20 +21,27 @@ from softdice.scoring.pair_scores import Case
 class Journal:
     """Finished cases on disk: a line that describes the run, then a line of checksum and JSON for each case.
 
-    `done` holds the cases of an earlier run, by name of the predictions and of the case. A line that is damaged, and a
-    case whose files have changed, are left out: they are scored again.
+    `done` holds the cases of an earlier run, by side (the path of the predictions) and name of the case. A damaged line
+    and a case whose files have changed are left out: such cases are scored again. `path`: of the file.
     """
 
-    def __init__(self, path: Path, options: Options, about: Sequence[str], *, resume: bool) -> None:
+    def __init__(self, path: Path, options: Options, folders: Sequence[str], *, resume: bool) -> None:
+        """Open the file at `path` for a run that compares `folders`, predictions first and the reference last.
+
+        With `resume` the cases of an earlier run are read into `done`; else an earlier journal is replaced. The rewrite
+        is atomic (a temporary file, then a rename): a run that is killed here loses nothing.
+
+        Raise ScoreError if `path` is a file of another kind, or if `resume` and its run had other folders or options.
+        """
         self.path = path
-        self._head = json.dumps({"softdice score": [*about, asdict(options)]}, sort_keys=True)
+        head = json.dumps({"softdice score": [*folders, asdict(options)]}, sort_keys=True)
         self.done: dict[tuple[str, str], Case] = {}
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         if text and not text.startswith('{"softdice score"'):
             got = "a file of another kind, or a run whose first line is damaged"
             raise ScoreError(f"--out: expected no file at {path}, got {got}. Rename it.")
         lines = text.split("\n")[:-1] if resume else []  # a run that was killed may have left half of the last line
-        if lines and lines[0] != self._head:
+        if lines and lines[0] != head:
             advice = "Repeat the options of that run, or leave --resume out to start anew."
             raise ScoreError(f"--resume: expected the same folders and options as in {path}. {advice}")
         for line in lines[1:]:
@@ -44,16 +51,16 @@ class Journal:
             record = json.loads(content)
             if record["stamp"] == _stamp(record["prediction"], record["truth"]):
                 self.done[record["side"], record["case"]] = _from_record(record)
-        fresh = path.with_name(path.name + ".new")
-        with fresh.open("w", encoding="utf-8") as self._file:
-            self._file.write(self._head + "\n")
+        new = path.with_name(path.name + ".new")
+        with new.open("w", encoding="utf-8") as self._file:  # `add` writes to it
+            self._file.write(head + "\n")
             for (side, _), case in self.done.items():
                 self.add(side, case)
-        os.replace(fresh, path)
+        os.replace(new, path)
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, side: str, case: Case) -> None:
-        """Write a case; one with an error is not written, so that it is tried again."""
+        """Write a case of a side; one with an error is not written, so that it is tried again."""
         if not case.error:
             content = json.dumps(_to_record(side, case))
             self._file.write(f"{_checksum(content)} {content}\n")
@@ -72,7 +79,7 @@ def _checksum(content: str) -> str:
 
 
 def _stamp(*paths: str) -> list[list[int]]:
-    """Return size and time of files, which show whether one has changed between two runs."""
+    """Return size in bytes and time in ns of the files at each path that is not "", to tell whether one has changed."""
     stamps = []
     for path in filter(None, paths):
         files = sorted(Path(path).rglob("*")) if Path(path).is_dir() else [stored(Path(path))]
@@ -92,7 +99,7 @@ def _to_record(side: str, case: Case) -> dict[str, Any]:
 
 
 def _from_record(record: dict[str, Any]) -> Case:
-    """Return the case of a record."""
+    """Return the case of a record that `_to_record` made and JSON has read: lists to arrays, texts to label numbers."""
     fields = {name: value for name, value in record.items() if name not in ("side", "stamp")}
     fields |= {name: {int(label): value for label, value in record[name].items()} for name in _BY_LABEL}
     for name in ("counts", "measured"):

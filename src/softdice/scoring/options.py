@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from softdice.evaluation.labels import Labels, ScoreError, named_values, parse_labels, parse_regions
 from softdice.evaluation.table import MEASURED, METRICS, measured_columns
@@ -28,13 +28,13 @@ class Options:
         labels: the labels that are scored; None for every label that occurs, without `ignore` and the background.
         names: label -> name, where known.
         regions: name -> labels that count as one class; then the regions are scored instead of the labels.
-        ignore: voxels where the reference has one of these labels are left out.
+        ignore: labels of the reference whose voxels are left out.
         include_background: score label 0 too.
         threshold: a voxel of a float prediction is in the class where its value is larger.
         soft: a float prediction counts with its probability: soft Dice, 2 sum(p t) / (sum(p) + sum(t)).
         resample: a prediction on another grid is brought to the grid of the reference, by its affine.
         ignore_geometry: voxels are compared by position whatever the affines say.
-        transpose: the same, after the axes of the prediction were reversed.
+        transpose: voxels are compared by position, after the axes of the prediction were reversed.
         empty: score of a class that is in neither map of a case: nan, which is in no mean, or 1.
         missing: a reference without prediction: "skip", which lists it as not scored, or "0", an empty prediction.
         metrics: scores beside Dice and IoU, of `METRICS`.
@@ -93,64 +93,72 @@ class Options:
         return None if self.labels is None else tuple(label for label in self.labels if label not in self.ignore)
 
 
-def parse_options(labels: str | None, regions: str | None, ignore: str | None, **others: Any) -> Options:
-    """Read the texts of --labels, --regions and --ignore, and check all options; the others are passed by name.
+def parse_options(
+    labels: str | None, regions: str | None, ignore: str | None, *, include_background: bool, threshold: float | None,
+    soft: bool, scale: float, round: bool, resample: bool, ignore_geometry: bool, transpose: bool, empty: str,
+    missing: str, metrics: str | None, surface: str | None, penalty: str | None, lesions: bool, matching: str | None,
+    centreline: bool, instances: bool,
+) -> Options:  # fmt: skip
+    """Read the options of `softdice score` that are texts, and check that all of them fit together.
+
+    Each argument is what the user passed for the option of its name, None or False without it. A text that may name a
+    JSON file is one if it ends in ".json"; the file is read.
 
     Raises:
         ScoreError: a text that cannot be understood, or options that exclude each other.
+        ModuleNotFoundError: an option needs a package that is not installed.
     """
     table = Labels() if labels is None else parse_labels(labels)
     unions = table.regions if regions is None else parse_regions(regions)
     ignored = () if ignore is None else parse_numbers("--ignore", ignore)
     if regions is not None and Path(regions).suffix == ".json":
         ignored += parse_labels(regions).ignore
-    _check_probabilities(others, len(unions or table.labels or (1,)))
-    _check_geometry(others)
-    for option, allowed in (("empty", ("nan", "1")), ("missing", ("skip", "0"))):
-        if others[option] not in allowed:
-            raise ScoreError(f"--{option}: expected {' or '.join(allowed)}, got {others[option]!r}.")
-    metrics = [name.strip() for name in (others["metrics"] or "").split(",") if name.strip()]
-    if not {*metrics} <= {*COUNTED}:
-        raise ScoreError(f"--metrics: expected some of {', '.join(COUNTED)}, got {others['metrics']!r}.")
-    texts = {name: others.pop(name, None) for name in ("surface", "matching", "penalty")}
-    measured = {
-        name: texts["surface"] is not None if name == "surface" else others.pop(name, False) for name in MEASURED
-    }
-    metrics += [name for name in MEASURED if measured[name]]
-    _check_measured(measured, others)
-    if measured["instances"]:
-        rivals = {"--labels": labels, "--regions": regions, "--include-background": others["include_background"]}
-        rivals |= {"--lesions": measured["lesions"], "--threshold": others["threshold"] is not None}
-        rival = next((option for option, passed in rivals.items() if passed), None)
+    _check_probabilities(threshold, soft, scale, len(unions or table.labels or (1,)))
+    _check_geometry(resample, ignore_geometry, transpose)
+    for option, value, allowed in (("empty", empty, ("nan", "1")), ("missing", missing, ("skip", "0"))):
+        if value not in allowed:
+            raise ScoreError(f"--{option}: expected {' or '.join(allowed)}, got {value!r}.")
+    counted = [name.strip() for name in (metrics or "").split(",") if name.strip()]
+    if not {*counted} <= {*COUNTED}:
+        raise ScoreError(f"--metrics: expected some of {', '.join(COUNTED)}, got {metrics!r}.")
+    passed = {"surface": surface is not None, "lesions": lesions, "centreline": centreline, "instances": instances}
+    measured = [name for name in MEASURED if passed[name]]
+    _check_measured(measured, soft)
+    if instances:
+        rivals = {"--labels": labels, "--regions": regions, "--include-background": include_background}
+        rivals |= {"--lesions": lesions, "--threshold": threshold is not None}
+        rival = next((option for option, value in rivals.items() if value), None)
         if rival is not None:
             advice = "Each number above 0 is an object of one class."
             raise ScoreError(f"--instances: expected no {rival}, got both. {advice}")
-    if texts["penalty"] is not None:
-        others["penalty"] = parse_penalty(texts["penalty"])
-        if texts["surface"] is None:
-            raise ScoreError("--penalty: expected --surface with it, got none. Pass --surface, too.")
-    if texts["matching"] is not None:
-        others["matching"], others["reach"] = parse_matching(texts["matching"])
-        if not (measured["lesions"] or measured["instances"]):
-            advice = "Pass one of them, too."
-            raise ScoreError(f"--matching: expected --lesions or --instances with it, got neither. {advice}")
-        if measured["instances"] and isinstance(others["matching"], str):
-            got = f"{texts['matching']!r}. Example: 0.5"
-            raise ScoreError(f"--matching: expected an overlap (IoU) with --instances, got {got}")
-    if texts["surface"] is not None:
-        others["surface"], others["surface_unit"] = parse_surface(texts["surface"])
-        known = {*map(str, table.labels or ()), *table.names.values(), *(unions or ())}
-        unknown = next((name for name in others["surface"] if name and known and name not in known), None)
-        if unknown is not None:
-            raise ScoreError(f"--surface: expected a class that --labels or --regions names, got {unknown!r}.")
-    others |= {"empty": float(others["empty"]), "metrics": tuple(dict.fromkeys(metrics))}
-    ignored = tuple(dict.fromkeys((*ignored, *table.ignore)))
-    return Options(table.labels, table.names, unions or None, ignored, **others)
+    distance = parse_penalty("inf" if penalty is None else penalty)
+    if penalty is not None and surface is None:
+        raise ScoreError("--penalty: expected --surface with it, got none. Pass --surface, too.")
+    overlap, reach = parse_matching("0.5" if matching is None else matching)
+    if matching is not None and not (lesions or instances):
+        raise ScoreError("--matching: expected --lesions or --instances with it, got neither. Pass one of them, too.")
+    if instances and isinstance(overlap, str):
+        got = f"{matching!r}. Example: 0.5"
+        raise ScoreError(f"--matching: expected an overlap (IoU) with --instances, got {got}")
+    tolerances, unit = (None, "mm") if surface is None else parse_surface(surface)
+    known = {*map(str, table.labels or ()), *table.names.values(), *(unions or ())}
+    unknown = next((name for name in tolerances or () if name and known and name not in known), None)
+    if unknown is not None:
+        raise ScoreError(f"--surface: expected a class that --labels or --regions names, got {unknown!r}.")
+    return Options(
+        table.labels, table.names, unions or None, ignore=tuple(dict.fromkeys((*ignored, *table.ignore))),
+        include_background=include_background, threshold=threshold, soft=soft, resample=resample,
+        ignore_geometry=ignore_geometry, transpose=transpose, empty=float(empty), missing=missing,
+        metrics=tuple(dict.fromkeys((*counted, *measured))), scale=scale, round=round, surface=tolerances,
+        surface_unit=unit, penalty=distance, matching=overlap, reach=reach,
+    )  # fmt: skip
 
 
-def _check_probabilities(options: dict[str, Any], classes: int) -> None:
-    """Raise ScoreError if --threshold, --soft and --scale do not fit together, or to the number of classes."""
-    threshold, soft, scale = options["threshold"], options["soft"], options.get("scale", 1.0)
+def _check_probabilities(threshold: float | None, soft: bool, scale: float, classes: int) -> None:
+    """Raise ScoreError if --threshold, --soft and --scale do not fit together, or are passed for several `classes`.
+
+    `classes` is the number of classes that the options name.
+    """
     if soft and threshold is not None:
         raise ScoreError("score: expected --soft or --threshold, got both. Pass one of them.")
     if threshold is not None and not 0 <= threshold < 1:
@@ -163,32 +171,32 @@ def _check_probabilities(options: dict[str, Any], classes: int) -> None:
         raise ScoreError("--soft, --threshold: expected one class, got several. Name one with --labels or --regions.")
 
 
-def _check_geometry(options: dict[str, Any]) -> None:
-    """Raise ScoreError for --resample beside an option that leaves the grids as they are."""
-    for name in ("ignore_geometry", "transpose"):
-        if options["resample"] and options.get(name):
-            option = "--" + name.replace("_", "-")
+def _check_geometry(resample: bool, ignore_geometry: bool, transpose: bool) -> None:
+    """Raise ScoreError for --resample with an option that compares by position, ModuleNotFoundError without scipy."""
+    for option, passed in (("--ignore-geometry", ignore_geometry), ("--transpose", transpose)):
+        if resample and passed:
             raise ScoreError(f"score: expected --resample or {option}, got both. Pass one of them.")
-    if options["resample"]:
+    if resample:
         package("--resample", "scipy", "score")
 
 
-def _check_measured(measured: dict[str, bool], options: dict[str, Any]) -> None:
-    """Raise ScoreError if --soft is passed with a score that needs masks.
+def _check_measured(measured: list[str], soft: bool) -> None:
+    """Raise ScoreError for --soft with a score that needs masks, ModuleNotFoundError if its package is not installed.
 
-    Raise ModuleNotFoundError if a score needs a package that is not installed.
+    `measured`: which of `MEASURED` the options ask for.
     """
-    option = next((name for name in MEASURED if measured[name]), None)
-    if option is not None and options["soft"]:
+    if measured and soft:
         advice = "Probabilities have no surface, and no parts."
-        raise ScoreError(f"--{option}: expected label maps or --threshold, got --soft. {advice}")
+        raise ScoreError(f"--{measured[0]}: expected label maps or --threshold, got --soft. {advice}")
     for name, needed in (("lesions", "cc3d"), ("centreline", "skimage")):
-        if measured[name]:
+        if name in measured:
             package(f"--{name}", needed, "lesions")
 
 
 def parse_surface(text: str) -> tuple[dict[str, float], str]:
-    """Read tolerances by class ("" for all classes that are not named), and their unit.
+    """Read --surface: return tolerances by class ("" for all that are not named), and their unit, "mm" or "px".
+
+    Raise ScoreError for a text of another form.
 
     Example:
         >>> parse_surface("2mm, liver=1mm")
@@ -196,15 +204,17 @@ def parse_surface(text: str) -> tuple[dict[str, float], str]:
     """
     wanted, example = "a tolerance in mm or px, then class=tolerance for those with another", "2mm,liver=1mm"
     pairs = named_values("--surface", text, ",", r"(?:\d+\.?\d*|\.\d+)\s*(?:mm|px)", wanted, example)
-    units, unnamed = {value[-2:] for _, value in pairs}, [name for name, _ in pairs].count("")
-    if unnamed != 1 or len(units) > 1:
-        wanted = wanted if unnamed > 1 else "one tolerance for all classes that are not named, and one unit"
+    units, count_unnamed = {value[-2:] for _, value in pairs}, [name for name, _ in pairs].count("")
+    if count_unnamed != 1 or len(units) > 1:
+        wanted = wanted if count_unnamed > 1 else "one tolerance for all classes that are not named, and one unit"
         raise ScoreError(f"--surface: expected {wanted}, got {text!r}. Example: {example}")
     return {name: float(value[:-2]) for name, value in pairs}, units.pop()
 
 
 def parse_penalty(text: str) -> float | str:
-    """Read the distance of a class that only one map has, in the unit of --surface, or "diagonal".
+    """Read --penalty, the distance of a class that only one map has: in the unit of --surface, or "diagonal".
+
+    Raise ScoreError for a text of another form.
 
     Example:
         >>> parse_penalty("374"), parse_penalty("diagonal"), parse_penalty("inf")
@@ -218,7 +228,10 @@ def parse_penalty(text: str) -> float | str:
 
 
 def parse_matching(text: str) -> tuple[float | str, Reach]:
-    """Read the overlap from which on lesions match and whether it is enough itself, or the name of a challenge.
+    """Read --matching: return the overlap (IoU) for lesions to match, and whether it is to be exceeded or reached.
+
+    In the place of the overlap may stand the name of a challenge. Raise ScoreError for a text that is neither, and for
+    an overlap that `Rule` refuses.
 
     Example:
         >>> parse_matching("0.5"), parse_matching(">=0.5"), parse_matching("BraTS-MET")
@@ -227,17 +240,15 @@ def parse_matching(text: str) -> tuple[float | str, Reach]:
     if text in CHALLENGES:
         return text, "above"
     match = re.fullmatch(r"\s*(>=|>)?\s*(\d+\.?\d*|\.\d+)\s*", text)
-    try:
+    with suppress(ValueError):  # of Rule, which checks the number; the message below names the option
         if match is not None:
             return float(match[2]), Rule(float(match[2]), "at_least" if match[1] == ">=" else "above").reach
-    except ValueError:
-        pass
     wanted = f"an overlap (IoU) below 1 that pairs exceed, >= and one above 0, or one of {', '.join(CHALLENGES)}"
     raise ScoreError(f"--matching: expected {wanted}, got {text!r}. Example: 0.5 or '>=0.5'")
 
 
 def parse_numbers(option: str, text: str) -> tuple[int, ...]:
-    """Read whole numbers.
+    """Read whole numbers, separated by commas; raise ScoreError, which names the option, for another text.
 
     Example:
         >>> parse_numbers("--ignore", "255, -1")

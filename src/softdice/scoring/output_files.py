@@ -27,7 +27,10 @@ HEAD_BYTES = 65536
 
 
 def format_of(out: Path | None, chosen: str | None) -> str:
-    """Return the format that --out and --format ask for; raise ScoreError if the two differ."""
+    """Return the format that --format (`chosen`) asks for, or else the suffix of --out: a word of `cli.score.FORMATS`.
+
+    Raise ScoreError if the two differ, or the suffix names no format that is written to --out.
+    """
     if out is None:
         return chosen or "table"
     suffix = out.suffix.lower()
@@ -47,8 +50,9 @@ def format_of(out: Path | None, chosen: str | None) -> str:
 def check_places(out: Path | None, report: Path | None, inputs: Iterable[Path], *, overwrite: bool = False) -> None:
     """Raise ScoreError if a result cannot or must not be written where --out and --report say.
 
-    A folder, a folder that does not exist or is not writable, a file of another format, one path for both, a file that
-    is read, and, without `overwrite`, a file that is no result of an earlier run.
+    It refuses a folder, a file in a folder that does not exist or is not writable, a suffix of another format, one path
+    for both, a path among `inputs`, the files to read, and without `overwrite` a file that is no result of an earlier
+    run.
     """
     paths = {option: path for option, path in (("--out", out), ("--report", report)) if path is not None}
     for option, path in paths.items():
@@ -71,8 +75,7 @@ def check_places(out: Path | None, report: Path | None, inputs: Iterable[Path], 
         raise ScoreError(f"--report: expected another file than --out, got {str(report)!r} for both. Rename one.")
     existing = {_identity(path): option for option, path in paths.items() if path.exists()}
     for path in inputs if existing else ():
-        option = existing.get(_identity(path), "")
-        if option:
+        if option := existing.get(_identity(path), ""):
             raise ScoreError(f"{option}: expected a file that is not read, got {str(path)!r}. Choose another name.")
     for option, path in paths.items():
         if path.is_file() and not (overwrite or is_stream(path) or is_result(path)):
@@ -83,7 +86,7 @@ def check_places(out: Path | None, report: Path | None, inputs: Iterable[Path], 
 
 
 def is_result(path: Path) -> bool:
-    """Return whether a file is empty or begins like a result of an earlier run.
+    """Return whether a file is empty or begins like a report, JSON, table or CSV of an earlier run.
 
     False for nnU-Net's summary.json: ours does not differ from one that nnU-Net wrote.
     """
@@ -91,10 +94,10 @@ def is_result(path: Path) -> bool:
         head = file.read(HEAD_BYTES).decode("utf-8", "replace")
     if not head or 'name="generator" content="softdice' in head or head.startswith('{\n"softdice": "'):
         return True
-    if "┏" in head and " 95 % interval " in head:
+    if "┏" in head and " 95 % interval " in head:  # the frame of a table
         return True
     headings, *rows = csv.reader(head.splitlines()[:2])
-    first = int(headings[:1] == ["predictions"])
+    first = int(headings[:1] == ["predictions"])  # the column behind the name of the predictions
     if headings[first : first + 3] in (["case", "label", "name"], ["label", "name", "cases"]):
         return True
     scores = [cell for row in rows for cell in row[first + 1 :]]  # --rows cases: a column per class, of any name
@@ -117,7 +120,8 @@ def is_stream(path: Path) -> bool:
 
 
 def save(path: Path, text: Iterable[str]) -> None:
-    """Write pieces of text into a stream, or into a file that is replaced when complete; links are followed."""
+    """Write pieces of text into a stream, or atomically into a file; links are followed. Raise OSError if it fails."""
+    # names of files may hold bytes that are no UTF-8, as surrogates, which must not raise here
     pieces = (piece.encode("utf-8", "backslashreplace") for piece in text)
     if is_stream(path):
         with path.open("ab", buffering=0) as stream:  # behind what the file of a shell's >> holds already
@@ -134,7 +138,7 @@ def _real(path: Path) -> Path:
 
 
 def _identity(path: Path) -> object:
-    """Return a value that is equal for two names of one file."""
+    """Return a value that is equal for two names of one file: device and inode, or its real path if it is missing."""
     try:
         stat = path.stat()
     except OSError:

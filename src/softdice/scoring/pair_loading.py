@@ -1,4 +1,8 @@
-"""A pair of files, or of folders with a file per class -> label maps (or probabilities) on one grid."""
+"""A pair of files, or of folders with a file per class -> label maps (or probabilities) on one grid.
+
+`prediction` and `truth` are the two files of a case, p and t their arrays (*S) of bool or integer labels. The file of a
+prediction with --soft or --threshold holds probabilities, float32 or float64 in [0, 1]. A grid is shape and affine.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +12,17 @@ from typing import NamedTuple
 import numpy as np
 
 from softdice.evaluation.labels import ScoreError
+from softdice.images import geometry
 from softdice.images.files import Image, list_images, read_image, split_name
 from softdice.images.formats import BY_SUFFIX
-from softdice.images.geometry import (
-    apart,
-    check_inverse,
-    check_same_place,
-    extended,
-    one_frame,
-    one_shape,
-    overlap,
-    reversed_shape,
-    same_place,
-)
 from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.scoring.options import Options
 
 
 class LoadedPair(NamedTuple):
-    """A pair on one grid: two label maps, names of labels in both files, and the image of the reference.
+    """A pair on one grid: the arrays, the names of labels in both files, and the image of the reference.
 
-    For soft scores `p` holds probabilities.
+    With --soft `p` holds probabilities.
     """
 
     p: np.ndarray
@@ -38,7 +32,7 @@ class LoadedPair(NamedTuple):
 
 
 def class_files(folder: Path) -> dict[str, Path]:
-    """Return the mask of each class in a folder: the files of the most frequent format, without a picture beside."""
+    """Return the mask of each class in a folder, by stem: only files of the most frequent format."""
     files = list_images(folder)
     formats = [BY_SUFFIX[name[1]] for name in map(split_name, files.values()) if name]
     most_frequent = max(formats, key=formats.count, default=None)
@@ -46,7 +40,12 @@ def class_files(folder: Path) -> dict[str, Path]:
 
 
 def load_class(prediction: Path | None, truth: Path, name: str, options: Options) -> LoadedPair:
-    """Read the masks of one class from two folders, as bool; for soft scores the prediction's probabilities."""
+    """Read the masks of one class from two folders, (*S) bool; with --soft the prediction's probabilities.
+
+    `name` is the class, a key of the reference's `class_files`. Raise FileError for a file that cannot be read, and
+    ScoreError if the prediction has no file of the class and `options.missing` is "skip", if a file has several labels,
+    or if the grids differ.
+    """
     file = None if prediction is None else class_files(prediction).get(name)
     if prediction is not None and file is None and options.missing == "skip":
         advice = "--missing 0 counts it as empty."
@@ -63,8 +62,8 @@ def load_class(prediction: Path | None, truth: Path, name: str, options: Options
 def load_pair(prediction: Path | None, truth: Path, options: Options) -> LoadedPair:
     """Read two files onto the grid of the reference, padded with 0 where either file leaves out empty parts.
 
-    The prediction's values are labels; with `--soft` probabilities; with `--threshold` the label of the one class where
-    it is exceeded (of a region its first label), else 0. None stands for an empty prediction.
+    The values of `p` are labels; with --soft probabilities; with --threshold the label of the one class where it is
+    exceeded (for a region its first label), else 0. `prediction` None stands for an empty one.
 
     Raises:
         FileError, ScoreError: a file that cannot be read; grids or palettes that differ; several classes of
@@ -73,8 +72,8 @@ def load_pair(prediction: Path | None, truth: Path, options: Options) -> LoadedP
     truth_image = read_image(truth)
     prediction_image = None if prediction is None else read_image(prediction)
     if prediction_image is not None:
-        truth_image = extended(truth_image, prediction_image)
-        prediction_image = extended(prediction_image, truth_image)
+        truth_image = geometry.extended(truth_image, prediction_image)
+        prediction_image = geometry.extended(prediction_image, truth_image)
     t = labels(truth, truth_image, rounded=options.round, advice="Give LABELS as label maps.")
     probable = options.soft or options.threshold is not None
     if prediction is None or prediction_image is None:
@@ -100,10 +99,10 @@ def load_pair(prediction: Path | None, truth: Path, options: Options) -> LoadedP
 
 
 def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:
-    """Return the mask of a class, a label or the name of a region, in a label map."""
+    """Return the mask (*S) of a class in a label map: of the label or region `key`, of all objects with --instances."""
     if options.instances:
         return array != 0
-    return np.isin(array, (options.regions or {}).get(str(key), (key,)) if isinstance(key, str) else (key,))
+    return np.isin(array, options.regions[key] if options.regions and isinstance(key, str) else (key,))
 
 
 def class_labels(options: Options) -> tuple[int, ...]:
@@ -114,7 +113,7 @@ def class_labels(options: Options) -> tuple[int, ...]:
 
 
 def _check_one_class(truth: Path, t: np.ndarray, options: Options) -> None:
-    """Raise ScoreError if the reference has several classes and no option says which one probabilities are about."""
+    """Raise ScoreError if the reference t has several classes and no option says which one probabilities are about."""
     if options.labels is not None or options.regions is not None or t.dtype.kind == "b":
         return
     region = class_labels(options)
@@ -127,24 +126,28 @@ def _check_one_class(truth: Path, t: np.ndarray, options: Options) -> None:
 def _on_grid(
     prediction: Path, prediction_image: Image, p: np.ndarray, truth: Path, truth_image: Image, options: Options
 ) -> np.ndarray:
-    """Return the prediction on the grid of the reference, resampled if asked; raise ScoreError if the grids differ."""
+    """Return the prediction on the grid of the reference: as it is, transposed or resampled, as the options say.
+
+    The images are what was read from the two files, p the labels or probabilities in the shape of its image. Raise
+    ScoreError if the shapes differ or the grids do not overlap, FileError as `geometry.check_same_place` does.
+    """
     affine_p, affine_t, shape = prediction_image.affine, truth_image.affine, truth_image.shape
     squeezed = p.reshape([n for n in p.shape if n != 1])
     if options.transpose:
         if squeezed.ndim not in (2, 3):
             raise ScoreError(f"{prediction}: --transpose: expected an image of 2 or 3 axes, got shape {p.shape}.")
         p = squeezed.T
-    placed = one_frame(prediction_image, truth_image) and p.ndim <= 3 and len(shape) <= 3
+    placed = geometry.one_frame(prediction_image, truth_image) and p.ndim <= 3 and len(shape) <= 3
     if options.resample and placed and affine_p is not None and affine_t is not None:
-        if same_place(prediction_image, truth_image):
+        if geometry.same_place(prediction_image, truth_image):
             return p.reshape(shape)
-        check_inverse(prediction, prediction_image, truth, truth_image)
-        if not overlap(prediction_image, truth_image):
-            raise ScoreError(f"{prediction}: --resample: expected {apart(truth, p.shape == shape)}")
+        geometry.check_inverse(prediction, prediction_image, truth, truth_image)
+        if not geometry.overlap(prediction_image, truth_image):
+            raise ScoreError(f"{prediction}: --resample: expected {geometry.apart(truth, p.shape == shape)}")
         return resampled(p, affine_p, affine_t, shape)
-    if not one_shape(p.shape, shape):
+    if not geometry.one_shape(p.shape, shape):
         hint = " --resample brings it to the grid of the label." if placed else ""
-        if not placed and reversed_shape(p.shape, shape):
+        if not placed and geometry.reversed_shape(p.shape, shape):
             hint = " --transpose swaps its axes."
         if squeezed.ndim == len(shape) + 1:  # such as nnU-Net's .npz of probabilities
             hint = " If it holds probabilities of several classes, save their argmax, or one file per class."
@@ -155,29 +158,31 @@ def _on_grid(
     if not (options.ignore_geometry or options.transpose):
         advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
         transpose = "Pass --transpose, which reverses the axes of the prediction."
-        check_same_place(prediction, prediction_image, truth, truth_image, advice=advice, transpose=transpose)
+        geometry.check_same_place(prediction, prediction_image, truth, truth_image, advice=advice, transpose=transpose)
     return p.reshape(shape)
 
 
 def resampled(p: np.ndarray, from_affine: np.ndarray, to_affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Resample a prediction: labels to the nearest voxel, probabilities linearly; 0 outside the prediction.
 
-    Inside, up to the faces of its outermost voxels, these keep their value.
+    The prediction ends at the faces, not the centres, of its outermost voxels. The affines (4, 4) map indices of the
+    prediction, and of the result, to one space, and can be inverted; `shape` is the result's. Both have up to 3 axes.
     """
     from scipy.ndimage import affine_transform
 
     if p.ndim < 3 or len(shape) < 3:
         volumes = [(*sizes, *[1] * (3 - len(sizes))) for sizes in (p.shape, shape)]
         return resampled(p.reshape(volumes[0]), from_affine, to_affine, volumes[1]).reshape(shape)
-    matrix = np.round(np.linalg.inv(from_affine) @ to_affine, 9)  # rounding keeps an exact flip exact
-    source = p.astype(np.uint8) if p.dtype.kind == "b" else p
+    # from indices of the result to indices of the prediction; rounding keeps an exact flip exact
+    matrix = np.round(np.linalg.inv(from_affine) @ to_affine, 9)
     if p.dtype.kind != "f":
-        return np.asarray(affine_transform(source, matrix, output_shape=shape, order=0, mode="grid-constant"))
-    values = affine_transform(source, matrix, output_shape=shape, order=1, mode="nearest")
+        labels_p = p.astype(np.uint8) if p.dtype.kind == "b" else p
+        return np.asarray(affine_transform(labels_p, matrix, output_shape=shape, order=0, mode="grid-constant"))
+    values = affine_transform(p, matrix, output_shape=shape, order=1, mode="nearest")
     inside = affine_transform(np.ones(p.shape, np.uint8), matrix, output_shape=shape, order=0, mode="grid-constant")
     return np.where(inside, values, values.dtype.type(0))
 
 
 def _listed(labels: list[int]) -> str:
-    """Return the first labels as a text."""
+    """Return the first eight labels as a text."""
     return ", ".join(map(str, labels[:8])) + (" ..." if len(labels) > 8 else "")

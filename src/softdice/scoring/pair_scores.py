@@ -1,6 +1,9 @@
 """A pair of files, or of folders with a file per class -> counts of voxels per class, and the scores that need masks.
 
-p and t are the arrays of the prediction and of the reference, on one grid; K is a class, M a measured column.
+`prediction` and `truth` are the two files, p and t their arrays (*S) on one grid, bool or integer labels; a float p
+holds probabilities (--soft). `grid` is the reference's image, for the size of a voxel. K is a class, M a column of
+`Options.measured`. A pair of labels is one of p and one of t at the same voxel: `labels_p` and `labels_t` are the pairs
+that occur, `times` how often, (n,) integers each.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class Case:
         unnamed: labels of the reference that no option names, with their voxels.
         colours: colours of its labels where it has a palette.
         measured: scores that need masks, (M, K), the columns of `Options.measured`.
-        renumbered: most labels of the reference have another number in the prediction, as those of objects do.
+        renumbered: whether most labels of the reference have another number in the prediction, as objects would.
     """
 
     case: str
@@ -56,13 +59,15 @@ class Case:
 def score_pair(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
     """Score a prediction file against a reference file; None stands for a prediction without any voxel of any class.
 
+    `case` is its name in tables, by default the reference's.
+
     Raises:
         FileError: a file cannot be read. ScoreError: the two cannot be compared.
     """
     p, t, names, grid = load_pair(prediction, truth, options)
-    about = _about(prediction, truth, case, grid)
+    unscored = _unscored(prediction, truth, case, grid)
     if options.instances:
-        return _score_objects(about, prediction or truth, p, truth, t, grid, options)
+        return _score_objects(unscored, prediction or truth, p, truth, t, grid, options)
     soft = p.dtype.kind == "f"
     labels_p, labels_t, times = pair_counts(t if soft else p, t)
     counted = ~np.isin(labels_t, options.ignore)
@@ -79,7 +84,7 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
         keys, counts, voxels = _label_counts(labels_p, labels_t, times, options)
     names_of_files = {**names[0], **names[1]}
     return replace(
-        about,
+        unscored,
         keys=keys,
         counts=counts,
         voxels=voxels,
@@ -91,16 +96,24 @@ def score_pair(prediction: Path | None, truth: Path, options: Options, case: str
     )
 
 
-def _about(prediction: Path | None, truth: Path, case: str, grid: Image | None) -> Case:
-    """Return a case that says which files it has and how large a voxel is, and no scores yet."""
-    voxel_ml = math.nan if grid is None else _voxel_ml(grid)
+def _unscored(prediction: Path | None, truth: Path, case: str, grid: Image | None) -> Case:
+    """Return a case with its files and the volume of a voxel in ml, and no scores yet.
+
+    The volume is nan where the file does not say how large a voxel is, or is no volume, and without a grid.
+    """
+    sizes_mm = grid.spacing_mm if grid is not None and grid.spatial_ndim == 3 else None
+    voxel_ml = math.nan if sizes_mm is None else math.prod(sizes_mm) / 1000
     return Case(case or truth.name, str(prediction or ""), str(truth), voxel_ml=voxel_ml)
 
 
 def _score_objects(
-    about: Case, path: Path, p: np.ndarray, truth: Path, t: np.ndarray, grid: Image, options: Options
+    unscored: Case, path: Path, p: np.ndarray, truth: Path, t: np.ndarray, grid: Image, options: Options
 ) -> Case:
-    """Score maps in which each number is an object, as one class that holds all objects."""
+    """Return the case with the scores of maps in which each number is an object, as one class that holds all objects.
+
+    Raise ScoreError for a number below 0 that is not ignored. `path` is the prediction's file, for messages; the
+    reference's where it has none.
+    """
     for file, array in ((path, p), (truth, t)):
         lowest = array.min(initial=0, where=~np.isin(array, options.ignore))
         if lowest < 0:
@@ -114,7 +127,7 @@ def _score_objects(
     in_p, in_t = p != 0, t != 0
     counts_31 = np.array([[(in_p & in_t).sum()], [in_p.sum()], [in_t.sum()]])
     measured_M1 = shape_scores(path, p, t, grid, (OBJECTS,), {}, options)
-    return replace(about, keys=(OBJECTS,), counts=counts_31, voxels=voxels, measured=measured_M1)
+    return replace(unscored, keys=(OBJECTS,), counts=counts_31, voxels=voxels, measured=measured_M1)
 
 
 def score_classes(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
@@ -127,12 +140,12 @@ def score_classes(prediction: Path | None, truth: Path, options: Options, case: 
         FileError: a file cannot be read. ScoreError: a file is no mask, has no partner where `options.missing` is
             "skip", or has another grid than the files before it.
     """
-    files, grids = class_files(truth), set[tuple[tuple[int, ...], bytes]]()
+    files = class_files(truth)
     counts_3K, voxels, grid = np.zeros((3, len(files)), np.float64 if options.soft else np.int64), 0, None
-    measured_MK = np.zeros((len(options.measured), len(files)))
+    measured_MK, grids = np.zeros((len(options.measured), len(files))), set[tuple[tuple[int, ...], bytes]]()
     for k, name in enumerate(files):
         p, t, _, grid = load_class(prediction, truth, name, options)
-        grids |= set() if grid is None else {(grid.shape, np.round(grid.spacing_mm or (), 6).tobytes())}
+        grids.add((grid.shape, np.round(grid.spacing_mm or (), 6).tobytes()))
         if len(grids) > 1:
             advice = "Save all masks of a case on one grid."
             raise ScoreError(f"{files[name]}: expected the grid of the other classes of {truth}, got another. {advice}")
@@ -144,22 +157,16 @@ def score_classes(prediction: Path | None, truth: Path, options: Options, case: 
             voxels = t.size
         if options.measured:
             measured_MK[:, [k]] = mask_scores(files[name], p, t, grid, name, options)
-    about = _about(prediction, truth, case, grid)
-    return replace(about, keys=tuple(files), counts=counts_3K, voxels=voxels, measured=measured_MK)
-
-
-def _voxel_ml(image: Image) -> float:
-    """Return the volume of a voxel in ml; nan where the file does not say how large a voxel is, or is no volume."""
-    sizes = image.spacing_mm
-    return math.nan if sizes is None or image.spatial_ndim != 3 else math.prod(sizes) / 1000
+    unscored = _unscored(prediction, truth, case, grid)
+    return replace(unscored, keys=tuple(files), counts=counts_3K, voxels=voxels, measured=measured_MK)
 
 
 Counts = tuple[tuple[int | str, ...], np.ndarray, int]
-"""Classes, their counts (3, K), and how many voxels were counted."""
+"""Classes, their `Case.counts` (3, K), and how many voxels were counted."""
 
 
 def _label_counts(labels_p: np.ndarray, labels_t: np.ndarray, times: np.ndarray, options: Options) -> Counts:
-    """Count classes from the pairs of labels that occur, without ignored ones, and how often each pair does."""
+    """Return the counts of each class from the pairs of labels; the caller has removed those with an ignored label."""
     if options.regions is not None:
         counts = np.zeros((3, len(options.regions)), np.int64)
         for k, region in enumerate(options.regions.values()):
@@ -167,18 +174,22 @@ def _label_counts(labels_p: np.ndarray, labels_t: np.ndarray, times: np.ndarray,
             counts[:, k] = times[in_p & in_t].sum(), times[in_p].sum(), times[in_t].sum()
         return tuple(options.regions), counts, int(times.sum())
     same = labels_p == labels_t
-    sides = voxels_of(labels_p[same], times[same]), voxels_of(labels_p, times), voxels_of(labels_t, times)
+    voxels_both, voxels_p, voxels_t = (
+        voxels_of(*pair) for pair in ((labels_p[same], times[same]), (labels_p, times), (labels_t, times))
+    )
     labels = options.labels if options.threshold is None else class_labels(options)
     if labels is None:
-        present = sorted({*sides[1], *sides[2]})
-        labels = tuple(label for label in present if label != 0 or options.include_background)
+        labels = tuple(label for label in sorted({*voxels_p, *voxels_t}) if label != 0 or options.include_background)
     labels = tuple(label for label in labels if label not in options.ignore)
-    counts = np.array([[side.get(label, 0) for label in labels] for side in sides], np.int64)
-    return labels, counts.reshape(3, len(labels)), int(times.sum())
+    rows = [[voxels.get(label, 0) for label in labels] for voxels in (voxels_both, voxels_p, voxels_t)]
+    return labels, np.array(rows, np.int64).reshape(3, len(labels)), int(times.sum())
 
 
 def _soft_counts(p: np.ndarray, t: np.ndarray, options: Options) -> Counts:
-    """Add up probabilities of the one class, in float64, chunk by chunk."""
+    """Return the counts of the one class: sum of p where t has it, sum of all p, and number of voxels where t has it.
+
+    Voxels with an ignored label in t are left out. Sums are float64, chunk by chunk: no float64 copy of p exists.
+    """
     region, total, voxels = class_labels(options), np.zeros(3), 0
     if p.flags.f_contiguous and t.flags.f_contiguous:
         p, t = p.T, t.T  # NIfTI files are read in this order; the transposed arrays become flat without a copy

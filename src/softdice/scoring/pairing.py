@@ -1,10 +1,15 @@
-"""Find the files of two folders that belong together."""
+"""Find the files of two folders that belong together.
+
+A stem is the name of a file without its suffix, with the path below the folder; it names the case. Files in formats
+that `softdice.images` does not read are listed, too, to be reported.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from softdice.evaluation.labels import ScoreError
@@ -22,7 +27,7 @@ NOT_READ = (
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of a case, or the reason why there is nothing to compare."""
+    """The files of a case, or folders of files; `error` is the reason why there is nothing to compare, else ""."""
 
     case: str
     prediction: Path | None
@@ -42,7 +47,7 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
     other side's format is taken. A file without partner, or in a format that is not read, becomes a pair with an error.
 
     Args:
-        layout: "files" pairs the files of the two folders, "subfolders" those below them too, by their path; with
+        layout: "files" pairs the files of the two folders, "subfolders" also the files below them, by their path; with
             "classes" a case is a folder, and a file in it is the mask of the class that it is named after.
 
     Raises:
@@ -53,7 +58,7 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
             raise ScoreError(f"{name}: expected a file or a folder, got {str(path)!r}, which does not exist.")
     sides = predictions, truth
     folders = [path for path in sides if (path.is_dir() and not is_store(path)) or is_collection(path)]
-    if len(folders) == 1 and image_name(folders[0]) is None:
+    if len(folders) == 1 and image_name(folders[0]) is None:  # a folder that is one image serves as a file
         raise ScoreError("PREDICTIONS and LABELS: expected two files or two folders, got one of each.")
     if len(folders) < 2:
         split = image_name(truth)
@@ -69,10 +74,10 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
         for side, other in (sides, sides[::-1])
     )
     for path, files in zip(sides, (prediction_files, truth_files), strict=True):
-        if not any(_format(file) for stem in files.values() for file in stem):
+        if not any(map(_format, chain(*files.values()))):
             advice = "If they are in folders below it, see --layout."
             raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them. {advice}")
-    for stem in [stem for stem in prediction_files if stem not in truth_files]:
+    for stem in [stem for stem in prediction_files if stem not in truth_files]:  # one side with, one without _0000
         other = stem.removesuffix("_0000") if stem.endswith("_0000") else f"{stem}_0000"
         if other in truth_files and other not in prediction_files:
             prediction_files[other] = prediction_files.pop(stem)
@@ -82,7 +87,7 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
 
 
 def _some_in_common(pairs: list[Pair], predictions: Path, truth: Path) -> list[Pair]:
-    """Return the pairs; raise ScoreError, with an example of each side, if no name is in both folders."""
+    """Return the pairs of two folders; raise ScoreError, with examples, if both have files but no name in common."""
     sides = [[path for path in side if path] for side in zip(*((p.prediction, p.truth) for p in pairs), strict=True)]
     if any(pair.prediction and pair.truth for pair in pairs) or not all(sides):
         return pairs
@@ -95,17 +100,17 @@ def _some_in_common(pairs: list[Pair], predictions: Path, truth: Path) -> list[P
 
 
 def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
-    """Return the file of each case; nnU-Net's `_0000`, the first channel of an image, is no part of the name."""
+    """Return the image of each case in a folder, `deep` also below it; nnU-Net's `_0000` is no part of its name."""
     return {
         stem.removesuffix("_0000"): files[0] for stem, files in _by_stem(folder, deep=deep).items() if _format(files[0])
     }
 
 
 def case_folders(root: Path, read: list[Path], layout: str) -> dict[Path, list[Path]]:
-    """Return the folders from `root` on that are searched for cases, each with its entries that are used.
+    """Return the folders from `root` on that are searched for cases, each with those of its entries that are used.
 
-    These are its files among `read`, and the folders in it; the caller tells users of the others. {} if `root` is a
-    file.
+    These are its entries among `read`, the files of all pairs, and the folders that are searched, too. `root` is the
+    path of the predictions or the reference; if it is a file, return {}. `layout` is as in `pair_files`.
     """
     if not root.is_dir() or (root in read and layout != "classes"):
         return {}
@@ -122,7 +127,7 @@ def case_folders(root: Path, read: list[Path], layout: str) -> dict[Path, list[P
 
 
 def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
-    """Pair the folders that hold images, by their path in the two folders."""
+    """Pair the folders that hold images, each a case, by their path below the two; raise ScoreError if one has none."""
     sides = []
     for root in (predictions, truth):
         folders = [path for path in _folders(root) if any(_stem(path, name) for name in os.listdir(path))]
@@ -132,14 +137,20 @@ def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
     pairs = []
     for name in sorted({*sides[0], *sides[1]}):
         p, t = (side.get(name) for side in sides)
-        lacking = "reference" if t is None else "prediction"
-        reason = "" if p and t else f"{p or t}: no {lacking} of this name"
-        pairs.append(Pair(name or truth.name, p, t, reason))
+        pairs.append(Pair(name or truth.name, p, t, "" if p and t else _lacking(p, t)))
     return pairs
 
 
+def _lacking(prediction: Path | None, truth: Path | None) -> str:
+    """Return the error of a case that lacks its prediction or its reference, and has the other one."""
+    return f"{prediction or truth}: no {'prediction' if prediction is None else 'reference'} of this name"
+
+
 def _folders(root: Path, parents: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yield a folder and all folders below it; links are followed, except one that leads back to a parent."""
+    """Yield a folder and all folders below it, in the order of their names, without hidden ones and zarr stores.
+
+    Links are followed, but not back to one of the `parents`, real paths that the recursion passes.
+    """
     real = os.path.realpath(root)
     if real in parents:
         return
@@ -155,30 +166,31 @@ def _case_name(path: Path) -> str:
 
 
 def _by_stem(root: Path, *, deep: bool = False) -> dict[str, list[Path]]:
-    """Return the files of each stem, which includes the path below `root`.
+    """Return the images of each stem in a folder, `deep` also in all folders below it.
 
-    Files in a format that is not read are included only if the stem has no other.
+    A folder that is one image counts as a file. Files in a format that is not read are included only if the stem has no
+    other.
     """
     by_stem: dict[str, list[Path]] = {}
     for folder in _folders(root) if deep else (root,):
-        within = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
-        with os.scandir(folder) as entries:  # not folder.iterdir(): sorting paths makes each keep its parts in memory
-            listed = list(entries)
+        prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+        with os.scandir(folder) as scan:  # not folder.iterdir(): sorting paths makes each keep its parts in memory
+            entries = list(scan)
         if folder != root and image_name(folder) is not None:  # a series of slices, which its parent lists as one image
             continue
-        for name, path in ((image_name(entry.path), entry.path) for entry in listed if _is_series(entry)):
-            assert name is not None
-            by_stem.setdefault(within + name[0], []).append(Path(path))
-        files = sorted(entry.name for entry in listed if _stem(folder, entry.name) and _is_file(entry))
-        for file in sorted(files, key=lambda name: split_name(name) is None):
-            others = by_stem.setdefault(within + _stem(folder, file), [])
-            if not others or split_name(file) is not None:
-                others.append(folder / file)
+        for name, path in ((_series_name(entry), entry.path) for entry in entries):
+            if name is not None:
+                by_stem.setdefault(prefix + name, []).append(Path(path))
+        files = sorted(entry.name for entry in entries if _stem(folder, entry.name) and _is_file(entry))
+        for file in sorted(files, key=lambda name: split_name(name) is None):  # what is not read comes last
+            same_stem = by_stem.setdefault(prefix + _stem(folder, file), [])
+            if not same_stem or split_name(file) is not None:
+                same_stem.append(folder / file)
     return by_stem
 
 
 def _stem(folder: Path, name: str) -> str:
-    """Return a file's name without its suffix, "" if it is no image."""
+    """Return a file's name without its suffix, "" if it is no image; one without a suffix is opened: is it DICOM?"""
     split = split_name(name)
     suffix = next((suffix for suffix in NOT_READ if name.lower().endswith(suffix)), "")
     if split or (suffix and not name.startswith(".")):
@@ -186,12 +198,13 @@ def _stem(folder: Path, name: str) -> str:
     return name if is_dicom(folder / name) else ""
 
 
-def _is_series(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder that is one image."""
+def _series_name(entry: os.DirEntry[str]) -> str | None:
+    """Return the stem of an entry that is a folder and one image, such as a series of slices; None for others."""
     try:
-        return entry.is_dir() and not entry.name.startswith(".") and image_name(entry.path) is not None
+        split = image_name(entry.path) if entry.is_dir() and not entry.name.startswith(".") else None
     except OSError:  # a link to itself, or a folder that may not be read
-        return False
+        return None
+    return split[0] if split else None
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -203,14 +216,17 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _pair(stem: str, prediction_files: list[Path], truth_files: list[Path]) -> Pair:
-    """Return the pair of a stem from its files on both sides, or the reason why there is none."""
+    """Return the pair of a stem from its files on both sides, or a pair with the error.
+
+    If a side has several files, the only two of one format are taken.
+    """
     p, t = next(iter(prediction_files), None), next(iter(truth_files), None)
     unread = [path for path in (*prediction_files, *truth_files) if not _format(path)]
     if unread:
-        names = " and ".join(str(path) for path in unread)
+        names = " and ".join(map(str, unread))
         return Pair(stem, p, t, f"{names}: expected a file ending in {', '.join(SUFFIXES)}. Convert it first.")
     if p is None or t is None:
-        return Pair(stem, p, t, f"{p or t}: no {'prediction' if p is None else 'reference'} of this name")
+        return Pair(stem, p, t, _lacking(p, t))
     same_format = [(p, t) for p in prediction_files for t in truth_files if _format(p) == _format(t)]
     if len(same_format) == 1:
         return Pair(stem, *same_format[0])

@@ -1,11 +1,12 @@
 """Checks whether the labels of a pair can mean the same, and whether files that should hold labels do.
 
-A label that an option names is never doubted.
+A label that an option names is never doubted. In the whole module `prediction` and `truth` are the two files, for
+messages; p stands for the prediction and t for the reference. `labels_p` and `labels_t` are the pairs of labels that
+occur at one voxel and `times` how often, (n,) integers each; `voxels_p` and `voxels_t` are label -> number of voxels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from softdice.evaluation.labels import ScoreError
 from softdice.scoring.options import Options
 
 _LARGEST_CLASS = 9
-"""Numbers of classes are small ..."""
+"""Largest number that is still taken for the number of a class, where grey values may stand for classes."""
 _SMALLEST_GREY = 32
-"""... and grey values that stand for classes are multiples of a step of this size or more."""
+"""Smallest step between grey values that stand for classes."""
 
 _FEW = 5
 """From this many labels on, labels without a counterpart are no accident."""
@@ -30,11 +31,11 @@ _SAMPLES = 1 << 20
 
 
 def voxels_of(labels: np.ndarray, times: np.ndarray) -> dict[int, int]:
-    """Add up how often each label occurs, in ascending order; a label may stand several times."""
-    values, position = np.unique(labels, return_inverse=True)
-    totals = np.zeros(len(values), np.int64)
+    """Return the voxels of each label, ascending, by labels (n,) that stand for `times` (n,) voxels each."""
+    distinct, position = np.unique(labels, return_inverse=True)
+    totals = np.zeros(len(distinct), np.int64)
     np.add.at(totals, position, times)
-    return dict(zip(values.tolist(), totals.tolist(), strict=True))
+    return dict(zip(distinct.tolist(), totals.tolist(), strict=True))
 
 
 def unnamed(voxels_t: dict[int, int], options: Options) -> dict[int, int]:
@@ -49,8 +50,8 @@ def unnamed(voxels_t: dict[int, int], options: Options) -> dict[int, int]:
 def renumbered(labels_p: np.ndarray, labels_t: np.ndarray, times: np.ndarray, options: Options) -> bool:
     """Return whether most labels of the reference have another number in the prediction, as objects do.
 
-    Judged from the pairs of labels that occur and how often: a label has another number if it overlaps one with an IoU
-    above 1/2. Five labels at least must; where options name labels, none is judged.
+    A label is renumbered if its region overlaps the region of another number in the prediction with an IoU above 1/2.
+    At least `_FEW` labels must be. Return False where options name labels.
     """
     classes = {*labels_t[labels_t != 0].tolist()}
     if len(classes) < _FEW or options.labels is not None or options.regions is not None:
@@ -77,9 +78,10 @@ def check_names(
     labels: set[int],
     options: Options,
 ) -> None:
-    """Raise ScoreError if a label that occurs has different names in the two files, spelling aside.
+    """Raise ScoreError if one of the `labels` that occur has different names in the two files, spelling aside.
 
-    Where options say which labels are meant, names are not compared.
+    `names_p` and `names_t` are label -> name, from the files. Where options say which labels are meant, names are not
+    compared.
     """
     if options.labels is not None or options.regions is not None:
         return
@@ -91,58 +93,60 @@ def check_names(
 
 
 def _letters(name: str) -> str:
-    """Return a name without signs and case."""
+    """Return the letters and digits of a name, without case, to compare spellings."""
     return "".join(filter(str.isalnum, name.casefold()))
 
 
 def check_scales(
-    prediction: Path, labels_p: Iterable[int], truth: Path, labels_t: Iterable[int], options: Options
+    prediction: Path, voxels_p: dict[int, int], truth: Path, voxels_t: dict[int, int], options: Options
 ) -> None:
-    """Raise ScoreError if one side numbers its classes and the other has grey values for them: all scores would be 0.
+    """Raise ScoreError if one map numbers its classes and the other has grey values for them: all scores would be 0.
 
-    That is the case if one side has small numbers, and the other, with no label in common, multiples of a large step
+    That is the case if one map has small numbers, and the other, with no label in common, multiples of a large step
     (0 and 255; 0, 128 and 255) or -1.
     """
-    sides = [sorted({*labels} - {0}) for labels in (labels_p, labels_t)]
-    small, large = sorted(sides, key=lambda labels: max(map(abs, labels), default=0) + (labels == [-1]))
+    maps = [sorted({*voxels} - {0}) for voxels in (voxels_p, voxels_t)]
+    # by largest label; [-1] comes after [1], with which it may stand for one class
+    small, large = sorted(maps, key=lambda labels: max(map(abs, labels), default=0) + (labels == [-1]))
     if not small or not large or {*small} & {*large} or {*large} & named(options):
         return
     step = min(map(abs, large))
     multiples = {round(label / step): label for label in large}
-    grey = (
+    are_grey = (
         step >= _SMALLEST_GREY
         and len(multiples) == len(large)
-        and all(abs(k * step - label) <= 2 * k for k, label in multiples.items())
+        and all(abs(k * step - label) <= 2 * k for k, label in multiples.items())  # 0, 128 and 255: rounded steps
     )
-    if min(small) < 1 or max(small) > _LARGEST_CLASS or not (grey or large == [-1]):
+    if min(small) < 1 or max(small) > _LARGEST_CLASS or not (are_grey or large == [-1]):
         return
-    words = ["holds " + " and ".join(map(str, [0, *labels])) for labels in sides]
+    words = ["holds " + " and ".join(map(str, [0, *labels])) for labels in maps]
     several = len(small) == len(large) > 1
-    pairs = [f"{'mask' if not several else f'class {s}'}={s},{g}" for s, g in zip(small, large, strict=False)]
-    advice = f"If both mean the same, pass --regions '{'; '.join(pairs)}'; if not, name the --labels."
+    regions = [f"{f'class {s}' if several else 'mask'}={s},{g}" for s, g in zip(small, large, strict=False)]
+    advice = f"If both mean the same, pass --regions '{'; '.join(regions)}'; if not, name the --labels."
     raise ScoreError(f"{prediction}: {words[0]}, but {truth.name} {words[1]}. {advice}")
 
 
 def check_grey(
     path: Path, array: np.ndarray, voxels: dict[int, int], voxels_other: dict[int, int], options: Options
 ) -> None:
-    """Raise ScoreError if an array looks like an image, or like a mask that was resized or compressed as one.
+    """Raise ScoreError if an array looks like an image, or like a mask that was interpolated or compressed as an image.
 
-    It does if it holds many numbers that no option names, and most of them stand beside another number more often than
-    not. `voxels` and `voxels_other` are the labels of the array and of the other side.
+    It does if it holds many numbers that no option names, and most of them differ from the next voxel more often than
+    not. `array` (*S) was read from `path` and has `voxels`; the other file of the pair has `voxels_other`.
     """
-    values = {*voxels} - {0} - named(options)
-    unmatched = values - {*voxels_other}
+    labels = {*voxels} - {0} - named(options)
+    unmatched = labels - {*voxels_other}
     share = sum(voxels[label] for label in unmatched) / max(1, sum(voxels[label] for label in {*voxels} - {0}))
-    strange = len(unmatched) >= max(_FEW, len(values - unmatched)) and share >= _SPECKS
-    if not strange and len(values) <= _MANY:
+    mostly_unmatched = len(unmatched) >= max(_FEW, len(labels - unmatched)) and share >= _SPECKS
+    if not mostly_unmatched and len(labels) <= _MANY:
         return
-    suspects = np.array(sorted(unmatched if strange else values))
+    suspects = np.array(sorted(unmatched if mostly_unmatched else labels))
     flat = array.reshape(-1, order="A")
     sampled = np.arange(0, flat.size - 1, max(1, flat.size // _SAMPLES))
     sampled = sampled[np.isin(flat[sampled], suspects)]
-    which = np.searchsorted(suspects, flat[sampled])
-    times, same = np.bincount(which), np.bincount(which, weights=flat[sampled] == flat[sampled + 1])
+    rank = np.searchsorted(suspects, flat[sampled])
+    # for each suspect: how many samples, and how many of them have the next voxel's value
+    times, same = np.bincount(rank), np.bincount(rank, weights=flat[sampled] == flat[sampled + 1])
     if times.any() and np.median(same[times > 0] / times[times > 0]) < 0.5:
         got = (
             f"{len(suspects)} numbers from {suspects[0]} to {suspects[-1]}, most of them different from the next voxel"

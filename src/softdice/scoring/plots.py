@@ -1,4 +1,4 @@
-"""Box plots of the scores of cases by class, in HTML."""
+"""Box plots of the scores of cases by class, in HTML. N is a case, K a class."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ _UNSORTED = 12
 def box_plots(
     labels: Sequence[str], values_NK: np.ndarray, what: str, *, signed: bool = False, longest: float | None = 1.0
 ) -> Markup:
-    """Write one row per class: a box from quartile to quartile, a line at the median, and a ring at the mean.
+    """Return HTML, a row per class: a box from quartile to quartile, a line at the median, and a ring at the mean.
 
     Whiskers reach to the furthest case within 1.5 box lengths, with a dot for every case beyond. Cases beyond the axis
-    are counted at its end. The axis runs from the lowest whisker to 1; for `signed` values it is symmetric about 0; for
-    lengths (`longest` None) it runs from 0 to the highest whisker, and inf lies beyond. The number of cases that are
-    exactly 0 stands beside the name, except for lengths, for which 0 is best.
+    are counted at its end. The number of cases that are exactly 0 stands beside the name, except for lengths, for which
+    0 is best.
+
+    Args:
+        labels: of the K classes. values_NK: a score of each of N cases, nan where it is undefined.
+        what: words below the axis. signed: values are differences, on an axis that is symmetric about 0.
+        longest: end of the axis: 1.0 for shares, on an axis from the lowest whisker to 1; None for lengths, on an axis
+            from 0 to the highest whisker, with inf beyond.
+
     Source: J. W. Tukey, Exploratory Data Analysis, 1977.
     """
     columns = [np.sort(column[~np.isnan(column)]) for column in values_NK.T]
@@ -48,13 +54,14 @@ def box_plots(
     ticks = [(tick, format(tick, number_format)) for tick in np.linspace(low, high, 5)]
 
     def x(value: float) -> str:
+        """Return the place of a value on the axis, as CSS has it."""
         return f"{100 * (value - low) / (high - low):.2f}%"
 
     return render("plots.html", rows=rows, ticks=ticks, x=x, low=low, high=high, what=what)
 
 
 def _box(values: np.ndarray) -> tuple[float, ...] | None:
-    """Return the whisker, quartile, median, quartile and whisker of sorted values; None without values."""
+    """Return lower whisker, quartile, median, quartile and upper whisker of sorted finite values; None without any."""
     if values.size == 0:
         return None
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
@@ -64,14 +71,14 @@ def _box(values: np.ndarray) -> tuple[float, ...] | None:
 
 
 def _range(boxes: list[tuple[float, ...]], signed: bool, longest: float | None) -> tuple[float, float]:
-    """Return the ends of the axis, chosen so that ticks are round."""
-    most = max((max(abs(box[0]), abs(box[-1])) for box in boxes), default=0.0 if longest is None else 1.0)
+    """Return the two ends of the axis for all boxes, so that its five ticks are round numbers; see `box_plots`."""
+    furthest = max((max(abs(box[0]), abs(box[-1])) for box in boxes), default=0.0 if longest is None else 1.0)
     if longest is None:
-        step = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
-        end = next(factor * step for factor in (1, 2, 4, 10) if most <= factor * step)
+        step = 10.0 ** math.floor(math.log10(furthest)) if furthest > 0 else 1.0
+        end = next(factor * step for factor in (1, 2, 4, 10) if furthest <= factor * step)
         return (-end if signed else 0.0), end
     if signed:
-        end = next((end for end in (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8) if most <= end), 1.0)
+        end = next((end for end in (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8) if furthest <= end), 1.0)
         return -end, end
     lowest = min((box[0] for box in boxes), default=0.0)
     return min(0.8, math.floor(lowest / 0.2) * 0.2), 1.0

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from itertools import islice
 
 from softdice.evaluation.labels import ScoreError
@@ -24,7 +23,10 @@ from softdice.scoring.pairing import Pair
 
 
 def run(pairs: Sequence[Pair], options: Options, *, jobs: int = 1) -> Generator[Case, None, None]:
-    """Score pairs in their order; a pair that cannot be scored is a case with the reason in `error`."""
+    """Yield the case of each pair in their order; a pair that cannot be scored is a case with the reason in `error`.
+
+    `jobs` is the number of processes; with 1 this one scores. To leave the rest, close the generator.
+    """
     if jobs == 1 or len(pairs) < 2:
         for pair in pairs:
             yield _scored(pair, options)
@@ -53,46 +55,46 @@ def run(pairs: Sequence[Pair], options: Options, *, jobs: int = 1) -> Generator[
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
-    """Return a pool of that many processes, which start with the first pairs."""
+    """Return a pool of `jobs` worker processes; they start when pairs are submitted."""
     context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
     return ProcessPoolExecutor(jobs, context, initializer=_worker)
 
 
 def _submit(pool: ProcessPoolExecutor, pair: Pair, options: Options) -> Future[Case]:
-    """Hand a pair to a pool while Ctrl-C is ignored: a worker that starts meanwhile inherits that.
+    """Submit a pair to a pool while this process ignores Ctrl-C: a worker that starts meanwhile inherits that.
 
-    A broken pool gives a future that has failed.
+    If the pool is broken, return a future that has failed with BrokenProcessPool instead of raising it.
     """
-    main = threading.current_thread() is threading.main_thread()  # only this thread may set signals
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only this thread may set signals
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
     try:
         return pool.submit(_scored, pair, options)
     except BrokenProcessPool as error:
-        failed: Future[Case] = Future()
-        failed.set_exception(error)
-        return failed
+        broken: Future[Case] = Future()
+        broken.set_exception(error)
+        return broken
     finally:
-        if main:
+        if in_main_thread:
             signal.signal(signal.SIGINT, before)
 
 
 def _finished(future: Future[Case]) -> bool:
-    """Return whether a future has a case."""
+    """Return whether a future holds a case: it is done, and neither cancelled nor failed."""
     return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _scored_alone(pair: Pair, options: Options) -> Case:
-    """Score a pair that may have killed its worker, in a pool of its own, where it takes no other pair with it."""
+    """Score a pair that may have killed its worker, in a pool of its own; if it kills that too, its case says so."""
     with _pool(1) as pool:
         try:
             return _submit(pool, pair, options).result()
         except BrokenProcessPool:
             reason = "the process that scored it was killed, probably because memory ran out"
-            return replace(_failed(pair), error=f"{pair.prediction}: {reason}. Pass fewer --jobs, or score it alone.")
+            return _failed(pair, f"{pair.prediction}: {reason}. Pass fewer --jobs, or score it alone.")
 
 
 def _worker() -> None:
-    """Set up a worker process: Ctrl-C is the parent's affair, and torch uses one thread."""
+    """Set up this process as a worker: it ignores Ctrl-C, ends with its parent, and gives torch one thread."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -108,23 +110,23 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _failed(pair: Pair) -> Case:
-    """Return the case of a pair that was not scored, still without the reason."""
-    return Case(pair.case, str(pair.prediction or ""), str(pair.truth or ""))
+def _failed(pair: Pair, error: str) -> Case:
+    """Return the case of a pair that was not scored, with the reason."""
+    return Case(pair.case, str(pair.prediction or ""), str(pair.truth or ""), error=error)
 
 
 def _scored(pair: Pair, options: Options) -> Case:
-    """Score a pair, or return a case with the reason why it cannot be scored."""
-    failed = _failed(pair)
-    if pair.prediction is None and pair.truth is not None and options.missing == "0":
-        pair = replace(pair, error="")
-    elif pair.error or pair.prediction is None or pair.truth is None:
-        return replace(failed, error=pair.error)
-    assert pair.truth is not None
+    """Score a pair of files, or of folders with a file per class; what cannot be scored is a case with the reason.
+
+    With `--missing 0` a pair without prediction is scored, although `pair.error` says that there is none.
+    """
+    is_empty = pair.prediction is None and options.missing == "0"
+    if pair.truth is None or (not is_empty and (pair.error or pair.prediction is None)):
+        return _failed(pair, pair.error)
     try:
         score = score_classes if pair.truth.is_dir() and image_name(pair.truth) is None else score_pair
         return score(pair.prediction, pair.truth, options, pair.case)
     except (FileError, ScoreError, ModuleNotFoundError) as error:  # a module that only one format needs
-        return replace(failed, error=str(error))
+        return _failed(pair, str(error))
     except MemoryError:
-        return replace(failed, error=f"{pair.prediction}: not enough memory")
+        return _failed(pair, f"{pair.prediction}: not enough memory")

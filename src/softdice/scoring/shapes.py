@@ -1,12 +1,15 @@
 """A pair of label maps -> the scores of each class that need masks: surfaces, lesions, centre lines, objects.
 
-p and t are the arrays of the prediction and of the reference; K is a class, M a column of `Options.measured`.
+p and t are the labels (*S) of prediction and reference, bool or integers on one grid; `grid` is the image of the
+reference, for the size of a voxel; `path` is the prediction, for messages. K is a class, M a column of
+`Options.measured`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +32,11 @@ _FEW_LABELS = 1 << 12
 """Labels below it serve as class numbers as they are; with larger ones, labels are replaced by their rank."""
 
 Spacing = tuple[float, ...]
+"""Size of a voxel along each axis, in mm, or 1 where scores are in voxels."""
 
 
-class Comparison(NamedTuple):
-    """A way to compare two masks, the size of a voxel for it, and the formulas of the columns that follow."""
+class _Measurement(NamedTuple):
+    """A way to compare two masks, the size of a voxel for it, and the formulas of the columns that it gives."""
 
     compare: Compare
     spacing: Spacing
@@ -51,15 +55,13 @@ def shape_scores(
     """Return the columns of `Options.measured` for each class, (M, K) float64.
 
     Args:
-        path: the prediction, for errors.
-        p, t: (*S) labels of prediction and reference; with instances, voxels to be ignored are 0 already.
-        grid: the reference's image, for the size of a voxel.
-        keys: the classes in the order of `Options.keys`.
-        names: label -> name, for tolerances that are given by name.
+        p, t: with instances, the caller has set ignored voxels to 0.
+        keys: the classes, labels or all regions; with instances `OBJECTS` alone.
+        names: label -> name, for tolerances by name.
 
     Raises:
-        ScoreError: for surface, lesions or centre line, an image of other than 2 or 3 axes longer than 1, or whose file
-            does not say how large a voxel is.
+        ScoreError: surface, lesions or centre line are asked for, and the image has not 2 or 3 axes longer than 1, or
+            its file does not say how large a voxel is.
     """
     if not (options.measured and keys):
         return np.zeros((len(options.measured), len(keys)))
@@ -73,19 +75,19 @@ def shape_scores(
         if not shapes:
             return object_scores_M1
         masks = (p != 0).astype(np.uint8), (t != 0).astype(np.uint8)
-        comparisons = [*_comparisons(path, grid, t.shape, tolerances, options)]
-        return np.concatenate([_class_scores(*masks, (1,), None, comparisons), object_scores_M1])
+        measurements = [*_measurements(path, grid, t.shape, tolerances, options)]
+        return np.concatenate([_class_scores(*masks, (1,), None, measurements), object_scores_M1])
     if options.regions is not None:
         counted = ~np.isin(t, options.ignore)
         columns = []
         for region, tolerance in zip(options.regions.values(), tolerances, strict=True):
-            comparisons = [*_comparisons(path, grid, t.shape, [tolerance], options)]
+            measurements = [*_measurements(path, grid, t.shape, [tolerance], options)]
             masks = np.isin(p, region) & counted, np.isin(t, region) & counted
-            columns.append(_class_scores(*masks, (1,), None, comparisons))
+            columns.append(_class_scores(*masks, (1,), None, measurements))
         return np.concatenate(columns, 1)
     present = [label for label in options.ignore if (t == label).any()]
     ignore = present[0] if present else None
-    if len(present) > 1:
+    if len(present) > 1:  # several ignored labels become one, which is all that `measure_maps` takes
         t = np.where(np.isin(t, present), t.dtype.type(present[0]), t)
     labels = tuple(int(key) for key in keys)
     if any(array.size and not 0 <= array.min() <= array.max() < _FEW_LABELS for array in (p, t)):
@@ -93,12 +95,12 @@ def shape_scores(
         p, t = (np.searchsorted(ranked, array) for array in (p, t))
         labels = tuple(np.searchsorted(ranked, labels).tolist())
         ignore = None if ignore is None else int(np.searchsorted(ranked, ignore))
-    return _class_scores(p, t, labels, ignore, [*_comparisons(path, grid, t.shape, tolerances, options)])
+    return _class_scores(p, t, labels, ignore, [*_measurements(path, grid, t.shape, tolerances, options)])
 
 
 def _object_scores(p: np.ndarray, t: np.ndarray, options: Options) -> list[float]:
-    """Return the columns of --instances: the qualities, the average precisions, and the counts."""
-    overlaps = object_overlaps(p, t)
+    """Return the columns of --instances for maps whose numbers above 0 are objects, in the order of `METRICS`."""
+    overlaps = object_overlaps(p, t)  # sizes of the objects in p, and in t, and the pairs that share voxels
     objects = lesions.paired(*overlaps, options.rule.threshold, options.reach)
     qualities = [lesions.quality_of(objects, which) for which in ("pq", "sq", "rq")]
     precisions = [lesions.quality_of(lesions.paired(*overlaps, iou, "at_least"), "ap") for iou in AP_THRESHOLDS]
@@ -106,35 +108,39 @@ def _object_scores(p: np.ndarray, t: np.ndarray, options: Options) -> list[float
 
 
 def mask_scores(path: Path, p: np.ndarray, t: np.ndarray, grid: Image, name: str, options: Options) -> np.ndarray:
-    """Return the columns of `Options.measured` for two masks of one class, (M, 1) float64."""
+    """Return the `shape_scores` of two bool masks (*S) of one class, `name`, (M, 1) float64."""
     tolerance = {"": options.surface.get(name, options.surface[""])} if options.surface else None
-    shared = {name: getattr(options, name) for name in ("surface_unit", "penalty", "matching", "reach", "metrics")}
-    options_of_class = Options(surface=tolerance, **shared)
+    options_of_class = replace(options, regions=None, ignore=(), surface=tolerance)
     return shape_scores(path, p.astype(np.uint8), t.astype(np.uint8), grid, (1,), {}, options_of_class)
 
 
-def _comparisons(
+def _measurements(
     path: Path, grid: Image, shape: tuple[int, ...], tolerances: Sequence[float], options: Options
-) -> Iterator[Comparison]:
-    """Yield the comparisons that the options ask for, in the order of their columns."""
+) -> Iterator[_Measurement]:
+    """Yield the measurements of surfaces, lesions and centre lines that the options ask for, in the order of columns.
+
+    `shape`: of the label maps. `tolerances`: the surface tolerance of each class. Raise ScoreError as `_spacing_mm`.
+    """
     axes = len(shape)
+    in_voxels = (1.0,) * axes
     if "surface" in options.metrics:
-        spacing = _spacing_mm(path, grid, axes, "surface") if options.surface_unit == "mm" else (1.0,) * axes
-        penalty = options.penalty
-        worst = math.hypot(*(n * size for n, size in zip(shape, spacing, strict=True)))
-        worst = worst if isinstance(penalty, str) else penalty
+        spacing = _spacing_mm(path, grid, axes, "surface") if options.surface_unit == "mm" else in_voxels
+        diagonal = math.hypot(*(n * size for n, size in zip(shape, spacing, strict=True)))
+        penalty = diagonal if isinstance(options.penalty, str) else options.penalty
 
-        def finite(distance: float) -> float:
-            return worst if math.isinf(distance) else distance
+        def penalised(distance: float) -> float:
+            """Return the distance, or the penalty for inf: only one map has the class."""
+            return penalty if math.isinf(distance) else distance
 
+        # a formula takes what `compare` returned for a class, and the position of the class
         formulas: list[Formula] = [
-            lambda boundaries, _: finite(surfaces.hausdorff(boundaries, PERCENTILE)),
-            lambda boundaries, _: finite(surfaces.average(boundaries)),
+            lambda boundaries, _: penalised(surfaces.hausdorff(boundaries, PERCENTILE)),
+            lambda boundaries, _: penalised(surfaces.average(boundaries)),
             lambda boundaries, k: surfaces.surface_overlap(boundaries, tolerances[k]),
         ]
-        yield Comparison(surfaces.between("voxels"), spacing, formulas)
+        yield _Measurement(surfaces.between("voxels"), spacing, formulas)
     if "lesions" in options.metrics:
-        rule, in_voxels = options.rule, (1.0,) * axes
+        rule = options.rule
         dice: list[Formula] = [lambda matches, _: lesions.mean_dice(matches)]
         qualities: list[Formula] = [
             lambda matches, _: lesions.quality_of(matches, "pq"),
@@ -142,16 +148,19 @@ def _comparisons(
             lambda matches, _: lesions.quality_of(matches, "rq"),
         ]
         if isinstance(rule.matching, str):  # a challenge says how Dice is computed, and nothing of the qualities
-            yield Comparison(rule.compare, _spacing_mm(path, grid, axes, "matching"), dice)
-            yield Comparison(lesions.Rule().compare, in_voxels, qualities)
+            yield _Measurement(rule.compare, _spacing_mm(path, grid, axes, "matching"), dice)
+            yield _Measurement(lesions.Rule().compare, in_voxels, qualities)
         else:
-            yield Comparison(rule.compare, in_voxels, dice + qualities)
+            yield _Measurement(rule.compare, in_voxels, dice + qualities)
     if "centreline" in options.metrics:
-        yield Comparison(lesions.skeletons, (1.0,) * axes, [lambda shares, _: lesions.harmonic(shares)])
+        yield _Measurement(lesions.skeletons, in_voxels, [lambda shares, _: lesions.harmonic(shares)])
 
 
 def _spacing_mm(path: Path, grid: Image, axes: int, option: str) -> Spacing:
-    """Return the size of a voxel along the first axes; raise ScoreError where the file does not say it."""
+    """Return the size of a voxel in mm along the first `axes` axes; raise ScoreError if the file does not say it.
+
+    `option`: the one that needs the size, without dashes, for the message.
+    """
     sizes = grid.spacing_mm
     if sizes is None or min(sizes) <= 0:
         advice = "Pass --surface 2px to measure in pixels." if option == "surface" else "Pass an overlap, such as 0.5."
@@ -160,7 +169,10 @@ def _spacing_mm(path: Path, grid: Image, axes: int, option: str) -> Spacing:
 
 
 def _tolerance(key: int | str, names: dict[int, str], options: Options) -> float:
-    """Return the tolerance of a class by its number or its name, else the one for all classes."""
+    """Return the surface tolerance of the class `key`: by its number, by its name, or for all; 0 without --surface.
+
+    `names`: label -> name.
+    """
     if options.surface is None:
         return 0.0
     words = (str(key), names.get(key, "") if isinstance(key, int) else "")
@@ -168,13 +180,16 @@ def _tolerance(key: int | str, names: dict[int, str], options: Options) -> float
 
 
 def _class_scores(
-    p: np.ndarray, t: np.ndarray, labels: tuple[int, ...], ignore: int | None, comparisons: Sequence[Comparison]
+    p: np.ndarray, t: np.ndarray, labels: tuple[int, ...], ignore: int | None, measurements: Sequence[_Measurement]
 ) -> np.ndarray:
-    """Return the columns of all comparisons for each label, (M, K) float64."""
+    """Return the columns of the measurements for each label, (M, K) float64, without voxels where t is `ignore`.
+
+    There is at least one measurement. Labels are class numbers: from 0 on, and small.
+    """
     num_classes = 1 + max(int(p.max(initial=0)), int(t.max(initial=0)), *labels, 1)
-    pair = counting.as_tensor(p)[None], counting.as_tensor(t)[None]
+    maps_1S = counting.as_tensor(p)[None], counting.as_tensor(t)[None]
     scores_MK = [
-        distances.measure_maps(*pair, formulas, num_classes, spacing, compare, labels, ignore)[:, 0]
-        for compare, spacing, formulas in comparisons
+        distances.measure_maps(*maps_1S, formulas, num_classes, spacing, compare, labels, ignore)[:, 0]
+        for compare, spacing, formulas in measurements
     ]
     return torch.cat(scores_MK).numpy()

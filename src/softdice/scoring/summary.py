@@ -1,4 +1,7 @@
-"""cases -> the table of scores, its means with intervals, and what is worth telling about the labels."""
+"""Collect cases in the table of scores, average it with intervals, and put hints about the labels into sentences.
+
+Shape suffixes: N case, K class; 2, 3 and 4 are rows of one number each.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from softdice.metrics import formulas
 from softdice.scoring.pair_scores import Case
 
 _MOST_UNNAMED = 8
+"""Labels that a sentence lists."""
 
 
 def tabulate(
@@ -25,17 +29,21 @@ def tabulate(
     empty: float = np.nan,
     metrics: tuple[str, ...] = (),
 ) -> Table:
-    """Collect cases in a table whose classes are `keys`, or every class that occurs, ascending.
+    """Collect cases, as they come, in a table whose classes are `keys`, or every class that occurs, ascending.
 
     The table takes 24 bytes per case and class. A case with an error, or whose palette gives a label another colour
     than an earlier one, is in its `errors` only.
+
+    Args:
+        names: label -> name; the files' names are added. empty, metrics: as in `Options`, by which cases were scored.
     """
-    table, seen = Table(names=dict(names or {}), empty=empty, metrics=metrics), dict.fromkeys(keys or ())
+    table = Table(names=dict(names or {}), empty=empty, metrics=metrics)
+    seen = dict.fromkeys(keys or ())  # the classes so far: an ordered set
     counts: list[np.ndarray] = []
     measured: list[np.ndarray] = []
     classes: list[tuple[int | str, ...]] = []
     shared: dict[tuple[int | str, ...], tuple[int | str, ...]] = {}  # one copy of each set of classes
-    palette: dict[int, tuple[str, str]] = {}
+    palette: dict[int, tuple[str, str]] = {}  # label -> its colour, and the file that had it first
     for case in cases:
         if case.error:
             table.errors.append(case.error)
@@ -54,17 +62,15 @@ def tabulate(
         for label, name in case.names.items():
             table.names.setdefault(label, name)
         for label, voxels in case.unnamed.items():
-            before = table.unnamed.get(label, (0, 0))
-            table.unnamed[label] = before[0] + voxels, before[1] + 1
+            voxels_before, cases_before = table.unnamed.get(label, (0, 0))
+            table.unnamed[label] = voxels_before + voxels, cases_before + 1
         seen.update(dict.fromkeys(case.keys))
         classes.append(shared.setdefault(case.keys, case.keys))
         counts.append(case.counts)
         measured.append(case.measured)
-    if keys is not None or any(isinstance(key, str) for key in seen):
-        table.keys = tuple(seen)
-    else:
-        table.keys = tuple(sorted(seen, key=int))
-    dtype = np.result_type(np.int64, *{counts_3K.dtype for counts_3K in counts})
+    in_order = keys is not None or any(isinstance(key, str) for key in seen)
+    table.keys = tuple(seen) if in_order else tuple(sorted(seen, key=int))
+    dtype = np.result_type(np.int64, *{counts_3K.dtype for counts_3K in counts})  # float64 for soft scores
     table.counts = np.zeros((len(counts), 3, len(table.keys)), dtype)
     table.measured = np.full((len(counts), len(table.shapes), len(table.keys)), np.nan)
     position = {key: k for k, key in enumerate(table.keys)}
@@ -112,7 +118,7 @@ class Summary:
 
 
 def summarise(table: Table) -> Summary:
-    """Average a table over its cases and classes."""
+    """Average a table over its cases and classes; a mean over nothing is nan."""
     dice_NK, iou_NK, pooled_3K, further = table.dice, table.iou, table.counts.sum(0), table.further
     interval, macro_interval = intervals(dice_NK)
     pooled_31 = pooled_3K.sum(1, keepdims=True)
@@ -144,7 +150,7 @@ def summarise(table: Table) -> Summary:
 
 
 def renumbered_line(tables: Iterable[Table]) -> str:
-    """Return a hint that numbers may be objects and no classes; "" where nothing looks like it."""
+    """Return a hint that numbers may be objects and no classes; "" where no case of the tables looks like it."""
     cases = max(table.renumbered for table in tables)
     if not cases:
         return ""
@@ -157,10 +163,10 @@ def unnamed_line(table: Table) -> str:
     """Return a sentence about labels of the reference that no option names, the largest first; "" without any."""
     if not table.unnamed:
         return ""
-    largest = sorted(table.unnamed.items(), key=lambda item: -item[1][0])
+    rows = sorted(((voxels, label, cases) for label, (voxels, cases) in table.unnamed.items()), key=lambda row: -row[0])
     labels = ", ".join(
         f"{label} ({voxels} voxel{'s' * (voxels != 1)} in {cases} case{'s' * (cases != 1)})"
-        for label, (voxels, cases) in largest[:_MOST_UNNAMED]
+        for voxels, label, cases in rows[:_MOST_UNNAMED]
     )
-    more = f" and {len(largest) - _MOST_UNNAMED} more" if len(largest) > _MOST_UNNAMED else ""
+    more = f" and {len(rows) - _MOST_UNNAMED} more" if len(rows) > _MOST_UNNAMED else ""
     return f"The reference holds labels that no option names, and which are not scored: {labels}{more}."

@@ -15,13 +15,13 @@ from softdice.evaluation.text import shown
 
 
 def render(name: str, **values: Any) -> Markup:
-    """Return the HTML of a template, a file of this folder, for the values that it names."""
+    """Return the HTML of a template, whose file in this folder is `name`; `values`: its variables, all of them."""
     return Markup(_environment().get_template(name).render(values))
 
 
 @cache
 def _environment() -> Environment:
-    """Return what the templates share: how texts are escaped, and the filters."""
+    """Return what the templates share: every text is made safe to show and escaped, a missing value is an error."""
     environment = Environment(
         loader=FunctionLoader(lambda name: files("softdice.scoring").joinpath(name).read_text("utf-8")),
         autoescape=True,
@@ -40,9 +40,9 @@ def _breakable(text: str) -> Markup:
 
 
 def _with_contents(body: Markup) -> Markup:
-    """Return a page's body with a table of contents that links to its headings."""
+    """Return the HTML of a page's body with a table of contents that links to its <h2> headings."""
     headings = re.findall(r"<h2>(.*?)</h2>", body)
-    numbers = count(1)
     links = "".join(f"<li><a href='#part{i}'>{heading}</a></li>" for i, heading in enumerate(headings, 1))
+    numbers = count(1)
     with_ids = re.sub(r"<h2>", lambda _: f"<h2 id='part{next(numbers)}'>", body)
     return Markup(f"<nav aria-label='Contents'><ul>{links}</ul></nav>\n{with_ids}")

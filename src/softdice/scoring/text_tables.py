@@ -1,8 +1,14 @@
-"""Summaries and comparisons as tables of text, for the report and for a terminal, and as sentences."""
+"""Summaries and comparisons as tables of text, for the report and for a terminal, and as sentences.
+
+`tables` is by name of the predictions, in the order of the command. In the comparison of two sets of predictions
+`table` is the first's, which knows the names of the classes. A key is the name of a column in the rows of `formats`. K
+is a class.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,20 +68,18 @@ MEANINGS = {
 }
 """What a column means, if its heading does not say it."""
 
-NUMBER_FORMATS = {
-    "ml_pred": ".2f",
-    "ml_ref": ".2f",
-    **{f"{name}{part}": ".2f" for name in DISTANCES for part in ("", "_median", "_quartiles")},
-    "volume_difference": "+.4f",
-    **dict.fromkeys(("matched", "missed", "extra"), ".1f"),
-    "difference": "+.4f",
-    "difference_95": "+.4f",
-    "p_wilcoxon": ".3g",
-    "p_holm": ".3g",
-    "cases_alone": "d",
-    "mean_rank": ".2f",
-}
-"""How the numbers of a column are written; ".4f" for the others."""
+NUMBER_FORMATS = defaultdict(
+    lambda: ".4f",
+    {
+        **dict.fromkeys(("ml_pred", "ml_ref", "mean_rank"), ".2f"),
+        **{f"{name}{part}": ".2f" for name in DISTANCES for part in ("", "_median", "_quartiles")},
+        **dict.fromkeys(("volume_difference", "difference", "difference_95"), "+.4f"),
+        **dict.fromkeys(("matched", "missed", "extra"), ".1f"),
+        **dict.fromkeys(("p_wilcoxon", "p_holm"), ".3g"),
+        "cases_alone": "d",
+    },
+)
+"""Key -> how the numbers of the column are written, as `format` takes it."""
 
 NEEDS_CASES = (
     "cases", "dice_95", "dice_sd", "dice_median", "dice_quartiles", "pooled_dice", "pooled_iou", "in_empty",
@@ -93,14 +97,17 @@ class Grid(NamedTuple):
 
 
 def class_grid(table: Table, summary: Summary) -> Grid:
-    """Return the table of means: Dice with its interval, further scores, pooled scores, and how many cases."""
+    """Return the table of means: Dice with its interval, further scores, pooled scores, and how many cases.
+
+    Columns that say nothing are left out: spreads with a single case, counts of infinite distances that are all 0.
+    """
     overall = {"cases": len(table.cases), **overall_row(summary)}
     rows = class_rows(table, summary)
     for row in rows if summary.empty[1].any() else ():
         row["in_empty"] = f"{row['predicted_in_empty']} of {row['empty_references']}"
     filled = {key for row in rows for key in row} | {"cases", "dice"}
     omitted = {*NEEDS_CASES} if len(table.cases) < 2 else set()
-    omitted |= {f"{name}_infinite" for name, rows_4K in summary.distances.items() if not rows_4K[3].any()}
+    omitted |= {f"{name}_infinite" for name, (*_, infinite_K) in summary.distances.items() if not infinite_K.any()}
     headings = {key: heading for key, heading in HEADINGS.items() if key in filled - omitted}
     return _grid(headings, table, table.keys, rows, overall)
 
@@ -117,11 +124,11 @@ def shapes_grid(table: Table, comparison: Comparison) -> Grid:
     Distances also say in how many cases the first, and the second, is infinite: these are no pairs.
     """
     with_infinite = any(shape.infinite.any() for shape in comparison.shapes.values())
-    columns = [COMPARISON_HEADINGS[key] for key in ("difference", "difference_95", "cases", "p_holm")]
-    columns[3:3] = ["inf"] * with_infinite
+    *headings, p_heading = (COMPARISON_HEADINGS[key] for key in ("difference", "difference_95", "cases", "p_holm"))
+    columns = [*headings, *["inf"] * with_infinite, p_heading]
     rows = []
     for name, shape in comparison.shapes.items():
-        signed = f"+{_number_format(name)}"
+        signed = f"+{NUMBER_FORMATS[name]}"
         if len(comparison.keys) > 1:
             rows.append([HEADINGS[name], text(shape.macro_difference, signed), *[""] * (len(columns) - 1)])
         for k, key in enumerate(comparison.keys):
@@ -133,7 +140,7 @@ def shapes_grid(table: Table, comparison: Comparison) -> Grid:
 
 
 def models_grid(tables: dict[str, Table], summaries: Sequence[Summary]) -> Grid:
-    """Return the table of all sets of predictions, a row each, by their mean rank of Dice over cases and classes."""
+    """Return the table of all sets of predictions, a row each, by mean rank of Dice; `summaries` are in their order."""
     ranks, _ = mean_ranks(list(tables.values()))
     rows = []
     for (name, table), summary, rank in zip(tables.items(), summaries, ranks.tolist(), strict=True):
@@ -148,7 +155,7 @@ def models_grid(tables: dict[str, Table], summaries: Sequence[Summary]) -> Grid:
     headings |= {"mean_rank": "mean rank", "cases": "cases", "failed": "not scored"}
     if any(row["empty_predictions"] for *_, row in rows):
         headings["empty_predictions"] = "without prediction"
-    cells = [[name, *(text(row.get(key, math.nan), _number_format(key)) for key in headings)] for _, name, row in rows]
+    cells = [[name, *(text(row.get(key, math.nan), NUMBER_FORMATS[key]) for key in headings)] for _, name, row in rows]
     return Grid(["predictions", *headings.values()], cells, [])
 
 
@@ -159,51 +166,47 @@ def _grid(
     rows: list[dict[str, Any]],
     overall: dict[str, Any],
 ) -> Grid:
-    """Return a table with a row for each class and a last one over all classes."""
+    """Return a table with a row for each of the classes `keys`, whose cells are in `rows`, and a last one over all.
+
+    `headings` has the columns in order, name in `rows` -> heading; a row that lacks one has an empty cell. Names in the
+    last row, `overall`, may begin with "macro_".
+    """
     overall = {key.removeprefix("macro_"): value for key, value in overall.items()}
 
     def cells(label: str, row: dict[str, Any]) -> list[str]:
-        return [label, *(text(row[key], _number_format(key)) if key in row else "" for key in headings)]
+        """Return the texts of a row, its label first."""
+        return [label, *(text(row[key], NUMBER_FORMATS[key]) if key in row else "" for key in headings)]
 
     class_cells = [cells(table.label(key), row) for key, row in zip(keys, rows, strict=True)]
     return Grid(["class", *headings.values()], class_cells, cells("all classes", overall))
 
 
-def _number_format(key: str) -> str:
-    """Return how the numbers of a column are written."""
-    return NUMBER_FORMATS.get(key, ".4f")
-
-
 def text(value: Any, number_format: str = ".4f") -> str:
-    """Return a number, or the two bounds of an interval, as text; a dash for what is undefined.
+    """Return a cell as text: "0.9120", "0.8000 .. 0.9500" for a list or array of two bounds, "-" for nan and None.
 
-    The format "d" joins two counts, of the first and of the second predictions.
+    Texts and integers stay as they are. The format "d" joins two counts, of the first and second predictions: "2 + 1".
     """
     if isinstance(value, (int, str)):
         return str(value)
-    several = isinstance(value, (list, np.ndarray))
-    low, high = value if several else (value, value)
+    is_pair = isinstance(value, (list, np.ndarray))
+    low, high = value if is_pair else (value, value)
     if low is None or math.isnan(low):
         return "-"
     if number_format == "d":
         return f"{low} + {high}" if low or high else "-"
-    if several:
+    if is_pair:
         return f"{low:{number_format}} .. {high:{number_format}}"
     return format(float(low), number_format)
 
 
 def confidence_grid(rankings: Sequence[Ranking]) -> Grid:
-    """Return the table of the rankings."""
+    """Return the table with a row for each ranking by a confidence, as `rankings` returned them: the means first."""
     columns = ["", "masks", "rank correlation", "risk-coverage area", "in random order", "in the best order"]
-    rows = []
-    for ranking in rankings:
-        name, masks, *numbers = ranking.row().values()
-        rows.append([name, str(masks), *map(text, numbers)])
-    return Grid(columns, rows, [])
+    return Grid(columns, [[text(value) for value in ranking.row().values()] for ranking in rankings], [])
 
 
 def done_line(tables: dict[str, Table], summaries: dict[str, Summary], out: Path | None, report: Path | None) -> str:
-    """Return the last line of a run: how many cases, the mean Dice of each set of predictions, and the files."""
+    """Return the last line of a run: how many cases, mean Dice of each set of predictions, and the written files."""
     scores = []
     for name, summary in summaries.items():
         interval = text(summary.macro_interval)
@@ -215,7 +218,7 @@ def done_line(tables: dict[str, Table], summaries: dict[str, Summary], out: Path
 
 
 def alone_line(comparison: Comparison) -> str:
-    """Return a sentence about scores that only one side has; "" where there are none."""
+    """Return a sentence about scores that only one of the two sets of predictions has; "" where there are none."""
     first, second = comparison.alone.sum(1).tolist()
     if not first + second:
         return ""
@@ -235,7 +238,7 @@ def rank_line(tables: dict[str, Table]) -> str:
 
 
 def different_lines(table: Table, comparison: Comparison, most: int = 5) -> list[str]:
-    """Return a line for each of the cases that differ most, below a heading; [] if no case differs."""
+    """Return a heading and a line for each of the `most` cases that differ most; [] if no case differs."""
     lines = []
     for i in comparison.most_different(most):
         row = difference_row(comparison, i, table)
@@ -262,27 +265,31 @@ NAME_WIDTH = 12
 
 
 def terminal(title: str, grid: Grid, width: int) -> Terminal:
-    """Return a table that fits the width of a terminal; its caption names the columns that are left out."""
+    """Return a table of rich that fits a terminal of that many characters; its caption names the columns left out.
+
+    The columns of `DROPPED` are tried from its end on, and kept where they fit; all others stay.
+    """
     totals = [grid.total] if grid.total else []
-    sizes = [max(map(len, column)) for column in zip(grid.columns, *grid.rows, *totals, strict=True)]
+    widths = [max(map(len, column)) for column in zip(grid.columns, *grid.rows, *totals, strict=True)]
     kept = {i for i, heading in enumerate(grid.columns) if heading not in DROPPED}
     for heading in reversed(DROPPED):
         wider = kept | {grid.columns.index(heading)} if heading in grid.columns else kept
-        if min(sizes[0], NAME_WIDTH) + sum(sizes[column] for column in wider if column) + 3 * len(wider) + 1 <= width:
+        borders = 3 * len(wider) + 1  # rich puts a blank on both sides of a cell, and a line between two cells
+        if min(widths[0], NAME_WIDTH) + sum(widths[i] for i in wider if i) + borders <= width:
             kept = wider
     omitted = [heading for i, heading in enumerate(grid.columns) if i not in kept]
     caption = f"Too narrow for: {', '.join(omitted)}." if omitted else None
     drawn = Terminal(
         title=Text(shown(title)), title_justify="left", title_style="bold", caption=caption, caption_justify="left"
     )
-    for column in sorted(kept):
+    for i in sorted(kept):
         drawn.add_column(
-            grid.columns[column], justify="right" if column else "left", no_wrap=column > 0, overflow="fold",
-            min_width=sizes[column] if column else None,
+            grid.columns[i], justify="right" if i else "left", no_wrap=i > 0, overflow="fold",
+            min_width=widths[i] if i else None,
         )  # fmt: skip
-    for row in grid.rows:
-        drawn.add_row(*(Text(row[column]) for column in sorted(kept)))
+    for cells in grid.rows:
+        drawn.add_row(*(Text(cells[i]) for i in sorted(kept)))
     drawn.add_section()
-    for row in totals:
-        drawn.add_row(*(row[column] for column in sorted(kept)))
+    for cells in totals:
+        drawn.add_row(*(cells[i] for i in sorted(kept)))
     return drawn

@@ -20,6 +20,7 @@ from softdice.scoring.pair_scores import Case
 from softdice.scoring.pairing import Pair
 
 Run = Callable[..., Generator[Case, None, None]]
+"""`runner.run`, or a function with its arguments and cases."""
 
 
 class _Message(NamedTuple):
@@ -32,9 +33,9 @@ class _Message(NamedTuple):
 
 @contextmanager
 def sharing() -> Iterator[Run | None]:
-    """Give rank 0 a function that runs like `runner.run` on all ranks; on the others, work for rank 0, then give None.
+    """Yield, on rank 0, a function like `runner.run` that uses all ranks; on others score for it, then yield None.
 
-    Without torchrun, give `runner.run` itself.
+    Without torchrun, yield `runner.run` itself.
     """
     ranks = Ranks.here()
     if ranks is None or ranks.count == 1:
@@ -53,27 +54,27 @@ def sharing() -> Iterator[Run | None]:
         finally:
             with suppress(LostRankError):  # another rank is gone: `run` has reported it
                 first.stop()
-                ranks.from_first(None)
+                ranks.from_first(None)  # ends `_serve`
 
 
 @dataclass
 class _First:
-    """Rank 0's side; `running` is true while the others wait for an exchange."""
+    """Rank 0's side of `_serve`; `running` is true while the others wait for rank 0 to exchange messages."""
 
     ranks: Ranks
     running: bool = False
 
     def run(self, pairs: Sequence[Pair], options: Options, *, jobs: int = 1) -> Generator[Case, None, None]:
-        """Score pairs on all ranks; arguments and cases are those of `runner.run`."""
+        """Score pairs on all ranks, as `runner.run`; raise ScoreError, with all ranks stopped, if one cannot go on."""
         try:
             self.ranks.from_first((list(pairs), options, jobs))
             self.running = len(pairs) > 0
-            for number, messages in enumerate(_rounds(self.ranks, pairs, options, jobs), 1):
-                self.running = number * self.ranks.count < len(pairs)
-                problems = (f"rank {rank}: {one.problem}" for rank, one in enumerate(messages) if one.problem)
-                if problem := next(problems, ""):
-                    self.running = False
-                    raise ScoreError(problem)
+            for rounds_done, messages in enumerate(_rounds(self.ranks, pairs, options, jobs), 1):
+                self.running = rounds_done * self.ranks.count < len(pairs)
+                for rank, message in enumerate(messages):
+                    if message.problem:
+                        self.running = False
+                        raise ScoreError(f"rank {rank}: {message.problem}")
                 yield from (message.case for message in messages if message.case is not None)
         except LostRankError as error:
             self.running = False
@@ -92,7 +93,7 @@ class _First:
 
 
 def _serve(ranks: Ranks) -> None:
-    """Score this rank's share of the pairs that rank 0 sends, until rank 0 sends None."""
+    """Score this rank's share of the pairs that rank 0 sends, run by run, until rank 0 sends None."""
     while (task := ranks.from_first(None)) is not None:
         for messages in _rounds(ranks, *task):
             if any(message.stop or message.problem for message in messages):
@@ -100,7 +101,10 @@ def _serve(ranks: Ranks) -> None:
 
 
 def _rounds(ranks: Ranks, pairs: Sequence[Pair], options: Options, jobs: int) -> Iterator[list[_Message]]:
-    """Score this rank's share; after each case yield the messages of all ranks, in the order of the pairs."""
+    """Score this rank's share; after each case yield the messages of all ranks, in the order of the pairs.
+
+    A rank that has no pair in the last round sends an empty message.
+    """
     mine = runner.run(pairs[ranks.rank :: ranks.count], options, jobs=jobs)
     try:
         for _ in range(0, len(pairs), ranks.count):

@@ -1,6 +1,7 @@
 """The public functions over voxels: statistics, confusion matrix, map. `run_pass` checks, routes, runs and joins.
 
-Everything after this module is ordinary PyTorch on tensors of a few hundred numbers.
+Everything after this module is ordinary PyTorch on tensors of a few hundred numbers. Shape letters: B sample, C class,
+R region, *S the spatial axes, V voxels (all of *S in one axis).
 """
 
 from __future__ import annotations
@@ -58,36 +59,33 @@ class OverlapStatistics:
     """
 
     def __init__(self, sums: Mapping[str, Tensor]) -> None:
-        self._fields, self._stack = tuple(sums), torch.stack(tuple(sums.values()))
+        self._fields, self._stack = tuple(sums), torch.stack(tuple(sums.values()))  # (len(fields), B, C) or without B
         self._apart: dict[str, Tensor] | None = None
 
     @classmethod
     def unstack(cls, fields: Sequence[str], sums: Tensor) -> OverlapStatistics:
-        """Return the statistics of some names with the sums (len(fields), B, C) or (len(fields), C)."""
-        made = object.__new__(cls)  # by object's own name: torch.compile of torch 2.6 knows no other
+        """Return the statistics named in `fields` with the sums (len(fields), B, C) or (len(fields), C), not copied."""
+        made = object.__new__(cls)  # not cls.__new__, which torch.compile of torch 2.6 cannot trace
         made._fields, made._stack, made._apart = tuple(fields), sums, None
         return made
 
     @property
     def _sums(self) -> dict[str, Tensor]:
-        """The fields by name; taken apart once. (Not a cached_property, whose lock torch.compile cannot trace.)"""
+        """The sums by field, views of the stack. (Not a cached_property, whose lock torch.compile cannot trace.)"""
         if self._apart is None:
             self._apart = dict(zip(self._fields, self._stack.unbind(0), strict=True))
         return self._apart
 
     def __getattr__(self, name: str) -> Tensor:
-        if name in NAMES:
-            if name in self._sums:
-                return self._sums[name]
-            raise AttributeError(
-                f"OverlapStatistics: expected a field among {', '.join(self.fields)}, got {name!r}. "
-                "The pass was not asked for it: name it in fields."
-            )
+        """Return the field, (B, C) or (C,); raise AttributeError if there is none or the pass was not asked for it."""
+        if name in NAMES and name in self._sums:
+            return self._sums[name]
         if name.startswith("_"):
             raise AttributeError(name)
-        raise AttributeError(
-            f"OverlapStatistics: expected a field among {', '.join(NAMES)}, got {name!r}. Correct the spelling."
-        )
+        fields, advice = NAMES, "Correct the spelling."
+        if name in NAMES:
+            fields, advice = self.fields, "The pass was not asked for it: name it in fields."
+        raise AttributeError(f"OverlapStatistics: expected a field among {', '.join(fields)}, got {name!r}. {advice}")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -126,7 +124,7 @@ class OverlapStatistics:
         return self._with(groups.all_reduce(self._stack, group))
 
     def select(self, classes: Sequence[int]) -> OverlapStatistics:
-        """Return the statistics of some classes, in that order."""
+        """Return the statistics of some classes, by their numbers, in that order."""
         return self._with(columns(self._stack, tuple(classes)))
 
     def fill(self, where: Tensor, value: float) -> OverlapStatistics:
@@ -135,6 +133,7 @@ class OverlapStatistics:
 
     @validation.public
     def __add__(self, other: OverlapStatistics) -> OverlapStatistics:
+        """Return the statistics of both sets of voxels; raise ValueError if the two have not the same fields."""
         if not isinstance(other, OverlapStatistics):
             return NotImplemented
         if self.fields != other.fields:
@@ -156,7 +155,10 @@ def measure(
     voxel_map: Tensor | None = None,
     group: Any = None,
 ) -> OverlapStatistics:
-    """Return the statistics of a pass, (B, C), with R regions (B, R); with a group (C,) or (R,). Args as `run_pass`."""
+    """Run a pass of kind "sums"; return its statistics, (B, C or R), or (C or R,) with a group.
+
+    Arguments and errors are those of `run_pass`.
+    """
     sums = run_pass(input, target, voxel_weight, settings, num_classes, voxel_map, group)
     return OverlapStatistics.unstack(settings.fields, sums)
 
@@ -170,13 +172,18 @@ def run_pass(
     voxel_map: Tensor | None = None,
     group: Any = None,
 ) -> Tensor:
-    """Check, route, run, join: return what a pass gives (`Pass`); for DTensors, of the whole.
+    """Check the tensors, choose a backend, run the pass, join the parts of DTensors: return the result of the pass.
+
+    Its shape is in the table of `Pass`; it is on the autograd graph.
 
     Args:
-        input: (B, C, *S). target: labels (B, *S) or (B, 1, *S), or values (B, C, *S). voxel_weight: (B, *S) or
-            (B, 1, *S). voxel_map: (B, C, *S), as the public functions take them.
-        num_classes: what C has to be. group: the sums of a batch are added over its samples, (rows, C or R), and over
-            the ranks of this group.
+        input, target, voxel_weight, voxel_map: as a user passed them, as for `overlap_statistics`. DTensors give sums
+            of the whole.
+        settings: from `check.pass_settings`. num_classes: what C has to be; None for any.
+        group: a ProcessGroup, "world" or None. With a group the sums are added over the samples, (rows, C or R), and
+            over the ranks of the group.
+
+    Raise TypeError or ValueError as `overlap_statistics` does, RuntimeError if a rank of the group does not take part.
     """
     shards = dtensor.sharding(input, target, voxel_weight, settings, group)
     if shards is not None:
@@ -270,7 +277,7 @@ def soft_confusion(
 
         K[b, l, c] = sum of w p_c over the voxels of sample b whose label is l
 
-    Of probabilities that are 0 or 1 it is the matrix of counts: rows are true classes, columns predicted ones.
+    For probabilities of 0 and 1 it is the matrix of counts: rows are true classes, columns predicted ones.
 
     Args:
         input, ignore_index, voxel_weight, validate: as for `overlap_statistics`; at least two classes.
@@ -302,7 +309,10 @@ def soft_confusion(
 
 
 def confusion_pass(settings: Pass) -> Pass:
-    """Return the settings of the pass of a confusion matrix, checked."""
+    """Return the checked settings of the pass for a confusion matrix, made from a user's.
+
+    Raise ValueError for a sigmoid, and what `check.pass_settings` raises.
+    """
     validation.choice("activation", settings.activation, ("none", "softmax"))
     return check.pass_settings(settings).but(kind="confusion")
 
@@ -350,11 +360,11 @@ def voxel_cross_entropy(
 
 
 def map_pass(settings: Pass) -> Pass:
-    """Return the settings of the pass of a cross-entropy map, checked."""
+    """Return the checked settings of the pass for a map of cross-entropies; raise what `check.pass_settings` raises."""
     return check.pass_settings(settings.but(fields=("cross_entropy",), kind="map"))
 
 
 def cross_entropy_map(input: Tensor, target: Tensor, settings: Pass, num_classes: int | None = None) -> Tensor:
-    """Return the cross-entropy of each voxel, (B, *S), for the settings of `map_pass`."""
+    """Return the cross-entropy of each voxel, (B, *S), for settings from `map_pass`; args and errors as `run_pass`."""
     entropy_BV = run_pass(input, target, None, settings, num_classes)
     return entropy_BV.view(input.shape[0], *input.shape[2:])

@@ -1,8 +1,11 @@
-"""What a user passes -> a request: every check of tensors and of the settings of a pass.
+"""Every check of the tensors and settings that a user passes; the result is a `Request`, the input of a pass.
 
 Shapes, dtypes and settings are checked always; the ranges of labels, probabilities and weights only with
 `validate=True`, because that reads every voxel. The CPU kernel counts its range errors during the pass and comes here
 for the message; CUDA and compiled code assert without a host sync.
+
+A check raises TypeError for a type or dtype and ValueError for a shape, device or value; `message` makes the text,
+`expected X, got Y. What to do.` Shape letters: B sample, C class, R region, *S space, V voxels (*S as one axis).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from softdice.internals import unwrapped
 from softdice.statistics.declared import NAMES
-from softdice.statistics.request import ACTIVATIONS, Pass, Request, constant, equals, signed
+from softdice.statistics.request import ACTIVATIONS, Pass, Request, constant, signed
 from softdice.validation import are_tensors, choice, class_numbers, fail, message, number, same_device
 
 LABEL_DTYPES = (
@@ -27,7 +30,10 @@ INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def pass_settings(settings: Pass) -> Pass:
-    """Return the settings of a pass with the fields in the package's order; raise an error that names a wrong one."""
+    """Check the settings of a pass; return them with `fields` in the order of `declared.NAMES`, which kernels rely on.
+
+    Raise TypeError or ValueError, which name the setting. Class numbers in `regions` are checked later, with the input.
+    """
     choice("activation", settings.activation, ACTIVATIONS)
     number("label_smoothing", settings.label_smoothing, 0, 1, below=True)
     number("gamma", settings.gamma, 0)
@@ -56,27 +62,43 @@ def request(
     num_classes: int | None = None,
     map_values: Tensor | None = None,
 ) -> Request:
-    """Return the request for what a user passed; raise where it does not fit."""
+    """Check what a user passed, of any type, and return it as the request of a pass.
+
+    Args:
+        input, target, voxel_weight: as for `softdice.overlap_statistics`. map_values: its voxel_map.
+        settings: from `pass_settings`. num_classes: what C has to be; None for any.
+
+    Raise what `tensors` and `voxel_map` raise, TypeError for a DTensor, and ValueError for a confusion matrix of one
+    class or of per-class values.
+    """
     if is_dtensor(input) or is_dtensor(target):
         advice = "Compute the logits and call the loss with them, or pass the local parts to a loss with group."
         fail("plain tensors", "a DTensor", advice, TypeError)
     made = tensors(input, target, voxel_weight, num_classes, settings)
     if settings.kind == "confusion":
-        labels_alone(input, target)
+        if input.shape[1] == 1:
+            advice = "With a single channel there is nothing to confuse: pass both classes."
+            fail("input of at least two classes", tuple(input.shape), advice)
+        if not made.hard:
+            got = f"target of shape {tuple(target.shape)}"
+            fail("a label map, (B, *S) or (B, 1, *S)", got, "Pass target.argmax(1).")
     if settings.regions is not None:
         made = made._replace(regions=_membership(settings.regions, input))
     return made._replace(voxel_map=voxel_map(map_values, input, made.columns, settings.mapped))
 
 
 def is_dtensor(value: object) -> bool:
-    """Return whether it is a DTensor; does not import what makes them."""
+    """Return whether it is a DTensor, without importing torch.distributed.tensor, which is slow."""
     if type(value) in (Tensor, torch.nn.Parameter) or "torch.distributed.tensor" not in sys.modules:
         return False
     return isinstance(value, sys.modules["torch.distributed.tensor"].DTensor)
 
 
 def _membership(regions: tuple[tuple[int, ...], ...], input: Tensor) -> Tensor:
-    """Return which class belongs to which region, (R, C) bool, on the device of input."""
+    """Return which class belongs to which region, (R, C) bool on the device of input, (B, C, *S).
+
+    Raise TypeError or ValueError if a region holds anything but distinct class numbers.
+    """
     C = input.shape[1]
     numbers = [class_numbers("regions", region, C) for region in regions]
     return constant(tuple(tuple(c in region for c in range(C)) for region in numbers), torch.bool, input)
@@ -85,10 +107,11 @@ def _membership(regions: tuple[tuple[int, ...], ...], input: Tensor) -> Tensor:
 def tensors(
     input: Tensor, target: Tensor, voxel_weight: Tensor | None, num_classes: int | None, settings: Pass
 ) -> Request:
-    """Return the request for what a user passed, without regions and map: views where possible.
+    """Check types, dtypes, shapes and devices, and return the request without regions and map. Args: as for `request`.
 
-    Raises:
-        TypeError, ValueError: a kind, dtype, shape or device that does not fit; never a value, whose check reads all.
+    Its tensors are views: input (B, C, V), weight (B, V), target (B, V) labels or (B, C, V) values. A float label map
+    becomes int32. Meta tensors can be checked, too. Raise TypeError for types and dtypes, ValueError for shapes,
+    devices and a fraction in a float label map; `values` checks other values.
     """
     ignore_index = settings.ignore_index
     are_tensors(input=input, target=target, **({} if voxel_weight is None else {"voxel_weight": voxel_weight}))
@@ -104,47 +127,44 @@ def tensors(
 
     input, target = without_metadata(input), signed(without_metadata(target))
     B, C, S = input.shape[0], input.shape[1], tuple(input.shape[2:])
-    dense = C > 1 and tuple(target.shape) == (B, C, *S)
-    if not dense and tuple(target.shape) not in ((B, *S), (B, 1, *S)):
+    per_class = C > 1 and tuple(target.shape) == (B, C, *S)
+    if not per_class and tuple(target.shape) not in ((B, *S), (B, 1, *S)):
         expected = f"target of shape {(B, *S)}, {(B, 1, *S)} or {(B, C, *S)} for input {(B, C, *S)}"
         advice = "Labels have no channel dimension, per-class values have one channel per class."
         fail(expected, tuple(target.shape), advice)
     if target.dtype not in LABEL_DTYPES + INPUT_DTYPES:
         fail("target of an integer, bool or floating dtype", target.dtype, "Convert it.", TypeError)
     soft_mask = C == 1 and target.is_floating_point() and ignore_index is None
-    if dense or soft_mask:
+    if per_class or soft_mask:
         if ignore_index is not None:
             got = f"ignore_index={ignore_index} and target {tuple(target.shape)}"
             advice = "Pass voxel_weight with 0 at the voxels to leave out."
             fail("no ignore_index with per-class values", got, advice)
         target = target.flatten(1).unsqueeze(1) if soft_mask else target.flatten(2)
     else:
-        target = (_whole(target, settings.validate) if target.is_floating_point() else target).flatten(1)
+        target = (_integer_labels(target, settings.validate) if target.is_floating_point() else target).flatten(1)
     return Request(input.flatten(2), target, _weight(voxel_weight, B, S), settings=settings)
 
 
 def _advice_on_axes(input: Tensor, target: Tensor, num_classes: int) -> str:
-    """Say what to do about an input whose second axis is not that of the classes."""
+    """Return the advice for an input (3 axes or more) whose second axis has not the length num_classes.
+
+    The shapes may show the cause: the batch axis is missing, or the classes stand in the last axis.
+    """
     if input.shape[0] == num_classes and tuple(target.shape) in (tuple(input.shape[1:]), (1, *input.shape[1:])):
-        whole = "target" if target.ndim == input.ndim else "target[None]"
-        return f"The batch axis is missing: pass input[None] and {whole}."
+        batched_target = "target" if target.ndim == input.ndim else "target[None]"
+        return f"The batch axis is missing: pass input[None] and {batched_target}."
     B, *S, C = input.shape
     if num_classes == C and tuple(target.shape) in ((B, *S), (B, 1, *S), (B, *S, C)):
         return "The classes stand last: pass input.movedim(-1, 1)."
     return "Make num_classes the number of channels, which stand second."
 
 
-def labels_alone(input: Tensor, target: Tensor) -> None:
-    """Raise if the target is not a label map of several classes, where a pass needs one label for each voxel."""
-    if isinstance(input, Tensor) and input.ndim > 1 and input.shape[1] == 1:
-        advice = "With a single channel there is nothing to confuse: pass both classes."
-        fail("input of at least two classes", tuple(input.shape), advice)
-    if isinstance(target, Tensor) and isinstance(input, Tensor) and target.shape == input.shape:
-        fail("a label map, (B, *S) or (B, 1, *S)", f"target of shape {tuple(target.shape)}", "Pass target.argmax(1).")
-
-
 def without_metadata(tensor: Tensor) -> Tensor:
-    """Return the Tensor in a subclass that only carries metadata (MONAI's MetaTensor); others as they are."""
+    """Return the plain Tensor in a subclass that only carries metadata (MONAI's MetaTensor).
+
+    Others come back as they are; a subclass with its own `__torch_dispatch__`, such as DTensor, computes differently.
+    """
     if type(tensor) is Tensor:
         return tensor
     metadata_only = type(tensor).__torch_function__ is not Tensor.__torch_function__ and (
@@ -154,6 +174,10 @@ def without_metadata(tensor: Tensor) -> Tensor:
 
 
 def _weight(voxel_weight: Tensor | None, B: int, S: tuple[int, ...]) -> Tensor | None:
+    """Return a user's weights (B, *S) or (B, 1, *S) as (B, V), None as None.
+
+    Raise ValueError for another shape, TypeError for a complex dtype.
+    """
     if voxel_weight is None:
         return None
     if tuple(voxel_weight.shape) not in ((B, *S), (B, 1, *S)):
@@ -165,7 +189,11 @@ def _weight(voxel_weight: Tensor | None, B: int, S: tuple[int, ...]) -> Tensor |
 
 
 def voxel_map(values: Tensor | None, input: Tensor, columns: int, read: bool) -> Tensor | None:
-    """Return the map that a user passed as (B, 1 or columns, V), where the pass reads one."""
+    """Check the map that a user passed for an input (B, C, *S), and return a view of it, (B, columns, V) or (B, 1, V).
+
+    columns: C, with regions R. read: whether a statistic of the pass reads a map; if not, `values` has to be None.
+    Raise TypeError or ValueError for anything else.
+    """
     if not read:
         if values is not None:
             advice = "Leave it out, or ask for a statistic that reads it, as BoundaryLoss does."
@@ -181,68 +209,75 @@ def voxel_map(values: Tensor | None, input: Tensor, columns: int, read: bool) ->
         fail(expected, tuple(values.shape), "Give a number per voxel, or per voxel and class.")
     if values.dtype.is_complex:
         fail("voxel_map of a real dtype", values.dtype, "Convert it.", TypeError)
-    if values.device != input.device:
-        fail(f"voxel_map on {input.device} like input", values.device, f"Move it: voxel_map.to({input.device!s}).")
+    same_device(input.device, "input", voxel_map=values)
     values = signed(without_metadata(values))
     return values.flatten(2) if tuple(values.shape) != shapes[0] else values.flatten(1).unsqueeze(1)
 
 
-def _whole(target: Tensor, validate: bool) -> Tensor:
-    """Convert a float map with whole values to int32 labels."""
+def _integer_labels(target: Tensor, validate: bool) -> Tensor:
+    """Return a floating label map of any shape as int32; with `validate`, let `check` raise for a fraction in it."""
     labels = target.to(torch.int32)
     if validate:
-        wrong = labels.to(target.dtype) != target
-        advice = "A float label map must hold whole values; per-class values have shape (B, C, *S)."
-        if _deferred(target):
-            torch._assert_async(~wrong.any(), message("whole labels in target", "values outside", advice))
-        elif bool(wrong.any()):
-            got = f"{target[wrong][0].item():g} ({int(wrong.sum())} of {target.numel()} voxels are not whole)"
-            fail("whole labels in target", got, advice)
+        check(labels.to(target.dtype) != target, None, target, partial(fractions_error, target.numel()))
     return labels
 
 
 def _deferred(tensor: Tensor) -> bool:
-    """Return whether values cannot be read without stopping the device or the compiler: then an assertion is left."""
+    """Return whether reading the tensor's values would wait for a GPU or break compilation (or there are none: meta).
+
+    A check of values then leaves an assertion on the device instead.
+    """
     return tensor.is_cuda or tensor.is_meta or torch.compiler.is_compiling()
 
 
 def values(request: Request) -> None:
-    """Raise where a label, probability, weight or per-class value is out of range, by plain torch operations."""
+    """Raise ValueError, as `check` does, for a label, probability, weight or per-class value that is out of range.
+
+    At a voxel that is ignored or has a weight of 0, any label or value passes. A NaN in `input` passes. In a pass of
+    kind "ranks" the values of target and weight have to be 0 or 1.
+    """
     input, target, weight, _, _, settings = request
-    C = input.shape[1]
-    valid = None if weight is None else weight > 0
-    if settings.ignore_index is not None:
-        labelled = ~equals(target, settings.ignore_index)
-        valid = labelled if valid is None else valid & labelled
-    if target.ndim == 2 and target.dtype != torch.bool:
+    C, counted_BV = input.shape[1], request.counted
+    if request.hard and target.dtype != torch.bool:
         labels = signed(target)
         wrong = labels < 0
-        top = max(C, 2)
-        if top <= torch.iinfo(labels.dtype).max:
-            wrong = wrong | (labels >= top)
-        check(wrong, valid, labels, partial(labels_error, C, settings.ignore_index))
-    elif target.ndim == 3 and target.dtype != torch.bool:
-        check((target < 0) | (target > 1), valid, target, target_error)
+        label_count = max(C, 2)  # a single class has the labels 0 and 1
+        if label_count <= torch.iinfo(labels.dtype).max:  # else no label of this dtype is too large
+            wrong = wrong | (labels >= label_count)
+        check(wrong, counted_BV, labels, partial(labels_error, C, settings.ignore_index))
+    elif target.dtype != torch.bool:
+        check((target < 0) | (target > 1), counted_BV, target, target_error)
     if settings.activation == "none":
         slack = probability_slack(input.dtype)
-        check((input < -slack) | (input > 1 + slack), valid, input, probabilities_error)
+        check((input < -slack) | (input > 1 + slack), counted_BV, input, probabilities_error)
     if weight is not None and weight.dtype != torch.bool:
-        check(~(weight >= 0), None, weight, weights_error)
+        check(~(weight >= 0), None, weight, weights_error)  # not `< 0`, so that a NaN is refused
     if settings.kind == "ranks":
         zeros_and_ones(request)
 
 
 def zeros_and_ones(request: Request) -> None:
-    """Raise where a per-class value or a weight lies between 0 and 1: voxels that are ranked have no place for it."""
+    """Raise ValueError, as `check` does, for a per-class value or a weight other than 0 and 1, for the kind "ranks"."""
     for name, numbers in (("target", None if request.hard else request.target), ("voxel_weight", request.weight)):
         if numbers is not None and numbers.dtype != torch.bool:
-            check((numbers != 0) & (numbers != 1), None, numbers, partial(zero_or_one_error, name))
+            advice = "The order of the errors has no place for values between."
+            error = partial(_range_error, f"zeros and ones in {name}", "values", advice)
+            check((numbers != 0) & (numbers != 1), None, numbers, error)
 
 
-def check(wrong: Tensor, valid: Tensor | None, source: Tensor, error: Callable[..., str]) -> None:
-    """Raise where a voxel that counts is wrong; where no value can be read, leave an assertion or say less."""
-    if valid is not None:
-        wrong = wrong & (valid if wrong.ndim == 2 else valid.unsqueeze(1))
+def check(wrong: Tensor, counted_BV: Tensor | None, source: Tensor, error: Callable[..., str]) -> None:
+    """Raise ValueError if one of the values `source` is wrong at a voxel that counts.
+
+    On CUDA and in compiled code, which cannot wait for a value, leave an assertion that fails later.
+
+    Args:
+        wrong: bool, shaped as `source`: (B, V) or (B, C, V) with a mask, else any shape.
+        counted_BV: bool mask of the voxels that count, None for all.
+        error: makes the message from the first wrong value and the number of wrong values, or without arguments if
+            they cannot be read.
+    """
+    if counted_BV is not None:
+        wrong = wrong & (counted_BV if wrong.ndim == 2 else counted_BV.unsqueeze(1))
     if _deferred(source):
         torch._assert_async(~wrong.any(), error())
     elif (seen := unwrapped(wrong)) is not wrong:
@@ -253,7 +288,10 @@ def check(wrong: Tensor, valid: Tensor | None, source: Tensor, error: Callable[.
 
 
 def hard(values: Tensor, what: str = "target", advice: str = "Round it, or use softdice.FocalLoss.") -> Tensor:
-    """Return per-class values or a mask, all 0 or 1; the formulas for values between are no sums over voxels."""
+    """Return the values, of any shape and dtype; raise ValueError, as `check` does, unless all are 0 or 1.
+
+    what: the tensor's name in the message. advice: the message's last sentence.
+    """
 
     def error(value: object = UNSEEN, count: object = SOME) -> str:
         got = f"values such as {value:g}" if isinstance(value, float) else f"{value}"
@@ -270,11 +308,14 @@ def probability_slack(dtype: torch.dtype) -> float:
 
 
 UNSEEN, SOME = "values outside", "some"
-"""Words for the wrong value and the number of them where values cannot be read."""
+"""Words of the messages below for the first wrong value and the number of wrong ones, where they cannot be read."""
 
 
 def labels_error(num_classes: int, ignore_index: int | None, value: object = UNSEEN, count: object = SOME) -> str:
-    """Say what to do about a label outside [0, C) that is not ignore_index."""
+    """Return the message for `count` labels out of range, the first of which is `value`.
+
+    The range is [0, num_classes), or [0, 2) for a single class, and ignore_index if it is not None.
+    """
     allowed = f"labels in [0, {max(num_classes, 2)})" + ("" if ignore_index is None else f" or {ignore_index}")
     what = "target with " + (allowed if num_classes > 1 else f"{allowed} (1 is in the only class)")
     advice = "Raise num_classes, remap the labels, or set ignore_index."
@@ -283,23 +324,26 @@ def labels_error(num_classes: int, ignore_index: int | None, value: object = UNS
     return message(what, f"{value} ({count} voxels)", advice)
 
 
-def target_error(value: object = UNSEEN, count: object = SOME) -> str:
-    """Say what to do about a per-class value outside [0, 1]."""
-    return message("per-class values in [0, 1] in target", f"{value} ({count} values)", "Scale target to [0, 1].")
+def fractions_error(numel: int, value: object = UNSEEN, count: object = SOME) -> str:
+    """Return the message for a float label map of `numel` voxels that holds a fraction; see `_range_error`."""
+    advice = "A float label map must hold whole values; per-class values have shape (B, C, *S)."
+    got = f"{value:g} ({count} of {numel} voxels are not whole)" if isinstance(value, float) else f"{value}"
+    return message("whole labels in target", got, advice)
 
 
-def probabilities_error(value: object = UNSEEN, count: object = SOME) -> str:
-    """Say what to do about logits where probabilities should be."""
-    advice = "For logits pass activation='softmax' or activation='sigmoid'."
-    return message("probabilities in [0, 1] in input (activation='none')", f"{value} ({count} values)", advice)
+def _range_error(expected: str, unit: str, advice: str, value: object = UNSEEN, count: object = SOME) -> str:
+    """Return the message for `count` wrong values, the first of which is `value`.
+
+    expected: the first noun of the message. unit: "values" or "voxels", which `count` counts.
+    """
+    return message(expected, f"{value} ({count} {unit})", advice)
 
 
-def zero_or_one_error(name: str, value: object = UNSEEN, count: object = SOME) -> str:
-    """Say what to do about a value or weight between 0 and 1 where voxels are ranked."""
-    advice = "The order of the errors has no place for values between."
-    return message(f"zeros and ones in {name}", f"{value} ({count} values)", advice)
-
-
-def weights_error(value: object = UNSEEN, count: object = SOME) -> str:
-    """Say what to do about a negative or NaN weight."""
-    return message("voxel_weight >= 0", f"{value} ({count} voxels)", "Use 0 for a voxel that should not count.")
+target_error = partial(_range_error, "per-class values in [0, 1] in target", "values", "Scale target to [0, 1].")
+probabilities_error = partial(
+    _range_error,
+    "probabilities in [0, 1] in input (activation='none')",
+    "values",
+    "For logits pass activation='softmax' or activation='sigmoid'.",
+)
+weights_error = partial(_range_error, "voxel_weight >= 0", "voxels", "Use 0 for a voxel that should not count.")

@@ -29,18 +29,21 @@ from linecache import cache as sources
 from typing import Any
 
 SYMBOLS = ("p", "q", "y", "n", "t", "a", "b", "u", "v", "d", "e", "j", "s", "r", "f", "g", "gamma", "m")
-"""What an expression may name."""
+"""The names that an expression may contain."""
 
 
 def function(signature: str, body: str, names: dict[str, Any]) -> Callable[..., Any]:
-    """Compile a function from text, and keep the text where debuggers and compilers look for sources.
+    """Compile `def signature: body` and return the function; the text stays where debuggers and compilers look for it.
 
     The qualified name ends with a digest of the text, so that equal names mean equal code across two processes.
+
+    signature: name and parameters, `f(x, y)`. body: statements; all lines after the first are indented by 4 already.
+    names: the function's globals.
     """
     text = f"def {signature}:\n    {body}\n"
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     file = f"<softdice {digest}>"
-    sources[file] = (len(text), None, text.splitlines(keepends=True), file)
+    sources[file] = (len(text), None, text.splitlines(keepends=True), file)  # no time of change: never out of date
     scope = dict(names)
     exec(compile(text, file, "exec"), scope)
     result: Callable[..., Any] = scope[signature.partition("(")[0]]
@@ -49,9 +52,9 @@ def function(signature: str, body: str, names: dict[str, Any]) -> Callable[..., 
 
 
 class Statistic:
-    """One declaration: the name of the field, its formula for a reader, and the two expressions.
+    """One declaration: the name of the field, its formula for a reader, and the expressions `term` and `slope`.
 
-    `value` evaluates the term on numbers or tensors, passed by the names of the symbols; it ignores the others.
+    `value(**symbols)` evaluates the term on numbers or tensors; it ignores symbols that the term does not name.
     """
 
     def __init__(self, name: str, formula: str, term: str, slope: str) -> None:
@@ -60,13 +63,14 @@ class Statistic:
         self.value = function(f"{name}({', '.join((*self._in_term, '**others'))})", f"return {term}", {})
 
     def names(self, *symbols: str, slope: bool = False) -> bool:
-        """Return whether one of the symbols occurs in the term (or the slope)."""
+        """Return whether one of the symbols occurs in the term, or with `slope` in the slope."""
         names = self._in_slope if slope else self._in_term
         return any(symbol in names for symbol in symbols)
 
     @cached_property
     def elsewhere(self) -> tuple[bool, bool]:
         """Whether term and slope differ from 0 at a class that a voxel does not belong to (y = 0); for a softmax."""
+        # 0.3 stands for any number that is not 0: no expression vanishes there by chance
         numbers = dict.fromkeys(SYMBOLS, 0.3) | dict.fromkeys(("y", "t", "a", "b", "r", "f", "g"), 0.0) | {"n": 1.0}
         return tuple(eval(text, numbers) != 0 for text in (self.term, self.slope))
 
@@ -111,7 +115,7 @@ BY_NAME = {statistic.name: statistic for statistic in STATISTICS}
 MAPPED = tuple(statistic.name for statistic in STATISTICS if statistic.names("m"))
 """Statistics that read a map beside the target."""
 FIELDS = tuple(name for name in NAMES if name not in MAPPED)
-"""Statistics that read none."""
+"""Statistics that read no map."""
 
 READERS = {
     "gamma": frozenset(statistic.name for statistic in STATISTICS if statistic.names("u", "v")),

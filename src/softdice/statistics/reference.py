@@ -1,42 +1,75 @@
 """The definition of every kind of pass, in plain PyTorch.
 
 This module is slow and clear on purpose. Every kernel must agree with it; it also serves where no kernel does: other
-devices, double backward, function transforms, a target or weight that needs a gradient.
+devices, double backward, function transforms, a target or weight that needs a gradient. Requests come checked
+(`softdice.statistics.check`), and nothing here raises.
 
-Shape suffixes: B sample, C class (or region), V voxel, P pool of samples.
+Shape suffixes: B sample, C class (with regions: region), V voxel, P pool of samples, N voxel of a pool, 1 an axis of
+length 1. Letters as in `declared`: p the probability, y the target after label smoothing. `Request.counted` says which
+voxels count.
 """
 
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from softdice.statistics.declared import STATISTICS
-from softdice.statistics.request import Pass, Request, equals, outcomes, result_dtype, signed
+from softdice.statistics.request import Pass, Request, outcomes, result_dtype, signed
 
 
 def forward(request: Request) -> Tensor:
-    """Return what a pass gives (`softdice.statistics.request.Pass`), on the autograd graph."""
+    """Return what a pass of the request's kind gives, as `request.Pass` lists it, on the autograd graph."""
     kind = request.settings.kind
     if kind == "sums":
-        return statistics(request)
+        return statistics(request)  # (len(fields), B, C)
     if kind == "map":
-        return cross_entropy(request)
+        return cross_entropy(request)  # (B, V)
     if kind == "ranks":
-        costs, present = lovasz(request)
-        return torch.stack([costs, present.to(costs.dtype)])
-    return _mixed(request)
+        cost_PC, present_PC = lovasz(request)
+        return torch.stack([cost_PC, present_PC.to(cost_PC.dtype)])  # (2, P, C)
+    return confusion(request) if kind == "confusion" else skeletons(request)  # (C, B, C) or (4, B, C)
+
+
+class _Voxels(NamedTuple):
+    """The tensors of a request in the dtype of results, with 0 where a voxel does not count."""
+
+    value: Tensor  # (B, C, V), logits or probabilities
+    true: Tensor  # (B, C, V), the target before label smoothing
+    counted: Tensor | None  # (B, 1, V) bool, whether the voxel counts; None: all do
+    weight: Tensor  # (B, 1, V), 1 without weights
+
+
+def _voxels(request: Request) -> _Voxels:
+    """Return the values, the target, the mask of the voxels that count, and the weights of a request."""
+    input, target = request.input, request.target
+    value_BCV = input.to(result_dtype(input.dtype))
+    true_BCV = true_values(target, input.shape[1], value_BCV.dtype)
+    counted_B1V, weight_B1V = weights(request)
+    return _Voxels(_zeroed(value_BCV, counted_B1V), _zeroed(true_BCV, counted_B1V), counted_B1V, weight_B1V)
+
+
+def weights(request: Request) -> tuple[Tensor | None, Tensor]:
+    """Return (which voxels count, (B, 1, V) bool or None for all; their weights, (B, 1, V), 0 for the others)."""
+    input, weight, counted_BV = request.input, request.weight, request.counted
+    if counted_BV is None:
+        return None, torch.ones_like(input[:, :1], dtype=result_dtype(input.dtype))
+    weight_BV = counted_BV.to(result_dtype(input.dtype))
+    if weight is not None:
+        weight_BV = weight_BV * torch.where(weight > 0, weight, 0).to(weight_BV.dtype)
+    return counted_BV.unsqueeze(1), weight_BV.unsqueeze(1)
+
+
+def _zeroed(values_BCV: Tensor, counted_B1V: Tensor | None) -> Tensor:
+    """Return the values with 0 where a voxel does not count, a mask as in `_Voxels`: a NaN there must reach no sum."""
+    return values_BCV if counted_B1V is None else torch.where(counted_B1V, values_BCV, 0.0)
 
 
 def statistics(request: Request) -> Tensor:
-    """Return the sums over the voxels of each sample and class, (len(fields), B, C or R).
-
-    The statistics are declared in `softdice.statistics.declared`; here each symbol of their terms is evaluated. Labels
-    of a single class are 1 in the class; no weight is 1.
-    """
+    """Return the sums over the voxels of each sample and class, (len(fields), B, C or R), in the order of `fields`."""
     terms, weight_B1V, shape = _terms(request)
     return torch.stack([(terms[name] * weight_B1V).expand(shape).sum(-1) for name in request.settings.fields])
 
@@ -48,26 +81,28 @@ def cross_entropy(request: Request) -> Tensor:
 
 
 def _terms(request: Request) -> tuple[dict[str, Any], Tensor, torch.Size]:
-    """Return the terms of each voxel by statistic, without its weight; the weights; and the shape (B, C, V)."""
-    input, target, weight, regions, voxel_map, settings = request
+    """Evaluate the terms of the wanted statistics, which `declared` writes in symbols, at every voxel.
+
+    Return (terms, weights, shape): the terms by name of the statistic, not yet weighted, each (B, C, V) or what
+    broadcasts to it (1 for `voxels`); the weights, (B, 1, V); and the shape (B, C, V), or (B, R, V) with regions.
+    """
+    regions, voxel_map, settings = request.regions, request.voxel_map, request.settings
     wanted = [statistic for statistic in STATISTICS if statistic.name in settings.fields]
-    value_BCV = input.to(result_dtype(input.dtype))
-    valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
-    true_BCV = true_values(target, input.shape[1], value_BCV.dtype)
-    if valid_BV is not None:  # a NaN at a voxel that does not count must not reach a sum
-        value_BCV, true_BCV = (torch.where(valid_BV.unsqueeze(1), values, 0.0) for values in (value_BCV, true_BCV))
-    if regions is not None:
-        true_BCV = torch.stack([true_BCV.masked_fill(row, -torch.inf).amax(1) for row in ~regions.unsqueeze(-1)], dim=1)
-    prob_BCV, minus_log_p_BCV, minus_log_q_BCV = probabilities(
+    voxels = _voxels(request)
+    value_BCV, true_BCV = voxels.value, voxels.true
+    if regions is not None:  # the largest value of the classes in it: for labels their union
+        outside_RC1 = ~regions.unsqueeze(-1)
+        true_BCV = torch.stack([true_BCV.masked_fill(row_C1, -torch.inf).amax(1) for row_C1 in outside_RC1], dim=1)
+    p, minus_log_p_BCV, minus_log_q_BCV = probabilities(
         value_BCV, regions, settings.activation, any(statistic.names("a", "b") for statistic in wanted)
     )
-    share = settings.label_smoothing / outcomes(input.shape[1], settings.activation)
+    share = settings.label_smoothing / outcomes(request.input.shape[1], settings.activation)
     y = (1 - settings.label_smoothing) * true_BCV + share if settings.label_smoothing else true_BCV
-    p, n = prob_BCV, 1 - y
+    n = 1 - y
+    # further symbols: a = -ln p, b = -ln q, u = q^gamma, v = p^gamma with q = 1 - p; d = abs(p - y)^power; m the map
     symbols = {"p": p, "y": y, "n": n, "t": true_BCV, "a": 0.0, "b": 0.0}
     if voxel_map is not None:
-        map_BCV = voxel_map.to(p.dtype)
-        symbols["m"] = map_BCV if valid_BV is None else torch.where(valid_BV.unsqueeze(1), map_BCV, 0.0)
+        symbols["m"] = _zeroed(voxel_map.to(p.dtype), voxels.counted)
     if minus_log_p_BCV is not None:
         symbols["a"] = torch.where(y == 0, 0.0, minus_log_p_BCV)
     if minus_log_q_BCV is not None:
@@ -77,7 +112,7 @@ def _terms(request: Request) -> tuple[dict[str, Any], Tensor, torch.Size]:
         symbols.update(q=q, u=_power(q, settings.gamma), v=_power(p, settings.gamma))
     if any(statistic.names("d") for statistic in wanted):
         symbols["d"] = (p - y) ** 2 if settings.power == 2 else _power((p - y).abs(), settings.power)
-    return {statistic.name: statistic.value(**symbols) for statistic in wanted}, weight_B1V, y.shape
+    return {statistic.name: statistic.value(**symbols) for statistic in wanted}, voxels.weight, y.shape
 
 
 def lovasz(request: Request) -> tuple[Tensor, Tensor]:
@@ -89,54 +124,54 @@ def lovasz(request: Request) -> tuple[Tensor, Tensor]:
     and N_i are not, and G voxels are of the class altogether. Among equal errors the first goes first. A pool is the
     batch, or with `settings.per_sample` one sample. Weights and values of a target are 0 or 1.
     """
-    error_PCV, true_PCV = errors(request)
-    if not request.settings.per_sample:
-        error_PCV, true_PCV = (values.transpose(0, 1).flatten(1).unsqueeze(0) for values in (error_PCV, true_PCV))
-    order = error_PCV.detach().argsort(dim=-1, descending=True, stable=True)
-    ranked, of_class = error_PCV.gather(-1, order), true_PCV.gather(-1, order).double()
-    missing = of_class.sum(-1, keepdim=True) - of_class.cumsum(-1)
-    jaccard = 1 - missing / (of_class.sum(-1, keepdim=True) + (1 - of_class).cumsum(-1))
-    steps = torch.cat([jaccard[..., :1], jaccard[..., 1:] - jaccard[..., :-1]], -1)
-    return (ranked * steps.to(ranked.dtype)).sum(-1), true_PCV.any(-1)
+    error_PCN, true_PCN = errors(request)
+    if not request.settings.per_sample:  # one pool of all voxels: (B, C, V) to (1, C, B V)
+        error_PCN, true_PCN = (values.transpose(0, 1).flatten(1).unsqueeze(0) for values in (error_PCN, true_PCN))
+    order_PCN = error_PCN.detach().argsort(dim=-1, descending=True, stable=True)
+    ranked_PCN, of_class_PCN = error_PCN.gather(-1, order_PCN), true_PCN.gather(-1, order_PCN).double()
+    total_PC1 = of_class_PCN.sum(-1, keepdim=True)
+    missing_PCN = total_PC1 - of_class_PCN.cumsum(-1)
+    jaccard_PCN = 1 - missing_PCN / (total_PC1 + (1 - of_class_PCN).cumsum(-1))
+    step_PCN = torch.cat([jaccard_PCN[..., :1], jaccard_PCN[..., 1:] - jaccard_PCN[..., :-1]], -1)
+    return (ranked_PCN * step_PCN.to(ranked_PCN.dtype)).sum(-1), true_PCN.any(-1)
 
 
 def errors(request: Request) -> tuple[Tensor, Tensor]:
-    """Return abs(y - p), for a sigmoid the hinge max(0, 1 - (2 y - 1) x), and y, both (B, C, V).
+    """Return the error of each voxel and class, and whether the voxel is of the class (bool), (B, C, V) each.
+
+        abs(y - p), for a sigmoid the hinge max(0, 1 - (2 y - 1) x) of the logit x
 
     A voxel that does not count has the error 0, and is in no class: the last rank, which changes no other.
     """
-    input, target, weight, _, _, settings = request
-    value_BCV = input.to(result_dtype(input.dtype))
-    valid_BV, _ = _weights(value_BCV, target, weight, settings.ignore_index)
-    true_BCV = true_values(target, input.shape[1], value_BCV.dtype) > 0.5
-    if valid_BV is not None:
-        value_BCV, true_BCV = torch.where(valid_BV.unsqueeze(1), value_BCV, 0.0), true_BCV & valid_BV.unsqueeze(1)
-    if settings.activation == "sigmoid":
-        error_BCV = (1 + torch.where(true_BCV, -value_BCV, value_BCV)).relu()
+    voxels, activation = _voxels(request), request.settings.activation
+    true_BCV = voxels.true > 0.5
+    if activation == "sigmoid":
+        error_BCV = (1 + torch.where(true_BCV, -voxels.value, voxels.value)).relu()
     else:
-        p, _, _ = probabilities(value_BCV, None, settings.activation, False)
+        p, _, _ = probabilities(voxels.value, None, activation, False)
         error_BCV = torch.where(true_BCV, 1 - p, p).relu()
-    return (error_BCV if valid_BV is None else torch.where(valid_BV.unsqueeze(1), error_BCV, 0.0)), true_BCV
+    return _zeroed(error_BCV, voxels.counted), true_BCV
 
 
-def _mixed(request: Request) -> Tensor:
-    """Return the sums of the passes in which classes (confusion) or voxels (skeletons) meet others."""
-    input, target, weight, _, _, settings = request
-    value_BCV = input.to(result_dtype(input.dtype))
-    valid_BV, weight_B1V = _weights(value_BCV, target, weight, settings.ignore_index)
-    true_BCV = true_values(target, input.shape[1], value_BCV.dtype)
-    if valid_BV is not None:
-        value_BCV = torch.where(valid_BV.unsqueeze(1), value_BCV, 0.0)
-    prob_BCV, _, _ = probabilities(value_BCV, None, settings.activation, False)
-    if settings.kind == "confusion":
-        return torch.stack([(row_B1V * prob_BCV).sum(-1) for row_B1V in (true_BCV * weight_B1V).split(1, 1)])
-    if valid_BV is not None:
-        prob_BCV, true_BCV = (torch.where(valid_BV.unsqueeze(1), x, 0.0) for x in (prob_BCV, true_BCV))
-    return centreline(prob_BCV, true_BCV, weight_B1V, settings)
+def confusion(request: Request) -> Tensor:
+    """Return the soft confusion matrices, (C, B, C): for each label the sums of w p over the voxels that have it."""
+    voxels = _voxels(request)
+    prob_BCV, _, _ = probabilities(voxels.value, None, request.settings.activation, False)
+    of_label = (voxels.true * voxels.weight).split(1, 1)  # C tensors (B, 1, V)
+    return torch.stack([(weight_B1V * prob_BCV).sum(-1) for weight_B1V in of_label])
+
+
+def skeletons(request: Request) -> Tensor:
+    """Return the four sums of soft skeletons, (4, B, C), as `centreline` lists them."""
+    voxels = _voxels(request)
+    prob_BCV, _, _ = probabilities(voxels.value, None, request.settings.activation, False)
+    return centreline(_zeroed(prob_BCV, voxels.counted), voxels.true, voxels.weight, request.settings)
 
 
 def centreline(prob_BCV: Tensor, true_BCV: Tensor, weight_B1V: Tensor, settings: Pass) -> Tensor:
-    """Return the sums of soft skeletons, (4, B, C), for p and y that are 0 where a voxel does not count.
+    """Return sum w S(p) y, sum w S(p), sum w S(y) p and sum w S(y), (4, B, C), with S the soft skeleton.
+
+    p and y are 0 where a voxel does not count. The settings hold the shape *S of the volume and the erosions.
 
     Source: S. Shit et al., "clDice - a novel topology-preserving loss function for tubular structure segmentation",
     CVPR 2021, algorithm 2.
@@ -149,37 +184,35 @@ def centreline(prob_BCV: Tensor, true_BCV: Tensor, weight_B1V: Tensor, settings:
 
 
 def soft_skeleton(x: Tensor, iterations: int) -> Tensor:
-    """Return the soft skeleton of values in [0, 1], (B, C, H, W) or (B, C, D, H, W): what each opening takes away."""
+    """Return the soft skeleton of values in [0, 1], (B, C, H, W) or (B, C, D, H, W): what each opening takes away.
+
+        E_0 = x,    E_(k+1) = erosion of E_k,    d_k = relu(E_k - dilation of E_(k+1))
+        S_0 = d_0,  S_k = S_(k-1) + relu(d_k - S_(k-1) d_k),    the skeleton is S_iterations
+
+    with iterations >= 0, the number of erosions. An erosion takes the least of 3 voxels in a row along each axis, a
+    dilation the largest of all 3 x 3 (x 3); windows end at the border.
+    """
     rank = x.ndim - 2
-    pool = torch.nn.functional.max_pool2d if rank == 2 else torch.nn.functional.max_pool3d
+    max_pool = torch.nn.functional.max_pool2d if rank == 2 else torch.nn.functional.max_pool3d
     windows = [tuple(3 if i == axis else 1 for i in range(rank)) for axis in range(rank)]
     skeleton = torch.zeros_like(x)
     for level in range(iterations + 1):
-        least = [-pool(-x, window, 1, tuple(size // 2 for size in window)) for window in windows]
-        eroded = reduce(torch.minimum, least)
-        rest = (x - pool(eroded, 3, 1, 1)).relu()
-        skeleton = rest if level == 0 else skeleton + (rest - skeleton * rest).relu()
+        minima = [-max_pool(-x, window, 1, tuple(size // 2 for size in window)) for window in windows]
+        eroded = reduce(torch.minimum, minima)
+        ridge = (x - max_pool(eroded, 3, 1, 1)).relu()
+        skeleton = ridge if level == 0 else skeleton + (ridge - skeleton * ridge).relu()
         x = eroded
     return skeleton
-
-
-def _weights(
-    value_BCV: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int | None
-) -> tuple[Tensor | None, Tensor]:
-    """Return which voxels count (None: all of them), and the weight of each."""
-    valid_BV = None if ignore_index is None else ~equals(target, ignore_index)
-    if weight is not None:
-        valid_BV = weight > 0 if valid_BV is None else valid_BV & (weight > 0)
-    weight_BV = torch.ones_like(value_BCV[:, 0]) if valid_BV is None else valid_BV.to(value_BCV.dtype)
-    if weight is not None:
-        weight_BV = weight_BV * torch.where(weight > 0, weight, 0).to(value_BCV.dtype)
-    return valid_BV, weight_BV.unsqueeze(1)
 
 
 def probabilities(
     value_BCV: Tensor, regions: Tensor | None, activation: str, logs: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return p of classes or regions; with `logs` also -ln p and, for a sigmoid, -ln(1 - p)."""
+    """Return p, -ln p and -ln(1 - p) of classes, (B, C, V), or regions, (B, R, V), without cancellation.
+
+    value_BCV: logits, or probabilities for the activation "none". regions: (R, C) bool; None with a sigmoid. Without
+    `logs` the logarithms are None, and -ln(1 - p) is computed for a sigmoid alone.
+    """
     if activation == "sigmoid":
         logsigmoid = torch.nn.functional.logsigmoid
         prob_BCV = _sigmoid(value_BCV)
@@ -194,29 +227,33 @@ def probabilities(
     if regions is None:
         return prob_BCV, -value_BCV.log_softmax(1), None
     # for a union the difference of two logsumexps: the logarithm of a sum of p would end where p underflows
-    most_B1V = value_BCV.detach().amax(1, keepdim=True)
-    away_BCV = value_BCV - torch.where(most_B1V.isfinite(), most_B1V, 0.0)
-    parts = [_logsumexp(away_BCV.masked_fill(row, -torch.inf)) for row in ~regions.unsqueeze(-1)]
-    return prob_BCV, (_logsumexp(away_BCV).unsqueeze(1) - torch.stack(parts, dim=1)), None
+    largest_B1V = value_BCV.detach().amax(1, keepdim=True)
+    shifted_BCV = value_BCV - torch.where(largest_B1V.isfinite(), largest_B1V, 0.0)
+    of_regions = [_logsumexp(shifted_BCV.masked_fill(outside_C1, -torch.inf)) for outside_C1 in ~regions.unsqueeze(-1)]
+    return prob_BCV, (_logsumexp(shifted_BCV).unsqueeze(1) - torch.stack(of_regions, dim=1)), None
 
 
 def _sigmoid(value: Tensor) -> Tensor:
-    """Return 1 / (1 + e^-x) from the smaller of p and 1 - p, so p (1 - p), its slope, is not 0 where p rounds to 1."""
+    """Return p = 1 / (1 + e^-x), made from the smaller of p and 1 - p: its gradient is not 0 where p rounds to 1."""
     small = torch.where(value >= 0, -value, value).sigmoid()
     return torch.where(value >= 0, 1 - small, small)
 
 
 def _logsumexp(value_BCV: Tensor) -> Tensor:
     """Return the logsumexp over classes, (B, V); -inf with a gradient of 0 where all classes are -inf (torch: nan)."""
-    off_BV = value_BCV.detach().amax(1).isneginf()
-    return torch.where(off_BV.unsqueeze(1), 0.0, value_BCV).logsumexp(1).masked_fill(off_BV, -torch.inf)
+    all_infinite_BV = value_BCV.detach().amax(1).isneginf()
+    finite_BCV = torch.where(all_infinite_BV.unsqueeze(1), 0.0, value_BCV)
+    return finite_BCV.logsumexp(1).masked_fill(all_infinite_BV, -torch.inf)
 
 
 def true_values(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Return y, (B, C, V), for labels or per-class values."""
+    """Return the target as numbers, (B, C, V): labels (B, V) one-hot, per-class values (B, C, V) converted.
+
+    A label outside [0, C), as ignore_index may be, is in no class. With C = 1 the class has the label 1.
+    """
     if target.ndim == 3:
         return target.to(dtype)
-    first = 1 if num_classes == 1 else 0  # a single class is the mask of ones
+    first = 1 if num_classes == 1 else 0
     labels_C = torch.arange(first, first + num_classes, device=target.device).view(1, -1, 1)
     return (signed(target).unsqueeze(1) == labels_C).to(dtype)
 

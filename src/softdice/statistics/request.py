@@ -1,4 +1,7 @@
-"""What one pass over the voxels works on, from the losses down to the kernels: its tensors, and its settings."""
+"""The tensors and the settings of one pass over the voxels, as losses pass them down to kernels.
+
+Both are checked before, in `softdice.statistics.check`. Shape letters: B sample, C class, R region, V voxel.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,9 @@ class Pass:
     power: float = 1.0
     fields: tuple[str, ...] = FIELDS
     kind: str = "sums"
-    shape: tuple[int, ...] | None = None  # skeletons: of the volume
+    shape: tuple[int, ...] | None = None  # skeletons: (H, W) or (D, H, W), whose product is V
     iterations: int = 0  # skeletons: erosions
-    per_sample: bool = False  # ranks: whether each sample is ranked by itself
+    per_sample: bool = False  # ranks: whether each sample is ranked apart from the others
     classes: tuple[int, ...] | None = None  # ranks: the classes that are wanted
 
     @property
@@ -56,9 +59,10 @@ class Pass:
 
     @property
     def text(self) -> str:
-        """The settings as an operator takes them: all but the regions, which are a tensor there.
+        """The settings as words in a string, which an operator of torch.library can take; `decode` reads it.
 
-        Numbers in hex: it is exact, and unlike str torch.compile can trace it for a number that varies between calls.
+        Regions are left out, since the operator takes them as a tensor, and the settings of ranks, which have no
+        operator. Numbers are in hex: that is exact, and unlike str torch.compile can trace it for a number that varies.
         """
         smoothing, gamma, power = float(self.label_smoothing).hex(), float(self.gamma).hex(), float(self.power).hex()
         sizes = "None" if self.shape is None else "x".join(str(size) for size in self.shape)
@@ -71,7 +75,7 @@ SETTINGS = tuple(setting.name for setting in fields(Pass))
 
 @lru_cache(maxsize=1024)
 def decode(text: str) -> Pass:
-    """Return the settings, without regions, that `Pass.text` wrote.
+    """Return the settings that `Pass.text` wrote; what it leaves out has its default.
 
     Example:
         >>> decode(Pass(activation="softmax", ignore_index=255).text) == Pass(activation="softmax", ignore_index=255)
@@ -112,8 +116,17 @@ class Request(NamedTuple):
         """Number of classes or regions that have sums."""
         return self.input.shape[1] if self.regions is None else self.regions.shape[0]
 
+    @property
+    def counted(self) -> Tensor | None:
+        """Which voxels count, (B, V) bool or None for all: the weight is above 0, the label is not ignore_index."""
+        counted_BV = None if self.weight is None else self.weight > 0
+        if self.settings.ignore_index is not None:
+            labelled_BV = ~equals(self.target, self.settings.ignore_index)
+            counted_BV = labelled_BV if counted_BV is None else counted_BV & labelled_BV
+        return counted_BV
+
     def cut(self, samples: slice, voxels: slice) -> Request:
-        """Return the request for some samples and voxels."""
+        """Return the request for some samples and voxels, slices of B and V; its tensors are views."""
         weight = None if self.weight is None else self.weight[samples, voxels]
         voxel_map = None if self.voxel_map is None else self.voxel_map[samples, :, voxels]
         input, target = self.input[samples, :, voxels], self.target[samples, ..., voxels]
@@ -125,14 +138,14 @@ TENSORS = len(Request._fields) - 1
 
 
 def result_shape(request: Request) -> tuple[int, ...]:
-    """Return the shape of what a pass gives, see `Pass`."""
-    (B, C, V), s = request.input.shape, request.settings
-    if s.kind == "map":
+    """Return the shape of the tensor that the pass gives, as the table of `Pass` lists them."""
+    (B, C, V), settings = request.input.shape, request.settings
+    if settings.kind == "map":
         return B, V
-    if s.kind == "ranks":
-        return 2, B if s.per_sample else 1, C
-    rows = {"confusion": C, "skeletons": 4}.get(s.kind, len(s.fields))
-    return rows, B, request.columns
+    if settings.kind == "ranks":
+        return 2, B if settings.per_sample else 1, C
+    sums = {"confusion": C, "skeletons": 4}.get(settings.kind, len(settings.fields))
+    return sums, B, request.columns
 
 
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -143,7 +156,7 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
 def outcomes(num_classes: int, activation: str) -> int:
     """Return K, the number of outcomes that label smoothing spreads its share over.
 
-    Classes that exclude each other are C outcomes; a class decided by itself (a sigmoid, a single mask) has two.
+    Classes that exclude each other are C outcomes; a class with a sigmoid, or a single mask, has two.
     """
     return 2 if activation == "sigmoid" or num_classes == 1 else num_classes
 
@@ -155,33 +168,42 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def equals(labels: Tensor, value: int) -> Tensor:
-    """Return where labels equal a number; one that the dtype cannot hold equals none of them.
+    """Return where labels, of any integer dtype or bool, equal a number: bool, in their shape.
 
-    torch would wrap it round: `torch.tensor([255], dtype=torch.uint8) == -1` is true.
+    A number that the dtype cannot hold equals none of them. torch would wrap it round:
+    `torch.tensor([255], dtype=torch.uint8) == -1` is true.
     """
     limits = torch.iinfo(torch.uint8 if labels.dtype == torch.bool else labels.dtype)
     if limits.min <= value <= limits.max:
-        return signed(labels) == (value if value < 2**63 else value - 2**64)
+        return signed(labels) == (value if value < 2**63 else value - 2**64)  # as `signed` turns uint64 to int64
     return torch.zeros_like(labels, dtype=torch.bool)
 
 
 def signed(labels: Tensor) -> Tensor:
-    """Return labels in a dtype that torch can compare; those from 2^63 on become negative."""
+    """Return labels, or values of any dtype, in one that torch can compare: only uint16, uint32 and uint64 change.
+
+    Labels from 2^63 on become negative.
+    """
     wider = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
     return labels.to(wider[labels.dtype]) if labels.dtype in wider else labels
 
 
-# --- constants beside the voxels: a device takes them once, not in every call, which would wait for it
+# --- small constants: copied to a device once, since a copy in every call would wait for the device
 
 
 def columns(values: Tensor, numbers: Sequence[int]) -> Tensor:
-    """Return some places of the last axis, in that order, by slices: an index would be copied to the device.
+    """Return values (..., N) at some places of the last axis, in that order; a place may be negative, as an index may.
+
+    There is a slice for each run of consecutive places: a tensor of indices would have to be copied to the device.
+
+    Raises:
+        IndexError: a place outside of the axis.
 
     Example:
         >>> columns(torch.arange(6), range(1, 6)), columns(torch.arange(6), (4, 0, 1, 2))
         (tensor([1, 2, 3, 4, 5]), tensor([4, 0, 1, 2]))
     """
-    runs: list[list[int]] = []
+    runs: list[list[int]] = []  # [first, end) of each
     size = values.shape[-1]
     for number in numbers:
         if not -size <= number < size:
@@ -191,7 +213,7 @@ def columns(values: Tensor, numbers: Sequence[int]) -> Tensor:
             runs[-1][1] += 1
         else:
             runs.append([place, place + 1])
-    parts = [values[..., first:last] for first, last in runs or [[0, 0]]]
+    parts = [values[..., first:end] for first, end in runs or [[0, 0]]]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
@@ -202,9 +224,9 @@ def _kept(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def constant(numbers: Any, dtype: torch.dtype, like: Tensor) -> Tensor:
-    """Return nested tuples of numbers as a tensor on the device of `like`, that of an earlier call if there was one.
+    """Return nested tuples of numbers as a tensor on the device of `like`, shared between calls: never write to it.
 
-    It must not be written to.
+    While torch.compile traces, and for a subclass of Tensor, it is a new one.
     """
     if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
         return torch.tensor(numbers, dtype=dtype, device=like.device)
@@ -212,8 +234,11 @@ def constant(numbers: Any, dtype: torch.dtype, like: Tensor) -> Tensor:
 
 
 def moved(values: Tensor, like: Tensor) -> Tensor:
-    """Return values in the dtype and on the device of `like`; and keep what a CPU's become there."""
-    stays = values.device == like.device or values.device.type != "cpu" or values.requires_grad
-    if stays or values.ndim != 1 or torch.compiler.is_compiling():
+    """Return values in the dtype and on the device of `like`.
+
+    (N,) values of a CPU are copied to another device once, and kept there by their numbers (`constant`).
+    """
+    not_copied = values.device == like.device or values.device.type != "cpu" or values.requires_grad
+    if not_copied or values.ndim != 1 or torch.compiler.is_compiling():
         return values.to(like)
     return constant(tuple(values.tolist()), like.dtype, like)

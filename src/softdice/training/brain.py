@@ -16,16 +16,17 @@ from softdice.training.cases import Case, Cases
 from softdice.training.channels import normalise
 
 PERIOD = 24
+"""Slices, 1 mm apart, from one block of held-out ones to the next."""
 GAP = 3
+"""Slices on either side of such a block that are used for nothing."""
 LEAST_TISSUE = 0.005
 """Share of the slice that grey matter and white matter must each fill."""
 
 
 def brain_cases(val_fraction: float) -> Cases:
-    """Return cases of 2-D slices, 1 mm, shown with the front up, with their split.
+    """Return the axial slices as 2-D cases, pixels of 1 mm, the front of the head up, with a split by `blocks`.
 
-    Of every 24 slices that hold enough tissue, a share of `val_fraction` (1 to 17 slices) is held out in one block,
-    three slices on either side of it are left out, and the rest is for training.
+    `val_fraction` is the share of the slices to hold out, in (0, 1). Raise ModuleNotFoundError without nilearn.
     """
     validation.package("softdice train", "nilearn", "train")
     from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
@@ -40,10 +41,11 @@ def brain_cases(val_fraction: float) -> Cases:
     names = [f"z{z:03d}" for z in slices]
 
     def read(number: int) -> Case:
+        """Return a slice by its position among those with enough tissue."""
         z = slices[number]
-        return Case(names[number], normalise(image[:, :, z])[None], label[:, :, z].copy())
+        return Case(names[number], normalise(image[:, :, z], clipped=cases.clipped)[None], label[:, :, z].copy())
 
-    return Cases(
+    cases = Cases(
         names=names,
         values=[0, 1, 2],
         class_names=["background", "grey matter", "white matter"],
@@ -54,10 +56,14 @@ def brain_cases(val_fraction: float) -> Cases:
         split=blocks(len(slices), val_fraction),
         keep_bytes=2**30,
     )
+    return cases
 
 
 def blocks(count: int, val_fraction: float) -> tuple[list[int], list[int]]:
-    """Return numbers of slices for training and numbers held out, never closer than the gap.
+    """Return which of the slices 0 to `count` - 1 are for training and which are held out.
+
+    In every `PERIOD` slices one block is held out, a share of `val_fraction` (1 to 17 slices). `GAP` slices on either
+    side of it are left out, and the rest is for training.
 
     Example:
         >>> training, held_out = blocks(24, 0.25)

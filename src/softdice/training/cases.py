@@ -1,4 +1,7 @@
-"""Cases of a folder: images and labels that belong together, checked, scaled, with their label values mapped."""
+"""Cases of a folder: images and labels that belong together, checked, scaled, with their label values mapped.
+
+In shapes *S are the spatial axes of an image, turned as `softdice.images.orientation` says.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from softdice.images.files import Image, read_image
+from softdice.images.files import read_image
 from softdice.images.geometry import extended, one_frame, one_shape, reversed_shape
 from softdice.images.labels import colours, labels, one_palette
 from softdice.images.orientation import check_turned, lies, turned_like
-from softdice.training.channels import ONE_FORMAT, Reading, emptiness, lonely_value, read_channels, scaled, size
-from softdice.training.config import refusal
-from softdice.training.layout import find_layout
+from softdice.training.channels import ONE_FORMAT, Reading, emptiness, fits_among, lonely_value, read_channels, scaled
+from softdice.training.config import refusal, size
+from softdice.training.layout import Layout, find_layout
 from softdice.training.places import LEAST_OBJECTS, Places, are_objects, places
 
 MAX_CLASSES = 256
 IGNORED = 255
 """Class number of voxels that are left out."""
 LABEL_LIKE = 32, 0.5
-"""Of an image with more values than this, so large a share of voxels has the value of the next one, if it is labels."""
+"""In a label map with more values than this, at least such a share of the voxels has the value of the next voxel."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,18 @@ class Cases:
         spatial_ndim: 2 or 3. channels: of every image. shapes: (*S) per case.
         read: case number -> case.
         split: a split that the data prescribe, (training, held out), or None.
-        present: label values of each case, where they are known beforehand.
+        present: label values of each case; [] where they are not known before the case is read.
         ignored: the label value of voxels that are left out, or None.
         joint: channels are the colours of pictures, scaled together. by_channel: images are one file per channel.
-        axes: what the axes of images and labels mean: "RAS", or letters such as "zyx". placed: in a patient.
-        places: where the numbers of each label map lie, if anyone asks.
-        empty: names of images, and what is wrong with them, from which nothing can be learnt.
-        lonely: names of images, and a value far from all others, with its share, that may stand for missing data.
+        clipped: cut off intensities as `normalise` says, for a run that an earlier release started.
+        axes: what the axes of images and labels mean: "RAS", or letters such as "zyx".
+        placed: whether an image says how it lies in a patient.
+        places: of the label values in each 2-D case, for mirroring; of 3-D cases only those that may number objects.
+        empty: name of an image from which nothing can be learnt -> what is wrong with it.
+        lonely: name of an image -> a value that may stand for missing data, and its share of the voxels.
         left_out: lines that name what else lies in the folders.
-        unscaled: images and labels that were read with their folder, until their case is asked for.
-        keep_bytes: memory for further cases.
+        unscaled: case number -> image and label values as `read_folder` read them, until the case is asked for.
+        keep_bytes: memory for further cases; 0 keeps none. _kept: those in memory, by number.
     """
 
     names: list[str]
@@ -69,6 +74,7 @@ class Cases:
     ignored: int | None = None
     joint: bool = True
     by_channel: bool = False
+    clipped: bool = False
     axes: str = "yx"
     placed: bool = False
     places: list[Places] = field(default_factory=list)
@@ -83,18 +89,19 @@ class Cases:
         return len(self.names)
 
     def __getitem__(self, number: int) -> Case:
+        """Return a case, and keep it if `keep_bytes` allow; raise FileError or TrainingError if its files changed."""
         if number in self._kept:
             return self._kept[number]
-        self.keep_bytes += sum(part.nbytes for part in self.unscaled.get(number, ()))
+        self.keep_bytes += sum(part.nbytes for part in self.unscaled.get(number, ()))  # `read` removes them
         case = self.read(number)
-        size = case.image.nbytes + case.label.nbytes
-        if size <= self.keep_bytes:
-            self.keep_bytes -= size
+        case_bytes = case.image.nbytes + case.label.nbytes
+        if case_bytes <= self.keep_bytes:
+            self.keep_bytes -= case_bytes
             self._kept[number] = case
         return case
 
     def keep_unscaled(self, number: int, image: np.ndarray, label: np.ndarray) -> None:
-        """Keep what was read of a case until it is asked for, so that no file is read twice, if there is memory."""
+        """Keep image (channels, *S) and label values (*S) until `read`, if there is memory: no file is read twice."""
         image = image if image.itemsize <= 4 else image.astype(np.float32)  # as it will be scaled
         if image.nbytes + label.nbytes <= self.keep_bytes:
             self.keep_bytes -= image.nbytes + label.nbytes
@@ -113,7 +120,7 @@ class Cases:
         return {value: number for number, value in enumerate(self.values)}
 
     def untrained(self, training: Sequence[int]) -> list[int]:
-        """Return the classes of which none of these cases has a voxel, as far as that is known beforehand."""
+        """Return the classes without a voxel in all of the cases `training`, [] where `present` does not say."""
         seen = set().union(*(self.present[number] for number in training)) if self.present else set(self.values)
         return [number for number, value in enumerate(self.values) if value not in seen]
 
@@ -135,129 +142,177 @@ def read_folder(
         ignore_geometry: an image and its label belong together by position, whatever their affines say.
         ignore: label value of voxels to leave out; None: what nnU-Net's dataset.json calls "ignore", if anything.
         nodata: value of voxels of the images that hold no data, beside what GDAL's tag names.
-        foreground: all label values but 0 are one class. None: they are not, and a doubt is raised where they look like
-            numbers of objects; False: they are classes, without a doubt.
+        foreground: True makes all label values but 0 one class. None: each value is a class, and values that seem to
+            number objects raise an error; False: each value is a class, whatever it seems to be.
 
     Raises:
         TrainingError, FileError: a folder is missing or empty, names have no partner, a file cannot be read, shape or
-            geometry of a pair differ, dimensions or axes differ between files, labels are none, or number objects, or
-            there is only one class.
+            geometry of a pair differ, dimensions or axes differ between files, a label file holds intensities or
+            numbers of objects, or there is only one class.
     """
     layout = find_layout(Path(folder))
-    images, names = layout.images, list(layout.images)
     ignore = layout.ignore if ignore is None else ignore
-    object_class = 2 if ignore == 1 else 1
-    most = MAX_CLASSES - (ignore is not None)
-    channels: list[int] = []
-    values: set[int] = set()
-    palettes: dict[int, tuple[str, str]] = {}
-
-    def read_pair(name: str) -> tuple[Reading, Image, Image]:
-        reading = read_channels(images[name], ignore_geometry=ignore_geometry, nodata=nodata)
-        label = extended(read_image(layout.labels[name]), reading.stored)
-        return reading, label, turned_like(label, reading.stored, by_position=ignore_geometry)
-
-    def numbers_of(name: str, label: Image) -> np.ndarray:
-        advice = "Round them, or check the folder."
-        numbers = labels(layout.labels[name], label, rounded=round, advice=advice)
-        if foreground:
-            out = np.zeros(numbers.shape, bool) if ignore is None else numbers == ignore
-            numbers = np.where(out, ignore or 0, np.where(numbers == 0, 0, object_class))
-        return numbers
+    pairs = _Pairs(layout, round, ignore_geometry, ignore, nodata, foreground)
 
     def read(number: int) -> Case:
-        name, shape = names[number], cases.shapes[number]
+        """Return a case; its files are read again unless their arrays were kept."""
+        name = cases.names[number]
         if number in cases.unscaled:
             array, numbers = cases.unscaled.pop(number)
         else:
-            reading, _, label = read_pair(name)
-            array, numbers = reading.array, numbers_of(name, label)
-        label_classes = classes[np.searchsorted(known, numbers.reshape(shape).astype(known.dtype, copy=False))]
-        return Case(name, scaled(np.broadcast_to(array, (cases.channels, *shape)), cases.joint), label_classes)
+            reading, numbers = pairs.read(name)
+            array = reading.array
+        image = scaled(array, cases.joint, cases.channels, clipped=cases.clipped)
+        return Case(name, image, _classes(numbers, cases.values, ignore))
 
-    cases = Cases(names, [], [], 0, 0, [], read, ignored=ignore, left_out=layout.left_out)
+    cases = Cases([*layout.images], [], [], 0, 0, [], read, ignored=ignore, left_out=layout.left_out)
     cases.by_channel, cases.keep_bytes = layout.by_channel, memory_bytes() // 2
-    for number, name in enumerate(names):
-        path, label_path = images[name][min(images[name])], layout.labels[name]
-        reading, stored_label, label = read_pair(name)
-        if number == 0:
-            cases.spatial_ndim, cases.axes = reading.stored.spatial_ndim, reading.axes
-        _check_axes(path, reading, cases, "" if number == 0 else images[names[0]][0].name)
-        if problem := emptiness(reading.array, reading.joint):
-            cases.empty[name] = problem
-        if outlier := lonely_value([reading.array] if reading.joint else [*reading.array]):
-            cases.lonely[name] = outlier
-        numbers = numbers_of(name, label)
-        one_palette(label_path, colours(label), palettes)
+    channels = [_survey(cases, number, pairs) for number in range(len(cases))]
+    if len(cases.values) < 2:
+        beside = "" if ignore is None else f" beside {ignore}, which is left out"
+        got = f"only {', '.join(map(str, cases.values)) or 'none'}{beside}"
+        expected = f"at least two label values in {layout.labels[cases.names[0]].parent}"
+        raise refusal(expected, got, "There is nothing to tell apart.")
+    cases.channels = max(channels)
+    for name, count in zip(cases.names, channels, strict=True):
+        if not fits_among(count, cases.channels, cases.joint):
+            expected = f"{'1 or ' * cases.joint}{cases.channels} channels as in the other images"
+            raise refusal(expected, count, "Convert it.", path=layout.images[name][0])
+    names = {0: "background", pairs.object_value: "foreground"} if foreground else layout.label_names
+    cases.class_names = _class_names(cases.values, names)
+    return cases
+
+
+@dataclass
+class _Pairs:
+    """Reads the pairs of a folder. Fields are the arguments of `read_folder`; `ignore` may come from dataset.json.
+
+    Attributes:
+        palettes: label value -> its colour in the palettes so far, and the first file that has it.
+        first: (file name, number of axes, meaning of the axes) of the first image; None before it is read.
+    """
+
+    layout: Layout
+    round: bool
+    ignore_geometry: bool
+    ignore: int | None
+    nodata: float | None
+    foreground: bool | None
+    palettes: dict[int, tuple[str, str]] = field(default_factory=dict)
+    first: tuple[str, int, str] | None = None
+
+    @property
+    def object_value(self) -> int:
+        """Return the label value that replaces all others but 0 and `ignore`, if `foreground`."""
+        return 2 if self.ignore == 1 else 1
+
+    def read(self, name: str) -> tuple[Reading, np.ndarray]:
+        """Return the image of the case `name` and its label values, (*S) bool or integers, turned alike.
+
+        Raises:
+            FileError: a file cannot be read, the label file holds other than whole numbers, its affine differs from the
+                image's, or its palette from an earlier one. TrainingError: shapes, dimensions or axes differ.
+        """
+        files, label_path = self.layout.images[name], self.layout.labels[name]
+        reading = read_channels(files, ignore_geometry=self.ignore_geometry, nodata=self.nodata)
+        path = files[0]
+        self._check_axes(path, reading)
+        stored = extended(read_image(label_path), reading.stored)
+        label = turned_like(stored, reading.stored, by_position=self.ignore_geometry)
+        numbers = labels(label_path, label, rounded=self.round, advice="Round them, or check the folder.")
+        one_palette(label_path, colours(label), self.palettes)
         if not one_shape(reading.shape, numbers.shape):
             swapped = not one_frame(reading.stored, label) and reversed_shape(reading.shape, numbers.shape)
             got = f"{size(reading.shape)} for {path} and {size(numbers.shape)} for {label_path}"
             raise refusal("one shape", got, ONE_FORMAT if swapped else "Resample one of them.")
-        if not ignore_geometry:
+        if not self.ignore_geometry:
             advice = "Resample one of them; --ignore-geometry takes them as they are."
-            check_turned(label_path, stored_label, path, reading.stored, advice=advice, transpose=ONE_FORMAT)
-        present = set(map(int, np.unique(numbers)))
-        values |= present - {ignore}
-        if not foreground and (numbers.ndim == 2 or (foreground is None and len(present) > LEAST_OBJECTS)):
-            cases.places.append(places(numbers).without(ignore))
-        last = len(values) > most or name == names[-1]
-        unnamed = foreground is None and not {*values} - {0} <= {*layout.label_names}
-        _check_numbers(label_path, numbers, present, values, most, cases.places if last and unnamed else [])
-        cases.present.append(present)
-        cases.shapes.append(reading.shape)
-        cases.keep_unscaled(number, reading.array, numbers)
-        channels.append(len(reading.array))
-        cases.joint, cases.placed = cases.joint and reading.joint, cases.placed or reading.stored.placed
-    if len(values) < 2:
-        beside = "" if ignore is None else f" beside {ignore}, which is left out"
-        got = f"only {', '.join(map(str, values)) or 'none'}{beside}"
-        expected = f"at least two label values in {layout.labels[names[0]].parent}"
-        raise refusal(expected, got, "There is nothing to tell apart.")
-    cases.channels = max(channels)
-    for name, count in zip(names, channels, strict=True):
-        if count != cases.channels and not (cases.joint and count == 1):  # a grey one beside coloured ones
-            expected = f"{'1 or ' * cases.joint}{cases.channels} channels as in the other images"
-            raise refusal(expected, count, "Convert it.", path=images[name][0])
-    cases.values = ordered = sorted(values)
-    names_by_value = {0: "background", object_class: "foreground"} if foreground else layout.label_names
-    cases.class_names = _class_names(ordered, names_by_value)
-    every = sorted({*ordered, *(() if ignore is None else (ignore,))})
-    known = np.array(every, np.int64 if every[-1] < 2**63 else np.uint64 if every[0] >= 0 else object)
-    classes = np.array([IGNORED if value == ignore else ordered.index(value) for value in every], np.uint8)
-    return cases
+            check_turned(label_path, stored, path, reading.stored, advice=advice, transpose=ONE_FORMAT)
+        if self.foreground:
+            ignored = np.zeros(numbers.shape, bool) if self.ignore is None else numbers == self.ignore
+            numbers = np.where(ignored, self.ignore or 0, np.where(numbers == 0, 0, self.object_value))
+        return reading, numbers.reshape(reading.shape)  # without more or fewer axes of length 1
+
+    def _check_axes(self, path: Path, reading: Reading) -> None:
+        """Raise TrainingError unless the image at `path` has 2 or 3 axes, of the number and order of the first image.
+
+        The first image that is checked becomes `first`.
+        """
+        ndim = reading.stored.spatial_ndim
+        first_name, first_ndim, first_axes = self.first or ("", ndim, reading.axes)
+        if ndim not in (2, 3) or ndim != first_ndim:
+            expected = f"{f'{first_ndim}-D' if first_name else '2-D or 3-D'} images only"
+            raise refusal(expected, f"a {ndim}-D one", "Put each kind into a folder of its own.", path=path)
+        if reading.axes != first_axes:
+            expected = f"an image {lies(first_axes)}, as {first_name}"
+            raise refusal(expected, f"one {lies(reading.axes)}", "Save all images in one format.", path=path)
+        self.first = self.first or (path.name, ndim, reading.axes)
+
+
+def _survey(cases: Cases, number: int, pairs: _Pairs) -> int:
+    """Read the pair of a case, add what it shows to the fields of `cases`, and return the channels of its image.
+
+    Cases are surveyed in the order of their numbers. Raise FileError or TrainingError as `_Pairs.read` and
+    `_check_numbers` do.
+    """
+    name, ignore = cases.names[number], cases.ignored
+    reading, numbers = pairs.read(name)
+    cases.spatial_ndim, cases.axes = reading.stored.spatial_ndim, reading.axes
+    cases.joint, cases.placed = cases.joint and reading.joint, cases.placed or reading.stored.placed
+    if problem := emptiness(reading.array, reading.joint):
+        cases.empty[name] = problem
+    if outlier := lonely_value([reading.array] if reading.joint else [*reading.array]):
+        cases.lonely[name] = outlier
+    present = {int(value) for value in np.unique(numbers)}
+    cases.values = sorted({*cases.values} | present - {ignore})
+    may_be_objects = pairs.foreground is None and len(present) > LEAST_OBJECTS
+    if may_be_objects or (numbers.ndim == 2 and not pairs.foreground):  # of pictures, mirroring depends on them, too
+        cases.places.append(places(numbers).without(ignore))
+    most = MAX_CLASSES - (ignore is not None)
+    enough_seen = len(cases.values) > most or number == len(cases) - 1  # too many classes, or the last case
+    unnamed = pairs.foreground is None and not {*cases.values} - {0} <= {*pairs.layout.label_names}
+    all_places = cases.places if enough_seen and unnamed else []
+    _check_numbers(pairs.layout.labels[name], numbers, present, cases.values, most, all_places)
+    cases.present.append(present)
+    cases.shapes.append(reading.shape)
+    cases.keep_unscaled(number, reading.array, numbers)
+    return len(reading.array)
+
+
+def _classes(numbers: np.ndarray, values: Sequence[int], ignore: int | None) -> np.ndarray:
+    """Return class numbers (*S) uint8 of label values (*S): positions in `values`, which ascend, or `IGNORED`.
+
+    `numbers` are bool or integers, each of them among `values` or `ignore`.
+    """
+    known = sorted({*values, *([] if ignore is None else [ignore])})
+    dtype = np.int64 if known[-1] < 2**63 else np.uint64 if known[0] >= 0 else object
+    classes = np.array([IGNORED if value == ignore else values.index(value) for value in known], np.uint8)
+    return classes[np.searchsorted(np.array(known, dtype), numbers.astype(dtype, copy=False))]
 
 
 def _class_names(values: Sequence[int], names: Mapping[int, str]) -> list[str]:
-    """Return a name for each label value, no two alike."""
+    """Return a name for each label value: the one in `names`, else "label 7". If two are alike, all are "label 7"."""
     plain = [f"label {value}" for value in values]
     named = [names.get(value) or other for value, other in zip(values, plain, strict=True)]
     return named if len(set(named)) == len(named) else plain
 
 
-def _check_axes(path: Path, reading: Reading, cases: Cases, first: str) -> None:
-    """Raise TrainingError unless an image has 2 or 3 axes, as many as that named `first`, and in the same order."""
-    ndim = reading.stored.spatial_ndim
-    if ndim not in (2, 3) or ndim != cases.spatial_ndim:
-        expected = f"{f'{cases.spatial_ndim}-D' if first else '2-D or 3-D'} images only"
-        raise refusal(expected, f"a {ndim}-D one", "Put each kind into a folder of its own.", path=path)
-    if reading.axes != cases.axes:
-        expected = f"an image {lies(cases.axes)}, as {first}"
-        raise refusal(expected, f"one {lies(reading.axes)}", "Save all images in one format.", path=path)
-
-
 def _check_numbers(
-    path: Path, numbers: np.ndarray, present: set[int], values: set[int], most: int, where: Sequence[Places]
+    path: Path, numbers: np.ndarray, present: set[int], values: Sequence[int], most: int, all_places: Sequence[Places]
 ) -> None:
-    """Raise TrainingError if the numbers of a label map, or of all so far, are those of objects, or intensities.
+    """Raise TrainingError if the numbers of a label map, or of all so far, seem to count objects or be intensities.
 
     Args:
-        present: the numbers of this map. values: of all maps so far. most: how many may be classes.
-        where: the places of all numbers, where they may be objects.
+        path: of the label map, for messages. numbers: its label values (*S). present: the distinct ones.
+        values: the distinct ones of all maps so far. most: how many classes there may be.
+        all_places: where the numbers of all maps so far lie; [] leaves out the check for objects.
     """
-    share = _constant_share(numbers) if len(present) > LEAST_OBJECTS else 1.0
-    if where and share >= LABEL_LIKE[1] and are_objects([each.without(0) for each in where]):
+    share = 1.0  # of the voxels whose next one along the longest axis has the same value
+    if len(present) > LEAST_OBJECTS:
+        share = float((np.diff(numbers, axis=int(np.argmax(numbers.shape))) == 0).mean())
+    if all_places and share >= LABEL_LIKE[1] and are_objects([each.without(0) for each in all_places]):
         raise refusal(
-            "a number for each class", f"{len(values - {0})} so far, which seem to count objects",
+            "a number for each class", f"{len({*values} - {0})} so far, which seem to count objects",
             "Pass --foreground to train all objects as one class; if each number is a class, pass --no-foreground.",
             path=path,
         )  # fmt: skip
@@ -271,7 +326,11 @@ def _check_numbers(
 
 
 def split(cases: Cases, val_fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Return numbers for training and numbers held out, drawn by the seed; at least one of each."""
+    """Return the numbers of the cases for training and of those held out, a share of `val_fraction`, both sorted.
+
+    The seed draws them. Either part has at least one of the cases, which are at least two. A split that the data
+    prescribe is taken as it is.
+    """
     if cases.split is not None:
         return cases.split
     held_out_count = min(max(1, round(val_fraction * len(cases))), len(cases) - 1)
@@ -279,11 +338,6 @@ def split(cases: Cases, val_fraction: float, seed: int) -> tuple[list[int], list
     return sorted(order[held_out_count:]), sorted(order[:held_out_count])
 
 
-def _constant_share(classes: np.ndarray) -> float:
-    """Return the share of the voxels whose next one along the longest axis has the same value."""
-    return float((np.diff(classes, axis=int(np.argmax(classes.shape))) == 0).mean())
-
-
 def memory_bytes() -> int:
-    """Return the memory of this machine."""
+    """Return the memory of this machine; 8 GiB where the system does not say."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30

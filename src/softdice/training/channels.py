@@ -2,7 +2,9 @@
 
 An image is one file, or as nnU-Net keeps it one file per channel, `case_0000.nii.gz`, `case_0001.nii.gz` and so on. The
 three colours of a picture are scaled together, since their proportions are what one sees; other channels, which may be
-of any units, each by itself. NaN stands where a raster holds no data: the value that GDAL's tag names, or a person.
+of any units, each by itself. NaN replaces missing data: the nodata value of GDAL's tag, or the one that a user names.
+
+In shapes *S are the spatial axes of an image.
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ import numpy as np
 
 from softdice.images.files import FileError, Image, read_image
 from softdice.images.orientation import axes_of, check_turned, turn_of, turned, turned_like, unturned
-from softdice.training.config import refusal
+from softdice.training.config import refusal, size
 from softdice.validation import package
 
 PERCENTILES = (0.5, 99.5)
-"""Between them lie the intensities that set the scale; and their distance is how far a lonely value is from them."""
+"""Intensities between these two set the scale; see `normalise` and `lonely_value`."""
+FAR = 10
+"""Intensities beyond the percentiles are compressed: they end at most this many times their distance away from them."""
 SAMPLED_VOXELS = 1_000_000
+"""With more voxels, percentiles are taken from every n-th voxel: a sample of one to two times this number."""
 COLOURS = 3
 GDAL_NODATA = 42113
 """Tag of TIFF in which GDAL writes the value, in words."""
 LONELY_SHARE = 0.03
-"""Of the voxels, so many must hold one value that stands for missing data."""
+"""Share of the voxels that must hold one value before it may stand for missing data."""
 
 ONE_FORMAT = "Their axes stand in reversed order: save both in one format."
 """What to do about a picture beside a medical image, one of which has columns first, the other rows."""
@@ -36,12 +41,11 @@ Files = Mapping[int, Path]
 
 
 def channel_files(files: Mapping[str, Path], cases: Collection[str] | None = None) -> dict[str, dict[int, Path]]:
-    """Return {name of a case: its files} for {stem: file}: `a_0001` is the second channel of `a`.
+    """Return {name of a case: {channel number: file}} for {stem: file}: `a_0001` is the second channel of `a`.
 
     Args:
-        files: what a folder holds.
-        cases: the names that there are; a stem among them is a case of its own, whatever its end. None: unknown, every
-            stem that ends like a channel is one.
+        files: the images of a folder. cases: names of all cases: a stem among them is a case of its own, even if it
+            ends in four digits. None: unknown, every stem that ends in four digits is a channel.
 
     Raises:
         TrainingError: two files for one channel, `a.png` and `a_0000.png`.
@@ -53,17 +57,18 @@ def channel_files(files: Mapping[str, Path], cases: Collection[str] | None = Non
         >>> list(channel_files(files, ["a_0000", "a_0001", "b"]))
         ['a_0000', 'a_0001', 'b']
     """
-    of_name: dict[str, dict[int, Path]] = {}
+    files_by_name: dict[str, dict[int, Path]] = {}
     for stem, path in files.items():
         match = re.fullmatch(r"(.+)_(\d{4})", stem)
-        channel = match and (cases is None or (stem not in cases and match[1] in cases))
-        name, number = (match[1], int(match[2])) if match and channel else (stem, 0)
-        of_case = of_name.setdefault(name, {})
-        if number in of_case:
-            expected, got = f"one file for channel {number} of {name}", f"{of_case[number].name} and {path.name}"
+        if match and cases is not None and (stem in cases or match[1] not in cases):
+            match = None
+        name, number = (match[1], int(match[2])) if match else (stem, 0)
+        channels = files_by_name.setdefault(name, {})
+        if number in channels:
+            expected, got = f"one file for channel {number} of {name}", f"{channels[number].name} and {path.name}"
             raise refusal(expected, f"{got} in {path.parent}", "Keep one of them.", command="softdice")
-        of_case[number] = path
-    return of_name
+        channels[number] = path
+    return files_by_name
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,9 @@ class Reading:
 
     Args:
         stored: the first of its files as it was read: a mask is written on its grid.
-        turn: what was done to its axes. axes: what they mean now.
-        array: (channels, *S), turned, NaN where there are no data.
+        turn: nibabel's orientation (axes, 2) that was applied to its axes; `turned_back` undoes it.
+        axes: what the axes mean now: "RAS", or letters such as "zyx".
+        array: (channels, *S) of the file's dtype, turned; floats with NaN where there are no data.
         joint: channels are the colours of a picture, or there is only one: they are scaled together.
     """
 
@@ -92,7 +98,13 @@ class Reading:
 def read_channels(
     files: Files, *, ignore_geometry: bool = False, nodata: float | None = None, as_stored: bool = False
 ) -> Reading:
-    """Read the channels of an image, turned as `softdice.images.orientation` says, unless `as_stored`.
+    """Read the channels of an image, and turn them as `softdice.images.orientation` says.
+
+    Args:
+        files: of one image, at least one.
+        ignore_geometry: channels belong together by position, whatever their affines say.
+        nodata: value that stands for missing data, beside the one that GDAL's tag names.
+        as_stored: do not turn, for models that were trained on volumes as they were stored.
 
     Raises:
         FileError: a file cannot be read, a channel is missing, or channels differ in shape or place.
@@ -104,13 +116,12 @@ def read_channels(
         raise FileError(
             f"{files[numbers[0]]}: expected every channel from _0000 on, got {got}. Add that of _{missing:04d}."
         )
-    images = [_without_nodata(read_image(files[number]), files[number], nodata) for number in numbers]
+    images = unturned_images = [_without_nodata(read_image(files[number]), files[number], nodata) for number in numbers]
     stored = images[0]
     try:
         turn = unturned(stored) if as_stored else turn_of(stored)
     except FileError as error:
         raise FileError(f"{files[0]}: {error}") from error
-    whole = images
     if not as_stored:
         images = [turned(stored, turn), *(turned_like(i, stored, by_position=ignore_geometry) for i in images[1:])]
     first = images[0]
@@ -122,62 +133,94 @@ def read_channels(
             )
         if not ignore_geometry:
             advice = "Resample one of them."
-            check_turned(files[number], whole[number], files[0], stored, advice=advice, transpose=ONE_FORMAT)
+            check_turned(files[number], unturned_images[number], files[0], stored, advice=advice, transpose=ONE_FORMAT)
+    # an axis of channels, if there is one, is the last in a file
     array = np.concatenate([np.moveaxis(i.array.reshape(*i.shape, -1), -1, 0) for i in images])
     picture = len(images) == 1 and first.place.axes == "zyx" and array.shape[0] == COLOURS
     return Reading(stored, turn, axes_of(stored), array, picture or array.shape[0] == 1)
 
 
-def scaled(array: np.ndarray, joint: bool) -> np.ndarray:
-    """Return (channels, *S) as the network takes it: all of one mean and deviation, or each channel of its own.
+def fits_among(count: int, channels: int, joint: bool) -> bool:
+    """Return whether an image of `count` channels suits a model of `channels`: a grey one does if these are colours.
+
+    `joint`: as in `Reading`.
+    """
+    return count == channels or (joint and count == 1)
+
+
+def scaled(array: np.ndarray, joint: bool, channels: int | None = None, *, clipped: bool = False) -> np.ndarray:
+    """Return an image as the network takes it, (channels, *S) float32 of about mean 0 and standard deviation 1.
+
+    Args:
+        array: (channels, *S) of any scale.
+        joint: one mean and deviation for all channels; False: each has its own.
+        channels: number that the network takes; a single grey channel is repeated to it. None: as `array` has.
+        clipped: as `normalise` takes it.
 
     Example:
         >>> apart = scaled(np.array([[[0, 1], [2, 3]], [[0, 1000], [2000, 3000]]]), joint=False)
-        >>> apart.std((1, 2)).round(3).tolist()
+        >>> apart.std((1, 2)).round(1).tolist()
         [1.0, 1.0]
     """
-    return normalise(array) if joint else np.stack([normalise(channel) for channel in array])
+    array = np.broadcast_to(array, (channels or len(array), *array.shape[1:]))
+    parts = [array] if joint else array
+    return np.stack([normalise(part, clipped=clipped) for part in parts]).reshape(array.shape)
 
 
-def normalise(array: np.ndarray) -> np.ndarray:
-    """Return the intensities of one image, of any scale, as float32 with mean 0 and standard deviation 1.
+def normalise(array: np.ndarray, *, clipped: bool = False) -> np.ndarray:
+    """Return the intensities of one image, of any scale and shape, as float32.
 
-    Clipped to the 0.5 and 99.5 percentiles first, since a few bright voxels would set the scale otherwise. Values that
-    are not finite count as the lowest finite one. An image of one value becomes 0.
+    Those between the 0.5 and 99.5 percentiles have about mean 0 and standard deviation 1, so that a few bright voxels
+    do not set the scale. Those beyond keep their order, and are drawn in to at most `FAR`: an object smaller than
+    0.5 % of the image still stands out. Values that are not finite count as the lowest finite one. An image of one
+    value becomes 0.
+
+    Args:
+        clipped: cut off what lies beyond the percentiles, as models of earlier releases were trained.
 
     Example:
         >>> import numpy as np
         >>> image = normalise(np.array([[0, 1000], [2000, 3000]]))
-        >>> round(float(image.mean()), 3), round(float(image.std()), 3)
+        >>> round(float(image.mean()), 1), round(float(image.std()), 1)
         (0.0, 1.0)
     """
     array = array.astype(np.float32)
     finite = np.isfinite(array)
     if not finite.all():
         array = np.where(finite, array, array[finite].min() if finite.any() else 0)
-    step = max(1, array.size // SAMPLED_VOXELS)
-    low, high = np.percentile(array.ravel()[::step], PERCENTILES)
-    array = np.clip(array, low, high)
-    deviation = float(array.std())
-    return ((array - array.mean()) / (deviation if deviation > 0 else 1.0)).astype(np.float32)
+    low, high = _percentiles(array.ravel())
+    if low == high and not clipped:  # nearly all is one value: the rest, however little, is the picture
+        low, high = array.min(), array.max()
+    inner = np.clip(array, low, high)
+    mean, deviation = inner.mean(), float(inner.std())
+    if not clipped and low < high:
+        beyond, farthest = array - inner, FAR * (high - low)
+        inner += farthest * (beyond / (farthest + np.abs(beyond)))
+    return ((inner - mean) / (deviation if deviation > 0 else 1.0)).astype(np.float32)
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    """Return the `PERCENTILES` of finite values (n,), at least one, or of a sample of them."""
+    low, high = np.percentile(values[:: max(1, len(values) // SAMPLED_VOXELS)], PERCENTILES)
+    return low, high
 
 
 def _without_nodata(image: Image, path: Path, value: float | None) -> Image:
-    """Return an image with NaN in the place of what its file, or a person, names as missing data."""
+    """Return an image with NaN where it has `value`, if not None, or the nodata value in the tag of its file `path`."""
     values = [number for number in (value, _declared_nodata(path)) if number is not None]
     array = image.array
     missing = np.zeros(array.shape, bool)
-    with np.errstate(over="ignore"):  # the lowest float32, in fewer digits
+    with np.errstate(over="ignore"):  # the lowest float32, written with fewer digits, may overflow
         for number in values:
             missing |= array == (array.dtype.type(number) if array.dtype.kind == "f" else number)
     if not missing.any():
         return image
-    wide = array.astype(np.float64 if array.dtype == np.float64 else np.float32)
-    return replace(image, array=np.where(missing, wide.dtype.type(np.nan), wide))
+    dtype = np.float64 if array.dtype == np.float64 else np.float32
+    return replace(image, array=np.where(missing, dtype(np.nan), array.astype(dtype)))
 
 
 def _declared_nodata(path: Path) -> float | None:
-    """Return the value that the tag of a TIFF file names, None where there is none."""
+    """Return the nodata value in GDAL's tag of a TIFF file; None for other files, and without the tag or a number."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return None
     with package("softdice train", "tifffile", "images").TiffFile(path) as file:
@@ -189,12 +232,15 @@ def _declared_nodata(path: Path) -> float | None:
 
 
 def _finite(channel: np.ndarray) -> np.ndarray:
-    """Return the finite values (n,) of a channel."""
+    """Return the finite values (n,) of a channel of any shape."""
     return channel[np.isfinite(channel)] if channel.dtype.kind == "f" else channel.ravel()
 
 
 def lonely_value(channels: Sequence[np.ndarray]) -> tuple[float, float] | None:
-    """Return the lowest or highest value of a channel, and its share, if many voxels hold it and all others are far.
+    """Return the first value in channels (*S) that may stand for missing data, and its share of the channel's voxels.
+
+    It is the lowest or highest value of a channel, at least `LONELY_SHARE` of the voxels have it, and its distance to
+    all others is larger than the distance between the `PERCENTILES` of those. None where there is no such value.
 
     Example:
         >>> lonely_value([np.array([-9999.0] * 2 + [0.1, 0.2, 0.3, 0.4])])
@@ -204,20 +250,20 @@ def lonely_value(channels: Sequence[np.ndarray]) -> tuple[float, float] | None:
     for channel in channels:
         finite = _finite(channel)
         for value in (finite.min(), finite.max()) if finite.size else ():
-            held = finite == value
-            share = float(held.sum() / channel.size)
-            if share < LONELY_SHARE or held.all():
+            equal = finite == value
+            share = float(equal.sum() / channel.size)
+            if share < LONELY_SHARE or equal.all():
                 continue
-            others = finite[~held]
-            low, high = np.percentile(others[:: max(1, others.size // SAMPLED_VOXELS)], PERCENTILES)
-            nearest = float(others.min()) - float(value) if value < others[0] else float(value) - float(others.max())
-            if nearest > high - low > 0:
+            others = finite[~equal]
+            low, high = _percentiles(others)
+            nearest = others.min() if value < others[0] else others.max()  # all others lie on one side of it
+            if abs(float(nearest) - float(value)) > high - low > 0:
                 return float(value), share
     return None
 
 
 def emptiness(array: np.ndarray, joint: bool) -> str:
-    """Return what is wrong with the first channel from which nothing can be learnt; "" where there is none.
+    """Return why nothing can be learnt from a channel, or if `joint` from the whole image (channels, *S), else "".
 
     Example:
         >>> emptiness(np.array([[1.0, 2.0], [0.0, 0.0]]), joint=False)
@@ -233,8 +279,3 @@ def emptiness(array: np.ndarray, joint: bool) -> str:
         if finite.min() == finite.max():
             return f"{where}all {float(finite[0]):g}"
     return ""
-
-
-def size(shape: Sequence[int]) -> str:
-    """Return a shape as messages have it."""
-    return "x".join(map(str, shape))

@@ -1,13 +1,14 @@
-"""run -> model.ckpt, and back: tensors, numbers, words, lists and dicts, nothing that could run code."""
+"""Write and read model.ckpt: tensors, numbers, words, lists and dicts, so that loading a file runs no code."""
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,7 @@ KEYS = ("network", "weights", "optimizer", "epoch", "step", "elapsed_s", "histor
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it.
-
-    Raises:
-        TrainingError: the disk is full or the folder cannot be written.
-    """
+    """Write a file atomically (a temporary file, then a rename); raise TrainingError if the disk refuses or is full."""
     try:
         with written_beside(path) as file:
             file.write(content)
@@ -40,9 +37,18 @@ def write_bytes(path: Path, content: bytes) -> None:
         ) from error
 
 
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table as CSV, each row as long as the header; raise TrainingError if the disk refuses."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_bytes(path, text.getvalue().encode())
+
+
 @contextmanager
 def made_folder(out: Path, caller: str, option: str) -> Iterator[None]:
-    """Make a folder that can be written; take away again what was made if nothing was put into it.
+    """Make the folder `out`, check that it can be written, and on exit remove it and its new parents if empty.
+
+    `caller` is the command and `option` the one that names the folder, for the message.
 
     Raises:
         TrainingError: it cannot be made or written.
@@ -64,15 +70,23 @@ def made_folder(out: Path, caller: str, option: str) -> Iterator[None]:
                 folder.rmdir()
 
 
+def write_history(out: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Write metrics.csv into the folder of a run; raise TrainingError as `write_bytes` does.
+
+    `history` has a row, column -> number, for each epoch, and at least one.
+    """
+    write_csv(out / "metrics.csv", [*history[0]], (row.values() for row in history))
+
+
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write content with the keys `KEYS`, and what else a run wants back."""
+    """Write a checkpoint; `content` has the keys `KEYS`, maybe more. Raise TrainingError if the disk refuses."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def load_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]:
-    """Return the content of a file, on the CPU, read with `weights_only=True` and verified.
+    """Return the content of a checkpoint, on the CPU, read with `weights_only=True` and verified.
 
     Args:
         path: a file that `softdice train` wrote.
@@ -111,18 +125,20 @@ def load_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]
 
 
 def load_network(content: dict[str, Any]) -> nn.Module:
-    """Return the trained network of a checkpoint."""
+    """Return the trained network, on the CPU; `content` is what `load_checkpoint` returned."""
     network = NetworkPlan(**content["network"]).build()
     network.load_state_dict(content["weights"])
     return network
 
 
 def _verify(content: dict[str, Any], resume: bool) -> None:
-    """Do with the content what a prediction or a resumed run will do: whatever does not fit raises.
+    """Raise an exception unless the content of a checkpoint suits a prediction, and if `resume` a run that goes on.
 
+    The exception is of any type, since the content may be anything: it is put to its use, and any use may fail.
     `content["data"]` says what the network was trained on: values and class_names of the labels, channels,
-    spatial_ndim, patch (voxels), joint (channels scaled together), by_channel (a file for each), orientation, and the
-    names of the cases in training and held_out. `content["decision"]`, which a finished run has, says where to cut.
+    spatial_ndim, patch (voxels), joint (channels scaled together), clipped (their intensities cut off), by_channel (a
+    file for each), orientation, and the names of the cases in training and held_out. `content["decision"]`, which a
+    finished run has, holds the thresholds.
     """
     data, plan, network = content["data"], NetworkPlan(**content["network"]), load_network(content)
     _require("finite weights", all(bool(weight.isfinite().all()) for weight in network.state_dict().values()))
@@ -130,7 +146,7 @@ def _verify(content: dict[str, Any], resume: bool) -> None:
     expected = plan.num_classes, plan.channels, plan.spatial_ndim, plan.spatial_ndim
     _require(f"classes, channels and axes {expected}", sizes == expected)
     _require(f"{plan.num_classes} label values", len(data["values"]) == plan.num_classes)
-    flags = [data.get("joint", True), data.get("by_channel", False)]
+    flags = [data.get("joint", True), data.get("by_channel", False), data.get("clipped", True)]
     _require("how its channels are scaled", all(isinstance(flag, bool) for flag in flags))
     _require("how its volumes lie", isinstance(data.get("orientation", ""), str))
     thresholds = content.get("decision", {}).get("thresholds", [0.5] * plan.num_classes)
@@ -138,8 +154,8 @@ def _verify(content: dict[str, Any], resume: bool) -> None:
     _require("thresholds in (0, 1)", all(0 < threshold < 1 for threshold in thresholds))
     _require("settings by name", isinstance(content["settings"], dict))
     _require("label values in order", data["values"] == sorted(map(int, data["values"])))
-    steps = [math.prod(step) for step in zip(*plan.strides, strict=True)]
-    divided = all(n > 0 and n % step == 0 for n, step in zip(data["patch"], steps, strict=True))
+    total_strides = [math.prod(strides) for strides in zip(*plan.strides, strict=True)]  # of all levels, for each axis
+    divided = all(n > 0 and n % stride == 0 for n, stride in zip(data["patch"], total_strides, strict=True))
     _require("a patch that the network can halve", divided)
     if not resume:
         return
@@ -164,11 +180,12 @@ def _verify(content: dict[str, Any], resume: bool) -> None:
 
 
 def _require(what: str, holds: bool) -> None:
-    """Raise ValueError, "without ...", unless it holds."""
+    """Raise ValueError, "without " and `what` a checkpoint needs, unless the condition `holds`."""
     if not holds:
         raise ValueError(f"without {what}")
 
 
 def _not_ours(path: Path, got: str) -> TrainingError:
+    """Return the error that the file at `path` is no checkpoint of this package; `got` says what it is instead."""
     expected, advice = "a model that softdice train wrote", "Give the path of a model.ckpt."
     return refusal(expected, got, advice, path=path, command="softdice")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
 """Settings that do not depend on the data. Patch and batch size do: `softdice.training.plan`."""
 
 DEFAULT_EPOCHS = 100
-"""Length of a run that is given neither epochs nor minutes."""
+"""Epochs of a run without a limit of epochs, minutes or steps."""
 
 OUT = "softdice-run"
 
@@ -35,7 +36,7 @@ class TrainingError(ValueError):
 
     Attributes:
         saved_epochs: complete epochs in the checkpoint of the run that it ended, None where it ended none.
-        other_settings: a resumed run would end as this one did: it takes a new one, with other settings.
+        other_settings: True if a resumed run would fail again: the user has to start anew with other settings.
     """
 
     saved_epochs: int | None = None
@@ -45,7 +46,10 @@ class TrainingError(ValueError):
 def refusal(
     expected: str, got: object, advice: str = "", *, path: object = None, command: str = "softdice train"
 ) -> TrainingError:
-    """Return the error, in the form that all have; `path` is the file that it is about."""
+    """Return the error "command: path: expected ..., got .... Advice." for the caller to raise.
+
+    `path`: of the file that the error is about, None if there is no such file.
+    """
     where = command if path is None else f"{command}: {path}"
     return TrainingError(f"{where}: expected {expected}, got {got}. {advice}".rstrip())
 
@@ -59,11 +63,21 @@ class Interrupted(KeyboardInterrupt):
 
 
 def no_memory(error: BaseException) -> bool:
-    """Whether an error of numpy or torch says that there is not enough memory."""
-    said = f"{type(error).__name__}: {error}"
+    """Return whether an error of numpy or torch says that there is not enough memory."""
+    message = f"{type(error).__name__}: {error}"
     return isinstance(error, MemoryError) or any(
-        text in said for text in ("OutOfMemoryError", "can't allocate memory", "not enough memory")
+        text in message for text in ("OutOfMemoryError", "can't allocate memory", "not enough memory")
     )
+
+
+def size(shape: Sequence[int]) -> str:
+    """Return a shape as messages have it, "96x96x32"."""
+    return "x".join(map(str, shape))
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return the first `most` names separated by commas, with dots where there are more."""
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,7 @@ class TrainConfig:
     mirror: str | None = None
 
     def __post_init__(self) -> None:
+        """Raise TrainingError for the first value that is out of its range."""
         for name in ("epochs", "max_minutes", "max_steps", "batch_size", "lr", "devices"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -137,44 +152,48 @@ class TrainConfig:
         if self.mirror not in (None, "none", *MIRRORS):
             raise _wrong("mirror", "none, or axes among x, y and z as in xy", self.mirror)
         if self.patch is not None and (not self.patch or any(n < 8 or n % 8 for n in self.patch)):
-            raise _wrong("patch", "multiples of 8", "x".join(map(str, self.patch)))
+            raise _wrong("patch", "multiples of 8", size(self.patch))
 
 
 def _wrong(name: str, expected: str, got: object) -> TrainingError:
-    return refusal(f"{name} to be {expected}", got, f"Change --{_option(name)}.")
+    """Return the error about a field of `TrainConfig`."""
+    return refusal(f"{name} to be {expected}", got, f"Change --{name.replace('_', '-')}.")
 
 
-def _option(name: str) -> str:
-    return name.replace("_", "-")
+LENGTH = ("epochs", "max_minutes", "max_steps")
+"""Settings that decide how long a run lasts: they may change when it is resumed."""
 
-
-RUN_SETTINGS = tuple(
-    field.name
-    for field in fields(TrainConfig)
-    if field.name not in ("out", "epochs", "max_minutes", "max_steps", "resume")
-)
+RUN_SETTINGS = tuple(field.name for field in fields(TrainConfig) if field.name not in ("out", "resume", *LENGTH))
 """Settings that decide the weights: they stay what they were when a run is resumed. The data may have moved."""
 
 
 def merge(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
-    """Return the settings of a resumed run, from those of now and those of the stored run.
+    """Return the settings of a resumed run: each from `config`, or from `stored` where it is None there.
+
+    `stored` is "settings" of its checkpoint, by the names of `TrainConfig`; settings that it lacks have the default.
 
     Raises:
-        TrainingError: a setting that decides the weights is given and differs from the stored one.
+        TrainingError: a setting that decides the weights is not None and differs from the stored one.
     """
     merged = {field.name: getattr(config, field.name) for field in fields(config)}
-    for name in RUN_SETTINGS:
+    for name in (*RUN_SETTINGS, *LENGTH):
         before = stored.get(name, DEFAULTS.get(name))
         before = tuple(before) if isinstance(before, list) else before
         if merged[name] is None:
             merged[name] = before
-        elif (
-            name != "data"
-            and merged[name] != before
-            and not (name == "patch" and set(merged[name]) == set(before or ()))
-        ):
-            expected = f"{_option(name)} {before}, with which the run in {config.out} was started"
+        same = merged[name] == before or (name == "patch" and set(merged[name]) == set(before or ()))  # (16,) is 16x16
+        if not same and name not in ("data", *LENGTH):
+            expected = f"{name.replace('_', '-')} {before}, with which the run in {config.out} was started"
             raise refusal(expected, merged[name], "Leave the option out, or take another --out.")
-    for name in ("epochs", "max_minutes", "max_steps"):
-        merged[name] = stored.get(name) if merged[name] is None else merged[name]
     return TrainConfig(**merged)
+
+
+def all_settings(config: TrainConfig, stored: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of a run by the names of `TrainConfig`, with defaults; what the data decide stays None.
+
+    Args:
+        stored: "settings" of the checkpoint that is resumed, see `merge`; None for a new run.
+    """
+    config = config if stored is None else merge(config, stored)
+    settings = {name: getattr(config, name) for name in (*RUN_SETTINGS, *LENGTH)}
+    return settings | {name: value for name, value in DEFAULTS.items() if settings[name] is None}

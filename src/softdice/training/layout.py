@@ -10,7 +10,7 @@ from pathlib import Path
 from softdice.evaluation.labels import ScoreError, parse_labels
 from softdice.images.files import FileError, left_out, list_images
 from softdice.training.channels import Files, channel_files
-from softdice.training.config import TrainingError, refusal
+from softdice.training.config import TrainingError, listed, refusal
 
 OURS, NNUNET = ("images", "labels"), ("imagesTr", "labelsTr")
 WANTED = "DATA holds images/ and labels/ with equal names, or nnU-Net's imagesTr/ and labelsTr/."
@@ -21,8 +21,8 @@ class Layout:
     """Cases of a folder, by name.
 
     Attributes:
-        images: files of each case. labels: its label file.
-        label_names: of label values, as far as dataset.json says.
+        images: name of a case -> files of its image. labels: name -> label file.
+        label_names: label value -> name, as far as dataset.json says.
         ignore: the label value that dataset.json calls "ignore", or None.
         by_channel: whether images are kept in one file per channel.
         left_out: lines that name what else the folders hold.
@@ -40,8 +40,8 @@ def find_layout(folder: Path) -> Layout:
     """Return the cases of a folder with images/ and labels/, or with imagesTr/ and labelsTr/, names sorted.
 
     Raises:
-        TrainingError, FileError: a folder is missing or empty, fewer than two cases, a name without a partner, a
-            dataset.json that is none.
+        TrainingError, FileError: a folder is missing or empty, there are fewer than two cases, a name has no partner,
+            or dataset.json has another form than nnU-Net's.
     """
     parts = next((parts for parts in (OURS, NNUNET) if all((folder / part).is_dir() for part in parts)), None)
     if parts is None:
@@ -49,63 +49,66 @@ def find_layout(folder: Path) -> Layout:
         if not (folder / OURS[0]).is_dir() and (folder / NNUNET[0]).is_dir():
             missing = folder / NNUNET[1]
         raise refusal(f"a folder {missing}", "none", _hint(folder))
-    where = folder / parts[0], folder / parts[1]
-    files, labels = list_images(where[0]), list_images(where[1])
+    folders = folder / parts[0], folder / parts[1]
+    files, labels = map(list_images, folders)
     images = channel_files(files, labels)
-    _check_names(folder, where, list(images), list(labels))
+    _check_names(folders, images, labels)
     names, ignore = _declared(folder / "dataset.json") if parts == NNUNET else ({}, None)
     by_channel = any(name not in files for name in images)
-    others = [left_out(part, paths.values()) for part, paths in zip(where, (files, labels), strict=True)]
-    return Layout(
-        {name: images[name] for name in sorted(images)}, labels, names, ignore, by_channel, [*filter(None, others)]
-    )
+    others = [left_out(part, paths.values()) for part, paths in zip(folders, (files, labels), strict=True)]
+    return Layout(dict(sorted(images.items())), labels, names, ignore, by_channel, [*filter(None, others)])
 
 
 def check_out(out: Path, folder: Path) -> None:
-    """Refuse to write a run among the images or labels, where the next run would take its pictures for cases.
-
-    Raises:
-        TrainingError: it is one of their folders.
-    """
+    """Raise TrainingError if `out`, where a run writes pictures, is a folder of images or labels in `folder`."""
     if out.resolve() in [(folder / part).resolve() for part in (*OURS, *NNUNET)]:
         raise refusal("--out to be another folder than those of the images and labels", out, "Choose another --out.")
 
 
 def _declared(path: Path) -> tuple[dict[int, str], int | None]:
-    """Return {label value: name} of dataset.json as the scorer reads it, and the value to ignore.
+    """Return {label value: name} from nnU-Net's dataset.json at `path`, and the value to ignore, or None.
 
-    A region of one value gives it its name. A file that is missing says nothing.
+    A region of a single value names that value. Return ({}, None) if there is no file. Raise TrainingError if
+    `parse_labels`, by which the scorer reads it too, refuses it.
     """
     if not path.exists():
         return {}, None
     try:
-        said = parse_labels(str(path))
+        declared = parse_labels(str(path))
     except ScoreError as error:
         advice = "Mend the file, or take it away: labels then have no names."
         raise TrainingError(f"softdice train: {error} {advice}") from error
-    return said.names, said.ignore[0] if said.ignore else None
+    return declared.names, declared.ignore[0] if declared.ignore else None
 
 
-def _check_names(folder: Path, where: tuple[Path, Path], images: Collection[str], labels: Collection[str]) -> None:
-    for ours, theirs, here, there in ((images, labels, *where), (labels, images, *where[::-1])):
-        alone = sorted(set(ours) - set(theirs))
-        if alone and ours and theirs:
-            ending, longer = _ending(set(images) - set(labels), set(labels) - set(images)), where[1]
+def _check_names(folders: tuple[Path, Path], images: Collection[str], labels: Collection[str]) -> None:
+    """Raise TrainingError unless the names of images and of labels are the same, at least two.
+
+    `folders`: of images and of labels, for messages. The advice names a suffix such as "_mask" that one side adds.
+    """
+    unpaired = set(images) - set(labels), set(labels) - set(images)
+    for alone, here, there in zip(unpaired, folders, folders[::-1], strict=True):
+        if alone and images and labels:
+            ending, longer = _ending(*unpaired), folders[1]
             if not ending:
-                ending, longer = _ending(set(labels) - set(images), set(images) - set(labels)), where[0]
+                ending, longer = _ending(*unpaired[::-1]), folders[0]
             advice = f" Those in {longer} end in {ending!r}: rename them without it." if ending else ""
-            got = f"none for {len(alone)}: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}"
+            got = f"none for {len(alone)}: {listed(sorted(alone), 5)}"
             expected = f"a partner in {there} for each file in {here}"
             raise refusal(expected, got, f"Names must be equal up to the suffix.{advice}")
-    for part, names in zip(where, (images, labels), strict=True):
+    for part, names in zip(folders, (images, labels), strict=True):
         if not names:
             raise refusal(f"images in {part}", "none", "Check the folder.")
     if len(images) < 2:
-        raise refusal(f"at least 2 pairs in {folder}, one of them to hold out", len(images), "Add images.")
+        expected = f"at least 2 pairs in {folders[0].parent}, one of them to hold out"
+        raise refusal(expected, len(images), "Add images.")
 
 
 def _hint(folder: Path) -> str:
-    """Say of a folder that lacks what it needs what may be meant, and what to do."""
+    """Return advice for a `folder` that is missing or has neither the parts of `OURS` nor of `NNUNET`.
+
+    It names what the user may have meant: a folder in it or around it, labels under another name, or both in one.
+    """
     if not folder.is_dir():
         return WANTED
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -133,7 +136,7 @@ def _hint(folder: Path) -> str:
 
 
 def _ending(images: Collection[str], labels: Iterable[str]) -> str:
-    """Return what the names of the labels add to those of the images, such as "_mask", or "".
+    """Return the suffix, such as "_mask", that at least a third of the labels add to the name of an image, else "".
 
     Example:
         >>> _ending(["1", "10"], ["1_mask", "10_mask"])

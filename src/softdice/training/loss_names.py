@@ -13,8 +13,9 @@ from softdice.training.config import refusal
 SHORT = {"soft_dice": "dice", "cross_entropy": "ce", "top_k_cross_entropy": "topk", "ohem_cross_entropy": "ohem"}
 """Names that are shorter than the class's."""
 MOST_TERMS = 16
+"""Losses of a sum; more are a slip of the keyboard."""
 FACTORS = 1e-6, 1e6
-"""What float32 still tells apart from 0 and infinity once it is multiplied by a loss."""
+"""Factors that float32 still tells apart from 0 and infinity once it is multiplied by a loss."""
 
 
 def loss_names() -> dict[str, type[Loss]]:
@@ -38,11 +39,15 @@ def parse_loss(text: str, num_classes: int, group: str | None = None, ignore_ind
     """Return the loss of logits and a label map for a name, or a weighted sum of names.
 
     A class of which a batch of patches has no voxel is left out of the mean (`absent="skip"`): with the logarithm it
-    would cost up to 28 and outweigh all others. With group="world" the statistics are those of all ranks; what is no
-    function of the statistics stays each rank's own. Voxels whose label is `ignore_index` enter none.
+    would cost up to 28 and outweigh all others. Voxels whose label is `ignore_index` are left out.
+
+    Args:
+        text: such as "dice" or "tversky+0.5*focal", in any case, with - for _.
+        group: "world" adds the statistics of all ranks; a loss without statistics stays local to each rank. None: no
+            sum over ranks.
 
     Raises:
-        TrainingError: no such loss; the message lists all.
+        TrainingError: a name that is no loss (the message lists all), a bad factor before "*", or too many terms.
 
     Example:
         >>> type(parse_loss("dice", 3)).__name__

@@ -1,4 +1,7 @@
-"""The LightningModule: one step, one schedule, one validation. Everything that must survive a kill is in `state()`."""
+"""The LightningModule: one step, one schedule, one validation. Everything that must survive a kill is in `state()`.
+
+In shapes B is a patch of a batch, C a class, and *S are the spatial axes of an image. A rank is one process of several.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,15 @@ class Silent(Reporter):
 
 @dataclass
 class Budget:
-    """How long a run lasts: epochs, seconds, steps, or whichever comes first."""
+    """How long a run lasts: until the first limit of epochs, seconds and steps is reached; None stands for no limit.
+
+    Args:
+        steps_per_epoch: of a whole pass over the training cases.
+        elapsed_before_s: wall time of the run before it was resumed.
+        reserve_s: kept back from `seconds` for the last validation, the scores of the held-out cases and the pictures.
+        step_s: seconds that a step takes, None as long as that is not known.
+        started: `time.monotonic()` when the run, or its resumed part, began.
+    """
 
     epochs: int | None
     seconds: float | None
@@ -58,9 +69,7 @@ class Budget:
     steps: int | None = None
     elapsed_before_s: float = 0.0
     reserve_s: float = 0.0
-    """What is kept back from `seconds` for the last validation, the scores of the held-out cases and the pictures."""
     step_s: float | None = None
-    """What a step takes, as far as it is known."""
     started: float = field(default_factory=time.monotonic)
 
     def elapsed_s(self) -> float:
@@ -68,25 +77,25 @@ class Budget:
         return self.elapsed_before_s + time.monotonic() - self.started
 
     def fraction(self, step: int) -> float:
-        """Return the share of the run that is done, in [0, 1]; without `seconds` a function of the step."""
-        parts = [] if self.seconds is None else [self.elapsed_s() / self._training_s(self.seconds)]
-        parts += [] if self.epochs is None else [step / (self.epochs * self.steps_per_epoch)]
-        parts += [] if self.steps is None else [step / self.steps]
-        return min(1.0, max(parts, default=0.0))
+        """Return the share of the run that is done after `step` steps, in [0, 1]: the largest share of any limit."""
+        shares = [] if self.seconds is None else [self.elapsed_s() / self._training_s(self.seconds)]
+        shares += [] if self.epochs is None else [step / (self.epochs * self.steps_per_epoch)]
+        shares += [] if self.steps is None else [step / self.steps]
+        return min(1.0, max(shares, default=0.0))
 
     def epoch_steps(self) -> int:
-        """Return the steps of the next epoch: a pass, or less where only time ends the run and a pass is long."""
+        """Return the steps of the next epoch: a pass, or fewer so that `ROUNDS` epochs fit, if only time counts."""
         if self.seconds is None or self.epochs is not None or self.step_s is None:
             return self.steps_per_epoch
         return max(1, min(self.steps_per_epoch, int(self._training_s(self.seconds) / ROUNDS / self.step_s)))
 
     def _training_s(self, seconds: float) -> float:
-        """Return the seconds for training: at least half of all, however long the end will take."""
+        """Return the part of `seconds` that is for training: all but `reserve_s`, and at least half."""
         return max(seconds - self.reserve_s, seconds / 2)
 
 
 def learning_rate(highest: float, fraction: float) -> float:
-    """Return the learning rate at a share of the run: a short linear rise, then half a cosine down to 0.
+    """Return the learning rate at a share of the run in [0, 1]: a short linear rise, then half a cosine down to 0.
 
     Example:
         >>> learning_rate(1.0, 0.02), round(learning_rate(1.0, 1.0), 9)
@@ -104,7 +113,31 @@ def last_convolution(network: nn.Module) -> nn.Module:
 
 
 class Segmenter(pl.LightningModule):
-    """Network, loss and data of one run. `epoch`, `step` and `history` count over all resumptions."""
+    """Network, loss and data of one run.
+
+    Args:
+        network: (B, channels, *patch) float32 -> logits (B, C, *patch).
+        loss: takes logits, and class numbers (B, *patch).
+        training, validation: numbers of the cases for the patches, and of those predicted after each epoch.
+        patch: voxels along each axis. batch_size: patches per step and rank.
+        lr: highest learning rate. seed: of patches and augmentation.
+        budget: how long the run lasts; this module tells it what steps and predictions take.
+        fused_head: compute the last convolution and the loss chunk by chunk.
+        held_out: numbers of the cases that are scored at the end.
+        mirror: axes along which patches are mirrored; see `Patches`.
+
+    Attributes:
+        epoch, step: complete ones over all resumptions. history: a row for each epoch.
+        fixed: what stays the same in all checkpoints, "network", "data" and "settings".
+        last_dice: mean validation Dice of the last epoch, None before.
+        head: the fused head, or None. stored_optimizer: state of the optimizer in the checkpoint that is resumed.
+        training_numbers, validation_numbers: the arguments `training` and `validation`. patches: the training data.
+        rate: learning rate of the last step.
+        loss_sum, loss_count: sum and number of the losses in this epoch. since: `time.monotonic()` at the start of its
+            steps, then of its validation.
+        sums, voxels_done: counts (3, C) of its validation so far, and the voxels predicted.
+        end_voxels: voxels to predict after the last step: validation and held-out cases.
+    """
 
     def __init__(
         self,
@@ -124,25 +157,29 @@ class Segmenter(pl.LightningModule):
         held_out: Sequence[int] = (),
         mirror: str | None = None,
     ) -> None:
+        """Keep the arguments, which the class describes, and start before the first epoch."""
         super().__init__()
         self.network, self.loss, self.cases = network, loss, cases
         self.training_numbers, self.validation_numbers = list(training), list(validation)
         self.patch, self.batch_size, self.lr, self.seed = tuple(patch), batch_size, lr, seed
         self.budget, self.reporter = budget, reporter
         self.patches = Patches(cases, training, patch, seed, mirror)
+        self.held_out = list(held_out)
         self.end_voxels = sum(math.prod(cases.shapes[number]) for number in [*validation, *held_out])
         self.head = FusedHead(last_convolution(network), cast(Any, loss)) if fused_head else None
         self.epoch = self.step = 0
         self.history: list[dict[str, float]] = []
+        self.fixed: dict[str, Any] = {}
         self.stored_optimizer: dict[str, Any] | None = None
         self.last_dice: float | None = None
 
     # --- what a checkpoint keeps
 
     def state(self) -> dict[str, Any]:
-        """Return the part of a checkpoint that changes from epoch to epoch."""
+        """Return the content of a checkpoint, on the device of the network; Lightning has set up the optimizer."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         return {
+            **self.fixed,
             "weights": self.network.state_dict(),
             "optimizer": optimizer.state_dict(),
             "epoch": self.epoch,
@@ -153,7 +190,7 @@ class Segmenter(pl.LightningModule):
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Continue after the last complete epoch of a checkpoint."""
+        """Continue after the last complete epoch of a checkpoint; `content` is what `load_checkpoint` returned."""
         self.network.load_state_dict(content["weights"])
         self.stored_optimizer = content["optimizer"]
         self.epoch, self.step, self.history = content["epoch"], content["step"], list(content["history"])
@@ -165,14 +202,14 @@ class Segmenter(pl.LightningModule):
     # --- what Lightning calls
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return AdamW; its rate is set before every step, so there is no scheduler with a state of its own."""
+        """Return AdamW, with the state of a resumed run; `on_train_batch_start` sets its rate, so no scheduler does."""
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.lr, weight_decay=WEIGHT_DECAY)
         if self.stored_optimizer is not None:
             optimizer.load_state_dict(self.stored_optimizer)
         return optimizer
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return batches of patches, this rank's share."""
+        """Return a loader of this rank's share of the epoch's batches of patches."""
         ranks = self.trainer.world_size
         count = self.trainer.strategy.broadcast(self.budget.epoch_steps()) * self.batch_size * ranks
         keys: Any = epoch_keys(self.epoch, count, self.trainer.global_rank, ranks)  # the same whenever it is run
@@ -181,34 +218,34 @@ class Segmenter(pl.LightningModule):
         return DataLoader(self.patches, self.batch_size, sampler=keys, num_workers=workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return numbers of the cases for the validation after each epoch, this rank's share."""
+        """Return a loader of the numbers of this rank's share of the validation cases, padded with `NO_CASE`."""
         ranks = self.trainer.world_size
         padding = [NO_CASE] * (-len(self.validation_numbers) % ranks)
         numbers: Any = (self.validation_numbers + padding)[self.trainer.global_rank :: ranks]
         return DataLoader(numbers, batch_size=1)
 
     def on_train_epoch_start(self) -> None:
-        """Empty the sums."""
+        """Empty the sums, and seed torch, so that a resumed epoch draws what it would have drawn."""
         torch.manual_seed(self.seed + self.epoch)
         self.loss_sum, self.loss_count = 0.0, 0
         self.since = time.monotonic()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the rate, the same on every rank."""
+        """Set the learning rate, the same on every rank."""
         self.rate = learning_rate(self.lr, self._fraction())
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         for group in optimizer.param_groups:
             group["lr"] = self.rate
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of patches."""
+        """Return the loss, a scalar, of a batch: images (B, channels, *patch) float32, labels (B, *patch) uint8."""
         image, label = batch
         if self.head is not None:
             return self.head(self.head.features(self.network, image), label)
         return self.loss(self.network(image).float(), label)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count, and refuse to go on with numbers that are none."""
+        """Count the step, report it, and end the epoch where the budget ends; raise TrainingError for a loss of nan."""
         self.step += 1
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
@@ -228,13 +265,13 @@ class Segmenter(pl.LightningModule):
         return float(self.trainer.strategy.broadcast(self.budget.fraction(self.step)))
 
     def on_validation_epoch_start(self) -> None:
-        """Empty the sums."""
+        """Tell the budget what a step took, and empty the counts."""
         self.budget.step_s = (time.monotonic() - self.since) / max(1, self.loss_count)
         self.since, self.voxels_done = time.monotonic(), 0
         self.sums = torch.zeros(3, len(self.cases.values), dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Add the counts of a case."""
+        """Predict a case and add its counts; `batch` (1,) holds its number, or `NO_CASE`."""
         if int(batch) == NO_CASE:
             return
         case = self.cases[int(batch)]
@@ -243,7 +280,7 @@ class Segmenter(pl.LightningModule):
         self.sums += count(logits.argmax(0), true, self.cases)
 
     def on_validation_epoch_end(self) -> None:
-        """Make one row of the history from the sums of all ranks."""
+        """Add a row to the history from the counts of all ranks, and tell the budget what the end will take."""
         dice = formulas.dice(self.trainer.strategy.reduce(self.sums, reduce_op="sum").cpu())
         self.last_dice = mean_dice(dice.numpy())
         voxel_s = (time.monotonic() - self.since) / max(1, self.voxels_done)

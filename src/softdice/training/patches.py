@@ -1,4 +1,7 @@
-"""Patches of cases: a patch is a pure function of (seed, epoch, number), so that any epoch can be had again."""
+"""Patches of cases: a patch is a pure function of (seed, epoch, number), so that any epoch can be had again.
+
+*S are the spatial axes of an image, *patch those of a patch.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +21,37 @@ from softdice.training.places import exchanged
 FOREGROUND_SHARE = 0.5
 """Share of the patches of a larger image that are laid around a voxel of a random class other than the first."""
 ANGLE_DEGREES, CHANGE = 15, 0.15
+"""Largest turn, and largest change of size, brightness and contrast as a share."""
 AUGMENTATION = (
     f"turned by up to {ANGLE_DEGREES} degrees, scaled by up to {CHANGE:.0%}, changes of brightness and contrast, noise"
 )
 BOTH = ("image", "label")
+"""Keys of what MONAI's transforms change alike."""
 KEPT_VOXELS = 1000
-"""Voxels of each class whose position is remembered for that."""
+"""Voxels of each class of a case whose positions are remembered, at least, to lay patches around them."""
 
 
 class Patches(Dataset[tuple[Tensor, Tensor]]):
     """Patches by (epoch, number): image (channels, *patch) float32 and label (*patch) uint8, augmented.
 
     Every case comes once before one comes twice. Images smaller than the patch are padded: with 0, the mean, and with
-    class 0. Augmentation by MONAI: what `AUGMENTATION` says, and mirrored along the axes that `mirror` names; None:
-    those that `choose_mirror` takes.
+    class 0. Augmentation by MONAI: what `AUGMENTATION` says, and mirroring.
+
+    Args:
+        cases, numbers: the cases, and the numbers of those to cut patches from.
+        patch: voxels along each axis.
+        seed: of all that is random.
+        mirror: axes by letters, or "none", see `mirrored_axes`; None: those that `choose_mirror` takes.
+
+    Attributes:
+        pad, augment: MONAI's transforms. positions: number of a case -> what `_positions` returned for it.
+        foreground_share: `FOREGROUND_SHARE`.
     """
 
     def __init__(
         self, cases: Cases, numbers: Sequence[int], patch: Sequence[int], seed: int, mirror: str | None = None
     ) -> None:
+        """Keep the arguments, which the class describes, and set up MONAI's transforms."""
         from monai.transforms import SpatialPadd
 
         self.cases, self.numbers, self.patch, self.seed = cases, list(numbers), tuple(patch), seed
@@ -47,33 +62,44 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         self.positions: dict[int, list[np.ndarray]] = {}
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the patch of (epoch, number): image (channels, *patch) float32, class numbers (*patch) uint8."""
+        from monai.utils import convert_to_tensor
+
         epoch, number = key
-        rng = np.random.default_rng([self.seed, 1, epoch, number])
-        turn, place = divmod(number, len(self.numbers))
-        order = np.random.default_rng([self.seed, 2, epoch, turn]).permutation(len(self.numbers))
-        which = self.numbers[order[place]]
+        rng = np.random.default_rng([self.seed, 1, epoch, number])  # 1 and 2: independent streams, here and below
+        cycle, position = divmod(number, len(self.numbers))  # in each cycle every case comes once
+        order = np.random.default_rng([self.seed, 2, epoch, cycle]).permutation(len(self.numbers))
+        which = self.numbers[order[position]]
         case = self.cases[which]
         window = tuple(slice(s, s + p) for s, p in zip(self._start(which, case, rng), self.patch, strict=True))
         image, label = case.image[(slice(None), *window)].copy(), case.label[(None, *window)].copy()
         self.augment.set_random_state(seed=int(rng.integers(2**32)))
         pair = self.augment(self.pad({"image": torch.from_numpy(image), "label": torch.from_numpy(label)}))
-        return _plain(pair["image"]).float(), _plain(pair["label"])[0].to(torch.uint8)
+        return convert_to_tensor(pair["image"], torch.float32), convert_to_tensor(pair["label"], torch.uint8)[0]
 
     def _start(self, which: int, case: Case, rng: np.random.Generator) -> list[int]:
-        """Return the corner of a patch: anywhere, or so that a voxel of a class other than the first lies in it."""
+        """Return the first voxel of a patch in `case`, whose number is `which`.
+
+        It lies anywhere; for `foreground_share` of the patches so that the patch holds a voxel of a random class other
+        than the first.
+        """
         room = [max(0, n - p) for n, p in zip(case.label.shape, self.patch, strict=True)]
         start = [int(rng.integers(r + 1)) for r in room]
         if any(room) and rng.random() < self.foreground_share:
             positions = self._positions(which, case)
             if positions:
-                of_class = positions[rng.integers(len(positions))]
-                voxel = of_class[rng.integers(len(of_class))]
+                class_positions = positions[rng.integers(len(positions))]
+                voxel = class_positions[rng.integers(len(class_positions))]
                 return [
                     int(np.clip(v - rng.integers(p), 0, r)) for v, p, r in zip(voxel, self.patch, room, strict=True)
                 ]
         return start
 
     def _positions(self, which: int, case: Case) -> list[np.ndarray]:
+        """Return voxel positions (n, axes) for each class in the case but the first and the ignored one; cached.
+
+        n is at most about twice `KEPT_VOXELS`. `which` is the number of the case.
+        """
         if which not in self.positions:
             positions = []
             for number in np.unique(case.label):
@@ -87,19 +113,20 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def epoch_keys(epoch: int, count: int, rank: int, ranks: int) -> list[tuple[int, int]]:
-    """Return (epoch, number) of every `ranks`-th patch of an epoch of `count` patches: the share of one rank."""
+    """Return the keys of `Patches`, (epoch, number), for one of `ranks` ranks: its share of an epoch of `count`."""
     return [(epoch, number) for number in range(rank, count, ranks)]
 
 
 def choose_mirror(cases: Cases, training: Sequence[int]) -> tuple[str, str]:
-    """Return the axes along which training images may be mirrored, "x" or "none", and why where it is none.
+    """Return the axes along which training images may be mirrored, "x" or "none", and the reason for "none", else "".
 
-    A body has a left and a right side, and so may any volume. Of pictures the labels decide.
+    A body has a left and a right side, and so may any volume. For pictures the labels of the cases `training`, their
+    numbers, decide.
     """
     if cases.spatial_ndim == 3 or cases.placed:
         return "none", "left and right may differ"
-    where = [cases.places[number] for number in training] if cases.places else []
-    pair = exchanged(where, axis_number(cases.axes, "x"))
+    training_places = [cases.places[number] for number in training] if cases.places else []
+    pair = exchanged(training_places, axis_number(cases.axes, "x"))
     if pair is None:
         return "x", ""
     left, right = (cases.class_names[cases.values.index(value)] for value in pair)
@@ -107,19 +134,20 @@ def choose_mirror(cases: Cases, training: Sequence[int]) -> tuple[str, str]:
 
 
 def mirrored_axes(cases: Cases, mirror: str) -> list[int]:
-    """Return the axes of the array along which `mirror`, letters or "none", mirrors.
+    """Return the numbers of the spatial axes that `mirror` names, "none" or letters as "xy".
 
-    Raises:
-        TrainingError: the images have no such axis.
+    Raise TrainingError for a letter that the cases have no axis for.
     """
+    if mirror == "none":
+        return []
     letters = "xyz"[: cases.spatial_ndim]
-    if mirror != "none" and not set(mirror) <= set(letters):
+    if not set(mirror) <= set(letters):
         raise refusal(f"axes of {cases.spatial_ndim}-D images, {', '.join(letters)}", mirror, "Change --mirror.")
-    return [] if mirror == "none" else [axis_number(cases.axes, letter) for letter in mirror]
+    return [axis_number(cases.axes, letter) for letter in mirror]
 
 
 def _augmentation(patch: Sequence[int], mirrored: Sequence[int]) -> Any:
-    """Return the transform of MONAI that augments a patch; `AUGMENTATION` says it in words."""
+    """Return MONAI's transform of {"image", "label"} that `AUGMENTATION` names, and that flips the axes `mirrored`."""
     from monai.transforms import (
         Compose,
         RandAdjustContrastd,
@@ -144,7 +172,3 @@ def _augmentation(patch: Sequence[int], mirrored: Sequence[int]) -> Any:
             RandGaussianNoised("image", prob=0.15, std=0.1),
         ]
     )
-
-
-def _plain(tensor: Any) -> Tensor:
-    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor

@@ -1,4 +1,4 @@
-"""Pictures of a run: curves.png and overlays.png."""
+"""Pictures of a run: curves.png and overlays.png. In shapes *S are the spatial axes of a case."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from softdice.evaluation.colours import EXTRA, MISSED, RIGHT
 from softdice.images.orientation import RAS
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-"""M. Okabe, K. Ito, "Color Universal Design", 2008, without the black, which pictures are full of."""
+"""Lines of the classes. M. Okabe, K. Ito, "Color Universal Design", 2008, without the black, which is the mean's."""
 MARKS = (
     ("found", RIGHT, 0.35),
     ("missed", MISSED, 0.65),
     ("invented", EXTRA, 0.65),
     ("of another class", (204, 121, 167), 0.65),
 )
-"""What is told of a voxel, its colour and how much of the image the colour hides: as in the report of scores."""
+"""Words for a voxel in the legend, its RGB, and the opacity of that over the image: as in the report of scores."""
 DIMMED = 0.6
-"""Brightness of what has no label, so that what was found stands out in a bright image, too."""
+"""Brightness of voxels without a label, so that the marks stand out in a bright image, too."""
+BRIGHTEST = 5
+"""Standard deviations from the mean at which a picture is white, or black: brighter voxels do not darken the rest."""
 SCREEN_INCHES, DPI = (16, 9), 100
 MOST_NAMED = 7
+"""Classes with a line of their own, or in a legend."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One held-out case for the picture: `image` (channels, *S), `truth` and `prediction` (*S), its mean Dice.
+    """One held-out case for the picture: `image` (channels, *S) scaled, its mean Dice as `dice`.
 
-    `axes` says what the axes S mean: "RAS", or letters such as "zyx".
+    `truth` and `prediction` are class numbers (*S). `axes` says what the axes S mean: "RAS", or letters such as "zyx".
     """
 
     name: str
@@ -43,7 +46,10 @@ class Shown:
 
 
 def curves(history: Sequence[dict[str, float]], class_names: Sequence[str]) -> bytes:
-    """Return a PNG of a run by epoch: the loss, and the validation Dice of the first classes beside the background."""
+    """Return a PNG of a run by epoch: the loss, and the validation Dice of the first classes but the background.
+
+    `history` is that of `Segmenter`, a row for each epoch; `class_names` are of all classes.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -74,7 +80,8 @@ def curves(history: Sequence[dict[str, float]], class_names: Sequence[str]) -> b
 def overlays(worst: Sequence[Shown], best: Sequence[Shown], class_names: Sequence[str]) -> bytes:
     """Return a PNG of the size of a screen: a row of the worst cases and one of the best, marked as in the report.
 
-    Of a volume, the slice that has most labelled voxels is shown, a patient's from the feet, front up.
+    A volume is shown by its slice with most labelled voxels; a patient is seen from the feet, front up. One of the rows
+    may lack cases, not both. `class_names` are those of all classes.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -99,25 +106,28 @@ def overlays(worst: Sequence[Shown], best: Sequence[Shown], class_names: Sequenc
 
 
 def _plane(case: Shown) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """Return the image (rows, columns) or with RGB in [0, 1], truth, prediction, and which slice it is."""
+    """Return the plane of a case to draw: image, truth, prediction, and words for the slice, "" for a 2-D case.
+
+    The image is (rows, columns), or RGB (rows, columns, 3), in [0, 1]; the others are class numbers (rows, columns).
+    """
     image, truth, prediction, where = case.image, case.truth, case.prediction, ""
     if truth.ndim == 3:
-        axis = 0 if case.axes == "zyx" else 2
+        axis = 0 if case.axes == "zyx" else 2  # across the slices
         others = tuple(other for other in range(3) if other != axis)
         labelled = int(((truth > 0).sum(others) + (prediction > 0).sum(others)).argmax())
         where = f", slice {labelled} of {truth.shape[axis]}"
         image, truth, prediction = (np.take(a, labelled, a.ndim - 3 + axis) for a in (image, truth, prediction))
-        if axis == 2:  # x first, growing to the back, as all such files but those of a patient have it
+        if axis == 2:  # the axes are x, y: to rows and columns
             image, truth, prediction = (np.rot90(a, axes=(-2, -1)) for a in (image, truth, prediction))
         if case.axes == RAS:  # the patient's left is at the right, as in the report
             image, truth, prediction = (a[..., ::-1] for a in (image, truth, prediction))
-    shown = image[0] if image.shape[0] != 3 else np.moveaxis(image, 0, -1)
+    shown = np.clip(image[0] if image.shape[0] != 3 else np.moveaxis(image, 0, -1), -BRIGHTEST, BRIGHTEST)
     low, high = float(shown.min()), float(shown.max())
     return (shown - low) / ((high - low) or 1.0), truth, prediction, where
 
 
 def _marked(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Return an image in [0, 1] as RGB, with what was found, missed, invented or of another class in its colour."""
+    """Return an image as RGB (rows, columns, 3) in [0, 1] with `MARKS` in their colours; arguments from `_plane`."""
     plain = np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, 2), np.float64)
     colours = DIMMED * plain
     labelled, marked, same = truth > 0, prediction > 0, truth == prediction
@@ -128,6 +138,7 @@ def _marked(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.
 
 
 def _png(figure: Any) -> bytes:
+    """Return a figure of matplotlib as a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

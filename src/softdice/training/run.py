@@ -7,12 +7,13 @@ import math
 import os
 import re
 import tempfile
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -22,25 +23,25 @@ from softdice.losses import StatisticsLoss
 from softdice.parallel.ranks import LostRankError, Ranks
 from softdice.reproducibility import SystemConfig, setup_system
 from softdice.training.brain import brain_cases
-from softdice.training.cases import Cases, memory_bytes, read_folder, split
-from softdice.training.checkpoint import load_checkpoint, made_folder, save_checkpoint, write_bytes
+from softdice.training.cases import Cases, read_folder, split
+from softdice.training.checkpoint import load_checkpoint, made_folder, save_checkpoint, write_history
 from softdice.training.config import (
     DEFAULT_EPOCHS,
-    DEFAULTS,
-    RUN_SETTINGS,
     Interrupted,
     TrainConfig,
     TrainingError,
-    merge,
+    all_settings,
+    listed,
     no_memory,
     refusal,
+    size,
 )
 from softdice.training.layout import check_out
 from softdice.training.loss_names import parse_loss
 from softdice.training.module import Budget, Reporter, Segmenter, Silent
 from softdice.training.patches import AUGMENTATION, choose_mirror, mirrored_axes
-from softdice.training.plan import NetworkPlan, check_memory, choose_batch, choose_network, choose_patch, fit_to_minutes
-from softdice.training.results import history_csv, write_results
+from softdice.training.plan import NetworkPlan, StepPlan, check_memory, choose_network, choose_step, fit_to_minutes
+from softdice.training.results import write_results
 from softdice.training.together import LeftToTorchrun, SilencedError, alike, devices, is_first, lost, together
 
 LEAST_STEPS = 24
@@ -64,7 +65,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None, *, started: flo
     kept, with a number in their names.
 
     Args:
-        config: what is asked for; what is None there follows from the data.
+        config: the settings that the user asks for; the data decide those that are None.
         reporter: told how far the run is.
         started: `time.monotonic()` from which the minutes of the budget count. None: now.
 
@@ -77,8 +78,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None, *, started: flo
 
     Edge cases: the classes' Dice is nan (null in summary.json) where no held-out case has or predicts the class.
     """
-    budget = Budget(None, None, 1)  # the clock starts here
-    budget.started = budget.started if started is None else started
+    started = time.monotonic() if started is None else started
     ranks = Ranks.here()
     reporter = reporter if reporter is not None and is_first(ranks) else Silent()
     saver = _Saver(Path(config.out))
@@ -86,7 +86,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None, *, started: flo
         try:
             with ExitStack() as stack:
                 stack.callback(torch.set_num_threads, torch.get_num_threads())  # a plan may change it
-                return _train(config, reporter, ranks, budget, stack, saver)
+                return _train(config, reporter, ranks, started, stack, saver)
         except SilencedError:
             return {}
         except KeyboardInterrupt as stop:
@@ -100,7 +100,10 @@ def train(config: TrainConfig, reporter: Reporter | None = None, *, started: flo
 
 
 def _one_line(problem: Exception, ranks: int) -> Exception:
-    """Return the TrainingError for something that ended a run, or the problem itself where the user cannot mend it."""
+    """Return the TrainingError to raise for `problem`, which ended a run; `problem` itself if the user cannot mend it.
+
+    `ranks` is the number of processes that torchrun started, 0 without it.
+    """
     if isinstance(problem, FileError):
         return TrainingError(str(problem))
     if isinstance(problem, LostRankError):
@@ -115,139 +118,192 @@ def _one_line(problem: Exception, ranks: int) -> Exception:
 
 
 def _train(
-    config: TrainConfig, reporter: Reporter, ranks: Ranks | None, budget: Budget, stack: ExitStack, saver: _Saver
+    config: TrainConfig, reporter: Reporter, ranks: Ranks | None, started: float, stack: ExitStack, saver: _Saver
 ) -> dict[str, Any]:
-    """Do one rank's part of a run; `ranks` is None where torchrun has no part in it."""
+    """Do one rank's part of a run, and return its summary, {} on all ranks but the first.
+
+    Args:
+        ranks: None without torchrun. started: `time.monotonic()` from which the minutes count.
+        stack: the folder is entered on it, and left when the run ends. saver: writes checkpoints and counts them.
+
+    Raises:
+        TrainingError, FileError: as `train`. SilencedError: on the other ranks, where the first raises the error.
+    """
     out = Path(config.out)
     first = is_first(ranks)
 
     def open_folder() -> dict[str, Any] | None:
-        if not first:
-            return None if ranks is not None else _stored(config)
-        stack.enter_context(made_folder(out, "softdice train", "--out"))
-        _remove_halves(out)
-        return _stored(config)
+        """Make the folder on the first rank; return the content of the checkpoint to resume from, or None."""
+        if first:
+            stack.enter_context(made_folder(out, "softdice train", "--out"))
+            for half in (half for name in WRITTEN for half in out.glob(f".{name}.*")):
+                half.unlink()  # a temporary file of a run that was killed
+        path = out / "model.ckpt"
+        reads = first or ranks is None  # torchrun's other ranks, maybe without the folder, get it from the first
+        return load_checkpoint(path, resume=True) if reads and config.resume and path.exists() else None
 
     stored = together(ranks, open_folder)
-    stored = stored if ranks is None else ranks.from_first(stored)  # other machines may not have the folder
+    stored = stored if ranks is None else ranks.from_first(stored)
     if config.resume and stored is None:
         reporter.line(f"No {out / 'model.ckpt'} to resume from: starting anew.")
-    module, held_out, fixed = together(ranks, lambda: _prepare(config, stored, reporter, ranks, budget))
-    alike(ranks, (fixed["data"], module.cases.shapes))
-    settings, epochs = fixed["settings"], budget.epochs
+    module = together(ranks, lambda: _prepare(config, stored, reporter, ranks, started))
+    budget = module.budget
+    alike(ranks, (module.fixed["data"], module.cases.shapes))
     if stored is not None:
         module.restore(stored)
     elif first:
         _keep_earlier(out, reporter)
-    saver.fixed, saver.epochs = fixed, module.epoch
-    _tell(reporter, module, held_out, settings, fixed["data"])
+    saver.epochs = module.epoch
+    for line in _announcement(module):
+        reporter.line(line)
     unfinished = module.step == 0 or (  # a run whose time is over before it starts makes a step, and leaves a model
-        budget.fraction(module.step) < 1 and (epochs is None or module.epoch < epochs)
+        budget.fraction(module.step) < 1 and (budget.epochs is None or module.epoch < budget.epochs)
     )
-    if unfinished if ranks is None else ranks.from_first(unfinished):  # clocks differ
-        _fit(module, saver, epochs, settings, ranks)
+    unfinished = unfinished if ranks is None else ranks.from_first(unfinished)  # clocks differ
+    if unfinished:
+        _fit(module, saver, ranks)
     if not first:
         return {}
-    reporter.line(f"Scoring {len(held_out)} held-out cases.")
-    return write_results(out, module, held_out, fixed)
+    reporter.line(f"Scoring {len(module.held_out)} held-out cases.")
+    return write_results(out, module)
 
 
-def _stored(config: TrainConfig) -> dict[str, Any] | None:
-    """Return the checkpoint to resume from."""
-    path = Path(config.out) / "model.ckpt"
-    return load_checkpoint(path, resume=True) if config.resume and path.exists() else None
+class _Data(NamedTuple):
+    """Cases, the numbers of those for training and of those held out, and the augmentation of patches in words."""
+
+    cases: Cases
+    training: list[int]
+    held_out: list[int]
+    augmentation: str
 
 
 def _prepare(
-    config: TrainConfig, stored: dict[str, Any] | None, reporter: Reporter, ranks: Ranks | None, budget: Budget
-) -> tuple[Segmenter, list[int], dict[str, Any]]:
-    """Return module, held-out cases, and what stays of a checkpoint: all that can go wrong before the first step."""
-    config = replace(config, devices=devices(config, ranks, stored))
-    config = config if stored is None else merge(config, stored["settings"])
-    settings = {name: getattr(config, name) for name in RUN_SETTINGS}
-    settings = {name: DEFAULTS.get(name) if value is None else value for name, value in settings.items()}
-    accelerator = torch.cuda.is_available()
-    per_node = settings["devices"] if ranks is None else ranks.per_node
-    if accelerator and per_node > torch.cuda.device_count():
-        expected = f"at most {torch.cuda.device_count()} processes on a machine with as many GPUs"
-        raise refusal(expected, per_node, "Start fewer.")
+    config: TrainConfig, stored: dict[str, Any] | None, reporter: Reporter, ranks: Ranks | None, started: float
+) -> Segmenter:
+    """Read settings and data, plan the run, and return its untrained module, with `fixed` set.
+
+    Args:
+        stored: content of the checkpoint to resume from, whose plan is kept. None: a new run.
+        started: `time.monotonic()` from which the minutes count.
+
+    Raises:
+        TrainingError, FileError: settings, data or plan cannot be used, or differ from those of the checkpoint.
+    """
+    settings = _settings(config, stored, ranks)
     setup_system(SystemConfig(seed=settings["seed"], deterministic_algorithms=True))
+    data = _read(Path(config.out), settings)
+    cases, devices_used = data.cases, settings["devices"]
+    cases.clipped = stored is not None and stored["data"].get("clipped", True)
+    epochs, minutes, steps = settings["epochs"], settings["max_minutes"], settings["max_steps"]
+    epochs = epochs or (None if minutes or steps else DEFAULT_EPOCHS)
+    budget = Budget(epochs, None if minutes is None else minutes * 60, 1, steps, started=started)
+    accelerator = torch.cuda.is_available()
+
+    def network(plan: StepPlan) -> NetworkPlan:
+        """Return the network of the checkpoint, or one for the plan."""
+        if stored is not None:
+            return NetworkPlan(**stored["network"])
+        return choose_network(plan.patch, cases.channels, len(cases.values), accelerator, plan.first_filters)
+
+    def make(plan: StepPlan) -> Segmenter:
+        """Return an untrained module for a plan, and set the steps of the budget's epochs."""
+        check_memory(plan, network(plan))
+        loss = parse_loss(
+            settings["loss"], len(cases.values), "world" if devices_used > 1 else None, cases.ignore_index
+        )
+        budget.steps_per_epoch = max(LEAST_STEPS, math.ceil(len(data.training) / (plan.batch_size * devices_used)))
+        epoch_voxels = budget.steps_per_epoch * plan.batch_size * math.prod(plan.patch)
+        return Segmenter(
+            network(plan).build(), loss, cases, data.training, _validation_cases(cases, data.held_out, epoch_voxels),
+            patch=plan.patch, batch_size=plan.batch_size, lr=settings["lr"], seed=settings["seed"], budget=budget,
+            reporter=reporter, fused_head=settings["fused_head"], held_out=data.held_out, mirror=settings["mirror"],
+        )  # fmt: skip
+
+    if stored is not None:
+        plan = StepPlan(tuple(stored["data"]["patch"]), stored["data"]["batch_size"])
+        why = stored["data"].get("plan", "")
+    else:
+        plan, why = choose_step([cases.shapes[number] for number in data.training], settings, accelerator), ""
+        if budget.seconds is not None and ranks is None and devices_used == 1:
+            end_voxels = sum(math.prod(cases.shapes[number]) for number in data.held_out)
+            plan, why = fit_to_minutes(make, plan, settings, budget, end_voxels, reporter.line)
+    description = _describe(data, plan, why)
+    if stored is not None:
+        description["augmentation"] = stored["data"].get("augmentation", data.augmentation)
+        _check_same_data(stored["data"], description, cases.spatial_ndim, config.out)
+    settings |= {"patch": list(plan.patch), "batch_size": plan.batch_size}
+    module = make(plan)
+    module.fixed = {"network": asdict(network(plan)), "data": description, "settings": settings}
+    return module
+
+
+def _settings(config: TrainConfig, stored: dict[str, Any] | None, ranks: Ranks | None) -> dict[str, Any]:
+    """Return the settings of a run, {name in `TrainConfig`: value}, as `all_settings` does; check them before the data.
+
+    `stored`: content of the checkpoint to resume from, or None. Raise TrainingError if it has other settings, if there
+    are too few GPUs, or if the loss does not exist or does not work with the fused head.
+    """
+    config = replace(config, devices=devices(config, ranks, stored))
+    settings = all_settings(config, None if stored is None else stored["settings"])
+    per_machine, gpus = settings["devices"] if ranks is None else ranks.per_node, torch.cuda.device_count()
+    if torch.cuda.is_available() and per_machine > gpus:
+        expected = f"at most {gpus} processes on a machine with as many GPUs"
+        raise refusal(expected, per_machine, "Start fewer.")
     loss = parse_loss(settings["loss"], 2)  # a wrong name is told before the data are read
     if settings["fused_head"] and not isinstance(loss, StatisticsLoss):
         expected = "a loss that is a function of sums over the voxels with --fused-head"
         raise refusal(expected, settings["loss"][:40], "Leave out --fused-head, or change --loss.")
+    return settings
 
-    if config.data is None:
+
+def _read(out: Path, settings: dict[str, Any]) -> _Data:
+    """Read and split the data, and fill in the settings that the data decide, "ignore" and "mirror".
+
+    Raise TrainingError if `out`, the folder of the run, is a folder of the data or if "mirror" names an axis that is
+    not there, and TrainingError or FileError as `read_folder` does.
+    """
+    if settings["data"] is None:
         cases = brain_cases(settings["val_fraction"])
     else:
-        check_out(Path(config.out), Path(config.data))
-        cases = read_folder(config.data, **{name: settings[name] for name in READING})
+        check_out(out, Path(settings["data"]))
+        cases = read_folder(settings["data"], **{name: settings[name] for name in READING})
         settings["ignore"] = cases.ignored  # nnU-Net's dataset.json may name it
     training, held_out = split(cases, settings["val_fraction"], settings["seed"])
-    mirror, why_not = (settings["mirror"], "") if settings["mirror"] else choose_mirror(cases, training)
-    settings["mirror"] = mirror
-    augmentation = f"{_mirroring(cases, mirror, why_not)}, {AUGMENTATION}"
-    count = settings["devices"]
-    budget.epochs = config.epochs or (None if config.max_minutes or config.max_steps else DEFAULT_EPOCHS)
-    budget.seconds = None if config.max_minutes is None else config.max_minutes * 60
-    budget.steps = config.max_steps
-
-    def network(patch: tuple[int, ...], first: int | None) -> NetworkPlan:
-        if stored is not None:
-            return NetworkPlan(**stored["network"])
-        return choose_network(patch, cases.channels, len(cases.values), accelerator, first)
-
-    def make(patch: tuple[int, ...], batch_size: int, first: int | None) -> Segmenter:
-        plan = network(patch, first)
-        memory = torch.cuda.get_device_properties(0).total_memory if accelerator else memory_bytes()
-        check_memory(patch, batch_size, plan, memory)
-        loss = parse_loss(settings["loss"], len(cases.values), "world" if count > 1 else None, cases.ignore_index)
-        budget.steps_per_epoch = max(LEAST_STEPS, math.ceil(len(training) / (batch_size * count)))
-        return Segmenter(
-            plan.build(), loss, cases, training,
-            _validation_cases(cases, held_out, budget.steps_per_epoch * batch_size * math.prod(patch)),
-            patch=patch, batch_size=batch_size, lr=settings["lr"], seed=settings["seed"], budget=budget,
-            reporter=reporter, fused_head=settings["fused_head"], held_out=held_out, mirror=mirror,
-        )  # fmt: skip
-
-    first, why = None, ""
-    if stored is not None:
-        patch, batch_size = tuple(stored["data"]["patch"]), stored["data"]["batch_size"]
-        why = stored["data"].get("plan", "")
-    else:
-        patch = choose_patch([cases.shapes[number] for number in training], settings["patch"], accelerator)
-        batch_size = choose_batch(patch, settings["batch_size"], accelerator)
-        if budget.seconds is not None and ranks is None and count == 1:
-            end_voxels = sum(math.prod(cases.shapes[number]) for number in held_out)
-            patch, batch_size, first, why = fit_to_minutes(
-                make, patch, batch_size, settings, budget, end_voxels, reporter.line
-            )
-    data = _describe(cases, training, held_out, patch, batch_size) | {"plan": why, "augmentation": augmentation}
-    if stored is not None:
-        data["augmentation"] = stored["data"].get("augmentation", augmentation)
-        _check_same_data(stored["data"], data, cases.spatial_ndim, config.out)
-    module = make(patch, batch_size, first)
-    kept = {"patch": list(patch), "batch_size": batch_size}
-    kept |= {name: getattr(config, name) for name in ("epochs", "max_minutes", "max_steps")}
-    return module, held_out, {"network": asdict(network(patch, first)), "data": data, "settings": {**settings, **kept}}
+    why_not = ""
+    if not settings["mirror"]:
+        settings["mirror"], why_not = choose_mirror(cases, training)
+    mirrored_axes(cases, settings["mirror"])  # raises if there are no such axes
+    mirroring = f"mirrored along {', '.join(settings['mirror'])}" + " (left-right)" * (settings["mirror"] == "x")
+    if settings["mirror"] == "none":
+        mirroring = "not mirrored" + (f" ({why_not}; --mirror decides)" if why_not else "")
+    return _Data(cases, training, held_out, f"{mirroring}, {AUGMENTATION}")
 
 
 class _Saver(pl.Callback):
-    """Writes model.ckpt and metrics.csv after every epoch; `epochs` are in the file, None before a run starts."""
+    """Writes model.ckpt and metrics.csv into `out` after every epoch.
+
+    `epochs` is the number of complete epochs in the checkpoint, None before the run starts.
+    """
 
     def __init__(self, out: Path) -> None:
-        self.out, self.epochs = out, cast("int | None", None)
-        self.fixed: dict[str, Any] = {}
+        self.out = out
+        self.epochs: int | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write both files on rank 0; raise TrainingError if the disk refuses."""
         if trainer.is_global_zero and isinstance(pl_module, Segmenter):
-            save_checkpoint(self.out / "model.ckpt", {**self.fixed, **pl_module.state()})
+            save_checkpoint(self.out / "model.ckpt", pl_module.state())
             self.epochs = pl_module.epoch
-            write_bytes(self.out / "metrics.csv", history_csv(pl_module.history))
+            write_history(self.out, pl_module.history)
 
 
-def _fit(module: Segmenter, saver: _Saver, epochs: int | None, settings: dict[str, Any], ranks: Ranks | None) -> None:
-    """Run Lightning's Trainer over what is left of the run; Ctrl-C comes out as KeyboardInterrupt."""
+def _fit(module: Segmenter, saver: _Saver, ranks: Ranks | None) -> None:
+    """Run Lightning's Trainer over the rest of the run.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C. TrainingError: the loss is not finite, the disk refuses, or a process is gone.
+    """
+    epochs, settings = module.budget.epochs, module.fixed["settings"]
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.filterwarnings("ignore", ".*does not have many workers", UserWarning)  # on purpose, see module.py
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # lightning 2.6 asks torch 2.13 the old way
@@ -272,15 +328,8 @@ def _fit(module: Segmenter, saver: _Saver, epochs: int | None, settings: dict[st
             raise
 
 
-def _remove_halves(out: Path) -> None:
-    """Remove what a run that was killed was writing beside its place."""
-    for name in WRITTEN:
-        for half in out.glob(f".{name}.*"):
-            half.unlink()
-
-
 def _keep_earlier(out: Path, reporter: Reporter) -> None:
-    """Give a number, the next above all that are there, to whatever lies where a new run will write."""
+    """Rename the files of an earlier run in `out` to model.1.ckpt and so on, by the next free number; report it."""
     earlier = [out / name for name in WRITTEN if os.path.lexists(out / name)]
     if not earlier:
         return
@@ -293,27 +342,34 @@ def _keep_earlier(out: Path, reporter: Reporter) -> None:
     reporter.line(f"Kept of an earlier run in {out}: {', '.join(place.name for place in kept)}")
 
 
-def _describe(
-    cases: Cases, training: Sequence[int], held_out: Sequence[int], patch: Sequence[int], batch_size: int
-) -> dict[str, Any]:
-    """Return what a model needs to know of its data, and a resumed run compares."""
-    said = ("values", "class_names", "spatial_ndim", "channels", "joint", "by_channel")
+def _describe(data: _Data, plan: StepPlan, why: str) -> dict[str, Any]:
+    """Return "data" of a checkpoint: what predictions need, and a resumed run compares.
+
+    `why` is the reason for the plan in words, "" if there is no reason to tell.
+    """
+    cases = data.cases
+    names = ("values", "class_names", "spatial_ndim", "channels", "joint", "by_channel", "clipped")
     return {
-        **{name: getattr(cases, name) for name in said},
+        **{name: getattr(cases, name) for name in names},
         "orientation": cases.axes,
-        "patch": list(patch),
-        "batch_size": batch_size,
-        "training": [cases.names[number] for number in training],
-        "held_out": [cases.names[number] for number in held_out],
+        "patch": list(plan.patch),
+        "batch_size": plan.batch_size,
+        "training": [cases.names[number] for number in data.training],
+        "held_out": [cases.names[number] for number in data.held_out],
+        "plan": why,
+        "augmentation": data.augmentation,
     }
 
 
 def _check_same_data(before: dict[str, Any], now: dict[str, Any], spatial_ndim: int, out: str) -> None:
-    """Raise TrainingError unless a run is resumed with the data that it was started with."""
+    """Raise TrainingError unless a run in the folder `out` is resumed with the data that it was started with.
+
+    `before`, from the checkpoint, and `now` are what `_describe` returns; `before` may be of an earlier release.
+    """
     if "orientation" not in before and spatial_ndim == 3:
         got = f"one in {out} of an earlier softdice, which took them as they were stored"
         raise refusal("a run that says how its volumes lie", got, "Start a new one with another --out.")
-    lacking = {"plan": "", "joint": True, "by_channel": False}  # in checkpoints of earlier releases
+    lacking = {"plan": "", "joint": True, "by_channel": False, "clipped": True}  # in checkpoints of earlier releases
     lacking |= {name: now[name] for name in ("orientation", "augmentation")}
     if {**lacking, **before} != now:
         expected = f"the data with which the run in {out} was started"
@@ -322,7 +378,10 @@ def _check_same_data(before: dict[str, Any], now: dict[str, Any], spatial_ndim: 
 
 
 def _validation_cases(cases: Cases, held_out: Sequence[int], epoch_voxels: int) -> list[int]:
-    """Return a few held-out cases, evenly spread, that take a small part of an epoch's time; at least one."""
+    """Return the numbers of the held-out cases for the validation after each epoch, evenly spread.
+
+    They are 1 to `VALIDATION_CASES`; together they have at most `VALIDATION_SHARE` of `epoch_voxels`, or are one case.
+    """
     step = max(1, len(held_out) // VALIDATION_CASES)
     chosen: list[int] = []
     voxels = 0
@@ -334,54 +393,48 @@ def _validation_cases(cases: Cases, held_out: Sequence[int], epoch_voxels: int) 
     return chosen
 
 
-def _mirroring(cases: Cases, mirror: str, why_not: str) -> str:
-    """Say along which axes patches are mirrored, or why along none."""
-    mirrored_axes(cases, mirror)  # that there are such axes
-    if mirror == "none":
-        return "not mirrored" + (f" ({why_not}; --mirror decides)" if why_not else "")
-    return f"mirrored along {', '.join(mirror)}" + " (left-right)" * (mirror == "x")
-
-
-def _tell(
-    reporter: Reporter, module: Segmenter, held_out: Sequence[int], settings: dict[str, Any], data: dict[str, Any]
-) -> None:
-    """Say what is about to be trained on what."""
-    cases, budget = module.cases, module.budget
-    what = "the ICBM152 brain of nilearn, axial slices" if settings["data"] is None else settings["data"]
-    reporter.line(
-        f"Data: {what}: {len(module.training_numbers)} for training, {len(held_out)} held out, {cases.spatial_ndim}-D, "
-        f"{cases.channels} channel{'s' if cases.channels > 1 else ''}, {len(cases.values)} classes"
+def _announcement(module: Segmenter) -> Iterator[str]:
+    """Yield lines for the user before the first step: data, doubts about them, length, plan and augmentation."""
+    cases, budget, settings, data = module.cases, module.budget, module.fixed["settings"], module.fixed["data"]
+    source = "the ICBM152 brain of nilearn, axial slices" if settings["data"] is None else settings["data"]
+    yield (
+        f"Data: {source}: {len(module.training_numbers)} for training, {len(module.held_out)} held out, "
+        f"{cases.spatial_ndim}-D, {cases.channels} channel{'s' * (cases.channels > 1)}, {len(cases.values)} classes"
     )
-    for line in cases.left_out:
-        reporter.line(line)
-    if cases.mapping is not None:
-        shown = [f"{value} -> {number}" for value, number in cases.mapping.items()]
-        reporter.line(f"Labels mapped: {', '.join(shown[:12])}{', ...' if len(shown) > 12 else ''}")
-    for number in cases.untrained(module.training_numbers):
-        reporter.line(
-            f"No training image has a voxel of {cases.class_names[number]}: it cannot be learnt, and scores 0."
-        )
-    if cases.empty:
-        named = [f"{name} ({problem})" for name, problem in cases.empty.items()]
-        more = ", ..." if len(named) > MOST_NAMED else ""
-        reporter.line(f"Images from which nothing can be learnt: {', '.join(named[:MOST_NAMED])}{more}")
-    for value in sorted({value for value, _ in cases.lonely.values()}):
-        shares = {name: share for name, (other, share) in cases.lonely.items() if other == value}
-        reporter.line(
-            f"The value {value:g} holds up to {max(shares.values()):.0%} of the voxels of {len(shares)} "
-            f"image{'s' * (len(shares) > 1)} ({', '.join([*shares][:3])}{', ...' if len(shares) > 3 else ''}) and lies "
-            f"far from all others. If it stands for missing data, start again with --nodata {value:g}."
-        )
+    yield from _doubts(cases, module.training_numbers)
     length = [f"{budget.epochs} epochs"] if budget.epochs is not None else []
     length += [f"{budget.seconds / 60:g} minutes"] if budget.seconds is not None else []
     length += [f"{budget.steps} steps"] if budget.steps is not None else []
-    reporter.line(
-        f"Run: loss {settings['loss']}, patch {'x'.join(map(str, module.patch))}, batch {module.batch_size}"
+    yield (
+        f"Run: loss {settings['loss']}, patch {size(module.patch)}, batch {module.batch_size}"
         f"{'' if settings['devices'] == 1 else ' on each of ' + str(settings['devices']) + ' devices'}, "
         f"{budget.epoch_steps()} steps an epoch, at most {' or '.join(length)}, seed {settings['seed']}"
     )
     if data["plan"]:
-        reporter.line(f"Plan: {data['plan']}")
-    reporter.line(f"Augmentation: patches are {data['augmentation']}")
+        yield f"Plan: {data['plan']}"
+    yield f"Augmentation: patches are {data['augmentation']}"
     if module.epoch:
-        reporter.line(f"Resumed after epoch {module.epoch}, {budget.elapsed_before_s:.0f} s into the run")
+        yield f"Resumed after epoch {module.epoch}, {budget.elapsed_before_s:.0f} s into the run"
+
+
+def _doubts(cases: Cases, training: Sequence[int]) -> Iterator[str]:
+    """Yield lines about surprises in the data.
+
+    They are: files left out, mapped labels, classes without a voxel in the cases with the numbers `training`, empty
+    images, and values that may stand for missing data.
+    """
+    yield from cases.left_out
+    if cases.mapping is not None:
+        yield f"Labels mapped: {listed([f'{value} -> {number}' for value, number in cases.mapping.items()], 12)}"
+    for number in cases.untrained(training):
+        yield f"No training image has a voxel of {cases.class_names[number]}: it cannot be learnt, and scores 0."
+    if cases.empty:
+        named = [f"{name} ({problem})" for name, problem in cases.empty.items()]
+        yield f"Images from which nothing can be learnt: {listed(named, MOST_NAMED)}"
+    for value in sorted({value for value, _ in cases.lonely.values()}):
+        shares = {name: share for name, (other, share) in cases.lonely.items() if other == value}
+        yield (
+            f"The value {value:g} holds up to {max(shares.values()):.0%} of the voxels of {len(shares)} "
+            f"image{'s' * (len(shares) > 1)} ({listed([*shares], 3)}) and lies far from all others. If it stands for "
+            f"missing data, start again with --nodata {value:g}."
+        )

@@ -1,4 +1,4 @@
-"""The end of all ranks by the error of one, told once. For the processes that torchrun starts."""
+"""End all ranks, the processes that torchrun starts, when one of them fails, with one message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer",
 
 
 class SilencedError(TrainingError):
-    """What ends this rank is told by rank 0: the others end without a word, so that nothing is said twice."""
+    """Ends a rank above 0 without a message: rank 0 raises the error of the run, so that it is printed once."""
 
 
 def is_first(ranks: Ranks | None) -> bool:
@@ -28,10 +28,10 @@ def is_first(ranks: Ranks | None) -> bool:
 
 
 def together(ranks: Ranks | None, prepare: Callable[[], T]) -> T:
-    """Do it on every rank; what the user must put right on one of them ends all.
+    """Call `prepare` on every rank and return its result; if it fails on one rank, end all. `ranks`: None for a single.
 
-    Raises:
-        TrainingError: on rank 0, with the first error of any rank. SilencedError: on the others.
+    If any rank raised TrainingError, FileError or ModuleNotFoundError, rank 0 raises TrainingError with the message of
+    the first of them, and the others raise SilencedError. Alone, `prepare` raises its error itself.
     """
     if ranks is None:
         return prepare()
@@ -46,11 +46,7 @@ def together(ranks: Ranks | None, prepare: Callable[[], T]) -> T:
 
 
 def alike(ranks: Ranks | None, description: object) -> None:
-    """Raise unless every rank sees the same data.
-
-    Raises:
-        TrainingError: on rank 0, where one does not. SilencedError: on the others.
-    """
+    """Raise, as `together` does, unless every rank has the same `description` of its data, which pickle can write."""
     if ranks is None:
         return
     same = description == ranks.from_first(description)
@@ -59,7 +55,7 @@ def alike(ranks: Ranks | None, description: object) -> None:
 
 
 def _end_all(ranks: Ranks, problem: str) -> None:
-    """Raise on every rank where one has a problem."""
+    """Raise on every rank if any has a `problem`, a message, "" for no problem: as `together` says."""
     problems = ranks.gather(problem)
     for rank, text in enumerate(problems):
         if text and ranks.rank == 0:
@@ -69,7 +65,9 @@ def _end_all(ranks: Ranks, problem: str) -> None:
 
 
 def devices(config: TrainConfig, ranks: Ranks | None, stored: dict[str, Any] | None) -> int | None:
-    """Return the devices of a run; under torchrun the processes that it started.
+    """Return the number of devices of a run: under torchrun that of its processes, else `config.devices`, maybe None.
+
+    None stands for the stored number or the default. `stored` is the content of the checkpoint to resume, or None.
 
     Raises:
         TrainingError: torchrun started another number than asked for, or than the run to be resumed had.
@@ -90,11 +88,12 @@ class LeftToTorchrun(pl.Callback):
     """Lets SIGTERM end this process at once. Lightning's handler would first wait for the ranks that torchrun ended."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put back the system's handler."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def lost(ranks: int, problem: RuntimeError) -> TrainingError | None:
-    """Return one line for an error of a step, where its cause is that another process is gone; else None."""
+    """Return the error to show if `problem`, in a step of `ranks` processes, says that one is gone; else None."""
     text = str(problem).splitlines()[0] if str(problem) else ""
     if ranks == 1 or not (isinstance(problem, LostRankError) or any(words in text for words in LOST)):
         return None

@@ -15,19 +15,19 @@ ZERO, ONE, SMALL = np.float32(0), np.float32(1), np.float32(np.finfo(np.float32)
 
 @exact_each
 def minus(a, b):
-    """Return a - b without reordering: a - b - c is not a - (b + c), which loses what large a and b leave."""
+    """Return a - b, not reordered: a - (b + c), for a - b - c, would lose digits of c where a and b are large."""
     return a - b
 
 
 @exact_each
 def exp(x: np.float32) -> np.float32:
-    """Return e^x for x <= 88; 0 far below, NaN for NaN."""
+    """Return e^x for x <= 88 within two units in the last place; 0 below -87.7, NaN for NaN."""
     # 2^n 2^r with n the nearest integer to x log2(e) and abs(r) <= 1/2. Adding 1.5 * 2^23 rounds, and leaves n in the
     # low bits; with the bias of the exponent added too, those bits shifted up are 2^n, and n = -127 is an exact 0.
     low, ratio, magic = np.float32(-88.0), np.float32(1.4426950408889634), np.float32(12582912.0 + 127.0)
     z = low if x < low else x
     shifted = z * ratio + magic
-    r = (z * ratio - (shifted - magic)) + z * np.float32(1.925963033500e-8)  # and what float32 has not of log2(e)
+    r = (z * ratio - (shifted - magic)) + z * np.float32(1.925963033500e-8)  # the digits of log2(e) beyond float32
     p = np.float32(1.534581242594868e-4)  # the polynomial of degree 6 nearest to 2^r, relatively: within 1.9e-9
     p = p * r + np.float32(1.3399930903688073e-3)
     p = p * r + np.float32(9.618489071726799e-3)
@@ -41,7 +41,8 @@ def exp(x: np.float32) -> np.float32:
 @exact_each
 def log(x: np.float32) -> np.float32:
     """Return ln x for normal x > 0; NaN for NaN."""
-    # x = 2^n m with m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh(s), s = (m - 1) / (m + 1), abs(s) < 0.172.
+    # x = 2^n m with m in [sqrt(1/2), sqrt(2)), whose bits begin at 0x3F3504F3; ln m = 2 atanh(s), s = (m - 1) / (m + 1)
+    # and abs(s) < 0.172. ln 2 in two parts: n times the first, of few bits, is exact.
     raw = bits(x)
     n = np.int32(np.int32(raw - np.int32(0x3F3504F3)) >> np.int32(23))
     m = bits(np.int32(raw - np.int32(n << np.int32(23))))
@@ -74,7 +75,7 @@ def log1p(z: np.float32) -> np.float32:
 
 @each
 def power_of(base, exponent):
-    """Return base^exponent; the small whole exponents of the papers without the rounding of a logarithm."""
+    """Return base^exponent for base >= 0; exponents 0, 1 and 2, the usual ones, without rounding of a logarithm."""
     value = exp(exponent * log(SMALL if base < SMALL else base))
     value = base * base if exponent == np.float32(2) else value
     return ONE if exponent == ZERO else (base if exponent == ONE else value)
@@ -88,6 +89,6 @@ def complement(p):
 
 @each
 def ratio(a, q):
-    """Return a / q for a = -ln p and q = 1 - p; its series where q has few digits left."""
+    """Return -ln(p) / (1 - p), where a = -ln p and q = 1 - p; by its series where q has few digits left."""
     series = ONE + q * (np.float32(0.5) + q * (np.float32(1 / 3) + q * np.float32(0.25)))
     return a / q if q > np.float32(0.01) else series

@@ -1,4 +1,4 @@
-"""Sums of soft skeletons and their gradient on a CPU, tile by tile (Numba).
+"""Sums of soft skeletons (of clDice) and their gradient on a CPU, tile by tile (Numba).
 
 With E_0 = p, E_(k+1) the erosion of E_k (the least of 3 in a row along each axis) and D the dilation (the largest of
 3 x 3 x 3), d_k = relu(E_k - D(E_(k+1))) is what level k adds to the skeleton s:
@@ -13,10 +13,21 @@ Where a least or largest value stands more than once, the first takes the gradie
 take half each: so do torch's max_pool3d and minimum, which the definition consists of. At the border of the volume an
 index is held to it, which adds a value that is there already.
 
-The skeletons of all labels are one map, since a skeleton lies within what it is of: a byte for each voxel.
+The skeletons of all labels are one map, since a skeleton lies within its class: a byte for each voxel.
 
 Beside the gradient the pass holds, in numbers of a map of one class: 1 for ln sum exp x (of a softmax), 1/2 for the
 labels, 1/4 for their skeletons (1 more while those are made), and a tile for each thread.
+
+Legend. B sample, C class, V voxel; D, H, W the sides of the volume, D = 1 for an image. Indices and counts are uint64,
+arrays of a tile float32 and flat:
+
+    core          a tile, a box of the volume of `voxels` voxels. s and d are (levels, voxels), g_s and g_d (voxels)
+    outer         core with levels + 1 voxels around it, as far as the volume goes, of sides nz, ny, nx. E is
+                  (levels + 1, nz ny nx), rows, planes and their gradients (nz ny nx)
+    inner, box    core, or a part of outer, counted from outer's corner
+    here, there   where E_k and E_(k+1) begin in E
+    g_...         dL/d...; g_here and g_there of E_k and E_(k+1), (nz ny nx)
+    task, colour  one tile of one class of one sample; the parity of its tile, 0 or 1, along z, y and x
 """
 
 # mypy: allow-untyped-defs
@@ -25,7 +36,7 @@ labels, 1/4 for their skeletons (1 more while those are made), and a tile for ea
 from __future__ import annotations
 
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +46,7 @@ from softdice.backends.cpu.arithmetic import ONE, ZERO, exp
 from softdice.backends.cpu.compiler import each, jit, kernel
 from softdice.backends.cpu.gradient_memory import gradient_like
 from softdice.backends.cpu.intrinsics import alive, borrowed, reread, write
+from softdice.backends.cpu.softmax import larger
 from softdice.parallel.threads import share_out
 from softdice.statistics import check, sliced
 from softdice.statistics.request import ACTIVATIONS, Request, equals, signed
@@ -43,32 +55,47 @@ TILE = (16, 16, 64)
 """Voxels of a tile, at least; twice the halo where that is more."""
 U = np.uint64
 _0, _1, _2 = U(0), U(1), U(2)
-NONE, IGNORED = -1, -2
+NONE, IGNORED = -1, -2  # in a map of class numbers: a voxel of no class, a voxel that does not count
+HALF = np.float32(0.5)
 SOFTMAX, SIGMOID = ACTIVATIONS.index("softmax"), ACTIVATIONS.index("sigmoid")
 
 
 class Work(NamedTuple):
-    """What the kernels are called with."""
+    """What the kernels are called with: the tensors of a request, and its settings."""
 
-    input: np.uint64  # address
-    per_sample: np.uint64
-    per_class: np.uint64
-    per_voxel: np.uint64
-    log_sum: np.ndarray  # (B, V) of a softmax, else (0, 0)
-    label: np.ndarray  # (B, V) the class of a voxel, NONE or IGNORED
-    skeleton: np.ndarray  # (B, V) whether a voxel is on the skeleton of its class
-    weight: np.ndarray  # (B, V) or (0, 0)
+    input: np.uint64  # address of (B, C, V) float32
+    strides: tuple[np.uint64, ...]  # its, by sample, class and voxel, in elements
+    log_sum: np.ndarray  # (B, V) float32 ln sum_c exp x_c of a softmax, else (0, 0)
+    label: np.ndarray  # (B, V) int16 the class of a voxel from 0 on, NONE or IGNORED
+    skeleton: np.ndarray  # (B, V) uint8 whether a voxel is on the skeleton of its class
+    weight: np.ndarray  # (B, V) float32, or (0, 0) without weights
     shape: tuple[np.uint64, ...]  # D, H, W
-    tile: tuple[np.uint64, ...]
+    tile: tuple[np.uint64, ...]  # sides of a tile, along D, H, W
     C: np.uint64
     levels: np.uint64  # n + 1
     activation: int  # its place in ACTIVATIONS
     weighted: bool
-    flat: bool  # of two dimensions
+    flat: bool  # an image: there is no axis z
+
+
+class Scratch(NamedTuple):
+    """A thread's memory for one tile, large enough for any; what begins with g_ is empty in a forward pass."""
+
+    E: np.ndarray
+    rows: np.ndarray  # the largest of 3 along x, see `dilate`
+    planes: np.ndarray  # the largest of 3 x 3 along x and y
+    s: np.ndarray
+    d: np.ndarray
+    g_rows: np.ndarray
+    g_planes: np.ndarray
+    g_here: np.ndarray
+    g_there: np.ndarray
+    g_s: np.ndarray
+    g_d: np.ndarray
 
 
 class Box(NamedTuple):
-    """A range of voxels: in each axis from, and up to."""
+    """A range of voxels: along each axis from the small letter up to the large one, without it."""
 
     z: np.uint64
     Z: np.uint64
@@ -80,22 +107,25 @@ class Box(NamedTuple):
 
 @each
 def _down(i):
+    """Return the neighbour below along an axis, held to the border."""
     return i - _1 if i > _0 else i
 
 
 @each
 def _up(i, size):
+    """Return the neighbour above along an axis of `size` voxels, held to the border."""
     return i + _1 if i + _1 < size else i
 
 
 @each
 def _low(i, by):
+    """Return i - by, at least 0."""
     return i - by if i > by else _0
 
 
 @jit
 def _around(box, by, shape):
-    """Return a box enlarged by so many voxels on each side, within the volume."""
+    """Return a box of the volume enlarged by `by` voxels on each side, cut at the volume's border. shape: D, H, W."""
     D, H, W = shape
     return Box(
         _low(box.z, by), min(box.Z + by, D), _low(box.y, by), min(box.Y + by, H), _low(box.x, by), min(box.X + by, W)
@@ -104,28 +134,20 @@ def _around(box, by, shape):
 
 @jit
 def _within(box, outer):
-    """Return a box of the volume counted from the corner of another."""
+    """Return a box of the volume counted from the corner of another, which holds it."""
     return Box(box.z - outer.z, box.Z - outer.z, box.y - outer.y, box.Y - outer.y, box.x - outer.x, box.X - outer.x)
-
-
-HALF = np.float32(0.5)
 
 
 @each
 def least(a, b):
-    """Return the smaller number."""
+    """Return the smaller number, the first of two equal ones."""
     return b if b < a else a
-
-
-@each
-def largest(a, b):
-    """Return the larger number."""
-    return b if b > a else a
 
 
 @jit
 def erode(E, here, there, box, ny, nx, nz):
-    """Write the erosion of E at `here` to `there`, in the box. Sizes of the tile: nz, ny, nx."""
+    """Write the erosion E_(k+1) of E_k in `box`: the least of each voxel and its neighbours by a face. The caller has
+    written E_k one voxel further. The ends of a row, which lack a neighbour, go apart: the other loop is vectorised."""
     for z in range(box.z, box.Z):
         for y in range(box.y, box.Y):
             row = (z * ny + y) * nx
@@ -144,59 +166,63 @@ def erode(E, here, there, box, ny, nx, nz):
 
 @jit
 def dilate(E, here, box, ny, nx, nz, rows, planes):
-    """Write to rows the largest of 3 in x, one voxel beyond the box in y and z; to planes that of 3 x 3 in x and y, one
-    beyond it in z."""
+    """Write the dilation of the E at `here` along x (rows) and then along y (planes); `level` does it along z.
+    rows: the largest of 3, in `box` and one voxel beyond it in y and z; planes: of 3 x 3, in it and one beyond in z.
+    The caller has written E one voxel beyond the box."""
     for z in range(_low(box.z, _1), min(box.Z + _1, nz)):
         for y in range(_low(box.y, _1), min(box.Y + _1, ny)):
             row = (z * ny + y) * nx
             first, last = max(box.x, _1), min(box.X, nx - _1)
             for x in range(first, last):
                 o = here + row + x
-                rows[row + x] = largest(largest(E[o - _1], E[o]), E[o + _1])
+                rows[row + x] = larger(larger(E[o - _1], E[o]), E[o + _1])
             for x in range(box.x, box.X):
                 if x < first or x >= last:
                     o = here + row
-                    rows[row + x] = largest(largest(E[o + _down(x)], E[o + x]), E[o + _up(x, nx)])
+                    rows[row + x] = larger(larger(E[o + _down(x)], E[o + x]), E[o + _up(x, nx)])
         for y in range(box.y, box.Y):
             row, above, below = (z * ny + y) * nx, (z * ny + _down(y)) * nx, (z * ny + _up(y, ny)) * nx
             for x in range(box.x, box.X):
-                planes[row + x] = largest(largest(rows[above + x], rows[row + x]), rows[below + x])
+                planes[row + x] = larger(larger(rows[above + x], rows[row + x]), rows[below + x])
 
 
 @jit
-def level(E, here, box, ny, nx, nz, planes, s, d, k, size):
-    """Write d_k and s_k in the box behind those of the levels before."""
-    i = k * size
+def level(E, here, box, ny, nx, nz, planes, s, d, k, voxels):
+    """Write d_k and s_k of the core, which is `box`, to s and d; `dilate` has written planes of E_(k+1)."""
+    i = k * voxels
     for z in range(box.z, box.Z):
         for y in range(box.y, box.Y):
             row, before, after = (z * ny + y) * nx, (_down(z) * ny + y) * nx, (_up(z, nz) * ny + y) * nx
             for x in range(box.x, box.X):
-                opened = largest(largest(planes[before + x], planes[row + x]), planes[after + x])
-                rest = largest(E[here + row + x] - opened, ZERO)
-                d[i] = rest
+                opened = larger(larger(planes[before + x], planes[row + x]), planes[after + x])
+                added = larger(E[here + row + x] - opened, ZERO)  # d_k = relu(E_k - D(E_(k+1)))
+                d[i] = added
                 if k == _0:
-                    s[i] = rest
-                else:
-                    old = s[i - size]
-                    s[i] = old + largest(rest - old * rest, ZERO)
+                    s[i] = added
+                else:  # s_k = s_(k-1) + relu(d_k - s_(k-1) d_k)
+                    s_before = s[i - voxels]
+                    s[i] = s_before + larger(added - s_before * added, ZERO)
                 i += _1
 
 
 @each
 def first_least(E, a, b, c):
+    """Return which of three indices into E has the least value, the first of equal ones: it takes the gradient."""
     first = b if E[b] < E[a] else a
     return c if E[c] < E[first] else first
 
 
 @each
 def first_largest(E, a, b, c):
+    """Return which of three indices into E has the largest value, the first of equal ones: it takes the gradient."""
     first = b if E[b] > E[a] else a
     return c if E[c] > E[first] else first
 
 
 @jit
-def undilate(E, here, box, ny, nx, nz, rows, planes, g, g_rows, g_planes, g_next):
-    """Add to g_next, the gradient of E, what -g, that of the dilation in the box (numbered from its corner), gives."""
+def undilate(E, here, box, ny, nx, nz, rows, planes, g_d, g_rows, g_planes, g_here):
+    """Add to g_here the gradient that E, at `here`, gets through its dilation D in the core, `box`. dL/dD is -g_d, as
+    d = relu(E - D); it goes to the largest of 3 along z, then y, then x. `dilate` has written rows and planes of E."""
     z0, z1 = _low(box.z, _1), min(box.Z + _1, nz)
     y0, y1 = _low(box.y, _1), min(box.Y + _1, ny)
     for z in range(z0, z1):
@@ -209,8 +235,8 @@ def undilate(E, here, box, ny, nx, nz, rows, planes, g, g_rows, g_planes, g_next
         for y in range(box.y, box.Y):
             row, before, after = (z * ny + y) * nx, (_down(z) * ny + y) * nx, (_up(z, nz) * ny + y) * nx
             for x in range(box.x, box.X):
-                if g[i] != ZERO:
-                    g_planes[first_largest(planes, before + x, row + x, after + x)] -= g[i]
+                if g_d[i] != ZERO:
+                    g_planes[first_largest(planes, before + x, row + x, after + x)] -= g_d[i]
                 i += _1
     for z in range(z0, z1):
         for y in range(box.y, box.Y):
@@ -225,44 +251,47 @@ def undilate(E, here, box, ny, nx, nz, rows, planes, g, g_rows, g_planes, g_next
                 if g_rows[row + x] != ZERO:
                     o = here + row
                     source = first_largest(E, o + _down(x), o + x, o + _up(x, nx))
-                    g_next[source - here] += g_rows[row + x]
+                    g_here[source - here] += g_rows[row + x]
 
 
 @jit
-def unerode(E, here, box, ny, nx, nz, flat, g_next, g):
-    """Add to g, the gradient of E, what g_next, that of the erosion in the box, gives. flat: there is no axis z."""
+def unerode(E, here, box, ny, nx, nz, flat, g_there, g_here):
+    """Add to g_here the gradient that E_k, at `here`, gets from g_there, that of E_(k+1), through the erosion in `box`.
+    flat: whether there is no axis z. Each axis has its least of three voxels; as in minimum(minimum(z, y), x) in the
+    definition, the least of the three takes the gradient, and equal ones share it in halves."""
     for z in range(box.z, box.Z):
         for y in range(box.y, box.Y):
             row = (z * ny + y) * nx
             before, after = here + (_down(z) * ny + y) * nx, here + (_up(z, nz) * ny + y) * nx
             above, below = here + (z * ny + _down(y)) * nx, here + (z * ny + _up(y, ny)) * nx
             for x in range(box.x, box.X):
-                step = g_next[row + x]
-                if step != ZERO:
+                g = g_there[row + x]
+                if g != ZERO:
                     o = here + row + x
                     in_y = first_least(E, above + x, o, below + x)
                     in_x = first_least(E, here + row + _down(x), o, here + row + _up(x, nx))
                     if flat:
-                        share = HALF if E[in_y] == E[in_x] else (ONE if E[in_y] < E[in_x] else ZERO)
-                        g[in_y - here] += step * share
-                        g[in_x - here] += step * (ONE - share)
+                        share_y = HALF if E[in_y] == E[in_x] else (ONE if E[in_y] < E[in_x] else ZERO)
+                        g_here[in_y - here] += g * share_y
+                        g_here[in_x - here] += g * (ONE - share_y)
                     else:
                         in_z = first_least(E, before + x, o, after + x)
-                        of_z = HALF if E[in_z] == E[in_y] else (ONE if E[in_z] < E[in_y] else ZERO)
-                        both = least(E[in_z], E[in_y])
-                        share = HALF if both == E[in_x] else (ONE if both < E[in_x] else ZERO)
-                        g[in_z - here] += step * share * of_z
-                        g[in_y - here] += step * share * (ONE - of_z)
-                        g[in_x - here] += step * (ONE - share)
+                        z_of_zy = HALF if E[in_z] == E[in_y] else (ONE if E[in_z] < E[in_y] else ZERO)
+                        least_zy = least(E[in_z], E[in_y])
+                        share_zy = HALF if least_zy == E[in_x] else (ONE if least_zy < E[in_x] else ZERO)
+                        g_here[in_z - here] += g * share_zy * z_of_zy
+                        g_here[in_y - here] += g * share_zy * (ONE - z_of_zy)
+                        g_here[in_x - here] += g * (ONE - share_zy)
 
 
 @jit
 def place(work, colour, task):
-    """Return sample, class and box of a task of a colour."""
+    """Return sample, class and core of a task, by its number among those of a colour.
+    Numbers run over the tiles first, then over the classes, then over the samples."""
     D, H, W = work.shape
     tz, ty, tx = work.tile
-    nz, ny, nx = (D + tz - _1) // tz, (H + ty - _1) // ty, (W + tx - _1) // tx
-    cz, cy, cx = (nz + _1 - colour[0]) // _2, (ny + _1 - colour[1]) // _2, (nx + _1 - colour[2]) // _2
+    all_z, all_y, all_x = (D + tz - _1) // tz, (H + ty - _1) // ty, (W + tx - _1) // tx  # tiles along each axis
+    cz, cy, cx = (all_z + _1 - colour[0]) // _2, (all_y + _1 - colour[1]) // _2, (all_x + _1 - colour[2]) // _2
     image, tile = task // (cz * cy * cx), task % (cz * cy * cx)
     z = (tile // (cy * cx) * _2 + colour[0]) * tz
     y = (tile // cx % cy * _2 + colour[1]) * ty
@@ -273,7 +302,7 @@ def place(work, colour, task):
 
 @jit
 def load(work, b, c, outer, E):
-    """Write the probabilities of class c in the box `outer` into E; 0 where a voxel is ignored."""
+    """Write E_0 = p of sample b and class c to E, in `outer`; 0 where a voxel is ignored."""
     _, H, W = work.shape
     i = _0
     for z in range(outer.z, outer.Z):
@@ -281,10 +310,10 @@ def load(work, b, c, outer, E):
             row = (z * H + y) * W
             for x in range(outer.x, outer.X):
                 v = row + x
-                value = reread(work.input, b * work.per_sample + c * work.per_class + v * work.per_voxel)
+                value = reread(work.input, b * work.strides[0] + c * work.strides[1] + v * work.strides[2])
                 if work.activation == SOFTMAX:
                     value = exp(value - work.log_sum[b, v])
-                elif work.activation == SIGMOID:
+                elif work.activation == SIGMOID:  # below -80 it is e^x, and e^-x would be beyond float32
                     value = ONE / (ONE + exp(-value)) if value >= -np.float32(80) else exp(value)
                 E[i] = value if work.label[b, v] != IGNORED else ZERO
                 i += _1
@@ -292,8 +321,8 @@ def load(work, b, c, outer, E):
 
 @jit
 def build(work, b, c, core, outer, scratch):
-    """Write E of every level, and d and s of the core, numbered from its corner."""
-    E, rows, planes, s, d = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
+    """Write E of every level, and d and s of the core, of sample b and class c; return how many voxels the core has."""
+    E, rows, planes, s, d = scratch.E, scratch.rows, scratch.planes, scratch.s, scratch.d
     nz, ny, nx = outer.Z - outer.z, outer.Y - outer.y, outer.X - outer.x
     size = nz * ny * nx
     inner = _within(core, outer)
@@ -308,36 +337,29 @@ def build(work, b, c, core, outer, scratch):
 
 
 @jit
-def memory_of(work, back):
-    """Allocate a tile's E, rows, planes, s and d; for the gradient also rows, planes and two of E's size."""
-    halo, levels = work.levels + _1, work.levels
-    outer, core = _1, _1
+def allocate(work, backward):
+    """Return a new `Scratch`, which the caller keeps alive; backward: bool, whether with the arrays of gradients."""
+    levels, outer, voxels = work.levels, _1, _1
     for axis in range(3):
-        outer *= min(work.tile[axis] + _2 * halo, work.shape[axis])
-        core *= min(work.tile[axis], work.shape[axis])
-    more, less = outer if back else _0, core if back else _0
-    return (
-        np.empty(outer * (levels + _1), np.float32),
-        np.empty(outer, np.float32),
-        np.empty(outer, np.float32),
-        np.empty(core * levels, np.float32),
-        np.empty(core * levels, np.float32),
-        np.empty(more, np.float32),
-        np.empty(more, np.float32),
-        np.empty(more, np.float32),
-        np.empty(more, np.float32),
-        np.empty(less, np.float32),
-        np.empty(less, np.float32),
-    )
+        outer *= min(work.tile[axis] + _2 * (levels + _1), work.shape[axis])
+        voxels *= min(work.tile[axis], work.shape[axis])
+    n, m = outer if backward else _0, voxels if backward else _0
+    return Scratch(
+        np.empty(outer * (levels + _1), np.float32), np.empty(outer, np.float32), np.empty(outer, np.float32),
+        np.empty(voxels * levels, np.float32), np.empty(voxels * levels, np.float32),
+        np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32),
+        np.empty(m, np.float32), np.empty(m, np.float32),
+    )  # fmt: skip
 
 
 @kernel("centreline forward")
 def _sums(work, colour, slots, begin, end):
-    """Write the four sums of the tasks [begin, end) of a colour into slots (tasks, 4)."""
+    """Write the four sums of each of the tasks [begin, end) of a colour to slots, (tasks, 4) float64 zeros.
+    With S the skeleton and y 1 where the label is the class: sum w S(p) y, sum w S(p), sum w S(y) p, sum w S(y)."""
     work, slots = borrowed(work), borrowed(slots)
-    kept = memory_of(work, False)
-    scratch = borrowed(kept)
-    E, s = scratch[0], scratch[3]
+    owner = allocate(work, False)
+    scratch = borrowed(owner)
+    E, s = scratch.E, scratch.s
     _, H, W = work.shape
     for task in range(begin, end):
         b, c, core = place(work, colour, task)
@@ -348,12 +370,12 @@ def _sums(work, colour, slots, begin, end):
         for z in range(core.z, core.Z):
             for y in range(core.y, core.Y):
                 row = (z * H + y) * W
-                inner = ((z - outer.z) * ny + y - outer.y) * nx - outer.x
+                row_in_E = ((z - outer.z) * ny + y - outer.y) * nx - outer.x
                 for x in range(core.x, core.X):
-                    v, p = row + x, np.float64(E[inner + x])
+                    v, p = row + x, np.float64(E[row_in_E + x])
                     w = np.float64(work.weight[b, v]) if work.weighted else 1.0
                     label = np.int64(work.label[b, v])
-                    slots[task, 1] += p - p  # a NaN must be seen
+                    slots[task, 1] += p - p  # 0; NaN of a NaN, which the comparisons of the skeleton may have dropped
                     if label != IGNORED:
                         term = w * np.float64(s[i])
                         slots[task, 1] += term
@@ -363,89 +385,112 @@ def _sums(work, colour, slots, begin, end):
                                 slots[task, 2] += w * p
                                 slots[task, 3] += w
                     i += _1
-    alive(kept)
+    alive(owner)
+
+
+@jit
+def seed(work, b, c, core, coef_y, coef, g_s):
+    """Write dL/ds of the finished skeleton to g_s: w (coef + coef_y [y = c]), 0 where a voxel is ignored.
+    coef_y, coef: dL/d(sum w S(p) y) and dL/d(sum w S(p)) of sample b and class c, float32."""
+    _, H, W = work.shape
+    i = _0
+    for z in range(core.z, core.Z):
+        for y in range(core.y, core.Y):
+            for x in range(core.x, core.X):
+                v = (z * H + y) * W + x
+                label = np.int64(work.label[b, v])
+                w = np.float32(work.weight[b, v]) if work.weighted else ONE
+                step = coef + coef_y if label == np.int64(c) else coef
+                g_s[i] = ZERO if label == IGNORED else w * step
+                i += _1
+
+
+@jit
+def unlevel(s, d, k, voxels, g_s, g_d):
+    """Write dL/dd_k to g_d, and replace dL/ds_k in g_s by dL/ds_(k-1).
+    ds_k/dd_k = 1 - s_(k-1) and ds_k/ds_(k-1) = 1 - d_k where level k adds something, 0 and 1 elsewhere."""
+    at = k * voxels
+    for i in range(voxels):
+        if k == _0:
+            g_d[i] = g_s[i] if d[i] > ZERO else ZERO
+        else:
+            added, s_before = d[at + i], s[at - voxels + i]
+            counts = added - s_before * added > ZERO
+            g_d[i] = g_s[i] * (ONE - s_before) if counts else ZERO
+            g_s[i] = g_s[i] * (ONE - added) if counts else g_s[i]
+
+
+@jit
+def store(work, b, c, core, outer, coef, g, result, strides):
+    """Add g, the gradient of E_0 in `outer`, to dL/dp, except at ignored voxels; in the core also coef w [y = c and
+    S(y)], the gradient through sum w S(y) p. result, strides: address of dL/dp (B, C, V) float32, strides in elements.
+    coef: dL/d(sum w S(y) p) of sample b and class c, float32."""
+    _, H, W = work.shape
+    i = _0
+    for z in range(outer.z, outer.Z):
+        for y in range(outer.y, outer.Y):
+            for x in range(outer.x, outer.X):
+                v = (z * H + y) * W + x
+                step, label = g[i], np.int64(work.label[b, v])
+                in_core = core.z <= z < core.Z and core.y <= y < core.Y and core.x <= x < core.X
+                if in_core and label == np.int64(c) and work.skeleton[b, v]:
+                    step += coef * (np.float32(work.weight[b, v]) if work.weighted else ONE)
+                if label != IGNORED:
+                    element = b * strides[0] + c * strides[1] + v * strides[2]
+                    write(result, element, reread(result, element) + step)
+                i += _1
 
 
 @kernel("centreline backward")
 def _gradient(work, colour, coefs, result, strides, begin, end):
-    """Add dL/dp of the tasks [begin, end) of a colour to result, an address with strides."""
+    """Add dL/dp of the tasks [begin, end) of a colour to result, for coefs = dL/dsums (4, B, C) float32.
+    The sums are those of `_sums`; the fourth does not depend on p. result, strides: see `store`."""
     work, coefs = borrowed(work), borrowed(coefs)
-    kept = memory_of(work, True)
-    scratch = borrowed(kept)
-    E, rows, planes, s, d = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
-    g_rows, g_planes, g, g_next, gs, gd = (
-        scratch[5], scratch[6], scratch[7], scratch[8], scratch[9], scratch[10],
-    )  # fmt: skip
-    _, H, W = work.shape
+    owner = allocate(work, True)
+    scratch = borrowed(owner)
+    E, rows, planes, s, d = scratch.E, scratch.rows, scratch.planes, scratch.s, scratch.d
+    g_rows, g_planes, g_s, g_d = scratch.g_rows, scratch.g_planes, scratch.g_s, scratch.g_d
+    g_here, g_there = scratch.g_here, scratch.g_there
     for task in range(begin, end):
         b, c, core = place(work, colour, task)
-        a0, a1, a2 = coefs[0, b, c], coefs[1, b, c], coefs[2, b, c]
-        if a0 == ZERO and a1 == ZERO and a2 == ZERO:
+        coef_y, coef, coef_p = coefs[0, b, c], coefs[1, b, c], coefs[2, b, c]
+        if coef_y == ZERO and coef == ZERO and coef_p == ZERO:
             continue
         outer = _around(core, work.levels + _1, work.shape)
         nz, ny, nx = outer.Z - outer.z, outer.Y - outer.y, outer.X - outer.x
         size = nz * ny * nx
         inner = _within(core, outer)
         voxels = build(work, b, c, core, outer, scratch)
-        i = _0
-        for z in range(core.z, core.Z):
-            for y in range(core.y, core.Y):
-                for x in range(core.x, core.X):
-                    v = (z * H + y) * W + x
-                    label = np.int64(work.label[b, v])
-                    w = np.float32(work.weight[b, v]) if work.weighted else ONE
-                    step = a1 + a0 if label == np.int64(c) else a1
-                    gs[i] = ZERO if label == IGNORED else w * step
-                    i += _1
+        seed(work, b, c, core, coef_y, coef, g_s)
         for j in range(size):
-            g_next[j] = ZERO
+            g_there[j] = ZERO
         for level_down in range(_0, work.levels):
             k = work.levels - _1 - level_down
-            here, there, at = k * size, (k + _1) * size, k * voxels
-            for j in range(voxels):  # of the skeleton so far, and of what this level adds
-                if k == _0:
-                    gd[j] = gs[j] if d[j] > ZERO else ZERO
-                else:
-                    rest, old = d[at + j], s[at - voxels + j]
-                    added = rest - old * rest > ZERO
-                    gd[j] = gs[j] * (ONE - old) if added else ZERO
-                    gs[j] = gs[j] * (ONE - rest) if added else gs[j]
-            if level_down > _0:  # else planes are those of the last level
+            here, there = k * size, (k + _1) * size
+            unlevel(s, d, k, voxels, g_s, g_d)
+            if level_down > _0:  # `build` has left the planes of the last level
                 dilate(E, there, inner, ny, nx, nz, rows, planes)
-            undilate(E, there, inner, ny, nx, nz, rows, planes, gd, g_rows, g_planes, g_next)
+            undilate(E, there, inner, ny, nx, nz, rows, planes, g_d, g_rows, g_planes, g_there)
             for j in range(size):
-                g[j] = ZERO
+                g_here[j] = ZERO
             box = _within(_around(core, work.levels - k, work.shape), outer)
-            unerode(E, here, box, ny, nx, nz, work.flat, g_next, g)
+            unerode(E, here, box, ny, nx, nz, work.flat, g_there, g_here)
             i = _0
-            for z in range(inner.z, inner.Z):
+            for z in range(inner.z, inner.Z):  # d_k = relu(E_k - ...)
                 for y in range(inner.y, inner.Y):
                     for x in range(inner.x, inner.X):
-                        g[(z * ny + y) * nx + x] += gd[i]
+                        g_here[(z * ny + y) * nx + x] += g_d[i]
                         i += _1
-            g, g_next = g_next, g
-        i = _0
-        for z in range(outer.z, outer.Z):
-            for y in range(outer.y, outer.Y):
-                for x in range(outer.x, outer.X):
-                    v = (z * H + y) * W + x
-                    step, label = g_next[i], np.int64(work.label[b, v])
-                    inside = core.z <= z < core.Z and core.y <= y < core.Y and core.x <= x < core.X
-                    if inside and label == np.int64(c) and work.skeleton[b, v]:
-                        step += a2 * (np.float32(work.weight[b, v]) if work.weighted else ONE)
-                    if label != IGNORED:
-                        place_of = b * strides[0] + c * strides[1] + v * strides[2]
-                        write(result, place_of, reread(result, place_of) + step)
-                    i += _1
-    alive(kept)
+            g_here, g_there = g_there, g_here
+        store(work, b, c, core, outer, coef_p, g_there, result, strides)
+    alive(owner)
 
 
 @kernel("centreline labels")
 def _shrink(labels, smaller, skeleton, shape, mark, begin, end):
-    """Write to smaller, in planes [begin, end), the labels (B, V) whose six neighbours have the same label, else NONE.
-
-    With mark: a voxel of labels that the dilation of smaller does not reach is on the skeleton.
-    """
+    """Erode all labels, or with mark (bool) add this level to their skeletons, in planes [begin, end) of (B, D).
+    Without mark: write to smaller the labels, (B, V) int16 both, whose six neighbours have the same label, else NONE.
+    With mark: set skeleton, (B, V) uint8, to 1 where the dilation of smaller does not reach a voxel of the label."""
     D, H, W = shape
     for plane in range(begin, end):
         b, z = plane // D, plane % D
@@ -457,11 +502,11 @@ def _shrink(labels, smaller, skeleton, shape, mark, begin, end):
                 v = (z * H + y) * W + x
                 label = labels[b, v]
                 if not mark:
-                    whole = label >= 0
-                    whole &= (labels[b, (z0 * H + y) * W + x] == label) & (labels[b, (z1 * H + y) * W + x] == label)
-                    whole &= (labels[b, (z * H + y0) * W + x] == label) & (labels[b, (z * H + y1) * W + x] == label)
-                    whole &= (labels[b, v - x + x0] == label) & (labels[b, v - x + x1] == label)
-                    smaller[b, v] = label if whole else np.int16(NONE)
+                    inside = label >= 0
+                    inside &= (labels[b, (z0 * H + y) * W + x] == label) & (labels[b, (z1 * H + y) * W + x] == label)
+                    inside &= (labels[b, (z * H + y0) * W + x] == label) & (labels[b, (z * H + y1) * W + x] == label)
+                    inside &= (labels[b, v - x + x0] == label) & (labels[b, v - x + x1] == label)
+                    smaller[b, v] = label if inside else np.int16(NONE)
                 elif label >= 0:
                     reached = False
                     for i in range(z0, z1 + _1):
@@ -472,55 +517,54 @@ def _shrink(labels, smaller, skeleton, shape, mark, begin, end):
                         skeleton[b, v] = 1
 
 
-def _work(request: Request, input: Tensor) -> tuple[Work, list[Any]]:
-    """Return the work for a float32 input, and what has to live as long."""
-    _, target, weight, _, _, s = request
-    B, C, V = input.shape
-    assert s.shape is not None
-    shape = tuple(U(size) for size in ((1,) * (3 - len(s.shape)) + s.shape))
-    label = torch.empty(B, V, dtype=torch.int16)
+def _class_numbers(target: Tensor, weight: Tensor | None, C: int, ignore_index: int | None) -> Tensor:
+    """Return labels (B, V) as int16: class numbers in [0, C), NONE, or IGNORED, also where the weight is not above 0.
+    With one class, label 1 is class 0, and label 0 NONE."""
+    numbers = torch.empty(target.shape, dtype=torch.int16)
     first = 1 if C == 1 else 0
-    for b in range(B):
-        value = signed(target[b])
-        label[b] = torch.where((value >= first) & (value < first + C), value, first + NONE).to(torch.int16) - first
-        if s.ignore_index is not None:
-            label[b][equals(target[b], s.ignore_index)] = IGNORED
+    for b, labels in enumerate(target):  # sample by sample: a copy is held of one alone
+        value = signed(labels)
+        numbers[b] = torch.where((value >= first) & (value < first + C), value, first + NONE).to(torch.int16) - first
+        if ignore_index is not None:
+            numbers[b][equals(labels, ignore_index)] = IGNORED
         if weight is not None:
-            label[b][~(weight[b] > 0)] = IGNORED
-    skeleton = torch.zeros(B, V, dtype=torch.uint8)
-    planes, numel = B * int(shape[0]), input.numel()
-    larger, smaller, spare = label.numpy(), np.empty((B, V), np.int16), np.empty((B, V), np.int16)
-    for _ in range(s.iterations + 1):
+            numbers[b][~(weight[b] > 0)] = IGNORED
+    return numbers
+
+
+def _label_skeletons(label: np.ndarray, shape: tuple[np.uint64, ...], levels: int, numel: int) -> np.ndarray:
+    """Return whether a voxel is on the skeleton of its class, (B, V) uint8, for class numbers (B, V).
+    shape: D, H, W. numel: elements of the whole pass, which decide on the number of threads."""
+    skeleton = np.zeros(label.shape, np.uint8)
+    eroded, smaller, spare = label, np.empty_like(label), np.empty_like(label)
+    for _ in range(levels):
         for mark in (False, True):
-            share_out(_shrink, (larger, smaller, skeleton.numpy(), shape, mark), planes, numel)
-        larger, smaller, spare = smaller, spare, smaller
-    del larger, smaller, spare
-    log_sum = sliced.log_sum(input, s.activation)
-    weights = torch.empty(0, 0, dtype=torch.float32) if weight is None else weight.float().contiguous()
+            share_out(_shrink, (eroded, smaller, skeleton, shape, mark), len(label) * int(shape[0]), numel)
+        eroded, smaller, spare = smaller, spare, smaller
+    return skeleton
+
+
+def _work(request: Request, input: Tensor) -> Work:
+    """Return what the kernels are called with. input: the request's as float32, which the caller keeps alive."""
+    s, weight = request.settings, request.weight
+    assert s.shape is not None  # a request for skeletons has one
+    shape = tuple(U(size) for size in ((1,) * (3 - len(s.shape)) + s.shape))
+    label = _class_numbers(request.target, weight, input.shape[1], s.ignore_index).numpy()
     halo = s.iterations + 2
-    per_sample, per_class, per_voxel = map(U, input.stride())
-    work = Work(
-        input=U(input.data_ptr()),
-        per_sample=per_sample,
-        per_class=per_class,
-        per_voxel=per_voxel,
-        log_sum=log_sum.numpy(),
-        label=label.numpy(),
-        skeleton=skeleton.numpy(),
-        weight=weights.numpy(),
-        shape=shape,
-        tile=tuple(U(max(size, 2 * halo)) for size in TILE),
-        C=U(C),
-        levels=U(s.iterations + 1),
-        activation=ACTIVATIONS.index(s.activation),
-        weighted=weight is not None,
-        flat=len(s.shape) == 2,
-    )
-    return work, [log_sum, input, label, skeleton, weights]
+    return Work(
+        input=U(input.data_ptr()), strides=tuple(map(U, input.stride())),
+        log_sum=sliced.log_sum(input, s.activation).numpy(),
+        label=label, skeleton=_label_skeletons(label, shape, s.iterations + 1, input.numel()),
+        weight=np.empty((0, 0), np.float32) if weight is None else weight.float().contiguous().numpy(),
+        shape=shape, tile=tuple(U(max(size, 2 * halo)) for size in TILE), C=U(input.shape[1]),
+        levels=U(s.iterations + 1), activation=ACTIVATIONS.index(s.activation),
+        weighted=weight is not None, flat=len(s.shape) == 2,
+    )  # fmt: skip
 
 
 def _colours(work: Work, images: int) -> list[tuple[tuple[np.uint64, ...], int]]:
-    """Return the colours, a tile's parity in each axis, each with the number of its tasks."""
+    """Return (colour, number of its tasks) for each colour that occurs; a colour is a tile's parity along each axis.
+    images: B C. Tiles of one colour are at least a tile apart, so that their surroundings do not overlap."""
     counts = [-(-int(size) // int(tile)) for size, tile in zip(work.shape, work.tile, strict=True)]
     colours = []
     for colour in product((0, 1), repeat=3):
@@ -531,7 +575,8 @@ def _colours(work: Work, images: int) -> list[tuple[tuple[np.uint64, ...], int]]
 
 
 def forward(request: Request) -> Tensor:
-    """Return the sums of skeletons (4, B, C) for labels (B, V)."""
+    """Return the four sums of skeletons (4, B, C), see `_sums`.
+    Raise ValueError, with `validate`, for a value out of range, as `check.values` does."""
     B, C, _ = request.input.shape
     if request.settings.validate:
         for voxels in sliced.slices(request.input):
@@ -539,28 +584,27 @@ def forward(request: Request) -> Tensor:
     input = request.input.float()
     sums = torch.zeros(4, B, C, dtype=torch.float64)
     if input.numel():
-        work, alive_ = _work(request, input)
+        work = _work(request, input)
         for colour, tasks in _colours(work, B * C):
             slots = np.zeros((tasks, 4))
             share_out(_sums, (work, colour, slots), tasks, input.numel())
             sums += torch.from_numpy(slots).view(B, C, -1, 4).sum(2).movedim(-1, 0)
-        del alive_
     return sums.float()
 
 
 def gradient(grad: Tensor, request: Request) -> Tensor:
-    """Return dL/dinput for dL/dsums (4, B, C)."""
+    """Return dL/dinput (B, C, V), of the input's dtype, for grad = dL/dsums (4, B, C)."""
     B, C, _ = request.input.shape
     input = request.input.float()
-    result = gradient_like(input)
+    result = gradient_like(input)  # dL/dp first
     if input.numel():
         result.zero_()
-        work, alive_ = _work(request, input)
+        work = _work(request, input)
         coefs = np.ascontiguousarray(grad.detach().float().numpy())
         for colour, tasks in _colours(work, B * C):
             arguments = work, colour, coefs, U(result.data_ptr()), tuple(U(step) for step in result.stride())
             share_out(_gradient, arguments, tasks, input.numel())
-        log_sum = alive_[0]
-        del work, arguments, alive_
-        sliced.through_activation(result, input, log_sum, request.settings.activation)
+        log_sum_BV = torch.from_numpy(work.log_sum)
+        del work, arguments  # labels and their skeletons
+        sliced.through_activation(result, input, log_sum_BV, request.settings.activation)
     return result.to(request.input.dtype)

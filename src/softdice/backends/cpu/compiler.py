@@ -72,7 +72,7 @@ class Compiler(CompilerBase):
     """Numba's compiler with `_Lowering` in the place of its own step."""
 
     def define_pipelines(self) -> list[Any]:
-        """Return the one pipeline."""
+        """Return Numba's pipeline for compiled code without Python objects, with that step replaced."""
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
         passes.passes = [(_Lowering if step is NativeLowering else step, why) for step, why in passes.passes]
         passes.finalize()
@@ -88,15 +88,9 @@ each = njit(fastmath=FAST, forceinline=True, **_INNER)  # per voxel: a loop that
 exact_each = njit(fastmath={"contract"}, forceinline=True, **_INNER)  # reassoc would undo deliberate rounding
 
 
-def _digest() -> str:
-    """Return the on-disk cache key: editing a source of this folder, or a declaration, invalidates cached kernels."""
-    digest = hashlib.sha256()
-    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(declared.__file__)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-SOURCES = _digest()
+_FILES = (*sorted(Path(__file__).parent.glob("*.py")), Path(declared.__file__))
+SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()
+"""Part of the on-disk cache key: editing a source of this folder, or a declaration, invalidates cached kernels."""
 
 
 class _VariantCache(FunctionCache):
@@ -112,6 +106,7 @@ class _VariantCache(FunctionCache):
         return sig, codegen.magic_tuple(), self.variant
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the code that the disk holds for a signature, or None: Numba then compiles it, which is announced."""
         overload = super().load_overload(sig, target_context)
         if overload is None:
             _announce()
@@ -132,15 +127,16 @@ def _announce() -> None:
 
 
 def _name_variant(function: Callable[..., Any], variant: Hashable) -> str:
-    """Put a digest of the variant into the function's symbol: equal names must be equal code, and two processes may
-    each have kept kernels that a third one loads."""
+    """Append a digest of the variant to the function's qualified name, which becomes its symbol; return the digest.
+    Equal symbols must be equal code: two processes may each have kept kernels on disk that a third one loads."""
     digest = hashlib.sha256(repr((function.__qualname__, variant)).encode()).hexdigest()[:16]
     function.__qualname__ += f"_{digest}"
     return digest
 
 
 def body(variant: Hashable) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator for a function that a factory makes in variants, and that compiled code alone calls."""
+    """Return a decorator that compiles one variant of a function that its factory makes, for compiled code to call.
+    variant: what the factory was called with; its repr tells variants apart, on disk, too."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         _name_variant(function, variant)
@@ -150,9 +146,14 @@ def body(variant: Hashable) -> Callable[[Callable[..., Any]], Any]:
 
 
 def kernel(variant: Hashable) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that compiles one variant of a function on first use and keeps the result on disk."""
+    """Return a decorator that compiles a function on first use and keeps its code on disk, one file for each variant.
+
+    variant: all that the code depends on beside its source, such as the arguments of the factory that made the
+    function; its text must be the same in every process.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
+        """Return Numba's dispatcher of the function; warn if there is no folder that its code can be kept in."""
         digest = _name_variant(function, variant)
         dispatcher = njit(fastmath=FAST, **OPTIONS)(function)
         try:
@@ -170,10 +171,9 @@ def kernel(variant: Hashable) -> Callable[[Callable[..., Any]], Any]:
 
 
 def address_of(dispatcher: Any, signature: Any) -> np.uint64:
-    """Compile a `kernel` for a signature of numbers and return its address, for `intrinsics.call`.
-
-    What many kernels share is compiled once and called by address: inlined, LLVM would optimise it in each of them.
-    """
+    """Compile a `kernel` for a Numba signature and return its address, for `intrinsics.call`.
+    dispatcher: the kernel, as the decorator returned it. signature: of numbers alone, returning int64. Functions that
+    many kernels share are called by address and compiled once; inlined, LLVM would optimise them in each kernel."""
     dispatcher.compile(signature)
     overload = dispatcher.overloads[signature.args]
     _loaded.append(dispatcher)

@@ -1,9 +1,24 @@
 """The bodies of the soft confusion matrix: the probabilities of the voxels of each label, and their gradient (Numba).
 
-    sums[l, c] = sum of w p_c over the voxels of label l          dL/dx_c = w p_c (k[l, c] - sum_j p_j k[l, j])
+    sums[l, c] = sum of w p_c over the voxels of label l          dL/dx_c = w p_c (a[l, c] - sum_j p_j a[l, j])
 
-with k = dL/dsums and l the voxel's own label; without a softmax, dL/dp_c = w k[l, c]. Slots and coefficients have a row
-for each label.
+with a = dL/dsums and l the voxel's label; without a softmax, dL/dp_c = w a[l, c].
+
+Legend. job, block: the records JOB and BLOCK of `softdice.backends.cpu.walk`; at_job, at_block: their addresses. c is a
+class, n voxels; addresses are uint64, and a row is the address of n float32 (t: int32 class numbers, below 0 for no
+class). Strides are in bytes, from class to class. bad: how many values of a block are out of range, int64.
+
+    job.C, job.K                        classes, both
+    job.low, .high                      the range of a probability
+    job.slots, .slot_stride             (labels, tasks, C) float64: the sums; numbers from label to label
+    job.coefs, .coef_stride             (labels, B, C) float32: a; numbers from label to label
+    block.n, .sample, .task             voxels of the block, number of its sample and of its task
+    block.starts_task                   1 in the first block of a task, else 0
+    block.w, .t, .r, .dot               rows: weight w, label t, 1 / sum e of a softmax, sum_j p_j a[l, j]
+    block.spare, here step              row: a[l, c] of the class at work, at each voxel's label l
+    block.x, .x_stride, .g, .g_stride   C rows of probabilities or logits, and of the gradient
+    block.e, .row_stride                C rows of exp(x - max x) of a softmax
+    block.slopes                        scratch for a table, see `backward`
 """
 
 # mypy: allow-untyped-defs
@@ -27,7 +42,8 @@ U = np.uint64
 
 @jit
 def _own_coefficients(table, t, n, C, step):
-    """Gather a class's coefficient at each voxel's own label into step; 0 for voxels without one."""
+    """Write a[l, c] of a class, at each voxel's label l, to step.
+    table: address of the class's a[0, c] to a[C - 1, c], float32, and then a 0 for voxels of no class."""
     for v in range(n):
         label = read_label(t, v)
         write(step, v, read(table, U(label) if label >= 0 else C))
@@ -35,41 +51,45 @@ def _own_coefficients(table, t, n, C, step):
 
 @jit
 def _add_product(dot, e, r, step, n):
+    """Add p_c a[l, c] to the row dot, the sum over the classes; e: the row of class c, p_c = e r; step: a[l, c]."""
     for v in range(n):
         write(dot, v, reread(dot, v) + read(e, v) * read(r, v) * read(step, v))
 
 
 @jit
 def _write_softmax_gradient(g, w, e, r, step, dot, n):
+    """Write w p_c (a[l, c] - dot) to the row g of class c; e: the row of class c, p_c = e r; step: a[l, c]."""
     for v in range(n):
         write(g, v, read(w, v) * (read(e, v) * read(r, v) * (read(step, v) - read(dot, v))))
 
 
 @jit
 def _write_gradient(g, w, step, n):
+    """Write w a[l, c] to the row g of class c; step: a[l, c]."""
     for v in range(n):
         write(g, v, read(w, v) * read(step, v))
 
 
 @cache
 def forward(activation: str) -> np.uint64:
-    """Return the body that adds the sums of a task into its slots (C, tasks, C)."""
+    """Return the address of the body that adds a block's sums to the job's slots."""
     softmax = activation == "softmax"
 
     @block_body(activation)
     def label_sums(at_job, at_block):
-        job, k = job_at(at_job), block_at(at_block)
-        bad, out = np.int64(0), job.slots + k.task * job.K * U(8)
+        """Add the sums of a block; return bad, the number of probabilities out of range: 0 with an activation."""
+        job, block = job_at(at_job), block_at(at_block)
+        bad, out = np.int64(0), job.slots + block.task * job.K * U(8)  # float64: 8 bytes
         if not softmax:
             for c in range(job.C):
-                bad += beyond(k.x + c * k.ld, k.n, job.low, job.high)
-        p, distance = (k.e, k.row) if softmax else (k.x, k.ld)
-        for v in range(k.n):
-            label = read_label(k.t, v)
+                bad += beyond(block.x + c * block.x_stride, block.n, job.low, job.high)
+        p, p_stride = (block.e, block.row_stride) if softmax else (block.x, block.x_stride)  # p, or e = p / r
+        for v in range(block.n):
+            label = read_label(block.t, v)
             if label >= 0:
-                scale = reread(k.w, v) * (reread(k.r, v) if softmax else ONE)
+                scale = reread(block.w, v) * (reread(block.r, v) if softmax else ONE)
                 for c in range(job.C):
-                    add(out, U(label) * job.slot_stride + c, reread(p + c * distance, v) * scale)
+                    add(out, U(label) * job.slot_stride + c, reread(p + c * p_stride, v) * scale)
         return bad
 
     return label_sums
@@ -77,31 +97,34 @@ def forward(activation: str) -> np.uint64:
 
 @cache
 def backward(activation: str) -> np.uint64:
-    """Return the body that writes dL/dx, from coefs = dL/dsums (C, B, C)."""
+    """Return the address of the body that writes dL/dx to the rows at block.g, from the job's coefs.
+    At block.slopes it keeps a table (C, C + 1) float32: for each class a[0, c] to a[C - 1, c], and a 0."""
     softmax = activation == "softmax"
 
     @block_body(activation)
     def label_gradient(at_job, at_block):
-        job, k = job_at(at_job), block_at(at_block)
-        C, n, step = job.C, k.n, k.spare
-        columns = C + U(1)  # of the table at k.h: for each class its coefficients by label, and 0 for no label
-        if k.start != 0:
-            coefs = job.coefs + k.b * job.K * U(4)
+        """Write the gradient of a block; return 0."""
+        job, block = job_at(at_job), block_at(at_block)
+        C, n, step = job.C, block.n, block.spare
+        columns = C + U(1)
+        if block.starts_task != 0:  # fill the table, which all blocks of the sample's task read
+            coefs = job.coefs + block.sample * job.K * U(4)
             for c in range(C):
                 for label in range(C):
-                    write(k.h, c * columns + label, read(coefs, label * job.coef_stride + c))
-                write(k.h, c * columns + C, ZERO)
+                    write(block.slopes, c * columns + label, read(coefs, label * job.coef_stride + c))
+                write(block.slopes, c * columns + C, ZERO)
         if softmax:
-            fill(k.dot, n, ZERO)
+            fill(block.dot, n, ZERO)
             for c in range(C):
-                _own_coefficients(k.h + c * columns * U(4), k.t, n, C, step)
-                _add_product(k.dot, k.e + c * k.row, k.r, step, n)
+                _own_coefficients(block.slopes + c * columns * U(4), block.t, n, C, step)
+                _add_product(block.dot, block.e + c * block.row_stride, block.r, step, n)
         for c in range(C):
-            _own_coefficients(k.h + c * columns * U(4), k.t, n, C, step)
+            _own_coefficients(block.slopes + c * columns * U(4), block.t, n, C, step)
             if softmax:
-                _write_softmax_gradient(k.g + c * k.gld, k.w, k.e + c * k.row, k.r, step, k.dot, n)
+                e = block.e + c * block.row_stride
+                _write_softmax_gradient(block.g + c * block.g_stride, block.w, e, block.r, step, block.dot, n)
             else:
-                _write_gradient(k.g + c * k.gld, k.w, step, n)
+                _write_gradient(block.g + c * block.g_stride, block.w, step, n)
         return 0
 
     return label_gradient

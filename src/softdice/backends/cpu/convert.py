@@ -1,9 +1,13 @@
 """Rows of a block <-> tensors of any dtype and stride: one small compiled function for each dtype, called by address.
 
-Readers and writers are called as (address of the first element, elements from one voxel to the next, voxels, address of
-the first row, rows, bytes from one class to the next, bytes from one row to the next). A reader of labels takes a row,
-then (first class, labels below, whether a label is ignored, which), and returns how many are out of range. Neighbours
-side by side have a loop of their own, which LLVM makes vectors of.
+Arguments are uint64, and int64 from `first` on:
+
+    source, target        address of a tensor's first element that is read or written
+    step, n               elements from one voxel to the next (1: neighbours, whose loop LLVM vectorises); voxels
+    row, count            address of the first row, n float32 (class numbers: int32); how many rows, one for each class
+    per_class, per_row    bytes from one class of the tensor, or one row, to the next
+    first, top            label of class 0 (1 of a single mask, whose 0 is NO_CLASS); the bound that labels are below
+    ignoring, ignore      whether a label is IGNORED (0 or 1), and which
 """
 
 # mypy: allow-untyped-defs
@@ -26,7 +30,7 @@ WIDTHS: dict[torch.dtype, Any] = {
     torch.uint8: np.uint8, torch.bool: np.uint8, torch.int8: np.int8, torch.int16: np.int16, torch.uint16: np.uint16,
     torch.int32: np.int32, torch.uint32: np.uint32, torch.int64: np.int64, torch.uint64: np.uint64,
 }  # fmt: skip
-"""dtype -> the numbers that its elements are loaded as."""
+"""dtype -> the type of number that its elements are loaded as: for half precision, and bool, their bits."""
 NO_CLASS, IGNORED, OUTSIDE = np.int32(-1), np.int32(-2), np.int32(-3)
 """Values of a row of class numbers that are no class."""
 _WIDE = (torch.uint32, torch.int64, torch.uint64)  # labels of the others fit 32 bits
@@ -37,30 +41,31 @@ LABELS = types.int64(ADDRESS, ADDRESS, ADDRESS, ADDRESS, COUNT, COUNT, COUNT, CO
 
 @each
 def _identity(value):
+    """Return a number as float32."""
     return np.float32(value)
 
 
 @each
 def _from_bfloat16(half):
-    """Widen a bfloat16, which is the upper half of a float32."""
+    """Widen a bfloat16, its bits as uint16: it is the upper half of a float32."""
     return bits(np.int32(np.int32(half) << np.int32(16)))
 
 
 @each
 def _from_float16(half):
-    """Widen a float16 in integers: not every processor converts halves."""
+    """Widen a float16, its bits as uint16, to float32 in integers: not every processor converts halves."""
     raw = np.int32(half)
-    size = np.int32(raw & np.int32(0x7FFF))
-    small = np.float32(size) * np.float32(2.0**-24)
+    size = np.int32(raw & np.int32(0x7FFF))  # without the sign: subnormal below 0x0400, infinite or NaN from 0x7C00 on
+    subnormal = np.float32(size) * np.float32(2.0**-24)
     normal = bits(np.int32(np.int32(size << np.int32(13)) + np.int32(0x38000000)))
-    strange = bits(np.int32(np.int32(size << np.int32(13)) | np.int32(0x7F800000)))
-    value = small if size < np.int32(0x0400) else (strange if size >= np.int32(0x7C00) else normal)
+    special = bits(np.int32(np.int32(size << np.int32(13)) | np.int32(0x7F800000)))
+    value = subnormal if size < np.int32(0x0400) else (special if size >= np.int32(0x7C00) else normal)
     return -value if raw & np.int32(0x8000) else value
 
 
 @each
 def _to_bfloat16(x: np.float32):
-    """Round to nearest, ties to even."""
+    """Round to the nearest bfloat16, ties to even; return its bits, uint16."""
     raw = bits(x)
     rounded = np.int32(raw + np.int32(0x7FFF) + np.int32(np.int32(raw >> np.int32(16)) & np.int32(1)))
     return np.uint16(np.int32(rounded >> np.int32(16)) if x == x else np.int32(0x7FC0))
@@ -68,14 +73,16 @@ def _to_bfloat16(x: np.float32):
 
 @exact_each
 def _to_float16(x: np.float32):
-    """Round to nearest, ties to even; too large becomes infinite."""
+    """Round to the nearest float16, ties to even, too large becomes infinite; return its bits, uint16.
+    Below 2^-14 float16 counts in steps of 2^-24: adding 1.5 * 2^23 rounds to a whole number of them. From there on the
+    mantissa loses 13 bits and the exponent 112; 0x477FF000 and more are nearer to infinity."""
     raw = bits(x)
     size = np.int32(raw & np.int32(0x7FFFFFFF))
     scaled = bits(size) * np.float32(2.0**24)
-    whole = np.int32((scaled + np.float32(12582912.0)) - np.float32(12582912.0)) if size < 0x38800000 else np.int32(0)
-    up = np.int32(np.int32(size >> np.int32(13)) & np.int32(1)) + np.int32(0x0FFF)
-    normal = np.int32(np.int32(size + up - np.int32(0x38000000)) >> np.int32(13))
-    value = whole if size < np.int32(0x38800000) else (np.int32(0x7C00) if size >= np.int32(0x477FF000) else normal)
+    tiny = np.int32((scaled + np.float32(12582912.0)) - np.float32(12582912.0)) if size < 0x38800000 else np.int32(0)
+    rounding = np.int32(np.int32(size >> np.int32(13)) & np.int32(1)) + np.int32(0x0FFF)
+    normal = np.int32(np.int32(size + rounding - np.int32(0x38000000)) >> np.int32(13))
+    value = tiny if size < np.int32(0x38800000) else (np.int32(0x7C00) if size >= np.int32(0x477FF000) else normal)
     value = np.int32(0x7E00) if size > np.int32(0x7F800000) else value
     return np.uint16(value | np.int32(np.int32(raw >> np.int32(16)) & np.int32(0x8000)))
 
@@ -86,11 +93,12 @@ _NARROW = {torch.bfloat16: _to_bfloat16, torch.float16: _to_float16}
 
 @cache
 def reader(dtype: torch.dtype) -> np.uint64:
-    """Return the address of the function that reads elements of a dtype into a row of float32."""
+    """Return the address of the function that reads `count` classes of a tensor of a dtype into rows of float32."""
     kind, widen = WIDTHS[dtype], _WIDEN.get(dtype, _identity)
 
     @body(str(dtype))
     def read_row(source, step, n, row):
+        """Read n elements, `step` apart, into a row."""
         if step == 1:
             for v in range(n):
                 write(row, v, widen(element(kind, source, v)))
@@ -109,11 +117,12 @@ def reader(dtype: torch.dtype) -> np.uint64:
 
 @cache
 def writer(dtype: torch.dtype) -> np.uint64:
-    """Return the address of the function that writes a row of float32, rounded to nearest, into elements of a dtype."""
+    """Return the address of the function that rounds `count` rows of float32 to a dtype and writes them to a tensor."""
     narrow = _NARROW.get(dtype, _identity)
 
     @body(str(dtype))
     def write_row(target, step, n, row):
+        """Write a row to n elements, `step` apart."""
         if step == 1:
             for v in range(n):
                 set_element(target, v, narrow(read(row, v)))
@@ -132,25 +141,29 @@ def writer(dtype: torch.dtype) -> np.uint64:
 
 @cache
 def label_reader(dtype: torch.dtype) -> np.uint64:
-    """Return the address of the function that reads labels of a dtype into a row of class numbers (int32)."""
+    """Return the address of the function that reads labels of a dtype into a row of int32: class numbers from 0 on,
+    NO_CLASS, IGNORED or OUTSIDE. Its address is called with (source, step, n, row, first, top, ignoring, ignore)."""
     kind = WIDTHS[dtype]
     signed, unsigned = (np.int64, np.uint64) if dtype in _WIDE else (np.int32, np.uint32)
 
     @body(str(dtype))
     def class_of(label, low, high, ignoring, ignored):
+        """Return label - low for a label in [0, high), and OUTSIDE for others; IGNORED if it is the ignored label.
+        low: the label of class 0, so that 0 of a single mask becomes NO_CLASS. As unsigned, -1 is beyond `high`."""
         number = np.int32(np.int32(label) - low) if unsigned(label) < high else OUTSIDE
         return IGNORED if ignoring and signed(label) == ignored else number
 
     @kernel(str(dtype))
-    def read_labels(source, stride, n, row, first, top, ignoring, ignore):
+    def read_labels(source, step, n, row, first, top, ignoring, ignore):
+        """Read n labels; return bad, how many are OUTSIDE."""
         bad, skip = np.int32(0), ignoring != 0
         low, high, ignored = np.int32(first), unsigned(top), signed(ignore)
-        if stride == 1:
+        if step == 1:
             for v in range(n):
                 write(row, v, np.int32(class_of(element(kind, source, v), low, high, skip, ignored)))
         else:
             for v in range(n):
-                write(row, v, np.int32(class_of(element(kind, source, v * stride), low, high, skip, ignored)))
+                write(row, v, np.int32(class_of(element(kind, source, v * step), low, high, skip, ignored)))
         for v in range(n):
             bad = np.int32(bad + np.int32(read_label(row, v) == OUTSIDE))
         return np.int64(bad)

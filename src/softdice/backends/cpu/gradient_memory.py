@@ -29,7 +29,9 @@ _idle: list[mmap.mmap] = []  # append, remove and clear are atomic, so no lock i
 
 
 def gradient_like(input: Tensor) -> Tensor:
-    """Return uninitialised memory of an input's shape, strides (where dense) and dtype, as `torch.empty_like` does."""
+    """Return an uninitialised tensor of the input's shape, dtype and strides (where dense), as `torch.empty_like` does.
+    From SMALLEST bytes on, its memory is a kept piece where there is one, and is kept when the tensor is freed.
+    """
     size = input.numel() * input.element_size()
     if not _ABLE or size < SMALLEST or os.environ.get("SOFTDICE_REUSE_GRADIENT") == "0":
         return torch.empty_like(input)
@@ -47,6 +49,8 @@ def forget() -> None:
 
 
 def _take(size: int) -> mmap.mmap:
+    """Return the smallest idle piece of at least `size` bytes, taken out of `_idle`; else a fresh piece.
+    A fresh piece has large pages where the system has them."""
     for piece in sorted(_idle, key=len):
         if len(piece) >= size and _removed(piece):
             return piece
@@ -57,6 +61,7 @@ def _take(size: int) -> mmap.mmap:
 
 
 def _give_back(piece: Any) -> None:
+    """Offer a piece's memory to the system, and put the piece into `_idle`, which keeps the PIECES largest."""
     piece.madvise(mmap.MADV_FREE)
     _idle.append(piece)
     for smallest in sorted(_idle, key=len)[:-PIECES]:
@@ -64,7 +69,7 @@ def _give_back(piece: Any) -> None:
 
 
 def _removed(piece: Any) -> bool:
-    """Return whether this thread has taken the piece out, and no other was faster."""
+    """Take a piece out of `_idle`; return False if another thread has taken it before."""
     try:
         _idle.remove(piece)
     except ValueError:

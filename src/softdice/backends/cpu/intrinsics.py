@@ -1,6 +1,13 @@
 """Instructions that Numba has no word for: memory by address, calls by address, hints to the vectoriser.
 
 Loops take rows as addresses (uint64): an array would cost a reference count per call, in memory that threads share.
+
+An intrinsic is called with Numba's types of its arguments when a caller is typed. It returns the signature and a
+function `generate`, which is called with LLVM's builder and values when code is made. So each intrinsic here has two
+sets of arguments; its docstring describes the instruction, and names the arguments that compiled code passes.
+
+    base, address, index    uint64 address (or an array), of whose element `index` the instruction reads or writes
+    kind, dtype             a Numba type of a number
 """
 
 from __future__ import annotations
@@ -17,17 +24,13 @@ FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CP
 LANES = 8 if "+avx" in FEATURES else 4
 """float32 numbers in a vector, at least: more lanes leave fewer numbers for each of them to add up."""
 
-_TWIN = {
-    types.float32: types.int32,
-    types.int32: types.float32,
-    types.float64: types.int64,
-    types.int64: types.float64,
-}
+_TWIN = {types.float32: types.int32, types.float64: types.int64}
+_TWIN |= {twin: kind for kind, twin in _TWIN.items()}
 
 
 @intrinsic
 def bits(typing_context: Any, x: Any) -> Any:
-    """Reinterpret a float as an integer of the same width, or back."""
+    """Reinterpret the bits of a float as an integer of the same width, or the other way."""
     twin = _TWIN[x]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -37,7 +40,8 @@ def bits(typing_context: Any, x: Any) -> Any:
 
 
 def _pointer(context: Any, builder: Any, kinds: Any, args: Any, dtype: Any) -> Any:
-    """Return a pointer to element args[1] of an array args[0], or of the numbers from the address args[0] on."""
+    """Return an LLVM pointer to element args[1] of an array args[0], or of numbers of `dtype` from address args[0] on.
+    kinds, args: Numba types and LLVM values of an instruction's arguments; dtype: a Numba type."""
     base, kind = args[0], kinds[0]
     if isinstance(kind, types.Array):
         data = context.make_array(kind)(context, builder, base).data
@@ -47,18 +51,17 @@ def _pointer(context: Any, builder: Any, kinds: Any, args: Any, dtype: Any) -> A
 
 
 def _written(builder: Any) -> Any:
-    """Return the alias scope of all memory that `write` writes."""
+    """Return LLVM's metadata for one alias scope: all memory that the `write`s of a module write.
+    A load that is marked "noalias" with it is never a load of that memory."""
     module = builder.module
     domain = module.add_metadata([ir.MetaDataString(module, "softdice")])
     return module.add_metadata([module.add_metadata([ir.MetaDataString(module, "written"), domain])])
 
 
 def _load(dtype: Any, apart: bool) -> Any:
-    """Return an intrinsic that loads the number at an index of an array, or of an address as `dtype`.
-
-    apart: the promise that no `write` of the same compiled function touches it. Where that is broken, numbers are wrong
-    without a word.
-    """
+    """Return an intrinsic (base, index) that loads an element of an array, or of numbers of `dtype` at an address.
+    apart: whether its caller promises that no `write` of the same compiled function writes that element. Where the
+    promise is broken, results are wrong without an error."""
 
     def load(typing_context: Any, base: Any, index: Any) -> Any:
         kind = base.dtype if isinstance(base, types.Array) else dtype
@@ -81,10 +84,9 @@ reread = _load(types.float32, apart=False)
 
 @intrinsic
 def write(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
-    """Store a number that no `read` of this loop reads; at an address, a float as float32: rows hold no wider ones.
-
-    A loop that writes several rows is not vectorised otherwise: it would first need a check of each pair for overlap.
-    """
+    """Store a number as element `index` of an array, or at an address, where a float is stored as float32, as in rows.
+    No `read` of the same compiled function may read that element. Without this promise LLVM vectorises no loop that
+    writes several rows, since each pair of rows might overlap."""
     by_address = types.float32 if isinstance(value, types.Float) else value
     kind = base.dtype if isinstance(base, types.Array) else by_address
 
@@ -99,7 +101,7 @@ def write(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def add(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
-    """Add a number to the float64 `index` float64s beyond an address; not atomic: each task has its own."""
+    """Add a number to element `index` of the float64 at an address; not atomic, since each task has its own memory."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = _pointer(context, builder, signature.args, args, types.float64)
@@ -112,7 +114,7 @@ def add(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def element(typing_context: Any, dtype: Any, base: Any, index: Any) -> Any:
-    """Load element `index` of the numbers of a dtype from an address of any alignment on."""
+    """Load element `index` of numbers of a dtype, a NumPy type such as np.uint8, at an address of any alignment."""
     kind = dtype.dtype
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -123,7 +125,7 @@ def element(typing_context: Any, dtype: Any, base: Any, index: Any) -> Any:
 
 @intrinsic
 def set_element(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
-    """Store element `index` of the numbers of a dtype from an address of any alignment on."""
+    """Store a value as element `index` of numbers of its own type at an address of any alignment."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store(args[2], _pointer(context, builder, signature.args, args, value), align=1)
@@ -134,7 +136,8 @@ def set_element(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def call(typing_context: Any, function: Any, arguments: Any) -> Any:
-    """Call a function by the address that `compiler.address_of` returned, with a tuple of numbers; it returns int64."""
+    """Call a function by the address that `compiler.address_of` returned, and return its int64.
+    arguments: a tuple of numbers, of the types that the function was compiled for; nothing checks them."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kinds = [context.get_value_type(kind) for kind in arguments.types]
@@ -146,7 +149,7 @@ def call(typing_context: Any, function: Any, arguments: Any) -> Any:
 
 
 def record_at(dtype: Any) -> Any:
-    """Return an intrinsic that sees a record of a dtype at an address; its fields can be read and set."""
+    """Return an intrinsic (address) that returns the record of a structured NumPy dtype there, to be read and set."""
     kind = from_dtype(dtype)
 
     def at(typing_context: Any, place: Any) -> Any:
@@ -160,7 +163,7 @@ def record_at(dtype: Any) -> Any:
 
 @intrinsic
 def prefetch_line(typing_context: Any, address: Any) -> Any:
-    """Ask for the cache line at an address; a hint, so any address is right."""
+    """Prefetch the cache line at an address; a hint, so any address is right."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         line = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
@@ -175,19 +178,14 @@ def prefetch_line(typing_context: Any, address: Any) -> Any:
 
 @intrinsic
 def borrowed(typing_context: Any, value: Any) -> Any:
-    """Return arrays, or tuples of arrays and numbers, without a reference count.
-
-    Every function counts the arrays that it is called with, in memory that the threads share. Whoever borrows keeps the
-    owner: an argument of a kernel, or what `alive` is called with.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _unowned(context, builder, value, args[0])
-
-    return value(value), generate
+    """Return the array, or tuple of arrays and numbers, without its reference count.
+    Every function counts the arrays that it is called with, in memory that the threads share, which is slow. The caller
+    must keep the owner alive: an argument of a kernel lives until it returns, any other value until its `alive`."""
+    return value(value), lambda context, builder, signature, args: _unowned(context, builder, value, args[0])
 
 
 def _unowned(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """Return an LLVM value of the Numba type `kind` with the owner removed from its arrays, at any depth of tuples."""
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, value)
         array.meminfo = array.meminfo.type(None)
@@ -201,5 +199,5 @@ def _unowned(context: Any, builder: Any, kind: Any, value: Any) -> Any:
 
 @intrinsic
 def alive(typing_context: Any, value: Any) -> Any:
-    """Keep the owner of `borrowed` arrays up to here."""
+    """Keep the owner of `borrowed` arrays alive up to this call, by using it."""
     return types.void(value), lambda context, builder, signature, args: context.get_dummy_value()

@@ -2,10 +2,27 @@
 
 `Kind` is settled when compiling: a bundle of statistics, the activation, the kind of target, whether the exponents are
 the usual ones. Each loop works out the symbols of `softdice.statistics.declared` that its expressions read, and no
-others; it keeps its sums in registers, or writes the gradient.
+others; it keeps its sums in registers, or writes the gradient. Functions of this file return compiled loops, or lines
+of their text.
 
-Names in the texts: i is the voxel; at_x, at_e, at_m, at_y, at_u are addresses of the class's rows; `job` and `k` are
-records of `softdice.backends.cpu.walk`, whose fields are read in front of a loop; k0, k1... are dL/dstatistics.
+Own classes: a voxel's own class is the one of its label. With MANY classes, a loop over one class takes every voxel as
+one of another class (t = 0), and one loop over the voxels then adds, for each voxel's own class, t = 1 less t = 0.
+
+Names in the texts; all addresses are uint64, and a row is the address of block.n float32 (labels: int32):
+
+    i                   the voxel of a block; c, label: the class (uint64, int32)
+    at_x, at_e, at_m    rows of logits (or probabilities), exp(x - m), their largest m
+    at_y, at_u          rows of targets and map of the class, where there are values of them
+    job, block          the records JOB and BLOCK of `softdice.backends.cpu.walk`; fields are read before a loop
+    block.x, block.e    rows at_x and at_e of class 0; block.x_stride and block.row_stride bytes from class to class
+    block.zeros, .spare rows of zeros, and for the loops to use
+    out                 address of the task's sums, float64, job.slot_stride numbers from row to row; or of a map's row
+    coefs               address of the sample's dL/dsums, float32, job.coef_stride numbers from row to row
+    coef0, coef1...     those of the class
+    slope               of a class: the sum of its coefs times slopes of the statistics; dL/dx, of a softmax p dL/dp
+    at_h, at_g          rows that keep the class's slope, and take its gradient
+    block.dot, at_dot   row of the sum of the slopes over the classes of a softmax
+    bad                 how many values are out of range
 """
 
 from __future__ import annotations
@@ -24,7 +41,7 @@ from softdice.backends.cpu.intrinsics import LANES, add, read, read_label, rerea
 from softdice.statistics.declared import BY_NAME, FIELDS, MAPPED, NAMES, READERS, Statistic, function
 
 RUN = np.uint64(256 if LANES > 4 else 64)  # voxels whose sums stay in registers, in float32, before float64 takes them
-MANY = 12  # classes: beyond, a voxel's own class is done by itself, since a comparison per class costs more
+MANY = 12  # classes: with more, own classes have a loop of their own, since a comparison per class costs more
 
 _SHARED = {
     "w": "read(at_w, i)",
@@ -75,17 +92,21 @@ _BY_ACTIVATION = {
         "g": "ZERO",
     },
 }
+"""Symbol -> expression in other symbols, rows and fields. w weight, x logit, m map, z to both: parts of a sigmoid."""
 _USUAL_GAMMA = {"u": "q * q", "v": "p * p"}
 _ANY_GAMMA = {"u": "power_of(q, gamma)", "v": "power_of(p, gamma)"}
 _USUAL_POWER = {"d": "far", "e": "sign"}
 _ANY_POWER = {"d": "power_of(far, power)", "e": "sign * power * (d / (SMALL if far < SMALL else far))"}
 
+_TRUTH = {"labels": "ONE if read_label(at_t, i) == label else ZERO", "own": "ZERO", "values": "read(at_y, i)"}
+"""Kind of target -> expression of t; for "own", of a class that the voxel does not belong to."""
+
 _FIELDS = {
     **{name: f"job.{name}" for name in ("gamma", "power", "keep", "share", "row_low", "row_high")},
-    **{f"at_{name}": f"k.{name}" for name in ("w", "t", "r", "ls", "dot")},
+    **{f"at_{name}": f"block.{name}" for name in ("w", "t", "r", "ls", "dot")},
     "label": "np.int32(c)",
 }
-"""Fields of the records that texts read, by the names that they have there."""
+"""Name in the texts -> the record's field that is read in front of a loop."""
 
 _NAMES = {
     "np": np, "ZERO": ZERO, "ONE": ONE, "SMALL": SMALL, "RUN": RUN, "NO_CLASS": NO_CLASS, "exp": exp, "log": log,
@@ -97,16 +118,19 @@ _NAMES = {
 class Kind(NamedTuple):
     """What the compiler has to know of a call."""
 
-    bundle: tuple[str, ...]
+    bundle: tuple[str, ...]  # names of the statistics
     activation: str
-    target: str  # "labels", "own" (labels of MANY classes of a softmax) or "values" (of each class or region)
+    # "labels": class numbers, compared with each class. "own": class numbers of a softmax of MANY classes, with a loop
+    # over own classes. "values": a value for each class or region
+    target: str
     weighted: bool = True  # whether voxels have weights, or do not count
     usual_gamma: bool = False  # 2; else any, at run time
     usual_power: bool = False  # 1
 
     @property
     def summed(self) -> list[Statistic]:
-        """Statistics that are summed: T and the voxels follow from others, T = keep L + share N."""
+        """Statistics that are summed, in the order of the slots' rows. Not the target's sum, which follows from the
+        labels' and the weights', nor the number of voxels, which is the sum of the weights in the last row."""
         return [BY_NAME[name] for name in self.bundle if name not in ("target", "voxels")]
 
     @property
@@ -122,7 +146,7 @@ class Kind(NamedTuple):
 
     @property
     def fused(self) -> bool:
-        """Whether the other classes' slopes are a constant times p, so that their sum comes with the exponentials."""
+        """Whether a class's slope, at voxels of other classes, is a constant times p; the softmax then adds them up."""
         return self.target == "own" and [s.name for s in self.sloped if s.elsewhere[1]] == ["prediction"]
 
     @property
@@ -138,11 +162,10 @@ class Kind(NamedTuple):
 
 
 def kind_of(bundle: tuple[str, ...], activation: str, target: str, weighted: bool, gamma: float, power: float) -> Kind:
-    """Return the kind for a bundle.
-
-    What costs a bundle for few losses much is compiled in: the usual exponents where they are read, and no weights
-    where there are none. The two that hold everything are for the rest, and take all of it at run time.
-    """
+    """Return the kind of loops for a bundle of statistics.
+    weighted: whether voxels have weights, or some are ignored. gamma, power: the exponents of the pass. Small bundles
+    get loops compiled for the usual exponents, where they are read, and for no weights; the two bundles that hold
+    everything, FIELDS and NAMES, have one loop each, which reads exponents and weights at run time."""
     small = bundle not in (FIELDS, NAMES)
     weighted = weighted or not small
     usual_gamma = small and gamma == 2.0 and not READERS["gamma"].isdisjoint(bundle)
@@ -150,19 +173,16 @@ def kind_of(bundle: tuple[str, ...], activation: str, target: str, weighted: boo
     return Kind(bundle, activation, target, weighted, usual_gamma, usual_power)
 
 
-def _symbols(kind: Kind, truth: str | None) -> dict[str, str]:
-    """Return the expression of each symbol; truth: that of t, None where t is a parameter."""
+def _lines(kind: Kind, *expressions: str, truth: bool = True) -> list[str]:
+    """Return lines that assign all symbols that the expressions read, each after the symbols that it reads itself.
+    truth: whether t is assigned, too; else it is a parameter of the function."""
     table = _SHARED | _BY_ACTIVATION[kind.activation]
     table |= (_USUAL_GAMMA if kind.usual_gamma else _ANY_GAMMA) | (_USUAL_POWER if kind.usual_power else _ANY_POWER)
-    table |= {} if kind.weighted else {"w": "ONE"}
-    return table if truth is None else table | {"t": truth}
-
-
-def _lines(table: dict[str, str], *expressions: str) -> list[str]:
-    """Return the assignments that the expressions need, each behind those it reads."""
+    table |= ({} if kind.weighted else {"w": "ONE"}) | ({"t": _TRUTH[kind.target]} if truth else {})
     lines: dict[str, str] = {}
 
     def need(expression: str) -> None:
+        """Add the lines for the symbols of an expression, depth first."""
         for name in _names_in(expression):
             if name in table and name not in lines:
                 need(table[name])
@@ -174,144 +194,156 @@ def _lines(table: dict[str, str], *expressions: str) -> list[str]:
 
 
 def _names_in(text: str) -> list[str]:
+    """Return the lower-case names in a text of Python, without attributes and called functions."""
     return re.findall(r"(?<![\w.])[a-z]\w*(?![\w(])", text)
 
 
 def _compiled(name: str, parameters: str, text: Sequence[str], inline: bool = False, **names: Any) -> Any:
-    """Compile a function from lines, with the records' fields that they read in front."""
+    """Return the compiled function `name(parameters)` of lines of text, in front of which it reads the fields it needs.
+    inline: whether callers take it in, for a function of one voxel. names: what the lines call, beside `_NAMES`."""
     used = set(_names_in("\n".join(text))) - set(re.findall(r"\w+", parameters))
-    used -= {"label"} if "    label = read_label(at_t, i)" in text else set()
+    used -= {"label"} if _LABEL in text else set()  # a loop over own classes reads the label of each voxel
     fields = [f"{field} = {value}" for field, value in _FIELDS.items() if field in used]
     function_ = function(f"{name}({parameters})", "\n    ".join([*fields, *text]), {**_NAMES, **names})
     return (each if inline else jit)(function_)
 
 
-def _truth(kind: Kind) -> str:
-    return {"labels": "ONE if read_label(at_t, i) == label else ZERO", "own": "ZERO", "values": "read(at_y, i)"}[
-        kind.target
-    ]
-
-
 def _checks(kind: Kind) -> list[str]:
-    """Return the conditions for a value out of range."""
+    """Return expressions that are true where a target or a probability is out of range."""
     checks = ["(t < ZERO) | (t > ONE)"] if kind.target == "values" else []
     return checks + (["(p < row_low) | (p > row_high)"] if kind.activation == "none" else [])
 
 
-CLASS = "at_x, at_e, at_m, at_y, at_u, c, job, k"
-"""Parameters of every loop over a class."""
+CLASS = "at_x, at_e, at_m, at_y, at_u, c, job, block"
+"""The first parameters of every loop over a class."""
+_LABEL = "    label = read_label(at_t, i)"
 
 
-_OWN_CLASS = [
-    "for i in range(k.n):",
-    "    label = read_label(at_t, i)",
-    "    if label > NO_CLASS:",
-    "        c, w = np.uint64(label), read(at_w, i)",
-    "        at_x, at_e = k.x + c * k.ld, k.e + c * k.row",
-]
-"""The beginning of a loop over the voxels' own classes."""
+def _own_classes(kind: Kind) -> list[str]:
+    """Return the first lines of a loop over the voxels' own classes: they assign c, w, at_x and at_e of a voxel.
+    A comment names the kind: a function's symbol is a digest of its text, and that of what it calls is not in it."""
+    return [
+        f"# {kind}",
+        "for i in range(block.n):",
+        _LABEL,
+        "    if label > NO_CLASS:",
+        "        c, w = np.uint64(label), read(at_w, i)",
+        "        at_x, at_e = block.x + c * block.x_stride, block.e + c * block.row_stride",
+    ]
+
+
+def _by_class(kind: Kind, slopes: bool = False) -> list[tuple[int, Statistic]]:
+    """Return (row, statistic) for all that a loop over a class has to add: rows of coefs with `slopes`, else of slots.
+    For target "own" the loop takes t = 0, where most terms and slopes are 0 and left out (`Statistic.elsewhere`)."""
+    rows = enumerate(kind.sloped if slopes else kind.summed)
+    return [(row, s) for row, s in rows if kind.target != "own" or s.elsewhere[slopes]]
 
 
 @cache
 def class_sums(kind: Kind) -> Any:
-    """Return the loop that adds the sums of a class to `out`; it returns how many values are out of range.
-
-    For target "own", the sums as if no voxel were of the class.
-    """
-    chosen = [(row, s) for row, s in enumerate(kind.summed) if kind.target != "own" or s.elsewhere[0]]
+    """Return the loop (CLASS, out) that adds a class's sums to out and returns bad; for target "own", as if t were 0.
+    Sums of RUN voxels stay in float32 registers, and are then added to float64."""
+    chosen = _by_class(kind)
     checks = _checks(kind)
-    inner = _lines(_symbols(kind, _truth(kind)), *(s.term for _, s in chosen), *checks, "w")
+    inner = _lines(kind, *(s.term for _, s in chosen), *checks, "w")
     inner += [f"sum{row} += ({s.term}) * w" for row, s in chosen]
     inner += [f"bad += ONE if {check} else ZERO" for check in checks]
     outer = [f"sum{row} = ZERO" for row, _ in chosen]
-    outer += ["for i in range(begin, min(begin + RUN, k.n)):", *(f"    {line}" for line in inner)]
+    outer += ["for i in range(begin, min(begin + RUN, block.n)):", *(f"    {line}" for line in inner)]
     outer += [f"add(out, np.uint64({row}) * job.slot_stride + c, sum{row})" for row, _ in chosen]
-    text = ["bad = ZERO", "for begin in range(np.uint64(0), k.n, RUN):", *(f"    {line}" for line in outer)]
+    text = ["bad = ZERO", "for begin in range(np.uint64(0), block.n, RUN):", *(f"    {line}" for line in outer)]
     return _compiled("class_sums", f"{CLASS}, out", [*text, "return np.int64(bad)"])
 
 
 @cache
 def _at(kind: Kind, slopes: bool) -> Any:
-    """Return a function of one voxel and class, for a truth t: its terms, or the slopes weighted with coefficients."""
+    """Return a function of one voxel and class, with t, 0 or 1, as an argument. It returns the tuple of the terms; with
+    `slopes` the sum of coefficients times slopes, and its last argument is the tuple (coef0, coef1...)."""
     if slopes:
-        names = [f"k{row}" for row in range(len(kind.sloped))]
+        names = [f"coef{row}" for row in range(len(kind.sloped))]
         result = " + ".join(f"{name} * ({s.slope})" for name, s in zip(names, kind.sloped, strict=True))
-        unpack, expressions = [f"{', '.join(names)}, = coefs"], [s.slope for s in kind.sloped]
+        unpack, expressions = [f"{', '.join(names)}, = of_class"], [s.slope for s in kind.sloped]
     else:
         unpack, expressions = [], [s.term for s in kind.summed]
         result = f"({', '.join(f'np.float32({term})' for term in expressions)},)"
-    text = [*unpack, *_lines(_symbols(kind, None), *expressions), f"return {result}"]
-    return _compiled("at", f"at_x, at_e, at_m, at_u, i, t, job, k{', coefs' if slopes else ''}", text, inline=True)
+    text = [*unpack, *_lines(kind, *expressions, truth=False), f"return {result}"]
+    parameters = "at_x, at_e, at_m, at_u, i, t, job, block" + (", of_class" if slopes else "")
+    return _compiled("at", parameters, text, inline=True)
 
 
 @cache
 def own_sums(kind: Kind) -> Any:
-    """Return the loop that adds what `class_sums` of all classes lack: at each voxel, its own class."""
-    text = [f"# {kind}", *_OWN_CLASS]
+    """Return the loop (job, block, out) that adds what `class_sums` lacks: own classes' terms for t = 1 less t = 0."""
+    text = _own_classes(kind)
     for name, t in (("there", "ONE"), ("absent", "ZERO")):
-        text += [f"        {name} = terms(at_x, at_e, k.m, k.zero, i, {t}, job, k)"]
+        text += [f"        {name} = terms(at_x, at_e, block.m, block.zeros, i, {t}, job, block)"]
     text += [
         f"        add(out, np.uint64({row}) * job.slot_stride + c, (there[{row}] - absent[{row}]) * w)"
         for row in range(len(kind.summed))
     ]
-    return _compiled("own_sums", "job, k, out", text, terms=_at(kind, slopes=False))
+    return _compiled("own_sums", "job, block, out", text, terms=_at(kind, slopes=False))
 
 
 def _load(row: int) -> str:
+    """Return the expression that loads the coefficient of class c in a row of coefs."""
     return f"read(coefs, np.uint64({row}) * job.coef_stride + c)"
 
 
 @cache
 def class_slope(kind: Kind, kept: bool) -> Any:
-    """Return the loop that adds a class's slope to dot, and keeps it in `at_h` where it is wanted later."""
-    chosen = [(row, s) for row, s in enumerate(kind.sloped) if kind.target != "own" or s.elsewhere[1]]
-    inner = _lines(_symbols(kind, _truth(kind)), *(s.slope for _, s in chosen))
-    inner += [f"step = {' + '.join(f'k{row} * ({s.slope})' for row, s in chosen) or 'ZERO'}"]
+    """Return the loop (CLASS, coefs, at_h) that adds a class's slope to block.dot and, if `kept`, writes it to at_h."""
+    chosen = _by_class(kind, slopes=True)
+    inner = _lines(kind, *(s.slope for _, s in chosen))
+    inner += [f"step = {' + '.join(f'coef{row} * ({s.slope})' for row, s in chosen) or 'ZERO'}"]
     inner += ["write(at_dot, i, reread(at_dot, i) + step)"]
     inner += ["write(at_h, i, step)"] if kept else []
-    text = [f"k{row} = {_load(row)}" for row, _ in chosen]
-    text += ["for i in range(k.n):", *(f"    {line}" for line in inner)]
+    text = [f"coef{row} = {_load(row)}" for row, _ in chosen]
+    text += ["for i in range(block.n):", *(f"    {line}" for line in inner)]
     return _compiled("class_slope", f"{CLASS}, coefs, at_h", text)
 
 
 @cache
 def own_slope(kind: Kind) -> Any:
-    """Return the loop over what the own class's slope has beyond `class_slope`: onto dot, and times w into k.spare."""
-    text = [f"# {kind}", *_OWN_CLASS]
+    """Return the loop (job, block, coefs) that adds to block.dot what `class_slope` lacks: own classes' slopes for
+    t = 1 less those for t = 0. It also writes them, times the weight, to block.spare."""
+    text = _own_classes(kind)
     text += [f"        of_class = ({', '.join(map(_load, range(len(kind.sloped))))},)"]
-    there, absent = (f"slope(at_x, at_e, k.m, k.zero, i, {t}, job, k, of_class)" for t in ("ONE", "ZERO"))
+    voxel = "at_x, at_e, block.m, block.zeros, i"
+    there, absent = (f"slope({voxel}, {t}, job, block, of_class)" for t in ("ONE", "ZERO"))
     text += [f"        step = {there} - {absent}", "        write(at_dot, i, reread(at_dot, i) + step)"]
-    text += ["        write(k.spare, i, w * step)"]
-    return _compiled("own_slope", "job, k, coefs", text, slope=_at(kind, True))
+    text += ["        write(block.spare, i, w * step)"]
+    return _compiled("own_slope", "job, block, coefs", text, slope=_at(kind, True))
 
 
 @cache
 def class_gradient(kind: Kind) -> Any:
-    """Return the loop that writes a class's gradient: w (slope - p dot) of a softmax, w slope elsewhere."""
-    chosen = [(row, s) for row, s in enumerate(kind.sloped) if kind.target != "own" or s.elsewhere[1]]
-    step = " + ".join(f"k{row} * ({s.slope})" for row, s in chosen) or "ZERO"
+    """Return the loop (CLASS, coefs, at_h, at_g) that writes a class's gradient to at_g: w (slope - p dot) of a
+    softmax, else w slope. Loops of slopes have completed block.dot and, if `kind.kept`, at_h."""
+    chosen = _by_class(kind, slopes=True)
+    step = " + ".join(f"coef{row} * ({s.slope})" for row, s in chosen) or "ZERO"
     step = "read(at_h, i)" if kind.kept else step
     step = f"({step}) - p * read(at_dot, i)" if kind.activation == "softmax" else step
-    text = [] if kind.kept else [f"k{row} = {_load(row)}" for row, _ in chosen]
-    inner = [*_lines(_symbols(kind, _truth(kind)), step, "w"), f"write(at_g, i, w * ({step}))"]
-    text += ["for i in range(k.n):", *(f"    {line}" for line in inner)]
+    text = [] if kind.kept else [f"coef{row} = {_load(row)}" for row, _ in chosen]
+    inner = [*_lines(kind, step, "w"), f"write(at_g, i, w * ({step}))"]
+    text += ["for i in range(block.n):", *(f"    {line}" for line in inner)]
     return _compiled("class_gradient", f"{CLASS}, coefs, at_h, at_g", text)
 
 
 @cache
 def class_terms(kind: Kind) -> Any:
-    """Return the loop that adds a class's term of a single statistic to the map `out`; it counts like `class_sums`."""
+    """Return the loop (CLASS, out) that adds w times each voxel's term of the one statistic to out and returns bad."""
     (statistic,) = kind.summed
     checks = _checks(kind)
-    inner = _lines(_symbols(kind, _truth(kind)), statistic.term, *checks, "w")
+    inner = _lines(kind, statistic.term, *checks, "w")
     inner += [f"write(out, i, reread(out, i) + ({statistic.term}) * w)"]
     inner += [f"bad += ONE if {check} else ZERO" for check in checks]
-    text = ["bad = ZERO", "for i in range(k.n):", *(f"    {line}" for line in inner), "return np.int64(bad)"]
+    text = ["bad = ZERO", "for i in range(block.n):", *(f"    {line}" for line in inner), "return np.int64(bad)"]
     return _compiled("class_terms", f"{CLASS}, out", text)
 
 
 @cache
 def own_terms(kind: Kind) -> Any:
-    """Return the loop that writes the term of each voxel's own class to the map `out`, where no other class has one."""
-    text = [f"# {kind}", *_OWN_CLASS, "        write(out, i, terms(at_x, at_e, k.m, k.zero, i, ONE, job, k)[0] * w)"]
-    return _compiled("own_terms", "job, k, out", text, terms=_at(kind, slopes=False))
+    """Return the loop (job, block, out) that writes w times the term of each voxel's own class to a map of zeros."""
+    term = "terms(at_x, at_e, block.m, block.zeros, i, ONE, job, block)[0]"  # of the one statistic
+    text = [*_own_classes(kind), f"        write(out, i, {term} * w)"]
+    return _compiled("own_terms", "job, block, out", text, terms=_at(kind, slopes=False))

@@ -2,6 +2,20 @@
 
 Bodies call these by address, so that only a pass with regions compiles them.
 
+Legend. job, block: the records JOB and BLOCK of `softdice.backends.cpu.walk`; at_job, at_block: their addresses. c is a
+class, n voxels; addresses are uint64, and a row is the address of n float32 (t: int32 class numbers, below 0 for no
+class). Strides are in bytes, from class to class. bad: how many values of a block are out of range, int64.
+
+    job.C, job.K                        classes, regions
+    job.member, here also member        address of (K, C) bytes, 1 for the classes of a region; of one region's C bytes
+    job.labels, .low, .high             whether the target is a label map (0 or 1), the range of a probability
+    block.n, .w, .t                     voxels of the block; rows of weights and class numbers
+    block.m, .r                         rows of a softmax: m = max x, r = 1 / sum e
+    block.y, .spare                     rows: target of the region at work, scratch
+    block.x, .x_stride, .g, .g_stride   C rows of logits (or probabilities) and of the gradient
+    block.e, .z, .slopes, .row_stride   rows of scratch: C of e = exp(x - m), then one of the region at work; K of z, or
+                                        p without a softmax; K of slopes: dL/dp, and p dL/dp with a softmax
+
 For a softmax a region has p = sum of its classes' p, and -ln p = l - z with z = ln sum_c exp(x_c - m) over its classes,
 a logsumexp of its own: the logarithm of a sum of p would end where p underflows. A class has the share
 exp(x_c - m - z) of the slope of each region that it belongs to.
@@ -20,7 +34,7 @@ from numba import types
 from softdice.backends.cpu.arithmetic import ONE, ZERO, exp, log, minus
 from softdice.backends.cpu.compiler import ADDRESS, address_of, jit, kernel
 from softdice.backends.cpu.intrinsics import element, read, read_label, reread, write
-from softdice.backends.cpu.softmax import LOWEST, fill
+from softdice.backends.cpu.softmax import LOWEST, fill, scale
 from softdice.backends.cpu.walk import block_at, block_body, job_at, row_at
 
 U = np.uint64
@@ -28,29 +42,29 @@ U = np.uint64
 
 @jit
 def _holds(member, c):
+    """Return whether class c belongs to a region, by its C bytes."""
     return element(np.uint8, member, c) != np.uint8(0)
 
 
 @cache
 def region_row(activation: str) -> np.uint64:
-    """Return the address of a function (job, block, region) that makes a region's rows.
-
-    Softmax: the sum of its exponentials into the row behind those of the C classes, z into its row of `k.z`; else p
-    there. Its target, the largest of its classes', goes into `k.y`.
-    """
+    """Return the address of a function (at_job, at_block, region) that makes the rows of a region, by its number.
+    Softmax: the sum of its exponentials in the row behind those of the C classes, and z in its row of block.z; else its
+    p in that row. Its target, the largest of its classes', goes to block.y. The walk has run the softmax."""
 
     @kernel(activation)
     def region_row(at_job, at_block, region):
-        job, k = job_at(at_job), block_at(at_block)
-        member, z = job.member + region * job.C, k.z + region * k.row
-        _region_truth(job, k, member)
+        """Make the rows of a region; return 0."""
+        job, block = job_at(at_job), block_at(at_block)
+        member, z = job.member + region * job.C, block.z + region * block.row_stride
+        _region_truth(job, block, member)
         if activation == "softmax":
-            _region_exponentials(member, k.x, k.ld, job.C, k.n, k.m, k.e, k.row, z)
+            _region_exponentials(member, block.x, block.x_stride, job.C, block.n, block.m, block.e, block.row_stride, z)
         else:
-            fill(z, k.n, ZERO)
+            fill(z, block.n, ZERO)
             for c in range(job.C):
                 if _holds(member, c):
-                    _add(z, k.x + c * k.ld, k.n)
+                    _add(z, block.x + c * block.x_stride, block.n)
         return 0
 
     return address_of(region_row, types.int64(ADDRESS, ADDRESS, ADDRESS))
@@ -58,86 +72,91 @@ def region_row(activation: str) -> np.uint64:
 
 @jit
 def _add(total, row, n):
+    """Add a row to the row `total`."""
     for v in range(n):
         write(total, v, reread(total, v) + reread(row, v))
 
 
 @jit
-def _region_exponentials(member, x, ld, C, n, m, e, row, z):
-    total = e + C * row
+def _region_exponentials(member, x, x_stride, C, n, m, e, e_stride, z):
+    """Write a region's row z, LOWEST where no class has a probability, and the sum of its rows of e behind all C of
+    them. x, e: logits and exponentials of all classes, x_stride and e_stride from class to class."""
+    total = e + C * e_stride
     fill(z, n, LOWEST)
     fill(total, n, ZERO)
-    for c in range(C):
+    for c in range(C):  # z = max x_c
         if _holds(member, c):
             for v in range(n):
-                value, most = reread(x + c * ld, v), reread(z, v)
+                value, most = reread(x + c * x_stride, v), reread(z, v)
                 write(z, v, value if value > most else most)
-    for c in range(C):
+    for c in range(C):  # total = sum exp(x_c - max)
         if _holds(member, c):
             for v in range(n):
-                write(total, v, reread(total, v) + exp(minus(reread(x + c * ld, v), reread(z, v))))
-    for v in range(n):
+                write(total, v, reread(total, v) + exp(minus(reread(x + c * x_stride, v), reread(z, v))))
+    for v in range(n):  # z = ln total - (m - max)
         most = reread(z, v)
         write(z, v, minus(log(reread(total, v)), minus(reread(m, v), most)) if most > LOWEST else most)
     fill(total, n, ZERO)
     for c in range(C):
         if _holds(member, c):
-            _add(total, e + c * row, n)
+            _add(total, e + c * e_stride, n)
 
 
 @jit
-def _region_truth(job, k, member):
-    fill(k.y, k.n, ZERO)
+def _region_truth(job, block, member):
+    """Write the target of a region to block.y: with a label map 1 where the label is one of its classes, else the
+    largest value of its classes. member: address of its C bytes."""
+    fill(block.y, block.n, ZERO)
     if job.labels != 0:
-        for v in range(k.n):
-            label = read_label(k.t, v)
+        for v in range(block.n):
+            label = read_label(block.t, v)
             if label >= 0:
-                write(k.y, v, ONE if _holds(member, U(label)) else ZERO)
+                write(block.y, v, ONE if _holds(member, U(label)) else ZERO)
         return
     for c in range(job.C):
         if _holds(member, c):
-            values = row_at(job.target, c, k, k.spare)
-            for v in range(k.n):
-                value, most = reread(values, v), reread(k.y, v)
-                write(k.y, v, value if value > most or value != value else most)
+            values = row_at(job.target, c, block, block.spare)
+            for v in range(block.n):
+                value, most = reread(values, v), reread(block.y, v)
+                write(block.y, v, value if value > most or value != value else most)  # a NaN stays
 
 
 @jit
-def _add_shared(to, x, m, e, r, z, h, n, softmax, inside):
-    """Add the slope h of a region, times the share of a class in it."""
+def _add_shared(gradient, x, m, e, r, z, slope, n, softmax, inside):
+    """Add to the row `gradient` of a class the row `slope` of a region, times the share that the class has in it.
+    x, e: rows of the class; z: row of the region; softmax, inside: bool, inside if the class belongs to the region. The
+    share is 1 inside, else 0; with a softmax it is exp(x - m - z) inside, else 0, less p = e r of the class."""
     for v in range(n):
         share = ONE if inside else ZERO
         if softmax:
             value = read(x, v)
             part = exp(minus(minus(value, read(m, v)), read(z, v))) if inside else ZERO
             share = (part if value > LOWEST else ZERO) - read(e, v) * read(r, v)
-        write(to, v, reread(to, v) + share * read(h, v))
-
-
-@jit
-def _multiply(to, w, n):
-    for v in range(n):
-        write(to, v, reread(to, v) * read(w, v))
+        write(gradient, v, reread(gradient, v) + share * read(slope, v))
 
 
 @cache
 def region_gradient(activation: str) -> np.uint64:
-    """Return the address of a body that brings the regions' slopes h to the gradient of every class."""
+    """Return the address of a body that turns the slopes of the regions into the gradient of the classes.
+    `region_row` has made the K rows at block.z, and a loop the K rows at block.slopes."""
     softmax = activation == "softmax"
 
     @block_body(activation)
     def region_gradient(at_job, at_block):
-        job, k = job_at(at_job), block_at(at_block)
+        """Write the gradient of a block to the rows at block.g; return 0."""
+        job, block = job_at(at_job), block_at(at_block)
         for c in range(job.C):
-            to = k.g + c * k.gld
-            fill(to, k.n, ZERO)
+            gradient = block.g + c * block.g_stride
+            x, e = block.x + c * block.x_stride, block.e + c * block.row_stride
+            fill(gradient, block.n, ZERO)
             for region in range(job.K):
-                x, e, z, h = k.x + c * k.ld, k.e + c * k.row, k.z + region * k.row, k.h + region * k.row
+                z, slope = block.z + region * block.row_stride, block.slopes + region * block.row_stride
+                # a constant in each call lets LLVM drop the branch that is not taken
                 if _holds(job.member + region * job.C, c):
-                    _add_shared(to, x, k.m, e, k.r, z, h, k.n, softmax, True)
+                    _add_shared(gradient, x, block.m, e, block.r, z, slope, block.n, softmax, True)
                 else:
-                    _add_shared(to, x, k.m, e, k.r, z, h, k.n, softmax, False)
-            _multiply(to, k.w, k.n)
+                    _add_shared(gradient, x, block.m, e, block.r, z, slope, block.n, softmax, False)
+            scale(gradient, block.w, block.n)
         return 0
 
     return region_gradient
@@ -145,7 +164,7 @@ def region_gradient(activation: str) -> np.uint64:
 
 @jit
 def beyond(row, n, low, high):
-    """Return how many values of a row lie outside [low, high]."""
+    """Return bad: how many of the n values of a row lie outside [low, high], float32; a NaN does not."""
     bad = ZERO
     for v in range(n):
         value = reread(row, v)
@@ -155,16 +174,17 @@ def beyond(row, n, low, high):
 
 @cache
 def region_check() -> np.uint64:
-    """Return the address of a body that counts what is out of range among all classes, in a region or not."""
+    """Return the address of a body that counts the values out of range of all classes, in a region or not."""
 
     @block_body("classes")
     def region_check(at_job, at_block):
-        job, k = job_at(at_job), block_at(at_block)
+        """Return bad: the number of probabilities out of range and, unless the target is a label map, of targets."""
+        job, block = job_at(at_job), block_at(at_block)
         bad = np.int64(0)
         for c in range(job.C):
-            bad += beyond(k.x + c * k.ld, k.n, job.low, job.high)
+            bad += beyond(block.x + c * block.x_stride, block.n, job.low, job.high)
             if job.labels == 0:
-                bad += beyond(row_at(job.target, c, k, k.spare), k.n, ZERO, ONE)
+                bad += beyond(row_at(job.target, c, block, block.spare), block.n, ZERO, ONE)
         return bad
 
     return region_check

@@ -1,4 +1,20 @@
-"""The bodies of the sums: statistics of a block, and their gradient (Numba)."""
+"""The bodies of the sums: statistics of a block, and their gradient (Numba).
+
+Legend. job, block: the records JOB and BLOCK of `softdice.backends.cpu.walk`; at_job, at_block: their addresses. c is a
+class or region, n voxels; addresses are uint64, and a row is the address of n float32 (t: int32 class numbers). Strides
+are in bytes, from class to class. bad: how many values of a block are out of range, int64. A voxel's own class, and
+CLASS, the arguments of a loop over a class: see `softdice.backends.cpu.loops`.
+
+    job.C, job.K, job.unions            classes; classes or regions; 1 if there are regions
+    job.slots, .slot_stride             (rows, tasks, K) float64, K numbers for each task in a row; numbers in a row
+    job.coefs                           (rows, B, K) float32: dL/dstatistics
+    job.region_row, ...                 addresses of the bodies of `softdice.backends.cpu.regions`
+    block.n, .sample, .task             voxels of the block, number of its sample and of its task
+    block.w, .t, .m, .dot, .zeros       rows: weight, class number, largest logit, sum of slopes over classes, zeros
+    block.y, .u, .spare                 rows: target and map of the class at work, scratch
+    block.x, .x_stride, .g, .g_stride   C rows of logits and of the gradient
+    block.e, .slopes, .z, .row_stride   rows of scratch: C of exp(x - m) and a region's; K of slopes; K of regions' sums
+"""
 
 # mypy: allow-untyped-defs
 # (Numba infers the types of what it compiles.)
@@ -23,6 +39,7 @@ U = np.uint64
 
 @jit
 def _total_weight(w, n):
+    """Return the sum of the weights of a block, the row w."""
     total = ZERO
     for v in range(n):
         total += read(w, v)
@@ -30,50 +47,56 @@ def _total_weight(w, n):
 
 
 @jit
-def _add_own(k):
-    """Add what the own class's slope has beyond the others'."""
-    for v in range(k.n):
-        label = read_label(k.t, v)
+def _add_own(block):
+    """Add the row block.spare, where `loops.own_slope` left w times slope, to the gradient of voxels' own classes."""
+    for v in range(block.n):
+        label = read_label(block.t, v)
         if label >= 0:
-            g = k.g + U(label) * k.gld
-            write(g, v, reread(g, v) + read(k.spare, v))
+            g = block.g + U(label) * block.g_stride
+            write(g, v, reread(g, v) + read(block.spare, v))
 
 
 @cache
 def _class_rows(values: bool, mapped: bool, softmax: bool) -> Any:
-    """Return a function that gives the addresses of a class's logits, exponentials, maxima, target and map."""
+    """Return a function that returns the rows at_x, at_e, at_m, at_y, at_u of a class or region, for `loops`.
+    values: whether the kind's target is "values", as it is with regions; mapped: whether a map is read; softmax:
+    whether there are exponentials. A row that no loop reads is block.zeros."""
 
     @body((values, mapped, softmax))
-    def class_rows(at_job, at_block, job, k, c):
-        u = row_at(job.map, c, k, k.u) if mapped else k.zero
+    def class_rows(at_job, at_block, job, block, c):
+        """Return the five rows of class or region c; a region's are made first."""
+        u = row_at(job.map, c, block, block.u) if mapped else block.zeros
         if values and job.unions != 0:
             call(job.region_row, (at_job, at_block, c))
-            return k.z + c * k.row, k.e + job.C * k.row if softmax else k.e, k.zero, k.y, u
-        y = row_at(job.target, c, k, k.y) if values else k.zero
-        return k.x + c * k.ld, k.e + c * k.row, k.m, y, u
+            behind_classes = block.e + job.C * block.row_stride  # where `region_row` puts a region's exponentials
+            return block.z + c * block.row_stride, behind_classes if softmax else block.e, block.zeros, block.y, u
+        y = row_at(job.target, c, block, block.y) if values else block.zeros
+        return block.x + c * block.x_stride, block.e + c * block.row_stride, block.m, y, u
 
     return class_rows
 
 
 @cache
 def forward(kind: Kind) -> np.uint64:
-    """Return the body that adds the sums of a task into its slots (summed statistics and weights, tasks, K)."""
-    apart, values, last = kind.target == "own", kind.target == "values", U(len(kind.summed))
+    """Return the address of the body that adds a block's sums to the rows of job.slots: those of `kind.summed`, and
+    the sum of the weights to the first column of a last row."""
+    own_loop, values, last = kind.target == "own", kind.target == "values", U(len(kind.summed))
     class_rows, class_sums = _class_rows(values, kind.mapped, kind.activation == "softmax"), loops.class_sums(kind)
-    own_sums: Any = loops.own_sums(kind) if apart else None
+    own_sums: Any = loops.own_sums(kind) if own_loop else None
 
     @block_body(kind)
     def sums(at_job, at_block):
-        job, k = job_at(at_job), block_at(at_block)
-        bad, out = np.int64(0), job.slots + k.task * job.K * U(8)
+        """Add the sums of a block; return bad, the number of targets and probabilities out of range."""
+        job, block = job_at(at_job), block_at(at_block)
+        bad, out = np.int64(0), job.slots + block.task * job.K * U(8)  # float64: 8 bytes
         if values and job.unions != 0:
             bad += call(job.region_check, (at_job, at_block))
         for c in range(job.K):
-            x, e, m, y, u = class_rows(at_job, at_block, job, k, c)
-            bad += class_sums(x, e, m, y, u, c, job, k, out)
-        if apart:
-            own_sums(job, k, out)
-        weight = _total_weight(k.w, k.n) if job.weighted != 0 or job.ignoring != 0 else np.float32(k.n)
+            x, e, m, y, u = class_rows(at_job, at_block, job, block, c)
+            bad += class_sums(x, e, m, y, u, c, job, block, out)
+        if own_loop:
+            own_sums(job, block, out)
+        weight = _total_weight(block.w, block.n) if job.weighted != 0 or job.ignoring != 0 else np.float32(block.n)
         add(out, last * job.slot_stride, weight)
         return bad
 
@@ -82,42 +105,46 @@ def forward(kind: Kind) -> np.uint64:
 
 @cache
 def backward(kind: Kind) -> np.uint64:
-    """Return the body that writes dL/dx, from coefs = dL/dstatistics (sloped statistics, B, K)."""
-    apart, values, softmax = kind.target == "own", kind.target == "values", kind.activation == "softmax"
+    """Return the address of the body that writes dL/dx to the rows at block.g, from job.coefs, a row for each of
+    `kind.sloped`. The softmax has run; if `kind.fused`, it has written block.dot, too."""
+    own_loop, values, softmax = kind.target == "own", kind.target == "values", kind.activation == "softmax"
     fused, kept = kind.fused, kind.kept
     class_rows = _class_rows(values, kind.mapped, softmax)
     class_slope, class_gradient = loops.class_slope(kind, kept), loops.class_gradient(kind)
     region_slope: Any = loops.class_slope(kind, kept=True) if values else None
-    own_slope: Any = loops.own_slope(kind) if apart else None
+    own_slope: Any = loops.own_slope(kind) if own_loop else None
     slopes_first, slopes_of_regions = softmax and not fused, values and not softmax
 
     @block_body(kind)
     def gradient(at_job, at_block):
-        job, k = job_at(at_job), block_at(at_block)
-        coefs, unions = job.coefs + k.b * job.K * U(4), values and job.unions != 0
+        """Write the gradient of a block; return 0.
+        block.dot is a sum over all classes, and a class's gradient with regions one over all regions: where one of them
+        is needed, a first turn over the classes makes the slopes."""
+        job, block = job_at(at_job), block_at(at_block)
+        coefs, unions = job.coefs + block.sample * job.K * U(4), values and job.unions != 0
         if slopes_first:
-            fill(k.dot, k.n, ZERO)
+            fill(block.dot, block.n, ZERO)
         if slopes_first or (slopes_of_regions and unions):
             for c in range(job.K):
-                x, e, m, y, u = class_rows(at_job, at_block, job, k, c)
+                x, e, m, y, u = class_rows(at_job, at_block, job, block, c)
                 if unions:
-                    region_slope(x, e, m, y, u, c, job, k, coefs, k.h + c * k.row)
+                    region_slope(x, e, m, y, u, c, job, block, coefs, block.slopes + c * block.row_stride)
                 else:
-                    class_slope(x, e, m, y, u, c, job, k, coefs, k.h + c * k.row)
-        if apart:
-            own_slope(job, k, coefs)
+                    class_slope(x, e, m, y, u, c, job, block, coefs, block.slopes + c * block.row_stride)
+        if own_loop:
+            own_slope(job, block, coefs)
         if unions:
             call(job.region_gradient, (at_job, at_block))
             return 0
         for c in range(job.C):
-            x, e, m, y, u = k.x + c * k.ld, k.e + c * k.row, k.m, k.y, k.u
+            x, e, m, y, u = block.x + c * block.x_stride, block.e + c * block.row_stride, block.m, block.y, block.u
             if not kept:
-                x, e, m, y, u = class_rows(at_job, at_block, job, k, c)
-            g = k.g + c * k.gld
-            prefetch(g + k.n * U(4), k.n)
-            class_gradient(x, e, m, y, u, c, job, k, coefs, k.h + c * k.row, g)
-        if apart:
-            _add_own(k)
+                x, e, m, y, u = class_rows(at_job, at_block, job, block, c)
+            g = block.g + c * block.g_stride
+            prefetch(g + block.n * U(4), block.n)
+            class_gradient(x, e, m, y, u, c, job, block, coefs, block.slopes + c * block.row_stride, g)
+        if own_loop:
+            _add_own(block)
         return 0
 
     return gradient

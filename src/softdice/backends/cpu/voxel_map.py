@@ -1,4 +1,10 @@
-"""The body of a map: the cross-entropy of each voxel of a block (Numba). Its gradient is that of the sum, weighted."""
+"""The body of a map: the cross-entropy of each voxel of a block (Numba). Its gradient is that of the sum, weighted.
+
+Legend. job, block: the records JOB and BLOCK of `softdice.backends.cpu.walk`; at_job, at_block: their addresses. A row
+is the address of block.n float32: block.x and block.e logits (or probabilities) and exponentials of class 0, with
+block.x_stride and block.row_stride bytes from class to class; block.m the largest logit, block.y the target of class c,
+block.zeros. job.C: classes; job.result: the PLANE of the map. bad: how many values are out of range, int64.
+"""
 
 # mypy: allow-untyped-defs
 # (Numba infers the types of what it compiles.)
@@ -14,29 +20,30 @@ from softdice.backends.cpu import loops
 from softdice.backends.cpu.arithmetic import ZERO
 from softdice.backends.cpu.loops import Kind
 from softdice.backends.cpu.softmax import fill
-from softdice.backends.cpu.walk import block_at, block_body, job_at, row_at
-
-U = np.uint64
+from softdice.backends.cpu.walk import block_at, block_body, first_of, job_at, row_at
 
 
 @cache
 def forward(kind: Kind) -> np.uint64:
-    """Return the body that writes the map (B, V), the job's result."""
-    apart, values = kind.target == "own", kind.target == "values"
-    class_terms: Any = None if apart else loops.class_terms(kind)
-    own_terms: Any = loops.own_terms(kind) if apart else None
+    """Return the address of the body that writes the map (B, V) float32, the job's result, whose voxels lie side by
+    side. With target "own" only the own class of a voxel has a term; labels were checked when they were read."""
+    own_loop, values = kind.target == "own", kind.target == "values"
+    class_terms: Any = None if own_loop else loops.class_terms(kind)
+    own_terms: Any = loops.own_terms(kind) if own_loop else None
 
     @block_body(kind)
     def terms(at_job, at_block):
-        job, k = job_at(at_job), block_at(at_block)
-        bad, out = np.int64(0), job.result.address + k.b * job.result.per_sample + k.v0 * U(4)
-        fill(out, k.n, ZERO)
-        if apart:
-            own_terms(job, k, out)
+        """Write the map of a block; return bad, the number of targets and probabilities out of range."""
+        job, block = job_at(at_job), block_at(at_block)
+        bad, out = np.int64(0), first_of(job.result, block)
+        fill(out, block.n, ZERO)
+        if own_loop:
+            own_terms(job, block, out)
         else:
             for c in range(job.C):
-                y = row_at(job.target, c, k, k.y) if values else k.zero
-                bad += class_terms(k.x + c * k.ld, k.e + c * k.row, k.m, y, k.zero, c, job, k, out)
+                y = row_at(job.target, c, block, block.y) if values else block.zeros
+                x, e = block.x + c * block.x_stride, block.e + c * block.row_stride
+                bad += class_terms(x, e, block.m, y, block.zeros, c, job, block, out)
         return bad
 
     return terms

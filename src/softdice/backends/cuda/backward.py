@@ -1,12 +1,18 @@
 """dL/dsums, logits, target -> dL/dlogits: the backward kernel (Triton).
 
-With q what the steep slopes of `softdice.backends.cuda.declared` add up to and k the straight ones:
+With g the sum of the steep slopes of a class (`softdice.backends.cuda.declared`: dL/dp) and h that of the straight ones
+(dL/dx), each times its coefficient:
 
-    softmax   dx_c = w (p_c (q_c - sum_j (p_j q_j + k_j)) + k_c)
-    sigmoid   dx_c = w (p_c (1 - p_c) q_c + k_c)
-    none      dx_c = w (q_c + k_c)
+    softmax   dx_c = w (p_c (g_c - sum_j (p_j g_j + h_j)) + h_c)
+    sigmoid   dx_c = w (p_c (1 - p_c) g_c + h_c)
+    none      dx_c = w (g_c + h_c)
 
-Of unions r under a softmax dx_c = w sum_r (s_rc - p_c) (p_r q_r + k_r); a class in r has the share s_rc = p_c / p_r.
+With regions r and a softmax, dx_c = w sum_r (s_rc - p_c) (p_r g_r + h_r), where a class in r has the share
+s_rc = p_c / p_r of it, and any other s_rc = 0.
+
+Legend: see `softdice.backends.cuda.math`, and for a kernel's arguments `softdice.backends.cuda.forward`: pointers to
+a request's tensors, their strides xB, xC, xV in units XU (so for t, w, u, o), programs of a sample, steps of a program.
+xb, tb, ub, ob, gb: pointers to sample b of logits, target, map, result and dL/dsums.
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,misc"
@@ -49,7 +55,7 @@ def _store(
     out, c, v, inside, dx, w, oC, oV, OU: tl.constexpr, C: tl.constexpr, CT: tl.constexpr, WEIGHTED: tl.constexpr,
     IGNORE: tl.constexpr,
 ):  # fmt: skip
-    """Write w dx in the dtype of the logits, exactly 0 where the voxel does not count (and may be NaN)."""
+    """Write w dx, [CT, BV], to the sample's `out` in its dtype; 0 where a voxel does not count (and may be NaN)."""
     if WEIGHTED:
         dx = dx * w
     if WEIGHTED or IGNORE:
@@ -63,7 +69,9 @@ def _slopes(
     coefficients, value, p, d, log_sum, y, u, k, K: tl.constexpr, KT: tl.constexpr, ACT: tl.constexpr,
     SLOPES: tl.constexpr,
 ):  # fmt: skip
-    """Return p, 1 - p, steep and straight slopes of some classes or regions."""
+    """Return p, 1 - p, and the sums of steep and of straight slopes of columns k, [KT, BV] each; 0 from column K on.
+    coefficients: dL/dsums of the statistics with a slope, as TAKE returns them. value, p, d, log_sum: see
+    `probabilities`. y, u: targets and map, [KT, BV]."""
     p, q, a, other = probabilities(value, p, d, log_sum, k, K, KT, ACT)
     steep, straight = SLOPES(coefficients, p, q, a, other, y, u)
     if K % KT != 0:
@@ -81,7 +89,9 @@ def backward_kernel(
     MAPPED: tl.constexpr, TAKE: tl.constexpr, SLOPES: tl.constexpr,
     CT: tl.constexpr, KT: tl.constexpr, GROUPS: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """TAKE and SLOPES are the statistics' slopes (`softdice.backends.cuda.declared`)."""
+    """Write dL/dx (B, C, V) to out, for grad = dL/dsums (fields, B, K) of strides gF, gB, gK, in elements.
+    TAKE loads the coefficients, SLOPES multiplies slopes by them (`softdice.backends.cuda.declared`). Three ways: with
+    regions; with a softmax over more classes than a program holds; else with all its classes together."""
     task = tl.program_id(0).to(tl.int64)
     b = task // programs
     end = V.to(tl.int64) * VU
@@ -109,14 +119,14 @@ def backward_kernel(
             log_sum = w
             if ACT == SOFTMAX:
                 m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, CT, BV, False, W)
-            p, part, y = region_tiles(
+            p, d, y = region_tiles(
                 xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, XU, tC, tV, TU,
                 C, K, CT, KT, BV, ACT, HARD, False, W,
             )  # fmt: skip
             u = p
             if MAPPED:
                 u = class_tile(ub, k, v, inside, w, uC, uV, UU, K, KT, False, 0.0, W)
-            p, _q, steep, straight = _slopes(coefficients[0], p, p, part, log_sum, y, u, k, K, KT, ACT, SLOPES)
+            p, _q, steep, straight = _slopes(coefficients[0], p, p, d, log_sum, y, u, k, K, KT, ACT, SLOPES)
             slope = p * steep + straight if ACT == SOFTMAX else steep + straight
             for c0 in range(0, C, CT):
                 c = rows(c0, CT)
@@ -130,12 +140,13 @@ def backward_kernel(
                     here = k == r
                     share = tl.where(chosen, 1.0, 0.0).to(W)
                     if ACT == SOFTMAX:
-                        whole = tl.maximum(class_sum(tl.where(here, part, 0.0)), LOWEST, propagate_nan=KEPT)
-                        power = (tl.maximum(value, LOWEST, propagate_nan=KEPT) - m) * LOG2E - whole
+                        # s_rc = 2^(log2 exp(x_c - m) - d_r), without an infinity less an infinity
+                        dr = tl.maximum(class_sum(tl.where(here, d, 0.0)), LOWEST, propagate_nan=KEPT)
+                        power = (tl.maximum(value, LOWEST, propagate_nan=KEPT) - m) * LOG2E - dr
                         share = exp2(tl.where(chosen, power, LOWEST)) - pc
                     dx += share * class_sum(tl.where(here, slope, 0.0))
                 _store(ob, c, v, inside, dx, w, oC, oV, OU, C, CT, WEIGHTED, IGNORE)
-        elif ACT == SOFTMAX and C > KT * GROUPS:  # maximum and sum, then sum_j p_j q_j + k_j, then the gradient
+        elif ACT == SOFTMAX and C > KT * GROUPS:  # maximum and sum, then sum_j p_j g_j + h_j, then the gradient
             m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, KT, BV, False, W)
             dot = tl.zeros([1, BV], W)
             for turn in tl.static_range(2):
@@ -176,9 +187,10 @@ def backward_kernel(
                 if ACT == SIGMOID:
                     steep = p * q * steep
                 steeps, straights, trues = steeps + (steep,), straights + (straight,), trues + (steep * y,)
-            true, dot = w * 0.0, w * 0.0
+            true, dot = w * 0.0, w * 0.0  # [1, BV] of zeros
             if ACT == SOFTMAX:
-                if HARD:  # that of the true class is taken off first: less cancellation where the network is sure
+                # dx_c = p_c (g_c - true - sum_j (p_j (g_j - true) + h_j)) + h_c, whatever `true` is
+                if HARD:  # g of the true class: less cancellation where the network is sure
                     true = total(trues, GROUPS)
                 for g in tl.static_range(GROUPS):
                     shares = shares + (ps[g] * (steeps[g] - true) + straights[g],)

@@ -1,4 +1,15 @@
-"""Write the functions that a Triton kernel is compiled with, from the declared statistics that a pass asks for."""
+"""Write the functions that a Triton kernel is compiled with, from the declared statistics that a pass asks for.
+
+`fields` are names of statistics, whose term and slope are expressions in symbols (`softdice.statistics.declared`). The
+texts name tiles and pointers as `softdice.backends.cuda.math` does; W is the dtype of sums. Beside them:
+
+    sums               a tuple of tiles, one for each statistic: [KT, BV], or [1, BV] if it is the same for all classes;
+                       NOTHING takes two such tiles of zeros, row and lane
+    k                  columns, classes or regions, [KT, 1]
+    partial, row       pointer to the sums of all programs (rows, K), and the first row of this program
+    grad, gF, gK       pointer to dL/dsums of a sample, and its strides by statistic and column
+    coefficients       dL/dsums of the statistics with a slope, a tuple of tiles [KT, 1]
+"""
 
 from __future__ import annotations
 
@@ -10,11 +21,11 @@ import triton
 import triton.language as tl
 
 from softdice.backends.cuda.math import SIGMOID, SOFTMAX, symbols, voxel_sum
-from softdice.statistics.declared import STATISTICS, SYMBOLS, Statistic, function
+from softdice.statistics.declared import BY_NAME, SYMBOLS, Statistic, function
 
 
 class Constants(NamedTuple):
-    """What the symbols depend on beside the voxel: the exponents, y' = keep y + share, the activation's number."""
+    """What the symbols depend on beside the voxel: y = keep t + share, the exponents, the activation's number."""
 
     keep: float
     share: float
@@ -25,12 +36,10 @@ class Constants(NamedTuple):
 
 @cache
 def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
-    """Return NOTHING, PLUS and PUT of the forward kernel.
-
-    What is the same for every class of a voxel is summed once for all of them: in a lane, not in a row of lanes, and
-    with the first tile of classes alone.
-    """
-    chosen = _chosen(fields)
+    """Return the forward kernel's functions by name: NOTHING returns sums of 0, PLUS adds a tile, PUT stores the sums.
+    A statistic without symbols, such as the number of voxels, is the same for every class: it is summed in a lane, and
+    with the first tile of classes (FIRST) alone."""
+    chosen = [BY_NAME[name] for name in fields]
     shared = [not s.names(*SYMBOLS) for s in chosen]
     zeros = ", ".join("lane" if same else "row" for same in shared)
     plus = ", ".join(
@@ -54,12 +63,13 @@ def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
 
 @cache
 def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
-    """Return TAKE and SLOPES of the backward kernel, and SLOPED, the number of statistics with a slope.
+    """Return the backward kernel's functions by name, TAKE and SLOPES, and SLOPED, the number of sloped statistics.
 
-    A slope with j = dp/dx in it is steep: it is divided by j, which is 1 among the symbols here, and applied when the
-    classes have been brought together. The others are straight: dL/dx as they are, and finite where p is 0.
+    TAKE loads the coefficients; SLOPES returns two tiles, the sums of steep and of straight slopes times coefficients.
+    A slope with j = dp/dx in it is steep: j is 1 here, so the sum is dL/dp, and the kernel applies dp/dx to it, which
+    for a softmax takes all classes. The others are straight: dL/dx as they are, and finite where p is 0.
     """
-    chosen = [s for s in _chosen(fields) if _reduced(s.slope, constants) != "0"]
+    chosen = [s for s in map(BY_NAME.__getitem__, fields) if _reduced(s.slope, constants) != "0"]
     take = ", ".join(
         f"tl.load(grad + {fields.index(s.name)} * gF + k * gK, mask=inside, other=0.0).to(W)" for s in chosen
     )
@@ -67,10 +77,10 @@ def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
         " + ".join(
             f"coefficients[{i}] * ({_reduced(s.slope, constants)})"
             for i, s in enumerate(chosen)
-            if s.names("j", slope=True) == way
+            if s.names("j", slope=True) == of_steep
         )
         or "tl.zeros_like(p)"
-        for way in (True, False)
+        for of_steep in (True, False)
     )
     known = _known(chosen, constants, slope=True)
     return {
@@ -81,7 +91,8 @@ def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
 
 
 class _Reduction(ast.NodeTransformer):
-    """Work out products with 0 and 1, and sums with 0: the compiler may not, because of NaN."""
+    """Simplify products with 0 and 1, and sums with 0, which the compiler may not because of NaN.
+    numbers: symbols that stand for 0 or 1, by name."""
 
     def __init__(self, numbers: dict[str, int]) -> None:
         self.numbers = numbers
@@ -90,6 +101,7 @@ class _Reduction(ast.NodeTransformer):
         return ast.Constant(self.numbers[node.id]) if node.id in self.numbers else node
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        """Return the operation with both sides simplified; or one side, its negative, or 0, if it is equal to that."""
         a, b = self.visit(node.left), self.visit(node.right)
         zeros = [isinstance(side, ast.Constant) and side.value == 0 for side in (a, b)]
         ones = [isinstance(side, ast.Constant) and side.value == 1 for side in (a, b)]
@@ -103,10 +115,8 @@ class _Reduction(ast.NodeTransformer):
 
 
 def _reduced(expression: str, constants: Constants) -> str:
-    """Return an expression without the symbols that are 0 or 1 for an activation.
-
-    One that is 0 with them stays as it is: what is NaN in it reaches the sum, as by the definition.
-    """
+    """Return a declared term or slope simplified for the symbols that are 0 or 1 with an activation.
+    An expression that would become 0 stays as it is, so that a NaN in it reaches the sum, as in the definition."""
     numbers = {"j": 1}
     if constants.activation != SIGMOID:
         numbers |= {"b": 0, "r": 0, "g": 0}
@@ -116,17 +126,13 @@ def _reduced(expression: str, constants: Constants) -> str:
     return expression if reduced == "0" else reduced
 
 
-def _chosen(fields: tuple[str, ...]) -> list[Statistic]:
-    known = {statistic.name: statistic for statistic in STATISTICS}
-    return [known[name] for name in fields]
-
-
 def _known(chosen: list[Statistic], constants: Constants, slope: bool) -> str:
-    """The line that works the symbols out, and of those that cost something only the ones that are named."""
+    """Return the line that assigns all symbols, and works out a group of dear ones only if a term or slope needs it."""
     groups = (("a", "b", "s", "r", "f", "g"), ("u", "v"), ("d", "e"))
     needed = [any(s.names(*group, slope=slope) for s in chosen) for group in groups]
     return f"{', '.join(SYMBOLS)} = symbols(p, q, a, b, t, m, {', '.join(map(repr, (*constants, *needed)))})"
 
 
 def _jit(signature: str, *lines: str) -> Any:
+    """Return the Triton function with a signature and lines of text."""
     return triton.jit(function(signature, "\n    ".join(lines), {"tl": tl, "symbols": symbols, "voxel_sum": voxel_sum}))

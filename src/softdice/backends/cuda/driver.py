@@ -1,6 +1,8 @@
 """logits, target -> statistics, and their gradient, on a GPU: the driver of the Triton kernels.
 
-The tensors are read where they lie, whatever their strides. Nothing waits for the device. Beside its inputs the pass
+The tensors are read where they lie, whatever their strides. Nothing waits for the device. A launch starts a grid of
+programs; each of them walks some tiles of voxels of one sample, for a tile of columns (classes, or regions). `values`
+are the arguments of a kernel by name, as the legends of `math` and `forward` explain them. Beside its inputs the pass
 holds the partial sums and, in the backward pass, the gradient; for a softmax over more classes than a tile holds two
 numbers per voxel more, in the forward pass. The same program runs on CPU tensors where TRITON_INTERPRET=1 was set
 before Triton was imported.
@@ -34,14 +36,15 @@ _interpreter = threading.Lock()  # it patches the language while a kernel runs
 
 
 def _same_sum(name: str, hard: bool, smooth: bool) -> str:
-    """The statistic with the same value: y is 0 or 1 in a label map, and without smoothing y' is y."""
+    """Return the name of the statistic to sum for a statistic: "target" where it has the same value, else its own.
+    With a label map (hard), y is 0 or 1, so y^2 is y; without label smoothing (smooth), y is the label's t."""
     if smooth or not (name == "labelled" or (hard and name == "target_squared")):
         return name
     return "target"
 
 
 def arguments(request: Request) -> dict[str, Any]:
-    """Return what both kernels are called with, by name."""
+    """Return the arguments that both kernels take, by name: tensors, strides, sizes and constants of a request."""
     input, target, weight, regions, voxel_map, s = request
     C, columns, hard = input.shape[1], request.columns, request.hard
     voxel_map = None if voxel_map is None else voxel_map.expand(-1, columns, -1)
@@ -50,43 +53,35 @@ def arguments(request: Request) -> dict[str, Any]:
         values |= _strides(letter, tensor)
     del values["wC"]
     return {
-        "x": input,
-        "target": launch.readable(target),
-        "weight": None if weight is None else launch.readable(weight),
+        "x": input, "target": launch.readable(target), "weight": None if weight is None else launch.readable(weight),
         "voxel_map": None if voxel_map is None else launch.readable(voxel_map),
         "member": None if regions is None else launch.readable(regions.contiguous()),
-        "V": input.shape[2] // values["VU"],
-        **values,
-        "ignore": 0 if s.ignore_index is None else s.ignore_index,
-        "C": C,
-        "K": columns,
-        "TOP": max(C, 2),
-        "ACT": ACTIVATIONS.index(s.activation),
-        "HARD": hard,
-        "WEIGHTED": weight is not None,
-        "IGNORE": s.ignore_index is not None,
-        "REGIONS": regions is not None,
-        "MAPPED": voxel_map is not None,
-        "CT": launch.bucket(C),
+        "V": input.shape[2] // values["VU"], **values, "ignore": 0 if s.ignore_index is None else s.ignore_index,
+        "C": C, "K": columns, "TOP": max(C, 2), "ACT": ACTIVATIONS.index(s.activation), "HARD": hard,
+        "WEIGHTED": weight is not None, "IGNORE": s.ignore_index is not None, "REGIONS": regions is not None,
+        "MAPPED": voxel_map is not None, "CT": launch.bucket(C),
         "W": tl.float64 if input.dtype == torch.float64 else tl.float32,
-    }
+    }  # fmt: skip
 
 
 def _strides(letter: str, tensor: Tensor | None) -> dict[str, Any]:
-    """Return a tensor's strides and their units, as the kernels name them."""
+    """Return the strides and units of a tensor, (B, C, V), (B, V) or None, by the kernels' names: xB, xC, xV, XU."""
     steps, units = layout.strides(tensor)
     return {**dict(zip((f"{letter}B", f"{letter}C", f"{letter}V"), steps, strict=True)), f"{letter.upper()}U": units}
 
 
 def constants(input: Tensor, s: Pass) -> declared.Constants:
-    """Return what a statistic's term depends on beside the voxel."""
+    """Return what a statistic's term depends on beside the voxel, for an input (B, C, V)."""
     share = s.label_smoothing / outcomes(input.shape[1], s.activation)
     activation = ACTIVATIONS.index(s.activation)
     return declared.Constants(1.0 - s.label_smoothing, share, float(s.gamma), float(s.power), activation)
 
 
 def _start(kernel: Any, values: dict[str, Any], grid: tuple[int, int], warps: int) -> None:
-    """Launch on the tensors' device and its current stream, with what the kernel takes and nothing else."""
+    """Launch a kernel on the tensors' device and its current stream, without waiting for it.
+    values: exactly the arguments that it takes. grid: programs along samples and voxels, and along columns. warps: of a
+    program. Raise TypeError if an argument is missing or unknown, RuntimeError for CPU tensors where Triton compiles.
+    """
     if values.keys() != set(kernel.arg_names):  # the interpreter drops what it does not know
         raise TypeError(f"{kernel.__name__}: {sorted(values.keys() ^ set(kernel.arg_names))} are missing or unknown")
     device = values["x"].device
@@ -104,17 +99,18 @@ def _start(kernel: Any, values: dict[str, Any], grid: tuple[int, int], warps: in
 
 
 def _regions(request: Request) -> int:
+    """Return how many regions there are; 0 for classes."""
     return 0 if request.regions is None else request.regions.shape[0]
 
 
 def longest_tile(request: Request) -> int:
-    """Return the voxels of the longest tile that a kernel takes for a request."""
+    """Return how many voxels the longest tile has that either kernel takes for a request."""
     shape = request.input.shape[1], min(_regions(request), REGIONS), request.input.element_size()
     return max(launch.tile(*shape, sums).voxels for sums in range(len(request.settings.fields) + 1))
 
 
 def _groups(request: Request) -> list[Request]:
-    """Return a request for each group of regions that a launch takes, in order."""
+    """Return a request for each group of regions that a launch takes, in order, with its part of the map."""
     if request.regions is None or len(request.regions) <= REGIONS:
         return [request]
     groups = request.regions.split(REGIONS)
@@ -125,7 +121,9 @@ def _groups(request: Request) -> list[Request]:
 
 
 def _columns(values: dict[str, Any], forward: bool) -> int:
-    """Return the programs along the classes: one per tile of them, or one where all classes are needed together."""
+    """Return the number of programs along the columns: one for each tile of columns, or one where a program needs all
+    classes together: with regions, and for the gradient of a softmax. forward: whether the kernel is the forward one.
+    """
     together = values["REGIONS"] or (values["ACT"] == ACTIVATIONS.index("softmax") and not forward)
     return 1 if together else -(-values["K"] // (values["KT"] * values["GROUPS"]))
 
@@ -133,15 +131,9 @@ def _columns(values: dict[str, Any], forward: bool) -> int:
 def _partial(
     values: dict[str, Any], rows: int, validate: bool, tile: Tile, wanted: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Launch the forward kernel; return partial sums (B, programs, rows, K), and counts of what is out of range.
-
-    Args:
-        values: arguments of the kernels by name. rows: different sums. wanted: programs that keep the device busy.
-
-    Returns:
-        The sums of each program, and with `validate` (programs in all, 4) counts of wrong values by kind, else None.
-        The kernel writes every element of both.
-    """
+    """Launch the forward kernel; return (partial, bad), both uninitialised memory that the kernel fills.
+    partial: sums of each program, (B, programs, rows, K). bad: with `validate`, counts of values out of range, see
+    `statistics`; else None. values: all arguments but those of the launch. rows, wanted: how many sums, programs."""
     x = values["x"]
     B, _, V = x.shape
     programs, steps = launch.grid(B, V, tile.voxels, wanted)
@@ -162,10 +154,10 @@ def _partial(
 
 
 def forward(request: Request) -> Tensor:
-    """Return the statistics (fields, B, K); assert on the device, without waiting for it, that values are in range.
+    """Return the statistics (fields, B, K) of a request; or a map (B, V), which torch makes slice by slice.
 
-    The map (B, V) has no kernel: torch makes it, slice by slice.
-    """
+    With `validate`, a value out of range fails an assertion on the device, which nothing waits for, or on CPU tensors
+    raises ValueError."""
     if request.settings.kind == "map":
         return sliced.forward(request)
     sums, bad = statistics(request)
@@ -178,11 +170,8 @@ def forward(request: Request) -> Tensor:
 
 
 def statistics(request: Request, wanted: int | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return sums (fields, B, K), and counts (n, 4) of what is out of range, per program.
-
-    The four columns: labels, per-class targets, probabilities, weights. wanted: programs, those that keep the device
-    busy by default.
-    """
+    """Return (sums, bad): sums (fields, B, K); with `validate` counts of values out of range, (programs, 4), else None.
+    The four columns of bad: labels, targets by class, probabilities, weights. wanted: programs, see `launch.wanted`."""
     input, s = request.input, request.settings
     wanted = launch.wanted(input.device) if wanted is None else wanted
     dtype = result_dtype(input.dtype)
@@ -191,7 +180,7 @@ def statistics(request: Request, wanted: int | None = None) -> tuple[Tensor, Ten
     groups = _groups(request)
     if len(groups) > 1:
         parts = [statistics(group, wanted) for group in groups]
-        return torch.cat([sums for sums, _ in parts], dim=2), parts[0][1]
+        return torch.cat([sums for sums, _ in parts], dim=2), parts[0][1]  # every group checks the same classes
     same = [_same_sum(name, request.hard, s.label_smoothing > 0) for name in s.fields]
     rows = list(dict.fromkeys(same))
     call = arguments(request) | declared.terms(tuple(rows), constants(input, s))
@@ -204,7 +193,8 @@ def statistics(request: Request, wanted: int | None = None) -> tuple[Tensor, Ten
 
 
 def assert_in_range(bad: Tensor, request: Request) -> None:
-    """Leave assertions on the device, which the host does not wait for, that no count is above 0."""
+    """Enqueue assertions on the device that no count of `bad`, (programs, 4) as of `statistics`, is above 0.
+    The host does not wait for them, and raises nothing here."""
     errors = (
         (request.hard, check.labels_error(request.input.shape[1], request.settings.ignore_index)),
         (not request.hard, check.target_error()),
@@ -217,17 +207,9 @@ def assert_in_range(bad: Tensor, request: Request) -> None:
             torch._assert_async(right[kind], error)
 
 
-def _slope(values: dict[str, Any], out: Tensor, tile: Tile, wanted: int) -> None:
-    """Launch the backward kernel into `out`."""
-    B, _, V = out.shape
-    programs, steps = launch.grid(B, V, tile.voxels, wanted)
-    values = {**values, "out": out, "programs": programs, "steps": steps, **tile.constants}
-    values |= _strides("o", out)
-    _start(backward_kernel, values, (B * programs, _columns(values, forward=False)), tile.warps)
-
-
 def gradient(grad: Tensor, request: Request, wanted: int | None = None) -> Tensor:
-    """Return dL/dinput, dense and laid out as input, for dL/dstatistics (fields, B, K) of any strides."""
+    """Return dL/dinput (B, C, V), with the input's strides where it is dense, for grad = dL/dstatistics (fields, B, K).
+    wanted: programs, see `launch.wanted`."""
     input, s = request.input, request.settings
     wanted = launch.wanted(input.device) if wanted is None else wanted
     out = torch.empty_like(input)
@@ -238,8 +220,11 @@ def gradient(grad: Tensor, request: Request, wanted: int | None = None) -> Tenso
         pairs = zip(grad.split(REGIONS, dim=2), groups, strict=True)
         parts = [gradient(part, group, wanted) for part, group in pairs]
         return torch.stack(parts).sum(0, dtype=result_dtype(input.dtype)).to(input.dtype)
-    call = arguments(request) | declared.slopes(s.fields, constants(input, s))
-    call |= {"grad": grad} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))
-    tile = launch.tile(input.shape[1], _regions(request), input.element_size(), call.pop("SLOPED"))
-    _slope(call, out, tile, wanted)
+    B, C, V = input.shape
+    values = arguments(request) | declared.slopes(s.fields, constants(input, s))
+    values |= {"grad": grad, "out": out} | dict(zip(("gF", "gB", "gK"), grad.stride(), strict=True))
+    tile = launch.tile(C, _regions(request), input.element_size(), values.pop("SLOPED"))
+    programs, steps = launch.grid(B, V, tile.voxels, wanted)
+    values |= {"programs": programs, "steps": steps} | tile.constants | _strides("o", out)
+    _start(backward_kernel, values, (B * programs, _columns(values, forward=False)), tile.warps)
     return out

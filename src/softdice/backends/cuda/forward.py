@@ -3,6 +3,14 @@
 Every program walks some tiles of one sample, keeps its sums in registers, one lane per voxel of a tile, and writes one
 row of `partial` at the end. A lane adds at most RUN numbers, a row holds at most RUN tiles, so that counts are whole
 numbers below 2^24 and no sum in float32 grows long; the rows are added afterwards in float64 and in order.
+
+Legend, beside that of `softdice.backends.cuda.math`. x, target, weight, voxel_map, member: pointers to a request's
+tensors. xB, xC, xV: strides of x by sample, class and voxel, in elements divided by their units XU, which are constants
+that tell the compiler what divides a stride; so for t, w, u, and for the number of voxels, V times VU. HARD, WEIGHTED,
+IGNORE, REGIONS, MAPPED: whether the target is labels, and there are weights, an ignored label, regions, a map. ignore,
+TOP: see `voxels`. W: the dtype of sums, tl.float32 or tl.float64. A tile has CT classes and BV voxels. `programs` walk
+a sample, in `steps` tiles each. tl.program_id(0) is sample times `programs` plus the program's place in the sample,
+tl.program_id(1) its tile of columns (classes, or regions). In the kernels xb, tb, ub are the pointers to sample b.
 """
 
 # mypy: allow-untyped-defs
@@ -39,7 +47,9 @@ def rows_kernel(
     XU: tl.constexpr, TU: tl.constexpr, WU: tl.constexpr, C: tl.constexpr, TOP: tl.constexpr, HARD: tl.constexpr,
     WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, CT: tl.constexpr, BV: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """Write maximum and log2 of the sum of exponentials, (B, V) each, for more classes than a tile holds."""
+    """Write m = max_c x_c to maxima and log2 sum_c exp(x_c - m) to logs, (B, V) each in W, for a softmax over more
+    classes than a program holds. `forward_kernel` is launched after it and reads them. A voxel of weight 0 may hold
+    NaN: its logits are left out."""
     b = (tl.program_id(0) // programs).to(tl.int64)
     end = V.to(tl.int64) * VU
     xb = x + along(b, xB, XU[0])
@@ -49,7 +59,7 @@ def rows_kernel(
         inside = v < end
         _, w, _, _ = voxels(
             target, weight, b, v, inside, tB, tV, TU, wB, wV, WU, ignore, 0, TOP, HARD, WEIGHTED, IGNORE, W
-        )
+        )  # the 0: FIRST
         m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, CT, BV, WEIGHTED or IGNORE, W)
         tl.store(maxima + b * end + v, m, mask=inside)
         tl.store(logs + b * end + v, log_sum, mask=inside)
@@ -65,7 +75,12 @@ def forward_kernel(
     PUT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, CT: tl.constexpr, KT: tl.constexpr,
     GROUPS: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """NOTHING, PLUS and PUT are the ROWS statistics' terms (`softdice.backends.cuda.declared`)."""
+    """Write partial sums (B, programs, ROWS, K) in W, and with VALIDATE counts of voxels with a value out of range.
+
+    maxima, logs: what `rows_kernel` wrote, for a softmax over more classes than a program holds. bad: the counts, int32
+    (all programs, 4): of labels, targets, probabilities (outside [LOW, HIGH]), weights. NOTHING, PLUS and PUT start,
+    increase and store sums of ROWS statistics (`softdice.backends.cuda.declared`).
+    """
     MASKED: tl.constexpr = WEIGHTED or IGNORE
     task = tl.program_id(0).to(tl.int64)
     b = task // programs
@@ -96,11 +111,11 @@ def forward_kernel(
             log_sum = w
             if ACT == SOFTMAX:
                 m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, CT, BV, MASKED, W)
-            p, part, y = region_tiles(
+            p, d, y = region_tiles(
                 xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, XU, tC, tV, TU,
                 C, K, CT, KT, BV, ACT, HARD, MASKED, W,
             )  # fmt: skip
-            values, ps, ds = (p,), (p,), (part,)
+            values, ps, ds = (p,), (p,), (d,)
         else:
             FILL: tl.constexpr = float("-inf") if ACT == SOFTMAX else 0.0
             values = class_tiles(xb, k, v, inside, w, xC, xV, XU, C, KT, GROUPS, MASKED, FILL, W)

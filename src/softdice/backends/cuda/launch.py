@@ -1,7 +1,8 @@
 """How a Triton kernel is cut into programs: one table by classes and dtype, and nothing is tried out.
 
 A program holds one tile [class bucket, voxels], or [1, voxels] for each class. The bucket is the number of classes
-rounded up to a power of two; beyond WIDEST classes the kernels go over tiles of CLASSES classes.
+rounded up to a power of two; beyond WIDEST classes the kernels go over tiles of CLASSES classes. A program walks some
+tiles of one sample, one after the other; a multiprocessor of the GPU runs several programs.
 """
 
 from __future__ import annotations
@@ -33,15 +34,14 @@ class Tile(NamedTuple):
 
     @property
     def vector(self) -> int:
-        """Neighbouring voxels that a thread reads at once: so few that it can hold all classes of them, where that is
-        possible, and the softmax need not leave the thread. Elsewhere four: what belongs to a voxel is then held by
-        fewer threads, and takes fewer registers."""
+        """Neighbouring voxels that a thread reads at once: all its voxels, where it can hold all their classes, so that
+        a softmax need not leave it. Elsewhere four: fewer threads hold the values of a voxel, in fewer registers."""
         share = self.voxels // (32 * self.warps)
         return share if share >= 2 or self.rows == 1 else min(self.voxels, 4)
 
     @property
     def constants(self) -> dict[str, int]:
-        """What a kernel has to know of it when it is compiled."""
+        """The tile as constants that the kernels are compiled for, by name."""
         return {"BV": self.voxels, "VECTOR": self.vector, "KT": self.rows, "GROUPS": self.groups}
 
 
@@ -72,15 +72,16 @@ BY_CLASS = {
 
 
 def bucket(C: int) -> int:
-    """Return the rows of a tile for a number of classes."""
+    """Return the rows of a tile for C classes: the class bucket, or CLASSES beyond WIDEST."""
     return triton.next_power_of_2(C) if C <= WIDEST else CLASSES
 
 
 def tile(C: int, regions: int, itemsize: int, sums: int = 0) -> Tile:
-    """Return the tile for classes, regions (0: none) and bytes of a logit, smaller where many sums are in registers.
+    """Return the tile for C classes, `regions` (0: none) and logits of `itemsize` bytes.
 
-    Up to EACH classes every class has a tile of its own, a vector of voxels, as long as a thread can hold the sums (or
-    the coefficients) of all of them. Else one tile has a row for each of `bucket` classes; so has it with regions.
+    sums: statistics that a program adds up, or in the backward pass coefficients that it holds; many make the tile
+    smaller. Up to EACH classes every class has a tile of its own, a vector of voxels, as long as a thread can hold the
+    sums of all of them. Else, and with regions, one tile has a row for each of `bucket` classes, or each region.
     """
     shrink = 1 if sums <= FEW_SUMS else 2 if sums <= 2 * FEW_SUMS else 4
     entry = next((entry for (most, size), entry in BY_CLASS.items() if most >= C and size == itemsize), None)
@@ -92,7 +93,8 @@ def tile(C: int, regions: int, itemsize: int, sums: int = 0) -> Tile:
 
 
 def grid(B: int, V: int, voxels: int, wanted: int) -> tuple[int, int]:
-    """Return the programs per sample, for so many wanted in all, and the tiles that each of them walks."""
+    """Return (programs per sample, tiles that each of them walks) for B samples of V voxels in tiles of `voxels`.
+    wanted: programs in all. Each walks at least TILES tiles where that leaves enough programs, and at most RUN."""
     tiles, most = max(1, -(-V // voxels)), wanted // max(B, 1)
     fewer = min(most, max(-(-tiles // TILES), most // TILES))
     programs = min(tiles, max(fewer, -(-tiles // RUN), 1))
@@ -100,16 +102,16 @@ def grid(B: int, V: int, voxels: int, wanted: int) -> tuple[int, int]:
 
 
 def wanted(device: torch.device) -> int:
-    """Return how many programs keep a device busy; the interpreter is one multiprocessor."""
+    """Return how many programs keep a device busy; the interpreter counts as one multiprocessor."""
     cuda = device.type == "cuda"
     return PER_PROCESSOR * (torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device and its current stream: make it the tensors' device."""
+    """Return a context in which the current device, on which Triton launches, is the tensors'."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def readable(tensor: Tensor) -> Tensor:
-    """bool as its bytes; all else as it is. No copy."""
+    """Return bool as its bytes, all else as it is, without a copy."""
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor

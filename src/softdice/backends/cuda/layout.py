@@ -19,15 +19,16 @@ WIDEST = 16
 
 
 class Strides(NamedTuple):
-    """Strides by sample, class and voxel, and the unit that each is multiplied with; 0 where classes or voxels are
-    neighbours."""
+    """Strides by sample, class and voxel, divided by a unit, and that unit for each of them.
+    The unit is 0 for classes or voxels that are neighbours, with stride 1."""
 
     steps: tuple[int, ...]
     units: tuple[int, ...]
 
 
 def strides(tensor: Tensor | None) -> Strides:
-    """Return the strides of (B, C, V) or (B, V) in units. A single sample's is that of a batch without gaps."""
+    """Return the strides of a tensor (B, C, V) or (B, V), whose stride by class is 0, in units; 0 for None.
+    The stride by sample of a single sample says nothing: it becomes that of a batch without gaps."""
     if tensor is None:
         return Strides((0, 0, 0), (1, 1, 1))
     steps = list(tensor.stride())
@@ -47,17 +48,16 @@ def aligned(tensor: Tensor) -> bool:
 
 
 def layout(request: Request) -> tuple[object, ...]:
-    """Return all of how a request's tensors lie that the machine code depends on: units, strides of 1, addresses."""
+    """Return all of a request's memory layout that machine code depends on: of V and of each tensor the unit, which
+    strides are 1, and whether the address is a multiple of 16 bytes."""
     V = request.input.shape[2]
     tensors = (request.input, request.target, request.weight, request.voxel_map)
-    return (
-        gcd(WIDEST, V),
-        *((strides(each).units, each is None or aligned(each)) for each in tensors),
-    )
+    return gcd(WIDEST, V), *((strides(each).units, each is None or aligned(each)) for each in tensors)
 
 
 def laid_out(values: Tensor, like: Tensor) -> Tensor:
-    """Return values in memory that lies as `like`: the order of its axes, its units, its address modulo 16 bytes.
+    """Return a copy of `values` with the memory layout of `like`, as `layout` sees it: order of axes, unit, alignment.
+    values: of the axes and dtype of `like`, and any size.
 
     Example:
         >>> import torch

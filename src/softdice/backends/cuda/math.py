@@ -1,7 +1,20 @@
 """One voxel tile at a time: what the Triton kernels of both directions are made of.
 
-Tiles are [class, voxel] or [region, voxel], in W: float32, or float64 for float64 input. A voxel has a class number t
-(-1: none) and a weight w (0: it does not count, and nothing that stands there may reach a sum). Offsets are 64-bit.
+Tiles are [class, voxel] or [region, voxel], in the dtype W: float32, or float64 for float64 input. A voxel has a class
+number t (-1: none) and a weight w (0: it does not count, and no value of it may reach a sum). Offsets are 64-bit.
+
+Legend, for all kernels:
+
+    x, target, weight, voxel_map  pointers to a tensor, or to its sample b. xC, xV, XU: strides by class and voxel, and
+                                  their units (`layout`); so for t, w, u and the output o. member: pointer, (K, C) bytes
+    b, c, k, v                    sample; class, column (class or region) [CT or KT, 1]; voxels [1, BV]: numbers, int64
+    inside, t, w                  [1, BV]: whether a voxel exists, its class number (int32), its weight
+    value, p, q, y, u             tiles of logits (or probabilities), p, 1 - p, targets, map
+    m, d, log_sum                 of a softmax: largest logit [1, BV], log2 exp(x - m), log2 sum_c exp(x_c - m) [1, BV]
+    C, K                          classes; columns: regions where there are any, else classes
+    CT, KT, BV                    a tile's rows of classes, and of columns; its voxels
+    GROUPS, g                     tiles of columns that a program holds at once, as a tuple; the number of one of them
+    ACT, HARD, MASKED             the activation, whether the target is a label map, whether a voxel may not count
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,misc"
@@ -20,8 +33,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 TINY = tl.constexpr(1.1754943508222875e-38)
 TINY64 = tl.constexpr(2.2250738585072014e-308)
-LOWEST = tl.constexpr(-1.0e38)  # below any logit that has a probability; no infinity, whose difference is NaN
-KEPT = tl.constexpr(tl.PropagateNan.ALL)  # of a NaN and a number tl.maximum returns the number, unless it is asked
+LOWEST = tl.constexpr(-1.0e38)  # below any logit with a probability above 0; finite: inf - inf would be NaN
+KEPT = tl.constexpr(tl.PropagateNan.ALL)  # makes tl.maximum return NaN, not the number, for a NaN and a number
 
 GENERAL = (
     "V", "programs", "steps", "gF", "gB", "gK", "xB", "xC", "xV", "tB", "tC", "tV", "wB", "wV", "uB", "uC", "uV", "oB",
@@ -32,19 +45,19 @@ GENERAL = (
 
 @triton.jit
 def along(i, step, UNIT: tl.constexpr):
-    """Return how far the i-th place of an axis lies from the first (`softdice.backends.cuda.layout`)."""
+    """Return the offset in elements of place i along an axis with stride step UNIT, or 1 for a UNIT of 0 (`layout`)."""
     return i if UNIT == 0 else i * step * UNIT
 
 
 @triton.jit
 def rows(c0, CT: tl.constexpr):
-    """Return the numbers of a tile's classes, from the first: [classes, 1], or one number."""
+    """Return the class numbers of a tile of CT classes, c0 the first: int64, [CT, 1], or one number if CT is 1."""
     return tl.cast(c0, tl.int64) + (0 if CT == 1 else tl.arange(0, CT)[:, None])
 
 
 @triton.jit
 def places(tile, BV: tl.constexpr, VECTOR: tl.constexpr):
-    """Return [1, voxels]: the voxels of a tile, of which a thread reads VECTOR neighbours at once."""
+    """Return the numbers of the BV voxels of a tile, by its number: [1, BV]. Triton may read VECTOR of them at once."""
     return tl.max_contiguous(tile * BV + tl.arange(0, BV)[None, :], (1, VECTOR))
 
 
@@ -53,7 +66,8 @@ INTERPRETED = tl.constexpr(not isinstance(along, triton.runtime.JITFunction))
 
 @triton.jit
 def instruction(x, NAME: tl.constexpr):
-    """Apply one instruction to float32, with numbers below 2^-126 as 0: the usual care for them takes three more."""
+    """Apply the PTX instruction NAME.approx.ftz to float32 x; it takes numbers below 2^-126 for 0.
+    Triton's own functions treat them exactly, with three instructions more."""
     return tl.inline_asm_elementwise(NAME + ".approx.ftz.f32 $0, $1;", "=r,r", [x], tl.float32, True, 1)
 
 
@@ -65,11 +79,13 @@ def reciprocal(s):
 
 @triton.jit
 def exp2(x):
+    """Return 2^x."""
     return tl.exp2(x) if INTERPRETED or x.dtype == tl.float64 else instruction(x, "ex2")
 
 
 @triton.jit
 def log2(x):
+    """Return log2 x for x >= 2^-126."""
     return tl.log2(x) if INTERPRETED or x.dtype == tl.float64 else instruction(x, "lg2")
 
 
@@ -81,6 +97,7 @@ def class_sum(value):
 
 @triton.jit
 def class_max(value):
+    """Return [1, voxels]: the largest of the classes of a tile."""
     return value if value.shape[0] == 1 else tl.max(value, 0, keep_dims=True)
 
 
@@ -92,7 +109,7 @@ def voxel_sum(value):
 
 @triton.jit
 def total(values, GROUPS: tl.constexpr):
-    """Return the sum over the classes of all tiles."""
+    """Return [1, voxels]: the sum over the classes of all tiles, a tuple of GROUPS."""
     s = class_sum(values[0])
     for g in tl.static_range(1, GROUPS):
         s += class_sum(values[g])
@@ -105,10 +122,12 @@ def voxels(
     FIRST: tl.constexpr, TOP: tl.constexpr, HARD: tl.constexpr,
     WEIGHTED: tl.constexpr, IGNORE: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """Load class numbers and weights, and return where a label or a weight is out of range."""
+    """Return t, w, bad_label, bad_weight, [1, BV] each; the last two are bool: where a label or weight is out of range.
+    ignore: the ignored label, an integer. TOP: the bound that labels are below; FIRST: the label of class 0. WEIGHTED,
+    IGNORE: whether there are weights, and whether a label is ignored."""
     w = tl.where(inside, 1.0, 0.0).to(W)
     t = tl.where(inside, 0, -1)
-    bad_label = t > 0
+    bad_label = t > 0  # false everywhere
     bad_weight = t > 0
     if WEIGHTED:
         raw = tl.load(weight + along(b, wB, WU[0]) + along(v, wV, WU[2]), mask=inside, other=0).to(W)
@@ -117,7 +136,7 @@ def voxels(
         w = tl.where(raw > 0, raw, 0.0)
     if HARD:
         label = tl.load(target + along(b, tB, TU[0]) + along(v, tV, TU[2]), mask=inside, other=0)
-        low = label.to(tl.int32)
+        low = label.to(tl.int32)  # the lower half of an int64
         known = (low >= 0) & (low < TOP)
         left_out = ignore.to(tl.int64)
         high_left_out = (left_out >> 32).to(tl.int32)
@@ -142,7 +161,8 @@ def class_tile(
     x, c, v, inside, w, xC, xV, XU: tl.constexpr, C: tl.constexpr, CT: tl.constexpr, MASKED: tl.constexpr,
     FILL: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """Load values by class and voxel; 0 at voxels that do not count, FILL beyond the last class."""
+    """Return the values of classes c at voxels v, [CT, BV] in W; 0 at voxels that do not count, FILL from class C on.
+    x, xC, xV, XU: pointer to the sample of any tensor (B, C, V), not of logits alone; its strides and their unit."""
     place = x + (along(c, xC, XU[1]) + along(v, xV, XU[2]))
     value = tl.load(place, mask=within(c, inside, C, CT), other=0.0).to(W)
     if MASKED:
@@ -154,7 +174,7 @@ def class_tile(
 
 @triton.jit
 def within(c, inside, C: tl.constexpr, CT: tl.constexpr):
-    """Return where a tile has a class and a voxel."""
+    """Return the mask of a tile [CT, BV]: where class and voxel exist. c: class numbers, or columns with K and KT."""
     return inside if C % CT == 0 else (c < C) & inside
 
 
@@ -163,7 +183,7 @@ def class_tiles(
     x, k, v, inside, w, xC, xV, XU: tl.constexpr, C: tl.constexpr, KT: tl.constexpr, GROUPS: tl.constexpr,
     MASKED: tl.constexpr, FILL: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """Load a tile, or GROUPS of them one below the other."""
+    """Return a tuple of GROUPS tiles [KT, BV] of consecutive classes, the first from class k on; see `class_tile`."""
     values = ()
     for g in tl.static_range(GROUPS):
         values = values + (class_tile(x, k + g * KT, v, inside, w, xC, xV, XU, C, KT, MASKED, FILL, W),)
@@ -175,7 +195,7 @@ def truth_tile(
     target, t, w, c, v, inside, tC, tV, TU: tl.constexpr, C: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
     CT: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """Load targets by class and voxel, before smoothing."""
+    """Return targets before smoothing, [CT, BV] in W: one-hot (1 where t is c) for a label map, else the values."""
     if HARD:
         y = tl.where(t == c.to(tl.int32), 1.0, 0.0).to(W)
     else:
@@ -188,13 +208,14 @@ def softmax_rows(
     x, v, inside, w, xC, xV, XU: tl.constexpr, C: tl.constexpr, CT: tl.constexpr, BV: tl.constexpr,
     MASKED: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """Return each voxel's maximum and log2 of the sum of exponentials, over any number of classes."""
+    """Return m and log_sum, [1, BV] each, over all C classes, CT at a time. x: pointer to the sample's logits."""
     m = tl.full([1, BV], LOWEST, W)
     s = tl.zeros([1, BV], W)
     for c0 in range(0, C, CT):
         c = rows(c0, CT)
         value = class_tile(x, c, v, inside, w, xC, xV, XU, C, CT, MASKED, float("-inf"), W)
         top = tl.maximum(m, class_max(value), propagate_nan=KEPT)
+        # s = sum exp(x - top): what is there already is brought to the new maximum
         s = s * exp2((m - top) * LOG2E) + class_sum(exp2((value - top) * LOG2E))
         m = top
     return m, log2(s)
@@ -202,7 +223,7 @@ def softmax_rows(
 
 @triton.jit
 def softmax_tiles(values, GROUPS: tl.constexpr):
-    """Return p and d = log2 exp(x - max) of tiles, and log2 sum, for all classes of the voxels."""
+    """Return tuples of p and d, and log_sum, from a tuple of GROUPS tiles that hold all classes of the voxels."""
     m = class_max(values[0])
     for g in tl.static_range(1, GROUPS):
         m = tl.maximum(m, class_max(values[g]))
@@ -219,28 +240,26 @@ def softmax_tiles(values, GROUPS: tl.constexpr):
 
 @triton.jit
 def softmax_from(value, m, log_sum):
-    """Return p and d of some classes, from the voxels' maximum and log2 sum."""
+    """Return p and d of a tile of logits, from the voxels' m and log_sum: p = 2^(d - log_sum)."""
     d = (value - m) * LOG2E
     return exp2(d - log_sum), d
 
 
 @triton.jit
 def exp_minus(x):
-    """Return e^-x for x >= 0 with all its digits; a product with log2(e) loses the last ones, the more the larger x.
-
-    n = x / ln 2 to the nearest, and x - n ln 2 exactly: n has few bits, and the first part of ln 2, too.
-    """
+    """Return e^-x for x >= 0 with all its digits; exp2 of a product with log2(e) loses digits for large x.
+    e^-x = 2^-n e^-r, n = x / ln 2 to the nearest, r = x - n ln 2, ln 2 in two parts: n times the first is exact."""
     n = tl.floor(x * LOG2E + 0.5)
     if x.dtype == tl.float64:
-        rest = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6
+        r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6
     else:
-        rest = (x - n * 0.693359375) + n * 2.12194440e-4
-    return tl.where(x >= 1e4, tl.zeros_like(x), exp2(-n) * exp2(-rest * LOG2E))
+        r = (x - n * 0.693359375) + n * 2.12194440e-4
+    return tl.where(x >= 1e4, tl.zeros_like(x), exp2(-n) * exp2(-r * LOG2E))
 
 
 @triton.jit
 def of_sigmoid(x):
-    """Return p, 1 - p, -ln p and -ln(1 - p) of a logit, without overflow and without cancellation."""
+    """Return (p, 1 - p, -ln p, -ln(1 - p)) of logits x, without overflow and without cancellation."""
     z = exp_minus(tl.abs(x))
     large = reciprocal(1.0 + z)
     small = z * large
@@ -255,21 +274,21 @@ def of_sigmoid(x):
 
 @triton.jit
 def complement(p):
-    """1 - p, where rounding may have put p above 1."""
+    """Return 1 - p, where rounding may have put p above 1, at least 0."""
     return tl.maximum(1.0 - p, 0.0, propagate_nan=KEPT)
 
 
 @triton.jit
 def not_zero(p):
-    """p, or the least number of its dtype with all digits in the place of one below that."""
+    """Return p, at least the smallest normal number of its dtype."""
     return tl.maximum(p, TINY64 if p.dtype == tl.float64 else TINY, propagate_nan=KEPT)
 
 
 @triton.jit
 def power(base, EXPONENT: tl.constexpr):
-    """base^exponent for base >= 0; the small whole exponents of the papers without a logarithm."""
+    """Return base^EXPONENT for base >= 0; exponents 0, 1 and 2, the usual ones, without a logarithm."""
     if EXPONENT == 0:
-        result = base * 0.0 + 1.0
+        result = base * 0.0 + 1.0  # a tile of ones, and NaN where base is
     elif EXPONENT == 1:
         result = base
     elif EXPONENT == 2:
@@ -281,7 +300,9 @@ def power(base, EXPONENT: tl.constexpr):
 
 @triton.jit
 def probabilities(value, p, d, log_sum, k, K: tl.constexpr, KT: tl.constexpr, ACT: tl.constexpr):
-    """Return p, 1 - p, -ln p and -ln(1 - p) of a tile. d, log_sum: -ln p = (log_sum - d) ln 2, of a softmax."""
+    """Return (p, 1 - p, -ln p, and of a sigmoid -ln(1 - p)) of a tile [KT, BV] of columns k.
+    value: logits, which a sigmoid reads. p: what the others read. d, log_sum: for a softmax, whose -ln p is
+    (log_sum - d) ln 2. Without a sigmoid the last tile has no meaning."""
     a, other = p, p
     if ACT == SIGMOID:
         p, q, a, other = of_sigmoid(value)
@@ -298,10 +319,10 @@ def symbols(
     p, q, a, b, t, m, KEEP: tl.constexpr, SHARE: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr,
     ACT: tl.constexpr, LOGS: tl.constexpr, POWERS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
-    """Return the symbols of `softdice.statistics.declared`, in its order.
+    """Return the symbols of `softdice.statistics.declared`, in its order, from p, 1 - p, -ln p, -ln(1 - p), t and m.
 
-    j is 1 here: the kernels apply dp/dx themselves. A symbol that no term or slope names (LOGS: a to g but for u to e,
-    POWERS: u and v, APART: d and e) is left as p.
+    KEEP, SHARE: y = KEEP t + SHARE; GAMMA, POWER: the exponents. j is 1 here: the kernels apply dp/dx themselves. LOGS,
+    POWERS, APART: whether a term or slope names one of a, b, s, r, f, g; of u, v; of d, e. If not, they are arbitrary.
     """
     y = t
     if KEEP != 1.0:
@@ -311,14 +332,14 @@ def symbols(
     zero = tl.zeros_like(p)
     s, r, f, g = zero, zero, zero, zero
     if LOGS:
-        a = tl.where(y == 0, 0.0, a)  # an infinite logarithm elsewhere is none of this class
+        a = tl.where(y == 0, 0.0, a)  # where it may be infinite, and 0 times it NaN
         if ACT == SIGMOID:
             b = tl.where(n == 0, 0.0, b)
             s, r, f, g = q, p, p * a, q * b
         else:
             b = zero
-            few = 1.0 + q * (0.5 + q * (1 / 3 + q * 0.25))  # of a / q, where q has few digits left
-            f = tl.where(q > 0.01, a / tl.where(q > 0.01, q, 1.0), few)
+            series = 1.0 + q * (0.5 + q * (1 / 3 + q * 0.25))  # of a / q, where q has few digits left
+            f = tl.where(q > 0.01, a / tl.where(q > 0.01, q, 1.0), series)
             if ACT == NONE:
                 s = tl.where(p < not_zero(p), 0.0, 1.0 / not_zero(p))
                 f = tl.where(p < not_zero(p), 0.0, f)
@@ -332,7 +353,7 @@ def symbols(
         apart = p - y
         d = power(tl.abs(apart), POWER)
         if POWER == 2:
-            e = 2.0 * apart
+            e = 2.0 * apart  # the formula below in one operation
         else:
             sign = tl.where(apart > 0, 1.0, 0.0) - tl.where(apart < 0, 1.0, 0.0)
             e = POWER * power(tl.abs(apart), POWER - 1) * sign
@@ -341,16 +362,14 @@ def symbols(
 
 @triton.jit
 def outside(value, low, high):
-    """Return 1 for each voxel with a value outside [low, high]."""
+    """Return 1 for each voxel where some value of the tile is outside [low, high], else 0: [1, BV] int32."""
     return class_max(((value < low) | (value > high)).to(tl.int32))
 
 
 @triton.jit
 def largest(value):
-    """Return each voxel's largest value, or NaN where one of them is: tl.max drops it.
-
-    In a softmax tl.max serves: the sum of the exponentials, which hold the NaN, brings it back.
-    """
+    """Return each voxel's largest value of a tile, [1, BV]; NaN where one of them is NaN, which tl.max would drop.
+    The maximum of a softmax needs no such care, since the NaN comes back in the sum of exponentials."""
     return class_max(value) + class_sum(tl.where(value != value, value, 0.0))
 
 
@@ -361,23 +380,24 @@ def region_tiles(
     CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, ACT: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
     W: tl.constexpr,
 ):  # fmt: skip
-    """Return each region's p, log2 of the sum of its classes' exponentials (relative to m), and target.
-
-    The logarithm is one of its own, since that of a sum of p would end where p underflows. m, log_sum: of all classes.
-    """
+    """Return p, d and target y of the regions k, [KT, BV] each.
+    d = log2 sum exp(x - m) over a region's classes, and not log2 of their summed p, which is -inf once p underflows;
+    without a softmax, where x are probabilities, it is p. y is the largest target of its classes. x, target: pointers
+    to the sample. m, log_sum: of the softmax over all classes. t is read if HARD, target if not."""
     p = tl.zeros([KT, BV], W)
     y = tl.zeros([KT, BV], W)
     top = tl.full([KT, BV], LOWEST, W)
     for c0 in range(0, C, CT):
         c = rows(c0, CT)
         value = class_tile(x, c, v, inside, w, xC, xV, XU, C, CT, MASKED, 0.0, W)
-        true = value
+        true = value  # Triton wants a name defined on every path
         if not HARD:
             true = class_tile(target, c, v, inside, w, tC, tV, TU, C, CT, MASKED, 0.0, W)
         for r in range(K):
             chosen = tl.load(member + r * C + c, mask=c < C, other=0) > 0
-            here = k == r
+            here = k == r  # the row of this region
             if ACT == SOFTMAX:
+                # p = sum exp(x - top) of the classes so far, top the largest x of them
                 far = tl.where(chosen, value, LOWEST)
                 peak = class_max(far)
                 row = class_sum(tl.where(chosen, exp2((far - peak) * LOG2E), 0.0))
@@ -391,11 +411,11 @@ def region_tiles(
             if not HARD:
                 row = largest(tl.where(chosen, true, 0.0))
                 y = tl.maximum(y, tl.where(here, row, 0.0), propagate_nan=KEPT)
-    part = p
+    d = p
     if ACT == SOFTMAX:
-        part = tl.where(p == 0, float("-inf"), (top - m) * LOG2E + log2(tl.where(p == 0, 1.0, p)))
-        p = exp2(part - log_sum)
+        d = tl.where(p == 0, float("-inf"), (top - m) * LOG2E + log2(tl.where(p == 0, 1.0, p)))
+        p = exp2(d - log_sum)
     if HARD:
         place = k * C + t
         y = tl.load(member + place, mask=within(k, t >= 0, K, KT), other=0).to(W)
-    return p, part, y
+    return p, d, y

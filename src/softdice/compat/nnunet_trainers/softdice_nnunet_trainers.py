@@ -8,6 +8,10 @@ class of yours with both parents:
 
     class nnUNetTrainerMine(nnUNetTrainerSoftDice, nnUNetTrainer_250epochs):
         pass
+
+Shapes: B sample, C class, R region, K feature, *S space. A batch's target is labels (B, 1, *S), or regions (B, R, *S)
+with a last channel for ignored voxels if there is an ignore label. With deep supervision target and output are lists of
+such tensors, the largest first.
 """
 
 from __future__ import annotations
@@ -34,6 +38,10 @@ class nnUNetTrainerSoftDice(nnUNetTrainer):  # noqa: N801 (nnU-Net's way)
     """
 
     def _build_loss(self) -> nn.Module:
+        """Return nnU-Net's loss, in which ours replaces the loss of each resolution.
+
+        Raise, as `drop_in` does, if nnU-Net built a loss that this package does not have.
+        """
         loss: Any = super()._build_loss()
         if not hasattr(loss, "weight_factors"):  # no deep supervision
             return self.resolution_loss(drop_in(loss))
@@ -41,40 +49,50 @@ class nnUNetTrainerSoftDice(nnUNetTrainer):  # noqa: N801 (nnU-Net's way)
         return loss
 
     def resolution_loss(self, loss: Compound) -> nn.Module:
-        """Return the loss of each resolution, for the drop-in loss of the one that nnU-Net built."""
+        """Return the loss of one resolution, for the drop-in loss with nnU-Net's numbers; subclasses override this."""
         return loss
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the loss of a batch, and true positives, false positives and false negatives per class or region."""
+        """Return what nnU-Net's own does for a batch: "loss", and "tp_hard", "fp_hard" and "fn_hard" (classes,) arrays.
+
+        batch: "data", the images, and "target". The classes are those of the foreground, or the regions.
+        """
         data, target = batch["data"].to(self.device, non_blocking=True), batch["target"]
-        several = isinstance(target, list)
-        targets = [tensor.to(self.device, non_blocking=True) for tensor in (target if several else [target])]
+        deep_supervision = isinstance(target, list)
+        targets = [tensor.to(self.device, non_blocking=True) for tensor in (target if deep_supervision else [target])]
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             output = self.network(data)
-            loss = self.loss(output, targets if several else targets[0])
+            loss = self.loss(output, targets if deep_supervision else targets[0])
         prediction = self.prediction(output[0] if isinstance(output, (list, tuple)) else output)
         in_both, in_prediction, in_target = self.counts(prediction, targets[0]).cpu().numpy()
         counts = {"tp_hard": in_both, "fp_hard": in_prediction - in_both, "fn_hard": in_target - in_both}
         return {"loss": loss.detach().cpu().numpy(), **counts}
 
     def prediction(self, output: Tensor) -> Tensor:
-        """Return labels (B, *S), or regions (B, R, *S) bool, for the output (B, C, *S) of the network."""
+        """Return labels (B, *S), or regions (B, R, *S) bool, for the logits (B, C, *S) that the network returns."""
         return output > 0 if self.label_manager.has_regions else output.argmax(1)
 
     def counts(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the voxels in both, in the prediction and in the target, (3, N); N foreground classes, or regions."""
+        """Return numbers of voxels: in both, in the prediction and in the target, (3, N) for N foreground classes or
+        regions.
+
+        prediction: what `prediction` returned. target: of the same resolution. Ignored voxels are not counted.
+        """
         ignore_label = self.label_manager.ignore_label
         target = target if target.dtype == torch.bool else target.short()
         if not self.label_manager.has_regions:
             heads = self.label_manager.num_segmentation_heads
             return class_counts(prediction, target[:, 0], heads, ignore_index=ignore_label)[:, 1:]
-        if ignore_label is not None:  # the last channel of target marks the ignored voxels
+        if ignore_label is not None:  # mark the voxels of the last channel as ignored in each region
             target = torch.where(target[:, -1:] != 0, 2, target[:, :-1].to(torch.uint8))
         regions = zip(prediction.unbind(1), target.unbind(1), strict=True)
-        return torch.stack([class_counts(*region, 2, ignore_index=2)[:, 1] for region in regions], 1)
+        return torch.stack([class_counts(*masks, 2, ignore_index=2)[:, 1] for masks in regions], 1)
 
     def save_checkpoint(self, filename: str) -> None:
-        """Save nnU-Net's checkpoint, with the name of the trainer that can predict with it."""
+        """Save nnU-Net's checkpoint in the file `filename`; it names nnUNetTrainer, or the user's subclass.
+
+        nnU-Net predicts with the trainer that a checkpoint names.
+        """
         trainer_class = type(self)
         if trainer_class not in (nnUNetTrainerSoftDice, nnUNetTrainerSoftDiceLogDice, nnUNetTrainerSoftDiceFusedHead):
             super().save_checkpoint(filename)
@@ -108,6 +126,7 @@ class nnUNetTrainerSoftDiceFusedHead(nnUNetTrainerSoftDice):  # noqa: N801
     """
 
     def _build_loss(self) -> nn.Module:
+        """Return the loss of features, and make the last convolutions of the network return their input."""
         loss: Any = super()._build_loss()
         weights = [float(weight) for weight in getattr(loss, "weight_factors", (1.0,))]
         if self.is_ddp:  # DDP needs a gradient of every parameter; nnU-Net does the same
@@ -123,7 +142,8 @@ class nnUNetTrainerSoftDiceFusedHead(nnUNetTrainerSoftDice):  # noqa: N801
         return _PerResolution(parts, weights)
 
     def prediction(self, output: Tensor) -> Tensor:
-        """Return labels or regions for the features of the largest resolution, from a piece of the logits at a time."""
+        """Return labels or regions for features (B, K, *S) of the largest resolution, with the logits of one piece at a
+        time."""
         head = self.loss.parts[0].loss
         pieces = [nnUNetTrainerSoftDice.prediction(self, head.logits(piece)) for piece in output.chunk(CHUNKS, 2)]
         return torch.cat(pieces, 2 if self.label_manager.has_regions else 1)
@@ -140,13 +160,14 @@ class nnUNetTrainerSoftDiceFusedHead(nnUNetTrainerSoftDice):  # noqa: N801
 
 
 class _PerResolution(nn.Module):
-    """The weighted sum of a loss for each resolution; outputs and targets come largest first, or are single tensors."""
+    """The weighted sum of a loss for each resolution, largest first: `parts`, with their factors `weights`."""
 
     def __init__(self, parts: list[nn.Module], weights: list[float]) -> None:
         super().__init__()
         self.parts, self.weights = nn.ModuleList(parts), weights
 
     def forward(self, outputs: Any, targets: Any) -> Tensor:
+        """Return the loss, 0-d, for lists of outputs and targets, or for a tensor of each with a single resolution."""
         if isinstance(outputs, Tensor):
             outputs, targets = [outputs], [targets]
         resolutions = zip(self.weights, self.parts, outputs, targets, strict=True)
@@ -154,7 +175,10 @@ class _PerResolution(nn.Module):
 
 
 def _skippable(layer: Any) -> Any:
-    """Make a convolution return its input while its attribute `skipped` is True, as it is at first."""
+    """Change a convolution in place: it returns its input while its new attribute `skipped` is True. Return it.
+
+    It stays the same object, so that optimizer, state dict and DDP see the same parameters.
+    """
 
     class Skippable(type(layer)):  # type: ignore[misc]
         def forward(self, input: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Arrays as NumPy saves them: .npy, and .npz with one array. Every axis is spatial."""
+"""Arrays as NumPy saves them: .npy, and .npz with one array. Every axis is spatial.
+
+Readers and writers are called as `Format.read` and `Format.write`; they need no package.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ def _read_npy(path: Path, _: Any) -> Image:
 
 
 def _read_npz(path: Path, _: Any) -> Image:
+    """Read an archive of one array; raise FileError for one of several."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if len(names) != 1:
@@ -27,6 +31,7 @@ def _read_npz(path: Path, _: Any) -> Image:
 
 
 def _one_array(file: Any) -> Image:
+    """Read the array of a binary file, which is open; raise FileError if anything follows it."""
     array = np.lib.format.read_array(file, allow_pickle=False)
     if file.read(1):  # also what makes zipfile verify the checksum
         raise FileError("damaged: there is more in the file than its header says")
@@ -34,6 +39,7 @@ def _one_array(file: Any) -> Image:
 
 
 def _write_numpy(array: np.ndarray, like: Image, _: Any) -> bytes:
+    """Return the content of a .npz if `like.suffix` is that, else of a .npy."""
     buffer = io.BytesIO()
     if like.suffix == ".npz":
         np.savez_compressed(buffer, array)

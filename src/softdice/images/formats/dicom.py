@@ -1,4 +1,8 @@
-"""DICOM: series of slices through SimpleITK, segmentations (SEG) through highdicom."""
+"""DICOM: series of slices through SimpleITK, segmentations (SEG) through highdicom.
+
+`sitk` is the module SimpleITK, `segmentation` highdicom's object; names in capitals, such as PixelMeasuresSequence, are
+attributes of the standard. `_read_dicom` is called as `Format.read`; its path is a file, or a folder of slices.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,22 @@ _CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
 """SOP class of contours of structures of a radiotherapy (RTSTRUCT)."""
 
 
+_POSITION = "ImagePositionPatient", "ImageOrientationPatient"
+
+_PARALLEL = 1e-3
+"""Most by which the direction cosines of parallel slices differ."""
+
+_EQUAL_STEPS = 0.01
+"""Share of the longest distance between slices by which equal distances may differ."""
+
+
 class _Header(NamedTuple):
-    """The header of a DICOM file; `rows` is 0 if it holds no picture."""
+    """The header of a DICOM file.
+
+    kind: UID of its SOP class. series: UID of its series, "" if it has none. rows: height of the picture, 0 if it holds
+    none. place: x, y, z of the first voxel in mm (LPS). axes: direction cosines of its rows and of its columns, 6
+    numbers. place and axes are () where the file does not say.
+    """
 
     path: Path
     kind: str
@@ -34,10 +52,11 @@ class _Header(NamedTuple):
 
 
 def _header(path: Path) -> _Header:
+    """Read the header of a file; raise FileError, or what pydicom raises, if it is not DICOM."""
     from pydicom import config, dcmread
 
     tags = ["SOPClassUID", "SeriesInstanceUID", "Rows", "NumberOfFrames", *_POSITION]
-    with config.disable_value_validation(), warnings.catch_warnings():  # of tags that nobody asks for
+    with config.disable_value_validation(), warnings.catch_warnings():  # pydicom warns about tags that we do not use
         warnings.simplefilter("ignore")
         header = dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)  # the oldest have no preamble
         kind = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
@@ -50,73 +69,81 @@ def _header(path: Path) -> _Header:
         )  # fmt: skip
 
 
-_POSITION = "ImagePositionPatient", "ImageOrientationPatient"
-
-
 def _headers(folder: Path, *, strict: bool) -> list[_Header]:
-    """Read the headers of the files of DICOM in a folder, by the order of their names; hidden files are none.
+    """Read the headers of the DICOM files in a folder, in the order of their names, without hidden files.
 
-    Raises:
-        FileError: where it is strict, a file whose name says DICOM cannot be read.
+    A file that says it is DICOM and cannot be read raises FileError if `strict`, else it is left out.
     """
-    listed = []
+    headers = []
     for path in sorted(folder.iterdir()):
         if is_dicom(path) or (path.suffix.lower() == ".dcm" and not path.name.startswith(".")):
             try:
-                listed.append(_header(path))
+                headers.append(_header(path))
             except Exception as error:  # readers trust what they read
                 if strict:
                     raise FileError(f"{path.name}: {error or type(error).__name__}. Mend or remove it") from error
-    return listed
+    return headers
 
 
 @lru_cache(maxsize=4)
 def _neighbours(folder: Path, changed_ns: int) -> list[_Header]:
-    """Read the headers in a folder once for all of its files; `changed_ns` is its time of change."""
+    """Read the headers in a folder once for all of its files; `changed_ns` is its modification time, a cache key."""
     return _headers(folder, strict=False)
 
 
 def _read_dicom(path: Path, sitk: Any) -> Image:
-    """Read a file, or a folder that holds the slices of one series or one segmentation."""
+    """Read a file, or a folder that holds the slices of one series or one segmentation.
+
+    Raise FileError for no picture, several series, a file that is one slice of several, and as the helpers do.
+    """
     package("softdice", "pydicom", "itk")
     all_headers = _headers(path, strict=True) if path.is_dir() else [_header(path)]
-    headers = [each for each in all_headers if each.rows]
+    headers = [header for header in all_headers if header.rows]
     if not headers:
         raise FileError(f"expected DICOM with a picture, got {_without_picture(all_headers)}")
-    segmentations = [each.path for each in headers if each.kind in _SEGMENTATIONS]
+    segmentations = [header.path for header in headers if header.kind in _SEGMENTATIONS]
     if segmentations and len(headers) > 1:
         got = f"{segmentations[0].name} among {len(headers)} files"
         raise FileError(f"expected a DICOM segmentation in a folder of its own, got {got}")
     if segmentations:
         return _read_segmentation(segmentations[0])
-    series = {each.series for each in headers}
+    series = {header.series for header in headers}
     if len(series) != 1:
         advice = "Put each into a folder of its own"
         raise FileError(f"expected one DICOM series in the folder, got {len(series)}. {advice}")
     beside = [] if path.is_dir() else _neighbours(path.parent, path.parent.stat().st_mtime_ns)
-    if any(each.series in series - {""} and each.rows and each.path.name != path.name for each in beside):
+    if any(other.series in series - {""} and other.rows and other.path.name != path.name for other in beside):
         raise FileError("one slice of a DICOM series. Give the folder that holds it, in a folder of cases")
-    if max(each.frames for each in headers) > 1:
-        raise FileError("expected a slice of DICOM, got several frames in a file. Convert it to NIfTI or NRRD")
-    if not all(len(each.place) == 3 and len(each.axes) == 6 for each in headers):
-        raise FileError("expected DICOM that says where it lies, got none, as of an X-ray. Convert it to PNG")
-    if np.ptp([each.axes for each in headers], axis=0).max() > 1e-3:
-        raise FileError("expected parallel slices, got several orientations. Put each into a folder of its own")
-    if len(headers) > 1:
-        normal = np.cross(*np.reshape(headers[0].axes, (2, 3)))
-        along = [float(np.dot(each.place, normal)) for each in headers]
-        headers, steps = [headers[i] for i in np.argsort(along)], np.diff(np.sort(along))
-        if steps.max() > steps.min() + 0.01 * steps.max():
-            got = f"distances of {steps.min():.4g} to {steps.max():.4g} mm"
-            raise FileError(f"expected slices at equal distances, got {got}. Is one missing?")
-    files = [str(each.path) for each in headers]
+    files = [str(header.path) for header in _stacked(headers)]
     with quiet():
         picture = sitk.ReadImage(files if len(files) > 1 else files[0], imageIO="GDCMImageIO")
     return image_of(picture, sitk, PATIENT)
 
 
+def _stacked(headers: list[_Header]) -> list[_Header]:
+    """Return the headers of one series, sorted along the normal of its slices.
+
+    Raise FileError if they make no volume: several frames in a file, no place, slices not parallel or not equidistant.
+    """
+    if max(header.frames for header in headers) > 1:
+        raise FileError("expected a slice of DICOM, got several frames in a file. Convert it to NIfTI or NRRD")
+    if not all(len(header.place) == 3 and len(header.axes) == 6 for header in headers):
+        raise FileError("expected DICOM that says where it lies, got none, as of an X-ray. Convert it to PNG")
+    if np.ptp([header.axes for header in headers], axis=0).max() > _PARALLEL:
+        raise FileError("expected parallel slices, got several orientations. Put each into a folder of its own")
+    if len(headers) == 1:
+        return headers
+    normal = np.cross(*np.reshape(headers[0].axes, (2, 3)))
+    heights = [float(np.dot(header.place, normal)) for header in headers]
+    steps = np.diff(np.sort(heights))
+    if steps.max() > steps.min() + _EQUAL_STEPS * steps.max():
+        got = f"distances of {steps.min():.4g} to {steps.max():.4g} mm"
+        raise FileError(f"expected slices at equal distances, got {got}. Is one missing?")
+    return [headers[i] for i in np.argsort(heights)]
+
+
 def _others(folder: Path) -> list[str]:
-    """Return the names of the files in the folder of a series that hold no picture, such as reports; hidden ones aside.
+    """Return the names of the files without a picture in the folder of a series, such as reports; no hidden files.
 
     Only one header of each class is read: objects of one class all hold a picture, or none does.
     """
@@ -125,7 +152,7 @@ def _others(folder: Path) -> list[str]:
     has_picture: dict[str, bool] = {}
     names = []
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        if not is_dicom(path):  # one of DICOM without a preamble has that suffix, and is read with the series
+        if not is_dicom(path):  # a .dcm without a preamble is DICOM, too, and is read with the series
             names += [path.name] * (path.suffix.lower() != ".dcm")
             continue
         try:
@@ -139,7 +166,7 @@ def _others(folder: Path) -> list[str]:
 
 
 def _without_picture(headers: list[_Header]) -> str:
-    """Return what DICOM without a picture is, and what to do."""
+    """Return what kind of DICOM files without a picture are, and what to do: the end of an error after "got "."""
     from pydicom.uid import UID
 
     if not headers:
@@ -151,32 +178,33 @@ def _without_picture(headers: list[_Header]) -> str:
 
 
 def _read_segmentation(path: Path) -> Image:
-    """Read binary segments as labels, fractional ones as probabilities, on the grid of the frames in the file."""
+    """Read binary segments as labels, fractional ones as probabilities, on the grid of the frames in the file.
+
+    Raise FileError for what highdicom does not read, and as `_volume` does.
+    """
     highdicom = package("softdice", "highdicom", "itk")
     from pydicom import config
 
-    with config.disable_value_validation():  # of names and dates, which many programs write by rules of their own
+    with config.disable_value_validation():  # many programs write names and dates that break the standard's rules
         try:
             segmentation = highdicom.seg.segread(str(path))
         except Exception as error:
             raise _not_read(error) from error
     with closing(segmentation._db_con):  # highdicom leaves it open
         array, affine = _volume(segmentation)
-        names = {
-            int(each.segment_number): str(each.segment_label)
-            for each in map(segmentation.get_segment_description, segmentation.segment_numbers)
-        }
-    if np.linalg.det(affine[:3, :3]) < 0:  # series run along the normal of their slices
+        segments = map(segmentation.get_segment_description, segmentation.segment_numbers)
+        names = {int(segment.segment_number): str(segment.segment_label) for segment in segments}
+    if np.linalg.det(affine[:3, :3]) < 0:  # reverse the slices, to run along their normal as those of a series do
         array, affine[:3, 3] = array[:, :, ::-1], affine[:3, 3] + affine[:3, 2] * (array.shape[2] - 1)
         affine[:3, 2] *= -1
     spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
-    header = spacing, affine[:3, 3].tolist(), (affine[:3, :3] / spacing).ravel().tolist()
+    header = spacing, affine[:3, 3].tolist(), (affine[:3, :3] / spacing).ravel().tolist()  # see `itk`
     place = Place("xyz", PATIENT, LPS_TO_RAS @ affine, partial=(2,))
     return Image(np.array(array, order="F"), 3, place, header, names=names)
 
 
 def _not_read(error: Exception) -> FileError:
-    """Return the error of a segmentation at which highdicom gave up, with what to do."""
+    """Return the error to raise for a segmentation, from the one that highdicom raised, with what to do."""
     reason = str(error).rstrip(".") or type(error).__name__
     if "overlap" in reason:
         return FileError(f"{reason}. Export one file per segment")
@@ -185,7 +213,11 @@ def _not_read(error: Exception) -> FileError:
 
 
 def _volume(segmentation: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels, or probabilities, (x, y, z) or with a channel for each segment, and where they lie (LPS)."""
+    """Return the voxels of a segmentation, and its affine (4, 4), from indices to left, back and head in mm.
+
+    Voxels are labels (X, Y, Z) of integers, or probabilities in [0, 1], with a channel for each segment if several.
+    Raise FileError for frames without places, a slide, padding that is not 0, overlapping segments, and as `_stretch`.
+    """
     groups = segmentation.get("PerFrameFunctionalGroupsSequence", ())
     if len(groups) != segmentation.get("NumberOfFrames", 1):
         got = f"{segmentation.get('NumberOfFrames', 1)} frames and the places of {len(groups)}"
@@ -199,16 +231,19 @@ def _volume(segmentation: Any) -> tuple[np.ndarray, np.ndarray]:
         volume = segmentation.get_volume(combine_segments=not fractional)
     except Exception as error:
         raise _not_read(error) from error
-    array, affine = np.moveaxis(volume.array, (0, 1), (2, 1)), volume.affine[:, [2, 1, 0, 3]]
+    array, affine = np.moveaxis(volume.array, (0, 1), (2, 1)), volume.affine[:, [2, 1, 0, 3]]  # from z, y, x
     affine[:3, 2] *= _stretch(segmentation, groups[0], array.shape[2], float(np.linalg.norm(affine[:3, 2])))
     return array[..., 0] if array.ndim > 3 and array.shape[3] == 1 else array, affine
 
 
 def _stretch(segmentation: Any, group: Any, slices: int, step_mm: float) -> float:
-    """Return the factor from the distance of slices that highdicom takes to that of the file.
+    """Return the factor that corrects `step_mm`, the distance between slices that highdicom assumes; 1 for most files.
 
-    Raises:
-        FileError: the file names none, and its slices are thinner than they are apart: some may be left out between.
+    A single slice gets its thickness instead. Raise FileError if the file does not say SpacingBetweenSlices, and its
+    slices are thinner than `step_mm`: empty ones may be missing between them.
+
+    Args:
+        segmentation: highdicom's object. group: functional groups of its first frame. slices: their number.
     """
     shared = segmentation.get("SharedFunctionalGroupsSequence") or [{}]
     measures = [each for part in (group, shared[0]) for each in part.get("PixelMeasuresSequence", ())]

@@ -1,4 +1,10 @@
-"""NRRD, 3D Slicer's segmentations in it, and MetaImage, through SimpleITK."""
+"""NRRD, 3D Slicer's segmentations in it, and MetaImage, through SimpleITK.
+
+Readers and writers are called as `Format.read` and `Format.write`; `sitk` is the module. A picture is an image of
+SimpleITK, whose arrays have their axes in reversed order (z, y, x, channels). `Image.header` is (spacing, origin,
+direction) as its setters take them: sequences of numbers in mm, or in the file's unit where that is unknown, to left,
+back and head.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +28,9 @@ LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 
 
 def _read_nrrd(path: Path, sitk: Any) -> Image:
+    """Read a .nrrd, .seg.nrrd or .nhdr; raise FileError for bzip2."""
     fields = _nrrd_header(path)
-    encoding = fields.get("encoding", "raw").lower()
-    if encoding in ("bzip2", "bz2"):
+    if fields.get("encoding", "raw").lower() in ("bzip2", "bz2"):
         advice = f"Run: unu save -f nrrd -e gzip -i {path.name} -o OTHER.nrrd"
         raise FileError(f"compressed by bzip2, which SimpleITK does not read. {advice}")
     picture, metadata = _opened(path, sitk, "NrrdImageIO")
@@ -41,7 +47,7 @@ _ANATOMICAL = "left-posterior-superior", "left-posterior-superior-time"
 
 
 def _nrrd_header(path: Path) -> dict[str, str]:
-    """Return the fields of a header of NRRD, names in lower case."""
+    """Return {name: value} of the fields in the header of a NRRD file, names in lower case."""
     with path.open("rb") as file:
         head = file.read(1 << 20).replace(b"\r\n", b"\n").partition(b"\n\n")[0].decode("latin-1")
     fields = re.findall(r"(?m)^([^:#\n]+): (.*)$", head)
@@ -49,22 +55,27 @@ def _nrrd_header(path: Path) -> dict[str, str]:
 
 
 def _segmented(image: Image, metadata: dict[str, str]) -> Image:
-    """Add the segments of 3D Slicer that the header lists. Such a file holds only the part of the scene around them.
+    """Return an image as a label map of the segments of 3D Slicer that its header lists, with their names.
 
-    Segments that overlap lie in layers, each a channel; so may others, and then the layers become one label map. Where
-    two layers number alike, labels are 1, 2 ... in the order of the list.
+    Such a file holds only the part of the scene around its segments. It may have them in several layers, each a
+    channel: these become one label map, or if segments overlap, `no_labels` is set. Where layers use one value for two
+    segments, labels are 1, 2 ... in the order of the list. An image without segments is returned as it is.
+
+    Args:
+        metadata: {name: value} of the header's fields; segment 0 has "Segment0_LabelValue", "Segment0_Name" and
+            "Segment0_Layer".
     """
     segments = [match[1] for key in metadata if (match := re.fullmatch(r"(Segment\d+)_LabelValue", key))]
     if not segments:
         return image
-    segments.sort(key=lambda each: int(each.removeprefix("Segment")))
-    values = [int(metadata[f"{each}_LabelValue"]) for each in segments]
+    segments.sort(key=lambda segment: int(segment.removeprefix("Segment")))
+    values = [int(metadata[f"{segment}_LabelValue"]) for segment in segments]
     labels = values if len({*values}) == len(values) else [*range(1, len(values) + 1)]
-    names = {label: metadata.get(f"{each}_Name", "") for each, label in zip(segments, labels, strict=True)}
+    names = {label: metadata.get(f"{segment}_Name", "") for segment, label in zip(segments, labels, strict=True)}
     image = replace(image, names=names, place=replace(image.place, partial=(0, 1, 2)))
     if image.array.ndim == image.spatial_ndim:
         return image
-    layers = [int(metadata.get(f"{each}_Layer", "0")) for each in segments]
+    layers = [int(metadata.get(f"{segment}_Layer", "0")) for segment in segments]
     masks = [image.array[..., layer] == value for layer, value in zip(layers, values, strict=True)]
     if np.sum(masks, 0, np.int32).max() > 1:
         advice = "Export one label map, or one file per segment."
@@ -76,45 +87,54 @@ def _segmented(image: Image, metadata: dict[str, str]) -> Image:
 
 
 def _read_meta(path: Path, sitk: Any) -> Image:
+    """Read a .mha or .mhd, which always lies in a patient."""
     picture, metadata = _opened(path, sitk, "MetaImageIO")
     units = [metadata.get("ITK_VoxelUnits", "")] * min(picture.GetDimension(), 3)
     return _segmented(image_of(picture, sitk, PATIENT, units), metadata)
 
 
 def _opened(path: Path, sitk: Any, reader: str) -> tuple[Any, dict[str, str]]:
-    path.open("rb").close()  # a missing file in the words of the system
+    """Return the picture in a file, read by ITK's reader of that name, and {name: value} of its header's fields.
+
+    Raise FileError if ITK cannot read it, OSError if it is missing.
+    """
+    path.open("rb").close()  # the system's message for a missing file is clearer than ITK's
     with quiet():
         picture = sitk.ReadImage(str(path), imageIO=reader)
     return picture, {key: picture.GetMetaData(key) for key in picture.GetMetaDataKeys()}
 
 
 def image_of(picture: Any, sitk: Any, frame: str, units: Sequence[str] = (), *, sizes: bool = True) -> Image:
-    """Return a picture of SimpleITK as an image.
+    """Return a picture as an image (x, y, z), or (x, y); axes beyond three are merged into channels.
 
     Args:
-        frame: where its axes lead to. units: of the axes of that frame, mm where none is said.
+        frame: as in `Place`. units: of the axes of that frame, as the file writes them; mm where it says none.
         sizes: whether the file knows the size of a voxel.
     """
     ndim, channels = picture.GetDimension(), picture.GetNumberOfComponentsPerPixel()
-    spatial, reverse = min(ndim, 3), [*range(ndim)][::-1]  # x is the last axis there
+    spatial, reverse = min(ndim, 3), [*range(ndim)][::-1]
     array = sitk.GetArrayFromImage(picture).transpose([*reverse, ndim] if channels > 1 else reverse)
     array = np.array(array if array.ndim <= spatial + 1 else array.reshape(*array.shape[:spatial], -1), order="F")
     factors = {MM.get(unit, math.nan) for unit in units if unit not in ("", "?")} or {1.0}
-    mm = factors.pop() if len(factors) == 1 else math.nan
-    scale = 1.0 if math.isnan(mm) else mm
-    spacing, origin = (tuple(n * scale for n in each[:spatial]) for each in (picture.GetSpacing(), picture.GetOrigin()))
+    unit_mm = factors.pop() if len(factors) == 1 else math.nan
+    unit_is_known = not math.isnan(unit_mm)
+    scale = unit_mm if unit_is_known else 1.0
+    spacing, origin = ([n * scale for n in each[:spatial]] for each in (picture.GetSpacing(), picture.GetOrigin()))
     direction = np.array(picture.GetDirection()).reshape(ndim, ndim)[:spatial, :spatial]
     affine = np.eye(4)
     affine[:spatial, :spatial], affine[:spatial, 3] = direction * spacing, origin
     header = spacing, origin, direction.ravel().tolist()
-    frame = f"{frame} in {', '.join(units)}" if math.isnan(mm) and frame else frame
-    place = Place("xyz", frame, LPS_TO_RAS @ affine if sizes or frame else None, mm if math.isnan(mm) else 1.0)
+    frame = frame if unit_is_known or not frame else f"{frame} in {', '.join(units)}"
+    place = Place("xyz", frame, LPS_TO_RAS @ affine if sizes or frame else None, 1.0 if unit_is_known else unit_mm)
     return Image(array, spatial, place, header)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what C++ code writes to standard error from the terminal; raise it as a FileError if reading fails."""
+    """Redirect file descriptor 2 while the block runs, so that messages of C++ code do not reach the terminal.
+
+    If the block raises RuntimeError, as SimpleITK does where reading fails, raise FileError with these messages.
+    """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:
         terminal = os.dup(2)
@@ -124,7 +144,7 @@ def quiet() -> Iterator[None]:
         except RuntimeError as error:
             file.seek(0)
             reason = " ".join(file.read().decode(errors="replace").split()) or str(error).strip().splitlines()[-1]
-            reason = re.sub(r"\(?0x[0-9a-f]+\)?", "", reason)  # an address in memory, other in every run
+            reason = re.sub(r"\(?0x[0-9a-f]+\)?", "", reason)  # an address in memory, which differs between runs
             raise FileError(f"truncated or damaged: {reason}") from error
         finally:
             os.dup2(terminal, 2)
@@ -132,23 +152,25 @@ def quiet() -> Iterator[None]:
 
 
 def _write(array: np.ndarray, like: Image, sitk: Any) -> bytes:
+    """Return the content of a .nrrd or .mha, by the suffix of `like`, with the place of `like`."""
     array = storable(array)
     axes, channels = [*range(like.spatial_ndim)][::-1], array.ndim > like.spatial_ndim
     picture = sitk.GetImageFromArray(array.transpose([*axes, like.spatial_ndim] if channels else axes), channels)
-    grid: Any = like.header
-    picture.SetSpacing(grid[0])
-    picture.SetOrigin(grid[1])
-    picture.SetDirection(grid[2])
+    header: Any = like.header
+    spacing, origin, direction = header
+    picture.SetSpacing(spacing)
+    picture.SetOrigin(origin)
+    picture.SetDirection(direction)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"mask{like.suffix}"
         sitk.WriteImage(picture, str(path), useCompression=True)
         content = path.read_bytes()
     if like.suffix == ".mha" or like.placed:
         return content
-    head, end, voxels = content.partition(b"\n\n")  # SimpleITK says where every NRRD lies: take that back
+    head, end, voxels = content.partition(b"\n\n")  # SimpleITK puts every NRRD into a patient: correct its header
     lines = [line for line in head.split(b"\n") if like.affine is not None or not line.startswith(b"space")]
-    says = f"space: {like.place.frame}" if like.place.frame else f"space dimension: {like.spatial_ndim}"
-    return b"\n".join(says.encode() if line.startswith(b"space: ") else line for line in lines) + end + voxels
+    space = f"space: {like.place.frame}" if like.place.frame else f"space dimension: {like.spatial_ndim}"
+    return b"\n".join(space.encode() if line.startswith(b"space: ") else line for line in lines) + end + voxels
 
 
 SITK = ("SimpleITK", "itk")

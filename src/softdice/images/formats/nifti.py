@@ -1,4 +1,8 @@
-"""NIfTI-1 and NIfTI-2, compressed or not, in one file or in two, and FreeSurfer's MGH, through nibabel."""
+"""NIfTI-1 and NIfTI-2, compressed or not, in one file or in two, and FreeSurfer's MGH, through nibabel.
+
+Readers and writers are called as `Format.read` and `Format.write`; `nibabel` is the module. Arrays have their axes in
+the order x, y, z, a channel axis may follow. `header` is nibabel's object, which `Image.header` keeps for the writer.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +31,16 @@ MGH = 0, b"\0\0\0\1\0\0"
 MAX_QUATERNION = 1.01
 """Longest (b, c, d) that counts as rounding."""
 
+_FARTHEST = 1e9
+"""Millimetres: no number in the affine of a body is as large."""
+
 
 def _unpacked(path: Path, plain: str, zipped: str) -> bytes:
-    """Return the content of a file; raise FileError where it is compressed and its name says it is not, or reversed."""
+    """Return the content of a file, decompressed if its name ends in the suffix `zipped`, such as ".nii.gz".
+
+    Raise FileError if only one of content and name is compressed, and BadGzipFile or EOFError for a damage. `plain`,
+    such as ".nii", is the suffix to advise for a file that is not compressed.
+    """
     data, compressed = path.read_bytes(), path.name.lower().endswith(zipped)
     if data.startswith(GZIP) and not compressed:
         raise FileError(f"compressed by gzip: name it {zipped}")
@@ -52,7 +63,7 @@ def _read(path: Path, nibabel: Any) -> Image:
 
 
 def _read_pair(path: Path, nibabel: Any) -> Image:
-    """Read a header (.hdr) with its voxels, which lie beside it (.img)."""
+    """Read a header (.hdr) with its voxels beside it (.img); raise FileError for Analyze, and without voxels."""
     data = path.read_bytes()
     if data[:4] in (struct.pack("<i", 348), struct.pack(">i", 348)) and not data[344:].startswith(b"ni1"):
         advice = "Convert it to NIfTI with a program that knows which side is left, and look at the result"
@@ -65,30 +76,12 @@ def _read_pair(path: Path, nibabel: Any) -> Image:
 
 
 def _image(head: bytes, data: bytes, nibabel: Any) -> Image:
-    """Return an image from the bytes with its header and those with its voxels, the same object in a single file."""
-    single = head is data
-    sizes = {struct.unpack(order + "i", head[:4])[0] for order in "<>"} if len(head) >= 4 else set()
-    kinds = ("Nifti1Header", "Nifti2Header") if single else ("Nifti1PairHeader", "Nifti2PairHeader")
-    kind = kinds[1] if 540 in sizes else kinds[0] if 348 in sizes else None
-    if kind is None:
-        raise FileError("compressed by gzip twice" if head.startswith(GZIP) else "not a NIfTI file")
-    header_class = getattr(nibabel.nifti2 if kind == kinds[1] else nibabel.nifti1, kind)
-    with complaints("nibabel.global", logging.WARNING) as messages:
-        header = header_class.from_fileobj(io.BytesIO(head))
-    for message in messages:  # repaired by nibabel; only a repair that changes nothing we use is let through
-        if not any(harmless in message for harmless in _HARMLESS):
-            raise FileError(f"damaged header: {message.partition(';')[0]}")
-    dtype, shape, offset = header.get_data_dtype(), header.get_data_shape(), int(header["vox_offset"])
-    if dtype.kind not in "iuf":
-        raise FileError(f"expected one number per voxel, got the NIfTI type {header.get_value_label('datatype')}")
-    if min(shape, default=0) < 1 or offset < (header.single_vox_offset if single else 0):
-        raise FileError(f"damaged header: shape {tuple(shape)}, voxels at byte {offset}")
-    end = offset + dtype.itemsize * int(np.prod([int(n) for n in shape], dtype=object))
-    if len(data) < end:
-        raise FileError(f"truncated: the header promises {end} bytes, there are {len(data)}")
-    if data[end:].strip(b"\0"):
-        raise FileError(f"damaged: the header promises {end} bytes, there are {len(data)}")
-    array = native(np.frombuffer(data, dtype, (end - offset) // dtype.itemsize, offset).reshape(shape, order="F"))
+    """Return an image from the decompressed contents of the file of its header and of the file of its voxels.
+
+    For a single file `head` and `data` are the same object. Raise FileError for a damaged header, and as helpers do.
+    """
+    header = _header(head, head is data, nibabel)
+    array = _voxels(header, data, header.single_vox_offset if head is data else 0)
     (slope, intercept), scale = header.get_slope_inter(), None
     if slope is not None and (slope, intercept) != (1.0, 0.0):
         if not np.isfinite([slope, intercept]).all():
@@ -96,13 +89,55 @@ def _image(head: bytes, data: bytes, nibabel: Any) -> Image:
         scale = float(slope), float(intercept)
         array = array * np.float64(slope) + np.float64(intercept)
     _shorten_quaternion(header)
-    affine = header.get_best_affine()
-    if not (np.abs(affine) < 1e9).all():
-        raise FileError("damaged header: the affine is not finite, or points out of this world")
+    affine = _checked_affine(header.get_best_affine())
     affine[:3] *= MM.get(header.get_xyzt_units()[0], 1.0)
-    array, says = _channels_last(array), header["sform_code"] > 0 or header["qform_code"] > 0
-    place = Place("xyz", PATIENT if says else "", affine)
+    array, in_patient = _channels_last(array), header["sform_code"] > 0 or header["qform_code"] > 0
+    place = Place("xyz", PATIENT if in_patient else "", affine)
     return Image(array, min(array.ndim, 3), place, header, scale=scale, names=_label_names(header))
+
+
+def _header(head: bytes, single: bool, nibabel: Any) -> Any:
+    """Return nibabel's header from the first bytes of a single file, or of a pair if not `single`.
+
+    Raise FileError if they are no NIfTI header, or one that nibabel had to repair in a field that is used here.
+    """
+    sizes = {struct.unpack(order + "i", head[:4])[0] for order in "<>"} if len(head) >= 4 else set()
+    version = {348: 1, 540: 2}.get(next(iter(sizes & {348, 540}), 0))  # the size of a header says its version
+    if version is None:
+        raise FileError("compressed by gzip twice" if head.startswith(GZIP) else "not a NIfTI file")
+    module = nibabel.nifti2 if version == 2 else nibabel.nifti1
+    with complaints("nibabel.global", logging.WARNING) as messages:
+        header = getattr(module, f"Nifti{version}{'' if single else 'Pair'}Header").from_fileobj(io.BytesIO(head))
+    for message in messages:  # each reports a repair
+        if not any(harmless in message for harmless in _HARMLESS):
+            raise FileError(f"damaged header: {message.partition(';')[0]}")
+    return header
+
+
+def _voxels(header: Any, data: bytes, lowest_offset: int) -> np.ndarray:
+    """Return the voxels in the bytes of a file, in native byte order, without slope and intercept applied.
+
+    `lowest_offset` is the first byte at which voxels may begin: behind the header of a single file, else 0. Raise
+    FileError if a voxel is not one real number, or the header promises another number of bytes than there are.
+    """
+    dtype, shape, offset = header.get_data_dtype(), header.get_data_shape(), int(header["vox_offset"])
+    if dtype.kind not in "iuf":
+        raise FileError(f"expected one number per voxel, got the NIfTI type {header.get_value_label('datatype')}")
+    if min(shape, default=0) < 1 or offset < lowest_offset:
+        raise FileError(f"damaged header: shape {tuple(shape)}, voxels at byte {offset}")
+    end = offset + dtype.itemsize * int(np.prod([int(n) for n in shape], dtype=object))  # an int64 may overflow
+    if len(data) < end:
+        raise FileError(f"truncated: the header promises {end} bytes, there are {len(data)}")
+    if data[end:].strip(b"\0"):
+        raise FileError(f"damaged: the header promises {end} bytes, there are {len(data)}")
+    return native(np.frombuffer(data, dtype, (end - offset) // dtype.itemsize, offset).reshape(shape, order="F"))
+
+
+def _checked_affine(affine: np.ndarray) -> np.ndarray:
+    """Return an affine (4, 4); raise FileError if a number in it is not finite, or is `_FARTHEST` or more."""
+    if not (np.abs(affine) < _FARTHEST).all():
+        raise FileError("damaged header: the affine is not finite, or points out of this world")
+    return affine
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray:
@@ -113,9 +148,10 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
 
 
 def _shorten_quaternion(header: Any) -> None:
-    """Normalise, in the header, a quaternion that rounding left a little too long; it is then a turn by 180 degrees.
+    """Shorten the quaternion (b, c, d) of a nibabel header to length 1, in place, if rounding has made it longer.
 
-    ITK reads it so. Raise FileError for one that is too long for rounding, where the affine depends on it.
+    The rotation is then a turn by 180 degrees (a = 0), as ITK reads it, too. Raise FileError for one longer than
+    `MAX_QUATERNION` if the affine depends on it.
     """
     names = ("quatern_b", "quatern_c", "quatern_d")
     length = float(np.linalg.norm([float(header[name]) for name in names]))
@@ -146,10 +182,11 @@ def _label_names(header: Any) -> dict[int, str]:
 
 
 def _write(array: np.ndarray, like: Image, nibabel: Any) -> bytes:
+    """Return the content of a single NIfTI file with the header of `like`, compressed if its suffix says so."""
     array = storable(array)
     header: Any = like.header
     wide = array.dtype.kind in "iu" and array.dtype.itemsize == 8
-    if wide and (array.size == 0 or (abs(array).max() < 2**31)):
+    if wide and abs(array).max(initial=0) < 2**31:
         array = array.astype(np.int32)  # few programs read 64-bit integers
     image_class = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
     fresh = image_class.header_class(header.binaryblock, header.endianness, check=False)  # without its extensions
@@ -161,16 +198,16 @@ def _write(array: np.ndarray, like: Image, nibabel: Any) -> bytes:
 
 
 def _read_mgh(path: Path, nibabel: Any) -> Image:
+    """Read a .mgh, or a compressed .mgz; raise FileError as `_unpacked` and `_checked_affine` do."""
     image = nibabel.MGHImage.from_bytes(_unpacked(path, ".mgh", ".mgz"))
     header = image.header
     array = _channels_last(native(np.asarray(image.dataobj)))
-    place = Place("xyz", PATIENT if header["goodRASFlag"] == 1 else "", np.array(image.affine, np.float64))
-    if not (np.abs(image.affine) < 1e9).all():
-        raise FileError("damaged header: the affine is not finite, or points out of this world")
-    return Image(array, min(array.ndim, 3), place, header)
+    affine = _checked_affine(np.array(image.affine, np.float64))
+    return Image(array, min(array.ndim, 3), Place("xyz", PATIENT if header["goodRASFlag"] == 1 else "", affine), header)
 
 
 def _write_mgh(array: np.ndarray, like: Image, nibabel: Any) -> bytes:
+    """Return the content of a .mgh with the header of `like`, compressed for .mgz; FileError for integers too large."""
     array = storable(array)
     if array.dtype.kind in "iu" and array.dtype not in (np.uint8, np.int16, np.int32):
         low, high = int(array.min()), int(array.max())

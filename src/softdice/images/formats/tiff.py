@@ -1,4 +1,10 @@
-"""TIFF images and stacks through tifffile, turned as viewers show them; GeoTIFF as its map lies."""
+"""TIFF images and stacks through tifffile, turned as viewers show them; GeoTIFF as its map lies.
+
+`_read` and `_write` are called as `Format.read` and `Format.write`; `tifffile` is the module. A series is its object
+for pages of one shape and dtype, `page` one of its TiffPages; the first page stands for a whole stack. `Image.header`
+is {name of a tag: value}, and under `_MAP` the tags of GeoTIFF as tifffile's writer takes them: (code, dtype, count,
+value, True).
+"""
 
 from __future__ import annotations
 
@@ -34,6 +40,7 @@ _MAP = "GeoTIFF"
 
 
 def _read(path: Path, tifffile: Any) -> Image:
+    """Read an image or a stack, as `_stack`; raise FileError also for a damage that tifffile only logs."""
     with complaints("tifffile", logging.ERROR) as messages:
         image = _stack(path, tifffile)
     if messages:
@@ -42,62 +49,74 @@ def _read(path: Path, tifffile: Any) -> Image:
 
 
 def _stack(path: Path, tifffile: Any) -> Image:
+    """Read an image (rows, columns), or a stack with axes before them; colours (RGB, or RGBA less alpha) come last.
+
+    Raise FileError for images that differ, channels, a truncated file, and as the helpers do.
+    """
     with tifffile.TiffFile(path) as file:
-        several = file.series  # one stack; more than one where pages were appended to the file one by one
-        axes, page = several[0].axes, several[0].keyframe
-        colour = axes.endswith("S")
-        if len({(series.shape, series.dtype, series.axes, series.keyframe.photometric) for series in several}) != 1:
-            got = ", ".join(f"{series.shape} {series.dtype}" for series in several[:4])
-            raise FileError(f"expected one image or stack, got {len(several)} that differ: {got}")
+        all_series = file.series  # one stack; several series where pages were appended to the file one by one
+        axes, page = all_series[0].axes, all_series[0].keyframe
+        has_colours = axes.endswith("S")
+        if len({(series.shape, series.dtype, series.axes, series.keyframe.photometric) for series in all_series}) != 1:
+            got = ", ".join(f"{series.shape} {series.dtype}" for series in all_series[:4])
+            raise FileError(f"expected one image or stack, got {len(all_series)} that differ: {got}")
         if "C" in axes or axes.find("S") not in (-1, len(axes) - 1):
             raise FileError(f"expected grey values or colours, got channels on the axes {axes}")
-        parts = [part for series in several for part in series.pages]
-        for series in several:
+        for series in all_series:
             _check_pages(series.pages, series.keyframe, path.stat().st_size)
-        try:
-            arrays = [series.asarray() for series in several]
-        except (ValueError, RuntimeError, ImportError) as error:
-            if not isinstance(error, ImportError) and not any(
-                word in str(error) for word in ("imagecodecs", "COMPRESSION")
-            ):
-                raise
-            arrays = list(_through_pillow(path, page, several[0].dtype).reshape(len(several), *several[0].shape))
-        stack = len(arrays) > 1 and arrays[0].ndim - colour == 2
+        arrays = _arrays(path, all_series)
+        stack = len(arrays) > 1 and arrays[0].ndim - has_colours == 2
         array = native(arrays[0] if len(arrays) == 1 else np.stack(arrays) if stack else np.concatenate(arrays))
-        tags, no_labels = page.tags, _no_labels(page)
+        tags, no_labels_reason = page.tags, _no_labels_reason(page)
         header = {name: tags[name].value for name in ("XResolution", "YResolution", "ResolutionUnit") if name in tags}
         header[_MAP] = [(t.code, t.dtype, t.count, t.value, True) for t in tags.values() if t.code in GEOTIFF]
         orientation = tags.valueof("Orientation", 1)
-        palettes = [
-            np.asarray(part.tags["ColorMap"].value) for part in parts if "ColorMap" in getattr(part, "tags", ())
-        ]
-    if any((palette != palettes[0]).any() for palette in palettes):
-        no_labels = "pages of different palettes. Save all with one, or as grey values."
+        tags_of_pages = [getattr(each, "tags", {}) for series in all_series for each in series.pages]
+        palettes = [np.asarray(each["ColorMap"].value) for each in tags_of_pages if "ColorMap" in each]
+    if not all(np.array_equal(palette, palettes[0]) for palette in palettes):  # lengths may differ, too
+        no_labels_reason = "pages of different palettes. Save all with one, or as grey values."
     if page.photometric == MIN_IS_WHITE and not _reads_as_stored(page):
-        if array.dtype.kind not in "bu":
-            raise FileError(f"expected whole numbers where the smallest is white, got {array.dtype}")
-        array = ~array if array.dtype.kind == "b" else array.dtype.type(2**page.bitspersample - 1) - array
-    if colour and array.shape[-1] in (2, 4):
-        colour = array.shape[-1] == 4
-        array, varies = without_alpha(array)
-        no_labels = no_labels or varies
+        array = _inverted(array, page.bitspersample)
+    if has_colours and array.shape[-1] in (2, 4):
+        has_colours = array.shape[-1] == 4
+        array, alpha_reason = without_alpha(array)
+        no_labels_reason = no_labels_reason or alpha_reason
     colours = (palettes[0].reshape(3, -1) >> 8).T.astype(np.uint8) if palettes and page.photometric == PALETTE else None
-    spatial = array.ndim - colour
+    spatial = array.ndim - has_colours
     place = _map_place({tag[0]: tag[3] for tag in header[_MAP]}) if spatial == 2 else Place()
-    if place.affine is None:  # programs of maps leave the tag alone
+    if place.affine is None:  # GIS programs ignore the tag Orientation
         array = np.ascontiguousarray(as_shown(array, orientation, rows=spatial - 2))
         if orientation in (5, 6, 7, 8) and {"XResolution", "YResolution"} <= {*header}:
             header["XResolution"], header["YResolution"] = header["YResolution"], header["XResolution"]
-    return Image(array, spatial, place, header, palette=colours, no_labels=no_labels)
+    return Image(array, spatial, place, header, palette=colours, no_labels=no_labels_reason)
+
+
+def _arrays(path: Path, all_series: list[Any]) -> list[np.ndarray]:
+    """Return an array for each series, all of one shape and dtype; by Pillow where tifffile would need imagecodecs."""
+    try:
+        return [series.asarray() for series in all_series]
+    except (ValueError, RuntimeError, ImportError) as error:
+        needs_codec = any(word in str(error) for word in ("imagecodecs", "COMPRESSION"))
+        if not (needs_codec or isinstance(error, ImportError)):
+            raise
+    first = all_series[0]
+    return list(_through_pillow(path, first.keyframe, first.dtype).reshape(len(all_series), *first.shape))
+
+
+def _inverted(array: np.ndarray, bits: int) -> np.ndarray:
+    """Return 2^bits - 1 minus integers of so many bits, or the negation of bool; raise FileError for floats."""
+    if array.dtype.kind not in "bu":
+        raise FileError(f"expected whole numbers where the smallest is white, got {array.dtype}")
+    return ~array if array.dtype.kind == "b" else array.dtype.type(2**bits - 1) - array
 
 
 def _map_place(tags: dict[int, Any]) -> Place:
-    """Return where a GeoTIFF lies: (row, column) to the coordinates of its map, at the centres of the pixels."""
-    words = [int(word) for word in tags.get(_KEYS, ())]
+    """Return the place of a GeoTIFF by its tags {code: value}, `Place()` without any; FileError if it is singular."""
+    words = [int(word) for word in tags.get(_KEYS, ())]  # a head of 4 words, then 4 of each key: key, tag, count, value
     keys = {words[i]: words[i + 3] for i in range(4, len(words) - 3, 4) if words[i + 1] == 0}
     affine = np.eye(4)
     if _MATRIX in tags:
-        affine[:] = np.reshape(tags[_MATRIX], (4, 4))[:, [1, 0, 2, 3]]
+        affine[:] = np.reshape(tags[_MATRIX], (4, 4))[:, [1, 0, 2, 3]]  # it has the column first
         affine[:, 2] = 0, 0, 1, 0
     elif _SCALE in tags and len(tags.get(_TIE, ())) == 6:
         (column, row, _, x, y, _), (width, height) = tags[_TIE], tags[_SCALE][:2]
@@ -106,7 +125,7 @@ def _map_place(tags: dict[int, Any]) -> Place:
         return Place()
     if not (np.isfinite(affine).all() and np.linalg.matrix_rank(affine) == 4):
         raise FileError("damaged header: the scale or the place of its map is none")
-    if keys.get(_RASTER_TYPE) != _AT_CENTRE:
+    if keys.get(_RASTER_TYPE) != _AT_CENTRE:  # from the corner of a pixel to its centre
         affine[:, 3] += (affine[:, 0] + affine[:, 1]) / 2
     code = keys.get(_PROJECTED, keys.get(_GEOGRAPHIC, 0))
     keys_text = "" if not words else f" {words[4:]} {tags.get(34736, '')} {tags.get(34737, '')}"
@@ -114,14 +133,17 @@ def _map_place(tags: dict[int, Any]) -> Place:
     return Place("zyx", name, affine, 1000.0 if keys.get(_LINEAR_UNIT) == _METRE else math.nan)
 
 
-def _check_pages(parts: Iterable[Any], page: Any, size: int) -> None:
-    """Raise FileError if a page is missing, or its data are not all inside the file."""
+def _check_pages(pages: Iterable[Any], page: Any, file_bytes: int) -> None:
+    """Raise FileError if a page of a series is missing (None), or its data are not all inside the file.
+
+    `page` is the series' keyframe, whose width and dtype all pages have; `file_bytes` is the length of the file.
+    """
     row_bytes = (page.imagewidth * page.samplesperpixel * page.bitspersample + 7) // 8
-    for part in parts:
-        if part is None:
+    for each in pages:
+        if each is None:
             raise FileError("truncated: a page of the stack is missing")
-        strips = list(zip(part.dataoffsets, part.databytecounts, strict=True))
-        if not strips or any(start <= 0 or count <= 0 or start + count > size for start, count in strips):
+        strips = list(zip(each.dataoffsets, each.databytecounts, strict=True))
+        if not strips or any(start <= 0 or count <= 0 or start + count > file_bytes for start, count in strips):
             raise FileError("truncated or damaged: image data lies outside the file")
         plain = page.compression == 1 and not page.is_tiled
         if plain and sum(count for _, count in strips) < page.imagelength * row_bytes:
@@ -129,11 +151,12 @@ def _check_pages(parts: Iterable[Any], page: Any, size: int) -> None:
 
 
 def _reads_as_stored(page: Any) -> bool:
-    """Return whether the writer reads its numbers back as they are, though the file says that 0 is white."""
+    """Return whether tifffile or ImageJ wrote a page: they ignore what the file says about 0 as white or black."""
     return page.software.startswith("tifffile") or page.description.startswith(('{"shape"', "ImageJ="))
 
 
-def _no_labels(page: Any) -> str:
+def _no_labels_reason(page: Any) -> str:
+    """Return why a page cannot hold labels, as in `Image.no_labels`; "" if it can."""
     if page.compression in JPEG:
         return "a TIFF compressed by JPEG, which changes them. Save masks without."
     if page.photometric == MIN_IS_WHITE and page.compression not in FAX and not _reads_as_stored(page):
@@ -142,14 +165,18 @@ def _no_labels(page: Any) -> str:
 
 
 def _through_pillow(path: Path, page: Any, dtype: np.dtype) -> np.ndarray:
-    """Read the pages by Pillow where tifffile would need imagecodecs; return numbers and axes as they are stored."""
+    """Read all pages of a file by Pillow, where tifffile would need imagecodecs.
+
+    Return (pages, rows, columns), or with colours last, of this dtype, with numbers and axes as they are stored: what
+    tifffile would return. `page` is the first page. Raise FileError if Pillow cannot read them so.
+    """
     compression = getattr(page.compression, "name", page.compression)
     try:
         from PIL import ImageSequence
         from PIL.TiffImagePlugin import TiffImageFile
 
         with TiffImageFile(path) as file:
-            array = np.stack([_unturned(each) for each in ImageSequence.Iterator(file)])
+            array = np.stack([_unturned(picture) for picture in ImageSequence.Iterator(file)])
             inverted = page.photometric == MIN_IS_WHITE and file.mode in ("1", "L")
     except (ImportError, SyntaxError, OSError, ValueError, KeyError) as error:
         if "decoder error" in str(error):
@@ -161,28 +188,31 @@ def _through_pillow(path: Path, page: Any, dtype: np.dtype) -> np.ndarray:
     if array.dtype.kind == "b":
         array = array.view(np.uint8) != 0  # its True is the byte 255, which is no bool
         return ~array if inverted else array
-    array = np.iinfo(array.dtype).max - array if inverted else array
+    array = np.iinfo(array.dtype).max - array if inverted else array  # back: Pillow has inverted them
     if page.bitspersample in (2, 4) and page.photometric != PALETTE:
         array = array // array.dtype.type(255 // (2**page.bitspersample - 1))  # Pillow stretches them to 0..255
     return array
 
 
 def _unturned(picture: Any) -> np.ndarray:
-    """Return a page of Pillow as it is stored: Pillow turns it when it loads it, tifffile does not."""
-    orientation = picture.getexif().get(274, 1)
+    """Return the array of a page, as it is stored: undo the turn by Orientation that Pillow makes when it loads it."""
+    from PIL.ExifTags import Base
+
+    orientation = picture.getexif().get(Base.Orientation, 1)
     array = np.array(picture.convert("RGB") if picture.mode == "YCbCr" else picture)
-    return as_shown(array, {6: 8, 8: 6}.get(orientation, orientation))
+    return as_shown(array, {6: 8, 8: 6}.get(orientation, orientation))  # 6 and 8 undo each other, the others themselves
 
 
 def _write(array: np.ndarray, like: Image, tifffile: Any) -> bytes:
+    """Return the content of a compressed TIFF, with the resolution and the map of `like` if that was a TIFF, too."""
     buffer = io.BytesIO()
     header = like.header if isinstance(like.header, dict) else {}
     options: dict[str, Any] = {"extratags": header.get(_MAP, ())}
     if {"XResolution", "YResolution"} <= set(header):
         options["resolution"] = header["XResolution"], header["YResolution"]
         options["resolutionunit"] = header.get("ResolutionUnit", 2)
-    colour = array.ndim > like.spatial_ndim
-    tifffile.imwrite(buffer, array, photometric="rgb" if colour else "minisblack", compression="zlib", **options)
+    has_colours = array.ndim > like.spatial_ndim
+    tifffile.imwrite(buffer, array, photometric="rgb" if has_colours else "minisblack", compression="zlib", **options)
     return buffer.getvalue()
 
 
