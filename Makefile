@@ -18,7 +18,7 @@ help:
 	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
 	@echo "make test    the test suite"
 	@echo "make test-peers  other libraries' losses and scores beside ours, on many random cases"
-	@echo "make test-triton  all of Triton's kernels, interpreted and compiled; make test has a representative set"
+	@echo "make test-triton  the rest of Triton's kernels, interpreted and compiled; make test has a representative set"
 	@echo "make quick   what a change of the core should pass first: no peers, no files, no processes"
 	@echo "make test-gpu   the tests that need a CUDA device; fails where there is none"
 	@echo "make test-browser  the report in Chromium, which apt-get brings where there is none; fails without"
@@ -56,7 +56,7 @@ test-peers: $(DEV) $(PEERS)
 	$(PYTEST) -m peers
 
 test-triton: $(DEV)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/interpreted_triton.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m triton tests/interpreted_triton.py
 	$(BIN)/python -m pytest -n 2 -m triton tests/test_triton_compile.py
 
 quick: $(DEV)

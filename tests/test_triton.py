@@ -31,7 +31,7 @@ def test_triton_is_here() -> None:
 
 @pytest.mark.skipif(not route._HAS_TRITON, reason="no triton: test_triton_is_here fails where it should be there")
 def test_the_kernels_under_the_interpreter() -> None:
-    """A representative set; `make test-triton` runs all of them."""
+    """A representative set; `make test-triton` runs the rest."""
     command = [sys.executable, "-m", "pytest", str(INTERPRETED), "-q", "-m", "not triton", "-p", "no:cacheprovider"]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
     assert run.returncode == 0, run.stdout + run.stderr

@@ -223,7 +223,7 @@ def _declared_nodata(path: Path) -> float | None:
     """Return the nodata value in GDAL's tag of a TIFF file; None for other files, and without the tag or a number."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return None
-    with package("softdice train", "tifffile", "images").TiffFile(path) as file:
+    with package("softdice", "tifffile", "images").TiffFile(path) as file:
         text = str(file.pages[0].tags.valueof(GDAL_NODATA, "")).strip("\0 ")
     try:
         return float(text)
