@@ -21,8 +21,8 @@ pytest.importorskip("lightning")
 pytest.importorskip("monai")
 
 from softdice.images.files import read_image
-from softdice.training import TrainConfig, TrainingError, predict, train
-from softdice.training.checkpoint import load_checkpoint
+from softdice.training import TrainConfig, TrainingError, channels, predict, train
+from softdice.training.checkpoint import load_checkpoint, save_checkpoint
 from softdice.training.loss_names import loss_names, parse_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -136,6 +136,25 @@ def test_a_killed_run_goes_on_and_ends_with_the_bits_of_an_uninterrupted_one(dat
     assert resumed["held_out"] == uninterrupted["held_out"]
     assert [row["epoch"] for row in load_checkpoint(killed / "model.ckpt")["history"]] == [1, 2, 3, 4]
     assert not list(killed.glob(".*")), "a file written beside was left behind"
+
+
+def test_a_run_that_an_earlier_release_started_keeps_its_intensities(
+    run: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = load_checkpoint(run[0] / "model.ckpt", resume=True)
+    del content["data"]["clipped"]
+    save_checkpoint(tmp_path / "model.ckpt", content)
+    clippings: list[bool] = []
+    right = channels.normalise
+
+    def recorded(array: np.ndarray, *, clipped: bool = False) -> np.ndarray:
+        clippings.append(clipped)
+        return right(array, clipped=clipped)
+
+    monkeypatch.setattr(channels, "normalise", recorded)
+    train(TrainConfig(out=str(tmp_path), resume=True))
+    assert clippings
+    assert all(clippings)
 
 
 def test_resuming_a_finished_run_trains_no_more(run: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path) -> None:
