@@ -163,8 +163,9 @@ def scaled(array: np.ndarray, joint: bool, channels: int | None = None, *, clipp
         [1.0, 1.0]
     """
     array = np.broadcast_to(array, (channels or len(array), *array.shape[1:]))
-    parts = [array] if joint else array
-    return np.stack([normalise(part, clipped=clipped) for part in parts]).reshape(array.shape)
+    if joint:
+        return normalise(array, clipped=clipped)
+    return np.stack([normalise(channel, clipped=clipped) for channel in array])
 
 
 def normalise(array: np.ndarray, *, clipped: bool = False) -> np.ndarray:
