@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+from pathlib import Path
+
 from typer.testing import CliRunner, Result
 
 from softdice.cli.app import app
@@ -13,6 +17,21 @@ def call(*arguments: object, **options: bool) -> Result:
 
 def score(*arguments: object) -> Result:
     return call("score", *arguments, catch_exceptions=False)
+
+
+def journal_cases(out: Path) -> int:
+    """Return how many cases stand in the journal beside `out`, below its first line. 0 where it is not there yet."""
+    journal = out.with_name(f"{out.name}.partial")
+    return max(journal.read_bytes().count(b"\n") - 1, 0) if journal.exists() else 0
+
+
+def wait_for_cases(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    """Wait until the process has scored that many cases into `out`. Raise if it ends first, or takes two minutes."""
+    until = time.monotonic() + 120
+    while journal_cases(out) < count:
+        assert process.poll() is None, "the process ended before it was to be stopped"
+        assert time.monotonic() < until, "nothing was scored in two minutes"
+        time.sleep(0.005)
 
 
 def refused(result: Result, *parts: str, code: int = 2) -> None:

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ pytest.importorskip("typer")
 nib = pytest.importorskip("nibabel")
 PIL_Image = pytest.importorskip("PIL.Image")
 
-from commands import score  # noqa: E402
+from commands import journal_cases, score, wait_for_cases  # noqa: E402
 
 from softdice.evaluation.averages import RESAMPLES, intervals  # noqa: E402
 from softdice.evaluation.labels import parse_labels, parse_regions  # noqa: E402
@@ -365,20 +364,18 @@ def test_interrupted_and_resumed(folders: tuple[Path, Path], tmp_path: Path) -> 
     out, partial = tmp_path / "out.csv", tmp_path / "out.csv.partial"
     command = [sys.executable, "-m", "softdice", "score", *map(str, folders), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    waited = time.monotonic() + 60
-    while (not partial.exists() or partial.read_bytes().count(b"\n") < 5) and time.monotonic() < waited:
-        time.sleep(0.005)
+    wait_for_cases(process, out, 5)
     process.send_signal(signal.SIGINT)
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode in (130, -signal.SIGINT), stderr  # as in tests/test_scoring_faults.py
     match = re.search(r"Stopped after (\d+) of 400. The same command with --resume goes on", stderr)
     assert match is not None
     assert not out.exists()
-    kept = partial.read_text().count("\n") - 1
+    kept = journal_cases(out)
     assert kept == int(match[1])
     assert 5 <= kept < 400
     assert score(*folders, "--out", out, "--resume", "--labels", "1").exit_code == 2  # other options, other run
-    assert partial.read_text().count("\n") - 1 == kept
+    assert journal_cases(out) == kept
     nifti(folders[0] / "case_0.nii.gz", maps(0)[1])  # changed since: must be scored again
     with partial.open("a") as file:
         file.write('{"case": "half')  # killed while it wrote

@@ -26,7 +26,7 @@ pytest.importorskip("typer")
 nib = pytest.importorskip("nibabel")
 PIL_Image = pytest.importorskip("PIL.Image")
 
-from commands import refused, score  # noqa: E402
+from commands import refused, score, wait_for_cases  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from softdice.cli.app import app  # noqa: E402
@@ -435,10 +435,10 @@ def test_a_parent_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
             os.link(large, tmp_path / part / f"case_{case}.npy")
     out = tmp_path / "o.csv"
     command = [sys.executable, "-m", "softdice", "score", tmp_path / "p", tmp_path / "t", "--jobs", "2", "--out", out]
-    process = subprocess.Popen([str(part) for part in command], start_new_session=True, stderr=subprocess.DEVNULL)
-    partial, waited = tmp_path / "o.csv.partial", time.monotonic() + 90
-    while (not partial.exists() or partial.read_bytes().count(b"\n") < 2) and time.monotonic() < waited:
-        time.sleep(0.01)
+    process = subprocess.Popen(
+        [str(part) for part in command], start_new_session=True, stderr=subprocess.DEVNULL, text=True
+    )
+    wait_for_cases(process, out, 1)
     assert len(running(process.pid)) >= 3
     process.kill()
     process.wait()

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("nibabel")
 
-from commands import score
+from commands import score, wait_for_cases
 from torchrun import Ended, Scenario, series
 
 from softdice.scoring import runner
@@ -66,13 +65,10 @@ class Launched(NamedTuple):
 
 def interrupt(folders: tuple[Path, Path], out: Path) -> subprocess.CompletedProcess[str]:
     """Start torchrun, and send what Ctrl-C sends when five cases are scored."""
-    partial = out.with_name(f"{out.name}.partial")
     start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "softdice")
     command = [*map(str, (*start, "score", *folders, "--out", out))]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    waited = time.monotonic() + 60
-    while (not partial.exists() or partial.read_bytes().count(b"\n") < 5) and time.monotonic() < waited:
-        time.sleep(0.005)
+    wait_for_cases(process, out, 5)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: torchrun and all that it started
     stderr = process.communicate(timeout=60)[1]
     return subprocess.CompletedProcess(command, process.returncode, "", stderr)
