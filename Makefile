@@ -15,7 +15,7 @@ export NO_MKDOCS_2_WARNING := 1
 .PHONY: help demo test test-peers test-triton quick test-gpu test-browser test-pipelines test-formats test-lowest test-newest dist check format notebook docs bench bench-gpu clean
 
 help:
-	@echo "make demo    the seed's check, then a network trained on a brain (about 4 minutes)"
+	@echo "make demo    the seed's check, then a network trained on a brain (some 5 minutes)"
 	@echo "make test    the test suite"
 	@echo "make test-peers  other libraries' losses and scores beside ours, on many random cases"
 	@echo "make test-triton  the rest of Triton's kernels, interpreted and compiled; make test has a representative set"

@@ -128,8 +128,8 @@ def run(shapes: list[tuple[int, ...]], budget_s: float, compile: bool) -> list[R
 
 
 def label(contender: str) -> str:
-    """Return how pages name a contender: the seed is the notebook that the library began with."""
-    return contender.replace("seed's loop", "the first notebook's loop")
+    """Return how pages name a contender."""
+    return contender.replace("seed's loop", "a loop over the classes")
 
 
 def table(rows: list[Row], lack: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 COLOURS = {
     "softdice": "#0072B2", "MONAI": "#D55E00", "nnU-Net": "#009E73", "smp": "#CC79A7", "kornia": "#E69F00",
-    "exacta": "#56B4E9", "notebook": "#000000", "torch": "#777777",
+    "exacta": "#56B4E9", "a loop": "#000000", "torch": "#777777",
 }  # fmt: skip
 """A colour for each program, which reads alike in all pictures and can be told apart by colour-blind readers."""
 

@@ -16,8 +16,8 @@ STEP = "<!-- times: a step of the loss -->", "<!-- end of times: a step of the l
 WORK = "<!-- times: whole tasks -->", "<!-- end of times: whole tasks -->"
 PEERS = {
     "MONAI": "MONAI 1.6.1", "nnU-Net": "nnU-Net 2.8.1", "smp": "segmentation-models-pytorch 0.6.0",
-    "exacta": "exacta", "kornia micro": "kornia 0.9.0 (computes less: no Dice for each class)",
-    "seed's loop": "a loop over the classes, as in the notebook that softdice began with",
+    "exacta": "exacta 0.0.1a5", "kornia micro": "kornia 0.9.0 (computes less: no Dice for each class)",
+    "seed's loop": "a loop over the classes in PyTorch",
 }  # fmt: skip
 """Contender of `benchmarks.losses` -> what README calls it."""
 

@@ -13,8 +13,8 @@ from monai.networks.nets import BasicUNet
 from torch import Tensor
 
 import softdice
+from softdice import dice_score
 from softdice.head import FusedHead
-from softdice.metrics.formulas import dice_score
 
 
 def stripes(classes: int, size: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
 import softdice
-from softdice.metrics.formulas import dice_score
+from softdice import dice_score
 
 
 class Network(nn.Module):

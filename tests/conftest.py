@@ -3,6 +3,7 @@
 # ruff: noqa: E402
 from __future__ import annotations
 
+import locale
 import os
 import sys
 
@@ -135,13 +136,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+LOCALE = locale.setlocale(locale.LC_ALL)
+"""ITK leaves the locale "C" behind where it writes DICOM, as tests do; Python then opens text as ASCII."""
+
+
 @pytest.fixture(autouse=True)
 def _process_as_found() -> Iterator[None]:
-    """Put back what `setup_system` sets for the process; each test draws the same numbers, whatever ran before it."""
+    """Put back what `setup_system` and libraries set; each test draws the same numbers, whatever ran before it."""
+    locale.setlocale(locale.LC_ALL, LOCALE)  # what a fixture of the module may have left
     cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     state = torch.get_rng_state()
     torch.manual_seed(0)
     yield
+    locale.setlocale(locale.LC_ALL, LOCALE)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
     if torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(False)

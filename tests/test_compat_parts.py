@@ -519,3 +519,69 @@ def test_autocast_trains_with_half_logits() -> None:
     peer = monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)(scores.detach().float(), labels())
     torch.testing.assert_close(loss.detach(), peer)
     assert network.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("wrong", [C, 255, -1])
+def test_labels_that_are_no_class_are_refused_by_maps_too(wrong: int) -> None:
+    """They were in no class, and the voxels counted as right where nothing was predicted."""
+    y = labels()
+    y[0, 0, 1, 1:3] = wrong
+    options: list[dict[str, Any]] = [{"reduction": "none"}, {"use_softmax": True, "include_background": False}]
+    for option in options:
+        with pytest.raises(
+            ValueError, match=rf"FocalLoss: expected target with labels in \[0, 3\), got {wrong} \(2 vox"
+        ):
+            m.FocalLoss(to_onehot_y=True, **option)(logits(), y)
+        ours, others = (
+            module.FocalLoss(to_onehot_y=True, ignore_index=wrong, **option)(logits(), y)
+            for module in (m, monai.losses)
+        )
+        torch.testing.assert_close(ours.float(), others)  # MONAI computes in float32
+    weight = torch.ones(B, C, *SPACE)
+    with pytest.raises(ValueError, match=rf"SoftDiceLoss: expected target with labels in \[0, 3\), got {wrong}"):
+        n.SoftDiceLoss(torch.sigmoid)(logits(), y, weight)
+
+
+def test_a_mask_for_each_class_fits_labels_of_both_shapes() -> None:
+    loss, weight = n.SoftDiceLoss(torch.sigmoid), (hot().roll(1, 3) > 0)
+    whole, flat = loss(logits(), labels(), weight), loss(logits(), labels()[:, 0], weight)
+    assert torch.equal(whole, flat)
+    torch.testing.assert_close(whole, loss(logits(), hot(), weight))
+
+
+def test_masks_of_0_and_255_get_advice_that_helps() -> None:
+    for loss in (s.FocalLoss("binary"), m.FocalLoss()):
+        x, y = logits()[:, :1], (labels() > 0).float()
+        with pytest.raises(ValueError, match=r"FocalLoss: expected a target of zeros and ones.* Pass target > 0 for a"):
+            loss(x, y * 255)
+        assert torch.equal(loss(x, (y * 255 > 0).float()), loss(x, y))
+
+
+def test_a_label_is_any_number_where_every_class_has_the_weight_0() -> None:
+    loss, y = n.SoftDiceLoss(torch.sigmoid), labels()
+    weight = torch.ones(B, C, *SPACE)
+    weight[0, :, 0] = 0
+    expected = loss(logits(), y, weight)
+    y[0, :, 0] = 255
+    assert torch.equal(loss(logits(), y, weight), expected)
+    weight[0, 1, 0, 0] = 1
+    with pytest.raises(ValueError, match=r"SoftDiceLoss: expected target with labels in \[0, 3\), got 255"):
+        loss(logits(), y, weight)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_a_map_of_sure_logits_has_a_finite_gradient_for_exponents_below_1(softmax: bool) -> None:
+    x = logits().mul_(200).requires_grad_()
+    m.FocalLoss(gamma=0.5, use_softmax=softmax, to_onehot_y=True, reduction="none")(x, labels()).sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())
+
+
+def test_a_module_of_ones_own_beside_a_single_class_gets_the_target_as_it_is() -> None:
+    ours = m.DiceFocalLoss(to_onehot_y=True, sigmoid=True)
+    theirs = monai.losses.DiceFocalLoss(to_onehot_y=True, sigmoid=True)
+    for loss in (ours, theirs):
+        loss.dice = torch.nn.L1Loss()
+    x, y = logits()[:, :1], (labels() > 0).float()
+    with pytest.warns(UserWarning, match="single channel prediction"):
+        torch.testing.assert_close(ours(x, y), theirs(x, y))

@@ -262,9 +262,17 @@ def test_a_tolerance_for_each_class() -> None:
         ({"target": torch.zeros(1, 4, 6).long()}, r"expected target of shape \(1, 4, 5\), got \(1, 4, 6\)\."),
         ({"input": torch.zeros(1, 4, 5)}, r"expected integer labels in input, got torch.float32\."),
         ({"input": np.zeros((1, 4, 5))}, r"expected integer labels in input, got torch.float64\."),
+        ({"input": np.ma.masked_equal(np.zeros((1, 4, 5), int), 0)}, r"without masked entries, got 20 of them\. Fill"),
         ({"input": [[[0]]]}, r"expected input to be a Tensor, got list\."),
         ({"spacing": "1"}, r"expected spacing of 2 positive numbers for images of shape \(4, 5\), got '1'\."),
         ({"spacing": np.ones((2, 1))}, r"expected spacing of 2 positive numbers"),
+        ({"spacing": 1e-200}, r"got 1e-200\. Pass the size of a voxel along each axis, from 1e-50 to 1e\+50\."),
+        ({"spacing": (1, 1e200)}, r"got \(1, 1e\+200\)\."),
+        ({"spacing": True}, r"expected spacing of 2 positive numbers .* got True\."),
+        ({"spacing": (1.0, np.True_)}, r"expected spacing of 2 positive numbers"),
+        ({"classes": [False, True]}, r"expected classes to be a sequence of ints, got \[False, True\]\."),
+        ({"classes": np.array([False, True])}, r"expected classes to be a sequence of ints"),
+        ({"classes": torch.tensor([True])}, r"expected classes to be a sequence of ints"),
         ({"ignore_index": 1.5}, r"expected ignore_index to be an int or None, got 1\.5\."),
         ({"target": torch.full((1, 4, 5), 7)}, r"target with labels in \[0, 3\), got 7 \(20 voxels\)\. Raise"),
         ({"input": torch.full((1, 4, 5), -1)}, r"input with labels in \[0, 3\), got -1 \(20 voxels\)\."),
@@ -535,8 +543,10 @@ def test_the_table_of_other_numbers() -> None:
     monai = pytest.importorskip("monai.metrics")
     sitk: Any = pytest.importorskip("SimpleITK")
     skimage = pytest.importorskip("skimage.metrics")
+    torchmetrics: Any = pytest.importorskip("torchmetrics.functional.segmentation")
     p, t, whole, slab, moved = (np.zeros(shape, bool) for shape in [(12, 12)] * 3 + [(8, 8, 1)] * 2)
     t[1:10, 1:8], p[3:10, 3:6], whole[1:8, 1:8], slab[2:6, 2:6], moved[3:7, 2:6] = [True] * 5
+    left, right = (np.pad(np.ones((3, 3), bool), ((2, 11), (columns, 29 - columns))) for columns in (2, 5))
     holed = whole.copy()
     holed[3:6, 3:6] = False
 
@@ -552,6 +562,8 @@ def test_the_table_of_other_numbers() -> None:
         assert far.GetHausdorffDistance() == skimage.hausdorff_distance(whole, holed)
         pair = [torch.from_numpy(np.stack([~each, each]))[None].float() for each in (slab, moved)]
         flat = binary.assd(slab, moved)
+        masks = [torch.from_numpy(each)[None, None].long() for each in (right, left)]
+        wide = torchmetrics.hausdorff_distance(*masks, num_classes=1, include_background=True).item()
         assert monai.compute_average_surface_distance(*pair, symmetric=True).item() == flat
     together = ours(hausdorff_distance, p, t, percentile=95)
     rows = [
@@ -564,6 +576,7 @@ def test_the_table_of_other_numbers() -> None:
             far.GetHausdorffDistance(),
             ours(hausdorff_distance, whole, holed),
         ),
+        ("Hausdorff distance of a square", "torchmetrics", wide, ours(hausdorff_distance, right, left)),
         ("mean distance of a square", "MONAI, MedPy", flat, ours(average_surface_distance, slab, moved)),
     ]
     lines = (Path(__file__).parents[1] / "docs" / "distances.md").read_text(encoding="utf-8").splitlines()

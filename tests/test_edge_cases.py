@@ -179,6 +179,22 @@ def test_container_errors() -> None:
         a + 1
 
 
+def test_statistics_of_batches_of_other_sizes_are_not_broadcast() -> None:
+    """The last batch of an epoch, of one sample, was added to each sample of the one before."""
+    input, labels = made("softmax", 3, 2, 8)
+    whole, last = (softdice.overlap_statistics(input[b], labels[b], activation="softmax") for b in (slice(3), slice(1)))
+    for one, other, shapes in (
+        (whole, last, r"\(3, 2\), got \(1, 2\)"), (whole, last.pool(), r"\(3, 2\), got \(2,\)"),
+        (whole.pool(), whole.pool().select([1]), r"\(2,\), got \(1,\)"),
+    ):  # fmt: skip
+        with pytest.raises(
+            ValueError, match=rf"__add__: expected statistics of shape {shapes}\. Add the samples of each"
+        ):
+            one + other
+    twice = (whole.pool() + last.pool()).prediction
+    torch.testing.assert_close(twice, whole.prediction.sum(0) + whole.prediction[0])
+
+
 # The reference under torch.func
 
 

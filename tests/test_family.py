@@ -268,6 +268,11 @@ def test_entropy_of_regions_that_partition_the_classes(backend: str) -> None:
         (lambda: softdice.CrossEntropyLoss(2, cost="neg_log"), "expected no cost, which is the entropy itself here"),
         (lambda: softdice.FocalTverskyLoss(2, cost="neg_log"), "expected no cost"),
         (lambda: softdice.FocalTverskyLoss(2, gamma=0), "expected gamma > 0, got 0"),
+        (
+            lambda: softdice.costs.focal(0),
+            r"costs\.focal: expected gamma > 0, got 0. With 0 the loss would be constant",
+        ),
+        (lambda: softdice.costs.log_power(0.0), r"costs\.log_power: expected gamma > 0, got 0"),
         (lambda: softdice.TverskyLoss(2, alpha=0, beta=0), "expected alpha or beta above 0"),
         (lambda: softdice.TverskyLoss(2, alpha=-1), "expected alpha >= 0, got -1"),
         (lambda: softdice.MCCLoss(2, cost="neg_log"), "expected a cost of a score that may be negative"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -208,3 +209,29 @@ def test_backends_agree(name: str, problem: tuple[Tensor, Tensor], activation: s
         results.append((value.detach(), x.grad))
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "extent"), [(name, 2 if name == "jaccard metric" else 1) for name in RIGHT_FOR_SOFT[1:5]]
+)
+def test_minus_the_logarithm_of_an_absent_class(name: str, extent: int, backend: str) -> None:
+    """1 - D / (D + eps) rounds to 0; eps / (extent D + eps) does not, with D = 2500 of 5000 voxels at p = 1/2."""
+    logits = torch.zeros(1, 1, 5000, requires_grad=True)
+    loss = build(name, 1, activation="sigmoid", cost="neg_log")(logits, torch.zeros(1, 5000).long())
+    torch.testing.assert_close(loss.item(), math.log(extent * 2500 / 1e-5), rtol=1e-6, atol=0)
+    loss.backward()
+    torch.testing.assert_close(logits.grad, torch.full_like(logits, 0.25 / 2500))  # d ln P / dx = p (1 - p) / P
+
+
+@pytest.mark.parametrize("weighting", ["square", "simple", "uniform"])
+def test_a_class_of_weight_0_beside_absent_ones(weighting: str, backend: str) -> None:
+    """A sample in which no class with a weight is present is left out, of the gradient too (nan before)."""
+    logits, labels = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(1)), torch.zeros(2, 50).long()
+    labels[1, :20] = 2
+    how: dict[str, Any] = {"weighting": weighting, "class_weight": (0, 1, 2), "absent": "skip", "pooling": "sample"}
+    loss = softdice.GeneralizedDiceLoss(3, activation="softmax", **how)
+    both, one = logits.clone().requires_grad_(), logits[1:].clone().requires_grad_()
+    values = loss(both, labels), loss(one, labels[1:])
+    torch.testing.assert_close(*values)
+    sum(values).backward()  # type: ignore[union-attr]
+    torch.testing.assert_close(both.grad, torch.cat([torch.zeros(1, 3, 50), one.grad]))  # type: ignore[list-item]

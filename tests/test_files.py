@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
-import locale
 import random
 import struct
 import zlib
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,14 +30,6 @@ from softdice.images.files import (  # noqa: E402
 from softdice.images.formats import BY_SUFFIX  # noqa: E402
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 1.5, 0, -3], [0, 0, 3.0, 7], [0, 0, 0, 1]])
-
-
-@pytest.fixture(autouse=True)
-def same_locale() -> Iterator[None]:
-    """ITK leaves the locale "C" behind where it writes DICOM, as tests do here; Python then opens text as ASCII."""
-    before = locale.setlocale(locale.LC_ALL)
-    yield
-    locale.setlocale(locale.LC_ALL, before)
 
 
 def save(path: Path, array: np.ndarray) -> Path:
@@ -120,6 +110,24 @@ def test_nifti_types_and_byte_orders(tmp_path: Path, dtype: type) -> None:
         assert got.dtype == np.dtype(dtype)
         assert got.dtype.isnative
         assert np.array_equal(got, array)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([-(2**63), 1], np.int64),  # the absolute value of the lowest int64 is no int64
+        ([-(2**31) - 1, 0], np.int64),
+        ([0, 2**63], np.uint64),
+        ([-(2**31), 2**31 - 1], np.int32),
+        ([0, 7], np.int32),
+    ],
+)
+def test_nifti_keeps_integers_of_64_bits_that_32_do_not_hold(tmp_path: Path, values: list[int], dtype: type) -> None:
+    image = read_image(save(tmp_path / "a.nii", np.zeros((2, 1, 1), np.uint8)))
+    array = np.array(values, np.uint64 if max(values) >= 2**63 else np.int64).reshape(2, 1, 1)
+    again = read_image(write_image(tmp_path / "out", array, image)).array
+    assert again.dtype == dtype
+    assert again.ravel().tolist() == values
 
 
 def test_nifti_scaling_version_2_and_four_axes(tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import locale
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +39,6 @@ INNER = np.where(np.arange(7) % 6 == 0, 0, VOLUME).astype(np.uint8)
 SHARES = RNG.random((5, 6, 7, 2), np.float32) / 2
 MASK = T > 0
 OTHER = P > 0
-
-
-@pytest.fixture(autouse=True)
-def same_locale() -> Iterator[None]:
-    """ITK leaves the locale "C" behind where it writes DICOM, as tests do here; Python then opens text as ASCII."""
-    before = locale.setlocale(locale.LC_ALL)
-    yield
-    locale.setlocale(locale.LC_ALL, before)
 
 
 def dice(p: np.ndarray, t: np.ndarray) -> float:
@@ -183,6 +174,12 @@ def altered(path: Path, change: Callable[[object], object]) -> None:
     dataset = pydicom.dcmread(path)
     change(dataset)
     dataset.save_as(path)
+
+
+def lift(slice_: object) -> None:
+    """Shift a slice along its columns by a tenth of its number, as of a tilted gantry."""
+    way = np.array(slice_.ImageOrientationPatient[3:], float) * slice_.InstanceNumber / 10
+    slice_.ImagePositionPatient = (np.array(slice_.ImagePositionPatient, float) + way).tolist()
 
 
 def lzw(path: Path, array: np.ndarray) -> None:
@@ -838,11 +835,86 @@ def test_series_of_dicom_that_are_refused(tmp_path: Path) -> None:
     series(tmp_path / "two", VOLUME, uid="1.2.3.5", start=50)
     with pytest.raises(FileError, match="expected one DICOM series in the folder, got 2"):
         read_image(tmp_path / "two")
+    for name, change, said in (
+        ("tilted", lift, "expected slices straight above each other, got slices shifted against each other"),
+        (
+            "wide",
+            lambda each: setattr(each, "PixelSpacing", [1, 1 + each.InstanceNumber]),
+            "expected slices of one size",
+        ),
+        ("flat", lambda each: setattr(each, "ImagePositionPatient", [0, 0, each.InstanceNumber // 2]), "Put each time"),
+    ):
+        for path in series(tmp_path / name, VOLUME).iterdir():
+            altered(path, lambda each, z=int(path.stem): setattr(each, "InstanceNumber", z))
+            altered(path, change)
+        with pytest.raises(FileError, match=said):
+            read_image(tmp_path / name)
+    for path in series(tmp_path / "white", VOLUME).iterdir():
+        altered(path, lambda each: setattr(each, "PhotometricInterpretation", "MONOCHROME1"))
+    assert read_image(tmp_path / "white").no_labels.startswith("DICOM that calls its smallest number white")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.dcm").write_bytes(b"x" * 200)
     for path in (tmp_path / "bad", tmp_path / "bad" / "a.dcm"):
         with pytest.raises(FileError, match="bad"):
             read_image(path)
+
+
+def dicom_series(folder: Path, array: np.ndarray, **tags: Callable[[object, int], object]) -> Path:
+    """A series with tags of its own: {keyword: (slice, its number) -> value}, None for an empty one."""
+    for path in series(folder, array).iterdir():
+        for name, value in tags.items():
+            number = int(path.stem)
+            altered(path, lambda each, name=name, value=value, z=number: setattr(each, name, value(each, z)))
+    return folder
+
+
+def beside(each: object, columns_mm: float, rows_mm: float, normal_mm: float = 0) -> list[float]:
+    """The place of a slice, moved within its plane, and along its normal."""
+    row, column = np.reshape(each.ImageOrientationPatient, (2, 3)).astype(float)
+    way = columns_mm * row + rows_mm * column + normal_mm * np.cross(row, column)
+    return (np.array(each.ImagePositionPatient, float) + way).tolist()
+
+
+@pytest.mark.parametrize(
+    "place, said",
+    [
+        (lambda each, z: [1, 2, 3], "got distances of 0 to 0 mm. Put each time, or each copy of a slice, into"),
+        (lambda each, z: beside(each, 5 * z, 0, 3 * z), "got distances of 0 to 0 mm. Put each time"),
+        (lambda each, z: beside(each, 0, 25 * (z == 2)), "got slices shifted against each other"),
+        (lambda each, z: beside(each, -30 * (2 < z < 5), 9), "got slices shifted against each other"),
+    ],
+)
+def test_slices_that_lie_at_one_height_or_beside_the_others(place: Callable, said: str, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=said):
+        read_image(dicom_series(tmp_path / "a", VOLUME, ImagePositionPatient=place))
+
+
+@pytest.mark.parametrize("step", [0.4, 0.7, 1.0])
+def test_places_of_slices_are_rounded(step: float, tmp_path: Path) -> None:
+    """A decimal of a millimetre is large beside two slices that lie close to each other."""
+    places = [np.round(np.array([-20.5, 4, 0.3]) + z * step * np.array([0.48, 0.64, 0.6]), 1).tolist() for z in (0, 1)]
+    tags = {
+        "ImageOrientationPatient": lambda each, z: [0.8, -0.6, 0, 0.36, 0.48, -0.8],
+        "ImagePositionPatient": lambda each, z: places[z],
+    }
+    image = read_image(dicom_series(tmp_path / "a", VOLUME[..., :2], **tags))
+    assert np.array_equal(image.array, VOLUME[..., :2])
+
+
+@pytest.mark.parametrize(
+    "sizes, size",
+    [
+        (lambda each, z: [0.73149999, 1.2] if z % 2 else [0.7315001, 1.2], (1.2, 0.7315)),  # a step of three decimals
+        (lambda each, z: 0.9, (0.9, 0.9)),
+        (lambda each, z: [0.6, 0.9] if z == 1 else None, (0.9, 0.6)),
+        (lambda each, z: None if z == 0 else [0.6, 0.9], (0.9, 0.6)),
+        (lambda each, z: None if z == 6 else [0.6, 0.9], (0.9, 0.6)),
+    ],
+)
+def test_sizes_of_a_pixel_in_a_series(sizes: Callable, size: tuple[float, float], tmp_path: Path) -> None:
+    """Rounded, as one number, or in some slices alone; they are (row, column) in the file, (x, y) in the image."""
+    image = read_image(dicom_series(tmp_path / "a", VOLUME, PixelSpacing=sizes))
+    assert np.linalg.norm(image.affine[:3, :3], axis=0) == pytest.approx((*size, 3), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -858,3 +930,190 @@ def test_objects_of_dicom_that_are_no_slices(kind: str, said: str, tmp_path: Pat
     sitk.WriteImage(page, str(tmp_path / "a.dcm"))
     with pytest.raises(FileError, match=said):
         read_image(tmp_path / "a.dcm")
+
+
+def pages(path: Path, *arrays_and_kinds: tuple[np.ndarray, int]) -> Path:
+    """A TIFF compressed by LZW, a page for each array; the number is its NewSubfileType: 1 a copy, 4 a mask."""
+    pictures = []
+    for array, kind in arrays_and_kinds:
+        pictures.append(PIL_Image.fromarray(array))
+        pictures[-1].encoderinfo = {"tiffinfo": {254: kind}}
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], compression="tiff_lzw")
+    return path
+
+
+@pytest.mark.parametrize("mask", [None, np.ones_like(MASK), MASK])
+def test_smaller_copies_and_masks_of_a_tiff_are_no_pages(mask: np.ndarray | None, tmp_path: Path) -> None:
+    """As GDAL writes a Cloud Optimized GeoTIFF; a mask that hides pixels may be what is meant."""
+    masks = [] if mask is None else [(mask, 4)]
+    image = read_image(pages(tmp_path / "a.tif", (T, 0), *masks, (T[::2, ::2], 1), (T[::4, ::4], 1)))
+    assert np.array_equal(image.array, T)
+    assert bool(image.no_labels) == (mask is MASK)
+
+
+@pytest.mark.parametrize("kinds", [(0, 1, 1), (1, 0, 0), (0, 0, 1, 1)])
+def test_pages_of_full_size_are_no_copies(kinds: tuple[int, ...], tmp_path: Path) -> None:
+    """Whatever they are called; a smaller one, and a mask, are still left out."""
+    stack = np.stack([T + z for z in range(len(kinds))])
+    beside = [(np.ones_like(MASK), 4), (T[:5], 1)]
+    arrays_and_kinds = [*zip(stack, kinds, strict=True), *beside]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for array, kind in arrays_and_kinds:
+            file.write(array, contiguous=False, subfiletype=kind, photometric="minisblack")
+    assert np.array_equal(read_image(tmp_path / "a.tif").array, stack)
+    assert np.array_equal(read_image(pages(tmp_path / "b.tif", *arrays_and_kinds)).array, stack)
+
+
+@pytest.mark.parametrize("channels, dtype", [(1, np.uint8), (3, np.uint8), (1, np.uint16)])
+def test_an_opaque_band_is_left_out_of_labels(channels: int, dtype: type, tmp_path: Path) -> None:
+    """Alpha of 255 in a file that does not call it so: what tifffile writes by default for two bands."""
+    options = {"photometric": "rgb" if channels == 3 else "minisblack", "planarconfig": "contig"}
+    options["extrasamples"] = ["unspecified"]
+    for side, mask in (("p", P), ("t", T)):
+        bands = [mask.astype(dtype)] * channels
+        save(tmp_path / f"{side}.tif", np.stack([*bands, np.full_like(bands[0], np.iinfo(dtype).max)], -1), **options)
+    result = score(tmp_path / "p.tif", tmp_path / "t.tif", "--format", "json")
+    (case,) = json.loads(result.stdout)["results"][0]["cases"]
+    assert {row["label"]: row["dice"] for row in case["classes"]} == pytest.approx(both(P, T))
+    save(tmp_path / "p.tif", np.stack([*bands, bands[0] * 0 + 9], -1), **options)
+    result = score(tmp_path / "p.tif", tmp_path / "p.tif")
+    assert f"expected one label per voxel, got {channels + 1} channels. Save the channel" in result.stderr
+
+
+@pytest.mark.parametrize("bands, photometric", [(2, "minisblack"), (4, "minisblack"), (4, "rgb")])
+def test_a_band_that_is_no_alpha_stays(bands: int, photometric: str, tmp_path: Path) -> None:
+    """Near infrared is a band like the others; only what the file calls transparency is left out."""
+    array = np.stack([T + 10 * band for band in range(bands)], -1).astype(np.uint8)
+    for extra, channels in (("unspecified", bands), ("unassalpha", bands - 1), ("assocalpha", bands - 1)):
+        others = (bands - 1 if photometric == "minisblack" else 1) - 1
+        options = {
+            "photometric": photometric,
+            "planarconfig": "contig",
+            "extrasamples": ["unspecified"] * others + [extra],
+        }
+        image = read_image(save(tmp_path / f"{extra}.tif", array, **options))
+        assert np.array_equal(image.array.reshape(*T.shape, -1), array[..., :channels])
+
+
+def test_blocks_that_gdal_leaves_out_are_told(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", T, photometric="minisblack", tile=(16, 16))
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for name in ("TileOffsets", "TileByteCounts"):
+            file.pages[0].tags[name].overwrite([0])
+    with pytest.raises(FileError, match=r"truncated or sparse: .* rewrite it: gdal_translate -co SPARSE_OK=FALSE"):
+        read_image(path)
+
+
+def test_nodata_of_gdal_is_named(tmp_path: Path) -> None:
+    for text, names in (("255", {255: "nodata"}), ("-1.0", {-1: "nodata"}), ("nan", {}), ("0.5", {})):
+        path = save(tmp_path / f"{text}.tif", T.astype(np.int16), extratags=[(42113, "s", 0, text, True)])
+        assert read_image(path).names == names
+
+
+@pytest.mark.parametrize(
+    "text, names", [("0", {}), ("-0.0", {}), ("18446744073709551615", {2**64 - 1: "nodata"}), ("-" + "7" * 400, {})]
+)
+def test_nodata_of_zero_or_of_many_digits(text: str, names: dict[int, str], tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", T.astype(np.uint64), extratags=[(42113, "s", 0, text, True)])
+    assert read_image(path).names == names
+
+
+def test_nodata_of_a_prediction_names_no_class(tmp_path: Path) -> None:
+    """The reference says what is missing: the nodata value of a prediction may be one of its classes."""
+    for side, array, value in (("p", P, "2"), ("t", T, "1")):
+        save(tmp_path / f"{side}.tif", array, extratags=[(42113, "s", 0, value, True)])
+    result = score(tmp_path / "p.tif", tmp_path / "t.tif", "--format", "json")
+    (case,) = json.loads(result.stdout)["results"][0]["cases"]
+    assert [(row["label"], row["name"]) for row in case["classes"]] == [(1, "nodata"), (2, "")]
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_a_fourth_axis_of_one_frame(suffix: str, tmp_path: Path) -> None:
+    three = sitk.ReadImage(str(itk(tmp_path / f"t{suffix}", VOLUME)))
+    sitk.WriteImage(sitk.JoinSeries([three]), str(tmp_path / f"p{suffix}"))
+    result = score(tmp_path / f"p{suffix}", tmp_path / f"t{suffix}", "--format", "json")
+    assert json.loads(result.stdout)["results"][0]["overall"]["macro_dice"] == 1
+
+
+LARGE = 720575940621039145
+"""Number of a neuron, above 2^53: its neighbours are equal to it as float64."""
+
+
+@pytest.mark.parametrize(
+    "kinds, start",
+    [
+        *[(kinds, LARGE) for kinds in (("u8", "u8"), ("i8", "u8"), ("u8", "i8"), ("i8", "i8"))],
+        (("u8", "u8"), 2**63 + 5),
+    ],
+)
+def test_labels_of_64_bits_are_not_rounded(kinds: tuple[str, str], start: int, tmp_path: Path) -> None:
+    """Two squares, one off by a pixel: its distance is 1, that of the other 0; as objects, PQ is (1/2 + 1) / 2."""
+    ranks = np.zeros((2, 12, 14), np.int64)
+    ranks[0, 2:5, 2:5], ranks[1, 2:5, 3:6], ranks[:, 7:10, 7:10] = 1, 1, 2
+    for side, kind, rank in zip("pt", kinds, ranks, strict=True):
+        save(tmp_path / f"{side}.npy", np.array([0, start, start + 1], kind)[rank])
+    pair = tmp_path / "p.npy", tmp_path / "t.npy"
+    result = score(*pair, "--surface", "1px", "--lesions", "--matching", ">=0.5", "--format", "json")
+    (case,) = json.loads(result.stdout)["results"][0]["cases"]
+    rows = {row["label"]: (row["hd95"], row["dice"], row["lesion_dice"]) for row in case["classes"]}
+    assert rows == {start: (1, pytest.approx(2 / 3), pytest.approx(2 / 3)), start + 1: (0, 1, 1)}
+    regions = "; ".join(f"r{i}={start + i},{start + 2 + i}" for i in range(2))
+    for options in (("--regions", regions), ("--ignore", str(start))):
+        (case,) = json.loads(score(*pair, *options, "--format", "json").stdout)["results"][0]["cases"]
+        assert case["classes"][-1]["dice"] == 1
+    result = score(*pair, "--instances", "--matching", ">=0.5", "--format", "json")
+    (case,) = json.loads(result.stdout)["results"][0]["cases"]
+    assert case["classes"][0]["pq"] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_an_empty_sform_leaves_the_qform(tmp_path: Path) -> None:
+    """As ITK has it. Without a qform, too, nothing says how large a voxel is: the volume is unknown, and not 0."""
+    affine = np.diag([2.0, 2, 3, 1])
+    whole = nib.Nifti1Image(VOLUME, affine)
+    whole.set_qform(affine, 1)
+    nib.save(whole, tmp_path / "t.nii")
+    data = bytearray((tmp_path / "t.nii").read_bytes())
+    struct.pack_into("<12f", data, 280, *[0] * 12)
+    (tmp_path / "p.nii").write_bytes(data)
+    image = read_image(tmp_path / "p.nii")
+    assert np.array_equal(image.affine, affine)
+    write_image(tmp_path / "mask.nii", VOLUME, image)
+    assert np.array_equal(read_image(tmp_path / "mask.nii").affine, affine)
+    options = ("--metrics", "volume", "--surface", "1mm", "--format", "json")
+    (case,) = json.loads(score(tmp_path / "p.nii", tmp_path / "t.nii", *options).stdout)["results"][0]["cases"]
+    assert case["classes"][0]["ml_ref"] == pytest.approx((VOLUME == 1).sum() * 0.012)
+    struct.pack_into("<h", data, 252, 0)
+    (tmp_path / "p.nii").write_bytes(data)
+    (case,) = json.loads(score(tmp_path / "p.nii", tmp_path / "p.nii", *options[:2], *options[4:]).stdout)["results"][
+        0
+    ]["cases"]
+    assert case["classes"][0]["ml_ref"] is None
+
+
+@pytest.mark.parametrize("size, place", [(0.02, 7e6), (0.25, -3e8)])
+def test_a_sform_far_away_counts(size: float, place: float, tmp_path: Path) -> None:
+    """The place of a tiny voxel is large beside it, which makes no axis empty."""
+    sform = np.diag([size, size, size, 1])
+    sform[:3, 3] = place
+    image = nib.Nifti1Image(VOLUME, sform)
+    image.set_qform(np.eye(4), 1)
+    nib.save(image, tmp_path / "a.nii")
+    assert np.array_equal(read_image(tmp_path / "a.nii").affine, np.float32(sform))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_sform_that_is_not_finite(number: float, tmp_path: Path) -> None:
+    """Unused numbers are not read; those of a sform in use are a damage, whatever the qform says."""
+    image = nib.Nifti1Image(VOLUME, np.eye(4))
+    image.set_qform(np.diag([2.0, 2, 3, 1]), 1)
+    data = bytearray(image.to_bytes())
+    for code, first in ((0, 280), (2, 280), (2, 292)):  # an axis, or the place
+        struct.pack_into("<h", data, 254, code)
+        struct.pack_into("<12f", data, 280, *np.eye(4)[:3].ravel())
+        struct.pack_into("<f", data, first, number)
+        (tmp_path / "a.nii").write_bytes(data)
+        if code:
+            with pytest.raises(FileError, match="damaged header: the affine is not finite"):
+                read_image(tmp_path / "a.nii")
+        else:
+            assert np.array_equal(read_image(tmp_path / "a.nii").affine, np.diag([2.0, 2, 3, 1]))

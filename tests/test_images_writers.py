@@ -27,7 +27,7 @@ PIL_Image = pytest.importorskip("PIL.Image")
 from commands import refused, score  # noqa: E402
 from test_images_faults import segmentation  # noqa: E402
 
-from softdice.images.files import list_images, read_image  # noqa: E402
+from softdice.images.files import FileError, list_images, read_image  # noqa: E402
 from softdice.images.labels import labels  # noqa: E402
 from softdice.scoring.options import Options  # noqa: E402
 from softdice.scoring.pair_scores import score_pair  # noqa: E402
@@ -315,6 +315,19 @@ def regions(mask: Any, form: str) -> list[dict[str, Any]]:
     return made
 
 
+def test_axes_of_the_oldest_ome_zarr(tmp_path: Path) -> None:
+    """Versions 0.1 and 0.2 have the axes t, c, z, y, x, and do not name them."""
+    group = package("zarr").open_group(str(tmp_path / "a.ome.zarr"), mode="w", zarr_format=2)
+    group.create_array("0", shape=(1, 1, *LABELS.shape), dtype=LABELS.dtype)[0, 0] = LABELS
+    group.attrs["multiscales"] = [{"version": "0.1", "datasets": [{"path": "0"}]}]
+    image = read_image(tmp_path / "a.ome.zarr")
+    assert image.place.axes == "zyx"
+    assert np.array_equal(image.array, LABELS)
+    group.attrs["multiscales"] = [{"axes": [], "datasets": [{}]}]
+    with pytest.raises(FileError, match="'path' is missing"):
+        read_image(tmp_path / "a.ome.zarr")
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 @pytest.mark.parametrize("form", ["polygon", "runs", "compressed"])
 def test_coco(form: str, tmp_path: Path) -> None:
@@ -349,6 +362,17 @@ def test_coco_is_scored_as_a_folder_of_images(tmp_path: Path) -> None:
     assert [case["case"] for case in json.loads(done.stdout)["results"][0]["cases"]] == ["a", "b"]
     refused(score(truth, truth, "--layout", "classes"), "expected two folders, got a file of many images")
     refused(score(truth, tmp_path / "masks", "--out", truth), "--out: expected a file that is not read")
+
+
+def test_coco_without_results_and_with_objects(tmp_path: Path) -> None:
+    """An empty list of results is a prediction without masks; numbers are categories, and no objects."""
+    truth = coco(tmp_path / "t.json", regions(package("pycocotools.mask"), "polygon"))
+    (tmp_path / "p.json").write_text("[]")
+    done = score(tmp_path / "p.json", truth, "--format", "json", "--missing", "0")
+    assert json.loads(done.stdout)["results"][0]["overall"]["macro_dice"] == 0
+    done = score(truth, truth, "--instances")
+    assert done.exit_code == 1
+    assert "--instances: expected a map of objects, got annotations by category. Draw each" in done.stderr
 
 
 def test_coco_that_does_not_say_what_counts(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import softdice
 from softdice.backends import route
-from softdice.backends.cpu import compiler, intrinsics, walk
+from softdice.backends.cpu import centreline, compiler, intrinsics, walk
 from softdice.statistics.declared import FIELDS
 from softdice.statistics.request import Pass, Request, decode
 
@@ -408,3 +408,14 @@ def test_functions_of_compiled_code_alone_have_no_code_of_their_own() -> None:
     (made,) = outer.overloads.values()
     assert engine.is_symbol_defined(made.fndesc.llvm_cpython_wrapper_name)
     assert not engine.is_symbol_defined(taken.fndesc.llvm_func_name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int64])
+def test_a_label_beyond_the_classes_has_no_class_in_a_skeleton(dtype: torch.dtype) -> None:
+    """In a byte the mark of no class, -1, would be the label 255."""
+    labels = torch.tensor([[0, 1] if dtype == torch.bool else [0, 1, 5, 120]], dtype=dtype)
+    two, one = centreline._class_numbers(labels, None, 2, None), centreline._class_numbers(labels, None, 1, None)
+    assert two.tolist() == [[0, 1, -1, -1][: labels.shape[1]]]
+    assert one.tolist() == [[-1, 0, -1, -1][: labels.shape[1]]]
+    many = centreline._class_numbers(labels, None, 130, None)  # beyond what a signed byte holds
+    assert many.tolist() == labels.long().tolist()

@@ -187,20 +187,20 @@ def nearest(labels: np.ndarray, c: int, spacing: tuple[float, ...]) -> np.ndarra
     return np.where(inside, min(spacing) - deep, far).reshape(labels.shape)
 
 
-@pytest.mark.parametrize("spacing", [None, (0.5, 2.0)])
+@pytest.mark.parametrize("spacing", [None, 2.0, (0.5, 2.0)])
 def test_distance_map(spacing: Any) -> None:
     labels = torch.randint(0, 3, (2, 1, 6, 7), generator=torch.Generator().manual_seed(0))
     found = softdice.distance_map(labels, 4, spacing=spacing)
     assert found.shape == (2, 4, 6, 7)
     assert bool((found[:, 3] == 0).all())  # absent
     for b, c in product(range(2), range(3)):
-        exact = nearest(labels[b, 0].numpy(), c, spacing or (1.0, 1.0))
+        exact = nearest(labels[b, 0].numpy(), c, spacing if isinstance(spacing, tuple) else (spacing or 1.0,) * 2)
         np.testing.assert_allclose(found[b, c].numpy(), exact, atol=1e-5)
 
 
-@pytest.mark.parametrize("spacing", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, float("nan"))])
+@pytest.mark.parametrize("spacing", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, float("nan")), True, (None, 1.0), "ab"])
 def test_distance_map_of_wrong_spacing(spacing: Any) -> None:
-    with pytest.raises(ValueError, match=r"^distance_map: expected spacing of 2 numbers above 0"):
+    with pytest.raises(ValueError, match=r"^distance_map: expected spacing of 2 positive numbers"):
         softdice.distance_map(torch.zeros(1, 3, 3, dtype=torch.int64), 2, spacing=spacing)
 
 

@@ -438,3 +438,71 @@ def test_metrics_plot_themselves() -> None:
             figure, axes = metric.plot(value)
             assert axes.lines or axes.patches or axes.collections
             pyplot.close(figure)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DiceScore(3, ignore_index=9),
+        lambda: DiceScore(3, ignore_index=9, threshold=0.0),
+        lambda: HausdorffDistance(3, ignore_index=9),
+        lambda: PanopticQuality(3, ignore_index=9),
+    ],
+)
+def test_nan_is_no_class(make: Callable[[], Any]) -> None:
+    """An argmax takes nan for a class: a diverged network had a Dice of 1 where there is background only."""
+    logits, target = torch.randn(2, 3, 8, 9), torch.arange(144).reshape(2, 8, 9) % 3
+    target[1, 4:] = 9
+    right = make()(logits, target)
+    logits[1, :, 5] = torch.nan  # ignored there
+    torch.testing.assert_close(make()(logits, target), right, equal_nan=True)
+    logits[0, 2, 3, 4] = torch.nan
+    for labels in (target, target[:, None]):
+        with pytest.raises(ValueError, match=r"expected input without nan, got nan \(1 values\)\. A network that has"):
+            make()(logits, labels)
+
+
+def test_nan_in_masks_of_overlapping_classes() -> None:
+    logits, masks = torch.zeros(1, 2, 4), torch.tensor([[[1, 0, 255, 1], [0, 0, 1, 1]]])
+    logits[0, 0, 2] = torch.nan
+    assert DiceScore(2, threshold=-1.0, ignore_index=255)(logits, masks) == pytest.approx((0.8 + 2 / 3) / 2)
+    logits[0, 1, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"DiceScore.update: expected input without nan, got nan \(1 values\)"):
+        DiceScore(2, threshold=-1.0, ignore_index=255)(logits, masks)
+
+
+def test_nan_in_a_class_that_is_not_scored() -> None:
+    logits, masks = torch.zeros(1, 2, 4), torch.tensor([[[1, 0, 0, 1], [0, 0, 1, 1]]])
+    logits[0, 0, 2] = torch.nan
+    metric = DiceScore(2, threshold=-1.0, classes=(1,))
+    assert metric(logits, masks) == pytest.approx(2 / 3)
+    assert metric(logits, masks.bool()) == pytest.approx(2 / 3)
+
+
+def test_a_target_of_floats_is_named_before_nan() -> None:
+    logits = torch.full((1, 3, 4), torch.nan)
+    for make in (lambda: DiceScore(3, ignore_index=255), lambda: HausdorffDistance(3, ignore_index=255)):
+        with pytest.raises(TypeError, match="expected integer labels in target"):
+            make()(logits.unsqueeze(-1), torch.zeros(1, 4, 1))
+
+
+def test_masks_of_0_and_255_are_told_what_to_do() -> None:
+    """`set ignore_index` would leave out all foreground."""
+    mask = torch.tensor([[0, 255, 255, 0]])
+    with pytest.raises(ValueError, match=r"got 255 \(2 voxels\)\. If 255 marks the class, pass prediction // 255\.$"):
+        softdice.dice_score(mask, mask, 2)
+    advice = "If 255 marks the class, pass target // 255; if it marks voxels to leave out, set ignore_index=255"
+    for score in (lambda: softdice.dice_score(mask // 255, mask, 2), lambda: DiceScore(2)(mask // 255, mask)):
+        with pytest.raises(ValueError, match=advice):
+            score()
+    assert softdice.dice_score(mask // 255, mask // 255, 2).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("percentile", [0.95, 0.5, np.float64(0.99)])
+def test_a_percentile_is_in_percent(percentile: float) -> None:
+    labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    text = rf"expected percentile in percent, got {percentile}\. Pass {100 * percentile:g} for"
+    with pytest.raises(ValueError, match=text):
+        HausdorffDistance(2, percentile=percentile)
+    with pytest.raises(ValueError, match=text):
+        softdice.metrics.hausdorff_distance(labels, labels, num_classes=2, percentile=percentile)

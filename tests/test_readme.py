@@ -17,7 +17,7 @@ import softdice.metrics
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 METRICS = {name: getattr(softdice.metrics, name) for name in softdice.metrics.__all__}
-DIFF = re.compile(r"^```diff\n- (from [^\n]+)\n\+ (from [^\n]+)\n```", re.MULTILINE)
+DIFF = re.compile(r"^- (from [^\n]+)\n\+ (from [^\n]+)$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,8 @@ def test_an_order_that_says_nothing(confidence: list[float], dice: list[float]) 
     """Two masks, or equally sure ones, have no rank correlation; JSON has null."""
     assert math.isnan(ranking(confidence, dice).correlation)
     assert ranking(confidence, dice).row()["rank_correlation"] is None
+    reason = "2 masks, for it takes 3" if len(dice) == 2 else "4 masks, for their confidence is equal"
+    assert f"Confidence: no rank correlation with the Dice of {reason}. Mean Dice" in ranking(confidence, dice).line()
     assert "<circle" in charts(ranking(confidence, dice))
 
 
@@ -111,6 +113,9 @@ def test_several_predictions(folders: tuple[Path, Path, Path], tmp_path: Path) -
         ("case,dice\na,1\n", "got case, dice"),
         ("mask,confidence\nother.png,0.5\n", "got 'other.png' first"),
         ("mask,confidence\ncase0.png,high\n", "could not convert string to float: 'high'"),
+        ("mask,confidence\ncase0.png,0.5\ncase1.png,0.4\ncase0.png,0.3\n", "got 2 times 'case0.png'"),
+        ("mask,confidence\ncase0.png,inf\n", "got inf"),
+        ("mask;confidence\ncase0.png;0,5\n", "got mask;confidence. Pass"),
         (None, "No such file"),
         ("caf\xe9".encode("latin-1"), "expected a CSV file"),
     ],
@@ -126,6 +131,27 @@ def test_files_that_do_not_fit(
     result = call("score", p, t, "--confidence", sure, "--out", tmp_path / "scores.csv")
     refused(result, "--confidence: expected", got)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["p", "t"] + ["sure.csv"] * (content is not None))
+
+
+def test_empty_rows_are_no_rows(folders: tuple[Path, Path, Path]) -> None:
+    """A spreadsheet leaves them behind."""
+    p, t, sure = folders
+    columns = sure.read_text().splitlines()[0].count(",")
+    before = call("score", p, t, "--confidence", sure, "--format", "json").stdout
+    with sure.open("a") as file:
+        file.write(2 * f"{',' * columns}\n")
+    result = call("score", p, t, "--confidence", sure, "--format", "json")
+    assert (result.exit_code, result.stdout) == (0, before)
+
+
+def test_a_row_is_about_one_mask(folders: tuple[Path, Path, Path]) -> None:
+    """Of two masks of one name in two folders, a row does not say which."""
+    p, t, sure = folders
+    for side in (p, t):
+        (side / "more").mkdir()
+        (side / "more" / "case0.png").write_bytes((side / "case0.png").read_bytes())
+    result = call("score", p, t, "--layout", "subfolders", "--confidence", sure)
+    refused(result, "--confidence: expected names that differ in PREDICTIONS, got 2 times 'case0.png'")
 
 
 def test_the_confidence_is_not_overwritten(folders: tuple[Path, Path, Path]) -> None:

@@ -62,6 +62,15 @@ def test_numbers_and_dicts_stand_for_texts(folders: tuple[Path, Path]) -> None:
         ({"ignore": 2}, {"ignore": "2"}),
         ({"ignore": [2, 9], "labels": (1,)}, {"ignore": "2,9", "labels": "1"}),
         ({"surface": "1mm", "penalty": 20.5}, {"surface": "1mm", "penalty": "20.5"}),
+        ({"surface": "1mm", "penalty": 1e16}, {"surface": "1mm", "penalty": "10000000000000000"}),
+        ({"labels": np.array([1, 2]), "ignore": {9}}, {"labels": "1,2", "ignore": "9"}),
+        (
+            {"lesions": True, "matching": np.float32(0.25), "empty": 1},
+            {"lesions": True, "matching": "0.25", "empty": "1"},
+        ),
+        ({"missing": 0, "empty": math.nan}, {"missing": "0"}),
+        ({"labels": {"liver": [1], "tumour": np.uint8(2)}}, {"labels": "liver=1,tumour=2"}),
+        ({"surface": np.array("1mm").item(), "penalty": np.array(20.5)}, {"surface": "1mm", "penalty": "20.5"}),
     ]
     for plain, text in pairs:
         one, other = score_folders(*folders, **plain), score_folders(str(folders[0]), str(folders[1]), **text)  # type: ignore[arg-type]
@@ -69,6 +78,15 @@ def test_numbers_and_dicts_stand_for_texts(folders: tuple[Path, Path]) -> None:
         assert one
     with pytest.raises(ScoreError, match=r"--labels: expected numbers, name=number or a \.json file"):
         score_folders(*folders, labels="liver")
+    for wrong, text in (
+        ({"labels": {"both": [1, 2], "core": 2}}, "labels: expected one number for each name, got several for 'both'"),
+        ({"surface": 2}, "--surface: expected a tolerance in mm or px"),
+        ({"layout": "folders"}, "--layout: expected one of files, subfolders, classes, got 'folders'"),
+        ({"layout": "classes", "labels": [1]}, "--layout classes: expected no --labels"),
+        ({"jobs": 0}, "jobs: expected at least 1 process, got 0"),
+    ):
+        with pytest.raises(ScoreError, match=text):
+            score_folders(*folders, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ScoreError, match="does not exist"):
         score_folders(folders[0] / "no", folders[1])
 
@@ -79,6 +97,14 @@ def test_what_is_not_scored_is_told(folders: tuple[Path, Path]) -> None:
         found = score_folders(*folders)
     assert len(found.errors) == 1
     assert {row["case"] for row in found} == {f"case {i}" for i in (0, 1, 2, 4, 5)}
+
+
+def test_a_tolerance_of_a_class_that_is_nowhere_is_told(folders: tuple[Path, Path]) -> None:
+    said = "--surface: no class is named 'livre' or '7': that tolerance was not used."
+    with pytest.warns(UserWarning, match=said):
+        score_folders(*folders, surface="1mm,livre=2mm,7=3mm,2=1mm")
+    assert said in " ".join(score(*folders, "--surface", "1mm,livre=2mm,7=3mm,2=1mm").stderr.split())
+    assert "--surface" not in score(*folders, "--surface", "1mm,2=1mm").stderr
 
 
 def test_pandas_takes_them(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -99,3 +125,11 @@ def test_pandas_takes_them(folders: tuple[Path, Path], tmp_path: Path) -> None:
     both = pandas.read_json(out)
     assert both["predictions"].unique().tolist() == [str(each) for each in folders]
     assert len(both) == 24
+
+
+def test_files_of_many_images_without_any(tmp_path: Path) -> None:
+    empty = tmp_path / "a.json", tmp_path / "b.json"
+    for path in empty:
+        path.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    with pytest.raises(ScoreError, match=r"^score: expected images in .*a\.json and .*b\.json, got none\."):
+        score_folders(*empty)

@@ -91,6 +91,34 @@ def test_the_plane_with_the_largest_error(
         assert places(drawn, MISSED)[:, 0].max() < places(drawn, RIGHT)[:, 0].min()  # the head is up
 
 
+def test_an_image_with_a_palette_is_drawn_in_its_colours(tmp_path: Path) -> None:
+    from PIL import Image
+
+    indices = np.random.default_rng(0).integers(0, 3, (20, 24)).astype(np.uint8)
+    palette = np.array([[200] * 3, [0] * 3, [90] * 3], np.uint8)  # another order than that of the indices
+    image = Image.fromarray(indices, "P")
+    image.putpalette(palette.ravel().tolist())
+    image.save(tmp_path / "palette.png")
+    Image.fromarray(palette[indices, 0]).save(tmp_path / "grey.png")
+    t = np.zeros((20, 24), np.uint8)
+    t[5:9, 5:9] = 1
+    for side in "pt":
+        np.save(tmp_path / f"{side}.npy", t)
+    files = tmp_path / "p.npy", tmp_path / "t.npy"
+    drawn = [picture(*files, 1, Options(), under=tmp_path / name) for name in ("palette.png", "grey.png")]
+    assert drawn[0].png == drawn[1].png
+
+
+@pytest.mark.parametrize("unit, words", [(1.0, "20 mm"), (1e3, "20 m"), (1e6, "20 km")])
+def test_a_scale_bar_has_a_unit_that_fits(unit: float, words: str, tmp_path: Path) -> None:
+    t = np.zeros((90, 90), np.uint8)
+    t[20:70, 10:60] = 1
+    for side in "pt":
+        volume(tmp_path, f"{side}.nii", t if side == "t" else t * 0, np.diag([unit, unit, 1.0, 1.0]))
+    assert score(tmp_path / "p.nii", tmp_path / "t.nii", "--report", tmp_path / "r.html").exit_code == 0
+    assert f">{words}</i>" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("spacing", [(5, 0.7, 0.7), (0.7, 0.7, 5), (1, 3, 1)])
 def test_lengths_are_true(spacing: tuple[float, float, float], tmp_path: Path) -> None:
     t = np.zeros((12, 40, 30), np.uint8)
@@ -107,6 +135,20 @@ def test_lengths_are_true(spacing: tuple[float, float, float], tmp_path: Path) -
     assert share * wanted[1] == pytest.approx(length_mm)
     assert length_mm in (2, 5, 10, 20, 50)
     assert share <= 1 / 3
+
+
+@pytest.mark.parametrize("spacing, length_mm", [((0.5, 0.5), 10), ((0.5, 2.0), 50), ((0.01, 0.01), None)])
+def test_a_picture_of_two_dimensions_has_the_lengths_of_its_pixels(
+    spacing: tuple[float, float], length_mm: int | None, tmp_path: Path
+) -> None:
+    t = np.zeros((100, 80), np.uint8)
+    t[20:70, 10:60] = 1
+    files = [volume(tmp_path, f"{s}.nii", a, np.diag([*spacing, 1.0, 1.0])) for s, a in (("p", t * 0), ("t", t))]
+    drawn = picture(*files, 1, Options())
+    extents = np.array(t.shape) * spacing
+    assert pixels(drawn).shape[:2] == pytest.approx(PIXELS * extents / extents.max(), abs=0.51)
+    assert drawn.sides == ("", "")
+    assert drawn.bar == (None if length_mm is None else (pytest.approx(length_mm / extents[1]), length_mm))
 
 
 def test_what_does_not_say_how_it_lies_is_drawn_as_stored(tmp_path: Path) -> None:

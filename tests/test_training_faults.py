@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -22,8 +23,19 @@ from commands import call, refused
 from rich.console import Console
 
 from softdice.cli.progress import Bar
-from softdice.images.files import read_image
-from softdice.training import PredictionError, TrainConfig, TrainingError, pictures, plan, predict, train
+from softdice.images.files import left_out, read_image
+from softdice.training import (
+    PredictionError,
+    TrainConfig,
+    TrainingError,
+    channels,
+    inference,
+    pictures,
+    plan,
+    predict,
+    run,
+    train,
+)
 from softdice.training.cases import Case, Cases, read_folder
 from softdice.training.checkpoint import load_checkpoint, save_checkpoint
 from softdice.training.loss_names import loss_names, parse_loss
@@ -499,3 +511,374 @@ def test_curves_of_one_epoch_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
         low, high = axes.get_ylim()
         assert low == 0
         assert high >= 0.9
+
+
+# --- images of other kinds
+
+
+@pytest.mark.parametrize(("factor", "offset"), [(1, 1e9), (1e-3, -1e6), (1e-40, 0), (1e36, 0)])
+def test_intensities_that_float32_would_lose_are_scaled_alike(factor: float, offset: float, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 200, (24, 30)).astype(np.float64)
+    expected = channels.normalise(array)
+    moved = array * factor + offset
+    np.testing.assert_allclose(channels.normalise(moved), expected, atol=1e-5)
+    for name in "ab":  # kept in memory between reading and scaling
+        for part, each in (("images", moved), ("labels", array > 100)):
+            (tmp_path / part).mkdir(exist_ok=True)
+            np.save(tmp_path / part / f"{name}.npy", each)
+    np.testing.assert_allclose(read_folder(tmp_path)[1].image[0], expected, atol=1e-5)
+
+
+def test_a_small_object_on_one_value_far_from_zero_is_not_lost() -> None:
+    array = np.full((60, 60), 7.0)
+    array[:2, :2] = 12  # 0.1 %: beyond the percentiles, which are equal
+    np.testing.assert_allclose(channels.normalise(array + 1e9), channels.normalise(array), atol=1e-4)
+
+
+def test_whole_numbers_far_from_zero_keep_their_differences_beside_missing_data(tmp_path: Path) -> None:
+    array = np.array([[10**9, 10**9 + 1], [10**9 + 2, -1]], np.int32)
+    np.save(tmp_path / "a.npy", array)
+    reading = channels.read_channels({0: tmp_path / "a.npy"}, nodata=-1)
+    assert np.diff(reading.array[0, 0]).tolist() == [1]
+    assert np.isnan(reading.array[0, 1, 1])
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_the_colours_of_a_palette_are_the_picture(grey: bool, tmp_path: Path) -> None:
+    """A palette in another order, same colours, is the same picture."""
+    from PIL import Image
+
+    palette = np.array([[200, 20, 90], [0, 255, 30], [70, 70, 200]], np.uint8)
+    palette[:, 1:] = palette[:, :1] if grey else palette[:, 1:]
+    indices = np.random.default_rng(0).integers(0, 3, (8, 9)).astype(np.uint8)
+    arrays = []
+    for order, suffix in (([0, 1, 2], "png"), ([2, 0, 1], "bmp")):
+        picture = Image.fromarray(np.argsort(order).astype(np.uint8)[indices])
+        picture.putpalette(palette[order].tobytes())
+        picture.save(tmp_path / f"a.{suffix}")
+        arrays.append(channels.read_channels({0: tmp_path / f"a.{suffix}"}).array)
+    colours = np.moveaxis(palette[indices], -1, 0)
+    assert all(array.tolist() == colours[: 1 if grey else 3].tolist() for array in arrays)
+
+
+@pytest.mark.parametrize("grey", [True, False])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_missing_data_of_a_palette_are_indices_not_colours(grey: bool, tagged: bool, tmp_path: Path) -> None:
+    """Index 2 is missing; components of the colours are 2, too."""
+    tifffile = pytest.importorskip("tifffile")
+    palette = np.tile(np.arange(256, dtype=np.uint16)[::-1], (3, 1))  # index 253 is (2, 2, 2)
+    palette[1:, 253] = palette[1:, 253] if grey else [200, 9]
+    indices = np.array([[2, 253, 7], [253, 2, 9]], np.uint8)
+    extra = {"extratags": [(42113, "s", 0, "2", True)]} if tagged else {}
+    tifffile.imwrite(tmp_path / "a.tif", indices, photometric="palette", colormap=palette * 256, **extra)
+    array = channels.read_channels({0: tmp_path / "a.tif"}, nodata=None if tagged else 2).array
+    colours = np.moveaxis(palette.T[indices], -1, 0)[: 1 if grey else 3]
+    np.testing.assert_array_equal(array, np.where(indices == 2, np.nan, colours))
+
+
+def test_no_colour_of_a_palette_is_advised_as_missing_data(tmp_path: Path) -> None:
+    """`--nodata` names an index."""
+    from PIL import Image
+
+    for name in "ab":
+        for part in ("images", "labels"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            picture = Image.fromarray(np.repeat(np.arange(24, dtype=np.uint8) % 8, 24).reshape(24, 24))
+            if part == "images":
+                picture.putpalette(np.repeat(np.array([255, *range(7)], np.uint8), 3).tobytes())  # 0 is white
+            picture.save(tmp_path / part / f"{name}.png")
+    assert not [line for line in run._doubts(read_folder(tmp_path, foreground=False), [0]) if "--nodata" in line]
+
+
+def test_images_of_bool_are_learnt(tmp_path: Path) -> None:
+    for number in range(3):
+        square = np.zeros((16, 16), bool)
+        square[number + 2 : number + 9, 3:12] = True
+        for part in ("images", "labels"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            np.save(tmp_path / part / f"{number}.npy", square)
+    train(config(tmp_path, tmp_path / "run", max_steps=1))
+    assert len(predict(tmp_path / "run" / "model.ckpt", tmp_path / "images", tmp_path / "masks")) == 3
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_channels_where_no_format_has_them_are_told(axis: int, tmp_path: Path) -> None:
+    for part, array in (("images", np.stack([np.eye(8)] * 3, axis)), ("labels", np.eye(8, dtype=np.uint8))):
+        (tmp_path / part).mkdir()
+        for name in "ab":
+            np.save(tmp_path / part / f"{name}.npy", array)
+    with pytest.raises(TrainingError, match="If one axis is that of channels: save colours as PNG"):
+        read_folder(tmp_path)
+
+
+# --- names, folders and files
+
+
+def test_names_that_matplotlib_cannot_draw(tmp_path: Path) -> None:
+    names = ["a$\\frac$", b"\xff".decode("utf-8", "surrogateescape"), "\u56fe"]
+    image = np.zeros((1, 4, 4), np.float32)
+    mask = np.eye(4, dtype=np.uint8)
+    drawn = [pictures.Shown(name, 0.5, image, mask, mask) for name in names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pictures.overlays(drawn, [], ["b", *names]).startswith(b"\x89PNG")
+        row = {"epoch": 1, "loss": 0.9, "val_dice": 0.5, **{f"val_dice_{name}": 0.5 for name in names}}
+        assert pictures.curves([row], ["b", *names]).startswith(b"\x89PNG")
+
+
+def test_a_second_run_does_not_enter_the_folder_of_one_under_way(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+
+    class Second:
+        """Starts a run from within another one."""
+
+        def line(self, text: str) -> None:
+            if text.startswith("Run:"):
+                message = "expected no other run in .*, got one that has not ended, or is still ending"
+                with pytest.raises(TrainingError, match=message):
+                    train(config(data, tmp_path, resume=True))
+                lines.append(text)
+
+        def progress(self, fraction: float, epoch: int, loss: float, dice: float | None) -> None:
+            return
+
+    lines: list[str] = []
+    train(config(data, tmp_path, max_steps=1), Second())
+    assert lines
+    assert not list(tmp_path.glob("model.1.ckpt"))
+
+
+def test_a_folder_is_free_after_a_run_whose_workers_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked worker holds a copy of the descriptor."""
+    pytest.importorskip("fcntl")
+    copies: list[int] = []
+    plain = run.os.open
+
+    def copied(path: Path, flags: int) -> int:
+        descriptor = plain(path, flags)
+        copies.append(run.os.dup(descriptor))
+        return descriptor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.os, "open", copied)
+        with run._locked(tmp_path):
+            pass
+    with run._locked(tmp_path):
+        pass
+    for copy in copies:
+        run.os.close(copy)
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fcntl")
+
+    def forbidden(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(run.os, "open", forbidden)
+    advice = "Permit it, or choose another --out"
+    with pytest.raises(TrainingError, match=rf"to read .*, got Permission denied\. {advice}"), run._locked(tmp_path):
+        pass
+
+
+def test_a_run_is_resumed_with_its_patch_and_its_images_alone(tmp_path: Path) -> None:
+    make_data(tmp_path / "data")
+    settings = config(tmp_path / "data", tmp_path / "run", max_steps=1, patch=(16, 24))
+    train(settings)
+    again = replace(settings, resume=True)
+    with pytest.raises(TrainingError, match=r"expected patch \(16, 24\), .* got \(24, 16\)"):
+        train(replace(again, patch=(24, 16)))
+    for part in ("images", "labels"):
+        array = np.load(tmp_path / "data" / part / "3.npy")
+        np.save(tmp_path / "data" / part / "3.npy", array[:20])
+    with pytest.raises(TrainingError, match="other names, sizes, labels or channels"):
+        train(again)
+
+
+@pytest.mark.parametrize("others", ["\u00e9", "f"])
+def test_a_run_of_an_earlier_release_with_accents_is_resumed_if_its_split_is_the_same(
+    others: str, tmp_path: Path
+) -> None:
+    """It kept names as macOS writes them, e with an accent, which sorts before f; \u00e9 sorts after it."""
+    make_data(tmp_path / "data")
+    for path in sorted(tmp_path.glob("data/*/*.npy")):
+        path.rename(path.with_stem(("\u00e9" if path.stem in "23" else others) + path.stem))
+    settings = config(tmp_path / "data", tmp_path / "run", max_steps=1)
+    train(settings)
+    content = load_checkpoint(tmp_path / "run" / "model.ckpt")
+    names = sorted(normalize("NFD", name) for part in ("training", "held_out") for name in content["data"][part])
+    for part, numbers in zip(("held_out", "training"), ([4], [0, 1, 2, 3]), strict=True):
+        content["data"][part] = [names[number] for number in numbers]
+    save_checkpoint(tmp_path / "run" / "model.ckpt", content)
+    again = replace(settings, resume=True, epochs=2, max_steps=2)
+    if others == "f":
+        with pytest.raises(TrainingError, match=r"the same names, which now sort in another order, .* another --out"):
+            train(again)
+    else:
+        train(again)
+        assert load_checkpoint(tmp_path / "run" / "model.ckpt")["step"] == 2
+
+
+def test_images_that_lie_in_the_folder_of_masks_behind_links_are_kept(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "scans").mkdir()
+    np.save(tmp_path / "scans" / "a.npy", np.eye(24))
+    (tmp_path / "links" / "a.npy").symlink_to(tmp_path / "scans" / "a.npy")
+    with pytest.raises(TrainingError, match="The masks would replace the images"):
+        predict(model, tmp_path / "links", tmp_path / "scans", overwrite=True)
+
+
+def test_a_table_that_cannot_be_written_is_told_before_the_masks(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", np.eye(24))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(TrainingError, match="Choose another --confidence"):
+        predict(model, tmp_path / "in", tmp_path / "masks", confidence=tmp_path / "file" / "sure.csv")
+    assert not (tmp_path / "masks").exists()
+    predict(model, tmp_path / "in", tmp_path / "masks", confidence=tmp_path / "new" / "sure.csv")
+    assert (tmp_path / "new" / "sure.csv").exists()
+
+
+# --- what is said before a run
+
+
+@pytest.mark.parametrize("foreground", [None, True])
+def test_labels_of_missing_data_are_named(foreground: bool | None, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    for number in range(3):
+        for part, array in (("images", np.eye(16)), ("labels", np.eye(16, dtype=np.uint8))):
+            (tmp_path / part).mkdir(exist_ok=True)
+            if part == "labels":
+                array[number, 5:] = 9
+            tag = (42113, "s", 0, "9" if part == "labels" and number else "0", True)
+            tifffile.imwrite(tmp_path / part / f"{number}.tif", array, extratags=[tag])
+    said = "The label 9, which GDAL_NODATA names as missing data, is trained on."
+    for ignore in (None, 9):
+        cases = read_folder(tmp_path, foreground=foreground, ignore=ignore)
+        doubts = [line for line in run._doubts(cases, [0, 1]) if line.startswith(said)]
+        assert doubts == [f"{said} If it stands for voxels of no class, start again with --ignore 9."] * (
+            ignore is None
+        )
+
+
+@pytest.mark.parametrize("values, void", [([-1, 0, 1], -1), ([0, 1, 255], 255), ([0, 255], None), ([0, 254], None)])
+def test_labels_that_often_mean_no_class_are_named(values: list[int], void: int | None, tmp_path: Path) -> None:
+    for name in "ab":
+        for part, array in (("images", np.eye(24)), ("labels", np.repeat(np.resize(values, (24, 6)), 4, 1))):
+            (tmp_path / part).mkdir(exist_ok=True)
+            np.save(tmp_path / part / f"{name}.npy", array)
+    advice = f"If it stands for voxels of no class, start again with --ignore {void}."
+    doubts = [line for line in run._doubts(read_folder(tmp_path), [0]) if "no class" in line]
+    assert doubts == [f"The label {void} is trained on. {advice}"] * (void is not None)
+    assert not [line for line in run._doubts(read_folder(tmp_path, ignore=void), [0]) if "no class" in line]
+
+
+def test_doubts_stay_short_and_a_label_to_ignore_that_is_nowhere_is_named(tmp_path: Path) -> None:
+    make_data(tmp_path)
+    label = np.repeat(np.arange(24)[:, None], 24, axis=1)
+    np.save(tmp_path / "labels" / "4.npy", label)
+    cases = read_folder(tmp_path, ignore=255, foreground=False)
+    doubts = [*run._doubts(cases, [0, 1, 2, 3])]
+    assert doubts[0] == "No label file has the value 255, which is to be left out."
+    names = ", ".join(f"label {n}" for n in range(2, 10))
+    assert doubts[1:] == [f"No training image has a voxel of {names}, ...: they cannot be learnt, and score 0."]
+    (mapped,) = run._doubts(read_folder(tmp_path, ignore=1, foreground=False), [4])
+    assert mapped.startswith("Labels mapped: 0 -> 0, 2 -> 1")
+
+
+def test_a_folder_without_images_is_predicted_with_a_word_on_what_it_holds(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "scans" / "labels").mkdir(parents=True)
+    (tmp_path / "scans" / "a.txt").write_text("no image")
+    with pytest.raises(TrainingError, match=r"none\. It holds a\.txt, labels, which are not read"):
+        predict(model, tmp_path / "scans", tmp_path / "masks")
+
+
+def make_series(folder: Path, uids: list[str], heights: list[float]) -> Path:
+    """A slice of DICOM of each of the series `uids`, at a height in mm."""
+    pytest.importorskip("pydicom")
+    sitk = pytest.importorskip("SimpleITK")
+    folder.mkdir()
+    for number, (uid, height) in enumerate(zip(uids, heights, strict=True)):
+        part = sitk.GetImageFromArray(np.full((8, 8), number, np.int16)[None])
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        place = {"0020|0032": f"0\\0\\{height}", "0020|0037": "1\\0\\0\\0\\1\\0"}
+        for key, value in {"0008|0060": "CT", "0020|000e": uid, **place}.items():
+            part.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{number}.dcm"))
+        writer.Execute(part)
+    return folder
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_the_slices_of_a_dicom_series_are_one_image(one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_series(tmp_path / "scan", ["1.2.3" if one else f"1.2.3.{z}" for z in range(3)], [0, 1, 2])
+    monkeypatch.chdir(folder)
+    for path in (folder, Path()):
+        assert [*inference._cases(path, by_channel=False)] == (["scan"] if one else ["0", "1", "2"])
+    cases = inference._cases(folder, by_channel=False)
+    with pytest.raises(TrainingError, match="The masks would replace the images"):
+        inference._places(cases, folder, None, overwrite=False)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_the_channels_beside_a_file_with_an_accent_are_found(form: Literal["NFC", "NFD"], tmp_path: Path) -> None:
+    paths = [tmp_path / normalize(form, f"caf\u00e9_{number:04}.npy") for number in range(3)]
+    for path in paths:
+        path.write_bytes(b"")
+    assert inference._cases(paths[0], by_channel=True) == {"caf\u00e9": dict(enumerate(paths))}
+
+
+def test_hidden_files_are_no_reason_why_a_folder_has_no_images(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    for name, advice in ((".DS_Store", "Check the folder."), ("b.txt", r"It holds b\.txt, which are not read\.")):
+        (tmp_path / "scans" / name).write_text("no image")
+        with pytest.raises(TrainingError, match=f"got none. {advice}"):
+            predict(model, tmp_path / "scans", tmp_path / "masks")
+
+
+@pytest.mark.parametrize("other", ["a.npy", "b.nrrd", "series", "damaged.dcm"])
+def test_images_beside_the_slices_of_a_series_are_not_passed_over(other: str, tmp_path: Path) -> None:
+    slices = 1 if other == "damaged.dcm" else 2
+    folder = make_series(tmp_path / "scans", ["1.2.3"] * slices, [0, 1][:slices])
+    if other == "series":
+        make_series(folder / other, ["1.2.4"] * 2, [0, 1])
+    else:
+        (folder / other).write_bytes(b"")
+    assert [*inference._cases(folder, by_channel=False)] == [*"01"[:slices], other.split(".")[0]]
+
+
+@pytest.mark.parametrize("uids, heights", [(["1.2.3"] * 4, [0, 1, 3, 4]), (["1.2.3"] * 3, [0, 0, 1])])
+def test_a_series_that_makes_no_volume_is_told_as_one_image(
+    uids: list[str], heights: list[float], model: Path, tmp_path: Path
+) -> None:
+    folder = make_series(tmp_path / "scan", uids, heights)
+    with pytest.raises(PredictionError, match="expected slices at equal distances") as error:
+        predict(model, folder, tmp_path / "masks")
+    assert len(error.value.errors) == 1
+
+
+@pytest.mark.parametrize("value", [np.finfo(np.float32).min, 16777218.0, -9999.0, 0.1])
+def test_the_value_to_name_as_missing_data_is_the_one_in_the_images(value: float, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).normal(1e3 if value == 0.1 else 0, 1, (24, 24)).astype(np.float32)
+    image[:4] = value
+    for name in "ab":
+        for part, array in (("images", image), ("labels", np.eye(24, dtype=np.uint8))):
+            (tmp_path / part).mkdir(exist_ok=True)
+            np.save(tmp_path / part / f"{name}.npy", array)
+    (doubt,) = run._doubts(read_folder(tmp_path), [0])
+    advised = float(doubt.split("--nodata ")[1].rstrip("."))
+    assert not [*run._doubts(read_folder(tmp_path, nodata=advised), [0])]
+
+
+def test_files_that_are_left_out_are_named_as_far_as_a_line_can(tmp_path: Path) -> None:
+    for number in range(25):
+        (tmp_path / f"{number:02}.txt").write_text("no image")
+    assert left_out(tmp_path, []).endswith(": " + ", ".join(f"{n:02}.txt" for n in range(20)) + " and 5 more")
+
+
+@pytest.mark.parametrize("option", [("--nodata", 0), ("--ignore-geometry",), ("--ignore", 255), ("--foreground",)])
+def test_an_option_about_a_folder_is_not_passed_over_without_one(option: tuple[object, ...], tmp_path: Path) -> None:
+    pytest.importorskip("nilearn")
+    result = call("train", "--out", tmp_path / "run", "--max-steps", 1, *option)
+    refused(result, f"expected a folder DATA with {option[0]}, got none.", "Give DATA")

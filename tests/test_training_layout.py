@@ -276,6 +276,8 @@ def test_what_is_wrong_with_a_dataset_of_nnunet_is_told(
         (("images", "ground truth"), "If D/ground truth holds the labels, rename it to labels."),
         (("train/images", "train/labels"), "D/train has images/ and labels/: give that folder as DATA."),
         (("Task/imagesTr", "Task/labelsTr"), "D/Task has imagesTr/ and labelsTr/: give that folder as DATA."),
+        (("train/images", "train/masks"), "If D/train/masks holds the labels, rename it to labels."),
+        (("images/train", "labels/train"), "images in D/images, got none. It holds train, which are not read."),
         (("imagesTr", "labels"), "expected a folder D/labelsTr, got none."),
         (("scans", "masks"), "D/images, got none. DATA holds images/ and labels/ with equal names"),
         (("scans", "masks"), "or nnU-Net's imagesTr/ and labelsTr/. There are masks, scans."),
@@ -294,6 +296,7 @@ def test_a_folder_of_another_name_is_told(parts: tuple[str, str], said: str, tmp
         (("{}", "{}.seg"), "Those in D/labels end in '.seg'"),
         (("{}-image", "{}"), "Those in D/images end in '-image'"),
         (("1{}", "2{}"), "Names must be equal up to the suffix."),
+        (("1{}", "2{}"), "none for 3: 1a, 1b, 1c (alone there: 2a, 2b, 2c)."),
     ],
 )
 def test_labels_with_a_longer_name_are_told(names: tuple[str, str], said: str, tmp_path: Path) -> None:
@@ -303,9 +306,25 @@ def test_labels_with_a_longer_name_are_told(names: tuple[str, str], said: str, t
     assert ("rename" in str(error.value)) == ("end in" in said)
 
 
-def test_one_of_the_two_folders_is_not_the_data(tmp_path: Path) -> None:
+def test_an_accent_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    layout = find_layout(pictures(tmp_path, "images", "labels", "\u00e9{}", "e\u0301{}"))
+    assert [*layout.images] == ["\u00e9a", "\u00e9b", "\u00e9c"]
+    assert layout.labels["\u00e9a"].name == "e\u0301a.png"
+
+
+def test_one_of_the_two_folders_is_not_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrainingError, match="Give the folder around it, "):
         find_layout(pictures(tmp_path, "images", "labels") / "images")
+    monkeypatch.chdir(tmp_path / "labels")
+    with pytest.raises(TrainingError, match="Give the folder around it, "):
+        find_layout(Path())
+
+
+def test_the_folder_of_training_images_comes_before_that_of_tests(tmp_path: Path) -> None:
+    for part in ("test", "Training"):
+        pictures(tmp_path / part, "images", "labels")
+    with pytest.raises(TrainingError, match="Training has images/ and labels/: give that folder as DATA"):
+        find_layout(tmp_path)
 
 
 def test_images_and_masks_in_one_folder_are_told(tmp_path: Path) -> None:

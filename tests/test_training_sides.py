@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +422,14 @@ def test_more_objects_than_classes_may_be_are_objects_too(tmp_path: Path) -> Non
     assert read_folder(data, foreground=True, ignore=1).values == [0, 2]
 
 
+def test_places_belong_to_their_cases_where_one_volume_alone_may_hold_objects(tmp_path: Path) -> None:
+    layers = np.broadcast_to(np.arange(24, dtype=np.uint8)[:, None], (4, 24, 16))
+    data = write_pairs(tmp_path, ".npy", [(layers, each) for each in (layers // 12, layers, layers // 12)])
+    cases = read_folder(data)
+    assert [*cases.places] == [1]
+    assert choose_mirror(replace(cases, spatial_ndim=2), [0, 2]) == ("x", "")
+
+
 def test_numbers_that_dataset_json_names_are_classes(tmp_path: Path) -> None:
     for number in range(2):
         for part in ("imagesTr", "labelsTr"):
@@ -556,3 +565,9 @@ def test_a_slice_of_a_patient_has_the_front_up_and_the_left_at_the_right() -> No
     assert (plane.shape, np.argwhere(plane).tolist(), where) == ((6, 4), [[0, 0]], ", slice 1 of 3")
     stack = pictures.Shown("a", 1.0, truth[None].astype(np.float32), truth, truth, "zyx")
     assert np.argwhere(pictures._plane(stack)[1]).tolist() == [[5, 1]]
+
+
+def test_a_large_picture_is_thinned_out_before_it_is_drawn() -> None:
+    image = np.zeros((3, 9, 3 * pictures.LONGEST_SIDE), np.float32)
+    drawn = pictures._plane(pictures.Shown("a", 1.0, image, image[0].astype(int), image[0].astype(int)))
+    assert [part.shape[:2] for part in drawn[:3]] == [(3, pictures.LONGEST_SIDE)] * 3

@@ -74,7 +74,7 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
      PASS + "expected voxel_weight of shape (2, 4, 4) or (2, 1, 4, 4), got (2, 3, 4, 4). "
      "One weight per voxel; expand it where it is the same for all."),
     (lambda: stats(voxel_weight=Y.to(torch.complex64)), TypeError,
-     PASS + "expected voxel_weight of a real dtype, got torch.complex64. Convert it."),
+     PASS + "expected voxel_weight of an integer, bool or floating dtype, got torch.complex64. Convert it."),
     # values
     (lambda: stats(target=changed(Y, 3, 7)), ValueError,
      PASS + f"expected target with labels in [0, 3), got 3 (2 voxels). {IN_RANGE}"),
@@ -458,3 +458,10 @@ def test_keywords_of_others_are_translated(keyword: dict[str, Any], advice: str)
     with pytest.raises(TypeError) as error:
         SoftDiceLoss(3, **keyword)
     assert advice in str(error.value)
+
+
+def test_a_keyword_of_other_losses_is_no_spelling_mistake() -> None:
+    with pytest.raises(TypeError, match=r"got group\. this loss has no use for group: leave it out\.$"):
+        softdice.LovaszLoss(3, group="world")
+    with pytest.raises(TypeError, match=r"got batch, regions\. batch=True is .*; this loss has no use for regions: "):
+        softdice.ClDiceLoss(3, batch=True, regions=((0, 1),))

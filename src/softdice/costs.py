@@ -20,8 +20,8 @@ def neg_log(score: Tensor) -> Tensor:
         >>> neg_log(torch.tensor([1.0, 0.5]))
         tensor([-0.0000, 0.6931])
 
-    Source: the seed of this package; K. C. L. Wong et al., "3D Segmentation with Exponential Logarithmic Loss for
-    Highly Unbalanced Object Sizes", MICCAI 2018, eq. 2 with exponent 1.
+    Source: the notebook from which this package began; K. C. L. Wong et al., "3D Segmentation with Exponential
+    Logarithmic Loss for Highly Unbalanced Object Sizes", MICCAI 2018, eq. 2 with exponent 1.
     """
     return -score.log()
 
@@ -54,7 +54,7 @@ def focal(gamma: float) -> Cost:
 
     Args:
         gamma: exponent > 0. Below 1 it presses on classes that are nearly right, above 1 on those that are wrong.
-            The focal Tversky paper writes 1 / gamma for it, with 4/3.
+            The focal Tversky paper writes it 1 / gamma, with gamma = 4/3.
 
     Example:
         >>> focal(0.5)(torch.tensor([0.75, 0.0]))
@@ -63,7 +63,7 @@ def focal(gamma: float) -> Cost:
     Source: N. Abraham, N. M. Khan, "A novel focal Tversky loss function with improved attention U-Net for lesion
     segmentation", ISBI 2019, eq. 4.
     """
-    validation.number("gamma", gamma, 0)
+    validation.exponent("gamma", gamma)
     return partial(_focal, gamma=gamma)  # a partial, unlike a closure, can be pickled
 
 
@@ -86,7 +86,7 @@ def log_power(gamma: float) -> Cost:
     Source: K. C. L. Wong et al., "3D segmentation with exponential logarithmic loss for highly unbalanced object
     sizes", MICCAI 2018, eq. 2.
     """
-    validation.number("gamma", gamma, 0)
+    validation.exponent("gamma", gamma)
     return partial(_log_power, gamma=gamma)
 
 

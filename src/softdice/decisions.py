@@ -66,6 +66,7 @@ def dice_confidence(input: Tensor, mask: Tensor, *, activation: str = "none", fl
         for voxels in sliced.slices(request.input):
             part = request.cut(sliced.ALL, voxels)
             check.values(part)
+            # without regions and logarithms
             prob_BCV, _, _ = reference.probabilities(part.input.to(sums.dtype), None, activation, False)
             prob_BCV = torch.where(prob_BCV > floor, prob_BCV, 0.0)
             mask_BCV = reference.true_values(part.target, prob_BCV.shape[1], sums.dtype)
@@ -157,7 +158,8 @@ def _check_range(prob_BCV: Tensor) -> None:
 def _by_torch(prob_BCV: Tensor, present_BC: Tensor) -> Tensor:
     """Return the thresholds of `_cut`, (B, C) float64, by torch operations on all probabilities; never wait for a GPU.
 
-    Dinkelbach's iteration: the next cut is E / 2 of the mask p > cut. It grows until that mask is the best one.
+    Dinkelbach's iteration: the next cut is E / 2, half the expected Dice of the mask p > cut. Cuts grow up to the best
+    one, where they stay the same.
     """
     _check_range(prob_BCV)
     total_BC, most_BC = prob_BCV.sum(-1, dtype=torch.float64), prob_BCV.amax(-1).double()
@@ -168,7 +170,7 @@ def _by_torch(prob_BCV: Tensor, present_BC: Tensor) -> Tensor:
         sum_BC = torch.where(above, prob_BCV, 0.0).sum(-1, dtype=torch.float64)
         return sum_BC / (above.sum(-1) + total_BC).clamp_min(TINY)
 
-    # the larger of two masks' E / 2: the one voxel with the largest p, and all p > 0.5
+    # first cut: the larger E / 2 of two masks, which are the voxel with the largest p alone, and all p > 0.5
     cut_BC = torch.maximum(most_BC / (1 + total_BC), half_expected(torch.full_like(total_BC, 0.5)))
     for _ in range(STEPS):
         last_BC, cut_BC = cut_BC, torch.maximum(cut_BC, half_expected(cut_BC))
@@ -192,9 +194,9 @@ def _by_loops(prob_BCV: Tensor, present_BC: Tensor, loops: Any) -> Tensor:
     def cut_row(row: tuple[int, int]) -> None:
         """Write the threshold of a row, (sample, class), to `cut_BC`."""
         prob_V = prob_BCV[row].to(result_dtype(prob_BCV.dtype)).contiguous().numpy()
-        bits_V = prob_V.view(f"i{prob_V.itemsize}")  # as integers, floats >= 0 have the same order
+        bits_V = prob_V.view(f"i{prob_V.itemsize}")  # as integers: floats >= 0 keep their order, others are < 0
         scratch = np.empty(V + 1, prob_V.dtype)
-        cut_BC[row], least, most = loops.cut(prob_V, bits_V, is_present_BC[row], scratch)
+        cut_BC[row], least, most = loops.cut(prob_V, bits_V, is_present_BC[row], scratch)  # and the range of the bits
         if least < 0 or most > np.ones(1, prob_V.dtype).view(bits_V.dtype)[0]:  # the bits of 1.0
             _check_range(prob_BCV)  # does not raise for a -0, whose bits are below 0
 

@@ -47,8 +47,8 @@ def _range(bits_V: np.ndarray) -> tuple[int, int]:
 @njit(nogil=True)
 def _select(prob_V: np.ndarray, bits_V: np.ndarray, cut: float, selected: np.ndarray) -> tuple[int, float, int, int]:
     """Copy the values above `cut` to the front of `selected`, and return (number of values above, sum of all values,
-    least bits, largest bits). There is no branch: each value is written, and the next one over it if it is not above
-    the cut. So one more place than V may be written: `selected` is (V + 1) of the dtype of prob_V."""
+    least bits, largest bits). To need no branch, write each value, and advance only if it is above the cut: the next
+    one overwrites it if not. `selected` is (V + 1) of the dtype of prob_V, since the last value may end there."""
     number, total, least, most = 0, 0.0, bits_V[0], bits_V[0]
     for start in range(0, prob_V.size, BLOCK):
         block = prob_V[start : start + BLOCK]
@@ -75,19 +75,19 @@ def _above(prob_V: np.ndarray, cut: float) -> tuple[float, int]:
 def cut(prob_V: np.ndarray, bits_V: np.ndarray, present: bool, selected: np.ndarray) -> tuple[float, int, int]:
     """Return (cut, least bits, largest bits): the best cut of a row, or 1 if no value is above 0.5 and not `present`.
 
-    The best cut is E / 2, where E is the largest expected Dice of a mask, 2 sum(p above the cut) / (number above it +
-    sum of all p). From any cut on, half the expected Dice of its mask is a better cut, until it stays the same.
-    Each step raises the cut, so that values below the first one need not be read again.
+    The expected Dice of the mask of a cut is 2 sum(p above it) / (number above it + sum of all p). Half of that is a
+    better cut, until it stays the same: Dinkelbach's iteration. The first cut is LIKELY, or a lower one. From there on
+    cuts grow, so that only the values above the first one are read again.
 
     present: whether the class is known to be there. selected: scratch memory, (V + 1) of the dtype of prob_V.
     """
     number, total, least, most = _select(prob_V, bits_V, LIKELY, selected)
-    _, number_above = _above(selected[:number], 0.5)
+    _, number_above = _above(selected[:number], 0.5)  # they are all selected: LIKELY is lower
     if number_above == 0 and not present:
         return 1.0, least, most
     sum_above, number_above = _above(selected[:number], LIKELY)
     value = sum_above / max(number_above + total, TINY)  # half the expected Dice of the mask of LIKELY
-    if value < LIKELY:  # the best cut may lie below LIKELY, too: select again
+    if value < LIKELY:  # the best cut may be lower than LIKELY: start from this one
         number = _select(prob_V, bits_V, value, selected)[0]
     last = -1.0
     while value > last:

@@ -40,21 +40,25 @@ def _function_of(loss: type[Loss]) -> Callable[..., Tensor]:
         >>> _function_of(losses.MCCLoss)
         <function mcc_loss at ...>
     """
-    name = words(loss) + "_loss"
+    name = words(loss) + "_loss"  # "mcc_loss" for MCCLoss
     reads_map = loss in losses.MAPPED
 
     def function(input: Tensor, target: Tensor, *, voxel_weight: Tensor | None = None, **keywords: Any) -> Tensor:
+        if "num_classes" in keywords:
+            got = keywords["num_classes"]
+            validation.fail("no num_classes, which is the number of channels of input", got, "Leave it out.", TypeError)
         maps = {"voxel_map": keywords.pop("voxel_map")} if reads_map and "voxel_map" in keywords else {}
         return loss(_channels(input), **keywords)(input, target, voxel_weight, **maps)
 
     function.__name__ = function.__qualname__ = name
+    # the parts of DOCSTRING about voxel_map, empty for a loss that reads none
     map_texts = {"and_map": " and voxel_map", "map": "voxel_map=labels, ", "also": ", voxel_map=labels"}
     texts = {key: text if reads_map else "" for key, text in map_texts.items()}
     function.__doc__ = DOCSTRING.format(loss=loss.__name__, name=name, **texts)
     *parameters, _keywords = inspect.signature(function).parameters.values()
     if reads_map:
         parameters.append(inspect.Parameter("voxel_map", inspect.Parameter.KEYWORD_ONLY, annotation="Tensor"))
-    _num_classes, *settings = inspect.signature(loss).parameters.values()  # in the place of **keywords
+    _num_classes, *settings = inspect.signature(loss).parameters.values()  # they replace **keywords in help()
     parameters += [p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY) for p in settings]
     function.__signature__ = inspect.Signature(parameters, return_annotation="Tensor")
     return validation.public(function)

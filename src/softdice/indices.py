@@ -231,7 +231,8 @@ def dice_semimetric(stats: OverlapStatistics, *, form: Literal["sum", "product"]
     On hard labels both are the Dice coefficient; on soft ones they are 1 exactly where p = y, which it is not.
 
     Args:
-        stats: statistics with `difference` (power 1), and `prediction`, `target` or `intersection`; (B, C) or (C,).
+        stats: statistics with `difference` (power 1) and `intersection`, for "sum" also `prediction` and `target`;
+            (B, C) or (C,).
         form: "sum" (DML1 of the paper) or "product" (DML2).
         eps: smoothing of the denominator, >= 0, in voxels.
 
@@ -250,8 +251,9 @@ def dice_semimetric(stats: OverlapStatistics, *, form: Literal["sum", "product"]
     Dice score with soft labels", MICCAI 2023, DML1 and DML2.
     """
     validation.choice("form", form, ("sum", "product"))
-    extent = stats.prediction + stats.target if form == "sum" else 2 * stats.intersection + stats.difference
-    return 1 - stats.difference / (extent + eps)
+    common = _twice_common(stats, form)
+    extent = stats.prediction + stats.target if form == "sum" else common + stats.difference
+    return (common + eps) / (extent + eps)
 
 
 @validation.public
@@ -264,7 +266,8 @@ def jaccard_metric(stats: OverlapStatistics, *, form: Literal["sum", "product"] 
     On hard labels both are the Jaccard index; on soft ones they are 1 exactly where p = y, which it is not.
 
     Args:
-        stats: statistics with `difference` (power 1), and `prediction`, `target` or `intersection`; (B, C) or (C,).
+        stats: statistics with `difference` (power 1) and `intersection`, for "sum" also `prediction` and `target`;
+            (B, C) or (C,).
         form: "sum" (JML1 of the paper, a metric) or "product" (JML2).
         eps: smoothing of the denominator, >= 0, in voxels.
 
@@ -284,8 +287,23 @@ def jaccard_metric(stats: OverlapStatistics, *, form: Literal["sum", "product"] 
     """
     validation.choice("form", form, ("sum", "product"))
     if form == "sum":
-        return 1 - 2 * stats.difference / (stats.prediction + stats.target + stats.difference + eps)
-    return 1 - stats.difference / (stats.intersection + stats.difference + eps)
+        return (_twice_common(stats, form) + eps) / (stats.prediction + stats.target + stats.difference + eps)
+    return (stats.intersection + eps) / (stats.intersection + stats.difference + eps)
+
+
+def _twice_common(stats: OverlapStatistics, form: str) -> Tensor:
+    """Return what p and y have in common, twice, shaped as the statistics: P + T - D for the form "sum", else 2 I.
+
+    The score is made of it, and not as 1 - D / (...), which rounds to 0 where a class is absent: -ln would be infinite.
+    """
+    both = 2 * stats.intersection
+    if form == "product":
+        return both
+    # sum 2 min(p, y), which for hard labels is 2 I, and never less: 2 I has all its digits where D takes those of P + T
+    common = stats.prediction + stats.target - stats.difference
+    eps = torch.finfo(common.dtype).eps if common.is_floating_point() else 0
+    rounding = 8 * eps * stats.difference
+    return torch.where(common > both + rounding, common, both)
 
 
 def noise_robust_dice(stats: OverlapStatistics, *, eps: float = 1e-5) -> Tensor:

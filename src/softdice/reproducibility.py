@@ -70,8 +70,8 @@ class SystemState:
 def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig) -> SystemState:
     """configuration -> seeded generators and cuDNN flags.
 
-    Seeds Python, NumPy, torch and every CUDA device; sets the cuDNN flags on `torch.backends.cudnn` (the notebook sets
-    an attribute that nothing reads); with `deterministic_algorithms` sets these and CUBLAS_WORKSPACE_CONFIG. Under
+    Seeds Python, NumPy, torch and every CUDA device; sets the cuDNN flags on `torch.backends.cudnn`; with
+    `deterministic_algorithms` calls `torch.use_deterministic_algorithms` and sets CUBLAS_WORKSPACE_CONFIG. Under
     torch.distributed the rank is added to the seed, so that ranks draw different numbers, each reproducibly.
 
     Args:
@@ -83,8 +83,8 @@ def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig
     Raises:
         TypeError, ValueError: no SystemConfig, or its seed is not an int in [0, 2^32).
 
-    Edge cases: torch prints 10 digits afterwards, as in the notebook. The environment variable for cuBLAS has to be
-    set before the first CUDA call of the process.
+    Edge cases: torch prints 10 digits afterwards, as in the notebook from which this package began. The environment
+    variable for cuBLAS has to be set before the first CUDA call of the process.
 
     Example:
         >>> import torch, softdice
@@ -107,7 +107,7 @@ def setup_system(system_config: SystemConfig | type[SystemConfig] = SystemConfig
         validation.fail("seed in [0, 2^32)", seed, "NumPy takes no other.")
     seed += rank
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the seed document seeds the legacy generator
+    np.random.seed(seed)  # noqa: NPY002 - the legacy generator is the one that transforms use
     torch.manual_seed(seed)  # on every CUDA device, too
     torch.set_printoptions(precision=10)
     torch.backends.cudnn.benchmark = config.cudnn_benchmark_enabled

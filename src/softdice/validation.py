@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from importlib import import_module
+from numbers import Real
 from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,10 +42,10 @@ _OF_THE_CLASS = ("__init__", "__post_init__", "__prepare_scriptable__", "forward
 
 
 def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
-    """Return a function that calls `function`, and puts its name in front of the errors of this package that cross it.
+    """Wrap a function that users call, so that the errors of this package that leave it begin with its name.
 
-    An error that has a name already keeps it. If `name` is None, the name is the class for a method of `_OF_THE_CLASS`,
-    `Class.method` for other methods, and the function's own name for a function.
+    An error that has a name already keeps it. If `name` is None, the name is "Class" for a method that stands for its
+    class (`__init__`, `forward`), "Class.method" for other methods, and "function" for a function.
     """
     is_method = "." in function.__qualname__.rpartition("<locals>.")[2]
     method = "" if function.__name__ in _OF_THE_CLASS else f".{function.__name__}"
@@ -58,7 +60,7 @@ def public(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
                 _say_whose(error, name or default)
             raise
 
-    # a code object of its own: torch.compile counts by code object how often it compiled, and what varies between calls
+    # one code object for each function: torch.compile limits recompilations, and notes what varies, by code object
     named.__code__ = named.__code__.replace(co_name=function.__name__)
     return wraps(function)(named)
 
@@ -100,6 +102,45 @@ def number(name: str, value: object, low: float, high: float = float("inf"), bel
         fail(f"{name} {bound}", repr(value), f"Choose {name} in that range.")
 
 
+def exponent(name: str, value: object) -> None:
+    """Raise TypeError unless the exponent of a cost is an int or float, ValueError unless it is finite and above 0."""
+    number(name, value, 0)
+    if value == 0:
+        fail(f"{name} > 0", value, "With 0 the loss would be constant.")
+
+
+def numbers_of(values: object) -> Any:
+    """Return a user's setting in Python's types: a number of NumPy or torch as int or float, several as a tuple.
+
+    Anything else is returned as it is, for the check that follows.
+
+    Example:
+        >>> numbers_of(np.float32(0.5)), numbers_of(torch.tensor([1, 2])), numbers_of([np.int64(3), 1.5])
+        (0.5, (1, 2), (3, 1.5))
+    """
+    if isinstance(values, (Tensor, np.ndarray, np.generic)):
+        values = values.tolist()
+    if isinstance(values, Iterable) and not isinstance(values, (str, bytes)):
+        return tuple(map(numbers_of, values))
+    return values
+
+
+SMALLEST_VOXEL = 1e-50
+"""Size of a voxel from which on products of areas are no zeros in float64; its inverse is the largest."""
+
+
+def voxel_sizes(spacing: object, shape: tuple[int, ...]) -> tuple[float, ...]:
+    """Check a user's spacing, and return the size of a voxel along each axis of an image of that shape; 1 for None."""
+    ndim, values = len(shape), numbers_of(spacing)
+    sizes = values if isinstance(values, tuple) else (1.0 if values is None else values,) * ndim
+    numeric = all(isinstance(size, Real) and not isinstance(size, bool) for size in sizes)
+    in_range = numeric and all(SMALLEST_VOXEL <= size <= 1 / SMALLEST_VOXEL for size in sizes)
+    if len(sizes) != ndim or not in_range:
+        advice = f"Pass the size of a voxel along each axis, from {SMALLEST_VOXEL:g} to {1 / SMALLEST_VOXEL:g}."
+        fail(f"spacing of {ndim} positive numbers for images of shape {shape}", repr(spacing), advice)
+    return tuple(map(float, sizes))
+
+
 def num_classes(value: object) -> int:
     """Return the number of classes; raise TypeError or ValueError unless it is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -124,11 +165,17 @@ def frozen_regions(regions: Any) -> tuple[tuple[int, ...], ...] | None:
 
 
 def class_numbers(name: str, values: Sequence[int], count: int) -> tuple[int, ...]:
-    """Return distinct class numbers in [0, count) as ints; raise TypeError or ValueError for other values."""
-    if not isinstance(values, Iterable) or not all(isinstance(value, SupportsIndex) for value in values):
+    """Return distinct class numbers in [0, count) as ints; raise TypeError or ValueError for other values.
+
+    True and False are no class numbers: a mask of the classes is not to be taken for classes 1 and 0.
+    """
+    classes = numbers_of(values)
+    if not isinstance(classes, tuple) or not all(
+        isinstance(c, SupportsIndex) and not isinstance(c, bool) for c in classes
+    ):
         advice = "Pass class numbers, for example (1, 2)."
         fail(f"{name} to be a sequence of ints", repr(values), advice, TypeError)
-    numbers = tuple(int(value) for value in values)
+    numbers = tuple(int(c) for c in classes)
     bad = [value for value in numbers if not 0 <= value < count]
     if bad or not numbers or len(set(numbers)) != len(numbers):
         got = f"{bad[0]}" if bad else f"{numbers}"
@@ -136,11 +183,12 @@ def class_numbers(name: str, values: Sequence[int], count: int) -> tuple[int, ..
     return numbers
 
 
-def class_weights(values: Any, count: int) -> Tensor:
-    """Return a user's weights, one per class, as a copy, (count,) float32.
+def class_weights(values: Any, count: int, classes: Sequence[int] | None = None) -> Tensor:
+    """Return the weights of `classes` (None: all), from a user's, one per class, (count,), as a copy, float32.
 
-    Raise TypeError if they are no numbers; ValueError for another shape, or unless all are finite and >= 0 and one is
-    above 0. In compiled code and on meta, where values cannot be read, leave an assertion about the values instead.
+    Raise TypeError if they are no numbers; ValueError for another shape, or unless all are finite and >= 0 and one of
+    `classes` is above 0. In compiled code and on meta, where values cannot be read, leave an assertion about the values
+    instead.
     """
     try:
         weight_C = torch.as_tensor(values, dtype=torch.float32).detach().clone()
@@ -148,13 +196,15 @@ def class_weights(values: Any, count: int) -> Tensor:
         fail("class_weight to be numbers", repr(values), "Pass one weight per class.", TypeError)
     if weight_C.shape != (count,):
         fail(f"class_weight of shape ({count},)", tuple(weight_C.shape), "Pass one weight per class.")
-    right = ((weight_C >= 0) & weight_C.isfinite()).all() & (weight_C > 0).any()
-    expected, advice = "class_weight finite, >= 0 and not all 0", "Pass other weights."
+    chosen_C = weight_C if classes is None else weight_C[list(classes)]
+    right = ((weight_C >= 0) & weight_C.isfinite()).all() & (chosen_C > 0).any()
+    those = "" if classes is None else f" for classes {tuple(classes)}"
+    expected, advice = f"class_weight finite, >= 0 and not all 0{those}", "Pass other weights."
     if weight_C.is_meta or torch.compiler.is_compiling():
         torch._assert_async(right, message(expected, "values outside", advice))
     elif not bool(right):
         fail(expected, weight_C.tolist(), advice)
-    return weight_C
+    return chosen_C
 
 
 def are_tensors(advice: str | None = None, /, **values: object) -> None:
@@ -223,14 +273,15 @@ def _missing(name: str) -> str | None:
 
 
 def attribute_needs(attribute: str, name: str, extra: str) -> None:
-    """Raise AttributeError if a module's attribute needs a package that is missing; for the module's `__getattr__`.
+    """Raise AttributeError if a module's attribute needs a package that is missing. A module's `__getattr__` calls it.
 
-    With an AttributeError, hasattr is False. `from module import attribute` would not show its text: there the
-    ModuleNotFoundError is raised. attribute: its name. name, extra: as in `package`.
+    AttributeError makes hasattr return False. But `from module import attribute` drops the error's text, so there the
+    ModuleNotFoundError is raised. attribute: its name, for the message. name: of the package, as it is imported.
+    extra: of `pip install softdice[extra]`.
     """
     try:
         package(attribute, name, extra)
     except ModuleNotFoundError as error:
-        if sys._getframe(2).f_code.co_name == "_handle_fromlist":  # of importlib, for `from module import attribute`
+        if sys._getframe(2).f_code.co_name == "_handle_fromlist":  # who called __getattr__
             raise
         raise AttributeError(str(error)) from error

@@ -27,8 +27,8 @@ LIBRARY.define(f"statistics_backward(Tensor grad, {_INPUTS}) -> Tensor")
 
 def run(request: Request, backend: str) -> Tensor:
     """Return the result of a pass (`softdice.statistics.request.Pass` says of which shape), on the autograd graph of
-    its input. backend: what `route.choose` returned for the request. Raise ValueError, with `validate`, for a value out
-    of range, as `check.values` or the backend does."""
+    its input. backend: what `route.choose` returned for the request. Raise ValueError, with `validate`, for a label,
+    target, probability or weight out of range; with Triton on a GPU an assertion of the device fails instead."""
     if on_graph(backend):
         if request.settings.validate:
             check.values(request)
@@ -91,7 +91,7 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        """Return the result of a pass; by the operator, if something has to see one (`_direct`)."""
+        """Return the result of a pass. The operator makes it if a compiler, mode or profiler has to see one."""
         request, backend = _keep(ctx, arguments)
         if _direct(request):
             return implementation(request.settings.kind, backend).forward(request)
@@ -108,7 +108,7 @@ class _Slopes(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, *arguments: Any) -> Tensor:
-        """Return dL/dinput for grad = dL/dsums; by the operator, if something has to see one (`_direct`)."""
+        """Return dL/dinput for grad = dL/dsums. The operator makes it if a compiler, mode or profiler must see one."""
         request, backend = _keep(ctx, arguments, grad)
         if _direct(request):
             return implementation(request.settings.kind, backend).gradient(grad, request)
@@ -117,7 +117,7 @@ class _Slopes(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        """Return the gradients of grad and input, on the autograd graph; cotangents: that of dL/dinput, (B, C, V)."""
+        """Return the gradients of grad and input, on the autograd graph. cotangents: one, of dL/dinput, (B, C, V)."""
         input, *others, grad = ctx.saved_tensors  # once: checkpointing unpacks no tensor twice
         with torch.enable_grad():
             input, grad = input.detach().requires_grad_(), grad.detach().requires_grad_()
@@ -128,7 +128,7 @@ class _Slopes(torch.autograd.Function):
 
 
 class _Map(torch.autograd.Function):
-    """The cross-entropy of each voxel; its gradient is that of the sum with the map's gradient as voxel weights."""
+    """The cross-entropy of each voxel. Its backward pass is the sum's, with the map's gradient as voxel weights."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -137,8 +137,8 @@ class _Map(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Return dL/dinput for the gradient of the map, (B, V) of any sign. A pass of sums takes weights >= 0 alone: it
-        gets the absolute value, and the result the sign."""
+        """Return dL/dinput for the gradient of the map, (B, V) of any sign. A map has no weights of its own, and a pass
+        of sums takes weights >= 0 alone: it gets the absolute value, and the result the sign."""
         (grad_BV,), request = grads, _kept(ctx)
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated: the definition can
             cost = reference.forward(request)
@@ -166,7 +166,7 @@ class _Ranks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Return dL/dinput for grad, (2, P, C); that of the numbers of voxels is ignored, as they are constants."""
+        """Return dL/dinput for grad = dL/d(costs, numbers of voxels), (2, P, C): the numbers are constants."""
         (grad,), request = grads, _kept(ctx)
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated: the definition can
             costs = reference.forward(request)
@@ -198,8 +198,8 @@ def _statistics_backward(grad: Tensor, *arguments: Any) -> Tensor:
 
 
 def _differentiable(function: Any, first: int) -> Any:
-    """Return an operator's implementation for autograd: it decodes the settings and applies `function`, an
-    autograd.Function. first: how many arguments come before those of a request, and are passed on as they are."""
+    """Return what an operator does on tensors that require a gradient: decode the settings and apply `function`, an
+    autograd.Function. first: how many arguments (grad) come before the request's, and are passed on as they are."""
 
     def implementation(*arguments: Any) -> Tensor:
         request, backend = _request(arguments[first:])

@@ -101,7 +101,7 @@ def asked() -> str:
 
 
 def choose(request: Request) -> str:
-    """Return the backend that serves a request: "reference", "sliced", "cpu" or "triton".
+    """Return the backend that serves a request: "reference", "sliced", "cpu" or "triton"; KINDS explains the first two.
     Raise RuntimeError if a backend was asked for by name and cannot serve it, ValueError as `asked` does."""
     name, kind, input = asked(), request.settings.kind, request.input
     if name == "reference":
@@ -121,6 +121,7 @@ def choose(request: Request) -> str:
         return "reference"
     if unfit is not None:
         _hint_at_numba(request)
+        # both are the definition: slices hold little memory and no graph
         in_slices = input.dtype == torch.float64 or kind in ("confusion", "skeletons")
         return "sliced" if in_slices else "reference"
     if name not in KINDS[kind] or (kind == "skeletons" and not request.hard):
@@ -174,7 +175,7 @@ def _unfit(name: str, request: Request) -> str | None:
     if device == "cpu" and not interpreting():
         return "input is on cpu, and TRITON_INTERPRET=1 was not set before Python started"
     missing = triton_missing()
-    if missing is not None or device == "cpu" or torch.compiler.is_compiling():
+    if missing is not None or device == "cpu" or torch.compiler.is_compiling():  # no device is asked
         return missing
     if torch.cuda.get_device_capability(input.device) < OLDEST_CAPABILITY:
         return f"the device is older than compute capability {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"

@@ -79,8 +79,8 @@ def _advice(device: torch.device, settings: Pass, outcome: str) -> str:
 
 
 def _voxels(request: Request) -> int:
-    """Return the number of voxels of a case: enough tiles for its programs, and the remainder of the request's number
-    by `layout.WIDEST`, on which machine code depends."""
+    """Return the number of voxels of a sample of the case: enough for TILES tiles in each program, and equal to the
+    request's number modulo `layout.WIDEST`, since machine code depends on the unit that divides it."""
     from softdice.backends.cuda import driver, layout
 
     least = max(VOXELS, ((TILES - 1) * PROGRAMS + 1) * driver.longest_tile(request))
@@ -134,7 +134,7 @@ def _outcome(request: Request) -> str | None:
 
 def _error(case: Request) -> float:
     """Return the largest relative distance of the kernels' statistics and gradient from the reference's in float64.
-    The gradient is that of a fixed weighted sum of the statistics; inf stands for a NaN. Autograd has to be on."""
+    The gradient is of a fixed weighted sum of the statistics; inf stands for a NaN. Autograd has to be on."""
     from softdice.backends.cuda import driver
 
     wide = case.input.detach().double().requires_grad_()

@@ -11,6 +11,7 @@ from softdice.cli.check import check
 from softdice.cli.info import info
 from softdice.cli.predict import predict
 from softdice.cli.score import EXAMPLES, score
+from softdice.cli.train import EXAMPLES as TRAIN_EXAMPLES
 from softdice.cli.train import train
 from softdice.version import __version__
 
@@ -19,7 +20,10 @@ class GroupedHelp(TyperCommand):
     """A command whose help lists the options group by group; the group is an option's `rich_help_panel`."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments, then each group of options, by its first one; click passes Context and HelpFormatter."""
+        """Write the arguments, then the groups of options in the order in which each first occurs.
+
+        click calls it with its Context and HelpFormatter.
+        """
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             title = "Arguments" if parameter.param_type_name == "argument" else "Options"
@@ -58,8 +62,10 @@ def _options(
     """The Dice coefficient and its family as losses and scores for PyTorch."""
 
 
-app.command()(check)
+app.command(short_help="Compute a known loss, and compare every backend with float64.")(check)
 app.command()(info)
-app.command()(train)
-app.command()(predict)
-app.command(cls=GroupedHelp, epilog=EXAMPLES)(score)
+app.command(short_help="Train a network on a folder of images and labels.", epilog=TRAIN_EXAMPLES)(train)
+app.command(short_help="Write a mask for every image, with a trained network.")(predict)
+app.command(
+    short_help="Score masks against labels, case by case and class by class.", cls=GroupedHelp, epilog=EXAMPLES
+)(score)

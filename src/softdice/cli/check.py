@@ -1,4 +1,4 @@
-"""`softdice check`: a loss with a known value (the seed's check), then every backend against float64.
+"""`softdice check`: a loss with a known value, then every backend against float64.
 
 Shape suffixes: B sample, C class, V voxel.
 """
@@ -18,7 +18,7 @@ TOLERANCE = 2.4e-7
 
 
 def seed_case() -> tuple[Tensor, Tensor]:
-    """Return the probabilities (1, 3, 224, 224) and the label map (1, 224, 224) of the seed's check."""
+    """Return what the known loss is of: probabilities (1, 3, 224, 224), and labels 0 to 2 (1, 224, 224) in float32."""
     setup_system(SystemConfig(seed=42))
     ground_truth = torch.zeros(1, 224, 224)
     ground_truth[:, :50, :50] = 1
@@ -28,7 +28,7 @@ def seed_case() -> tuple[Tensor, Tensor]:
 
 
 def loss_on(backend: str, prediction: Tensor, ground_truth: Tensor) -> float:
-    """Return the loss of the seed's check, for the tensors of `seed_case`, on a backend that this machine has."""
+    """Return the known loss, for the tensors of `seed_case`, on a backend that this machine has."""
     device = route.device_of(backend)
     with use_backend(backend):
         return SoftDiceLoss(num_classes=3)(prediction.to(device), ground_truth.to(device)).item()
@@ -49,7 +49,7 @@ def trials(device: torch.device) -> list[tuple[str, str | None]]:
 
 
 def check() -> None:
-    """Repeat the seed's check, compare every backend with float64, try Triton's kernels. Exits with 1 if one is off."""
+    """Compute a known loss, compare every backend with float64, try Triton's kernels. Exits with 1 if one is off."""
     prediction, ground_truth = seed_case()
     losses = {"reference": loss_on("reference", prediction, ground_truth)}
     exact = loss_on("reference", prediction.double(), ground_truth)

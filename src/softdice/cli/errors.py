@@ -24,7 +24,7 @@ def one_line(interrupted: str = "Stopped.") -> Iterator[None]:
     faults of the program, pass.
     """
     try:
-        with interrupt.heard():
+        with interrupt.heard():  # Ctrl-C raises KeyboardInterrupt inside
             yield
     except BrokenPipeError:  # the reader has ended, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes the buffer at exit, which must not fail

@@ -38,10 +38,13 @@ def _option(group: str, help: str, *names: str, **settings: Any) -> Any:
 
 
 def _choice(group: str, help: str, choices: Sequence[str]) -> Any:
-    """Return an option whose choices the help shows and the shell completes; the command itself checks the value."""
+    """Return an option, below the heading `group` of the help, whose choices the help shows and the shell completes.
+
+    `score` checks the value.
+    """
 
     def complete(incomplete: str) -> list[str]:
-        """Return the choices that begin like the word at the cursor."""
+        """Return the choices that begin with the word at the cursor."""
         return [choice for choice in choices if choice.startswith(incomplete)]
 
     return _option(group, help, metavar=f"[{'|'.join(choices)}]", autocompletion=complete)

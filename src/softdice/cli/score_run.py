@@ -1,7 +1,7 @@
 """What `softdice score` does, after its options are read: find the pairs, score them, write the results.
 
 A side is one set of predictions: first PREDICTIONS, then each --versus. Dicts by side have its path, as the user typed
-it, as their key, and keep this order.
+it, as their key, and keep this order. The journal is a file beside --out that keeps finished cases for --resume.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from softdice.scoring.options import Options
 from softdice.scoring.output_files import check_places, format_of, is_stream, save
 from softdice.scoring.pair_loading import class_files
 from softdice.scoring.pair_scores import Case
-from softdice.scoring.pairing import Pair, case_files, case_folders, pair_files
+from softdice.scoring.pairing import Pair, case_files, case_folders, check_layout, pair_files
 from softdice.scoring.report import to_html
-from softdice.scoring.summary import Summary, renumbered_line, summarise, tabulate, unnamed_line
+from softdice.scoring.summary import Summary, renumbered_line, summarise, tabulate, unnamed_line, unused_tolerances_line
 from softdice.scoring.torchrun import Run
 from softdice.validation import package
 
@@ -137,7 +137,7 @@ def run_task(task: Task, label_options: Sequence[str | None], options: Options, 
         save(task.report, [page])
     if ranked:
         print(ranked[0].line(), file=sys.stderr)
-    _print_remarks(tables, _left_out(task, pairs), total)
+    _print_remarks(tables, options, _left_out(task, pairs), total)
     if task.out is not None or task.report is not None:
         print(text_tables.done_line(tables, summaries, task.out, task.report), file=sys.stderr)
     if done < total:
@@ -156,17 +156,14 @@ def _find_pairs(task: Task, label_options: Sequence[str | None]) -> dict[str, li
     """
     if task.images is not None and not (task.images.is_dir() and task.report):
         raise ScoreError(f"--images: expected a folder, with --report, got {str(task.images)!r}.")
-    if task.layout == "classes" and (any(label_options) or task.format == "nnunet"):
-        raise ScoreError(
-            "--layout classes: expected no --labels, --regions, --ignore, --instances or nnunet: files are the classes."
-        )
+    check_layout(task.layout, (*label_options, "nnunet" if task.format == "nnunet" else None))
     sides = (task.predictions, *task.versus)
     for i, side in enumerate(sides):
         same = next((other for other in sides[:i] if other.resolve() == side.resolve()), None)
         if same is not None:
             raise ScoreError(f"--versus: expected other predictions than {same}, got the same.")
     pairs = {str(side): pair_files(side, task.truth, task.layout) for side in sides}
-    masks = {stored(path) for path in _mask_paths(pairs)}
+    masks = {stored(path) for path in _mask_paths(pairs)}  # of an image in a collection, the collection
     mask_files = (file for path in masks for file in (path.iterdir() if path.is_dir() else (path,)))
     tables_of_labels = (Path(text) for text in label_options if text and text.endswith(".json"))
     inputs = chain(mask_files, task.case_images().values(), tables_of_labels, filter(None, [task.confidence]))
@@ -190,9 +187,10 @@ def _open_journal(task: Task, options: Options) -> Journal | None:
 def _score_sides(
     task: Task, pairs: dict[str, list[Pair]], options: Options, journal: Journal | None, run: Run
 ) -> dict[str, Table]:
-    """Return the table of each side, while a bar shows the progress on a terminal.
+    """Score the pairs of each side and return its table, with a bar of progress on a terminal.
 
-    After Ctrl-C the table at hand ends with the case at hand, and the sides behind it are left out.
+    Ctrl-C ends the scoring after the current case: the current side has a shorter table, later sides have no table.
+    `run` yields the cases of pairs, as `runner.run`. `journal` is None if the result goes to a stream.
     """
     tables: dict[str, Table] = {}
     with _ctrl_c() as pressed, _progress(sum(map(len, pairs.values()))) as step:
@@ -206,7 +204,7 @@ def _score_sides(
                     return
 
         for side, side_pairs in pairs.items():
-            if not (pressed and tables):
+            if not (pressed and tables):  # the first side gets a table even if Ctrl-C came before it
                 cases = _cases(side, side_pairs, journal, partial(run, options=options, jobs=task.jobs))
                 tables[side] = tabulate(
                     until_pressed(cases), options.keys, options.names, empty=options.empty, metrics=options.metrics
@@ -217,7 +215,8 @@ def _score_sides(
 def _cases(side: str, pairs: list[Pair], journal: Journal | None, run: Run) -> Iterator[Case]:
     """Yield the cases of a side in the order of its pairs: from the journal, else scored by `run` and added to it.
 
-    `run` takes pairs and yields their cases; its options are bound.
+    `run` takes a list of pairs and yields their cases. `journal.done` holds the cases of an earlier run by side and
+    name of the case; each is removed when it is yielded, to free its memory.
     """
     done = {} if journal is None else journal.done
     with closing(run([pair for pair in pairs if (side, pair.case) not in done])) as scored:
@@ -230,10 +229,11 @@ def _cases(side: str, pairs: list[Pair], journal: Journal | None, run: Run) -> I
             yield case
 
 
-def _print_remarks(tables: dict[str, Table], left_out_lines: Iterable[str], total: int) -> None:
+def _print_remarks(tables: dict[str, Table], options: Options, left_out_lines: Iterable[str], total: int) -> None:
     """Print on standard error what to know about labels, files that were not read, and errors; `total` counts pairs."""
-    for line in filter(None, (unnamed_line(next(iter(tables.values()))), renumbered_line(tables.values()))):
-        print(line, file=sys.stderr)
+    lines = unnamed_line(next(iter(tables.values()))), renumbered_line(tables.values())
+    for line in filter(None, (*lines, unused_tolerances_line(tables.values(), options))):
+        print(shown(line), file=sys.stderr)
     empty = sum(prediction == "" for table in tables.values() for prediction in table.predictions)
     if empty:
         print(f"Without a prediction, scored as an empty one: {empty} of {total}", file=sys.stderr)
@@ -245,8 +245,8 @@ def _print_remarks(tables: dict[str, Table], left_out_lines: Iterable[str], tota
 
 
 def _left_out(task: Task, pairs: dict[str, list[Pair]]) -> Iterator[str]:
-    """Yield a line for each folder of predictions or references with files that belong to no pair, to name them."""
-    read = _mask_paths(pairs)
+    """Yield a line that names the files of a folder that belong to no pair, for each folder that has such files."""
+    read = _mask_paths(pairs)  # with --layout classes, folders: their masks are added here
     for folder in [path for path in read if path.is_dir()] if task.layout == "classes" else ():
         with suppress(FileError):  # reported as the error of its case
             read += class_files(folder).values()
@@ -342,9 +342,9 @@ def _table_text(
         yield text("all predictions", text_tables.models_grid(tables, [*summaries.values()]))
     for side, table in tables.items():
         yield text(side, text_tables.class_grid(table, summaries[side]))
-    first = next(iter(tables.values()))
+    side, first = next(iter(tables.items()))
     for name, comparison in zip(list(tables)[1:], comparisons, strict=True):
-        title = "first minus second" if len(tables) == 2 else f"first minus {name}"
+        title = f"{side} minus {name}"
         yield text(title, text_tables.comparison_grid(first, comparison))
         if comparison.shapes:
             yield text(f"{title}: shapes", text_tables.shapes_grid(first, comparison))

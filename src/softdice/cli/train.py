@@ -40,12 +40,22 @@ def _option(help: str, *names: str, default: str = "", **settings: Any) -> Any:
     return typer.Option(*names, help=f"{help} [default: {DEFAULTS[default]}]" if default else help, **settings)
 
 
+EXAMPLES = """Examples:
+
+\b
+  softdice train DATA --out run --max-minutes 10
+  softdice train DATA --out run --loss tversky+0.5*focal --epochs 50
+  softdice train DATA --out run --resume
+"""
+
+
 def train(
     data: Annotated[
         Path | None,
         typer.Argument(
+            metavar="DATA",
             help="Folder with images/ and labels/ of equal names, or nnU-Net's imagesTr/ and labelsTr/. Left out: the "
-            "brain that nilearn carries."
+            "brain that nilearn carries.",
         ),
     ] = None,
     out: Annotated[Path, _option("Folder for the model, curves, pictures and summary.")] = Path(OUT),
@@ -69,23 +79,23 @@ def train(
         int | None, _option("How many GPUs, or processes without one. Not under torchrun.", default="devices")
     ] = None,
     fused_head: Annotated[
-        bool, _option("Last convolution and loss chunk by chunk: memory for many classes.", "--fused-head")
+        bool, _option("Compute the last convolution and the loss chunk by chunk: saves memory.", "--fused-head")
     ] = False,
     round: Annotated[bool, _option("Round labels that are stored as nearly whole numbers.", "--round")] = False,
     ignore_geometry: Annotated[
         bool, _option("Image and label belong together whatever their affines say.", "--ignore-geometry")
     ] = False,
     ignore: Annotated[
-        int | None, _option("Label of voxels to leave out: no class, in neither loss nor score, such as 255.")
+        int | None, _option("Label of voxels to leave out of loss and scores, such as 255. It is no class.")
     ] = None,
     nodata: Annotated[
         float | None,
-        _option("Value of the images that stands for missing data, beside what the tag of GDAL names."),
+        _option("Value of the images that stands for missing data, beside the one that GDAL's tag names."),
     ] = None,
     foreground: Annotated[
         bool | None,
         _option(
-            "All labels but 0 are one class, as of objects that have a number each; or each label is a class.",
+            "Train all labels but 0 as one class, where each object has a number; --no-foreground: each is a class.",
             "--foreground/--no-foreground",
             show_default=False,
         ),
@@ -100,7 +110,7 @@ def train(
     ] = None,
     precision: Annotated[str | None, _option(f"One of {', '.join(PRECISIONS)}.", default="precision")] = None,
 ) -> None:
-    """Train a segmentation network with a loss of this package on DATA, or on a brain.
+    """Train a segmentation network with a loss of this package on DATA.
 
     Writes model.ckpt, metrics.csv, curves.png, overlays.png and summary.json into --out; earlier ones get a number.
     """
@@ -108,10 +118,12 @@ def train(
     started = time.monotonic()
     console = Console()
     ranks = Ranks.here()
+    # without torchrun, Lightning starts the other processes with this command, and their number in LOCAL_RANK
     first = (int(os.environ.get("LOCAL_RANK", "0")) if ranks is None else ranks.rank) == 0
     with one_line():
         try:
             settings = options | {"data": data and str(data), "out": str(out), "patch": _parse_patch(patch)}
+            # None: not passed, so that a resumed run keeps the value of its first part
             settings |= {name: settings[name] or None for name in ("fused_head", "round", "ignore_geometry")}
             config = TrainConfig(**settings)
             if first:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -115,8 +116,8 @@ def flat_pair(input: Tensor, target: Tensor, *parts: Any) -> tuple[Tensor, Tenso
     Both passes then have one view of the input, in which autograd adds their gradients in place. With a view each, both
     gradients and their sum would be in memory.
 
-    parts: what `part` returned for each. If one is None, or has a callable for an activation (other_act), which may
-    depend on the shape, the tensors stay as they are.
+    parts: the parts, None for one that has to be called. If one is None, or has a callable for an activation
+    (other_act), which may depend on the shape, the tensors stay as they are.
     """
     in_passes = all(part is not None and getattr(part, "other_act", None) is None for part in parts)
     if not in_passes or input.shape[2:] != target.shape[2:]:
@@ -124,9 +125,17 @@ def flat_pair(input: Tensor, target: Tensor, *parts: Any) -> tuple[Tensor, Tenso
     return input.flatten(2), target.flatten(2)
 
 
-def one_hot(labels: Tensor, channels: int) -> Tensor:
-    """Return labels (B, 1, *S) as (B, C, *S) bool; a label outside [0, C) is False everywhere."""
-    return labels == torch.arange(channels, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
+def one_hot(labels: Tensor, channels: int, ignore_index: int | None = None, weight: Tensor | None = None) -> Tensor:
+    """Return labels (B, 1, *S) as (B, C, *S) bool; ignore_index is False everywhere, unless it is a class.
+
+    Raise ValueError for another label outside [0, C), but where all weights (B, C, *S) are 0.
+    """
+    hot = labels == torch.arange(channels, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
+    known = hot.any(1, keepdim=True)
+    known = known if ignore_index is None else known | ~unlike(labels, ignore_index)
+    known = known if weight is None else known | ~(weight > 0).any(1, keepdim=True)
+    checks.check(~known, None, labels, partial(checks.labels_error, channels, ignore_index))
+    return hot
 
 
 # --- its pass
@@ -151,23 +160,25 @@ def sums(
         weight: a factor >= 0 of each voxel, or a mask; (B, 1, *S) or (B, *S), without a softmax (B, C, *S), too.
         probabilities: for the activation "none", whether to check that input is in [0, 1]: some formulas hold only
             there.
-        settings: further fields of `Pass`.
+        settings: of the pass beside these, such as ignore_index, label_smoothing or gamma.
 
     Raises:
         TypeError, ValueError: settings, shapes, dtypes, labels, per-class values or weights that do not fit.
     """
     names = tuple(dict.fromkeys(fields))  # two terms may read the same one
     by_channel = weight is not None and weight.ndim == input.ndim and weight.shape[1] == input.shape[1] > 1
-    # a pass has one weight for all classes of a voxel: make each channel a sample of one class
+    # a pass has one weight for all classes of a voxel: make each channel a sample of one class, (B C, 1, V)
     if weight is not None and by_channel and activation != "softmax":
         shape, V = input.shape, input.shape[2:].numel()
-        target = target if target.shape == shape else one_hot(target, shape[1])
+        if target.shape != shape:
+            labels = target if target.ndim == input.ndim else target.unsqueeze(1)
+            target = one_hot(labels, shape[1], weight=weight)
         channels = (tensor.expand(shape).reshape(-1, 1, V) for tensor in (input, target, weight))
         stats = sums(*channels, fields=names, activation=activation, probabilities=probabilities, **settings)
         return OverlapStatistics({name: getattr(stats, name).view(shape[:2]) for name in names})
     validate = activation != "none" or probabilities
     one_pass = checks.pass_settings(Pass(activation=activation, validate=validate, fields=names, **settings))
-    if not validate:  # check all but the probabilities: with a softmax any number is an input
+    if not validate:  # check all but the probabilities, as for logits: the libraries accept any number as one
         checks.values(checks.tensors(input, target, weight, None, one_pass.but(activation="softmax", validate=True)))
     return measure(input, target, weight, one_pass)
 
@@ -192,7 +203,7 @@ def balanced(
     Args:
         input: logits. target: labels or values in [0, 1]. weight: w, (B, 1, *S) or (B, C, *S), or None for 1.
         field: "cross_entropy" (without the powers) or "focal". positive, negative: factors, a number or (C,).
-        others: names of further statistics. settings: further fields of `Pass`, such as gamma.
+        others: names of further statistics. settings: of the pass, such as gamma and ignore_index.
     """
     sides = (f"positive_{field}", f"negative_{field}")
     stats = sums(input, target, weight, fields=(*sides, *others), activation="sigmoid", **settings)
@@ -219,8 +230,8 @@ def extent_fields(squared: bool = False, soft: bool = False) -> tuple[str, ...]:
 def extents(stats: OverlapStatistics, squared: bool = False, soft: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Return tp, tp + fp and tp + fn, shaped as the statistics, as the libraries define them for probabilities.
 
-    By default tp = I, tp + fp = P, tp + fn = T. squared: tp + fp = Q and tp + fn = R, the sums of squares. soft:
-    tp = (P + T - D) / 2 with D = sum abs(p - y), which is right for soft labels.
+    With prediction p and target y, tp = sum p y, tp + fp = sum p and tp + fn = sum y. squared: tp + fp = sum p^2 and
+    tp + fn = sum y^2. soft: tp = (sum p + sum y - sum abs(p - y)) / 2, which is right for soft labels.
     """
     prediction = stats.prediction_squared if squared else stats.prediction
     target = stats.target_squared if squared else stats.target
@@ -251,7 +262,7 @@ def tversky(
     Dice is alpha = beta = 1/2 (with half of its smoothing), Jaccard alpha = beta = 1.
 
     Args:
-        tp, prediction, target: tp, tp + fp and tp + fn of each class, as `extents` returns them.
+        tp, prediction, target: tp, tp + fp and tp + fn of each class.
         alpha, beta: factors of fp and fn. smooth, smooth_dr: smoothing of the numerator and of the denominator, >= 0.
         least: lower bound of the denominator; 0 for no bound.
     """
@@ -275,11 +286,8 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     """Whether the loss is 0, and not nan as torch's, for a batch in which every voxel is ignored."""
 
     def shares(self, ignore_index: int | None = None) -> bool:
-        """Return whether a pass with a softmax and that ignore_index, all else at defaults, computes this loss.
-
-        ignore_index: of the Dice term with which this loss would share the pass.
-        """
-        # torch's default of -100 leaves nothing out: the check of the labels would refuse a label of -100
+        """Return whether the pass of a Dice term with a softmax and this ignore_index gives this loss, too."""
+        # the pass refuses a label of -100, so that torch's default leaves nothing out
         return self.reduction != "none" and self.label_smoothing == 0 and self.ignore_index in (ignore_index, -100)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -299,7 +307,10 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         return entropy_BS * self.weight.to(entropy_BS)[torch.where(labels_BS == self.ignore_index, 0, labels_BS)]
 
     def from_statistics(self, stats: OverlapStatistics, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss, 0-d, for statistics with the fields `reads`; only the shapes of the tensors are read."""
+        """Return the loss, 0-d, for the statistics cross_entropy and labelled (voxels of each label), (B, C).
+
+        Only the shapes of input and target are read.
+        """
         stats = stats.pool()
         weight = torch.ones_like(stats.labelled) if self.weight is None else self.weight.to(stats.labelled)
         total = (weight * stats.cross_entropy).sum()
@@ -307,7 +318,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             return total
         if target.shape == input.shape:  # for per-class values torch divides by the voxels, not by their weights
             return total / max(input.numel() // input.shape[1], 1)
-        amount = (weight * stats.labelled).sum()
+        amount = (weight * stats.labelled).sum()  # 0 where all is ignored: nan then, as torch's, or 0 with `guard`
         return total / (torch.where(stats.labelled.sum() > 0, amount, 1.0) if self.guard else amount)
 
 
@@ -345,5 +356,5 @@ class BinaryCrossEntropyLoss(nn.BCEWithLogitsLoss):
         return balanced(input, target, mask, field="cross_entropy", positive=self.pos_weight.flatten(), others=others)
 
     def from_statistics(self, stats: OverlapStatistics, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss, 0-d, for what `statistics` returned. Only the number of logits in input is read."""
+        """Return the loss, 0-d, for the statistic cross_entropy (B, C); of input only the number of logits is read."""
         return stats.cross_entropy.sum() / (max(input.numel(), 1) if self.reduction == "mean" else 1)

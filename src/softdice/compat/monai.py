@@ -53,9 +53,10 @@ class _MonaiLoss(common.DropIn):
     """The error that MONAI raises where the shape of target does not fit."""
 
     def tensors(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a user's input and target, with an axis of one voxel added to (B, C).
+        """Return a user's input and target; without space, (B, C), as those of a single voxel, (B, C, 1).
 
-        Raise TypeError unless they are tensors, ValueError for (B, C) if MONAI's formula for it is another.
+        Raise TypeError unless they are tensors, ValueError for (B, C) if MONAI computes another number for it than for
+        a voxel (`without_space`).
         """
         input, target = common.tensors(input, target)
         if input.ndim != 2:
@@ -86,9 +87,10 @@ class _MonaiLoss(common.DropIn):
     def without_ignored(self, target: Tensor, labels: bool) -> tuple[Tensor, Tensor | None, int | None]:
         """Return (target, mask of the voxels that count, (B, 1, *S) bool or None for all, ignore_index of the pass).
 
-        MONAI ignores, in labels, the label ignore_index; in one channel of values, that value, for which 0 is put in;
-        in several channels, the voxels of class ignore_index or, if it is no class, the voxels without any class.
-        Raise ValueError if class ignore_index has values between 0 and 1. labels: what `has_labels` returned.
+        What MONAI ignores depends on the target. Labels (`labels` is true): the label ignore_index, which the pass
+        leaves out. One channel of values: the value ignore_index, which becomes 0. Several channels: the voxels of the
+        class ignore_index, or without such a class, the voxels of no class. Raise ValueError if values of that class
+        are not 0 and 1.
         """
         ignore_index: int | None = getattr(self, "ignore_index", None)
         if ignore_index is None or labels:
@@ -167,8 +169,8 @@ class _OverlapLoss(_MonaiLoss):
     ) -> OverlapStatistics:
         """Return the statistics that `fields` names, (B, C), from one pass with this loss's activation.
 
-        Check input and target, as a user passed them; raise what `tensors`, `has_labels` and `common.sums` raise. mask:
-        the voxels that count, (B, 1, *S) bool, instead of ignore_index. settings: further fields of `Pass`.
+        Check input and target, as a user passed them; raise TypeError, ValueError or `misfit` if they do not fit. mask:
+        the voxels that count, (B, 1, *S) bool, instead of ignore_index. settings: of the pass, such as gamma.
         """
         input, target = self.tensors(input, target)
         settings["activation"] = "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
@@ -178,7 +180,7 @@ class _OverlapLoss(_MonaiLoss):
         elif self.other_act is not None:
             input = self.other_act(input)
         target, keep, settings["ignore_index"] = self.without_ignored(target, self.has_labels(input, target))
-        settings["probabilities"] = self.extent_options()["soft"]
+        settings["probabilities"] = self.extent_options()["soft"]  # its formula holds in [0, 1] alone
         return common.sums(input, target, keep if mask is None else mask, fields=fields, **settings)
 
     def extents(self, stats: OverlapStatistics) -> tuple[Tensor, Tensor, Tensor]:
@@ -295,7 +297,7 @@ class MaskedDiceLoss(DiceLoss):
         _check_mask(mask, input)
         keep = (_hard_mask(mask) != 0).expand(input.shape[0], 1, *input.shape[2:])
         stats = self.statistics(input, target, self.reads, keep)
-        if self.to_onehot_y and input.shape[1] > 1:  # MONAI counts the masked voxels in the target of class 0
+        if self.to_onehot_y and input.shape[1] > 1:  # MONAI counts masked voxels, with p = 0, as class 0
             masked_B1 = (~keep).flatten(1).sum(1, keepdim=True)
             masked_BC = nn.functional.pad(masked_B1, (0, input.shape[1] - 1)).to(getattr(stats, stats.fields[0]))
             of_target = ("target", "target_squared", "difference")
@@ -450,18 +452,20 @@ class FocalLoss(_MonaiLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """input (B, C, *S), target (B, 1 or C, *S) -> loss, 0-d, or its map (B, C, *S) for reduction="none"."""
+        # 1. the target, and the voxels that count
         passed_input = input
         input, target = self.tensors(input, target)
         labels, one_map = self.has_labels(input, target), self.reduction == "none"
         target, keep, ignore_index = self.without_ignored(target, labels)
         if not (labels or self.use_softmax or one_map):
             check.hard(target)
+        # 2. cut off a background that does not count: before a softmax or a map, or else from the statistics at the end
         C = input.shape[1]
         counted = C if self.include_background or C == 1 else C - 1  # number of classes that count
         drop_background = counted < C and (self.use_softmax or one_map)
-        if labels and (drop_background or one_map):
-            keep, ignore_index = (None if ignore_index is None else common.unlike(target, ignore_index)), None
-            target = common.one_hot(target, C)
+        if labels and (drop_background or one_map):  # to values (B, C, *S), with a mask in the place of ignore_index
+            keep = None if ignore_index is None else common.unlike(target, ignore_index)
+            target, ignore_index = common.one_hot(target, C, ignore_index), None
         if drop_background:  # before the activation: MONAI's softmax is over the other classes
             input, target = input[:, 1:], target[:, 1:]
         if one_map:
@@ -469,6 +473,7 @@ class FocalLoss(_MonaiLoss):
                 _warn_of("include_background=False")
             loss_BCS = self.loss_map(input, target, keep)
             return loss_BCS.reshape(*loss_BCS.shape[:2], *passed_input.shape[2:])  # (B, C) gets no axis of space
+        # 3. one pass: it weights with a sigmoid's alpha, `from_statistics` with a softmax's
         settings: dict[str, Any] = {"ignore_index": ignore_index, "gamma": self.gamma}
         if self.alpha is not None and not self.use_softmax:
             alpha = self._alpha(counted)
@@ -482,6 +487,10 @@ class FocalLoss(_MonaiLoss):
             stats = common.sums(input, target, keep, fields=FOCAL, activation=activation, **settings)
         return self.from_statistics(stats if drop_background else self.without_background(stats))
 
+    def _power(self, base: Tensor) -> Tensor:
+        """Return base^gamma, with a finite slope at 0 also for an exponent below 1."""
+        return (base.clamp_min(torch.finfo(base.dtype).tiny) if 0 < self.gamma < 1 else base) ** self.gamma
+
     def loss_map(self, input: Tensor, target: Tensor, keep: Tensor | None) -> Tensor:
         """Return the loss of each voxel and class, (B, C, *S), by torch's operations, with 0 for an ignored voxel.
 
@@ -494,10 +503,10 @@ class FocalLoss(_MonaiLoss):
             x, y = torch.where(keep, x, 0.0), torch.where(keep, y, 0.0)
         if self.use_softmax:  # -y (1 - p)^gamma ln p
             log_p = x.log_softmax(1)
-            focal = -((1 - log_p.exp()) ** self.gamma) * log_p * y
+            focal = -self._power(1 - log_p.exp()) * log_p * y
         else:  # with q = 1 - p where y = 1, and p where y = 0:  q^gamma (-y ln p - (1 - y) ln(1 - p))
             q = (-x * (2 * y - 1)).sigmoid()
-            focal = q**self.gamma * (y * softplus(-x) + (1 - y) * softplus(x))
+            focal = self._power(q) * (y * softplus(-x) + (1 - y) * softplus(x))
         if self.alpha is not None:
             alpha = self._alpha(x.shape[1]).to(x)
             if alpha.ndim > 0:  # with a softmax, too
@@ -594,6 +603,7 @@ class DiceCELoss(_DiceOptions):
         _check_channels(input, target)
         binary = input.shape[1] == 1
         method, module = (self.bce, self.binary_cross_entropy) if binary else (self.ce, self.cross_entropy)
+        # dice, entropy: the terms that a pass may compute; None for those that have to be called
         dice, entropy = common.part(self.dice, DiceLoss), None
         if getattr(method, "__func__", None) in (DiceCELoss.ce, DiceCELoss.bce):  # a subclass has not overridden it
             entropy = common.part(module, common.CrossEntropyLoss, common.BinaryCrossEntropyLoss)
@@ -701,7 +711,7 @@ def _with_focal(loss: Any, overlap: Any, factors: tuple[float, float], input: Te
     """
     input, target = loss.tensors(input, target)
     _check_channels(input, target)
-    dice = common.part(overlap, DiceLoss, GeneralizedDiceLoss)
+    dice = common.part(overlap, DiceLoss, GeneralizedDiceLoss)  # None: another module, which has to be called
     focal = common.part(loss.focal, FocalLoss)
     if dice and focal and _share_a_pass(dice, focal):
         if not (dice.to_onehot_y and input.shape[1] > 1):
@@ -709,10 +719,10 @@ def _with_focal(loss: Any, overlap: Any, factors: tuple[float, float], input: Te
         stats = dice.statistics(input, target, (*dice.reads, *FOCAL), gamma=focal.gamma)
         focal_value = focal.from_statistics(focal.without_background(stats))
         return factors[0] * dice.from_statistics(stats, input.ndim) + factors[1] * focal_value
-    if not focal or focal.reduction != "none":
+    if not focal or focal.reduction != "none":  # a map keeps the axes of space
         input, target = common.flat_pair(input, target, dice, focal)
     dense = target
-    if loss.to_onehot_y and not (dice and focal):  # a part of another library takes one-hot targets, as MONAI passes
+    if loss.to_onehot_y and input.shape[1] > 1 and not (dice and focal):  # another's module takes it one-hot
         dense = common.one_hot(target, input.shape[1]).to(input.dtype)
     dice_value = overlap(input, target if dice else dense)
     return factors[0] * dice_value + factors[1] * loss.focal(input, target if focal else dense)

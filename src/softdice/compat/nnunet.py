@@ -128,7 +128,7 @@ class SoftDiceLoss(common.DropIn):
         """x (B, C, *S), y labels or values, loss_mask (B, 1, *S) or None -> minus the mean Dice coefficient, 0-d."""
         x, y = common.tensors(x, y)
         activation = activation_of(self.apply_nonlin)
-        if activation is None and self.apply_nonlin is not None:
+        if activation is None and self.apply_nonlin is not None:  # the second is for type checkers: None gives "none"
             x, activation = self.apply_nonlin(x), "none"
         return self.from_statistics(common.sums(x, y, loss_mask, fields=self.reads, activation=activation or "none"))
 
@@ -141,6 +141,7 @@ class SoftDiceLoss(common.DropIn):
         if self.clip_tp is not None:  # raise tp to clip_tp; fp = prediction - tp and fn = target - tp stay the same
             increase = (self.clip_tp - tp).clamp_min(0)
             tp, prediction, target = tp + increase, prediction + increase, target + increase
+        # with factors of 1/2 numerator and denominator are half of the formula's, and so is what is added
         dice = common.tversky(tp, prediction, target, 0.5, 0.5, self.smooth / 2, self.smooth / 2, least=0.5e-8)
         return -reductions.mean(dice if self.do_bg else dice[..., 1:])
 
@@ -257,9 +258,10 @@ class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
     dice_class: type[nn.Module] = SoftDiceLoss
 
     def __post_init__(self) -> None:
-        """Make both terms; ignore_label becomes the ignore_index of the cross-entropy, and sets its `guard`.
+        """Make both terms; ignore_label becomes the ignore_index of the cross-entropy.
 
-        Raise ValueError for a dice_class or a keyword that is not supported.
+        Its `guard` makes it 0, not nan, where every voxel is ignored. Raise ValueError for a dice_class or a keyword
+        that is not supported.
         """
         keywords = _keywords("ce_kwargs", self.ce_kwargs, ("weight", "ignore_index", "label_smoothing", "reduction"))
         if self.ignore_label is not None:
@@ -275,6 +277,7 @@ class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
             advice = "Give the label map a channel dimension of 1."
             validation.fail("target of shape (B, 1, *S)", tuple(target.shape), advice)
         dc, ce, ignored = common.part(self.dc, *DICE), common.part(self.ce, RobustCrossEntropyLoss), self.ignore_label
+        # one pass, if it may compute both terms, and both have a softmax and leave out the same label
         both = dc and ce and self.weight_dice != 0 and self.weight_ce != 0
         if both and activation_of(dc.apply_nonlin) == "softmax" and ce.shares(ignored):
             settings: dict[str, Any] = {"activation": "softmax", "ignore_index": ignored}
@@ -284,7 +287,7 @@ class DC_and_CE_loss(common.DropIn):  # noqa: N801 (nnU-Net's name)
         keep = None if ignored is None else common.unlike(target, ignored)
         loss: Any = 0.0
         if self.weight_dice != 0:
-            labels = target if keep is None else torch.where(keep, target, 0)
+            labels = target if keep is None else torch.where(keep, target, 0)  # ignore_label may be no class
             loss = self.weight_dice * self.dc(net_output, labels, loss_mask=keep)
         # a user's cross-entropy may be nan if every voxel is ignored: do not call it then
         if self.weight_ce != 0 and (ce or keep is None or bool(keep.any())):

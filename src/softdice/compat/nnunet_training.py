@@ -61,7 +61,7 @@ def native(loss: Compound, num_classes: int, **dice_settings: Any) -> Statistics
     the caller passes a voxel_weight that is 0 at ignored voxels, as `OfTargets` does.
 
     Args:
-        loss: what `drop_in` returns. num_classes: channels of the logits.
+        loss: the drop-in loss. num_classes: channels of the logits.
         dice_settings: keywords of the Dice term that replace its own, among cost, pooling, classes, absent and
             class_weight; value and gradient are then others.
 

@@ -32,7 +32,8 @@ def flat(mode: str, y_pred: Tensor, y_true: Tensor) -> tuple[Tensor, Tensor]:
     """Return y_pred as (N, C, V), and y_true as labels (N, 1, V) ("multiclass") or values (N, C, V).
 
     mode: one of `MODES`. y_pred: (N, C, *S), with "binary" (N, *S), too. y_true: labels (N, *S), or values shaped as
-    y_pred; it may lack a dimension of 1, or have it elsewhere, which leaves the order of its voxels as it is.
+    y_pred. Of one channel, or of labels, y_true may lack dimensions of 1 or have them elsewhere: the order of its
+    voxels is the same then.
 
     Raises:
         TypeError: not two tensors. AssertionError: another N (as smp). ValueError: another shape.
@@ -86,8 +87,8 @@ class _SmpLoss(common.DropIn):
     def without_ignored(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return (target, mask): values with 0 at the ignored ones, and a mask (N, C, V), True where a value counts.
 
-        input, target: what `flat` returned. Labels stay as they are, with None for the mask: the pass itself leaves
-        ignore_index out.
+        input: (N, C, V). target: labels (N, 1, V) or values (N, C, V). Labels stay as they are, with None for the mask:
+        the pass itself leaves ignore_index out.
         """
         if self.ignore_index is None or target.shape != input.shape:
             return target, None
@@ -95,9 +96,10 @@ class _SmpLoss(common.DropIn):
         return torch.where(keep, target, 0), keep
 
     def statistics(self, input: Tensor, target: Tensor, keep: Tensor | None, **settings: Any) -> OverlapStatistics:
-        """Return the pooled statistics, (C,), for what `flat` and `without_ignored` returned.
+        """Return the statistics of the batch, (C,), for input (N, C, V), labels (N, 1, V) or values (N, C, V).
 
-        keep: the mask, or None. settings: `fields` and `activation` of `common.sums`, and further fields of `Pass`.
+        keep: True where a value counts, (N, C, V), or None for all. settings: keywords of `common.sums`: fields,
+        activation, and settings of the pass.
         """
         ignored = self.ignore_index if target.shape != input.shape else None
         return common.sums(input, target, keep, ignore_index=ignored, **settings).pool()
@@ -132,9 +134,10 @@ class _OverlapLoss(_SmpLoss):
     alpha = beta = 0.5
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        """y_pred (N, C, *S), y_true labels or values, as `flat` takes them -> loss, 0-d."""
+        """y_pred (N, C, *S), y_true labels (N, *S) or values (N, C, *S) -> loss, 0-d."""
         input, target = flat(self.mode, y_pred, y_true)
-        soft = not self.from_logits or target.is_floating_point()  # tp right for soft labels, see `common.extents`
+        # smp's tp is (sum p + sum y - sum abs(p - y)) / 2. For hard labels and p in [0, 1] sum p y is the same number.
+        soft = not self.from_logits or target.is_floating_point()
         activation = "none" if not self.from_logits else "softmax" if self.mode == MULTICLASS_MODE else "sigmoid"
         fields = common.extent_fields(soft=soft)
         stats = self.statistics(input, *self.without_ignored(input, target), fields=fields, activation=activation)
@@ -193,7 +196,7 @@ class TverskyLoss(_OverlapLoss):
     class_weights: Sequence[float] | None = None
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        """y_pred (N, C, *S), y_true labels or values, as `flat` takes them -> loss, 0-d."""
+        """y_pred (N, C, *S), y_true labels (N, *S) or values (N, C, *S) -> loss, 0-d."""
         loss = super().forward(y_pred, y_true)
         return loss if self.gamma == 1 else loss.clamp_min(torch.finfo(loss.dtype).tiny) ** self.gamma
 
@@ -270,9 +273,9 @@ class FocalLoss(_SmpLoss):
         validation.number("gamma", self.gamma, 1 if self.normalized else 0)
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        """y_pred (N, C, *S), y_true labels, or zeros and ones, as `flat` takes them -> loss, 0-d."""
+        """y_pred (N, C, *S), y_true labels (N, *S), or zeros and ones (N, C, *S) -> loss, 0-d."""
         input, target = flat(self.mode, y_pred, y_true)
-        if not self.from_logits:
+        if not self.from_logits:  # back to logits; smp takes ln p for "multiclass"
             input = input.clamp(self.eps, 1 - self.eps)
             input = input.log() if self.mode == MULTICLASS_MODE else (input / (1 - input)).log()
         target, keep = self.without_ignored(input, target)
@@ -284,7 +287,7 @@ class FocalLoss(_SmpLoss):
             fields = ("focal", *others)
             stats = self.statistics(input, target, keep, fields=fields, activation="sigmoid", **settings)
         else:
-            if self.ignore_index is not None and keep is None:
+            if self.ignore_index is not None and keep is None:  # `balanced` gets no ignore_index
                 keep = common.unlike(target, self.ignore_index)
             sides: dict[str, Any] = {"positive": self.alpha, "negative": 1 - self.alpha, "others": others}
             stats = common.balanced(input, target, keep, field="focal", **sides, **settings).pool()

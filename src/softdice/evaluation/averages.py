@@ -38,7 +38,7 @@ def deviation(values_NK: np.ndarray) -> np.ndarray:
 
 
 def quantiles(values_NK: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """Return the quantiles of each class at those shares in [0, 1], (S, K); nan without values.
+    """Return the quantiles of each class at S shares in [0, 1], (S, K); nan for a class without values.
 
     A quantile that lies between a finite value and inf is inf.
     """
@@ -47,7 +47,8 @@ def quantiles(values_NK: np.ndarray, shares: Sequence[float]) -> np.ndarray:
         column = column[~np.isnan(column)]
         if column.size:
             quantiles_SK[:, k] = np.quantile(np.where(np.isinf(column), _HUGE, column), shares)
-    return np.where(quantiles_SK > _HUGE / 1e100, np.inf, quantiles_SK)  # a share of _HUGE came from inf
+    # only an interpolation between a score and _HUGE exceeds 1e200, whatever its weights
+    return np.where(quantiles_SK > _HUGE / 1e100, np.inf, quantiles_SK)
 
 
 def intervals(values_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ class Labels:
 
 
 def parse_labels(text: str) -> Labels:
-    """Read a text such as "1,2,5" or "liver=1, tumour=2", or a JSON file.
+    """Read a text such as "1,2,5" or "liver=1, tumour=2", or a JSON file: the labels to score, and their names.
 
     Example:
         >>> parse_labels("1,2,5").labels
@@ -42,11 +42,11 @@ def parse_labels(text: str) -> Labels:
         {1: 'liver', 2: 'tumour'}
 
     A JSON file has the form of nnU-Net's dataset.json, {"labels": {"background": 0, "liver": 1, "ignore": 2}}, of the
-    Medical Segmentation Decathlon, {"labels": {"0": "background"}}, or of the inner object alone. As in nnU-Net, voxels
-    of the label named `ignore` are left out. If a class has several labels, all classes but the background become
-    regions. The background has a name, but a file does not make it one of the scored labels.
+    Medical Segmentation Decathlon, {"labels": {"0": "background"}}, or of the inner object alone. Its label 0 is not
+    scored, and its label named `ignore` becomes `Labels.ignore`. If a class has several labels, `Labels.regions` holds
+    all classes but the background. nnU-Net's regions_class_order has a number for each region.
 
-    Raise ScoreError for another text or file.
+    Raise ScoreError for another text or file, and for a regions_class_order of another length.
     """
     if Path(text).suffix == ".json":
         entries, order = _read_json(Path(text))
@@ -69,7 +69,7 @@ def parse_labels(text: str) -> Labels:
 def parse_regions(text: str) -> dict[str, tuple[int, ...]]:
     """Read {name: labels} of regions from a text or a JSON file, without background and `ignore` of a dataset.json.
 
-    Raise ScoreError as `parse_labels` does.
+    Raise ScoreError for another text or file.
 
     Example:
         >>> parse_regions("whole=1,2,4; core=1,4")
@@ -127,12 +127,12 @@ def _check_distinct(source: str, entries: Sequence[tuple[str, str]]) -> None:
 
 
 def _read_json(path: Path) -> tuple[dict[str, tuple[int, ...]], list[Any] | None]:
-    """Return the labels of each name in {"name": 1}, {"name": [1, 2]} or {"1": "name"}, and nnU-Net's class order.
+    """Return {name: labels} of {"name": 1}, {"name": [1, 2]} or {"1": "name"}, and the list regions_class_order.
 
-    The order is None where the file has none. Raise ScoreError for a file that cannot be read, has another form, or has
-    a name or a label twice.
+    The list is None if the file has none. Raise ScoreError for a file that cannot be read, has another form, or has a
+    name or a label twice.
     """
-    try:  # utf-8-sig: Windows editors write a byte-order mark
+    try:  # utf-8-sig: Windows editors write a byte-order mark; _Pairs: a dict would drop a name that stands twice
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     except (OSError, ValueError, RecursionError) as error:
         raise ScoreError(f"{path}: expected a JSON file with labels, got {' '.join(str(error).split())}.") from error
@@ -156,4 +156,4 @@ def _read_json(path: Path) -> tuple[dict[str, tuple[int, ...]], list[Any] | None
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """An object of a JSON file as a list of pairs: a dict would drop a name that stands twice."""
+    """An object of a JSON file as a list of pairs (name, value)."""

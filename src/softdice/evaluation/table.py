@@ -75,9 +75,12 @@ class Table:
 
     @property
     def further(self) -> dict[str, np.ndarray]:
-        """Return the columns of `metrics`, the scores beside Dice and IoU, (N, K) float64 each."""
+        """Return the scores beside Dice and IoU that `metrics` names, (N, K) float64 each, by column.
+
+        Each metric has the columns that `METRICS` lists. `empty` stands where a class is in neither map.
+        """
         voxels_N1, ml_N1 = np.array(self.voxels)[:, None], np.array(self.voxel_ml)[:, None]
-        columns = {
+        columns = {  # functions: only the columns asked for are computed
             "precision": lambda: self._filled(score(formulas.precision, self.counts)),
             "recall": lambda: self._filled(score(formulas.recall, self.counts)),
             "specificity": lambda: score(formulas.specificity, self.counts, voxels_N1),

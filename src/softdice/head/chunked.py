@@ -148,13 +148,12 @@ def loss_value(
 
 
 def _statistics(layer: LinearMap, request: Request, inputs: Sequence[Any]) -> OverlapStatistics:
-    """Return the statistics, (B, C or R), of the logits that the layer makes from the inputs; args as `loss_value`.
-
-    If the target, the weights or the map need a gradient, make all logits at once.
-    """
+    """Return the statistics, (B, C or R), of the logits that the layer makes from the inputs, its tensors.
+    request: its input is an outline. If its target, weights or map need a gradient, make all logits at once."""
     if any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in request[1:TENSORS]):
         sums = _sums_of_whole(layer, request, inputs)
     else:
+        # a compiler cannot trace what runs on threads
         run = torch.compiler.disable(_ChunkedSums.apply) if torch.compiler.is_compiling() else _ChunkedSums.apply
         sums = run(layer, request.settings, *request[1:TENSORS], *inputs)
     return OverlapStatistics.unstack(request.settings.fields, sums)
@@ -190,6 +189,7 @@ def _in_lanes(work: Callable[[list[Chunk]], Any], layer: LinearMap, device: torc
     try:
         if count == 1:
             return [run(lanes[0])]
+        # the process id: after a fork the pool's threads are gone
         futures = [_pool(min(threads, LANES), os.getpid()).submit(run, lane) for lane in lanes]
         wait(futures)
     finally:
@@ -263,7 +263,7 @@ class _ChunkedSums(torch.autograd.Function):
         adjoint = layer.adjoint(inputs, needed)
 
         def work(chunks: list[Chunk]) -> Any:
-            """Return the adjoint's sums of a lane's chunks."""
+            """Return the gradients of shared inputs (weight, bias, low planes) summed over a lane's chunks."""
             memory, sums = _memory(chunks, layer, request.target.device), adjoint.lane(chunks)
             for chunk in chunks:
                 chunk_request = request.cut(*chunk)._replace(input=layer.logits(inputs, chunk, memory))

@@ -210,7 +210,7 @@ class _Window:
         self.samples, self.first, self.end = slice(0, 0), 0, 0
 
     def move(self, samples: slice, first: int, end: int) -> None:
-        """Move on to the planes first:end of the samples, which are no earlier ones; flush the planes before them."""
+        """Move on to the planes first:end of the samples, never back; write the planes that are left to dL/dlow."""
         overlap = max(self.end - first, 0) if samples == self.samples else 0  # planes that stay in the window
         self.flush(self.end - overlap)
         steps = self.end - overlap - self.first

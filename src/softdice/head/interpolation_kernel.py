@@ -10,7 +10,8 @@ then make one output row. The adjoint takes these steps backwards.
 
 low and sums are (B, C, d, h, w), without the low planes before z0; out and grad are flat, (B, C, R, W), with R output
 rows from row `first` on, numbered through all planes of H rows. All floats are of one dtype. A row is named by its
-offset in a flat array, in elements; offsets are unsigned, which saves a check for negative indices.
+offset in a flat array, in elements; offsets are unsigned, which saves a check for negative indices. Arrays are
+`borrowed`: without reference counts, which threads would contend for; `alive` keeps their owner until there.
 """
 
 # mypy: allow-untyped-defs
@@ -58,7 +59,7 @@ def low_box(z, y, first, count):
 def row_sources(z, y, r, box, W, offsets, weights):
     """Write offsets and weights, (4,) each, of the stretched rows that output row r is the sum of; return their number.
 
-    z, y: tables. box: of `low_box`. The stretched rows are those of the low rows of the box, W columns each, in order.
+    z, y: tables. box: (z0, z1, y0, y1), the low planes z0:z1 with the rows y0:y1, which are stretched, W columns each.
     """
     (index_z, weight_z), (index_y, weight_y) = z, y
     z0, _, y0, y1 = box
@@ -81,7 +82,7 @@ def interpolate(low, z0, z, y, x, first, out):
     index, weight = x
     W = u(index.shape[1])
     R = out.size // max(B * C * index.shape[1], 1)
-    box = low_box(z, y, first, R)
+    box = low_box(z, y, first, R)  # (z0, z1, y0, y1): the low planes and rows that the output rows read
     height = box[3] - box[2]
     low_rows = (box[1] - box[0]) * height
     scratch = (
@@ -122,7 +123,7 @@ def add_adjoint(grad, z, y, x_transposed, width, first, sums, z0):
     index, weight = x_transposed
     R = grad.size // max(B * C * width, 1)
     W = u(width)
-    box = low_box(z, y, first, R)
+    box = low_box(z, y, first, R)  # (z0, z1, y0, y1): the low planes and rows that the output rows read
     height = box[3] - box[2]
     low_rows = (box[1] - box[0]) * height
     scratch = (
@@ -133,12 +134,12 @@ def add_adjoint(grad, z, y, x_transposed, width, first, sums, z0):
     for bc in range(B * C):
         for j in range(u(stretched.size)):
             stretched[j] = 0
-        for r in range(R):  # send each output row back to its stretched rows, two at a time
+        for r in range(R):  # send each output row back to its 1, 2 or 4 stretched rows, in pairs p, q
             sources = row_sources(z, y, first + r, box, W, offsets, weights)
             o = u(bc * R + r) * W
             for k in range(0, sources, 2):
                 p, q, w_p, w_q = offsets[k], offsets[k + 1] if sources > 1 else offsets[k], weights[k], weights[k + 1]
-                if p == q:  # a single source (its w_q is 0), or both at the border
+                if p == q:  # a single source (its w_q is 0), or one row twice, at the border: `write`s must not overlap
                     for j in range(W):
                         stretched[p + j] += (w_p + w_q) * grad[o + j]
                 else:

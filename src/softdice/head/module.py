@@ -106,7 +106,7 @@ class FusedHead(nn.Module):
         features_BKS = self._checked(features)
         if isinstance(self.loss, Upsampled):
             return self.loss(self.logits(features), target, voxel_weight, voxel_map=voxel_map, merge=merge)
-        settings, counted = self.loss.merged(merge, features_BKS)
+        settings, counted = self.loss.merged(merge, features_BKS)  # counted: the classes that enter the mean
         B, C = len(features), self.weight.shape[0]
         dtype = product_dtype(features)
         # one number, expanded: it has the shape, dtype and device of the logits, and no memory of theirs

@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ __all__ = [
 SUFFIXES = tuple(sorted(suffix for suffix, format in BY_SUFFIX.items() if format.entries is None))
 """Suffixes that `read_image` reads; files that hold many images are not among them."""
 
+MOST_NAMED = 20
+"""Files that a line names, at most."""
 
 _FOREIGN = {
     (0, b"\x1f\x8b"): "compressed by gzip", (0, b"\x89HDF"): "HDF5", (0, b"<"): "HTML or XML",
@@ -67,17 +70,34 @@ def image_name(path: str | Path) -> tuple[str, str] | None:
     store, or slices of DICOM), or an image in a collection. No file is read further than its first bytes.
     """
     path = Path(path)
-    if stored(path) != path:
-        return path.name, stored(path).suffix.lower()
+    if is_collection(path.parent):
+        return path.name, path.parent.suffix.lower()
     if not path.is_dir():
         return split_name(path) or ((path.name, ".dcm") if is_dicom(path) else None)
     if is_store(path):
         return split_name(path) or (path.name, ".zarr")
-    listed = list(path.iterdir())
+    listed = list(path.iterdir())  # a folder of slices, in a format whose `folder` is set
     suffixes = {name[1] for name in map(split_name, listed) if name and BY_SUFFIX[name[1]].folder}
     if not suffixes and any(split_name(each) is None and is_dicom(each) for each in listed):
         suffixes = {".dcm"}
     return (path.name, suffixes.pop()) if len(suffixes) == 1 else None
+
+
+def composed(name: str) -> str:
+    """Return a name in one form of Unicode, in which names are compared: macOS writes é as e with an accent.
+
+    Example:
+        >>> composed("e\u0301") == "\u00e9"
+        True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def parts(path: Path) -> list[Path]:
+    """Return the files that hold an image: `stored`, and where that is only a header, files that may be beside it."""
+    path = stored(path)
+    name = split_name(path)
+    return [path, *(path.with_name(name[0] + suffix) for suffix in BY_SUFFIX[name[1]].beside)] if name else [path]
 
 
 def stored(path: Path) -> Path:
@@ -94,12 +114,8 @@ def is_collection(path: Path) -> bool:
 def list_entries(path: Path, beside: Path | None = None) -> dict[str, Path]:
     """Return {stem: path} of the images in a collection; such a path is `path` / the name of the image inside it.
 
-    Args:
-        path: of the collection, as `is_collection` knows it.
-        beside: another file. It is read for the names of the images if it is a collection, too.
-
-    Raises:
-        FileError: the file cannot be read, or has another content than its suffix says.
+    `beside`: another file. It is read for the names of the images if it is a collection, too. Raise FileError if the
+    file cannot be read, or has another content than its suffix says.
     """
     entries = BY_SUFFIX[path.suffix.lower()].entries
     assert entries is not None
@@ -120,7 +136,7 @@ def is_store(path: Path) -> bool:
 
 
 def left_out(folder: Path, cases: Iterable[Path]) -> str:
-    """Return a line that names all entries of a folder that are not among the paths `cases`, "" if there are none.
+    """Return a line that names entries of a folder that are not among the paths `cases`, "" if there are none.
 
     Hidden files are not named, nor files that hold the voxels of a header beside them. For a case that is a folder of
     a DICOM series the line also names the files without a picture inside it.
@@ -135,14 +151,14 @@ def left_out(folder: Path, cases: Iterable[Path]) -> str:
         name = image_name(path)
         if name is not None and (others_in := BY_SUFFIX[name[1]].folder) is not None:
             unread += [f"{path.name}/{other}" for other in others_in(path)]
-    return f"Left out of {folder}: {', '.join(unread)}" if unread else ""
+    more = f" and {len(unread) - MOST_NAMED} more" * (len(unread) > MOST_NAMED)
+    return f"Left out of {folder}: {', '.join(unread[:MOST_NAMED])}{more}" if unread else ""
 
 
 def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:
     """Return {stem: path} of the images in a folder, sorted: files with a known suffix, subfolders that are one image.
 
     Args:
-        folder: an existing folder.
         nnunet: take `case_0000.nii.gz`, as nnU-Net names the first channel of an image, for `case`.
 
     Raises:
@@ -154,9 +170,9 @@ def list_images(folder: str | Path, *, nnunet: bool = False) -> dict[str, Path]:
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         name = image_name(path)
-        if name is None or not path.exists():
+        if name is None or not path.exists():  # a link may lead nowhere
             continue
-        stem = name[0].removesuffix("_0000") if nnunet else name[0]
+        stem = composed(name[0].removesuffix("_0000") if nnunet else name[0])
         if stem in images:
             got = f"{images[stem].name} and {path.name}. Keep one of them."
             raise FileError(f"list_images: expected one file named {stem!r} in {folder}, got {got}")
@@ -185,9 +201,8 @@ def read_image(path: str | Path) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a reader that warns about a file does not trust it; neither do we
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", PendingDeprecationWarning)
-            warnings.simplefilter("ignore", ResourceWarning)
+            for about_code in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
+                warnings.simplefilter("ignore", about_code)
             image = replace(format.read(path, module), suffix=name[1])
     except Exception as error:  # readers trust what they read: a flipped bit surfaces as any of the errors there are
         raise FileError(f"read_image: {path}: {_one_line(error)}{_content(path, format)}") from error
@@ -255,6 +270,7 @@ def written_beside(path: Path) -> Iterator[io.BufferedWriter]:
 def _one_line(error: BaseException) -> str:
     """Return the text of an error in one line, at most 300 characters; its type if it has none."""
     text = " ".join(str(error).split())
+    text += " is missing" if isinstance(error, KeyError) else ""
     return text[:300] if text else type(error).__name__
 
 

@@ -1,7 +1,8 @@
 """Compare where the voxels of two images lie: whether an array index means the same place in both.
 
 `path` and `other_path` are the files of `image` and `other`, for messages alone; `advice` and `transpose` are sentences
-that end a message and say what to do. Affines are (4, 4), from voxel indices to coordinates in the frame of the image.
+that end a message and say what to do. Affines are (4, 4), from voxel indices to coordinates in the frame of the image,
+which is the space of a patient or of a map; "" for an image whose file does not say where its voxels lie.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ def one_frame(a: Image, b: Image) -> bool:
 def by_position(a: Image, b: Image) -> bool:
     """Return whether two images of one shape can be compared index by index, though no common frame says so.
 
-    False if both name a frame, for then their affines decide, or if one lies in a patient, where an order of axes says
-    nothing about directions. Else True if the axes of both are "zyx" or "any", whatever the spacing: pictures, stacks
-    and maps have rows before columns, and so has an array that was saved beside them. Else the order of the axes must
-    be the same, and so must the spacing where both files know it.
+    The first rule that holds decides:
+
+    * Both have a frame, or one lies in a patient: False. Affines decide; an order of axes gives no directions.
+    * The axes of both are "zyx" or "any" (not known): True, whatever the spacing. Pictures, stacks and maps have rows
+      before columns, and so has an array that was saved beside them.
+    * Otherwise the order of the axes must be the same, and the spacing, too, where both files know it.
     """
     if PATIENT in (a.place.frame, b.place.frame) or (a.place.frame and b.place.frame):
         return False
@@ -49,12 +52,15 @@ def by_position(a: Image, b: Image) -> bool:
 
 
 def same_place(a: Image, b: Image) -> bool:
-    """Return whether the voxels of two images of one frame lie at the same places; axes of length 1 do not count."""
+    """Return whether the voxels of two images of one frame lie at the same places; axes of length 1 do not count.
+
+    Their outermost voxel centres may differ by `SAME_PLACE_VOXELS` of the shortest side of a voxel.
+    """
     if not one_shape(a.shape, b.shape):
         return False
-    affine_a, affine_b = _long_axes_first(a), _long_axes_first(b)
+    affine_a, affine_b = _long_axes_first(a), _long_axes_first(b)  # so that (x, y, 1) and (1, x, y) compare
     farthest = np.linalg.norm(((affine_a - affine_b) @ _corners(_long(a.shape)).T)[:3], axis=0).max()
-    voxel_sizes = np.linalg.norm(affine_b[:3, : len(_long(b.shape)) or 3], axis=0)
+    voxel_sizes = np.linalg.norm(affine_b[:3, : len(_long(b.shape)) or 3], axis=0)  # or 3: of a single voxel
     return bool(farthest <= SAME_PLACE_VOXELS * voxel_sizes.min())
 
 
@@ -64,10 +70,8 @@ def overlap(a: Image, b: Image) -> bool:
     Only the voxel axes of each image are tried as separating axes: False is certain, True may be wrong for boxes that
     are turned against each other. Boxes that touch overlap. The caller has checked the affines by `check_inverse`.
     """
-    assert a.affine is not None
-    assert b.affine is not None
     for one, other in ((a, b), (b, a)):
-        other_corners = _corners_within(one, other, 0.5)
+        other_corners = _corners_within(one, other, 0.5)  # outer ones, in voxel indices of `one`
         low, high, size = other_corners.min(1), other_corners.max(1), np.array((*one.shape, 1, 1)[:3])
         if ((high < -0.5) | (low > size - 0.5)).any():
             return False
@@ -75,17 +79,18 @@ def overlap(a: Image, b: Image) -> bool:
 
 
 def extended(image: Image, other: Image) -> Image:
-    """Zero-pad a segmentation whose file omits empty slices to the extent of the other image.
+    """Zero-pad a segmentation whose file omits empty slices (`Place.partial`) to the extent of the other image.
 
-    Other images are returned as they are, and so is a segmentation that does not overlap the other image along an axis
-    where not both omit empty slices. The caller has checked the affines of volumes of one frame by `check_inverse`.
+    Any other image is returned as it is. So is a segmentation that lies beside the other image along some axis, unless
+    both omit empty slices there: then two segmentations without a common slice are padded. The caller has checked that
+    affines of volumes of one frame can be inverted.
     """
     place = image.place
     if not place.partial or not one_frame(image, other) or other.spatial_ndim != 3 or image.spatial_ndim != 3:
         return image
     assert image.affine is not None
     size, other_corners = np.array(image.shape), _corners_within(image, other)
-    low, high = other_corners.min(1), other_corners.max(1)
+    low, high = other_corners.min(1), other_corners.max(1)  # voxel indices of `image`
     axes_beside = {*np.flatnonzero((high < -0.5) | (low > size - 0.5)).tolist()}
     if axes_beside - ({*place.partial} & {*other.place.partial}):
         return image  # it lies elsewhere: padding would not bring the two together
@@ -112,7 +117,7 @@ def check_same_place(
         return
     check_inverse(path, image, other_path, other)
     if not overlap(image, other):
-        raise FileError(f"{path}: expected {apart(other_path, True)}")
+        raise FileError(f"{path}: expected {apart(other_path, same_shape=True)}")
     got = "{} elsewhere than the {} of {}".format(*_lying(image, other), other_path.name)
     sizes = [np.linalg.norm(each.affine[:3, 0]) for each in (image, other) if each.affine is not None]
     if abs(abs(math.log(sizes[0] / sizes[1], 1000)) - 1) < 1e-3:  # by a factor of 1000: mm and um, or m and mm
@@ -121,7 +126,11 @@ def check_same_place(
 
 
 def _without_frame(path: Path, image: Image, other_path: Path, other: Image, transpose: str) -> str:
-    """Return why two images without a common frame, for which `by_position` is False, cannot be compared: a message."""
+    """Return why two images cannot be compared, and what to do: a message about `image`, which it calls "it".
+
+    They have no common frame, and `by_position` is False: so if their axes have one order, the sizes of voxels differ.
+    "any" is an order that the file does not say. `transpose` ends the message if one shape is the reverse of the other.
+    """
     frames, axes = (image.place.frame, other.place.frame), (image.place.axes, other.place.axes)
     if all(frames):
         got = f"it lies in {frames[0]}, and {other_path.name} in {frames[1]}"
@@ -134,8 +143,8 @@ def _without_frame(path: Path, image: Image, other_path: Path, other: Image, tra
     if axes[0] == axes[1] or not reversed_shape(image.shape, other.shape):
         return f"{got}. Pass --ignore-geometry if their axes agree."
     if "any" in axes:
-        array, order = (path if axes[0] == "any" else other_path).name, "(x, y, z)"[: 3 * len(_long(image.shape)) - 1]
-        how = f"If {array} was saved in the order {order}), as nibabel has it, pass --ignore-geometry."
+        array, order = (path if axes[0] == "any" else other_path).name, ", ".join("xyz"[: len(_long(image.shape))])
+        how = f"If {array} was saved in the order ({order}), as nibabel has it, pass --ignore-geometry."
         return f"{got}. {how} If in the reversed order, as SimpleITK has it: {transpose}"
     first, first_there = _first_axis(image), _first_axis(other)
     return f"{got}, and its first axis is that of the {first}, not of the {first_there} as there. {transpose}"

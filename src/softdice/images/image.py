@@ -22,7 +22,7 @@ PATIENT = "patient"
 """The frame of medical images: to the right, the front and the head of a patient, in mm."""
 
 MM = {"mm": 1.0, "um": 1e-3, "micron": 1e-3, "\u00b5m": 1e-3, "nm": 1e-6, "cm": 10.0, "m": 1e3, "meter": 1e3}
-MM |= {"nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "centimeter": 10.0}
+MM |= {"angstrom": 1e-7, "nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "centimeter": 10.0}
 """Units of length, as file formats write them, in mm."""
 
 
@@ -49,10 +49,11 @@ class Place:
 
     @property
     def spacing_mm(self) -> tuple[float, ...] | None:
-        """Return the size of a voxel along three axes, None where the file does not say."""
+        """Return the size of a voxel along three axes, None where the file does not say, or has an axis of size 0."""
         if self.affine is None or math.isnan(self.unit_mm):
             return None
-        return tuple((np.linalg.norm(self.affine[:3, :3], axis=0) * self.unit_mm).tolist())
+        sizes = np.linalg.norm(self.affine[:3, :3], axis=0) * self.unit_mm
+        return tuple(sizes.tolist()) if sizes.all() else None
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ class Image:
     def affine(self) -> np.ndarray | None:
         """Return the matrix (4, 4) from indices to `place.frame`, None where the file has no size of a voxel."""
         return self.place.affine
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Return the array, with the colours (..., 3) of a palette in the place of its indices."""
+        return self.array if self.palette is None else np.take(self.palette[:, :3], self.array, axis=0, mode="clip")
 
     @property
     def placed(self) -> bool:

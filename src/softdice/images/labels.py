@@ -1,6 +1,7 @@
 """Read labels and probabilities out of images, or refuse. Scoring and training do it nowhere else.
 
-* JPEG, colours, channels that differ and an alpha channel that is not constant are no labels; equal channels are one.
+* JPEG, colours, channels that differ and an alpha channel that is not constant are no labels; equal channels are one,
+  and so are they beside an opaque one (all at the largest number of the dtype).
 * Floats are labels where all are whole; close to whole ones are rounded on request.
 * The index of a palette is the label, where all files give it one colour.
 * Probabilities lie in [0, 1], or in [0, scale] where a scale is given.
@@ -37,6 +38,8 @@ def labels(
         FileError: the file holds no labels (see the top of this file), or has nan or infinity.
     """
     array = _one_channel(path, image)
+    if array.dtype == np.uint64 and array.max() < 2**63:
+        return array.view(np.int64)  # beside int64, NumPy would compute with float64, in which large labels are equal
     if array.dtype.kind != "f":
         return array
     whole_numbers = np.rint(array)
@@ -68,7 +71,7 @@ def probabilities(path: Path, image: Image, *, scale: float = 1.0, option: str =
     """
     array = _one_channel(path, image)
     low, high = array.min(), array.max()
-    if low < -_STORED * scale or high > (1 + _STORED) * scale:
+    if low < -_STORED * scale or high > (1 + _STORED) * scale:  # 0 and 1 may be stored inexactly
         advice = "Pass --scale with what stands for 1: 100 for percent, 255 for 8 bits, 65535 for 16 bits."
         expected = f"probabilities in [0, {scale:g}]"
         raise FileError(f"{path}: {option}: expected {expected}, got {low} to {high}. {advice}")
@@ -119,9 +122,13 @@ def _one_channel(path: Path, image: Image) -> np.ndarray:
     if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
         raise FileError(f"{path}: expected numbers, got nan or infinity ({int((~finite).sum())} voxels).")
     if array.ndim > image.spatial_ndim:
-        channels = range(1, array.shape[-1])
+        # an opaque alpha channel, which the file may not call so
+        opaque = array.dtype.kind in "iu" and bool((array[..., -1] == np.iinfo(array.dtype).max).all())
+        channels = range(1, array.shape[-1] - (opaque and array.shape[-1] in (2, 4)))
+        # grey pictures are often saved as colour; the channels of a medical volume never stand for one map
         if image.place.axes == "xyz" or any((array[..., 0] != array[..., i]).any() for i in channels):
-            advice = "Save the argmax of probabilities, or one file per class." if array.dtype.kind == "f" else ""
-            raise FileError(f"{path}: expected one label per voxel, got {array.shape[-1]} channels. {advice}".rstrip())
-        array = array[..., 0]  # grey that was saved as colour
+            of_floats = "Save the argmax of probabilities, or one file per class."
+            advice = of_floats if array.dtype.kind == "f" else "Save the channel of the labels alone."
+            raise FileError(f"{path}: expected one label per voxel, got {array.shape[-1]} channels. {advice}")
+        array = array[..., 0]
     return array

@@ -4,7 +4,7 @@ Volumes that say how they lie in a patient run to the right, the front and the h
 and pictures have rows before columns, whatever the format.
 
 A turn is what nibabel calls an orientation: (ndim, 2) numbers, for each spatial axis as it is stored the axis that it
-becomes, and 1, or -1 where it is mirrored. `axes` is what `axes_of` returns.
+becomes, and 1, or -1 where it is mirrored. `axes` is "RAS", or the letters of the axes in order, such as "zyx".
 """
 
 from __future__ import annotations
@@ -38,12 +38,9 @@ def lies(axes: str) -> str:
 
 
 def turn_of(image: Image) -> np.ndarray:
-    """Return the turn that brings a volume in a patient to RAS, and a picture to rows before columns.
+    """Return the turn that brings a volume in a patient to RAS, a picture to rows before columns, and changes no other.
 
-    For other images it leaves the axes as they are.
-
-    Raises:
-        FileError: the affine of a volume in a patient is singular.
+    Raise FileError if the affine of a volume in a patient is singular.
     """
     if image.spatial_ndim == 3 and image.placed:
         assert image.affine is not None
@@ -61,9 +58,12 @@ def unturned(image: Image) -> np.ndarray:
 
 
 def turned(image: Image, turn: np.ndarray) -> Image:
-    """Turn the voxels of an image, which become contiguous, and its affine; `place.axes` is not updated."""
+    """Turn the voxels of an image, which become contiguous, and its affine.
+
+    `place.axes` keeps the order in the file; `axes_of` returns the order after the turn.
+    """
     array = np.ascontiguousarray(orientations.apply_orientation(image.array, turn))  # float sums depend on memory order
-    if image.affine is None or image.spatial_ndim > 3:
+    if image.affine is None or image.spatial_ndim > 3:  # an affine is for three axes at most
         return replace(image, array=array)
     ndim = image.spatial_ndim
     turn_3d = np.vstack([turn, [[axis, 1] for axis in range(ndim, 3)]]) if ndim < 3 else turn
@@ -74,9 +74,9 @@ def turned(image: Image, turn: np.ndarray) -> Image:
 def turned_like(image: Image, other: Image, *, by_position: bool = False) -> Image:
     """Turn an image that belongs to `other`, such as its mask, into the order of `turned(other, turn_of(other))`.
 
-    A volume whose affine can be inverted, and places it in the patient as that of `other` does (`one_frame`), is turned
-    by its own affine. Any other image is reshaped to the spatial shape of `other`, if it differs by axes of length 1,
-    and turned as `other` is. If the shapes differ by more, it is returned as it is: the caller compares them.
+    Two volumes in one frame: the image is turned by its own affine, if this can be inverted. Any other image is
+    reshaped to the spatial shape of `other`, if the two differ by axes of length 1 alone, and turned as `other` is. If
+    the shapes differ by more, it is returned as it is: the caller compares them.
 
     Args:
         other: as stored, not turned yet.
@@ -95,7 +95,8 @@ def turned_like(image: Image, other: Image, *, by_position: bool = False) -> Ima
 def check_turned(path: Path, image: Image, other_path: Path, other: Image, *, advice: str, transpose: str) -> None:
     """Raise FileError unless the voxels of two images, as they are stored, lie at the same places once both are turned.
 
-    The paths are for the message; `advice` and `transpose` are as in `check_same_place`.
+    They are turned first, since a mask may be stored in another order of axes than its image. `advice` ends the message
+    for voxels that lie elsewhere, `transpose` for an image with reversed axes; the paths are for messages.
     """
     if one_frame(image, other) and same_place(turned_like(image, other), turned(other, turn_of(other))):
         return
@@ -115,7 +116,7 @@ def turned_back(array: np.ndarray, turn: np.ndarray) -> np.ndarray:
 
 
 def axis_number(axes: str, letter: str) -> int:
-    """Return the number of the array's axis that a letter, x, y or z, names.
+    """Return the number of the axis that `letter`, x, y or z, names among `axes`, "RAS" or letters such as "zyx".
 
     Example:
         >>> axis_number("RAS", "x"), axis_number("zyx", "x"), axis_number("yx", "x")

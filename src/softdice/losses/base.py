@@ -47,7 +47,7 @@ class Loss(nn.Module):
         """Wrap the subclass's `__init__` and `forward`, so that their errors begin with its name."""
         super().__init_subclass__(**keywords)
         for name in ("__init__", "forward"):
-            # wrap an inherited method again: torch.compile limits the recompilations of a code object, not of a class
+            # an inherited one, too, so that each class has a code object: torch.compile limits recompilations of each
             method = getattr(cls, name)
             setattr(cls, name, validation.public(getattr(method, "__wrapped__", method)))
 
@@ -101,13 +101,16 @@ class StatisticsLoss(Loss):
         """input, target -> loss, a tensor on the autograd graph.
 
         Args:
-            input, target, voxel_weight: as for `softdice.overlap_statistics`.
-            voxel_map: as there, only for losses that read one: `BoundaryLoss`, `SkeletonRecallLoss`, sums with them.
+            input: (B, C, *S) floating: logits, or probabilities for activation="none".
+            target: labels (B, *S) or (B, 1, *S), or values of each class (B, C, *S) in [0, 1].
+            voxel_weight: (B, *S) or (B, 1, *S), >= 0; 0 leaves the voxel out.
+            voxel_map: numbers (B, *S), (B, 1, *S) or (B, C, *S), only for losses that read them: `BoundaryLoss`,
+                `SkeletonRecallLoss`, sums with them.
             merge: for this call, classes that count as part of another: `{0: (2, 3)}` adds the probabilities of
                 classes 2 and 3 to that of class 0, takes their labels for label 0, and leaves classes 2 and 3 out of
                 the mean (nan for reduction="none"). For images on which someone did not annotate classes 2 and 3.
 
-        Raise what `softdice.overlap_statistics` and `merged` raise.
+        Raise TypeError or ValueError for tensors that do not fit, or classes in `merge` that do not.
         """
         settings, counted = self.merged(merge, input)
         stats = measure(input, target, voxel_weight, settings, self.num_classes, voxel_map, self.group)
@@ -117,18 +120,25 @@ class StatisticsLoss(Loss):
         """Return the pass for a call with the user's `merge`, and which classes count: (C,) bool, None for all.
 
         The pass has a region for each class: the class with those that it absorbs. Only the device of `input` is read.
-        Raise ValueError if the loss has regions or a sigmoid, or if a number in `merge` is no class or occurs twice.
+        Raise TypeError if `merge` does not map classes to classes, ValueError if the loss has regions or a sigmoid, or
+        if a number in `merge` is no class or occurs twice.
         """
-        if merge is None:
+        parts = {c: validation.numbers_of(part) for c, part in merge.items()} if isinstance(merge, Mapping) else {}
+        if merge is not None and not (
+            isinstance(merge, Mapping) and all(isinstance(part, tuple) for part in parts.values())
+        ):
+            advice = "Pass the classes that count as part of another, for example {0: (2, 3)}."
+            validation.fail("merge to map a class to classes", repr(merge), advice, TypeError)
+        if not merge:
             return self.settings, None
         if self.settings.regions is not None or self.settings.activation == "sigmoid":
             got = "regions" if self.settings.regions is not None else "activation='sigmoid'"
             advice = "Where channels are decided one by one, leave the class out with classes= or voxel_weight."
             validation.fail("classes that exclude each other, with merge", got, advice)
-        absorbed = [c for classes in merge.values() for c in classes]
-        validation.class_numbers("merge", [*merge, *absorbed], self.num_classes)
+        absorbed = [c for part in parts.values() for c in part]
+        validation.class_numbers("merge", [*parts, *absorbed], self.num_classes)
         all_classes = range(self.num_classes)
-        regions = tuple((c, *(int(part) for part in merge.get(c, ()))) for c in all_classes)
+        regions = tuple((c, *map(int, parts.get(c, ()))) for c in all_classes)
         counted = constant(tuple(c not in absorbed for c in all_classes), torch.bool, input)
         return self.settings.but(regions=regions), counted
 
@@ -221,6 +231,7 @@ class MixedSumLoss(Loss):
         self.weights = _weights(terms)
         self.terms = nn.ModuleList(term for _, term in terms)
         self.num_classes = terms[0][1].num_classes
+        # for `DeepSupervision`, which does not average a target that may hold such a label
         self.ignore_index = next((t.ignore_index for _, t in terms if t.ignore_index is not None), None)
         one_pass = [(weight, term) for weight, term in terms if isinstance(term, StatisticsLoss)]
         others = [(weight, term) for weight, term in terms if not isinstance(term, StatisticsLoss)]
@@ -232,8 +243,8 @@ class MixedSumLoss(Loss):
     ) -> Tensor:
         """input, target -> loss, a tensor on the autograd graph.
 
-        voxel_map: for the losses that share a pass. Raise ValueError for a map if no losses share a pass, and what the
-        losses raise.
+        Each loss gets input (B, C, *S), target (B, *S) or (B, C, *S) and voxel_weight (B, *S) as they are, and raises
+        its errors. voxel_map goes to the losses that share a pass; raise ValueError if there are none.
         """
         if voxel_map is not None and not isinstance(self.parts[0][1], SumLoss):
             got = tuple(voxel_map.shape)
@@ -249,9 +260,10 @@ class MixedSumLoss(Loss):
 
 
 def _one_pass(a: Pass, b: Pass) -> Pass:
-    """Return the pass that computes the statistics of both passes; raise ValueError for a setting in which they differ.
+    """Return the settings of one pass that computes the statistics (`fields`) of both.
 
-    gamma and power may differ if the statistics that depend on the setting (`READERS`) are in one of the passes only.
+    Raise ValueError if the two differ in another setting. gamma and power change only a few statistics (`READERS`): if
+    one of the passes alone computes those, its number is taken.
     """
     both = a.but(fields=a.fields + b.fields)
     for name in (name for name in SETTINGS if name != "fields"):
@@ -260,7 +272,7 @@ def _one_pass(a: Pass, b: Pass) -> Pass:
             _agree(name, getattr(a, name), getattr(b, name))
         elif readers & {*b.fields}:
             both = both.but(**{name: getattr(b, name)})
-    return check.pass_settings(both)
+    return check.pass_settings(both)  # which sorts the fields, each once
 
 
 def _agree(name: str, first: object, second: object) -> None:

@@ -83,10 +83,9 @@ class ClDiceLoss(Loss):
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, on the autograd graph: 0-d, for reduction="none" (1,) or, per sample, (B, 1).
 
-        Shapes, dtypes and meaning of the three tensors are those of `OverlapLoss`. A group goes with batch pooling.
-
-        Raise what `OverlapLoss` raises, and ValueError unless input has two or three spatial dimensions, or if it is a
-        DTensor split over one of them.
+        input: (B, C, H, W) or (B, C, D, H, W), floating. target: labels (B, *S) or (B, 1, *S), or values (B, C, *S) in
+        [0, 1]. voxel_weight: (B, *S) or (B, 1, *S), >= 0. Raise TypeError or ValueError for tensors that do not fit,
+        and ValueError for a DTensor that is split over a spatial dimension.
         """
         validation.are_tensors(input=input)
         if input.ndim not in (4, 5):

@@ -45,9 +45,12 @@ class _ConfusionLoss(Loss):
         self.eps, self.ignore_index = eps, options["ignore_index"]
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        """input, target -> loss, on the autograd graph: 0-d, for reduction="none" (1,) or, per sample, (B, 1)."""
+        """input, target -> loss, on the autograd graph: 0-d, for reduction="none" (1,) or, per sample, (B, 1).
+
+        input: (B, C, *S), floating. target: labels (B, *S) or (B, 1, *S). voxel_weight: (B, *S) or (B, 1, *S), >= 0.
+        """
         sums = run_pass(input, target, voxel_weight, self.settings, self.num_classes, group=self.group)
-        sums_LBC = sums if self.group is None else sums.unsqueeze(1)  # (L, C), the samples added, with a group
+        sums_LBC = sums if self.group is None else sums.unsqueeze(1)  # a group has added the samples: (L, C)
         matrix_BLC = sums_LBC.transpose(0, 1)
         if self.pooling == "batch":
             matrix_BLC = matrix_BLC.sum(0, keepdim=True)
@@ -139,7 +142,8 @@ class MultiClassMCCLoss(_ConfusionLoss):
     Args:
         num_classes: channels of `input`, >= 2.
         eps: smoothing in voxels, >= 0.
-        settings: as for `WassersteinDiceLoss`; cost="neg_log" is refused, since the score may be negative.
+        settings: the keywords activation ("none" or "softmax"), cost (not "neg_log", since the score may be negative),
+            pooling, ignore_index, reduction, group and validate of `LossSettings`.
 
     The smoothing leaves R_K of a perfect prediction at 1. With two classes one that is wrong everywhere stays at -1,
     also where only one class occurs; with more classes the least R_K lies between -1 and 0.
@@ -175,7 +179,7 @@ class MultiClassMCCLoss(_ConfusionLoss):
         k_B = frequency_BLC.diagonal(dim1=1, dim2=2).sum(-1)
         covariance_B = one_B * k_B - (t_BL * p_BC).sum(-1)
         variance_p_B, variance_t_B = ((one_B**2 - (x**2).sum(-1)).clamp_min(0) + e_B for x in (p_BC, t_BL))
-        agreement_B = torch.where(total_B11[:, 0, 0] > 0, 2 * k_B - one_B, 1.0)
+        agreement_B = torch.where(total_B11[:, 0, 0] > 0, 2 * k_B - one_B, 1.0)  # the formula's 2 k - 1
         return ((covariance_B + e_B * agreement_B) / (variance_p_B * variance_t_B).sqrt()).to(matrix_BLC.dtype)
 
 

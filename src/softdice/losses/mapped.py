@@ -38,7 +38,8 @@ class BoundaryLoss(OverlapLoss):
 
     Args:
         num_classes: channels of `input`.
-        settings: the keywords of `LossSettings`, without `cost`. The authors leave class 0 out: classes=range(1, C).
+        settings: the keywords of `softdice.losses.LossSettings`, without `cost`. The authors leave class 0 out:
+            classes=range(1, C).
 
     Returns (when called): in the unit of the map; negative where the prediction lies inside.
 
@@ -75,7 +76,7 @@ class SkeletonRecallLoss(OverlapLoss):
     Args:
         num_classes: channels of `input`.
         eps: smoothing in voxels, >= 0.
-        settings: the keywords of `LossSettings`. The authors leave class 0 out: classes=range(1, C).
+        settings: the keywords of `softdice.losses.LossSettings`. The authors leave class 0 out: classes=range(1, C).
 
     Edge cases: a class without a voxel on the skeleton costs 0 (eps / eps), whatever is predicted. It is a recall and
     forgives every false positive: the authors add it to Dice and cross-entropy.
@@ -99,7 +100,7 @@ class SkeletonRecallLoss(OverlapLoss):
 
 @validation.public
 @untraced
-def distance_map(target: Tensor, num_classes: int, *, spacing: Sequence[float] | None = None) -> Tensor:
+def distance_map(target: Tensor, num_classes: int, *, spacing: float | Sequence[float] | None = None) -> Tensor:
     """labels -> signed distance of every voxel from the region of every class: the map of `softdice.BoundaryLoss`.
 
         m = distance to the nearest voxel of the class             outside of it
@@ -108,8 +109,8 @@ def distance_map(target: Tensor, num_classes: int, *, spacing: Sequence[float] |
     Args:
         target: labels (B, *S) or (B, 1, *S), integers or bool.
         num_classes: C >= 1. With C = 1 the mask of the voxels with label 1.
-        spacing: edge lengths of a voxel, one per dimension of S; distances have their unit, and "one voxel" is the
-            shortest of them. None: 1 each.
+        spacing: edge lengths of a voxel, one for each dimension of S, or one for all; distances have their unit, and
+            "one voxel" is the shortest of them. None: 1 each.
 
     Returns:
         (B, C, *S), float32, on the device of target. A class that is absent, or everywhere, has a map of zeros.
@@ -128,18 +129,15 @@ def distance_map(target: Tensor, num_classes: int, *, spacing: Sequence[float] |
     ndimage = validation.package("softdice.distance_map", "scipy.ndimage", "metrics")
     labels_BS = _labels(target)
     count = validation.num_classes(num_classes)
-    edges = (1.0,) * (labels_BS.ndim - 1) if spacing is None else tuple(float(edge) for edge in spacing)
-    if len(edges) != labels_BS.ndim - 1 or not all(0 < edge < float("inf") for edge in edges):
-        expected = f"spacing of {labels_BS.ndim - 1} numbers above 0"
-        validation.fail(expected, repr(spacing), "Give the edge length of a voxel in each dimension.")
+    sizes = validation.voxel_sizes(spacing, labels_BS.shape[1:])
     map_BCS = np.zeros((labels_BS.shape[0], count, *labels_BS.shape[1:]), np.float32)
     for b, labels_S in enumerate(labels_BS):
         for c in range(count):
             inside_S = labels_S == (1 if count == 1 else c)
             if inside_S.any() and not inside_S.all():
-                to_class_S = ndimage.distance_transform_edt(~inside_S, sampling=edges)
-                to_others_S = ndimage.distance_transform_edt(inside_S, sampling=edges)
-                map_BCS[b, c] = np.where(inside_S, min(edges) - to_others_S, to_class_S)
+                to_class_S = ndimage.distance_transform_edt(~inside_S, sampling=sizes)
+                to_others_S = ndimage.distance_transform_edt(inside_S, sampling=sizes)
+                map_BCS[b, c] = np.where(inside_S, min(sizes) - to_others_S, to_class_S)
     return torch.from_numpy(map_BCS).to(target.device)
 
 

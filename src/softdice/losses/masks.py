@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -107,9 +108,8 @@ def mask_focal_loss(
     Source: T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017, eq. 5.
     """
     positive, negative = _prices(alpha)
-    if alpha is not None or gamma:
-        _check_zeros_and_ones(target)
-    stats = _statistics(input, target, ("positive_focal", "negative_focal"), gamma)
+    hard = alpha is not None or gamma != 0
+    stats = _statistics(input, target, ("positive_focal", "negative_focal"), gamma, hard)
     voxels = max(input.shape[1:].numel(), 1)
     focal = (positive * stats.positive_focal + negative * stats.negative_focal) / voxels
     return _reduced(focal, num_masks, reduction)
@@ -128,7 +128,7 @@ def pairwise_mask_dice_loss(input: Tensor, target: Tensor, *, eps: float = 1.0) 
         overflow at 65 504 voxels. Differentiable. Memory: the probabilities and a float copy of target.
 
     Raises:
-        TypeError, ValueError: as `mask_dice_loss`.
+        TypeError, ValueError: masks of another size than the logits, a target outside [0, 1], eps below 0.
 
     Edge cases: an empty mask that is not predicted costs 0; no prediction or no mask gives an empty matrix.
 
@@ -160,12 +160,19 @@ def pairwise_mask_focal_loss(
 ) -> Tensor:
     """logits of N masks, M masks -> mean focal loss of the voxels of every pair, (N, M): a matcher's other cost.
 
-    Args:
-        input, target: as for `pairwise_mask_dice_loss`; a fractional target weighs the two sides, as it does in a
-            cross-entropy.
-        alpha, gamma: as for `mask_focal_loss`; None and 0 for Mask2Former's binary cross-entropy.
+        loss[n, m] = mean_v (alpha y_m (1 - p_n)^gamma (-ln p_n) + (1 - alpha) (1 - y_m) p_n^gamma (-ln(1 - p_n)))
 
-    Returns, Raises: as `pairwise_mask_dice_loss`.
+    Args:
+        input: (N, *S) logits. target: (M, *S) masks y, of any dtype, or values in [0, 1].
+        alpha: price of a voxel of the mask, in [0, 1], against 1 - alpha of one outside; None prices both 1.
+        gamma: exponent, >= 0. With alpha=None and gamma=0 it is Mask2Former's binary cross-entropy.
+
+    Returns:
+        (N, M), float64 for float64 input, else float32, inside autocast, too. Differentiable.
+
+    Raises:
+        TypeError, ValueError: masks of another size than the logits, a target outside [0, 1], alpha or gamma out of
+            range.
 
     Edge cases: masks without a voxel cost 0.
 
@@ -181,19 +188,26 @@ def pairwise_mask_focal_loss(
     validation.number("gamma", gamma, 0)
     logit_NV, target_MV = _flat_pair(input, target)
     with without_autocast(input.device):
-        inside_NV = positive * logit_NV.neg().sigmoid() ** gamma * softplus(-logit_NV)
-        outside_NV = negative * logit_NV.sigmoid() ** gamma * softplus(logit_NV)
+        q_NV, p_NV = logit_NV.neg().sigmoid(), logit_NV.sigmoid()
+        if 0 < gamma < 1:  # at 0 such a power has an infinite slope
+            q_NV, p_NV = (values.clamp_min(torch.finfo(values.dtype).tiny) for values in (q_NV, p_NV))
+        inside_NV = positive * q_NV**gamma * softplus(-logit_NV)
+        outside_NV = negative * p_NV**gamma * softplus(logit_NV)
         return (inside_NV @ target_MV.T + outside_NV @ (1 - target_MV).T) / max(target_MV.shape[1], 1)
 
 
-def _statistics(input: Tensor, target: Tensor, fields: tuple[str, ...], gamma: float = 2.0) -> OverlapStatistics:
+def _statistics(
+    input: Tensor, target: Tensor, fields: tuple[str, ...], gamma: float = 2.0, hard: bool = False
+) -> OverlapStatistics:
     """Check a user's logits and masks, both (N, *S), and return their statistics, (N, 1).
 
-    A mask is a sample of one class. fields: names of statistics. gamma: exponent of the focal statistics. Raise what
-    `_check_masks` raises, and ValueError for a target outside [0, 1].
+    A mask is a sample of one class. fields: names of statistics. gamma: exponent of the focal statistics. hard: refuse
+    fractions. Raise what `_check_masks` raises, and ValueError for a target outside [0, 1].
     """
     validation.are_tensors(input=input, target=target)
     _check_masks(input, target, "(N, *S)", input.shape)
+    if hard or not (target.is_floating_point() or target.is_cuda):  # the pass would say to leave a label out
+        _check_zeros_and_ones(target)
     settings = check.pass_settings(Pass("sigmoid", fields=fields, gamma=gamma))
     shape = (len(input), 1, input.shape[1:].numel())
     return measure(input.reshape(shape), target.reshape(shape), None, settings)
@@ -202,8 +216,8 @@ def _statistics(input: Tensor, target: Tensor, fields: tuple[str, ...], gamma: f
 def _flat_pair(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Check a user's logits (N, *S) and masks (M, *S); return them as (N, V) and (M, V), float64 or float32.
 
-    The dtype is float64 for float64 logits. Raise what `_check_masks` raises, and ValueError for masks of a floating
-    dtype with a value outside [0, 1], or masks of another dtype with a value other than 0 and 1.
+    The dtype is float64 for float64 logits. Raise TypeError unless both are tensors, what `_check_masks` raises, and
+    ValueError for floating masks with a value outside [0, 1], or other masks with a value that is not 0 or 1.
     """
     validation.are_tensors(input=input, target=target)
     _check_masks(input, target, "(M, *S)", (len(target), *input.shape[1:]))
@@ -232,8 +246,7 @@ def _check_masks(input: Tensor, target: Tensor, letters: str, target_shape: tupl
 
 
 def _check_zeros_and_ones(target: Tensor) -> None:
-    """Raise TypeError if masks, of any shape, are no tensor; ValueError if they have values other than 0 and 1."""
-    validation.are_tensors(target=target)
+    """Raise ValueError if masks, a tensor of any shape and dtype, have values other than 0 and 1."""
     check.hard(target, "target", "Round it; fractional masks fit Dice, and alpha=None with gamma=0.")
 
 

@@ -38,18 +38,15 @@ __all__ = [
 class SoftDiceLoss(OverlapLoss):
     """input, target -> mean over classes of -ln Dice.
 
-        loss = mean_c -ln( (2 I_c + eps) / (P_c + T_c + eps) )
-
-    with I = sum p y, P = sum p, T = sum y over all voxels of the batch.
+        loss = mean_c -ln( (2 I_c + eps) / (P_c + T_c + eps) ),    I = sum p y, P = sum p, T = sum y over all voxels
 
     Args:
         num_classes: channels of `input`.
         eps: smoothing in voxels, >= 0.
-        settings: the keywords of `LossSettings`; `cost` is "neg_log" here.
+        settings: activation, classes, class_weight, ignore_index and others, the keywords of
+            `softdice.losses.LossSettings`; `cost` is "neg_log" here.
 
-    Differences from the notebook it comes from: the loss is a tensor on the autograd graph (`loss.item()` gives the
-    float); labels (B, H, W) and (B, 1, H, W) give the same number for every B; input may be logits, with `activation`.
-    The formula printed there has eps inside the doubled sum, its code does not: the code is followed.
+    Logits need `activation`. `help(softdice.overlap_statistics)` says which input and target a call takes.
 
     Edge cases: a class neither present nor predicted costs 0 (its Dice is eps / eps = 1); a class predicted on n
     voxels and not present costs ln((n + eps) / eps), about 28 for 10^7 voxels: see `absent="skip"`.
@@ -76,12 +73,12 @@ class SoftDiceLoss(OverlapLoss):
 class JaccardLoss(OverlapLoss):
     """input, target -> mean over classes of 1 - Jaccard.
 
-        loss = mean_c 1 - (I_c + eps) / (P_c + T_c - I_c + eps)
+        loss = mean_c 1 - (I_c + eps) / (P_c + T_c - I_c + eps),    I = sum p y, P = sum p, T = sum y over all voxels
 
     Args:
         num_classes: channels of `input`.
         eps: smoothing in voxels, >= 0.
-        settings: the keywords of `LossSettings`.
+        settings: the keywords of `softdice.losses.LossSettings`.
 
     Example:
         >>> import torch, softdice
@@ -99,12 +96,13 @@ class TverskyLoss(OverlapLoss):
     """input, target -> mean over classes of 1 - Tversky.
 
         loss = mean_c 1 - (I_c + eps) / (I_c + alpha (P_c - I_c) + beta (T_c - I_c) + eps)
+        I = sum p y, P = sum p, T = sum y over all voxels
 
     Args:
         num_classes: channels of `input`.
         alpha: price of a false positive, >= 0. beta: price of a false negative, >= 0. Not both 0.
         eps: smoothing in voxels, >= 0.
-        settings: the keywords of `LossSettings`.
+        settings: the keywords of `softdice.losses.LossSettings`.
 
     Example:
         >>> import torch, softdice
@@ -130,15 +128,17 @@ class FocalTverskyLoss(OverlapLoss):
     """input, target -> mean over classes of (1 - Tversky)^gamma.
 
         loss = mean_c (1 - tversky_c)^gamma
+        tversky_c = (I_c + eps) / (I_c + alpha (P_c - I_c) + beta (T_c - I_c) + eps)
+        I = sum p y, P = sum p, T = sum y over all voxels
 
     The power is taken per class, before the mean: taken after it, it would only rescale the loss.
 
     Args:
         num_classes: channels of `input`.
         alpha: price of a false positive, >= 0. beta: price of a false negative, >= 0. Not both 0.
-        gamma: the exponent, > 0. The paper writes it 1 / gamma, with 4/3.
+        gamma: the exponent, > 0; 0.75 is the paper's, which writes it 1 / gamma with gamma = 4/3.
         eps: smoothing in voxels, >= 0.
-        settings: the keywords of `LossSettings`, without `cost`, which is the power.
+        settings: the keywords of `softdice.losses.LossSettings`, without `cost`, which is the power.
 
     Example:
         >>> import torch, softdice
@@ -160,7 +160,7 @@ class FocalTverskyLoss(OverlapLoss):
         **settings: Unpack[LossSettings],
     ) -> None:
         refuse_cost(settings, "(1 - score)^gamma")
-        _above_zero("gamma", gamma)
+        validation.exponent("gamma", gamma)
         settings["cost"] = costs.focal(gamma)
         super().__init__(_tversky(alpha, beta, eps), num_classes, **settings)
 
@@ -168,15 +168,16 @@ class FocalTverskyLoss(OverlapLoss):
 class GeneralizedDiceLoss(OverlapLoss):
     """input, target -> 1 - generalized Dice: one coefficient over all classes, rare classes weighted up.
 
-        loss = 1 - (2 sum_c v_c I_c + eps) / (sum_c v_c (P_c + T_c) + eps),    v_c normalised 1 / T_c^2
+        loss = 1 - (2 sum_c v_c I_c + eps) / (sum_c v_c (P_c + T_c) + eps)
+        I = sum p y, P = sum p, T = sum y over all voxels;    v_c = 1 / T_c^2, divided by the sum of these over c
 
     Args:
         num_classes: channels of `input`.
         weighting: "square" (1 / T^2), "simple" (1 / T) or "uniform". An absent class takes the weight of the rarest
             class that is present.
         eps: smoothing in voxels, >= 0.
-        settings: the keywords of `LossSettings`; `class_weight` multiplies the weights, and reduction="none" gives
-            (1,) or (B, 1).
+        settings: the keywords of `softdice.losses.LossSettings`; `class_weight` multiplies the weights, and
+            reduction="none" gives (1,) or (B, 1).
 
     Example:
         >>> import torch, softdice
@@ -204,7 +205,8 @@ class MCCLoss(OverlapLoss):
     Args:
         num_classes: channels of `input`; each class is scored against the rest.
         eps: smoothing in voxels, >= 0.
-        settings: the keywords of `LossSettings`; cost="neg_log" is refused, since the score may be negative.
+        settings: the keywords of `softdice.losses.LossSettings`; cost="neg_log" is refused, since the score may be
+            negative.
 
     Example:
         >>> import torch, softdice
@@ -223,12 +225,12 @@ class MCCLoss(OverlapLoss):
 class SquaredDiceLoss(OverlapLoss):
     """input, target -> mean over classes of 1 - Dice with squares in the denominator (V-Net).
 
-        loss = mean_c 1 - (2 I_c + eps) / (Q_c + R_c + eps)
+        loss = mean_c 1 - (2 I_c + eps) / (Q_c + R_c + eps),    I = sum p y, Q = sum p^2, R = sum y^2 over all voxels
 
     Args:
         num_classes: channels of `input`.
         eps: smoothing in voxels, >= 0.
-        settings: the keywords of `LossSettings`.
+        settings: the keywords of `softdice.losses.LossSettings`.
 
     Example:
         >>> import torch, softdice
@@ -246,12 +248,13 @@ class DiceSemimetricLoss(OverlapLoss):
     """input, target -> mean over classes of D / (P + T): Dice on hard labels, 0 exactly at p = y on soft ones.
 
         form "sum":  loss = mean_c D_c / (P_c + T_c + eps)        "product":  mean_c D_c / (2 I_c + D_c + eps)
+        D = sum abs(p - y), I = sum p y, P = sum p, T = sum y over all voxels
 
     Args:
         num_classes: channels of `input`.
         form: "sum" or "product", of the denominator.
         eps: smoothing in voxels, >= 0.
-        settings: the keywords of `LossSettings`.
+        settings: the keywords of `softdice.losses.LossSettings`.
 
     Example:
         >>> import torch, softdice
@@ -277,12 +280,13 @@ class JaccardMetricLoss(OverlapLoss):
     """input, target -> mean over classes of 2 D / (P + T + D): Jaccard on hard labels, 0 exactly at p = y on soft.
 
         form "sum":  loss = mean_c 2 D_c / (P_c + T_c + D_c + eps)        "product":  mean_c D_c / (I_c + D_c + eps)
+        D = sum abs(p - y), I = sum p y, P = sum p, T = sum y over all voxels
 
     Args:
         num_classes: channels of `input`.
         form: "sum" or "product", of the denominator.
         eps: smoothing in voxels, >= 0.
-        settings: the keywords of `LossSettings`.
+        settings: the keywords of `softdice.losses.LossSettings`.
 
     Example:
         >>> import torch, softdice
@@ -306,13 +310,14 @@ class JaccardMetricLoss(OverlapLoss):
 class NoiseRobustDiceLoss(OverlapLoss):
     """input, target -> mean over classes of D / (Q + R) with D = sum abs(p - y)^power.
 
-        loss = mean_c D_c / (Q_c + R_c + eps)
+        loss = mean_c D_c / (Q_c + R_c + eps),    Q = sum p^2, R = sum y^2 over all voxels
 
     Args:
         num_classes: channels of `input`.
         power: exponent in [1, 2]: 2 is SquaredDiceLoss, towards 1 wrong labels weigh less.
         eps: smoothing of the denominator, in voxels, >= 0.
-        settings: the keywords of `LossSettings`; cost="neg_log" is refused, since the score may be negative.
+        settings: the keywords of `softdice.losses.LossSettings`; cost="neg_log" is refused, since the score may be
+            negative.
 
     Example:
         >>> import torch, softdice
@@ -334,7 +339,7 @@ class NoiseRobustDiceLoss(OverlapLoss):
 class ExponentialLogarithmicLoss(OverlapLoss):
     """input, target -> mean over classes of (-ln Dice)^gamma: the overlap term of the exponential logarithmic loss.
 
-        loss = mean_c ( -ln( (2 I_c + eps) / (P_c + T_c + eps) ) )^gamma
+        loss = mean_c ( -ln( (2 I_c + eps) / (P_c + T_c + eps) ) )^gamma,    I = sum p y, P = sum p, T = sum y
 
     The paper's whole loss is `0.8 * ExponentialLogarithmicLoss(C) + 0.2 * CrossEntropyLoss(C, class_weight=...)` with
     one more exponent, on the cross-entropy of each voxel, which the statistics cannot give.
@@ -343,7 +348,7 @@ class ExponentialLogarithmicLoss(OverlapLoss):
         num_classes: channels of `input`.
         gamma: the exponent, > 0; 1 is SoftDiceLoss.
         eps: smoothing in voxels, >= 0.
-        settings: the keywords of `LossSettings`, without `cost`, which is the power of the logarithm.
+        settings: the keywords of `softdice.losses.LossSettings`, without `cost`, which is the power of the logarithm.
 
     Example:
         >>> import torch, softdice
@@ -358,7 +363,7 @@ class ExponentialLogarithmicLoss(OverlapLoss):
     def __init__(
         self, num_classes: int, gamma: float = 0.3, eps: float = 1e-5, **settings: Unpack[LossSettings]
     ) -> None:
-        _above_zero("gamma", gamma)
+        validation.exponent("gamma", gamma)
         refuse_cost(settings, "(-ln score)^gamma")
         settings["cost"] = costs.log_power(gamma)
         super().__init__(_smoothed(indices.dice, eps), num_classes, **settings)
@@ -383,10 +388,3 @@ def _tversky(alpha: float, beta: float, eps: float) -> partial[Tensor]:
     if alpha == beta == 0:
         validation.fail("alpha or beta above 0", "both 0", "With both 0 nothing costs anything.")
     return _smoothed(indices.tversky, eps, alpha=alpha, beta=beta)
-
-
-def _above_zero(name: str, value: float) -> None:
-    """Raise TypeError or ValueError unless the exponent `value`, the argument `name`, is a number above 0."""
-    validation.number(name, value, 0)
-    if value == 0:
-        validation.fail(f"{name} > 0", value, "With 0 the loss would be constant.")

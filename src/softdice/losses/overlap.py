@@ -37,7 +37,7 @@ class OverlapLoss(StatisticsLoss):
             with 0 for a class that is left out, or None.
         num_classes: channels of `input`.
         gamma: exponent of the focal statistic. power: exponent of the difference statistic.
-        settings: the keywords of `LossSettings`.
+        settings: the keywords of `softdice.losses.LossSettings`.
 
     Shapes: input (B, C, *S), target (B, *S), (B, 1, *S) or (B, C, *S), voxel_weight (B, *S) or (B, 1, *S). See
     `softdice.overlap_statistics`.
@@ -93,12 +93,13 @@ class OverlapLoss(StatisticsLoss):
         if present is not None:
             stats = stats.fill(~present, 1.0)  # finite numbers for the classes left out: a nan would reach the gradient
         weight = self.class_weight
-        if self.over_classes:  # the index weighs the classes; what is left to reduce is one cost for all of them
-            if weight is not None:  # on the CPU still, if the loss was not moved to the device
+        if self.over_classes:  # the index weighs the classes and gives one score for all, so `reduce` gets no weight
+            if weight is not None:  # it is on the CPU if the loss was not moved to the device
                 weight = moved(weight, getattr(stats, stats.fields[0]))
             if present is not None:
                 weight = present.float() if weight is None else weight * present
                 present = (weight > 0).any(-1, keepdim=True)
+                stats = stats.fill(~present, 1.0)  # a class of weight 0 is present still: as above, for all classes
             cost, weight = self.cost(self.index(stats, class_weight=weight)), None
         else:
             cost = self.cost(self.index(stats))

@@ -76,7 +76,8 @@ class TopKCrossEntropyLoss(_VoxelEntropyLoss):
             `LossSettings`. pooling="batch" takes the k largest of all samples together, "sample" the k largest of each
             sample; reduction is "mean" or "sum", over the voxels that are taken.
 
-    Shapes: as for `OverlapLoss`. A voxel_weight multiplies E before the largest are sought.
+    Shapes: input (B, C, *S), target labels (B, *S) or values (B, C, *S). A voxel_weight (B, *S) multiplies E before the
+    largest are sought.
 
     Memory: the map and its gradient, beside the gradient of `input`.
 
@@ -132,7 +133,8 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
         settings: the keywords activation, ignore_index, label_smoothing, validate and reduction of `LossSettings`.
             reduction is "mean" or "sum", over the voxels that are kept (mmseg divides the sum by all voxels).
 
-    Shapes: as for `OverlapLoss`. A voxel_weight multiplies E before the bounds are applied.
+    Shapes: input (B, C, *S), target labels (B, *S) or values (B, C, *S). A voxel_weight (B, *S) multiplies E before the
+    bounds are applied.
 
     Memory: the map and its gradient, beside the gradient of `input`.
 
@@ -159,9 +161,10 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
         self.threshold, self.min_kept = threshold, min_kept
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        """input, target -> mean or sum of the cross-entropies above both bounds, 0-d, on the autograd graph.
+        """input, target -> mean or sum of the cross-entropies above a bound, 0-d, on the autograd graph.
 
-        The bounds are -ln threshold and, so that m = B min_kept voxels are kept, the (m + 1)-th largest cross-entropy.
+        The bound is -ln threshold, or the (m + 1)-th largest cross-entropy if that is lower: then the m = B min_kept
+        voxels with the largest ones are kept. input: (B, C, *S), floating; for target and voxel_weight see the class.
         """
         entropy_1N = self._entropies(input, target, voxel_weight).reshape(1, -1)
         ranked_1N = entropy_1N.detach()  # the values that voxels are ranked by: below, -inf for an ignored one
@@ -171,11 +174,11 @@ class OHEMCrossEntropyLoss(_VoxelEntropyLoss):
             ranked_1N = torch.where(counted_1N, ranked_1N, -math.inf)
         bound = ranked_1N.new_tensor(-math.log(self.threshold) if self.threshold else math.inf)
         if self.min_kept and entropy_1N.numel():
-            next_11 = kth_largest(ranked_1N, min(len(input) * self.min_kept + 1, entropy_1N.numel()))
-            if self.ignore_index is not None:  # too few voxels count: all but the easiest of them are kept
+            largest_left_11 = kth_largest(ranked_1N, min(len(input) * self.min_kept + 1, entropy_1N.numel()))
+            if self.ignore_index is not None:  # if no more than m voxels count, all but the easiest are kept
                 easiest = torch.where(counted_1N, ranked_1N, math.inf).amin()
-                next_11 = torch.where(next_11 == -math.inf, easiest, next_11)
-            bound = torch.minimum(bound, next_11)
+                largest_left_11 = torch.where(largest_left_11 == -math.inf, easiest, largest_left_11)
+            bound = torch.minimum(bound, largest_left_11)
         kept_1N = ~(ranked_1N <= bound)  # not `>`, so that a nan is kept and shows in the loss
         total = torch.where(kept_1N, entropy_1N, 0.0).sum()
         return total / kept_1N.sum().clamp_min(1) if self.reduction == "mean" else total
@@ -197,7 +200,7 @@ def kth_largest(values_RN: Tensor, k: int) -> Tensor:
 
 def largest(values_RN: Tensor, k: int) -> Tensor:
     """Return the sum, 0-d, of the k largest values of each row, over all rows, for 0 <= k <= N; differentiable."""
-    if not k or not _readable(values_RN):
+    if not k or not _readable(values_RN):  # numpy's partition below cannot run, on a GPU for example
         return values_RN.topk(k, 1, sorted=False).values.sum()
     bound_R1 = kth_largest(values_RN, k)
     kept_RN = ~(values_RN.detach() <= bound_R1)  # not `>`, so that a nan is kept and shows in the sum
@@ -262,6 +265,7 @@ class LovaszLoss(Loss):
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """input, target -> loss, on the autograd graph: 0-d, for reduction="none" (C,) or, per sample, (B, C)."""
+        # cost of each class, and how many voxels have it; the pools P are the samples, or 1 with pooling="batch"
         cost_PC, voxels_PC = run_pass(input, target, voxel_weight, self.settings, self.num_classes)
         if self.classes is not None:
             cost_PC, voxels_PC = columns(cost_PC, self.classes), columns(voxels_PC, self.classes)
@@ -271,7 +275,6 @@ class LovaszLoss(Loss):
             present = voxels > 0 if self.absent == "skip" else None
             return reductions.reduce(cost, class_weight=self.class_weight, present=present, reduction=self.reduction)
 
-        # P is 1 with pooling="batch", else B
         if self.pooling == "batch":
             return reduce(cost_PC[0], voxels_PC[0])
         if self.reduction != "mean":

@@ -99,7 +99,10 @@ def adopt(
     ValueError, which name the keyword, for a value that does not fit.
     """
     if unknown := set(settings) - set(takes):
-        advice = [_FOREIGN[name] for name in sorted(unknown) if name in _FOREIGN]
+        advice = [_FOREIGN[name] for name in sorted(unknown) if name in _FOREIGN]  # keywords of other libraries
+        useless = [name for name in sorted(unknown) if name in DEFAULTS]
+        if useless:
+            advice.append(f"this loss has no use for {', '.join(useless)}: leave it out")
         hint = f"{'; '.join(advice)}." if advice else "Correct the spelling."
         validation.fail(f"the keywords {', '.join(takes)}", ", ".join(sorted(unknown)), hint, TypeError)
     options: dict[str, Any] = {**DEFAULTS, **settings}
@@ -115,8 +118,7 @@ def adopt(
     classes, weight = options["classes"], options["class_weight"]
     loss.classes = None if classes is None else validation.class_numbers("classes", classes, columns)
     if weight is not None:
-        weight = validation.class_weights(weight, columns)
-        weight = weight if loss.classes is None else weight[list(loss.classes)]
+        weight = validation.class_weights(weight, columns, loss.classes)
     loss.register_buffer("class_weight", weight, persistent=False)
     loss.cost, loss.group = costs.resolve(options["cost"]), options["group"]
     loss.pooling, loss.absent, loss.reduction = options["pooling"], options["absent"], options["reduction"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ class DeepSupervision(nn.Module):
     @validation.public
     def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None) -> None:
         super().__init__()
+        if weights is not None:  # numbers of NumPy and torch, too
+            weights = validation.numbers_of(weights)
         for position, weight in enumerate(weights or ()):
             validation.number(f"weights[{position}]", weight, 0)
         if weights is not None and not sum(weights) > 0:
@@ -65,14 +67,15 @@ class DeepSupervision(nn.Module):
         outputs: one (B, C, *s) for each weight. target, voxel_weight: one of full resolution, or a list with one for
         each output. Raise ValueError for a list of another length, and what `at_resolution` and the loss raise.
         """
-        if isinstance(outputs, Tensor) or (self.weights is None and not outputs):
+        is_list = hasattr(outputs, "__len__") and not isinstance(outputs, (Tensor, Mapping))
+        if not is_list or (self.weights is None and not outputs):
             expected = "a list of outputs" if self.weights is None else f"{len(self.weights)} outputs"
-            got = "a single tensor" if isinstance(outputs, Tensor) else "none"
+            got = "none" if is_list else "a single tensor" if isinstance(outputs, Tensor) else type(outputs).__name__
             validation.fail(expected, got, "Pass a list with one output for each resolution.")
         weights = _normalised([0.5**i for i in range(len(outputs))]) if self.weights is None else self.weights
         named = (("outputs", outputs), ("targets", target), ("voxel weights", voxel_weight))
         lists = (_one_per_output(name, tensors, len(weights)) for name, tensors in named)
-        has_labels = getattr(self.loss, "ignore_index", None) is not None
+        has_labels = getattr(self.loss, "ignore_index", None) is not None  # averages would mix it with other values
         values = []
         for weight, output, large_target, large_weight in zip(weights, *lists, strict=True):
             if weight > 0:
@@ -108,7 +111,7 @@ def at_resolution(target: Tensor | None, output: Tensor, labels: bool = False) -
 
     Floats with as many channels as the output are averaged over the area of each output voxel, unless `labels` says
     that they are labels. Everything else takes the nearest voxel. None stays None; a target that fits is not copied.
-    Raise TypeError for an argument that is no tensor, ValueError for an output larger than the target.
+    Raise TypeError for an argument that is no tensor, ValueError for a target without a batch or smaller than output.
 
     Example:
         >>> at_resolution(torch.tensor([[7, 7, 9, 9]]), torch.zeros(1, 3, 2))

@@ -29,8 +29,8 @@ class CrossEntropyLoss(OverlapLoss):
 
     Args:
         num_classes: channels of `input`; a single one needs activation="sigmoid".
-        settings: the keywords of `LossSettings`, without `cost`. `pooling="sample"` takes the mean of each sample
-            first; reduction="sum" adds the samples' means. `regions` must be a partition of the classes.
+        settings: the keywords of `softdice.losses.LossSettings`, without `cost`. `pooling="sample"` takes the mean of
+            each sample first; reduction="sum" adds the samples' means. `regions` must be a partition of the classes.
 
     Edge cases: no voxel that counts: 0, with a gradient of 0. A probability of 0 at the true class, with
     activation="none", costs about 87 (the logarithm of the smallest float32).
@@ -61,7 +61,7 @@ class FocalLoss(OverlapLoss):
     Args:
         num_classes: channels of `input`; a single one needs activation="sigmoid".
         gamma: exponent >= 0; 0 is CrossEntropyLoss.
-        settings: as for `CrossEntropyLoss`; `class_weight` is the paper's alpha per class.
+        settings: as for `CrossEntropyLoss`, without `cost`; `class_weight` is the paper's alpha per class.
 
     Example:
         >>> import torch, softdice
@@ -95,8 +95,10 @@ def _check_settings(num_classes: int, settings: LossSettings) -> bool:
     if num_classes == 1 and not binary:
         got = repr(settings.get("activation", "none"))
         validation.fail("activation='sigmoid' for a single class", got, "Pass logits, or two channels.")
-    regions = settings.get("regions")
-    if regions is not None and sorted(c for region in regions for c in region) != list(range(num_classes)):
+    regions = settings["regions"] = validation.frozen_regions(settings.get("regions"))
+    count = validation.num_classes(num_classes)
+    numbers = [c for region in regions or () for c in validation.class_numbers("regions", region, count)]
+    if regions and sorted(numbers) != list(range(count)):
         advice = "Add the loss of the classes in a call of its own: overlapping regions have no common entropy."
         validation.fail("regions that hold each class once", repr(regions), advice)
     return binary

@@ -13,7 +13,7 @@ of one shape, whose axes may lie in memory in any order. `left_out` is a bool ma
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from softdice.backends.route import compiled_loops
 from softdice.internals import untraced
 from softdice.parallel.threads import for_each
+from softdice.statistics.check import labels_advice
 from softdice.statistics.request import equals
 from softdice.validation import are_tensors, fail, message, same_device
 
@@ -67,8 +68,7 @@ def class_counts(
             of the classes, that class has counts of 0: it is not scored.
 
     Raises:
-        ValueError: shapes differ, or a label outside [0, C) (on the CPU; on other devices an assertion that needs no
-            host sync fails).
+        ValueError: shapes differ, or a label is outside [0, C); on CUDA an assertion fails later, without a host sync.
         TypeError: an argument that is no Tensor, or labels that are not integers.
 
     Example:
@@ -86,7 +86,7 @@ def class_counts(
         counts = torch.from_numpy(_counts_cpu(prediction.numpy(), target.numpy(), num_classes, ignore_index))
     else:
         counts = _counts_torch(prediction, target, num_classes, ignore_index)
-    outside = counts[1:, num_classes].sum()  # both return a last column of labels outside [0, C)
+    outside = counts[1:, num_classes].sum()  # the last column counts labels outside [0, C)
     if counts.is_cuda:
         torch._assert_async(outside == 0, message(f"labels in [0, {num_classes})", "others", ADVICE))
     elif outside:
@@ -129,12 +129,11 @@ def ignored(target: Tensor, ignore_index: int | None) -> Tensor:
 def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None, left_out: Tensor) -> None:
     """Raise ValueError if a voxel that counts has a label outside [0, C); on CUDA assert it without a host sync.
 
-    Meta tensors have no values and pass.
-
     Args:
-        name: of the caller's argument, for the message. labels: bool or integers, any shape.
-        ignore_index: a label that is allowed besides, for the message; None where there is none.
-        left_out: mask of the same shape, True where a voxel does not count, whatever its label.
+        name: what the caller's argument is called, for the message.
+        labels: bool or integers, any shape; a meta tensor has no values and passes.
+        ignore_index: named in the message as one more allowed label; None for none. Only `left_out` decides.
+        left_out: bool mask of the same shape, True where a voxel does not count, whatever its label.
     """
     wide = labels.to(torch.int64)
     wrong = ((wide < 0) | (wide >= num_classes)) & ~left_out
@@ -142,7 +141,8 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int 
     if wrong.is_cuda or wrong.is_meta:
         torch._assert_async(~wrong.any(), message(allowed, "others", ADVICE))
     elif wrong.any():
-        fail(allowed, f"{labels[wrong][0].item()} ({int(wrong.sum())} voxels)", ADVICE)
+        value = labels[wrong][0].item()
+        fail(allowed, f"{value} ({int(wrong.sum())} voxels)", labels_advice(name, ignore_index, value))
 
 
 def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,8 @@ def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_inde
         prediction, target: bool or integers, on one device.
 
     Raises:
-        ValueError: both hold 0 and 1 alone, are not one-hot, and cannot be label maps: bool, or more than two classes.
+        ValueError: both hold only 0 and 1 (the target also `ignore_index`) and are not one-hot, as masks of classes
+            that overlap. Integers with C = 2 are returned: label maps of two classes hold nothing else.
 
     Example:
         >>> hot = torch.tensor([[[1, 0], [0, 1], [0, 0]]])
@@ -167,7 +168,7 @@ def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_inde
         return prediction, target
     if target.is_meta:  # no values show whether they are one-hot; the counts have one shape either way
         return prediction, target
-    # 0 and 1 are values of a mask; another ignore_index marks voxels of a mask that do not count
+    # void: where a target mask holds ignore_index and so does not count; 0 and 1 are a mask's usual values
     void = torch.zeros_like(target, dtype=torch.bool) if ignore_index in (0, 1) else ignored(target, ignore_index)
     prediction_mask, target_mask = prediction == 1, (target == 1) | void
     if not ((prediction_mask | (prediction == 0)).all() and (target_mask | (target == 0)).all()):
@@ -178,22 +179,6 @@ def label_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_inde
         advice = "Pass threshold=0.5 to DiceScore for masks of classes that overlap, label maps as (B, 1, *S)."
         fail("label maps, or classes that are one-hot along dimension 1", "only 0 and 1 in both", advice)
     return prediction, target
-
-
-def numbers_of(values: object) -> Any:
-    """Return a user's setting in Python's types: a number of NumPy or torch as int or float, several as a tuple.
-
-    Anything else is returned as it is, for the check that follows.
-
-    Example:
-        >>> numbers_of(np.float32(0.5)), numbers_of(torch.tensor([1, 2])), numbers_of([np.int64(3), 1.5])
-        (0.5, (1, 2), (3, 1.5))
-    """
-    if isinstance(values, (Tensor, np.ndarray, np.generic)):
-        values = values.tolist()
-    if isinstance(values, Iterable) and not isinstance(values, (str, bytes)):
-        return tuple(map(numbers_of, values))
-    return values
 
 
 def as_tensor(array: Any) -> Any:
@@ -207,6 +192,9 @@ def as_tensor(array: Any) -> Any:
     """
     if isinstance(array, Tensor):
         return array
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        advice = "Fill it, such as by array.filled(255), and in a target name that label as ignore_index."
+        fail("arrays without masked entries", f"{np.ma.count_masked(array)} of them", advice)
     if isinstance(array, np.ndarray) and array.dtype.kind in "biufc":
         array = np.asarray(array, array.dtype.newbyteorder("="))
         if not array.flags.writeable or any(stride < 0 for stride in array.strides):  # torch takes neither
@@ -249,14 +237,15 @@ def pair_counts(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray,
 
 @untraced
 def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore_index: int | None) -> np.ndarray:
-    """Return counts (3, C + 1) int64: voxels of both maps, the prediction, the target; last, labels outside [0, C).
+    """Return how many voxels have each class in both maps, the prediction, the target: (3, C + 1) int64, by Numba.
 
-    `class_counts` has checked both arrays: bool or integers of one shape. Needs Numba.
+    The last column counts labels outside [0, C). Large arrays of bytes are counted in a table of all pairs of labels,
+    others label by label. Both arrays are bool or integers of one shape, as `class_counts` has checked.
     """
     is_bytes = all(array.dtype in (np.uint8, np.bool_) for array in (prediction, target))
     if is_bytes and num_classes <= 256 and prediction.size >= _MANY:
         table = _pair_table(prediction, target, _as_bytes, _as_bytes)
-        if ignore_index is not None and 0 <= ignore_index < 256:  # as in `ignored`: a byte holds no other number
+        if ignore_index is not None and 0 <= ignore_index < 256:  # no byte equals another number
             table[:, ignore_index] = 0
         counts = np.zeros((3, num_classes + 1), np.int64)
         for row, sums in zip(counts, (np.diagonal(table), table.sum(1), table.sum(0)), strict=True):
@@ -264,7 +253,7 @@ def _counts_cpu(prediction: np.ndarray, target: np.ndarray, num_classes: int, ig
             row[num_classes] = sums[num_classes:].sum()
         return counts
     limits = np.iinfo(np.uint8 if target.dtype == np.bool_ else target.dtype)
-    skip = ignore_index is not None and limits.min <= ignore_index <= limits.max  # as in `ignored`
+    skip = ignore_index is not None and limits.min <= ignore_index <= limits.max  # else no label equals it
     ignored_label = np.uint64((ignore_index or 0) % 2**64).astype(np.int64)  # the loop reads uint64 as int64
 
     def count(p: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -284,9 +273,9 @@ def _pair_table(
     as_byte_p: Callable[[np.ndarray], np.ndarray],
     as_byte_t: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Return how often each pair of bytes occurs, (256, 256) int64 by prediction and target.
+    """Return how often each pair of bytes occurs, (256, 256) int64: row prediction, column target.
 
-    `as_byte_p` and `as_byte_t` map a block (V,) of the prediction and of the target to uint8 (V,).
+    `as_byte_p` and `as_byte_t` turn the labels (V,) of a block of the prediction and of the target into uint8 (V,).
     """
     kernels = _kernels()
 
@@ -329,8 +318,9 @@ def _summed(count: Callable[[np.ndarray, np.ndarray], np.ndarray], prediction: n
 def _pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Split two arrays of one shape into tasks: yield views of the same voxels of the prediction and of the target.
 
-    They are flat if both arrays have their axes in one order in memory, whichever it is. Otherwise they are boxes with
-    the axes permuted so that the target is contiguous along the last axis, and the prediction along the one before it.
+    If both arrays have the same order of axes in memory, without gaps, the views are flat, (V,). Otherwise they are
+    boxes, with axes permuted so that the target is contiguous along the last axis and the prediction along the one
+    before it.
     """
     if prediction.size == 0:
         return
@@ -339,6 +329,7 @@ def _pieces(prediction: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.nda
     if p.flags.c_contiguous and t.flags.c_contiguous:
         p, t = p.reshape(-1), t.reshape(-1)
     elif p.ndim > 1:
+        # an axis of length 1 is never the fastest, whatever its stride says
         fastest = min(range(p.ndim), key=lambda axis: (p.shape[axis] == 1, abs(p.strides[axis])))
         if fastest != p.ndim - 1:
             p, t = np.moveaxis(p, fastest, -2), np.moveaxis(t, fastest, -2)
@@ -356,7 +347,8 @@ def _blocks(p: np.ndarray, t: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarr
 def _boxes(p: np.ndarray, t: np.ndarray, voxels: int, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Split two arrays of one shape, not empty, into boxes: yield views of the same box of both.
 
-    A box has at most `voxels` voxels, and at most `side` along each of the last two axes.
+    A box has at most `voxels` voxels, and at most `side` along each of the last two axes, so that it is long along
+    both: one array is contiguous along the last axis, the other along the one before it.
     """
     sizes = list[int]()
     for axis in reversed(range(p.ndim)):
@@ -370,7 +362,8 @@ def _boxes(p: np.ndarray, t: np.ndarray, voxels: int, side: int) -> Iterator[tup
 def _flat(box: np.ndarray) -> np.ndarray:
     """Return a box (*S) as (V,), its last axis fastest: a view if it is contiguous, else a copy.
 
-    The copy is made in squares, as `gather` does it, if the box is contiguous along the axis before the last.
+    A box is a part of a label map, of any strides. Where its last axis is slower in memory than the one before,
+    `gather` copies it in squares that fit in cache; without Numba, NumPy does.
     """
     last_is_slow = box.ndim > 1 and abs(box.strides[-1]) > abs(box.strides[-2])
     if box.flags.c_contiguous or not last_is_slow or _kernels() is None:
@@ -393,20 +386,20 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
 
 
 def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndarray], np.ndarray]]:
-    """Number the labels of an array of bool or integers by bytes.
+    """List the labels of an array of bool or integers, so that a byte can stand for each.
 
     Returns:
-        labels: up to 256 of them, (n,) int64, None if the array has more.
-        position: maps a block (V,) of the array to the positions of its labels in that table, uint8 (V,).
+        labels: up to 256 numbers, (n,) int64, which hold all labels of the array; None if these are more.
+        position: function from a block (V,) of the array to the positions of its labels in `labels`, uint8 (V,).
     """
     if array.dtype.itemsize == 1:
-        labels = np.arange(256)
+        labels = np.arange(256)  # the byte itself is the position; as int8, bytes from 128 on are negative
         return labels.astype(np.uint8).view(np.int8).astype(np.int64) if array.dtype == np.int8 else labels, _as_bytes
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if low >= 0 and high < 256:
         return np.arange(256), lambda piece: piece.astype(np.uint8)
     if high - low < _RANGE and high < 2**63:
-        present = np.zeros(high - low + 1, bool)
+        present = np.zeros(high - low + 1, bool)  # which labels occur
         for piece in _pieces(array, array):
             for block, _ in _blocks(*piece):
                 present[block.astype(np.int64) - low] = True
@@ -418,7 +411,7 @@ def _byte_table(array: np.ndarray) -> tuple[np.ndarray | None, Callable[[np.ndar
 
 
 def _sorted_pairs(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what `pair_counts` does, by sorting, for arrays with voxels and any number of labels."""
+    """Count every pair of labels by sorting: return labels of prediction and target, and voxels, (P,) each, P > 0."""
     labels_p, p = np.unique(prediction, return_inverse=True)
     labels_t, t = np.unique(target, return_inverse=True)
     m = len(labels_t)
@@ -431,7 +424,10 @@ def _sorted_pairs(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarra
 
 
 def _counts_torch(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
-    """Return what `_counts_cpu` does, on the device of both tensors, in plain PyTorch."""
+    """Return how many voxels have each class in both maps, the prediction, the target: (3, C + 1) int64, by torch.
+
+    The last column counts labels outside [0, C). Both tensors are bool or integers of one shape, on one device.
+    """
     C = num_classes
     outside, left_out = C, C + 1  # two columns after the classes: labels outside [0, C), voxels that do not count
     counts = torch.zeros(3, C + 2, dtype=torch.int64, device=prediction.device)

@@ -43,11 +43,11 @@ def total(small: np.ndarray, wide: np.ndarray) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, wide: np.ndarray) -> None:
-    """Add the pairs of two label maps, contiguous uint8 (V,), to the tables of `tables`; all calls add < 2^32 voxels.
+    """Count each pair of labels that two maps, contiguous uint8 (V,), have at one voxel, in the tables of `tables`.
 
-    With p and t the labels, `small` counts at 128 p + t, and both rows of `wide` at 256 p + t. There are two rows
-    because a processor waits when it adds to the same address twice in a row. A tile of runs is counted block by block,
-    a tile of noise with labels below HALF in `small`.
+    The pair (p, t) adds 1 to small[128 p + t] or to wide[0 or 1, 256 p + t]; `total` adds the three up. `wide` has two
+    rows, used in turn, because a processor waits when it adds to one address twice in a row. The entries are uint32:
+    all calls with the same tables may count fewer than 2^32 voxels.
     """
     V = prediction.size
     pairs = np.empty(TILE, np.uint16)
@@ -57,10 +57,10 @@ def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, w
     # eight labels as one number
     eights_p, eights_t = prediction[:tiles_end].view(np.uint64), target[:tiles_end].view(np.uint64)
     for start in range(0, tiles_end, TILE):
-        equal = 0
+        equal = 0  # 1. sample neighbours: is the tile made of runs, or is it noise?
         for i in range(start, start + TILE, TILE // SAMPLES):
             equal += (prediction[i] == prediction[i + 1]) & (target[i] == target[i + 1])
-        if equal < EQUAL_SAMPLES:  # noise
+        if equal < EQUAL_SAMPLES:  # 2. noise with labels below HALF: voxel by voxel in `small`
             bits_set = np.uint64(0)
             for i in range(start // 8, (start + TILE) // 8):
                 bits_set |= eights_p[i] | eights_t[i]
@@ -72,7 +72,7 @@ def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, w
                         p_1, t_1 = (p_8 >> shift) & np.uint64(255), (t_8 >> shift) & np.uint64(255)
                         small[(p_1 << np.uint64(7)) | t_1] += np.uint32(1)
                 continue
-        for block in range(start, start + TILE, BLOCK):  # runs
+        for block in range(start, start + TILE, BLOCK):  # 3. runs: a block of one pair at once, else its parts
             p, t = prediction[block], target[block]
             if prediction[block + BLOCK - 1] == p and target[block + BLOCK - 1] == t:
                 mixed = np.uint8(0)
@@ -93,7 +93,7 @@ def count_bytes(prediction: np.ndarray, target: np.ndarray, small: np.ndarray, w
                 for i in range(part, part + PART, 2):
                     one[pairs[i]] += np.uint32(1)
                     two[pairs[i + 1]] += np.uint32(1)
-    for i in range(tiles_end, V):
+    for i in range(tiles_end, V):  # 4. the voxels after the last tile
         one[(np.uint16(prediction[i]) << np.uint16(8)) | np.uint16(target[i])] += np.uint32(1)
 
 

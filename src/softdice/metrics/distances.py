@@ -20,7 +20,7 @@ from torch import Tensor
 from softdice import validation
 from softdice.internals import untraced
 from softdice.metrics import counting, surfaces
-from softdice.metrics.counting import as_tensor, numbers_of
+from softdice.metrics.counting import as_tensor
 from softdice.metrics.surfaces import Definition, Direction
 from softdice.parallel.threads import for_each
 
@@ -120,7 +120,7 @@ def average_surface_distance(
         direction: "symmetric", the mean over the elements of both boundaries, or the one "from_input" to the target
             or "from_target" to the input.
 
-    The other arguments, errors and results are those of `hausdorff_distance`.
+    input, target: integer labels (B, *S) with 2 or 3 axes S. Other arguments, results, errors: `hausdorff_distance`.
 
     Example:
         >>> import torch
@@ -161,7 +161,7 @@ def surface_dice(
         tolerance: 0 or more, in the unit of spacing; one number, or one for each class that is scored. Distances that
             exceed it by rounding alone (a millionth) are within.
 
-    The other arguments, errors, and what is ignored are those of `hausdorff_distance`.
+    input, target: integer labels (B, *S) with 2 or 3 axes S. Other arguments and errors: see `hausdorff_distance`.
 
     Returns:
         (B, C), or one column for each entry of `classes`; float64, 1 is best. nan: the class is in neither map, or it
@@ -189,9 +189,12 @@ def surface_dice(
 
 def checked_percentile(percentile: float | None) -> float | None:
     """Return a user's percentile, None or a number in [0, 100]; raise ValueError or TypeError for another value."""
-    percentile = numbers_of(percentile)
+    percentile = validation.numbers_of(percentile)
     if percentile is not None:
         validation.number("percentile", percentile, 0, 100)
+        if 0 < percentile < 1:  # nearly the least distance, which is no Hausdorff distance
+            advice = f"Pass {100 * percentile:g} for the {100 * percentile:g}th percentile."
+            validation.fail("percentile in percent", percentile, advice)
     return percentile
 
 
@@ -207,7 +210,7 @@ def each_class(name: str, values: float | Sequence[float], count: int) -> tuple[
 
     Raise ValueError or TypeError if they are not finite and >= 0, or not `count`. `name` is the user's argument.
     """
-    plain = numbers_of(values)
+    plain = validation.numbers_of(values)
     numbers = plain if isinstance(plain, tuple) else (plain,) * count
     for value in numbers:
         validation.number(name, value, 0)
@@ -215,17 +218,6 @@ def each_class(name: str, values: float | Sequence[float], count: int) -> tuple[
         advice = "Pass one number for all, or one for each class that is scored."
         validation.fail(f"{name} of {count} numbers", len(numbers), advice)
     return tuple(map(float, numbers))
-
-
-def voxel_sizes(spacing: object, shape: tuple[int, ...]) -> tuple[float, ...]:
-    """Check a user's spacing, and return the size of a voxel along each axis of an image of that shape; 1 for None."""
-    ndim, values = len(shape), numbers_of(spacing)
-    sizes = values if isinstance(values, tuple) else (1.0 if values is None else values,) * ndim
-    positive = all(isinstance(size, (int, float)) and 0 < size < math.inf for size in sizes)
-    if len(sizes) != ndim or not positive:
-        advice = "Pass the size of a voxel along each axis."
-        validation.fail(f"spacing of {ndim} positive numbers for images of shape {shape}", repr(spacing), advice)
-    return tuple(map(float, sizes))
 
 
 # --- label maps -> scores
@@ -242,9 +234,10 @@ def measure(
     classes: Sequence[int] | None,
     ignore_index: int | None,
 ) -> Tensor:
-    """Score each sample and class by each formula, with one comparison of its masks for all formulas.
+    """Score each sample and class by each formula, from one comparison of the class's two masks.
 
-    Maps and settings are as a user passed them to `hausdorff_distance`: they are checked here, with the same errors.
+    `compare` measures, for example, the distances between the boundaries of two masks; a formula makes a score of
+    them. Label maps (B, *S) and settings come unchecked from the user: raise the errors of `hausdorff_distance`.
 
     Returns:
         (F, B, K) float64 on the device of `input`; nan where the class is in neither map or is ignored.
@@ -254,7 +247,7 @@ def measure(
     if input.is_meta or target.is_meta:
         return torch.empty((len(formulas), len(input), len(numbers)), dtype=torch.float64, device="meta")
     maps = counting.label_maps(input.detach().cpu(), target.detach().cpu(), num_classes, ignore_index)
-    C = max(num_classes, 2)
+    C = max(num_classes, 2)  # a map of one class is a mask, with the labels 0 and 1
     return measure_maps(*maps, formulas, C, spacing, compare, numbers, ignore_index).to(input.device)
 
 
@@ -278,13 +271,13 @@ def measure_maps(
     numbers: Sequence[int],
     ignore_index: int | None,
 ) -> Tensor:
-    """Score the K labels `numbers` by each formula, (F, B, K) float64, as `measure` does.
+    """Score the K labels `numbers` by each of F formulas, (F, B, K) float64; nan for a label that is in neither map.
 
-    Maps are bool or integers on the CPU, of one shape; num_classes is 2 for masks. Raise ValueError for another number
-    of axes than 2 or 3, a spacing that does not fit them, or a label outside [0, C).
+    Maps are bool or integers (B, *S) on the CPU, of one shape; num_classes is 2 for masks; compare and formulas are
+    those of `measure`. Raise ValueError unless S are 2 or 3 axes, spacing fits them, and labels are in [0, C).
     """
-    sizes = voxel_sizes(spacing, tuple(input.shape[1:]))
-    # axes of length 1 do not count, but there must be two axes
+    sizes = validation.voxel_sizes(spacing, tuple(input.shape[1:]))
+    # drop axes of length 1, the first ones first, as long as two axes remain
     axes = sorted(range(1, input.dim()), key=lambda axis: (input.shape[axis] == 1, -axis))
     axes = sorted(axes[: max(2, sum(n != 1 for n in input.shape[1:]))])
     if len(axes) not in (2, 3) or input.dim() < 3:
@@ -312,8 +305,8 @@ def measure_maps(
 class _LabelPair:
     """Two label maps (*S) of one sample, and for each label the box that holds it in both.
 
-    low, high: (C + 1, S) int64, first and last index along each axis, both inside the box. voxels: (C + 1,), in the
-    box, 0 if the label is absent. The last row is for labels outside [0, C). S stands for the number of axes.
+    low, high: (C + 1, S) int64, the first and the last index of each box along each axis. voxels: (C + 1,) int64, the
+    size of each box, 0 for an absent label. The last row is for labels outside [0, C). S stands for the number of axes.
     """
 
     def __init__(self, input: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
@@ -321,7 +314,7 @@ class _LabelPair:
         self.input, self.target, self.ignore_index = input, target, ignore_index
         boxes_of_maps = [_boxes(labels.numpy(), num_classes) for labels in (input, target)]
         for name, labels, boxes in zip(("input", "target"), (input, target), boxes_of_maps, strict=True):
-            if boxes[num_classes, 3] >= 0:  # labels outside [0, C), which are right where they are ignored
+            if boxes[num_classes, 3] >= 0:  # there are labels outside [0, C): right only where they are ignored
                 ignore = ignore_index if name == "target" else None
                 counting.check_labels(name, labels, num_classes, ignore, counting.ignored(target, ignore_index))
 
@@ -348,10 +341,11 @@ class _LabelPair:
 
 
 def _boxes(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return the box of each label of a map (*S), bool or integers, (C + 1, 6) int64; the last is outside [0, C).
+    """Return the bounding box of each label of a map (*S) of bool or integers, (C + 1, 6) int64.
 
-    A box is its lowest x, y, z and its highest x, y, z, which are -1 for an absent label; in 2-D x has length 1. Labels
-    are read in the order of memory, chunk by chunk; the axes are put back in their places at the end.
+    A row is the lowest x, y, z of a label and its highest x, y, z, which are -1 if it is absent; the last row is for
+    labels outside [0, C). A 2-D map has x = 0. Labels are read in the order of memory, in chunks along its first axis;
+    at the end the columns are put back in the order of the map's axes.
     """
     boxes = np.repeat([[np.iinfo(np.int64).max] * 3 + [-1] * 3], num_classes + 1, 0)
     order = sorted(range(labels.ndim), key=lambda axis: -abs(labels.strides[axis]))

@@ -119,7 +119,7 @@ def recall(counts: Tensor) -> Tensor:
 def specificity(counts: Tensor, voxels: Tensor) -> Tensor:
     """Return the share of the voxels without a class that were predicted without it, of counts (3, ...).
 
-    `voxels` (...) is the number of all voxels. In [0, 1]; nan where every voxel of the target has the class.
+    `voxels` (...) is the number of all voxels that count. In [0, 1]; nan where every voxel of the target has the class.
 
     Example:
         >>> specificity(torch.tensor([[2], [4], [3]]), torch.tensor([10]))

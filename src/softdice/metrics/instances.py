@@ -62,7 +62,8 @@ def object_overlaps(
 
     Returns:
         Voxels of each object of the input, (n + 1,) int64, and of the target, (m + 1,) int64, indexed by the number of
-        the object, and the pairs that share voxels. Numbers are those of the maps, or their ranks if some are large.
+        the object, and the pairs that share voxels. Objects keep the numbers of their map; if one of these is
+        `_SMALL_NUMBERS` or more, their ranks take the place, so that the arrays stay short.
     """
     runs_input, runs_target, voxels = _runs(input, target)
     if ignore_index is not None:
@@ -74,7 +75,8 @@ def object_overlaps(
             advice = "0 is the background, and each object a number above it; name another with ignore_index."
             validation.fail(f"objects numbered from 1 on in {name}", int(runs.min()), advice)
         if runs.size and runs.max() >= _SMALL_NUMBERS:
-            runs = np.unique(np.append(runs, 0), return_inverse=True)[1][:-1]
+            with_zero = np.append(runs, runs.dtype.type(0))  # so that 0 has rank 0
+            runs = np.unique(with_zero, return_inverse=True)[1][:-1]
         numbers.append(runs.astype(np.int64))
         sizes.append(np.bincount(numbers[-1], voxels, minlength=1).astype(np.int64))
     shared = shared_voxels(numbers[0], len(sizes[0]) - 1, numbers[1], len(sizes[1]) - 1, voxels)

@@ -32,7 +32,11 @@ class LesionDice(_LesionMetric):
     """input, target, case by case -> the mean of the lesion Dice, in [0, 1].
 
     Args:
-        matching, reach, neighbours, objects: see `lesion_dice`. The others: `CaseMetric`.
+        matching: IoU above which a lesion of the input and one of the target match, or a task of BraTS 2023 by name.
+        reach: "above", or "at_least": lesions with an IoU of `matching` match, too.
+        neighbours: voxels of a lesion touch by their "corners" or "faces".
+        objects: a lesion is one of the "components" of a class, or, with num_classes=1, one of the "numbers" above 0.
+        options: the keywords of `CaseMetric`: spacing, average, classes, ignore_index, keep_scores.
 
     Example:
         >>> import torch
@@ -60,7 +64,7 @@ class LesionDice(_LesionMetric):
     ) -> None:
         super().__init__(num_classes, **options)
         self.rule = Rule(matching, reach, neighbours, objects)
-        self._add_settings(self.rule)
+        self._add_settings(self.rule)  # or a MetricCollection would share states of other settings
 
     def score(self, comparison: Lesions, k: int) -> float:
         """Return the score of the k-th class of one case, see `CaseMetric.score`."""
@@ -71,7 +75,10 @@ class PanopticQuality(_LesionMetric):
     """input, target, case by case -> the mean of the panoptic quality, or of one of its factors, in [0, 1].
 
     Args:
-        quality, matching, reach, neighbours, objects: see `panoptic_quality`. The others: `CaseMetric`.
+        quality: "pq" panoptic, "sq" segmentation or "rq" recognition quality, or "ap", the average precision.
+        matching: IoU above which a lesion of the input and one of the target match.
+        reach, neighbours, objects: as in `LesionDice`: what an IoU of `matching` does, which voxels touch, what a
+            lesion is. options: the keywords of `CaseMetric`: spacing, average, classes, ignore_index, keep_scores.
 
     Example:
         >>> import torch
@@ -100,7 +107,7 @@ class PanopticQuality(_LesionMetric):
         validation.choice("quality", quality, lesions.QUALITIES)
         lesions.no_challenge(matching)
         self.quality, self.rule = quality, Rule(matching, reach, neighbours, objects)
-        self._add_settings(quality, self.rule)
+        self._add_settings(quality, self.rule)  # or a MetricCollection would share states of other settings
 
     def score(self, comparison: Lesions, k: int) -> float:
         """Return the score of the k-th class of one case, see `CaseMetric.score`."""
@@ -110,7 +117,7 @@ class PanopticQuality(_LesionMetric):
 class CentrelineDice(CaseMetric):
     """input, target, case by case -> the mean of the centre-line Dice (clDice), in [0, 1].
 
-    Arguments: see `CaseMetric`.
+    Arguments: num_classes, and the keywords spacing, average, classes, ignore_index and keep_scores of `CaseMetric`.
 
     Example:
         >>> import torch

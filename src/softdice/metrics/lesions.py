@@ -32,7 +32,6 @@ from torch import Tensor
 
 from softdice import validation
 from softdice.internals import untraced
-from softdice.metrics.counting import numbers_of
 from softdice.metrics.distances import Compare, Formula, integer_pair, measure
 from softdice.metrics.instances import Overlaps, object_overlaps, shared_voxels
 
@@ -85,8 +84,8 @@ def quality_of(lesions: Lesions, which: Quality) -> float:
     """Return a score in [0, 1] of matched lesions; 0 where no two match, nan where neither mask has a lesion.
 
     Args:
-        which: "pq" panoptic, "sq" segmentation or "rq" recognition quality, "ap" average precision; for the formulas
-            see `panoptic_quality`.
+        lesions: IoU of each matched pair, and numbers of missed lesions of the target and extra ones of the input.
+        which: "pq" panoptic, "sq" segmentation or "rq" recognition quality, or "ap" average precision.
     """
     matched, unmatched = len(lesions.iou), lesions.missed + lesions.extra
     if not matched:
@@ -113,7 +112,8 @@ def by_overlap(
 ) -> Lesions:
     """Match the connected components of two masks by their IoU, the largest first, each component once.
 
-    `threshold` and `reach` are as in `paired`. `spacing` is not used: overlap does not depend on lengths.
+    A pair matches if its IoU is above `threshold`, in [0, 1], or with reach="at_least" equal to it. `spacing` is not
+    used: overlap does not depend on lengths.
     """
     (input_numbers, n), (target_numbers, m) = components(input, neighbours), components(target, neighbours)
     shared = shared_voxels(input_numbers, n, target_numbers, m)
@@ -155,14 +155,14 @@ def paired(
 def by_challenge(input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], challenge: str) -> Lesions:
     """Match the lesions of two masks by the rules of a task of BraTS 2023, a key of `CHALLENGES`.
 
-    There is one pair for each lesion of the target that counts and that, once dilated, touches lesions of the input.
-    `spacing` is in mm.
+    A lesion of the target is paired with all lesions of the input, taken together, that share a voxel with it once it
+    is dilated. A lesion of the input that no dilated lesion reaches is extra. `spacing` is in mm.
     """
     ndimage = validation.package("lesion_dice", "scipy.ndimage", "lesions")
     dilations, largest_ignored_volume = CHALLENGES[challenge]
-    neighbourhood = ndimage.generate_binary_structure(target.ndim, 2)
-    # The box around both masks gives the components of the whole image: if a path between two lesions leaves the box,
-    # the voxels of the box next to it form a path, too.
+    neighbourhood = ndimage.generate_binary_structure(target.ndim, 2)  # by faces and edges, as BraTS dilates
+    # Lesions that join when the whole image is dilated join in this box, too: where a path of dilated voxels leaves it,
+    # the voxels of the box beside the path are dilated as well.
     dilated = ndimage.binary_dilation(target, neighbourhood, iterations=dilations)
     (input_numbers, n), (dilated_numbers, m) = components(input, "corners"), components(dilated, "corners")
     target_numbers = np.where(target, dilated_numbers, dilated_numbers.dtype.type(0))
@@ -290,7 +290,7 @@ def lesion_dice(
             maps does not matter.
         spacing: size of a voxel, which says what volume a lesion has. Only the rules of BraTS ask for it.
 
-    The other arguments and errors are those of `hausdorff_distance`.
+    input, target: integer labels (B, *S) with 2 or 3 axes S. Other arguments and errors: see `hausdorff_distance`.
 
     Returns:
         (B, C), or one column for each entry of `classes`; float64, 1 is best. nan: the class is in neither map, it is
@@ -337,10 +337,11 @@ def panoptic_quality(
         quality: "pq", "sq", "rq" or "ap".
         matching: the IoU above which pairs match, the largest first, each lesion once; in [0, 1).
         reach: "above", as in the paper, or "at_least", as in panoptica: then `matching` is in (0, 1].
-        neighbours, objects: see `lesion_dice`.
+        neighbours: voxels of a lesion touch by their "corners" (26 of a voxel, 8 in 2-D) or "faces" (6, 4).
+        objects: a lesion is one of the "components" of a class, or, with num_classes=1, one of the "numbers" above 0.
         spacing: as in the other scores of label maps, so that all take one dict of settings; overlap knows no lengths.
 
-    The other arguments and errors are those of `hausdorff_distance`.
+    input, target: integer labels (B, *S) with 2 or 3 axes S. Other arguments and errors: see `hausdorff_distance`.
 
     Returns:
         (B, C), or one column for each entry of `classes`; float64, 1 is best. nan: the class is in neither map, or it
@@ -383,7 +384,7 @@ def centreline_dice(
     Args:
         spacing: as in the other scores of label maps, so that all take one dict of settings; skeletons count voxels.
 
-    The other arguments and errors are those of `hausdorff_distance`.
+    input, target: integer labels (B, *S) with 2 or 3 axes S. Other arguments and errors: see `hausdorff_distance`.
 
     Returns:
         (B, C), or one column for each entry of `classes`; float64, 1 is best. nan: the class is in neither map, or it
@@ -416,7 +417,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         """Raise ValueError or TypeError for a setting out of its range, or for two that exclude each other."""
-        object.__setattr__(self, "matching", numbers_of(self.matching))
+        object.__setattr__(self, "matching", validation.numbers_of(self.matching))
         for name, allowed in (("reach", REACHES), ("neighbours", NEIGHBOURS), ("objects", OBJECTS)):
             validation.choice(name, getattr(self, name), allowed)
         if isinstance(self.matching, str):
@@ -426,7 +427,7 @@ class Rule:
                 validation.fail(f"neighbours 'corners' with matching={self.matching!r}", repr(self.neighbours), advice)
         else:
             validation.number("matching", self.matching, 0, 1)
-            if self.matching == (1 if self.reach == "above" else 0):
+            if self.matching == (1 if self.reach == "above" else 0):  # no pair would match, or every one
                 words = {"above": ("below 1", "at_least"), "at_least": ("above 0", "above")}[self.reach]
                 advice = f"Pass an intersection over union, such as 0.5, or reach={words[1]!r}."
                 validation.fail(f"matching {words[0]} with reach={self.reach!r}", self.matching, advice)
@@ -458,9 +459,10 @@ class Rule:
         classes: Sequence[int] | None,
         ignore_index: int | None,
     ) -> Tensor:
-        """Score the lesions of each sample and class by each formula, as `distances.measure` does, (F, B, K) float64.
+        """Match the lesions of each sample and class, and return the scores formula(lesions, k), (F, B, K) float64.
 
-        Maps and settings are as a user passed them to `lesion_dice`: they are checked here, with the same errors.
+        `lesions` are the `Lesions` of the k-th scored class. Label maps (B, *S) and settings come unchecked from the
+        user: raise the errors of `lesion_dice`.
         """
         if self.objects == "components":
             return measure(input, target, formulas, num_classes, spacing, self.compare, classes, ignore_index)

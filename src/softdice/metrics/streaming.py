@@ -28,7 +28,7 @@ from torchmetrics import Metric
 from softdice import validation
 from softdice.metrics import counting
 from softdice.metrics import formulas as scores
-from softdice.metrics.counting import as_tensor, numbers_of
+from softdice.metrics.counting import as_tensor
 
 FRACTION_BITS = 48
 """Bits after the point in the sum of sample scores; each score is rounded once, by at most 2^-49."""
@@ -45,7 +45,7 @@ def fixed_point_sum(total: Tensor, score_BC: Tensor) -> Tensor:
 
     `total` is (2, C) int64: the whole part, and the fraction in [0, 1) in units of 2^-FRACTION_BITS.
     """
-    for chunk_BC in score_BC.split(SAMPLES_PER_CARRY):
+    for chunk_BC in score_BC.split(SAMPLES_PER_CARRY):  # so few fractions that their sum stays below 2^63
         whole_BC = chunk_BC.floor()
         fraction_BC = ((chunk_BC - whole_BC) * 2.0**FRACTION_BITS).round()
         total = total + torch.stack([whole_BC.long().sum(0), fraction_BC.long().sum(0)])
@@ -168,6 +168,30 @@ def check_channels(input: Tensor, num_classes: int) -> None:
         validation.fail(f"input of shape (B, {num_classes}, *S)", tuple(input.shape), advice)
 
 
+def check_nan(values: Tensor, target: Tensor, ignore_index: int | None) -> None:
+    """Raise ValueError for a NaN where a voxel counts: an argmax would take it for a class, a threshold for outside.
+
+    values: of classes (B, C, *S), or the largest of them (B, 1, *S). target: labels, or masks (B, C, *S); one that does
+    not fit, or is of floats or on another device, passes, for the check that says so.
+    """
+    B, S = len(values), values.shape[2:]
+    fits = target.shape == values.shape or tuple(target.shape) in ((B, *S), (B, 1, *S))
+    if not fits or target.is_floating_point() or target.device != values.device:
+        return
+    nan = values.isnan()
+    deferred = nan.is_cuda or nan.is_meta  # their values cannot be read here
+    if not (deferred or nan.any()):
+        return
+    if ignore_index is not None:
+        left_out = counting.ignored(target, ignore_index)
+        nan = nan & ~(left_out if target.shape == values.shape else left_out.reshape(B, 1, *S))
+    expected, advice = "input without nan", "A network that has diverged has no score; ignored voxels may hold nan."
+    if deferred:
+        torch._assert_async(~nan.any(), validation.message(expected, "nan", advice))
+    elif nan.any():
+        validation.fail(expected, f"nan ({int(nan.sum())} values)", advice)
+
+
 def without_channel(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return two label maps as (B, *S) if one of them is (B, 1, *S) and the other (B, *S); else both as they are."""
     if input.shape[1:2] == (1,) and input.dim() > 2 and target.dim() == input.dim() - 1:
@@ -210,7 +234,8 @@ class OverlapMetric(IntegerStates):
     where there was nothing to score.
 
     Raises:
-        ValueError: shapes that do not belong together, labels out of range, unknown words. TypeError: wrong types.
+        ValueError: shapes that do not belong together, labels out of range, nan where a voxel counts, unknown words.
+        TypeError: wrong types.
     """
 
     averages = ("macro", "micro", "weighted", "none")
@@ -238,7 +263,7 @@ class OverlapMetric(IntegerStates):
         super().__init__(average, ignore_index, **kwargs)
         self.num_classes = validation.num_classes(num_classes)
         validation.choice("pooling", pooling, ("all", "sample"))
-        threshold = numbers_of(threshold)
+        threshold = validation.numbers_of(threshold)
         if isinstance(threshold, float) and not math.isfinite(threshold):
             advice = "Pass 0.5 for probabilities, 0.0 for logits."
             validation.fail("threshold to be a finite number", repr(threshold), advice)
@@ -268,10 +293,10 @@ class OverlapMetric(IntegerStates):
 
     @validation.public
     def update(self, input: Tensor, target: Tensor) -> None:
-        """Count the voxels of a batch and add them to the state.
+        """Add the voxel counts of a batch to the state, and with pooling="sample" the score of each sample.
 
-        Input is labels (B, *S), floats (B, C, *S), or with a threshold masks (B, C, *S); target is labels or masks. For
-        shapes that belong together, and for errors, see the class.
+        Input is labels (B, *S), floats (B, C, *S), or with a threshold masks (B, C, *S). Target is labels (B, *S) or
+        (B, 1, *S), or with a threshold masks (B, C, *S). Raise ValueError or TypeError for anything else.
         """
         count, input, target = self._as_labels(input, target)
         validation.same_device(self.counts.device, "metric", input=input, target=target)
@@ -297,7 +322,7 @@ class OverlapMetric(IntegerStates):
             return value
         if self.average == "weighted":
             weight = self.counts[2].double()
-            return torch.where(weight > 0, value * weight, 0.0).sum() / weight.sum()
+            return torch.where(weight > 0, value * weight, 0.0).sum() / weight.sum()  # an absent class may be nan
         return value.nanmean()
 
     def _as_labels(self, input: Tensor, target: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
@@ -306,7 +331,7 @@ class OverlapMetric(IntegerStates):
         Raise TypeError for no Tensors, ValueError for shapes that do not belong together or a missing threshold.
 
         Returns:
-            count: (input, target) of one sample -> counts (3, C).
+            count: function from input and target of one sample to its counts of voxels, (3, C) int64.
             input, target: a sample per row; label maps (B, *S), or with a threshold masks (B, C, *S); bool or integers.
         """
         C = self.num_classes
@@ -322,16 +347,27 @@ class OverlapMetric(IntegerStates):
             advice = "Pass label maps; per-class masks need a threshold."
             validation.fail(f"target of shape {wanted}", tuple(target.shape), advice)
         if self.threshold is not None:
-            masks = input > self.threshold if input.is_floating_point() else input
+            masks = input
+            if input.is_floating_point():
+                scored = slice(None) if self.classes is None else list(self.classes)
+                check_nan(
+                    input[:, scored], target[:, scored] if target.shape == input.shape else target, self.ignore_index
+                )
+                masks = input > self.threshold
             target, void, unscored = self._target_masks(target, tuple(masks.shape))
             return partial(_mask_counts, void=void, unscored=unscored), masks, target
         if C == 1:
             advice = "Pass threshold=0.5 for probabilities, threshold=0.0 for logits."
             validation.fail("a threshold for floating input of one class", "None", advice)
+        check_nan(input.amax(1, keepdim=True), target, self.ignore_index)
         return self._count_labels, input.argmax(1), target.reshape(B, *S)
 
     def _label_maps(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what a user passed, (B, *S), (B, 1, *S) or one-hot (B, C, *S), as label maps (B, *S) of one shape."""
+        """Return integer labels, (B, *S), (B, 1, *S) or one-hot (B, C, *S), as label maps (B, *S) of one shape.
+
+        The caller has sent logits, and masks with a threshold, elsewhere. Raise ValueError for maps of different
+        shapes, and for masks of classes that overlap.
+        """
         input, target = without_channel(input, target)
         if input.shape != target.shape or input.dim() == 0:
             advice = "Pass label maps of one shape (B, *S), or floats (B, C, *S) as input."
@@ -343,15 +379,16 @@ class OverlapMetric(IntegerStates):
         return scores.mask_counts(input, target, self.num_classes, self.ignore_index)
 
     def _target_masks(self, target: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, int | None, int | None]:
-        """Return a target as masks (B, C, *S), and which voxels and which class do not count.
+        """Return a target as masks (B, C, *S), and what in them is left out.
 
         Args:
             target: label map (B, *S) or (B, 1, *S), or masks (B, C, *S); the caller has checked its shape.
             shape: of the masks, (B, C, *S).
 
         Returns:
-            masks: integers: 1 inside, 0 outside. void: a third value, of voxels that do not count, or None.
-            unscored: the class that is not scored, or None.
+            masks: integers: 1 inside the class, 0 outside, `void` where the voxel does not count.
+            void: that third value; None if all voxels count.
+            unscored: `ignore_index` of a label map, which is not scored where it is a class; None for masks.
 
         Raises:
             ValueError: a label outside [0, C), or an ignore_index of 0 or 1 with masks of several classes.

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from softdice import validation
 from softdice.metrics import distances, surfaces
-from softdice.metrics.counting import as_tensor, numbers_of
+from softdice.metrics.counting import as_tensor
 from softdice.metrics.distances import Compare
 from softdice.metrics.streaming import (
     IntegerStates,
     check_channels,
+    check_nan,
     fixed_point_sum,
     from_fixed_point,
     without_channel,
@@ -78,7 +79,8 @@ class CaseMetric(IntegerStates):
     ) -> None:
         super().__init__(average, ignore_index, **kwargs)
         self.num_classes, self.columns = num_classes, len(distances.scored(num_classes, classes))
-        self.classes, self.spacing = None if classes is None else tuple(classes), numbers_of(spacing)
+        self.classes, self.spacing = None if classes is None else tuple(classes), validation.numbers_of(spacing)
+        # sum of the finite scores in fixed point; how many scores are not nan; how many of these are inf
         for name, shape in (("score_sum", (2, self.columns)), ("cases", self.columns), ("infinite", self.columns)):
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -95,7 +97,8 @@ class CaseMetric(IntegerStates):
     def update(self, input: Tensor, target: Tensor, spacing: float | Sequence[float] | None = None) -> None:
         """Score a batch of labels (B, *S), or floats (B, C, *S) as input, and add it to the state.
 
-        `spacing` is the spacing of all images of the batch; None for the metric's own. Errors: see the class.
+        `spacing` is the spacing of all images of the batch; None for the metric's own. `penalty`, inf unless a subclass
+        sets a number or nan, replaces an infinite score. Errors: see the class.
         """
         input, target = self._as_labels(input, target)
         validation.same_device(self.cases.device, "metric", input=input)
@@ -122,12 +125,14 @@ class CaseMetric(IntegerStates):
         """Return what a user passed to `update` as label maps (B, *S), from floats (B, C, *S) by their argmax.
 
         Raises:
-            TypeError: no Tensors. ValueError: floats with another number of channels. `measure` checks the rest.
+            TypeError: no Tensors. ValueError: floats with another number of channels, or a NaN at a voxel that counts.
+                `measure` checks the rest.
         """
         input, target = as_tensor(input), as_tensor(target)
         validation.are_tensors(input=input, target=target)
         if input.is_floating_point() and self.num_classes > 1:
             check_channels(input, self.num_classes)
+            check_nan(input.amax(1, keepdim=True), target, self.ignore_index)
             input = input.argmax(1)
         return without_channel(input, target)
 
@@ -136,7 +141,8 @@ class SurfaceMetric(CaseMetric):
     """input, target, case by case -> the mean of a surface score over the cases; the base class of those below.
 
     Args:
-        definition: "voxels" or "surface", see `hausdorff_distance`.
+        definition: what the boundary is: the "voxels" of a class with a neighbour outside, or the elements of its
+            "surface", weighted by their area.
         penalty: the distance of a class that only one of the two maps of a case has. inf: then the mean is inf, too; a
             number, such as the diagonal of the image; nan leaves such cases out. The surface Dice is 0 there.
 
@@ -150,7 +156,7 @@ class SurfaceMetric(CaseMetric):
         self, num_classes: int, *, definition: Definition = "voxels", penalty: float = math.inf, **options: Any
     ) -> None:
         super().__init__(num_classes, **options)
-        penalty = numbers_of(penalty)
+        penalty = validation.numbers_of(penalty)
         if not (isinstance(penalty, float) and (penalty == math.inf or math.isnan(penalty))):
             validation.number("penalty", penalty, 0)
         self.definition, self.penalty, self.compare = definition, penalty, surfaces.between(definition)
@@ -163,7 +169,9 @@ class HausdorffDistance(SurfaceMetric):
     """input, target, case by case -> the mean Hausdorff distance, or a percentile of it, in the unit of spacing.
 
     Args:
-        percentile: None for the maximum, 95 for HD95. direction: see `hausdorff_distance`. The others: `SurfaceMetric`.
+        percentile: None for the maximum, 95 for HD95.
+        direction: "symmetric", or the distances "from_input" to the target or "from_target" to the input only.
+        options: the keywords of `SurfaceMetric` and `CaseMetric`, such as definition, penalty and spacing.
 
     Example:
         >>> metric = HausdorffDistance(num_classes=1, spacing=2.0)
@@ -187,7 +195,7 @@ class HausdorffDistance(SurfaceMetric):
         super().__init__(num_classes, **options)
         validation.choice("direction", direction, surfaces.DIRECTIONS)
         self.percentile, self.direction = distances.checked_percentile(percentile), direction
-        self._add_settings(self.percentile, direction)
+        self._add_settings(self.percentile, direction)  # or a MetricCollection would share states of other settings
 
     def score(self, comparison: SurfaceDistances, k: int) -> float:
         """Return the score of the k-th class of one case, see `CaseMetric.score`."""
@@ -198,7 +206,8 @@ class AverageSurfaceDistance(SurfaceMetric):
     """input, target, case by case -> the mean of the average surface distance, in the unit of spacing.
 
     Args:
-        direction: see `average_surface_distance`. The others: `SurfaceMetric`.
+        direction: "symmetric", or the distances "from_input" to the target or "from_target" to the input only.
+        options: the keywords of `SurfaceMetric` and `CaseMetric`, such as definition, penalty and spacing.
 
     Example:
         >>> metric = AverageSurfaceDistance(num_classes=1)
@@ -224,8 +233,8 @@ class SurfaceDice(SurfaceMetric):
     """input, target, case by case -> the mean surface Dice at a tolerance (NSD), in [0, 1].
 
     Args:
-        tolerance: 0 or more, in the unit of spacing; one number, or one for each class that counts. The others:
-            `SurfaceMetric`.
+        tolerance: 0 or more, in the unit of spacing; one number, or one for each class that counts.
+        options: the keywords of `SurfaceMetric` and `CaseMetric`, such as definition and spacing.
 
     Example:
         >>> metric = SurfaceDice(num_classes=1, tolerance=1.0)

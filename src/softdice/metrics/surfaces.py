@@ -98,9 +98,10 @@ class SurfaceDistances(NamedTuple):
 
 
 def hausdorff(distances: SurfaceDistances, percentile: float | None, direction: Direction = "symmetric") -> float:
-    """Return the largest distance, or the larger of both directions' percentiles, a percentile in [0, 100].
+    """Return the largest distance between two boundaries, or the larger of the percentiles of both directions.
 
-    inf if one of the masks is empty, nan if both are.
+    `distances`: from each element of either boundary to the other one. `percentile`: in [0, 100], or None for the
+    largest. `direction` may choose one of the boundaries. inf if one of the masks is empty, nan if both are.
     """
     empty_score = _empty_score(distances, np.inf)
     if empty_score is not None:
@@ -109,7 +110,7 @@ def hausdorff(distances: SurfaceDistances, percentile: float | None, direction: 
 
 
 def average(distances: SurfaceDistances, direction: Direction = "symmetric") -> float:
-    """Return the weighted mean of the distances, over the elements of both boundaries or of one.
+    """Return the weighted mean distance from each element of either boundary, or of one, to the other boundary.
 
     inf if one of the masks is empty, nan if both are.
     """
@@ -124,14 +125,15 @@ def average(distances: SurfaceDistances, direction: Direction = "symmetric") -> 
 def surface_overlap(distances: SurfaceDistances, tolerance: float) -> float:
     """Return the share, by weight, of both boundaries that lies within the tolerance of the other, in [0, 1].
 
-    0 if one of the masks is empty, nan if both are. The tolerance, >= 0, has the unit of the distances.
+    `distances`: from each element of either boundary to the other boundary, in the unit of the tolerance, >= 0. 0 if
+    one of the masks is empty, nan if both are.
     """
     empty_score = _empty_score(distances, 0.0)
     if empty_score is not None:
         return empty_score
     sides, within = tuple(distances.sides("symmetric")), 0.0
     for values, weight in sides:
-        near = values <= tolerance * (1 + SLACK)
+        near = values <= tolerance * (1 + SLACK)  # file headers round spacings to float32
         within += _total_weight(values[near], weight if weight is None else weight[near])
     return within / sum(_total_weight(*side) for side in sides)
 
@@ -175,7 +177,8 @@ def measured(
 ) -> SurfaceDistances:
     """Measure the distances between two masks (*S) with a margin of one voxel, by the compiled loops if Numba is there.
 
-    Either mask may be empty. `definition` says what an element of a boundary is, as at the top of this file.
+    An empty mask has no distances, and one inf stands for all those of a mask whose counterpart is empty. `definition`
+    says what an element of a boundary is, as at the top of this file.
     """
     input_present, target_present = bool(input.any()), bool(target.any())
     if not (input_present and target_present):
@@ -226,8 +229,8 @@ def elements(mask: np.ndarray, definition: Definition, ndimage: Any) -> np.ndarr
 
     For "voxels" the grid is the mask's, and the code is 1 on the boundary. For "surface" it has the corners of the
     voxels, (n + 1) along each axis, and the code has a bit for each voxel around a corner that is inside; the voxel
-    that comes first along all axes has the highest bit. In 2-D there are 4 voxels, and the code stands for two equal
-    layers of them. `ndimage` is SciPy's module.
+    that comes first along all axes has the highest bit. In 2-D the 4 voxels around a corner count twice, as two equal
+    layers, so that codes have 8 bits there, too. `ndimage` is SciPy's module.
     """
     if definition == "voxels":
         return np.asarray(mask & ~ndimage.binary_erosion(mask), np.uint8)
@@ -244,9 +247,9 @@ def elements(mask: np.ndarray, definition: Definition, ndimage: Any) -> np.ndarr
 def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
     """Return the area (3-D) or length (2-D) of the surface at a corner for each code, (256,) float64, read-only.
 
-    Marching cubes put the corners of a triangle into the middle of edges between a voxel inside and one outside. The
-    length of a normal n is the area of its triangle; with axes stretched by the spacing s the area is |(nx sy sz,
-    ny sx sz, nz sx sy)|.
+    Marching cubes put the corners of a triangle into the middle of edges between a voxel inside and one outside.
+    `_TRIANGLES` has the normal n of each triangle, whose length is its area for voxels of size 1; for voxels of size s
+    the area is |(nx sy sz, ny sx sz, nz sx sy)|.
 
     Example:
         >>> element_sizes((2.0, 3.0))[[17 * 0b0011, 17 * 0b0101, 17 * 0b0001]].round(4)
@@ -274,8 +277,8 @@ def element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
 def _turned(code: int, order: tuple[int, ...], flips: tuple[int, ...]) -> int:
     """Return the code of a corner with its axes in another order, and then mirrored where `flips` has 1.
 
-    A code has bit 7 - (4 x + 2 y + z) for the voxel at x, y, z in {0, 1} around the corner, as in `_TRIANGLES`. Axis i
-    of the result is axis `order[i]`, as in `np.transpose`; `flips` has 0 or 1 for each axis of the result.
+    Bit 7 - (4 x + 2 y + z) of a code is 1 if the voxel at x, y, z in {0, 1} around the corner is inside the mask. Axis
+    i of the result is axis `order[i]` of the code, as in `np.transpose`; `flips` has 0 or 1 for each of its axes.
     """
     turned = 0
     for bit in range(8):
@@ -294,7 +297,7 @@ def kernels() -> Any:
 def compiled_distances(
     input: np.ndarray, target: np.ndarray, spacing: tuple[float, ...], definition: Definition
 ) -> SurfaceDistances:
-    """Do what `surface_distances` does with the compiled loops, for masks with a margin of one voxel, neither empty."""
+    """Measure the distances between two masks (*S) with a margin of one voxel, neither empty, by the compiled loops."""
     input_boundary, target_boundary = _boundary(input, definition), _boundary(target, definition)
     input_distances, input_codes = _one_way(input_boundary, target_boundary, spacing)
     target_distances, target_codes = _one_way(target_boundary, input_boundary, spacing)
@@ -309,9 +312,10 @@ class _Boundary(NamedTuple):
 
 
 def _boundary(mask: np.ndarray, definition: Definition) -> _Boundary:
-    """Return the elements of a mask (*S) with a margin of one voxel, by the compiled loops; compare `elements`."""
+    """Return the boundary of a mask (*S) with a margin of one voxel, as codes of `elements`, by the compiled loops."""
+    # along each axis the loops read both neighbours of a voxel, or with "surface" the next one
     layers, margin = mask.view(np.uint8), 2 if definition == "voxels" else 1
-    if mask.ndim == 2:  # equal layers on both sides: the missing axis then adds no element
+    if mask.ndim == 2:  # between equal layers there is no boundary
         layers = np.stack([layers] * (1 + margin))
     codes = np.empty([n - margin for n in layers.shape], np.uint8)
     write = kernels().boundary_voxels if definition == "voxels" else kernels().surface_elements
@@ -331,7 +335,7 @@ def _one_way(boundary: _Boundary, other: _Boundary, spacing: tuple[float, ...]) 
     sizes_XYZ = np.array([1.0] * (3 - len(spacing)) + list(spacing))
     distance_N, code_N, remaining = np.empty(N), np.empty(N, np.uint8), np.empty((N, 4), np.int64)
     remain = loops.near(boundary.codes, other.codes, *_steps(spacing), distance_N, code_N, remaining)
-    if remain * M < _COMPARISONS * boundary.codes.size:
+    if remain * M < _COMPARISONS * boundary.codes.size:  # all pairs are faster than a transform of the box
         positions = np.empty((3, M))
         loops.places(other.codes, positions)
         loops.compare(remaining[:remain], positions, sizes_XYZ, distance_N)

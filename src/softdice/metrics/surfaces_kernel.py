@@ -110,13 +110,13 @@ def squares(codes: np.ndarray, spacing: np.ndarray, square: np.ndarray) -> None:
     """
     X, Y, Z = codes.shape
     square_along_z = np.empty((Y, Z))
-    has_element = np.empty(Y, np.bool_)
+    has_element = np.empty(Y, np.bool_)  # whether row y of the current x has one
     step_y, step_z = spacing[1], spacing[2]
     for x in range(X):
         for y in range(Y):
             code, row = codes[x, y], square_along_z[y]
             has_element[y] = False
-            # row[z] = min over elements e of this row of ((z - e) step_z)^2: from the left, then from the right
+            # 1. row[z] = min over elements e of this row of ((z - e) step_z)^2: from the left, then from the right
             away = -1  # steps from the last element, -1 before the first
             for z in range(Z):
                 if code[z] != 0 and code[z] != 255:
@@ -139,7 +139,7 @@ def squares(codes: np.ndarray, spacing: np.ndarray, square: np.ndarray) -> None:
             for z in range(Z):
                 best[z] = square_along_z[y, z]
                 furthest = max(furthest, best[z])
-            # best[z] = min over all rows y' of square_along_z[y', z] + ((y - y') step_y)^2
+            # 2. best[z] = min over all rows y' of square_along_z[y', z] + ((y - y') step_y)^2
             for away in range(1, max(y, Y - 1 - y) + 1):
                 cost = (away * step_y) * (away * step_y)
                 if cost >= furthest:  # rows further away are no nearer to any place of this row
@@ -218,7 +218,7 @@ def compare(remaining: np.ndarray, others: np.ndarray, spacing: np.ndarray, dist
 
     Args:
         remaining: the rows (R, 4) int64 that `near` wrote. others: (3, M) float64, `places` of the other boundary.
-        distances: (N,), those of `near`.
+        distances: (N,), from `near`: -1 for these elements.
     """
     for i in range(len(remaining)):
         best = _INF
@@ -237,7 +237,7 @@ def look_up(remaining: np.ndarray, square: np.ndarray, step: float, distances: n
 
     Args:
         remaining: the rows (R, 4) int64 that `near` wrote. square: (X, Y, Z), what `squares` wrote.
-        step: size of a voxel along X. distances: (N,), those of `near`.
+        step: size of a voxel along X. distances: (N,), from `near`: -1 for these elements.
     """
     X = len(square)
     for i in range(len(remaining)):

@@ -21,9 +21,10 @@ from softdice import validation
 
 
 def check_group(group: Any, pooling: str = "batch") -> None:
-    """Raise TypeError if the setting `group` is not None, "world" or a ProcessGroup.
+    """Raise TypeError if a loss's setting `group` is not None, "world" or a ProcessGroup.
 
-    pooling: of the loss; raise ValueError for a group with "sample". `all_reduce` checks whether the group is usable.
+    pooling: "batch" or "sample", over what the loss sums; raise ValueError for a group with "sample". A group without
+    this rank passes: `all_reduce` raises for it.
     """
     known = group is None or (isinstance(group, str) and group == "world") or _not_a_member(group)
     if not known and not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):

@@ -58,7 +58,7 @@ class Ranks:
         return values[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values that all ranks pass, in their order, on every rank; raise LostRankError as `from_first`."""
+        """Return the values of all ranks, in their order, on every rank; LostRankError if a rank does not call it."""
         values: list[Any] = [None] * self.count
         try:
             torch.distributed.all_gather_object(values, value)

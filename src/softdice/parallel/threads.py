@@ -40,9 +40,9 @@ def share_out(kernel: Any, arguments: tuple[Any, ...], tasks: int, numel: int, s
     """Call kernel(*arguments, begin, end) for consecutive shares of range(tasks), on torch's threads, and wait.
 
     Args:
-        kernel: a Numba function that releases the GIL; begin and end are uint64.
-        arguments: the kernel's first arguments, the same for each share. tasks: how many there are.
-        numel: number of elements of all tasks together; if there are few, this thread does the work alone.
+        kernel: a Numba function that does the tasks [begin, end) (uint64) and releases the GIL.
+        arguments: the kernel's first arguments, the same for each share. tasks: number of tasks, parts of the tensors.
+        numel: number of elements of all tasks together; below ALONE_NUMEL this thread does the work alone.
         scratch: number of bytes of scratch memory for each call. Its address (uint64) is passed to the kernel before
             begin. None: no address is passed.
     """
@@ -54,13 +54,13 @@ def share_out(kernel: Any, arguments: tuple[Any, ...], tasks: int, numel: int, s
         kernel(*arguments, *address, np.uint64(begin), np.uint64(end))
 
     if kernel not in _compiled:
-        call(0, 0)  # it compiles once, not in every thread
+        call(0, 0)  # Numba compiles at the first call: an empty one, before several threads would all compile
         _compiled.add(kernel)
     threads = 1 if numel < ALONE_NUMEL else min(torch.get_num_threads(), tasks)
     if threads == 1:
         call(0, tasks)
         return
-    shares = min(tasks, threads * SHARES)
+    shares = min(tasks, threads * SHARES)  # several for each thread: a thread that is held up does fewer
     bounds = [tasks * i // shares for i in range(shares + 1)]
     for_each(lambda i: call(bounds[i], bounds[i + 1]), range(shares), threads)
 
@@ -93,7 +93,7 @@ def in_threads(work: Callable[[], None], threads: int) -> None:
     errors: list[BaseException] = []
 
     def guarded(_: Any = None) -> None:
-        """Work, and keep the error for the thread that asked; OpenMP passes a pointer to no data."""
+        """Call `work` and keep its error: OpenMP lets no exception pass. `_` is OpenMP's data pointer, NULL."""
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - raised again below
@@ -103,7 +103,7 @@ def in_threads(work: Callable[[], None], threads: int) -> None:
     if gomp_parallel is not None:
         gomp_parallel(_Body(guarded), None, threads, 0)  # no data, no flags
     else:
-        others = [_pool(threads - 1, os.getpid()).submit(guarded) for _ in range(threads - 1)]
+        others = [_pool(threads - 1, os.getpid()).submit(guarded) for _ in range(threads - 1)]  # a fork has its own
         guarded()
         for other in others:
             other.result()

@@ -53,7 +53,7 @@ class Comparison:
 
 
 def compare(first: Table, second: Table) -> Comparison:
-    """Compare the Dice, and the scores of shapes, of two tables over the cases that both have.
+    """Compare the Dice, and the scores that need masks (`shapes`), of two tables over the cases that both have.
 
     p is 1 where no case differs, nan where no case has a score in both. Sources: F. Wilcoxon, Biometrics 1, 1945;
     S. Holm, Scandinavian Journal of Statistics 6, 1979.
@@ -63,13 +63,16 @@ def compare(first: Table, second: Table) -> Comparison:
 
 
 def _compare(first: Table, second: Table, column: str) -> Comparison:
-    """Return the comparison of one column of two tables, "dice" or a name in `Table.further`, without `shapes`."""
+    """Compare one column, "dice" or a name in `Table.further`, over the cases of both tables; `shapes` stays empty.
+
+    The p value of a class is two-sided, of Wilcoxon's signed-rank test of its differences, first - second.
+    """
     from scipy.stats import wilcoxon
 
     keys, cases, scores_TNK = _aligned([first, second], column)
     with np.errstate(invalid="ignore"):  # inf - inf is nan
         difference_NK = scores_TNK[0] - scores_TNK[1]
-    difference_NK[np.isinf(difference_NK)] = np.nan  # one distance is infinite: no pair
+    difference_NK[np.isinf(difference_NK)] = np.nan  # one of two distances is infinite: the pair is left out
     p_K = np.full(len(keys), np.nan)
     for k, differences in enumerate(difference_NK.T):
         differences = differences[~np.isnan(differences)]
@@ -96,7 +99,7 @@ def _compare(first: Table, second: Table, column: str) -> Comparison:
 def _aligned(tables: Sequence[Table], column: str = "dice") -> tuple[tuple[int | str, ...], list[str], np.ndarray]:
     """Return the classes of any table, the names of the cases that are in all, and their scores, (T, N, K) float64.
 
-    `column`: as in `_compare`. A class that a table lacks has `Table.empty_score`.
+    `column`: "dice" or a name in `Table.further`. A class that a table lacks has the score of a class in neither map.
     """
     keys = tuple(dict.fromkeys(key for table in tables for key in table.keys))
     if all(isinstance(key, int) for key in keys):
@@ -116,8 +119,8 @@ def _aligned(tables: Sequence[Table], column: str = "dice") -> tuple[tuple[int |
 def mean_ranks(tables: Sequence[Table]) -> tuple[np.ndarray, int]:
     """Rank tables by Dice, 1 is best: return the mean rank of each, (T,), and the number of scores it is a mean of.
 
-    Equal scores share the mean of their ranks. Where only some tables have a score, the reference lacks the class:
-    those without a score are right to predict nothing, and come first. Source: M. Friedman, JASA 32, 1937.
+    Equal scores share the mean of their ranks. A score that only some tables have is of a class that the reference
+    lacks: tables without the score rightly predict nothing, and rank first. Source: M. Friedman, JASA 32, 1937.
     """
     from scipy.stats import rankdata
 

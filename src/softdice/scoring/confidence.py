@@ -1,12 +1,14 @@
 """Whether a confidence of masks, as `softdice predict --confidence` writes it, ranks them by their true Dice.
 
-Shape suffixes: N mask, the surest first.
+The risk of the n surest masks is 1 - their mean Dice; the risk-coverage curve shows it over the coverage n / N. Shape
+suffixes: N mask, the surest first.
 """
 
 from __future__ import annotations
 
 import csv
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +65,10 @@ class Ranking:
         return 1 - running_mean(np.sort(self.dice)[::-1])
 
     def row(self) -> dict[str, Any]:
-        """Return the row of JSON: rank correlation, and the mean risk (area) of this, a random and the best order."""
+        """Return the row of JSON: rank correlation, and mean risk by this order, a random one and the best one.
+
+        The mean risk is the area below the risk-coverage curve; the best order is by the true Dice.
+        """
         return {
             "name": self.name or "mean",
             "masks": len(self.masks),
@@ -76,9 +81,14 @@ class Ranking:
     def line(self) -> str:
         """Return a sentence for people: the correlation, and the mean Dice of the surer half."""
         half = (len(self.masks) + 1) // 2
+        masks = f"the Dice of {len(self.masks)} masks"
+        order = f"rank correlation {self.correlation:.2f} with {masks} (1: a perfect order, 0: none)"
+        if np.isnan(self.correlation):
+            equal = "confidence" if np.ptp(self.confidence) == 0 else "Dice"
+            reason = f"it takes {LEAST}" if len(self.masks) < LEAST else f"their {equal} is equal"
+            order = f"no rank correlation with {masks}, for {reason}"
         return (
-            f"Confidence: rank correlation {self.correlation:.2f} with the Dice of {len(self.masks)} masks (1: a "
-            f"perfect order, 0: none). Mean Dice of the surest {half}: {self.dice[:half].mean():.4f}, of all: "
+            f"Confidence: {order}. Mean Dice of the surest {half}: {self.dice[:half].mean():.4f}, of all: "
             f"{self.dice.mean():.4f}."
         )
 
@@ -94,22 +104,32 @@ def read_confidence(path: Path, masks: Sequence[Path | None]) -> dict[str, dict[
     `masks` are the predictions that it should be about, None for a case without one.
 
     Raises:
-        ScoreError: the file cannot be read, lacks the columns mask and confidence, has a row for none of the masks, or
-            a cell that is no number.
+        ScoreError: the file cannot be read, lacks the columns mask and confidence, has a row for none of the masks, two
+            for one name, or a cell that is no number; or two masks have one name, in two folders.
     """
     advice = "Pass what softdice predict --confidence wrote for these masks."
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            rows = [row for row in csv.DictReader(file) if any(row.values())]  # spreadsheets leave empty ones behind
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ScoreError(f"--confidence: expected a CSV file at {path}, got: {error}. {advice}") from error
     if not rows or not {"mask", "confidence"} <= {*rows[0]}:
-        columns = ", ".join(map(str, rows[0])) if rows else "no rows"
+        columns = ", ".join(filter(None, rows[0])) if rows else "no rows"
         raise ScoreError(f"--confidence: expected {path} with the columns mask and confidence, got {columns}. {advice}")
+    names_in_rows, names_of_masks = [row["mask"] for row in rows], [mask.name for mask in masks if mask]
+    one_row, one_name = "Keep one row for each mask.", "Give each its own name."
+    for where, names, remedy in ((path, names_in_rows, one_row), ("PREDICTIONS", names_of_masks, one_name)):
+        name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+        if times > 1:
+            raise ScoreError(
+                f"--confidence: expected names that differ in {where}, got {times} times {name!r}. {remedy}"
+            )
     try:
         by_mask = {row.pop("mask"): {name: float(cell or "nan") for name, cell in row.items()} for row in rows}
     except (TypeError, ValueError) as error:
         raise ScoreError(f"--confidence: expected numbers in {path}, got: {error}. {advice}") from error
+    if np.isinf([list(row.values()) for row in by_mask.values()]).any():
+        raise ScoreError(f"--confidence: expected numbers in {path}, got inf. {advice}")
     if not any(mask is not None and mask.name in by_mask for mask in masks):
         raise ScoreError(
             f"--confidence: expected rows of the masks in {path}, got {next(iter(by_mask))!r} first. {advice}"
@@ -118,10 +138,10 @@ def read_confidence(path: Path, masks: Sequence[Path | None]) -> dict[str, dict[
 
 
 def rankings(table: Table, rows: dict[str, dict[str, float]]) -> list[Ranking]:
-    """Return the ranking by the masks' means, then by each class that has a column; [] if no mask has both means.
+    """Return the ranking by the means over the classes, then one for each class; [] if no mask has both means.
 
-    `rows` is what `read_confidence` returned for the masks of the table. A ranking holds the masks that have a
-    confidence and a Dice.
+    `rows` is name of a mask -> column of the CSV -> confidence: column "confidence" is the mean, "label 1" is of a
+    class. A ranking holds the masks that have a confidence and a Dice; a class without such masks has no ranking.
     """
     columns = {"": ("confidence", mean(table.dice.T))}
     for k, key in enumerate(table.keys):
@@ -138,10 +158,7 @@ def rankings(table: Table, rows: dict[str, dict[str, float]]) -> list[Ranking]:
 
 
 def charts(ranking: Ranking) -> Markup:
-    """Return HTML of two charts: confidence and Dice of each mask, and the risk-coverage curve beside two other orders.
-
-    Coverage is n / N, its risk that of the n surest of N masks.
-    """
+    """Return HTML of two charts: confidence and Dice of each mask, and the risk-coverage curve for three orders."""
     N = len(ranking.masks)
     coverage_N = np.arange(1, N + 1) / N
     risks = {

@@ -1,11 +1,13 @@
 """Draw the slice of a pair with the largest error of a class, in the orientation that radiologists use.
 
 Where the file says how its voxels lie in space, the picture is axial, coronal or sagittal, the front or the head of the
-patient is up, sides are marked, and lengths are true. Otherwise it is drawn as it is stored.
+patient is up, sides are marked, and lengths are true. Otherwise it is drawn as it is stored, with the true lengths of
+pixels where the file has them.
 
-Functions that pass the arrays of one volume (*S), or of one plane (H, W), keep them in this order: errors and either
-(bool, over all predictions that are drawn), prediction, reference, any class (bool), and if wanted the grey image
-(float32, 0 to 255). `grid` is the image of the reference, for the place of its voxels.
+Functions that pass the arrays of one volume (*S), or of one plane (H, W), keep them in this order, bool but the last:
+errors (a prediction differs from the reference), either (a prediction or the reference has the class), the prediction
+to draw, the reference, any class of the reference, and if wanted the grey image (float32, 0 to 255). errors and either
+count all predictions that show this slice. `grid` is the image of the reference, for the place of its voxels.
 """
 
 from __future__ import annotations
@@ -79,17 +81,18 @@ def picture(
     errors, either = in_p != in_t, in_p | in_t
     for other in beside:
         in_other = _masks(other, truth, key, options)[0]
-        if in_other.shape == in_t.shape:
+        if in_other.shape == in_t.shape:  # a reference that omits empty slices is padded to each prediction
             errors, either = errors | (in_other != in_t), either | in_other
     arrays = [errors, either, in_p, in_t, any_t, *([] if under is None else [_grey(under, grid, options)])]
+    spacing: tuple[float, float] | None
     if grid.placed and grid.spatial_ndim == 3:
         planes, place, sides, spacing = _anatomical_planes(arrays, grid, view)
     else:
         planes, place = _stored_planes(arrays)
-        sides, spacing = ("", ""), (1.0, 1.0)
+        sides, spacing = ("", ""), _stored_spacing(grid)
     planes, remark = _enlarged(planes)
-    place += remark
-    return Picture(_png(planes, spacing), place, sides, _bar(planes[0].shape[1] * spacing[1]) if grid.placed else None)
+    bar = None if spacing is None else _bar(planes[0].shape[1] * spacing[1])
+    return Picture(_png(planes, spacing or (1.0, 1.0)), place + remark, sides, bar)
 
 
 def _masks(
@@ -97,9 +100,11 @@ def _masks(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Image]:
     """Return in_p, in_t, any_t and grid: the class in prediction and reference, any class of the reference, its image.
 
-    The masks are (*S) bool. Arguments and errors as in `picture`. A probability above 1/2 is in the class.
+    The masks are (*S) bool. A probability above 1/2 is in the class. `key`: a label, or the name of a region or of a
+    file in folders of masks, where any_t is in_t: files of other classes are not read. Raise FileError if a file cannot
+    be read, ScoreError if the two cannot be compared.
     """
-    if truth.is_dir() and image_name(truth) is None:
+    if truth.is_dir() and image_name(truth) is None:  # a folder of masks, not one that is an image, as of DICOM
         p, in_t, _, grid = load_class(prediction, truth, str(key), options)
         return p > 0.5 if p.dtype.kind == "f" else p, in_t, in_t, grid
     p, t, _, grid = load_pair(prediction, truth, options)
@@ -108,9 +113,10 @@ def _masks(
 
 
 def _enlarged(planes: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
-    """Return the planes from the prediction on, cut to a third of each side if the class is small, and a remark.
+    """Cut planes to a third of each side if the class is small; return them without errors and either, and a remark.
 
-    `planes` are in the module's order. The remark for the caption is ", enlarged" if they are cut, else "".
+    `planes` are in the module's order. The class is small if the bounding box of `either` spans at most 1 / `ENLARGED`
+    of the plane along both axes. The remark for the caption is ", enlarged" if the planes are cut, else "".
     """
     _, either, *shown = planes
     positions, shape = np.argwhere(either), np.array(either.shape)
@@ -125,15 +131,17 @@ def _enlarged(planes: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
 def _grey(path: Path, grid: Image, options: Options) -> np.ndarray:
     """Read an image onto the grid of the masks, scaled to 0 to 255 from its 1st to its 99th percentile.
 
-    Raise FileError if it cannot be read or lies elsewhere, ScoreError if its shape differs and no affine places it.
+    An image on another grid of the same space is resampled if it overlaps the masks. Without a common space, or with
+    --ignore-geometry, it must have their shape. Raise FileError if it cannot be read or lies elsewhere, ScoreError if
+    its shape is another.
     """
     image = read_image(path)
-    array = np.nan_to_num(image.array.astype(np.float32))
+    array = np.nan_to_num(image.shown.astype(np.float32))
     if array.ndim == image.spatial_ndim + 1:
         array = array.mean(-1)  # over the colours
     mask = Path("the mask")  # in errors
     elsewhere = geometry.one_frame(image, grid) and not options.ignore_geometry and not geometry.same_place(image, grid)
-    if elsewhere:
+    if elsewhere:  # `resampled` needs inverses, and takes up to three axes
         geometry.check_inverse(path, image, mask, grid)
     if elsewhere and max(array.ndim, len(grid.shape)) <= 3 and geometry.overlap(image, grid):
         assert image.affine is not None
@@ -155,20 +163,23 @@ def _anatomical_planes(
     """Return the planes across a patient's axis with the largest area of errors, rows from the head or the front down.
 
     Then words for their place, the letters at the left and right edge, and the mm of a pixel along rows and columns.
-    `volumes` are in the module's order and have three axes; `grid` is placed in a patient. `view`: see `picture`.
+    `volumes` are in the module's order and have three axes; `grid` is placed in a patient. `view` is "radiological",
+    with the patient's left at the right, or "neurological".
     """
     assert grid.affine is not None
-    axes = geometry.voxel_axes(grid.affine)
-    # array axes in the order right, front, head, each ascending in that direction
+    axes = geometry.voxel_axes(grid.affine)  # for each array axis: 0 right, 1 front or 2 head; 1, or -1 if reversed
+    # 1. array axes in the order right, front, head, each ascending in that direction
     order = [next(i for i, (world, _) in enumerate(axes) if world == direction) for direction in range(3)]
     sizes_mm = np.linalg.norm(grid.affine[:3, :3], axis=0)[order]
     steps = [int(axes[i][1]) for i in order]
     volumes = [volume.transpose(order)[tuple(slice(None, None, step) for step in steps)] for volume in volumes]
+    # 2. the plane with the largest area of errors: its rows go towards the head, in an axial plane towards the front
     axis, index = _worst_plane(volumes[0], sizes_mm)
     rows, columns = (other for other in (2, 1, 0) if other != axis)
     planes = [np.take(volume, index, axis) for volume in volumes]
     planes = [plane.T if rows > columns else plane for plane in planes]  # np.take leaves the axes ascending
-    mirrored = columns == 1 or view == "radiological"  # sagittal planes have the front at the left
+    # 3. head or front up; mirrored: a radiologist faces the patient, and a sagittal plane has the front at the left
+    mirrored = columns == 1 or view == "radiological"
     planes = [plane[::-1, ::-1] if mirrored else plane[::-1] for plane in planes]
     sides = {1: ("A", "P")}.get(columns, ("R", "L") if mirrored else ("L", "R"))
     stored_index = index if steps[axis] > 0 else volumes[0].shape[axis] - 1 - index
@@ -207,8 +218,19 @@ def _stored_planes(arrays: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
     return [np.atleast_2d(array) for array in arrays], place
 
 
+def _stored_spacing(grid: Image) -> tuple[float, float] | None:
+    """Return the mm of a pixel along the last two axes, which `_stored_planes` draws; None if the file does not say."""
+    sizes_mm = grid.spacing_mm
+    if sizes_mm is None or grid.spatial_ndim not in (2, 3) or min(sizes_mm) == 0:  # a fourth axis is no length
+        return None
+    return sizes_mm[-2], sizes_mm[-1]
+
+
 def _png(planes: list[np.ndarray], spacing: tuple[float, float]) -> str:
-    """Draw a PNG in base64 of the planes of `_enlarged`; `spacing`: length of a pixel along rows, and columns."""
+    """Draw a PNG in base64 of the planes (H, W): prediction, reference, any class, and if wanted the grey image.
+
+    `spacing`: distance of two rows, and of two columns, in one unit.
+    """
     from PIL import Image as Pillow
 
     in_p, in_t, any_t, *image = planes
@@ -224,6 +246,7 @@ def _png(planes: list[np.ndarray], spacing: tuple[float, float]) -> str:
     lengths = drawn.width * spacing[1], drawn.height * spacing[0]
     size = [max(1, round(PIXELS * length / max(lengths))) for length in lengths]
     enlarged = size[0] >= drawn.width and size[1] >= drawn.height
+    # NEAREST keeps voxels sharp; BOX averages the voxels of a pixel, so that a single wrong one does not vanish
     drawn = drawn.resize((size[0], size[1]), Pillow.Resampling.NEAREST if enlarged else Pillow.Resampling.BOX)
     buffer = io.BytesIO()
     drawn.save(buffer, format="PNG", optimize=True)

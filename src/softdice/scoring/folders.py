@@ -8,11 +8,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from softdice.evaluation.labels import ScoreError
 from softdice.scoring.formats import all_case_rows, class_rows, flat, overall_row
 from softdice.scoring.options import parse_options
-from softdice.scoring.pairing import pair_files
+from softdice.scoring.pairing import check_layout, pair_files
 from softdice.scoring.runner import run
-from softdice.scoring.summary import summarise, tabulate
+from softdice.scoring.summary import summarise, tabulate, unused_tolerances_line
+from softdice.validation import numbers_of
 
 Labels = str | Sequence[int] | Mapping[str, int]
 
@@ -88,12 +92,20 @@ def score_folders(
         >>> [(row["case"], row["name"], round(row["dice"], 4)) for row in scores]
         [('a', 'liver', 0.6667)]
     """
+    names = labels if isinstance(labels, Mapping) else {}
+    several = [name for name, part in names.items() if "," in str(_text(part))]
+    if several:
+        got = f"several for {several[0]!r}"
+        raise ScoreError(f"labels: expected one number for each name, got {got}. Pass regions for unions of labels.")
+    check_layout(layout, (labels, regions, ignore, instances or None))
+    if jobs < 1:
+        raise ScoreError(f"jobs: expected at least 1 process, got {jobs}. Leave it out for one.")
     options = parse_options(
         _text(labels), _text(regions, ";"), _text(ignore),
         include_background=include_background, threshold=threshold, soft=soft, scale=scale, round=round,
         resample=resample, ignore_geometry=ignore_geometry, transpose=transpose, metrics=_text(metrics),
-        surface=surface, penalty=_text(penalty), lesions=lesions, matching=_text(matching), centreline=centreline,
-        instances=instances, empty=empty, missing=missing,
+        surface=_text(surface), penalty=_text(penalty), lesions=lesions, matching=_text(matching),
+        centreline=centreline, instances=instances, empty=str(_text(empty)), missing=str(_text(missing)),
     )  # fmt: skip
     pairs = pair_files(Path(predictions), Path(reference), layout)
     cases = run(pairs, options, jobs=jobs)
@@ -101,6 +113,8 @@ def score_folders(
     if table.errors:
         count = f"{len(table.errors)} of {len(pairs)} cases"
         warnings.warn(f"score_folders: {count} were not scored, see .errors: {table.errors[0]}", stacklevel=2)
+    if line := unused_tolerances_line([table], options):
+        warnings.warn(f"score_folders: {line}", stacklevel=2)
     summary = summarise(table)
     classes = [dict(flat(row)) for row in class_rows(table, summary)]
     return Scores([*all_case_rows(table)], classes, dict(flat(overall_row(summary))), table.errors)
@@ -119,4 +133,7 @@ def _text(value: Any, separator: str = ",") -> str | None:
         return value
     if isinstance(value, Mapping):
         return f"{separator} ".join(f"{name}={_text(part)}" for name, part in value.items())
-    return ",".join(map(str, value)) if isinstance(value, Sequence) else str(value)
+    value = numbers_of(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return np.format_float_positional(value, trim="-") if isinstance(value, float) else str(value)

@@ -94,7 +94,7 @@ def to_json_rows(tables: dict[str, Table], summaries: dict[str, Summary], rows: 
 
 
 def _rows_by_name(tables: dict[str, Table], summaries: dict[str, Summary], rows: str) -> tuple[list[str], Rows]:
-    """Return the names of the columns, and the rows of each set of predictions; `rows` as in `to_csv`."""
+    """Return the names of the columns, and the rows ("pairs", "classes" or "cases") of each set of predictions."""
     first = next(iter(tables.values()))
     if rows == "pairs":
         further = [name for metric in first.metrics for name in METRICS[metric]]
@@ -145,14 +145,15 @@ def to_json(
     """Yield one JSON object in pieces: cases, classes, overall, comparisons, errors; null where a score is undefined.
 
     `comparisons` are of the first predictions with each of the others; with three or more sets, mean ranks follow.
-    `rankings` are of the first predictions, by their confidence.
+    `rankings` are of the first predictions, by their confidence. "unnamed_labels" are those of the reference that no
+    option names; "renumbered_cases" is how many look like numbered objects, in the set that has the most.
     """
     yield '{\n"softdice": ' + _json(__version__) + ',\n"options": ' + _json(asdict(options))
     rows = [
         {"predictions": name, **comparison_rows(comparison, next(iter(tables.values())))}
         for name, comparison in zip(list(tables)[1:], comparisons, strict=True)
     ]
-    if rows:
+    if rows:  # the first comparison has the same key, however many there are
         yield ',\n"comparison": ' + _json(rows[0], indent=1)
     if len(rows) > 1:
         yield ',\n"comparisons": ' + _json(rows, indent=1)
@@ -180,7 +181,11 @@ def to_json(
 
 
 def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
-    """Return a row for each class with its means and other aggregates, by their names in CSV; intervals are lists."""
+    """Return a row for each class with its means and other aggregates, by their names in CSV; intervals are lists.
+
+    `summary.distances` is name of a distance -> median, quartiles and number of infinite cases, (4, K). `summary.empty`
+    (2, K) counts the cases whose reference lacks the class, and those of them where it was predicted.
+    """
     columns = {
         "dice": summary.dice,
         "dice_95": summary.dice_interval.T,
@@ -206,7 +211,7 @@ def class_rows(table: Table, summary: Summary) -> list[dict[str, Any]]:
 
 
 def overall_row(summary: Summary) -> dict[str, Any]:
-    """Return the row of all classes: means of the class means (`macro_...`), pooled scores, cases that are infinite."""
+    """Return the row of all classes: means of the class means (`macro_...`), pooled scores, how many are infinite."""
     return {
         "macro_dice": summary.macro_dice,
         "macro_dice_95": summary.macro_interval.tolist(),
@@ -214,14 +219,16 @@ def overall_row(summary: Summary) -> dict[str, Any]:
         "pooled_dice": summary.micro_dice,
         "pooled_iou": summary.micro_iou,
         **{f"macro_{name}": float(mean(means)) for name, means in summary.further.items()},
-        **{f"{name}_infinite": int(rows_4K[3].sum()) for name, rows_4K in summary.distances.items()},
+        **{f"{name}_infinite": int(infinite_K.sum()) for name, (*_, infinite_K) in summary.distances.items()},
     }
 
 
 def comparison_rows(comparison: Comparison, table: Table) -> dict[str, Any]:
     """Return the object of the JSON that compares two sets of predictions, the first minus the second.
 
-    Beside the means it has the lists `classes` and `most_different` (cases). `table` gives the names of classes.
+    Beside the means it has the lists `classes` and `most_different` (cases). `comparison.shapes` is name of a score ->
+    the comparison of that score. Two counts of cases are of the first set and of the second: `cases_alone`, where only
+    this set has a score, and `..._infinite`, where its distance is infinite. `table` gives the names of classes.
     """
     columns = {
         "difference": comparison.difference,

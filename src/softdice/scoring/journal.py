@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from softdice.evaluation.labels import ScoreError
-from softdice.images.files import stored
+from softdice.images.files import parts
 from softdice.scoring.options import Options
 from softdice.scoring.pair_scores import Case
 
@@ -79,10 +79,13 @@ def _checksum(content: str) -> str:
 
 
 def _stamp(*paths: str) -> list[list[int]]:
-    """Return size in bytes and time in ns of the files at each path that is not "", to tell whether one has changed."""
+    """Return size in bytes and time in ns of the files at each path that is not "", to tell whether one has changed.
+
+    An image in a collection, a file of many images, stands for that file.
+    """
     stamps = []
     for path in filter(None, paths):
-        files = sorted(Path(path).rglob("*")) if Path(path).is_dir() else [stored(Path(path))]
+        files = sorted(Path(path).rglob("*")) if Path(path).is_dir() else parts(Path(path))
         stats = [file.stat() for file in files if file.exists()]
         stamps.append([number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)])
     return stamps

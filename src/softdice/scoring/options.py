@@ -42,9 +42,10 @@ class Options:
         round: labels that are nearly whole are rounded.
         surface: class, by number or name -> tolerance of its surface Dice; "" for all others. None: no distances.
         surface_unit: "mm", or "px": every voxel is 1 wide.
-        penalty: distance of a class that only one of the two maps of a case has, in that unit; inf; or "diagonal", that
-            of the image.
-        matching, reach: of lesions, see `lesion_dice`.
+        penalty: distance of a class that only one of the two maps of a case has, in that unit; inf; or "diagonal", the
+            length of the image's diagonal.
+        matching, reach: lesions or objects match if their IoU is "above" the number `matching`, or "at_least" that; a
+            text is the BraTS challenge whose rules decide.
     """
 
     labels: tuple[int, ...] | None = None
@@ -85,7 +86,7 @@ class Options:
 
     @property
     def keys(self) -> tuple[int | str, ...] | None:
-        """Return the scored classes, without ignored labels; None if the files decide."""
+        """Return the scored classes: regions, labels without ignored ones, or one of all objects; None: all labels."""
         if self.instances:
             return (OBJECTS,)
         if self.regions is not None:
@@ -101,23 +102,23 @@ def parse_options(
 ) -> Options:  # fmt: skip
     """Read the options of `softdice score` that are texts, and check that all of them fit together.
 
-    Each argument is what the user passed for the option of its name, None or False without it. A text that may name a
-    JSON file is one if it ends in ".json"; the file is read.
+    Each argument is the value of the option of its name; without the option it is None, False or the default. A text of
+    --labels or --regions that ends in ".json" is the path of a file, which is read.
 
-    Raises:
-        ScoreError: a text that cannot be understood, or options that exclude each other.
-        ModuleNotFoundError: an option needs a package that is not installed.
+    Raise ScoreError for a text that cannot be understood, or options that exclude each other, and ModuleNotFoundError
+    if an option needs a package that is not installed.
     """
     table = Labels() if labels is None else parse_labels(labels)
     unions = table.regions if regions is None else parse_regions(regions)
     ignored = () if ignore is None else parse_numbers("--ignore", ignore)
     if regions is not None and Path(regions).suffix == ".json":
-        ignored += parse_labels(regions).ignore
+        ignored += parse_labels(regions).ignore  # which a dataset.json may name
     _check_probabilities(threshold, soft, scale, len(unions or table.labels or (1,)))
     _check_geometry(resample, ignore_geometry, transpose)
     for option, value, allowed in (("empty", empty, ("nan", "1")), ("missing", missing, ("skip", "0"))):
         if value not in allowed:
             raise ScoreError(f"--{option}: expected {' or '.join(allowed)}, got {value!r}.")
+    # scores that counts of voxels give (--metrics), and scores that need the masks (each has an option of its name)
     counted = [name.strip() for name in (metrics or "").split(",") if name.strip()]
     if not {*counted} <= {*COUNTED}:
         raise ScoreError(f"--metrics: expected some of {', '.join(COUNTED)}, got {metrics!r}.")
@@ -141,6 +142,7 @@ def parse_options(
         got = f"{matching!r}. Example: 0.5"
         raise ScoreError(f"--matching: expected an overlap (IoU) with --instances, got {got}")
     tolerances, unit = (None, "mm") if surface is None else parse_surface(surface)
+    # without names in the options, --surface may use names that only the files have
     known = {*map(str, table.labels or ()), *table.names.values(), *(unions or ())}
     unknown = next((name for name in tolerances or () if name and known and name not in known), None)
     if unknown is not None:
@@ -155,10 +157,7 @@ def parse_options(
 
 
 def _check_probabilities(threshold: float | None, soft: bool, scale: float, classes: int) -> None:
-    """Raise ScoreError if --threshold, --soft and --scale do not fit together, or are passed for several `classes`.
-
-    `classes` is the number of classes that the options name.
-    """
+    """Raise ScoreError if --threshold, --soft and --scale do not fit together, or to the number of named `classes`."""
     if soft and threshold is not None:
         raise ScoreError("score: expected --soft or --threshold, got both. Pass one of them.")
     if threshold is not None and not 0 <= threshold < 1:
@@ -212,9 +211,7 @@ def parse_surface(text: str) -> tuple[dict[str, float], str]:
 
 
 def parse_penalty(text: str) -> float | str:
-    """Read --penalty, the distance of a class that only one map has: in the unit of --surface, or "diagonal".
-
-    Raise ScoreError for a text of another form.
+    """Read --penalty, a distance in the unit of --surface, "inf" or "diagonal"; raise ScoreError for another text.
 
     Example:
         >>> parse_penalty("374"), parse_penalty("diagonal"), parse_penalty("inf")
@@ -230,7 +227,8 @@ def parse_penalty(text: str) -> float | str:
 def parse_matching(text: str) -> tuple[float | str, Reach]:
     """Read --matching: return the overlap (IoU) for lesions to match, and whether it is to be exceeded or reached.
 
-    In the place of the overlap may stand the name of a challenge. Raise ScoreError for a text that is neither, and for
+    In the place of the overlap may stand the name of a challenge, whose own rule decides: "above" is then a placeholder
+    that nobody reads. Raise ScoreError for a text that is neither, and for
     an overlap that `Rule` refuses.
 
     Example:

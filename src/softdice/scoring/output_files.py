@@ -27,9 +27,9 @@ HEAD_BYTES = 65536
 
 
 def format_of(out: Path | None, chosen: str | None) -> str:
-    """Return the format that --format (`chosen`) asks for, or else the suffix of --out: a word of `cli.score.FORMATS`.
+    """Return "table", "csv", "json" or "nnunet": what --format says (`chosen`), else the suffix of --out.
 
-    Raise ScoreError if the two differ, or the suffix names no format that is written to --out.
+    Raise ScoreError if the suffix belongs to another format, or if it is unknown and there is no --format.
     """
     if out is None:
         return chosen or "table"
@@ -41,6 +41,7 @@ def format_of(out: Path | None, chosen: str | None) -> str:
             raise ScoreError(f"--out: expected a file ending in .csv, .json or .txt, got {out.name!r}. {advice}")
         return str(format)
     wanted = {"table": ".txt", "nnunet": ".json"}.get(chosen, f".{chosen}")
+    # --format allows any suffix that no other format has, written here (FORMATS) or not (OTHER_SUFFIXES): .dat, or none
     if suffix in OTHER_SUFFIXES or (format and suffix and format != FORMATS[wanted]):
         got = f"{out.name!r}. Rename it."
         raise ScoreError(f"--out: expected a file ending in {wanted} for --format {chosen}, got {got}")
@@ -50,9 +51,8 @@ def format_of(out: Path | None, chosen: str | None) -> str:
 def check_places(out: Path | None, report: Path | None, inputs: Iterable[Path], *, overwrite: bool = False) -> None:
     """Raise ScoreError if a result cannot or must not be written where --out and --report say.
 
-    It refuses a folder, a file in a folder that does not exist or is not writable, a suffix of another format, one path
-    for both, a path among `inputs`, the files to read, and without `overwrite` a file that is no result of an earlier
-    run.
+    It refuses a folder, a place that does not exist or is not writable, a --report with another suffix than .html, one
+    path for both, a file that is read (one of `inputs`), and, without `overwrite`, a file that no earlier run wrote.
     """
     paths = {option: path for option, path in (("--out", out), ("--report", report)) if path is not None}
     for option, path in paths.items():
@@ -97,10 +97,12 @@ def is_result(path: Path) -> bool:
     if "┏" in head and " 95 % interval " in head:  # the frame of a table
         return True
     headings, *rows = csv.reader(head.splitlines()[:2])
-    first = int(headings[:1] == ["predictions"])  # the column behind the name of the predictions
+    first = int(headings[:1] == ["predictions"])  # 1 if column 0 names the predictions, as in a comparison
+    # --rows pairs, --rows classes
     if headings[first : first + 3] in (["case", "label", "name"], ["label", "name", "cases"]):
         return True
-    scores = [cell for row in rows for cell in row[first + 1 :]]  # --rows cases: a column per class, of any name
+    # --rows cases: the headings are "case" and names of classes, which can be any; the cells of the row are scores
+    scores = [cell for row in rows for cell in row[first + 1 :]]
     return headings[first : first + 1] == ["case"] and bool(scores) and all(map(_is_score, scores))
 
 

@@ -15,6 +15,7 @@ from softdice.evaluation.labels import ScoreError
 from softdice.images import geometry
 from softdice.images.files import Image, list_images, read_image, split_name
 from softdice.images.formats import BY_SUFFIX
+from softdice.images.formats.tiff import NODATA
 from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.scoring.options import Options
 
@@ -60,14 +61,14 @@ def load_class(prediction: Path | None, truth: Path, name: str, options: Options
 
 
 def load_pair(prediction: Path | None, truth: Path, options: Options) -> LoadedPair:
-    """Read two files onto the grid of the reference, padded with 0 where either file leaves out empty parts.
+    """Read two files: return p and t (*S) on the grid of the reference, the names of their labels, and its image.
 
-    The values of `p` are labels; with --soft probabilities; with --threshold the label of the one class where it is
-    exceeded (for a region its first label), else 0. `prediction` None stands for an empty one.
+    p and t hold labels, p with --soft probabilities. With --threshold p has the label of the one class (of a region the
+    first) where the probability exceeds the threshold, else 0. `prediction` None stands for an empty one. Slices that
+    a DICOM segmentation omits because they are empty are filled with 0.
 
-    Raises:
-        FileError, ScoreError: a file that cannot be read; grids or palettes that differ; several classes of
-            probabilities.
+    Raise FileError or ScoreError if a file cannot be read, the grids or palettes differ, or probabilities are of
+    several classes.
     """
     truth_image = read_image(truth)
     prediction_image = None if prediction is None else read_image(prediction)
@@ -95,7 +96,9 @@ def load_pair(prediction: Path | None, truth: Path, options: Options) -> LoadedP
         _check_one_class(truth, t, options)
     if options.threshold is not None:
         p = np.where(np.greater(p, options.threshold), np.int32(class_labels(options)[0]), np.int32(0))
-    return LoadedPair(p, t, (prediction_image.names, truth_image.names), truth_image)
+    # what is no data in a prediction may be a class of the reference
+    names_p = {label: name for label, name in prediction_image.names.items() if name != NODATA}
+    return LoadedPair(p, t, (names_p, truth_image.names), truth_image)
 
 
 def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:
@@ -115,7 +118,7 @@ def class_labels(options: Options) -> tuple[int, ...]:
 def _check_one_class(truth: Path, t: np.ndarray, options: Options) -> None:
     """Raise ScoreError if the reference t has several classes and no option says which one probabilities are about."""
     if options.labels is not None or options.regions is not None or t.dtype.kind == "b":
-        return
+        return  # the options say it, or the reference has one class
     region = class_labels(options)
     others = [int(label) for label in np.unique(t) if label not in (0, *region, *options.ignore)]
     if others:
@@ -129,14 +132,17 @@ def _on_grid(
     """Return the prediction on the grid of the reference: as it is, transposed or resampled, as the options say.
 
     The images are what was read from the two files, p the labels or probabilities in the shape of its image. Raise
-    ScoreError if the shapes differ or the grids do not overlap, FileError as `geometry.check_same_place` does.
+    ScoreError if the shapes differ or the grids do not overlap, FileError if the files say that voxels at the same
+    index lie elsewhere, or if an affine cannot be inverted.
     """
     affine_p, affine_t, shape = prediction_image.affine, truth_image.affine, truth_image.shape
+    # 1. --transpose: the axes in reverse order
     squeezed = p.reshape([n for n in p.shape if n != 1])
     if options.transpose:
         if squeezed.ndim not in (2, 3):
             raise ScoreError(f"{prediction}: --transpose: expected an image of 2 or 3 axes, got shape {p.shape}.")
         p = squeezed.T
+    # 2. --resample, where both files say in which place of one space their voxels lie
     placed = geometry.one_frame(prediction_image, truth_image) and p.ndim <= 3 and len(shape) <= 3
     if options.resample and placed and affine_p is not None and affine_t is not None:
         if geometry.same_place(prediction_image, truth_image):
@@ -145,6 +151,7 @@ def _on_grid(
         if not geometry.overlap(prediction_image, truth_image):
             raise ScoreError(f"{prediction}: --resample: expected {geometry.apart(truth, p.shape == shape)}")
         return resampled(p, affine_p, affine_t, shape)
+    # 3. otherwise shapes must agree, apart from axes of length 1; the error has the hint that fits best, set last
     if not geometry.one_shape(p.shape, shape):
         hint = " --resample brings it to the grid of the label." if placed else ""
         if not placed and geometry.reversed_shape(p.shape, shape):
@@ -155,6 +162,7 @@ def _on_grid(
             if image.place.partial and not placed:
                 hint = f" {path.name} leaves out empty parts of its image: export it on the whole grid."
         raise ScoreError(f"{prediction}: expected shape {shape} as in {truth.name}, got {p.shape}.{hint}")
+    # 4. and so must the places of voxels, as far as the files say
     if not (options.ignore_geometry or options.transpose):
         advice = "--resample brings the prediction to the grid of the label, --ignore-geometry compares as is."
         transpose = "Pass --transpose, which reverses the axes of the prediction."

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from softdice.evaluation.labels import ScoreError
-from softdice.images.files import Image
+from softdice.images.files import Image, stored
 from softdice.images.labels import colours
 from softdice.metrics.counting import CHUNK, pair_counts
 from softdice.scoring.options import OBJECTS, Options
@@ -59,20 +59,19 @@ class Case:
 def score_pair(prediction: Path | None, truth: Path, options: Options, case: str = "") -> Case:
     """Score a prediction file against a reference file; None stands for a prediction without any voxel of any class.
 
-    `case` is its name in tables, by default the reference's.
-
-    Raises:
-        FileError: a file cannot be read. ScoreError: the two cannot be compared.
+    `case` is its name in tables, by default the reference's. Raise FileError if a file cannot be read, ScoreError if
+    grids or labels of the two say that they cannot be compared.
     """
     p, t, names, grid = load_pair(prediction, truth, options)
     unscored = _unscored(prediction, truth, case, grid)
     if options.instances:
         return _score_objects(unscored, prediction or truth, p, truth, t, grid, options)
     soft = p.dtype.kind == "f"
-    labels_p, labels_t, times = pair_counts(t if soft else p, t)
+    labels_p, labels_t, times = pair_counts(t if soft else p, t)  # probabilities have no labels: those of t alone
     counted = ~np.isin(labels_t, options.ignore)
     labels_p, labels_t, times = labels_p[counted], labels_t[counted], times[counted]
     voxels_p, voxels_t = voxels_of(labels_p, times), voxels_of(labels_t, times)
+    # refuse files whose labels cannot mean the same
     if prediction is not None and not soft:
         check_names(prediction, names[0], truth, names[1], {*voxels_p, *voxels_t}, options)
         check_scales(prediction, voxels_p, truth, voxels_t, options)
@@ -111,10 +110,13 @@ def _score_objects(
 ) -> Case:
     """Return the case with the scores of maps in which each number is an object, as one class that holds all objects.
 
-    Raise ScoreError for a number below 0 that is not ignored. `path` is the prediction's file, for messages; the
-    reference's where it has none.
+    Raise ScoreError for a number below 0 that is not ignored, and for annotations of COCO, whose numbers are
+    categories. `path` is the prediction's file, for messages; the reference's where it has none.
     """
     for file, array in ((path, p), (truth, t)):
+        if stored(file) != file:
+            advice = "Draw each with a number of its own, in one map per image, such as by pycocotools' annToMask."
+            raise ScoreError(f"{file}: --instances: expected a map of objects, got annotations by category. {advice}")
         lowest = array.min(initial=0, where=~np.isin(array, options.ignore))
         if lowest < 0:
             advice = "Name it with --ignore where it marks voxels that nobody annotated."
@@ -166,7 +168,10 @@ Counts = tuple[tuple[int | str, ...], np.ndarray, int]
 
 
 def _label_counts(labels_p: np.ndarray, labels_t: np.ndarray, times: np.ndarray, options: Options) -> Counts:
-    """Return the counts of each class from the pairs of labels; the caller has removed those with an ignored label."""
+    """Count the voxels of each class from pairs of labels; the caller has removed pairs with an ignored label.
+
+    Return the classes, the voxels in both maps, in p and in t, (3, K) int64, and the number of all voxels.
+    """
     if options.regions is not None:
         counts = np.zeros((3, len(options.regions)), np.int64)
         for k, region in enumerate(options.regions.values()):
@@ -177,7 +182,7 @@ def _label_counts(labels_p: np.ndarray, labels_t: np.ndarray, times: np.ndarray,
     voxels_both, voxels_p, voxels_t = (
         voxels_of(*pair) for pair in ((labels_p[same], times[same]), (labels_p, times), (labels_t, times))
     )
-    labels = options.labels if options.threshold is None else class_labels(options)
+    labels = options.labels if options.threshold is None else class_labels(options)  # --threshold: of one class
     if labels is None:
         labels = tuple(label for label in sorted({*voxels_p, *voxels_t}) if label != 0 or options.include_background)
     labels = tuple(label for label in labels if label not in options.ignore)
@@ -186,9 +191,10 @@ def _label_counts(labels_p: np.ndarray, labels_t: np.ndarray, times: np.ndarray,
 
 
 def _soft_counts(p: np.ndarray, t: np.ndarray, options: Options) -> Counts:
-    """Return the counts of the one class: sum of p where t has it, sum of all p, and number of voxels where t has it.
+    """Return the one class, its counts (3, 1) float64, and the number of voxels, without ignored labels in t.
 
-    Voxels with an ignored label in t are left out. Sums are float64, chunk by chunk: no float64 copy of p exists.
+    The counts are the sum of p where t has the class, the sum of all p, and the number of voxels of the class in t.
+    Sums are float64, chunk by chunk: no float64 copy of p exists.
     """
     region, total, voxels = class_labels(options), np.zeros(3), 0
     if p.flags.f_contiguous and t.flags.f_contiguous:

@@ -7,13 +7,13 @@ that `softdice.images` does not read are listed, too, to be reported.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from softdice.evaluation.labels import ScoreError
-from softdice.images.files import SUFFIXES, image_name, is_collection, is_store, list_entries, split_name
+from softdice.images.files import SUFFIXES, composed, image_name, is_collection, is_store, list_entries, split_name
 from softdice.images.formats import BY_SUFFIX
 from softdice.images.image import Format, is_dicom
 
@@ -39,19 +39,37 @@ INNER = "segmentations"
 """TotalSegmentator's folder between that of a case and the files of its classes; it is no part of the case's name."""
 
 
+LAYOUTS = "files", "subfolders", "classes"
+
+
+def check_layout(layout: str, label_options: Iterable[object]) -> None:
+    """Raise ScoreError for a word that is no layout, and for "classes" with an option that names labels.
+
+    `label_options` are the values of --labels, --regions, --ignore and --instances, None for one that is left out.
+    """
+    if layout not in LAYOUTS:
+        raise ScoreError(f"--layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    if layout == "classes" and any(option is not None for option in label_options):
+        raise ScoreError(
+            "--layout classes: expected no --labels, --regions, --ignore, --instances or nnunet: files are the classes."
+        )
+
+
 def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pair]:
     """Return the pairs of two files or of two folders, in the order of their names.
 
     Files belong together if their names without suffix are equal (`case.nii.gz`, `case.png`), apart from nnU-Net's
     `_0000`. If a name has files of several formats (nnU-Net leaves `case.npz` beside `case.nii.gz`), the one of the
     other side's format is taken. A file without partner, or in a format that is not read, becomes a pair with an error.
+    A collection, a file that holds many images by name (COCO), counts as a folder. A store, a folder that is a file of
+    a format (zarr), counts as a file, and so does a folder of slices of DICOM where the other path is a file.
 
     Args:
         layout: "files" pairs the files of the two folders, "subfolders" also the files below them, by their path; with
             "classes" a case is a folder, and a file in it is the mask of the class that it is named after.
 
-    Raises:
-        ScoreError: a path does not exist, a file against a folder, no image at all in a folder, or no name in common.
+    Raise ScoreError for a path that does not exist, a file against a folder, a folder without images, and two folders
+    without a name in common.
     """
     for name, path in (("PREDICTIONS", predictions), ("LABELS", truth)):
         if not path.exists():
@@ -62,19 +80,19 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
         raise ScoreError("PREDICTIONS and LABELS: expected two files or two folders, got one of each.")
     if len(folders) < 2:
         split = image_name(truth)
-        return [Pair(split[0] if split else truth.name, predictions, truth)]
+        return [Pair(composed(split[0] if split else truth.name), predictions, truth)]
     if layout != "files" and any(map(is_collection, folders)):
         raise ScoreError(f"--layout {layout}: expected two folders, got a file of many images. Leave the option out.")
     if layout == "classes":
         return _some_in_common(_pair_folders(predictions, truth), predictions, truth)
     prediction_files, truth_files = (
-        {stem: [path] for stem, path in list_entries(side, other).items()}
+        {composed(stem): [path] for stem, path in list_entries(side, other).items()}  # `other` may know the names
         if is_collection(side)
         else _by_stem(side, deep=layout == "subfolders")
         for side, other in (sides, sides[::-1])
     )
     for path, files in zip(sides, (prediction_files, truth_files), strict=True):
-        if not any(map(_format, chain(*files.values()))):
+        if not is_collection(path) and not any(map(_format, chain(*files.values()))):
             advice = "If they are in folders below it, see --layout."
             raise ScoreError(f"{path}: expected images ({', '.join(SUFFIXES)}), got none of them. {advice}")
     for stem in [stem for stem in prediction_files if stem not in truth_files]:  # one side with, one without _0000
@@ -87,7 +105,12 @@ def pair_files(predictions: Path, truth: Path, layout: str = "files") -> list[Pa
 
 
 def _some_in_common(pairs: list[Pair], predictions: Path, truth: Path) -> list[Pair]:
-    """Return the pairs of two folders; raise ScoreError, with examples, if both have files but no name in common."""
+    """Return the pairs of two folders, or files of many images; raise ScoreError if there are none.
+
+    Also raise it, with examples, if both sides have files but no name in common.
+    """
+    if not pairs:
+        raise ScoreError(f"score: expected images in {predictions} and {truth}, got none. Check the files.")
     sides = [[path for path in side if path] for side in zip(*((p.prediction, p.truth) for p in pairs), strict=True)]
     if any(pair.prediction and pair.truth for pair in pairs) or not all(sides):
         return pairs
@@ -107,10 +130,11 @@ def case_files(folder: Path, *, deep: bool = False) -> dict[str, Path]:
 
 
 def case_folders(root: Path, read: list[Path], layout: str) -> dict[Path, list[Path]]:
-    """Return the folders from `root` on that are searched for cases, each with those of its entries that are used.
+    """Return the folders in which files may lie that no pair uses, each with its entries that are used.
 
-    These are its entries among `read`, the files of all pairs, and the folders that are searched, too. `root` is the
-    path of the predictions or the reference; if it is a file, return {}. `layout` is as in `pair_files`.
+    They are `root`, the path of the predictions or the reference, and unless `layout` is "files" those below it. An
+    entry is used if it is one of them or of the paths `read`: the files of all pairs, with "classes" their folders,
+    too. Return {} if `root` is a file, or a folder that is one image.
     """
     if not root.is_dir() or (root in read and layout != "classes"):
         return {}
@@ -137,6 +161,7 @@ def _pair_folders(predictions: Path, truth: Path) -> list[Pair]:
     pairs = []
     for name in sorted({*sides[0], *sides[1]}):
         p, t = (side.get(name) for side in sides)
+        # "" is the name of the folder itself, where its files are the masks
         pairs.append(Pair(name or truth.name, p, t, "" if p and t else _lacking(p, t)))
     return pairs
 
@@ -162,18 +187,18 @@ def _folders(root: Path, parents: tuple[str, ...] = ()) -> Iterator[Path]:
 
 def _case_name(path: Path) -> str:
     """Return the name of a case by the path of its folder, "" for the root itself."""
-    return (path.parent if path.name == INNER else path).as_posix().removeprefix(".")
+    return composed((path.parent if path.name == INNER else path).as_posix().removeprefix("."))
 
 
 def _by_stem(root: Path, *, deep: bool = False) -> dict[str, list[Path]]:
     """Return the images of each stem in a folder, `deep` also in all folders below it.
 
-    A folder that is one image counts as a file. Files in a format that is not read are included only if the stem has no
-    other.
+    A folder that is one image, such as a series of slices, counts as a file. Files in a format that is not read are
+    included only if their stem has no other.
     """
     by_stem: dict[str, list[Path]] = {}
     for folder in _folders(root) if deep else (root,):
-        prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+        prefix = "" if folder == root else composed(f"{folder.relative_to(root).as_posix()}/")
         with os.scandir(folder) as scan:  # not folder.iterdir(): sorting paths makes each keep its parts in memory
             entries = list(scan)
         if folder != root and image_name(folder) is not None:  # a series of slices, which its parent lists as one image
@@ -194,8 +219,8 @@ def _stem(folder: Path, name: str) -> str:
     split = split_name(name)
     suffix = next((suffix for suffix in NOT_READ if name.lower().endswith(suffix)), "")
     if split or (suffix and not name.startswith(".")):
-        return split[0] if split else name[: -len(suffix)]
-    return name if is_dicom(folder / name) else ""
+        return composed(split[0] if split else name[: -len(suffix)])
+    return composed(name) if is_dicom(folder / name) else ""
 
 
 def _series_name(entry: os.DirEntry[str]) -> str | None:
@@ -204,7 +229,7 @@ def _series_name(entry: os.DirEntry[str]) -> str | None:
         split = image_name(entry.path) if entry.is_dir() and not entry.name.startswith(".") else None
     except OSError:  # a link to itself, or a folder that may not be read
         return None
-    return split[0] if split else None
+    return composed(split[0]) if split else None
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -216,9 +241,9 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _pair(stem: str, prediction_files: list[Path], truth_files: list[Path]) -> Pair:
-    """Return the pair of a stem from its files on both sides, or a pair with the error.
+    """Pair the files of a stem on both sides; a pair with an `error` if it is not clear which two belong together.
 
-    If a side has several files, the only two of one format are taken.
+    If a side has several files, take the prediction and the reference that have the same format, if only two have.
     """
     p, t = next(iter(prediction_files), None), next(iter(truth_files), None)
     unread = [path for path in (*prediction_files, *truth_files) if not _format(path)]

@@ -39,10 +39,7 @@ def voxels_of(labels: np.ndarray, times: np.ndarray) -> dict[int, int]:
 
 
 def unnamed(voxels_t: dict[int, int], options: Options) -> dict[int, int]:
-    """Return the labels of the reference that no option names, with their voxels; {} where options name no label.
-
-    Label 0 is the background, and never among them.
-    """
+    """Return the labels of the reference but 0 that no option names, and their voxels; {} if options name no label."""
     known = named(options)
     return {label: voxels for label, voxels in voxels_t.items() if label not in known and label != 0} if known else {}
 
@@ -51,14 +48,14 @@ def renumbered(labels_p: np.ndarray, labels_t: np.ndarray, times: np.ndarray, op
     """Return whether most labels of the reference have another number in the prediction, as objects do.
 
     A label is renumbered if its region overlaps the region of another number in the prediction with an IoU above 1/2.
-    At least `_FEW` labels must be. Return False where options name labels.
+    Fewer than `_FEW` such labels may be an accident: return False. Return False, too, where options name labels.
     """
     classes = {*labels_t[labels_t != 0].tolist()}
     if len(classes) < _FEW or options.labels is not None or options.regions is not None:
         return False
     voxels_p, voxels_t = voxels_of(labels_p, times), voxels_of(labels_t, times)
     moved = sum(
-        p != t and p != 0 and t != 0 and 3 * both > voxels_p[p] + voxels_t[t]  # IoU > 1/2
+        p != t and p != 0 and t != 0 and 3 * both > voxels_p[p] + voxels_t[t]  # both / (p + t - both) > 1/2
         for p, t, both in zip(labels_p.tolist(), labels_t.tolist(), times.tolist(), strict=True)
     )
     return moved >= _FEW and 2 * moved > len(classes)
@@ -71,12 +68,7 @@ def named(options: Options) -> set[int]:
 
 
 def check_names(
-    prediction: Path,
-    names_p: dict[int, str],
-    truth: Path,
-    names_t: dict[int, str],
-    labels: set[int],
-    options: Options,
+    prediction: Path, names_p: dict[int, str], truth: Path, names_t: dict[int, str], labels: set[int], options: Options
 ) -> None:
     """Raise ScoreError if one of the `labels` that occur has different names in the two files, spelling aside.
 
@@ -102,11 +94,11 @@ def check_scales(
 ) -> None:
     """Raise ScoreError if one map numbers its classes and the other has grey values for them: all scores would be 0.
 
-    That is the case if one map has small numbers, and the other, with no label in common, multiples of a large step
-    (0 and 255; 0, 128 and 255) or -1.
+    That is the case if one map has labels from 1 to `_LARGEST_CLASS`, and the other, with no label in common, multiples
+    of a step of at least `_SMALLEST_GREY` (0 and 255; 0, 128 and 255), or -1 alone.
     """
     maps = [sorted({*voxels} - {0}) for voxels in (voxels_p, voxels_t)]
-    # by largest label; [-1] comes after [1], with which it may stand for one class
+    # `large` has the larger largest label; for [1] and [-1], a mask in two codings, it is [-1]
     small, large = sorted(maps, key=lambda labels: max(map(abs, labels), default=0) + (labels == [-1]))
     if not small or not large or {*small} & {*large} or {*large} & named(options):
         return
@@ -131,8 +123,10 @@ def check_grey(
 ) -> None:
     """Raise ScoreError if an array looks like an image, or like a mask that was interpolated or compressed as an image.
 
-    It does if it holds many numbers that no option names, and most of them differ from the next voxel more often than
-    not. `array` (*S) was read from `path` and has `voxels`; the other file of the pair has `voxels_other`.
+    Suspects are the numbers that no option names: those that the other file lacks, if they are at least `_FEW`, most of
+    the numbers, and a share of `_SPECKS` of the labelled voxels; else all, if they are more than `_MANY`. A label fills
+    regions: the array is an image if most suspects differ from the next voxel more often than not. `array` (*S), read
+    from `path`, has `voxels` (label -> number of voxels); the other file of the pair has `voxels_other`.
     """
     labels = {*voxels} - {0} - named(options)
     unmatched = labels - {*voxels_other}

@@ -38,6 +38,7 @@ def box_plots(
     boxes = [_box(column) for column in finite]
     low, high = _range([box for box in boxes if box is not None], signed, longest)
     goodness_K = mean(values_NK) if longest is not None else -mean(values_NK)
+    # many classes: the worst at the top; few keep the order of the tables
     order = np.argsort(goodness_K, kind="stable") if len(labels) > _UNSORTED else range(len(labels))
     rows = []
     for k in order:
@@ -71,7 +72,11 @@ def _box(values: np.ndarray) -> tuple[float, ...] | None:
 
 
 def _range(boxes: list[tuple[float, ...]], signed: bool, longest: float | None) -> tuple[float, float]:
-    """Return the two ends of the axis for all boxes, so that its five ticks are round numbers; see `box_plots`."""
+    """Return the two ends of the axis for all boxes, so that its five ticks are round numbers.
+
+    boxes: lower whisker, quartile, median, quartile and upper whisker each. signed: the axis is symmetric about 0.
+    longest: 1.0 for scores from 0 to 1, None for lengths, which have no largest value.
+    """
     furthest = max((max(abs(box[0]), abs(box[-1])) for box in boxes), default=0.0 if longest is None else 1.0)
     if longest is None:
         step = 10.0 ** math.floor(math.log10(furthest)) if furthest > 0 else 1.0
@@ -81,4 +86,4 @@ def _range(boxes: list[tuple[float, ...]], signed: bool, longest: float | None) 
         end = next((end for end in (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8) if furthest <= end), 1.0)
         return -end, end
     lowest = min((box[0] for box in boxes), default=0.0)
-    return min(0.8, math.floor(lowest / 0.2) * 0.2), 1.0
+    return min(0.8, math.floor(lowest / 0.2) * 0.2), 1.0  # five ticks, 0.05 to 0.25 apart

@@ -77,9 +77,8 @@ def to_html(
         tables, summaries: by the path of the predictions.
         comparisons: of the first with each other set, in order; None or [] for a single set.
         truth: path of the reference. command: the command line that made the page.
-        images: case -> the image to draw under its masks.
-        view: see `softdice.scoring.error_pictures.picture`.
-        rankings: of the first predictions by a confidence.
+        images: case -> the image to draw under its masks. rankings: of the first predictions by a confidence.
+        view: "radiological" has the patient's left at the right of a picture, "neurological" at the left.
     """
     names = _short_names([*tables, truth])
     first, table = next(iter(tables.items()))
@@ -128,7 +127,7 @@ def _short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _predictions_part(name: str, table: Table, summary: Summary) -> dict[str, Any]:
-    """Return what the template shows of one set of predictions; `printed` is the first column left out on paper."""
+    """Return what the template shows of a set of predictions; a print on paper ends before column number `printed`."""
     grid = class_grid(table, summary)
     is_wide = len(grid.columns) > PAPER and HEADINGS["dice_sd"] in grid.columns
     labels, has_plots = [table.label(key) for key in table.keys], len(table.cases) > 1
@@ -226,7 +225,7 @@ def _prediction(table: Table, i: int) -> Path | None:
 def _provenance(tables: dict[str, Table], options: Options, truth: str, command: str) -> list[tuple[str, str]]:
     """Return (name, text) of what reproduces the page: folders, command, changed options, policies, versions, date.
 
-    Arguments as in `to_html`.
+    `tables`: by the path of the predictions. `truth`: path of the reference. `command`: the command line, "" for none.
     """
     defaults = vars(Options())
     # by repr: nan, the default of `empty`, does not equal itself

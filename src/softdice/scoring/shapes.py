@@ -2,7 +2,8 @@
 
 p and t are the labels (*S) of prediction and reference, bool or integers on one grid; `grid` is the image of the
 reference, for the size of a voxel; `path` is the prediction, for messages. K is a class, M a column of
-`Options.measured`.
+`Options.measured`. A measurement compares the masks of a class once, for example by the distances of their surfaces,
+and turns the result into columns, each by a formula.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Spacing = tuple[float, ...]
 
 
 class _Measurement(NamedTuple):
-    """A way to compare two masks, the size of a voxel for it, and the formulas of the columns that it gives."""
+    """compare(mask_p, mask_t, spacing) measures a class; each formula(measured, position of the class) is a column."""
 
     compare: Compare
     spacing: Spacing
@@ -57,11 +58,10 @@ def shape_scores(
     Args:
         p, t: with instances, the caller has set ignored voxels to 0.
         keys: the classes, labels or all regions; with instances `OBJECTS` alone.
-        names: label -> name, for tolerances by name.
+        names: label -> name: --surface may give a class its tolerance by name.
 
-    Raises:
-        ScoreError: surface, lesions or centre line are asked for, and the image has not 2 or 3 axes longer than 1, or
-            its file does not say how large a voxel is.
+    Raise ScoreError if surface, lesions or centre line are asked for, and the image has not 2 or 3 axes longer than 1,
+    or its file does not say how large a voxel is.
     """
     if not (options.measured and keys):
         return np.zeros((len(options.measured), len(keys)))
@@ -70,6 +70,7 @@ def shape_scores(
         option = next(metric for metric in ("surface", "lesions", "centreline") if metric in options.metrics)
         raise ScoreError(f"{path}: --{option}: expected an image of 2 or 3 axes, got shape {t.shape}.")
     tolerances = [_tolerance(key, names, options) for key in keys]
+    # 1. with --instances, one class of all objects
     if options.instances:
         object_scores_M1 = np.array(_object_scores(p, t, options))[:, None]
         if not shapes:
@@ -77,6 +78,7 @@ def shape_scores(
         masks = (p != 0).astype(np.uint8), (t != 0).astype(np.uint8)
         measurements = [*_measurements(path, grid, t.shape, tolerances, options)]
         return np.concatenate([_class_scores(*masks, (1,), None, measurements), object_scores_M1])
+    # 2. regions: they may overlap, so each is a pair of masks
     if options.regions is not None:
         counted = ~np.isin(t, options.ignore)
         columns = []
@@ -85,21 +87,33 @@ def shape_scores(
             masks = np.isin(p, region) & counted, np.isin(t, region) & counted
             columns.append(_class_scores(*masks, (1,), None, measurements))
         return np.concatenate(columns, 1)
+    # 3. labels: all in one walk over both maps
     present = [label for label in options.ignore if (t == label).any()]
     ignore = present[0] if present else None
     if len(present) > 1:  # several ignored labels become one, which is all that `measure_maps` takes
         t = np.where(np.isin(t, present), t.dtype.type(present[0]), t)
     labels = tuple(int(key) for key in keys)
+    # tables by label have as many entries as the largest label: negative or large labels are replaced by their rank
     if any(array.size and not 0 <= array.min() <= array.max() < _FEW_LABELS for array in (p, t)):
-        ranked = np.unique(np.concatenate([np.unique(p), np.unique(t), labels]).astype(np.int64))
-        p, t = (np.searchsorted(ranked, array) for array in (p, t))
-        labels = tuple(np.searchsorted(ranked, labels).tolist())
-        ignore = None if ignore is None else int(np.searchsorted(ranked, ignore))
+        distinct = [np.unique(array) for array in (p, t)]
+        # ranks as Python's integers: one array of int64 and uint64 would be float64, in which large labels are equal
+        all_labels = {*labels, *distinct[0].tolist(), *distinct[1].tolist()}
+        rank = {label: i for i, label in enumerate(sorted(all_labels))}
+        p, t = (
+            np.array([rank[label] for label in values.tolist()])[np.searchsorted(values, array)]
+            for values, array in zip(distinct, (p, t), strict=True)
+        )
+        labels = tuple(rank[label] for label in labels)
+        ignore = None if ignore is None else rank[ignore]
     return _class_scores(p, t, labels, ignore, [*_measurements(path, grid, t.shape, tolerances, options)])
 
 
 def _object_scores(p: np.ndarray, t: np.ndarray, options: Options) -> list[float]:
-    """Return the columns of --instances for maps whose numbers above 0 are objects, in the order of `METRICS`."""
+    """Return the columns of --instances for maps whose numbers above 0 are objects, in the order of `METRICS`.
+
+    They are panoptic, segmentation and recognition quality, the average precision (AP) from an IoU of 0.5, 0.75 and 0.9
+    on, and how many objects are matched, missed and extra. For all but AP, `options.rule` says which objects match.
+    """
     overlaps = object_overlaps(p, t)  # sizes of the objects in p, and in t, and the pairs that share voxels
     objects = lesions.paired(*overlaps, options.rule.threshold, options.reach)
     qualities = [lesions.quality_of(objects, which) for which in ("pq", "sq", "rq")]
@@ -119,7 +133,9 @@ def _measurements(
 ) -> Iterator[_Measurement]:
     """Yield the measurements of surfaces, lesions and centre lines that the options ask for, in the order of columns.
 
-    `shape`: of the label maps. `tolerances`: the surface tolerance of each class. Raise ScoreError as `_spacing_mm`.
+    `shape`: of the label maps. `tolerances`: the surface tolerance of each class. Raise ScoreError if lengths in mm are
+    asked for and the file does not say how large a voxel is. A formula takes what `compare` measured of a class, and
+    the position of the class.
     """
     axes = len(shape)
     in_voxels = (1.0,) * axes
@@ -132,7 +148,6 @@ def _measurements(
             """Return the distance, or the penalty for inf: only one map has the class."""
             return penalty if math.isinf(distance) else distance
 
-        # a formula takes what `compare` returned for a class, and the position of the class
         formulas: list[Formula] = [
             lambda boundaries, _: penalised(surfaces.hausdorff(boundaries, PERCENTILE)),
             lambda boundaries, _: penalised(surfaces.average(boundaries)),
@@ -147,7 +162,8 @@ def _measurements(
             lambda matches, _: lesions.quality_of(matches, "sq"),
             lambda matches, _: lesions.quality_of(matches, "rq"),
         ]
-        if isinstance(rule.matching, str):  # a challenge says how Dice is computed, and nothing of the qualities
+        # a challenge says how Dice is computed, in mm, and nothing of the qualities; overlaps need no size of a voxel
+        if isinstance(rule.matching, str):
             yield _Measurement(rule.compare, _spacing_mm(path, grid, axes, "matching"), dice)
             yield _Measurement(lesions.Rule().compare, in_voxels, qualities)
         else:
@@ -162,17 +178,14 @@ def _spacing_mm(path: Path, grid: Image, axes: int, option: str) -> Spacing:
     `option`: the one that needs the size, without dashes, for the message.
     """
     sizes = grid.spacing_mm
-    if sizes is None or min(sizes) <= 0:
+    if sizes is None:
         advice = "Pass --surface 2px to measure in pixels." if option == "surface" else "Pass an overlap, such as 0.5."
         raise ScoreError(f"{path}: --{option}: expected a file that says how large a voxel is, got none. {advice}")
     return sizes[:axes]
 
 
 def _tolerance(key: int | str, names: dict[int, str], options: Options) -> float:
-    """Return the surface tolerance of the class `key`: by its number, by its name, or for all; 0 without --surface.
-
-    `names`: label -> name.
-    """
+    """Return the surface tolerance of a class: by its number, its name in `names`, or for all; 0 without --surface."""
     if options.surface is None:
         return 0.0
     words = (str(key), names.get(key, "") if isinstance(key, int) else "")
@@ -184,11 +197,11 @@ def _class_scores(
 ) -> np.ndarray:
     """Return the columns of the measurements for each label, (M, K) float64, without voxels where t is `ignore`.
 
-    There is at least one measurement. Labels are class numbers: from 0 on, and small.
+    There is at least one measurement. p, t and `labels` hold class numbers from 0 on, below `_FEW_LABELS` or ranks.
     """
     num_classes = 1 + max(int(p.max(initial=0)), int(t.max(initial=0)), *labels, 1)
     maps_1S = counting.as_tensor(p)[None], counting.as_tensor(t)[None]
-    scores_MK = [
+    scores_MK = [  # of each measurement; [:, 0]: a batch of one
         distances.measure_maps(*maps_1S, formulas, num_classes, spacing, compare, labels, ignore)[:, 0]
         for compare, spacing, formulas in measurements
     ]

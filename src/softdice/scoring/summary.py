@@ -15,6 +15,7 @@ from softdice.evaluation.table import DISTANCES, Table, mean_score, score
 from softdice.images.files import FileError
 from softdice.images.labels import one_palette
 from softdice.metrics import formulas
+from softdice.scoring.options import Options
 from softdice.scoring.pair_scores import Case
 
 _MOST_UNNAMED = 8
@@ -35,7 +36,8 @@ def tabulate(
     than an earlier one, is in its `errors` only.
 
     Args:
-        names: label -> name; the files' names are added. empty, metrics: as in `Options`, by which cases were scored.
+        names: label -> name; the files' names are added. empty: score of a class in neither map of a case, nan or 1.
+        metrics: scores beside Dice and IoU, names in `METRICS`, that the cases were scored by.
     """
     table = Table(names=dict(names or {}), empty=empty, metrics=metrics)
     seen = dict.fromkeys(keys or ())  # the classes so far: an ordered set
@@ -118,7 +120,10 @@ class Summary:
 
 
 def summarise(table: Table) -> Summary:
-    """Average a table over its cases and classes; a mean over nothing is nan."""
+    """Average a table over its cases and classes; a mean over nothing is nan.
+
+    pooled: from the counts of all cases added, (K,). micro: of all classes, too. macro: mean of the class means.
+    """
     dice_NK, iou_NK, pooled_3K, further = table.dice, table.iou, table.counts.sum(0), table.further
     interval, macro_interval = intervals(dice_NK)
     pooled_31 = pooled_3K.sum(1, keepdims=True)
@@ -139,9 +144,10 @@ def summarise(table: Table) -> Summary:
         macro_iou=float(mean(mean(iou_NK))),
         micro_dice=float(score(formulas.dice, pooled_31)[0]),
         micro_iou=float(score(formulas.jaccard, pooled_31)[0]),
+        # cases whose reference lacks the class, and those of them where it was predicted
         empty=np.stack([no_target_NK.sum(0), (no_target_NK & has_prediction_NK).sum(0)]),
         further={name: mean_score(name, values_NK) for name, values_NK in further.items()},
-        distances={
+        distances={  # median, lower and upper quartile, number of infinite cases: (4, K)
             name: np.concatenate([quantiles(further[name], (0.5, 0.25, 0.75)), [np.isinf(further[name]).sum(0)]])
             for name in DISTANCES
             if name in further
@@ -157,6 +163,16 @@ def renumbered_line(tables: Iterable[Table]) -> str:
     where = f"In {cases} case{'s' * (cases != 1)}"
     hint = "If each number is an object, such as a cell, and no class, pass --instances."
     return f"{where} most labels of the reference have another number in the prediction. {hint}"
+
+
+def unused_tolerances_line(tables: Iterable[Table], options: Options) -> str:
+    """Return a sentence about classes that --surface names, and that no table has; "" without any."""
+    classes = {str(key) for table in tables for key in table.keys}
+    classes |= {name for table in tables for label, name in table.names.items() if label in table.keys}
+    unused = [repr(name) for name in options.surface or () if name and name not in classes]
+    if not unused:
+        return ""
+    return f"--surface: no class is named {' or '.join(unused)}: that tolerance was not used. Check the names."
 
 
 def unnamed_line(table: Table) -> str:

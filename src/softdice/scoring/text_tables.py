@@ -121,7 +121,8 @@ def comparison_grid(table: Table, comparison: Comparison) -> Grid:
 def shapes_grid(table: Table, comparison: Comparison) -> Grid:
     """Return the table of differences of the scores that need masks, a row for each score and class.
 
-    Distances also say in how many cases the first, and the second, is infinite: these are no pairs.
+    With several classes a row for their mean comes before them. `comparison.shapes` is name of a score -> comparison of
+    that score. Distances also say in how many cases the first, and the second, is infinite: these are no pairs.
     """
     with_infinite = any(shape.infinite.any() for shape in comparison.shapes.values())
     *headings, p_heading = (COMPARISON_HEADINGS[key] for key in ("difference", "difference_95", "cases", "p_holm"))
@@ -149,6 +150,7 @@ def models_grid(tables: dict[str, Table], summaries: Sequence[Summary]) -> Grid:
         row |= {"empty_predictions": sum(prediction == "" for prediction in table.predictions)}
         rows.append((rank, shown(name), row))
     rows.sort(key=lambda row: row[0])
+    # "cases" stands further right; the IoU of a case follows from its Dice, and is left out
     filled = {key for *_, row in rows for key in row} - {"cases", "iou", "pooled_iou"}
     filled -= {key for key in filled if key.endswith("_infinite") and not any(row[key] for *_, row in rows)}
     headings = {key: heading for key, heading in HEADINGS.items() if key in filled}
@@ -168,8 +170,8 @@ def _grid(
 ) -> Grid:
     """Return a table with a row for each of the classes `keys`, whose cells are in `rows`, and a last one over all.
 
-    `headings` has the columns in order, name in `rows` -> heading; a row that lacks one has an empty cell. Names in the
-    last row, `overall`, may begin with "macro_".
+    `headings` is key of a cell -> heading, in the order of the columns; a row without the key has an empty cell. The
+    keys of the last row, `overall`, may have the prefix "macro_", which is removed.
     """
     overall = {key.removeprefix("macro_"): value for key, value in overall.items()}
 
@@ -218,8 +220,8 @@ def done_line(tables: dict[str, Table], summaries: dict[str, Summary], out: Path
 
 
 def alone_line(comparison: Comparison) -> str:
-    """Return a sentence about scores that only one of the two sets of predictions has; "" where there are none."""
-    first, second = comparison.alone.sum(1).tolist()
+    """Return a sentence about scores that only one of the two sets of predictions has; "" if there is no such score."""
+    first, second = comparison.alone.sum(1).tolist()  # how many scores only the first has, and only the second
     if not first + second:
         return ""
     counts = f"{first} scores of the first and {second} of the second, which are in their means"

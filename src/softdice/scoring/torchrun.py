@@ -59,18 +59,21 @@ def sharing() -> Iterator[Run | None]:
 
 @dataclass
 class _First:
-    """Rank 0's side of `_serve`; `running` is true while the others wait for rank 0 to exchange messages."""
+    """Rank 0's side of `_serve`. `running`: the other ranks wait for rank 0 to exchange messages, and need a stop."""
 
     ranks: Ranks
     running: bool = False
 
     def run(self, pairs: Sequence[Pair], options: Options, *, jobs: int = 1) -> Generator[Case, None, None]:
-        """Score pairs on all ranks, as `runner.run`; raise ScoreError, with all ranks stopped, if one cannot go on."""
+        """Score pairs on all ranks and yield their cases in order, as `runner.run` with the same arguments.
+
+        A round is a pair of each rank. Raise ScoreError, with all ranks stopped, if a rank has a problem or has ended.
+        """
         try:
             self.ranks.from_first((list(pairs), options, jobs))
             self.running = len(pairs) > 0
             for rounds_done, messages in enumerate(_rounds(self.ranks, pairs, options, jobs), 1):
-                self.running = rounds_done * self.ranks.count < len(pairs)
+                self.running = rounds_done * self.ranks.count < len(pairs)  # not after the last round
                 for rank, message in enumerate(messages):
                     if message.problem:
                         self.running = False

@@ -80,7 +80,7 @@ class OverlapStatistics:
         """Return the field, (B, C) or (C,); raise AttributeError if there is none or the pass was not asked for it."""
         if name in NAMES and name in self._sums:
             return self._sums[name]
-        if name.startswith("_"):
+        if name.startswith("_"):  # copy and pickle look for private names, and read no advice
             raise AttributeError(name)
         fields, advice = NAMES, "Correct the spelling."
         if name in NAMES:
@@ -133,12 +133,19 @@ class OverlapStatistics:
 
     @validation.public
     def __add__(self, other: OverlapStatistics) -> OverlapStatistics:
-        """Return the statistics of both sets of voxels; raise ValueError if the two have not the same fields."""
+        """Return the statistics of both sets of voxels, sample by sample or of pooled ones.
+
+        Raise ValueError if the two have not the same fields, samples and classes.
+        """
         if not isinstance(other, OverlapStatistics):
             return NotImplemented
         if self.fields != other.fields:
             advice = "Ask both passes for the same fields."
             validation.fail(f"the fields {', '.join(self.fields)}", ", ".join(other.fields), advice)
+        shapes = [tuple(stats._stack.shape[1:]) for stats in (self, other)]
+        if shapes[0] != shapes[1]:  # torch would add a sample to each sample of the other batch
+            advice = "Add the samples of each batch up first: a.pool() + b.pool()."
+            validation.fail(f"statistics of shape {shapes[0]}", shapes[1], advice)
         return self._with(self._stack + other._stack)
 
     def __repr__(self) -> str:
@@ -155,9 +162,10 @@ def measure(
     voxel_map: Tensor | None = None,
     group: Any = None,
 ) -> OverlapStatistics:
-    """Run a pass of kind "sums"; return its statistics, (B, C or R), or (C or R,) with a group.
+    """Sum the statistics in `settings.fields` over the voxels; return them, (B, C or R), or (C or R,) with a group.
 
-    Arguments and errors are those of `run_pass`.
+    The user's tensors, input (B, C, *S), target (B, *S) or (B, C, *S) and so on, come unchecked: see `run_pass` for
+    them, the other arguments and the errors.
     """
     sums = run_pass(input, target, voxel_weight, settings, num_classes, voxel_map, group)
     return OverlapStatistics.unstack(settings.fields, sums)
@@ -174,16 +182,18 @@ def run_pass(
 ) -> Tensor:
     """Check the tensors, choose a backend, run the pass, join the parts of DTensors: return the result of the pass.
 
-    Its shape is in the table of `Pass`; it is on the autograd graph.
+    It is on the autograd graph. The kind of pass sets its shape, as the table of `Pass` says: (rows, B, C or R) for
+    sums, with a row for each statistic.
 
     Args:
-        input, target, voxel_weight, voxel_map: as a user passed them, as for `overlap_statistics`. DTensors give sums
-            of the whole.
+        input, target, voxel_weight, voxel_map: unchecked, from the user. input (B, C, *S), floating; target labels
+            (B, *S) or values (B, C, *S); voxel_weight (B, *S); voxel_map (B, *S) or (B, C, *S); each (B, *S) may be
+            (B, 1, *S). DTensors (without a voxel_map) give sums of the whole.
         settings: from `check.pass_settings`. num_classes: what C has to be; None for any.
-        group: a ProcessGroup, "world" or None. With a group the sums are added over the samples, (rows, C or R), and
-            over the ranks of the group.
+        group: a ProcessGroup, "world" or None. With a group the result is summed over its samples and over the ranks of
+            the group: (rows, C or R).
 
-    Raise TypeError or ValueError as `overlap_statistics` does, RuntimeError if a rank of the group does not take part.
+    Raise TypeError or ValueError for tensors that do not fit, RuntimeError if a rank of the group does not take part.
     """
     shards = dtensor.sharding(input, target, voxel_weight, settings, group)
     if shards is not None:
@@ -280,7 +290,7 @@ def soft_confusion(
     For probabilities of 0 and 1 it is the matrix of counts: rows are true classes, columns predicted ones.
 
     Args:
-        input, ignore_index, voxel_weight, validate: as for `overlap_statistics`; at least two classes.
+        input: (B, C, *S) with C >= 2, floating. ignore_index, voxel_weight, validate: as for `overlap_statistics`.
         target: labels (B, *S) or (B, 1, *S); no per-class values.
         activation: "none" or "softmax", since a voxel has one label.
 
@@ -309,9 +319,9 @@ def soft_confusion(
 
 
 def confusion_pass(settings: Pass) -> Pass:
-    """Return the checked settings of the pass for a confusion matrix, made from a user's.
+    """Check a user's settings, and return them for a pass that computes confusion matrices.
 
-    Raise ValueError for a sigmoid, and what `check.pass_settings` raises.
+    Raise ValueError for a sigmoid, and TypeError or ValueError for a setting out of its range.
     """
     validation.choice("activation", settings.activation, ("none", "softmax"))
     return check.pass_settings(settings).but(kind="confusion")
@@ -333,7 +343,7 @@ def voxel_cross_entropy(
 
     so -ln p of the true class of a label map. The sum over the voxels is `overlap_statistics(...).cross_entropy`.
 
-    Args: as for `softdice.overlap_statistics`.
+    Args: input (B, C, *S), target labels (B, *S) or values (B, C, *S); the rest as for `softdice.overlap_statistics`.
 
     Returns:
         (B, *S), float64 for float64 input, else float32; 0 at a voxel that is ignored.
@@ -365,6 +375,6 @@ def map_pass(settings: Pass) -> Pass:
 
 
 def cross_entropy_map(input: Tensor, target: Tensor, settings: Pass, num_classes: int | None = None) -> Tensor:
-    """Return the cross-entropy of each voxel, (B, *S), for settings from `map_pass`; args and errors as `run_pass`."""
+    """Return the cross-entropy of each voxel, (B, *S), for settings from `map_pass`; for the rest see `run_pass`."""
     entropy_BV = run_pass(input, target, None, settings, num_classes)
     return entropy_BV.view(input.shape[0], *input.shape[2:])

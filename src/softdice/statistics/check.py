@@ -62,14 +62,15 @@ def request(
     num_classes: int | None = None,
     map_values: Tensor | None = None,
 ) -> Request:
-    """Check what a user passed, of any type, and return it as the request of a pass.
+    """Check the tensors that a user passed, and return them as the request that a backend runs, *S as one axis V.
 
     Args:
-        input, target, voxel_weight: as for `softdice.overlap_statistics`. map_values: its voxel_map.
+        input: (B, C, *S). target: labels (B, *S) or (B, 1, *S), or values (B, C, *S). voxel_weight: (B, *S) or
+            (B, 1, *S). map_values: (B, *S), (B, 1, *S) or (B, C, *S), numbers for the mapped statistics.
         settings: from `pass_settings`. num_classes: what C has to be; None for any.
 
-    Raise what `tensors` and `voxel_map` raise, TypeError for a DTensor, and ValueError for a confusion matrix of one
-    class or of per-class values.
+    Raise TypeError for a wrong type or dtype, or a DTensor; ValueError for a wrong shape or device, and for a confusion
+    matrix of one class or of per-class values.
     """
     if is_dtensor(input) or is_dtensor(target):
         advice = "Compute the logits and call the loss with them, or pass the local parts to a loss with group."
@@ -107,11 +108,12 @@ def _membership(regions: tuple[tuple[int, ...], ...], input: Tensor) -> Tensor:
 def tensors(
     input: Tensor, target: Tensor, voxel_weight: Tensor | None, num_classes: int | None, settings: Pass
 ) -> Request:
-    """Check types, dtypes, shapes and devices, and return the request without regions and map. Args: as for `request`.
+    """Check types, dtypes, shapes and devices of a user's tensors, and return the request without regions and map.
 
-    Its tensors are views: input (B, C, V), weight (B, V), target (B, V) labels or (B, C, V) values. A float label map
-    becomes int32. Meta tensors can be checked, too. Raise TypeError for types and dtypes, ValueError for shapes,
-    devices and a fraction in a float label map; `values` checks other values.
+    Input (B, C, *S) becomes a view (B, C, V), voxel_weight (B, *S) or (B, 1, *S) a view (B, V). A target of labels
+    becomes (B, V), of values (B, C, V); a float label map becomes int32. Meta tensors can be checked, too. Raise
+    TypeError for types and dtypes, ValueError for shapes, devices and a fraction in a float label map; `values` checks
+    the other values.
     """
     ignore_index = settings.ignore_index
     are_tensors(input=input, target=target, **({} if voxel_weight is None else {"voxel_weight": voxel_weight}))
@@ -134,6 +136,7 @@ def tensors(
         fail(expected, tuple(target.shape), advice)
     if target.dtype not in LABEL_DTYPES + INPUT_DTYPES:
         fail("target of an integer, bool or floating dtype", target.dtype, "Convert it.", TypeError)
+    # the floats of one class are values in [0, 1]; with ignore_index they are labels
     soft_mask = C == 1 and target.is_floating_point() and ignore_index is None
     if per_class or soft_mask:
         if ignore_index is not None:
@@ -176,22 +179,23 @@ def without_metadata(tensor: Tensor) -> Tensor:
 def _weight(voxel_weight: Tensor | None, B: int, S: tuple[int, ...]) -> Tensor | None:
     """Return a user's weights (B, *S) or (B, 1, *S) as (B, V), None as None.
 
-    Raise ValueError for another shape, TypeError for a complex dtype.
+    Raise ValueError for another shape, TypeError for a dtype that is neither a label's nor an input's.
     """
     if voxel_weight is None:
         return None
     if tuple(voxel_weight.shape) not in ((B, *S), (B, 1, *S)):
         advice = "One weight per voxel; expand it where it is the same for all."
         fail(f"voxel_weight of shape {(B, *S)} or {(B, 1, *S)}", tuple(voxel_weight.shape), advice)
-    if voxel_weight.dtype.is_complex:
-        fail("voxel_weight of a real dtype", voxel_weight.dtype, "Convert it.", TypeError)
-    return without_metadata(voxel_weight).flatten(1)
+    if voxel_weight.dtype not in LABEL_DTYPES + INPUT_DTYPES:
+        fail("voxel_weight of an integer, bool or floating dtype", voxel_weight.dtype, "Convert it.", TypeError)
+    return signed(without_metadata(voxel_weight)).flatten(1)
 
 
 def voxel_map(values: Tensor | None, input: Tensor, columns: int, read: bool) -> Tensor | None:
-    """Check the map that a user passed for an input (B, C, *S), and return a view of it, (B, columns, V) or (B, 1, V).
+    """Check the user's numbers for the mapped statistics, and return a view of them, (B, columns, V) or (B, 1, V).
 
-    columns: C, with regions R. read: whether a statistic of the pass reads a map; if not, `values` has to be None.
+    input: (B, C, *S). columns: C, with regions R. read: whether the pass has mapped statistics; if not, `values` has to
+    be None.
     Raise TypeError or ValueError for anything else.
     """
     if not read:
@@ -231,7 +235,7 @@ def _deferred(tensor: Tensor) -> bool:
 
 
 def values(request: Request) -> None:
-    """Raise ValueError, as `check` does, for a label, probability, weight or per-class value that is out of range.
+    """Raise ValueError (on CUDA leave an assertion) for a label, probability, weight or per-class value out of range.
 
     At a voxel that is ignored or has a weight of 0, any label or value passes. A NaN in `input` passes. In a pass of
     kind "ranks" the values of target and weight have to be 0 or 1.
@@ -248,7 +252,7 @@ def values(request: Request) -> None:
     elif target.dtype != torch.bool:
         check((target < 0) | (target > 1), counted_BV, target, target_error)
     if settings.activation == "none":
-        slack = probability_slack(input.dtype)
+        slack = probability_slack(input.dtype)  # a probability may leave [0, 1] by rounding
         check((input < -slack) | (input > 1 + slack), counted_BV, input, probabilities_error)
     if weight is not None and weight.dtype != torch.bool:
         check(~(weight >= 0), None, weight, weights_error)  # not `< 0`, so that a NaN is refused
@@ -257,7 +261,7 @@ def values(request: Request) -> None:
 
 
 def zeros_and_ones(request: Request) -> None:
-    """Raise ValueError, as `check` does, for a per-class value or a weight other than 0 and 1, for the kind "ranks"."""
+    """Raise ValueError (on CUDA leave an assertion) for a per-class value or a weight other than 0 and 1."""
     for name, numbers in (("target", None if request.hard else request.target), ("voxel_weight", request.weight)):
         if numbers is not None and numbers.dtype != torch.bool:
             advice = "The order of the errors has no place for values between."
@@ -280,7 +284,7 @@ def check(wrong: Tensor, counted_BV: Tensor | None, source: Tensor, error: Calla
         wrong = wrong & (counted_BV if wrong.ndim == 2 else counted_BV.unsqueeze(1))
     if _deferred(source):
         torch._assert_async(~wrong.any(), error())
-    elif (seen := unwrapped(wrong)) is not wrong:
+    elif (seen := unwrapped(wrong)) is not wrong:  # inside torch.func, where no single value can be read
         if bool(seen.any()):
             raise ValueError(error())
     elif bool(wrong.any()):
@@ -288,14 +292,15 @@ def check(wrong: Tensor, counted_BV: Tensor | None, source: Tensor, error: Calla
 
 
 def hard(values: Tensor, what: str = "target", advice: str = "Round it, or use softdice.FocalLoss.") -> Tensor:
-    """Return the values, of any shape and dtype; raise ValueError, as `check` does, unless all are 0 or 1.
+    """Return the values, of any shape and dtype; raise ValueError (on CUDA leave an assertion) unless all are 0 or 1.
 
     what: the tensor's name in the message. advice: the message's last sentence.
     """
 
     def error(value: object = UNSEEN, count: object = SOME) -> str:
         got = f"values such as {value:g}" if isinstance(value, float) else f"{value}"
-        return message(f"a {what} of zeros and ones", got, advice)
+        how = f"Pass {what} > 0 for a {what} of 0 and 255." if value == 255 else advice
+        return message(f"a {what} of zeros and ones", got, how)
 
     if values.dtype != torch.bool:
         check((values != 0) & (values != 1), None, values, error)
@@ -318,10 +323,15 @@ def labels_error(num_classes: int, ignore_index: int | None, value: object = UNS
     """
     allowed = f"labels in [0, {max(num_classes, 2)})" + ("" if ignore_index is None else f" or {ignore_index}")
     what = "target with " + (allowed if num_classes > 1 else f"{allowed} (1 is in the only class)")
-    advice = "Raise num_classes, remap the labels, or set ignore_index."
+    return message(what, f"{value} ({count} voxels)", labels_advice("target", ignore_index, value))
+
+
+def labels_advice(name: str, ignore_index: int | None, value: object) -> str:
+    """Return what to do about a label `value` out of range in the argument `name`."""
     if value == 255 and ignore_index is None:  # as pictures mark a mask, and as data sets mark what to leave out
-        advice = "If 255 marks the class, pass target // 255; if it marks voxels to leave out, set ignore_index=255."
-    return message(what, f"{value} ({count} voxels)", advice)
+        leave_out = "; if it marks voxels to leave out, set ignore_index=255" if name == "target" else ""
+        return f"If 255 marks the class, pass {name} // 255{leave_out}."
+    return "Raise num_classes, remap the labels, or set ignore_index."
 
 
 def fractions_error(numel: int, value: object = UNSEEN, count: object = SOME) -> str:

@@ -22,7 +22,7 @@ from softdice.statistics.request import Pass, Request, outcomes, result_dtype, s
 
 
 def forward(request: Request) -> Tensor:
-    """Return what a pass of the request's kind gives, as `request.Pass` lists it, on the autograd graph."""
+    """Return the result of the pass that the request asks for, on the autograd graph; the kind sets its shape."""
     kind = request.settings.kind
     if kind == "sums":
         return statistics(request)  # (len(fields), B, C)
@@ -44,7 +44,7 @@ class _Voxels(NamedTuple):
 
 
 def _voxels(request: Request) -> _Voxels:
-    """Return the values, the target, the mask of the voxels that count, and the weights of a request."""
+    """Return the logits or probabilities and the target, 0 where a voxel does not count, with mask and weights."""
     input, target = request.input, request.target
     value_BCV = input.to(result_dtype(input.dtype))
     true_BCV = true_values(target, input.shape[1], value_BCV.dtype)
@@ -81,10 +81,11 @@ def cross_entropy(request: Request) -> Tensor:
 
 
 def _terms(request: Request) -> tuple[dict[str, Any], Tensor, torch.Size]:
-    """Evaluate the terms of the wanted statistics, which `declared` writes in symbols, at every voxel.
+    """Evaluate the terms of the wanted statistics at every voxel, such as "p * y" for the intersection.
 
     Return (terms, weights, shape): the terms by name of the statistic, not yet weighted, each (B, C, V) or what
     broadcasts to it (1 for `voxels`); the weights, (B, 1, V); and the shape (B, C, V), or (B, R, V) with regions.
+    A symbol of a term is computed only if a wanted statistic names it.
     """
     regions, voxel_map, settings = request.regions, request.voxel_map, request.settings
     wanted = [statistic for statistic in STATISTICS if statistic.name in settings.fields]
@@ -141,7 +142,9 @@ def errors(request: Request) -> tuple[Tensor, Tensor]:
 
         abs(y - p), for a sigmoid the hinge max(0, 1 - (2 y - 1) x) of the logit x
 
-    A voxel that does not count has the error 0, and is in no class: the last rank, which changes no other.
+    Here y is 1 where the target is above 1/2, else 0, without smoothing. The Lovasz extension sorts these errors. A
+    voxel that does not count has the error 0 and is in no class (`_voxels` made its target 0): so it ranks last, where
+    it changes nothing.
     """
     voxels, activation = _voxels(request), request.settings.activation
     true_BCV = voxels.true > 0.5
@@ -149,7 +152,7 @@ def errors(request: Request) -> tuple[Tensor, Tensor]:
         error_BCV = (1 + torch.where(true_BCV, -voxels.value, voxels.value)).relu()
     else:
         p, _, _ = probabilities(voxels.value, None, activation, False)
-        error_BCV = torch.where(true_BCV, 1 - p, p).relu()
+        error_BCV = torch.where(true_BCV, 1 - p, p).relu()  # p may leave [0, 1] by rounding
     return _zeroed(error_BCV, voxels.counted), true_BCV
 
 

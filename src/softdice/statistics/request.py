@@ -61,8 +61,8 @@ class Pass:
     def text(self) -> str:
         """The settings as words in a string, which an operator of torch.library can take; `decode` reads it.
 
-        Regions are left out, since the operator takes them as a tensor, and the settings of ranks, which have no
-        operator. Numbers are in hex: that is exact, and unlike str torch.compile can trace it for a number that varies.
+        Regions are left out, since the operator takes them as a tensor, and so are `per_sample` and `classes`, since
+        the kind "ranks" has no operator. Numbers are hex, which is exact and which torch.compile can trace, unlike str.
         """
         smoothing, gamma, power = float(self.label_smoothing).hex(), float(self.gamma).hex(), float(self.power).hex()
         sizes = "None" if self.shape is None else "x".join(str(size) for size in self.shape)
@@ -226,7 +226,8 @@ def _kept(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 def constant(numbers: Any, dtype: torch.dtype, like: Tensor) -> Tensor:
     """Return nested tuples of numbers as a tensor on the device of `like`, shared between calls: never write to it.
 
-    While torch.compile traces, and for a subclass of Tensor, it is a new one.
+    While torch.compile traces, or if `like` is of a subclass (such as a fake tensor), it is a new one: nothing that is
+    made in a trace may be kept after it.
     """
     if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
         return torch.tensor(numbers, dtype=dtype, device=like.device)
@@ -236,9 +237,10 @@ def constant(numbers: Any, dtype: torch.dtype, like: Tensor) -> Tensor:
 def moved(values: Tensor, like: Tensor) -> Tensor:
     """Return values in the dtype and on the device of `like`.
 
-    (N,) values of a CPU are copied to another device once, and kept there by their numbers (`constant`).
+    (N,) values of a CPU go to another device by `constant`, which keeps the copy for later calls with equal numbers.
     """
-    not_copied = values.device == like.device or values.device.type != "cpu" or values.requires_grad
-    if not_copied or values.ndim != 1 or torch.compiler.is_compiling():
+    # `constant` reads the numbers, which would wait for a GPU, and cut a graph off
+    not_by_constant = values.device == like.device or values.device.type != "cpu" or values.requires_grad
+    if not_by_constant or values.ndim != 1 or torch.compiler.is_compiling():
         return values.to(like)
     return constant(tuple(values.tolist()), like.dtype, like)

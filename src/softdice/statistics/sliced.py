@@ -25,7 +25,7 @@ ALL = slice(None)
 
 
 def forward(request: Request) -> Tensor:
-    """Return the result of a pass, shaped as `result_shape` says, without a graph, for all kinds except ranks.
+    """Return the result of a pass, (rows, B, C or R), or (B, V) for a map, without a graph; not for the kind "ranks".
 
     Raise ValueError, by `check.values`, if the request asks for validation and a value is out of range.
     """
@@ -76,7 +76,7 @@ def _skeleton_gradient(grad_4BC: Tensor, request: Request) -> Tensor:
     for b, c, prob_11V, true_11V, weight_11V in _classes(request, log_sum_BV):
         with recording():
             prob_11V = prob_11V.requires_grad_()
-            # times the mask: a voxel that does not count gets a gradient of 0, though it is in the skeleton of others
+            # times the mask, so that a voxel that does not count gets a gradient of 0, although its neighbours read it
             sums_411 = reference.centreline(prob_11V * (weight_11V > 0), true_11V, weight_11V, s)
         result_BCV[b, c] = torch.autograd.grad(sums_411, prob_11V, grad_4BC[:, b, c].view(4, 1, 1))[0].flatten()
     through_activation(result_BCV, input, log_sum_BV, s.activation)
@@ -103,7 +103,7 @@ def through_activation(grad: Tensor, input: Tensor, log_sum_BV: Tensor, activati
     """
     for voxels in slices(input) if activation != "none" else ():
         value, slope = input[..., voxels].to(grad.dtype), grad[..., voxels]
-        if activation == "softmax":  # by hand: torch's softmax would use all threads
+        if activation == "softmax":  # by hand: torch's softmax would use all threads, see `ELEMENTS`
             p = (value - log_sum_BV[:, None, voxels]).exp_().nan_to_num_(0.0)
             slope.sub_((p * slope).sum(1, keepdim=True)).mul_(p)
         else:
@@ -114,7 +114,7 @@ def through_activation(grad: Tensor, input: Tensor, log_sum_BV: Tensor, activati
 def _classes(request: Request, log_sum_BV: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
     """Yield b, c, and probability, target and weight of the voxels, (1, 1, V) each, for each class c of each sample b.
 
-    They are detached, and 0 where a voxel does not count. log_sum_BV: what `log_sum` returns for the request's input.
+    They are detached, and 0 where a voxel does not count. log_sum_BV: ln sum_c exp x_c, from `log_sum`.
     """
     input, target, activation = request.input, request.target, request.settings.activation
     B, C, _ = input.shape
@@ -149,7 +149,9 @@ _Rank = Callable[[Tensor], tuple[Tensor | float, Tensor | int]]
 
 
 def ranks(request: Request) -> tuple[Tensor, Tensor]:
-    """Return the costs and numbers of voxels of the classes, (2, P, C), and the steps, (B, C, V).
+    """Return cost and number of voxels of each class, (2, P, C), and d(cost)/d(error) of each voxel, (B, C, V).
+
+    The latter, the "steps", are negative at the voxels of the class.
 
     Raise ValueError, by `check.values`, if the request asks for validation and a value is out of range.
     """
@@ -164,9 +166,10 @@ def ranks(request: Request) -> tuple[Tensor, Tensor]:
 
 
 def rank_classes(errors_BCV: Tensor, request: Request, rank: _Rank) -> Tensor:
-    """Rank the signed errors of every pool and class; return the costs and numbers of voxels, (2, P, C).
+    """Rank the errors of each pool and class by `rank`; return cost and number of voxels of each, (2, P, C).
 
-    The steps take the place of the errors. Both are 0 for a class that `settings.classes` leaves out.
+    errors_BCV: negative at the voxels of the class; overwritten by the steps, d(cost)/d(error) with the same sign. All
+    results are 0 for a class that `settings.classes` leaves out.
     """
     s, C = request.settings, request.input.shape[1]
     result = errors_BCV.new_zeros(result_shape(request))
@@ -184,8 +187,9 @@ def ranks_gradient(coef_BC: Tensor, steps: Tensor, request: Request) -> Tensor:
 
     Args:
         coef_BC: dL/d(cost) of each class, for the pool that the sample is in.
-        steps: (B, C, V), from `ranks` for the same request; may be overwritten and returned. d(cost)/d(error) of each
-            voxel, negative in the class, where the error falls as the input rises: without a softmax, d(cost)/dinput.
+        steps: (B, C, V), from `ranks` for the same request: d(cost)/d(error) of each voxel, negative at the voxels of
+            the class. There the error falls as the input rises, so this is d(cost)/dinput unless a softmax lies
+            between. May be overwritten and returned.
     """
     input = request.input
     if request.settings.activation != "softmax":
@@ -196,15 +200,16 @@ def ranks_gradient(coef_BC: Tensor, steps: Tensor, request: Request) -> Tensor:
             part = request.cut(slice(b, b + 1), ALL)
             part = part._replace(input=part.input.detach().requires_grad_())
             error_1CV, _ = reference.errors(part)
-        # autograd takes d(error)/dinput with its sign, so that of the steps goes
+        # abs: autograd's d(error)/dinput has the sign that the steps stand for
         slope_1CV = steps[b : b + 1].abs() * coef_BC[b].unsqueeze(1)
         result[b] = torch.autograd.grad(error_1CV, part.input, slope_1CV)[0][0]
     return result
 
 
 def _rank(errors: Tensor) -> tuple[Tensor, Tensor]:
-    """Rank the signed errors of one class and pool, (1 or B, V), as `_Rank` says: return cost and voxels, leave steps.
+    """Rank the errors of one class and pool, (1 or B, V), negative in the class; return cost and number of its voxels.
 
+    Overwrite the errors by the steps, d(cost)/d(error) with the same sign.
     G voxels are of the class, F_i of them among the i largest errors. With J as in `reference.lovasz` and the union
     U_i = G + i - F_i, the step J_i - J_(i-1) is 1 / U_i for a voxel of the class, else (G - F_i) / (U_i (U_i - 1)).
     """

@@ -16,7 +16,17 @@ from softdice.images.files import read_image
 from softdice.images.geometry import extended, one_frame, one_shape, reversed_shape
 from softdice.images.labels import colours, labels, one_palette
 from softdice.images.orientation import check_turned, lies, turned_like
-from softdice.training.channels import ONE_FORMAT, Reading, emptiness, fits_among, lonely_value, read_channels, scaled
+from softdice.training.channels import (
+    ONE_FORMAT,
+    Reading,
+    as_float32,
+    declared_nodata,
+    emptiness,
+    fits_among,
+    lonely_value,
+    read_channels,
+    scaled,
+)
 from softdice.training.config import refusal, size
 from softdice.training.layout import Layout, find_layout
 from softdice.training.places import LEAST_OBJECTS, Places, are_objects, places
@@ -24,8 +34,8 @@ from softdice.training.places import LEAST_OBJECTS, Places, are_objects, places
 MAX_CLASSES = 256
 IGNORED = 255
 """Class number of voxels that are left out."""
-LABEL_LIKE = 32, 0.5
-"""In a label map with more values than this, at least such a share of the voxels has the value of the next voxel."""
+MANY_LABELS, LIKE_NEXT = 32, 0.5
+"""In a label map of more values than this, at least such a share of the voxels has the value of the next voxel."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,9 @@ class Cases:
         clipped: cut off intensities as `normalise` says, for a run that an earlier release started.
         axes: what the axes of images and labels mean: "RAS", or letters such as "zyx".
         placed: whether an image says how it lies in a patient.
-        places: of the label values in each 2-D case, for mirroring; of 3-D cases only those that may number objects.
+        places: of the label values by case number: of 2-D cases, for mirroring, and of those that may number objects.
         empty: name of an image from which nothing can be learnt -> what is wrong with it.
+        void: label values, beside 0 and `ignored`, that stand for missing data as the label files say.
         lonely: name of an image -> a value that may stand for missing data, and its share of the voxels.
         left_out: lines that name what else lies in the folders.
         unscaled: case number -> image and label values as `read_folder` read them, until the case is asked for.
@@ -77,8 +88,9 @@ class Cases:
     clipped: bool = False
     axes: str = "yx"
     placed: bool = False
-    places: list[Places] = field(default_factory=list)
+    places: dict[int, Places] = field(default_factory=dict)
     empty: dict[str, str] = field(default_factory=dict)
+    void: set[int] = field(default_factory=set)
     lonely: dict[str, tuple[float, float]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     unscaled: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -92,7 +104,8 @@ class Cases:
         """Return a case, and keep it if `keep_bytes` allow; raise FileError or TrainingError if its files changed."""
         if number in self._kept:
             return self._kept[number]
-        self.keep_bytes += sum(part.nbytes for part in self.unscaled.get(number, ()))  # `read` removes them
+        # the case takes the place of its unscaled arrays in memory, which `read` removes
+        self.keep_bytes += sum(part.nbytes for part in self.unscaled.get(number, ()))
         case = self.read(number)
         case_bytes = case.image.nbytes + case.label.nbytes
         if case_bytes <= self.keep_bytes:
@@ -102,7 +115,8 @@ class Cases:
 
     def keep_unscaled(self, number: int, image: np.ndarray, label: np.ndarray) -> None:
         """Keep image (channels, *S) and label values (*S) until `read`, if there is memory: no file is read twice."""
-        image = image if image.itemsize <= 4 else image.astype(np.float32)  # as it will be scaled
+        if image.itemsize > 4:  # as it will be scaled
+            image = np.stack([as_float32(channel) for channel in image])
         if image.nbytes + label.nbytes <= self.keep_bytes:
             self.keep_bytes -= image.nbytes + label.nbytes
             self.unscaled[number] = image, label
@@ -137,7 +151,7 @@ def read_folder(
     """Return the cases of a folder with `images/` and `labels/`, or as nnU-Net has it, every file read and checked.
 
     Args:
-        folder: holds both; `softdice.training.layout`.
+        folder: holds images/ and labels/, or nnU-Net's imagesTr/ and labelsTr/.
         round: round labels that are nearly whole.
         ignore_geometry: an image and its label belong together by position, whatever their affines say.
         ignore: label value of voxels to leave out; None: what nnU-Net's dataset.json calls "ignore", if anything.
@@ -165,8 +179,9 @@ def read_folder(
         image = scaled(array, cases.joint, cases.channels, clipped=cases.clipped)
         return Case(name, image, _classes(numbers, cases.values, ignore))
 
+    # `_survey` fills in what only the files say: values, shapes, axes ...
     cases = Cases([*layout.images], [], [], 0, 0, [], read, ignored=ignore, left_out=layout.left_out)
-    cases.by_channel, cases.keep_bytes = layout.by_channel, memory_bytes() // 2
+    cases.by_channel, cases.keep_bytes, cases.void = layout.by_channel, memory_bytes() // 2, pairs.void
     channels = [_survey(cases, number, pairs) for number in range(len(cases))]
     if len(cases.values) < 2:
         beside = "" if ignore is None else f" beside {ignore}, which is left out"
@@ -190,6 +205,7 @@ class _Pairs:
     Attributes:
         palettes: label value -> its colour in the palettes so far, and the first file that has it.
         first: (file name, number of axes, meaning of the axes) of the first image; None before it is read.
+        void: as in `Cases`, of the files so far.
     """
 
     layout: Layout
@@ -200,6 +216,7 @@ class _Pairs:
     foreground: bool | None
     palettes: dict[int, tuple[str, str]] = field(default_factory=dict)
     first: tuple[str, int, str] | None = None
+    void: set[int] = field(default_factory=set)
 
     @property
     def object_value(self) -> int:
@@ -209,6 +226,8 @@ class _Pairs:
     def read(self, name: str) -> tuple[Reading, np.ndarray]:
         """Return the image of the case `name` and its label values, (*S) bool or integers, turned alike.
 
+        Labels in a file that omits empty slices are padded to the image.
+
         Raises:
             FileError: a file cannot be read, the label file holds other than whole numbers, its affine differs from the
                 image's, or its palette from an earlier one. TrainingError: shapes, dimensions or axes differ.
@@ -217,18 +236,26 @@ class _Pairs:
         reading = read_channels(files, ignore_geometry=self.ignore_geometry, nodata=self.nodata)
         path = files[0]
         self._check_axes(path, reading)
-        stored = extended(read_image(label_path), reading.stored)
-        label = turned_like(stored, reading.stored, by_position=self.ignore_geometry)
+        stored_label = extended(read_image(label_path), reading.stored)
+        label = turned_like(stored_label, reading.stored, by_position=self.ignore_geometry)
         numbers = labels(label_path, label, rounded=self.round, advice="Round them, or check the folder.")
         one_palette(label_path, colours(label), self.palettes)
         if not one_shape(reading.shape, numbers.shape):
+            # a picture (rows first) beside a medical image (columns first): they have no frame in common
             swapped = not one_frame(reading.stored, label) and reversed_shape(reading.shape, numbers.shape)
             got = f"{size(reading.shape)} for {path} and {size(numbers.shape)} for {label_path}"
-            raise refusal("one shape", got, ONE_FORMAT if swapped else "Resample one of them.")
+            if numbers.shape in (reading.shape[1:], reading.shape[:-1]):
+                advice = "If one axis is that of channels: save colours as PNG or TIFF, others as one file each."
+            else:
+                advice = ONE_FORMAT if swapped else "Resample one of them."
+            raise refusal("one shape", got, advice)
         if not self.ignore_geometry:
             advice = "Resample one of them; --ignore-geometry takes them as they are."
-            check_turned(label_path, stored, path, reading.stored, advice=advice, transpose=ONE_FORMAT)
-        if self.foreground:
+            check_turned(label_path, stored_label, path, reading.stored, advice=advice, transpose=ONE_FORMAT)
+        void = declared_nodata(label_path)
+        if void not in (None, 0, self.ignore) and (numbers == void).any():
+            self.void.add(int(void))
+        if self.foreground:  # one value for all but 0 and `ignore`
             ignored = np.zeros(numbers.shape, bool) if self.ignore is None else numbers == self.ignore
             numbers = np.where(ignored, self.ignore or 0, np.where(numbers == 0, 0, self.object_value))
         return reading, numbers.reshape(reading.shape)  # without more or fewer axes of length 1
@@ -252,26 +279,30 @@ class _Pairs:
 def _survey(cases: Cases, number: int, pairs: _Pairs) -> int:
     """Read the pair of a case, add what it shows to the fields of `cases`, and return the channels of its image.
 
-    Cases are surveyed in the order of their numbers. Raise FileError or TrainingError as `_Pairs.read` and
-    `_check_numbers` do.
+    Cases are surveyed in the order of their numbers. Raise FileError or TrainingError if the pair cannot be read, does
+    not fit together or to the first pair, or if its labels seem to count objects or to be intensities.
     """
     name, ignore = cases.names[number], cases.ignored
     reading, numbers = pairs.read(name)
     cases.spatial_ndim, cases.axes = reading.stored.spatial_ndim, reading.axes
+    # scaled together only if all have one channel or the colours of a picture; placed in a patient if one is
     cases.joint, cases.placed = cases.joint and reading.joint, cases.placed or reading.stored.placed
     if problem := emptiness(reading.array, reading.joint):
         cases.empty[name] = problem
-    if outlier := lonely_value([reading.array] if reading.joint else [*reading.array]):
+    outlier = lonely_value([reading.array] if reading.joint else [*reading.array])
+    if outlier and reading.stored.palette is None:  # a colour is no value of the file, which --nodata could name
         cases.lonely[name] = outlier
     present = {int(value) for value in np.unique(numbers)}
     cases.values = sorted({*cases.values} | present - {ignore})
+    # where the values lie says whether they count objects, and in pictures whether mirroring would exchange two classes
     may_be_objects = pairs.foreground is None and len(present) > LEAST_OBJECTS
-    if may_be_objects or (numbers.ndim == 2 and not pairs.foreground):  # of pictures, mirroring depends on them, too
-        cases.places.append(places(numbers).without(ignore))
+    if may_be_objects or (numbers.ndim == 2 and not pairs.foreground):
+        cases.places[number] = places(numbers).without(ignore)
+    # look for objects once, at the last case or where classes are too many; not if dataset.json names every value
     most = MAX_CLASSES - (ignore is not None)
-    enough_seen = len(cases.values) > most or number == len(cases) - 1  # too many classes, or the last case
+    enough_seen = len(cases.values) > most or number == len(cases) - 1
     unnamed = pairs.foreground is None and not {*cases.values} - {0} <= {*pairs.layout.label_names}
-    all_places = cases.places if enough_seen and unnamed else []
+    all_places = [*cases.places.values()] if enough_seen and unnamed else []
     _check_numbers(pairs.layout.labels[name], numbers, present, cases.values, most, all_places)
     cases.present.append(present)
     cases.shapes.append(reading.shape)
@@ -310,7 +341,7 @@ def _check_numbers(
     share = 1.0  # of the voxels whose next one along the longest axis has the same value
     if len(present) > LEAST_OBJECTS:
         share = float((np.diff(numbers, axis=int(np.argmax(numbers.shape))) == 0).mean())
-    if all_places and share >= LABEL_LIKE[1] and are_objects([each.without(0) for each in all_places]):
+    if all_places and share >= LIKE_NEXT and are_objects([each.without(0) for each in all_places]):
         raise refusal(
             "a number for each class", f"{len({*values} - {0})} so far, which seem to count objects",
             "Pass --foreground to train all objects as one class; if each number is a class, pass --no-foreground.",
@@ -320,7 +351,7 @@ def _check_numbers(
     if len(values) > most:
         advice += " If the numbers count objects, pass --foreground."
         raise refusal(f"at most {most} label values", f"{len(values)} so far", advice, path=path)
-    if len(present) > LABEL_LIKE[0] and share < LABEL_LIKE[1]:
+    if len(present) > MANY_LABELS and share < LIKE_NEXT:
         got = f"{len(present)} values, and neighbours that differ in {1 - share:.0%} of the voxels"
         raise refusal("a label map", got, advice, path=path)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import FileError, Image, read_image
+from softdice.images.formats.tiff import GDAL_NODATA
 from softdice.images.orientation import axes_of, check_turned, turn_of, turned, turned_like, unturned
 from softdice.training.config import refusal, size
 from softdice.validation import package
@@ -25,11 +26,11 @@ PERCENTILES = (0.5, 99.5)
 """Intensities between these two set the scale; see `normalise` and `lonely_value`."""
 FAR = 10
 """Intensities beyond the percentiles are compressed: they end at most this many times their distance away from them."""
+SINGLE, OFFSET, DOUBLE = (1e-18, 1e18), 1e4, 1e150
+"""Ranges of intensities, largest one as a multiple of its range, for float32; and largest one for float64."""
 SAMPLED_VOXELS = 1_000_000
 """With more voxels, percentiles are taken from every n-th voxel: a sample of one to two times this number."""
 COLOURS = 3
-GDAL_NODATA = 42113
-"""Tag of TIFF in which GDAL writes the value, in words."""
 LONELY_SHARE = 0.03
 """Share of the voxels that must hold one value before it may stand for missing data."""
 
@@ -44,8 +45,9 @@ def channel_files(files: Mapping[str, Path], cases: Collection[str] | None = Non
     """Return {name of a case: {channel number: file}} for {stem: file}: `a_0001` is the second channel of `a`.
 
     Args:
-        files: the images of a folder. cases: names of all cases: a stem among them is a case of its own, even if it
-            ends in four digits. None: unknown, every stem that ends in four digits is a channel.
+        files: the images of a folder.
+        cases: names of all cases: `a_0001` is a channel of `a` only if `a` is one of them, and `a_0001` is not. None:
+            they are not known, and every stem that ends in four digits is a channel.
 
     Raises:
         TrainingError: two files for one channel, `a.png` and `a_0000.png`.
@@ -76,7 +78,7 @@ class Reading:
     """An image as training and prediction take it.
 
     Args:
-        stored: the first of its files as it was read: a mask is written on its grid.
+        stored: the first of its files as `_as_shown` reads it: a mask is written on its grid.
         turn: nibabel's orientation (axes, 2) that was applied to its axes; `turned_back` undoes it.
         axes: what the axes mean now: "RAS", or letters such as "zyx".
         array: (channels, *S) of the file's dtype, turned; floats with NaN where there are no data.
@@ -98,12 +100,12 @@ class Reading:
 def read_channels(
     files: Files, *, ignore_geometry: bool = False, nodata: float | None = None, as_stored: bool = False
 ) -> Reading:
-    """Read the channels of an image, and turn them as `softdice.images.orientation` says.
+    """Read the channels of an image; turn volumes in a patient to RAS, and pictures to rows before columns.
 
     Args:
         files: of one image, at least one.
         ignore_geometry: channels belong together by position, whatever their affines say.
-        nodata: value that stands for missing data, beside the one that GDAL's tag names.
+        nodata: value that stands for missing data, beside the one that GDAL's tag names; in a palette the index.
         as_stored: do not turn, for models that were trained on volumes as they were stored.
 
     Raises:
@@ -116,8 +118,8 @@ def read_channels(
         raise FileError(
             f"{files[numbers[0]]}: expected every channel from _0000 on, got {got}. Add that of _{missing:04d}."
         )
-    images = unturned_images = [_without_nodata(read_image(files[number]), files[number], nodata) for number in numbers]
-    stored = images[0]
+    stored_images = [_as_shown(files[number], nodata) for number in numbers]
+    images, stored = stored_images, stored_images[0]
     try:
         turn = unturned(stored) if as_stored else turn_of(stored)
     except FileError as error:
@@ -133,7 +135,7 @@ def read_channels(
             )
         if not ignore_geometry:
             advice = "Resample one of them."
-            check_turned(files[number], unturned_images[number], files[0], stored, advice=advice, transpose=ONE_FORMAT)
+            check_turned(files[number], stored_images[number], files[0], stored, advice=advice, transpose=ONE_FORMAT)
     # an axis of channels, if there is one, is the last in a file
     array = np.concatenate([np.moveaxis(i.array.reshape(*i.shape, -1), -1, 0) for i in images])
     picture = len(images) == 1 and first.place.axes == "zyx" and array.shape[0] == COLOURS
@@ -143,7 +145,7 @@ def read_channels(
 def fits_among(count: int, channels: int, joint: bool) -> bool:
     """Return whether an image of `count` channels suits a model of `channels`: a grey one does if these are colours.
 
-    `joint`: as in `Reading`.
+    `joint`: whether the model's channels are scaled together, as colours are.
     """
     return count == channels or (joint and count == 1)
 
@@ -155,7 +157,7 @@ def scaled(array: np.ndarray, joint: bool, channels: int | None = None, *, clipp
         array: (channels, *S) of any scale.
         joint: one mean and deviation for all channels; False: each has its own.
         channels: number that the network takes; a single grey channel is repeated to it. None: as `array` has.
-        clipped: as `normalise` takes it.
+        clipped: cut off what lies beyond the percentiles, as models of earlier releases were trained.
 
     Example:
         >>> apart = scaled(np.array([[[0, 1], [2, 3]], [[0, 1000], [2000, 3000]]]), joint=False)
@@ -180,12 +182,11 @@ def normalise(array: np.ndarray, *, clipped: bool = False) -> np.ndarray:
         clipped: cut off what lies beyond the percentiles, as models of earlier releases were trained.
 
     Example:
-        >>> import numpy as np
         >>> image = normalise(np.array([[0, 1000], [2000, 3000]]))
         >>> round(float(image.mean()), 1), round(float(image.std()), 1)
         (0.0, 1.0)
     """
-    array = array.astype(np.float32)
+    array = as_float32(array)
     finite = np.isfinite(array)
     if not finite.all():
         array = np.where(finite, array, array[finite].min() if finite.any() else 0)
@@ -200,27 +201,58 @@ def normalise(array: np.ndarray, *, clipped: bool = False) -> np.ndarray:
     return ((inner - mean) / (deviation if deviation > 0 else 1.0)).astype(np.float32)
 
 
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """Return the intensities of an image, of any dtype and shape, as float32, or as float64 where float32 loses them.
+
+    That is where they are large beside their range, or the range is extreme. Beyond `DOUBLE` they become infinite.
+    """
+    finite = _finite(array)
+    low, high = map(float, _percentiles(finite)) if finite.size else (0.0, 0.0)
+    if low == high and finite.size:  # as in `normalise`
+        low, high = float(finite.min()), float(finite.max())
+    spread, largest = high - low, max(abs(low), abs(high))
+    exact = spread == 0 or (SINGLE[0] < spread < SINGLE[1] and largest < OFFSET * spread)
+    return array.astype(np.float32 if exact or largest > DOUBLE else np.float64)
+
+
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
     """Return the `PERCENTILES` of finite values (n,), at least one, or of a sample of them."""
     low, high = np.percentile(values[:: max(1, len(values) // SAMPLED_VOXELS)], PERCENTILES)
     return low, high
 
 
-def _without_nodata(image: Image, path: Path, value: float | None) -> Image:
-    """Return an image with NaN where it has `value`, if not None, or the nodata value in the tag of its file `path`."""
-    values = [number for number in (value, _declared_nodata(path)) if number is not None]
-    array = image.array
+def _as_shown(path: Path, nodata: float | None) -> Image:
+    """Read an image with the colours of its palette in the place of their indices, grey as one channel; bool as 0, 1.
+
+    NaN replaces missing data: where the file, an index of its palette included, has `nodata`, if not None, or the value
+    in its tag. The palette itself is kept. Raise FileError as `read_image` does.
+    """
+    image = read_image(path)
+    array, missing = image.shown, _missing(image.array, path, nodata)
+    if image.palette is not None:
+        if (array == array[..., :1]).all():
+            array = array[..., 0]
+        else:
+            missing = missing[..., None]
+    elif array.dtype == bool:
+        array = array.astype(np.uint8)
+    if missing.any():
+        dtype = np.result_type(array, np.float32)
+        array = np.where(missing, dtype.type(np.nan), array.astype(dtype))
+    return replace(image, array=array)
+
+
+def _missing(array: np.ndarray, path: Path, nodata: float | None) -> np.ndarray:
+    """Return where an array, as its file `path` stores it, has `nodata`, if not None, or the value in the tag."""
+    values = [number for number in (nodata, declared_nodata(path)) if number is not None]
     missing = np.zeros(array.shape, bool)
     with np.errstate(over="ignore"):  # the lowest float32, written with fewer digits, may overflow
         for number in values:
             missing |= array == (array.dtype.type(number) if array.dtype.kind == "f" else number)
-    if not missing.any():
-        return image
-    dtype = np.float64 if array.dtype == np.float64 else np.float32
-    return replace(image, array=np.where(missing, dtype(np.nan), array.astype(dtype)))
+    return missing
 
 
-def _declared_nodata(path: Path) -> float | None:
+def declared_nodata(path: Path) -> float | None:
     """Return the nodata value in GDAL's tag of a TIFF file; None for other files, and without the tag or a number."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return None

@@ -71,7 +71,7 @@ def made_folder(out: Path, caller: str, option: str) -> Iterator[None]:
 
 
 def write_history(out: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Write metrics.csv into the folder of a run; raise TrainingError as `write_bytes` does.
+    """Write metrics.csv into the folder of a run; raise TrainingError if the disk refuses.
 
     `history` has a row, column -> number, for each epoch, and at least one.
     """
@@ -125,7 +125,7 @@ def load_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]
 
 
 def load_network(content: dict[str, Any]) -> nn.Module:
-    """Return the trained network, on the CPU; `content` is what `load_checkpoint` returned."""
+    """Return the trained network, on the CPU, from the content of a checkpoint."""
     network = NetworkPlan(**content["network"]).build()
     network.load_state_dict(content["weights"])
     return network
@@ -138,7 +138,8 @@ def _verify(content: dict[str, Any], resume: bool) -> None:
     `content["data"]` says what the network was trained on: values and class_names of the labels, channels,
     spatial_ndim, patch (voxels), joint (channels scaled together), clipped (their intensities cut off), by_channel (a
     file for each), orientation, and the names of the cases in training and held_out. `content["decision"]`, which a
-    finished run has, holds the thresholds.
+    finished run has, holds the thresholds. "history" has a row for each epoch; "reserve_s", which earlier releases did
+    not write, is the seconds to keep back for the end of the run.
     """
     data, plan, network = content["data"], NetworkPlan(**content["network"]), load_network(content)
     _require("finite weights", all(bool(weight.isfinite().all()) for weight in network.state_dict().values()))

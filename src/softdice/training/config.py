@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 DEFAULTS: dict[str, Any] = {
@@ -78,6 +79,12 @@ def size(shape: Sequence[int]) -> str:
 def listed(names: Sequence[str], most: int) -> str:
     """Return the first `most` names separated by commas, with dots where there are more."""
     return ", ".join(names[:most]) + ", ..." * (len(names) > most)
+
+
+def unread(folder: Path) -> str:
+    """Return advice on a folder without images: what it holds instead, without hidden files."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return f"It holds {listed(names, 5)}, which are not read." if names else "Check the folder."
 
 
 @dataclass(frozen=True)
@@ -181,8 +188,10 @@ def merge(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
         before = tuple(before) if isinstance(before, list) else before
         if merged[name] is None:
             merged[name] = before
-        same = merged[name] == before or (name == "patch" and set(merged[name]) == set(before or ()))  # (16,) is 16x16
-        if not same and name not in ("data", *LENGTH):
+        asked = merged[name]
+        if name == "patch" and before and len(asked) == 1:
+            asked *= len(before)  # (16,) is 16x16
+        if asked != before and name not in ("data", *LENGTH):  # the data may have moved: `train` compares their names
             expected = f"{name.replace('_', '-')} {before}, with which the run in {config.out} was started"
             raise refusal(expected, merged[name], "Leave the option out, or take another --out.")
     return TrainConfig(**merged)
@@ -191,8 +200,7 @@ def merge(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
 def all_settings(config: TrainConfig, stored: dict[str, Any] | None) -> dict[str, Any]:
     """Return the settings of a run by the names of `TrainConfig`, with defaults; what the data decide stays None.
 
-    Args:
-        stored: "settings" of the checkpoint that is resumed, see `merge`; None for a new run.
+    `stored`: "settings" of the checkpoint that is resumed; they replace what is None. None for a new run.
     """
     config = config if stored is None else merge(config, stored)
     settings = {name: getattr(config, name) for name in (*RUN_SETTINGS, *LENGTH)}

@@ -24,6 +24,8 @@ GRID = np.round(np.arange(0.1, 0.91, 0.05), 2)
 """Thresholds that are tried, in order; `ARGMAX` is one of them."""
 FROM_ARGMAX = np.argsort(np.abs(GRID - ARGMAX), kind="stable")
 """Positions in `GRID`, those nearest to the argmax first: of equally good ones the first is taken."""
+AT_ARGMAX = FROM_ARGMAX[0]
+"""Position of `ARGMAX` in `GRID`."""
 SLICE = 1 << 20
 """Voxels that are counted at a time, so that memory beside the logits does not grow with the image."""
 LEAST_CASES = 4
@@ -73,7 +75,9 @@ def dice_of(counts: Tensor) -> Tensor:
 
 
 def dice_by_threshold(logits: Tensor, true: Tensor, ignore_index: int | None = None) -> np.ndarray:
-    """Return `dice_of` a case, (C, G) float: at [c, g] class c has threshold g of `GRID`, all others the argmax's.
+    """Return the mean Dice of a case over the classes but the first, 1 for a class that is nowhere, (C, G) float.
+
+    At [c, g] class c has threshold g of `GRID`, and all other classes the argmax's.
 
     Args:
         logits: (C, *S) of the case. true: (*S) its class numbers, where voxels of `ignore_index` do not count.
@@ -81,17 +85,20 @@ def dice_by_threshold(logits: Tensor, true: Tensor, ignore_index: int | None = N
     true_V, logits_CV = true.flatten(), logits.flatten(1)
     C, G = len(logits_CV), len(GRID)
     true_C = logits.new_zeros(C, dtype=torch.int64)
-    both_CGC, prediction_CGC = true_C.new_zeros(2, C, G, C)
+    both_CGC, prediction_CGC = true_C.new_zeros(2, C, G, C)  # [c, g, k]: voxels of class k where c has threshold g
     for part_V, part_CV in zip(true_V.split(SLICE), logits_CV.split(SLICE, 1), strict=True):
         counted_V = slice(None) if ignore_index is None else part_V != ignore_index
         true_C += _add_counts(part_CV[:, counted_V].float(), part_V[counted_V], both_CGC, prediction_CGC)
     dice_CG = dice_of(torch.stack([both_CGC, prediction_CGC, true_C.expand(C, G, C)]))
-    dice_CG[0] = dice_CG[1, FROM_ARGMAX[0]]  # the background stays with the argmax
+    dice_CG[0] = dice_CG[1, AT_ARGMAX]  # the background stays with the argmax
     return dice_CG.cpu().numpy()
 
 
 def _add_counts(logits_CV: Tensor, true_V: Tensor, both_CGC: Tensor, prediction_CGC: Tensor) -> Tensor:
     """Count a slice of voxels, and return how many are truly of each class, (C,) int64.
+
+    With threshold t class c takes a voxel if its logit exceeds that of its rival, the best other class, by more than
+    ln(t / (1 - t)); otherwise the voxel is the rival's. So one sorting of the voxels serves all thresholds.
 
     Args:
         logits_CV: float32. true_V: class numbers below C.
@@ -106,6 +113,7 @@ def _add_counts(logits_CV: Tensor, true_V: Tensor, both_CGC: Tensor, prediction_
         rival_V = torch.where(best_V == c, second_V, best_V)  # the class that gets the voxel if c does not
         margin_V = logits_CV[c] - logits_CV.gather(0, rival_V[None])[0]
         taken_V = torch.bucketize(margin_V, margins_G)  # c gets the voxel at so many thresholds, the lowest ones
+        # in both maps: voxels of class k that their right rival keeps; of class c those that c takes
         right_V, of_c_V = rival_V == true_V, true_V == c
         both_GC = _not_taken(taken_V[right_V], rival_V[right_V], C)
         both_GC[:, c] = true_C[c] - _not_taken(taken_V[of_c_V], true_V[of_c_V], C)[:, c]
@@ -117,10 +125,10 @@ def _add_counts(logits_CV: Tensor, true_V: Tensor, both_CGC: Tensor, prediction_
 
 
 def _not_taken(taken_V: Tensor, class_V: Tensor, C: int) -> Tensor:
-    """Return how many voxels of each class remain at each threshold of a class c that takes voxels, (G, C) int64.
+    """Return, for each threshold of a class c, the voxels of each class k that c does not take, (G, C) int64.
 
     Args:
-        taken_V: at how many thresholds c takes a voxel, the lowest ones, 0 to G. class_V: the class it counts for.
+        taken_V: at how many thresholds c takes a voxel, 0 to G; they are the lowest ones. class_V: k of the voxel.
     """
     taken_counts = len(GRID) + 1
     counts = torch.bincount(taken_V * C + class_V, minlength=taken_counts * C).view(taken_counts, C)
@@ -135,21 +143,20 @@ def tuned(dice_NCG: np.ndarray, dice_of_all: Callable[[Sequence[float]], Sequenc
     standard error, only the best class keeps its threshold.
 
     Args:
-        dice_NCG: what `dice_by_threshold` returns for each case.
-        dice_of_all: returns `dice_of` each case, (N,), cut with these C thresholds at once.
+        dice_NCG: mean Dice of each case; at [n, c, g] class c has threshold g of `GRID`, all others the argmax's.
+        dice_of_all: returns the mean Dice of each case, (N,), cut with these C thresholds at once.
     """
     N, C, _ = dice_NCG.shape
     if N < LEAST_CASES:
         return Decision([ARGMAX] * C, [0.0] * C, [0.0] * C)
-    argmax = FROM_ARGMAX[0]
-    gain_NCG = (dice_NCG - dice_NCG[..., [argmax]])[..., FROM_ARGMAX]
+    gain_NCG = (dice_NCG - dice_NCG[..., [AT_ARGMAX]])[..., FROM_ARGMAX]  # G sorted by the distance from the argmax
     best_of_others_NC = (gain_NCG.sum(0) - gain_NCG).argmax(-1)
     gain_NC = np.take_along_axis(gain_NCG, best_of_others_NC[..., None], -1)[..., 0]
     gain_C, error_C = gain_NC.mean(0), standard_error(gain_NC)
     best_C = GRID[FROM_ARGMAX][gain_NCG.sum(0).argmax(-1)]
     threshold_C = np.where(gain_C > error_C, best_C, ARGMAX)
     if (threshold_C != ARGMAX).sum() > 1:
-        together_N = np.array(dice_of_all(threshold_C.tolist())) - dice_NCG[:, 0, argmax]
+        together_N = np.array(dice_of_all(threshold_C.tolist())) - dice_NCG[:, 0, AT_ARGMAX]
         if not together_N.mean() > standard_error(together_N):
             moved_C = threshold_C != ARGMAX
             best_class = np.where(moved_C, gain_C, -np.inf).argmax()

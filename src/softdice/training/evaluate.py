@@ -59,7 +59,7 @@ def count(labels: Tensor, true: Tensor, cases: Cases) -> Tensor:
 
 
 def tabulated(cases: Cases, numbers: Sequence[int], counts: Tensor) -> Table:
-    """Return the table of the N cases with these numbers; `counts` (N, 3, C) are what `count` returns for each.
+    """Return the table of the N cases with these numbers; `counts` (N, 3, C): voxels in both, predicted, true.
 
     Dice is nan where a case lacks a class and it is not predicted; means over the cases leave nan out.
     """

@@ -14,11 +14,22 @@ import torch
 from softdice.decisions import dice_confidence
 from softdice.evaluation.averages import mean
 from softdice.evaluation.text import shown
-from softdice.images.files import FileError, Image, image_name, is_store, list_images, mask_suffix, write_image
+from softdice.images.files import (
+    FileError,
+    Image,
+    composed,
+    image_name,
+    is_store,
+    list_images,
+    mask_suffix,
+    read_image,
+    write_image,
+)
+from softdice.images.formats.dicom import is_one_series
 from softdice.images.orientation import lies, turned_back
 from softdice.training.channels import Files, Reading, channel_files, fits_among, read_channels, scaled
 from softdice.training.checkpoint import load_checkpoint, load_network, made_folder, write_csv
-from softdice.training.config import TrainingError, no_memory, refusal
+from softdice.training.config import TrainingError, no_memory, refusal, unread
 from softdice.training.decision import ARGMAX, Decision, cut
 from softdice.training.evaluate import default_device, logits_of
 
@@ -86,7 +97,7 @@ def predict(
     written: list[Path] = []
     errors: list[str] = []
     confidence_of_masks: dict[str, list[float]] = {}  # file name of a mask -> confidence of each class
-    with made_folder(Path(out), COMMAND, "OUT"):
+    with made_folder(Path(out), COMMAND, "OUT"), made_folder((table or places[0]).parent, COMMAND, "--confidence"):
         for files, place in zip(cases.values(), places, strict=True):
             path = files[min(files)]
             try:
@@ -98,8 +109,8 @@ def predict(
                     raise
                 errors.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             progress(len(written) + len(errors), len(cases), path.name)
-    if table is not None:
-        _write_confidence(table, confidence_of_masks, model.data["values"])
+        if table is not None:
+            _write_confidence(table, confidence_of_masks, model.data["values"])
     if errors:
         raise PredictionError(written, errors)
     return written
@@ -109,28 +120,49 @@ def _cases(images: Path, by_channel: bool) -> dict[str, Files]:
     """Return the images to predict, {name of the mask without suffix: files}; raise TrainingError if there are none.
 
     Args:
-        images: an image, or a folder of them.
+        images: an image, which may be a folder of slices, or a folder of images.
         by_channel: an image is one file per channel; the other channels of a single file lie beside it.
     """
-    several = images.is_dir() and not is_store(images)
-    listed = list_images(images) if several else {(image_name(images) or (images.name, ""))[0]: images}
+    several = images.is_dir() and not is_store(images) and not _is_series(images)
+    if several:
+        listed = list_images(images)
+    else:  # named as `list_images` names it
+        listed = {composed((image_name(images.absolute()) or (images.name, ""))[0]): images}
     if not listed or not images.exists():
-        raise refusal(f"images in {images}", "none", "Check the path.", command=COMMAND)
+        advice = unread(images) if several else "Check the path."
+        raise refusal(f"images in {images}", "none", advice, command=COMMAND)
     if not by_channel:
         return {stem: {0: path} for stem, path in listed.items()}
     beside = {} if several else channel_files(list_images(images.parent))
     return {name: beside.get(name, files) for name, files in channel_files(listed).items()}
 
 
-def _places(cases: Mapping[str, Files], out: Path, table: Path | None, overwrite: bool) -> list[Path]:
-    """Return the path in `out` of the mask of each image, in the order of `cases`, which `_cases` returned.
+def _is_series(folder: Path) -> bool:
+    """Return whether a folder is one image, the slices of a DICOM series and no other images.
 
-    Raises:
-        TrainingError: `out` is the folder of the images, or without `overwrite` a file lies at one of the paths or at
-            `table`, the path of the CSV file of confidences, None without one.
+    It may be a series that makes no volume: reading it then says why.
+    """
+    paths = list_images(folder).values()
+    if len(paths) < 2 or any(path.is_dir() or (image_name(path) or ("", ""))[1] != ".dcm" for path in paths):
+        return False
+    if is_one_series(folder):
+        return True
+    try:  # slices of no named series
+        read_image(folder)
+    except FileError:
+        return False
+    return True
+
+
+def _places(cases: Mapping[str, Files], out: Path, table: Path | None, overwrite: bool) -> list[Path]:
+    """Return the path in `out` of the mask of each image, in the order of `cases`, {name of the mask: files}.
+
+    Raise TrainingError if `out` is the folder of the images, or if without `overwrite` a file lies at one of the paths
+    or at `table`, the path of the CSV file of confidences, None without one.
     """
     paths = [files[min(files)] for files in cases.values()]
-    if out.resolve() == paths[0].parent.resolve():
+    real = [path.resolve() for files in cases.values() for path in files.values()]  # a folder, for a DICOM series
+    if out.resolve() in (paths[0].parent.resolve(), *real, *(path.parent for path in real)):
         expected = "OUT to be another folder than that of the images"
         raise refusal(expected, f"{out} for both", "The masks would replace the images.", command=COMMAND)
     suffixes = [(image_name(path) or ("", ""))[1] for path in paths]
@@ -170,7 +202,8 @@ class _Model:
             classes, the background first, nan for a class that is nowhere, else [].
 
         Raises:
-            TrainingError: the image does not suit the model, as `_read` says. FileError: it cannot be read.
+            TrainingError: another dimension, number of channels or order of axes than the model has, or no finite
+                value. FileError: it cannot be read.
         """
         reading = self._read(path, files)
         image = scaled(reading.array, self.joint, self.data["channels"], clipped=self.clipped)
@@ -183,7 +216,7 @@ class _Model:
         return reading.stored, turned_back(mask, reading.turn), confidences
 
     def _read(self, path: Path, files: Files) -> Reading:
-        """Read an image; arguments as in `predict`.
+        """Read an image from `files`, {channel number: file}; `path`, the first of them, is for messages.
 
         Raise FileError if a file cannot be read, TrainingError unless dimension, channels, axes and values suit.
         """
@@ -210,10 +243,10 @@ class _Model:
 
 
 def _thresholds(content: dict[str, Any], decide: str | None, checkpoint: str | Path) -> list[float] | None:
-    """Return the threshold of each of the C classes, None for the argmax, as `decide` of `predict` says.
+    """Return the threshold of each of the C classes, None for the argmax, by `content` of the file `checkpoint`.
 
-    `content` was loaded from the path `checkpoint`. Raise TrainingError for another word than `predict` takes, and for
-    "tuned" if the checkpoint has no thresholds.
+    `decide`: "argmax"; "tuned"; or None for "tuned" if the checkpoint has thresholds, else "argmax". Raise
+    TrainingError for another word, and for "tuned" without thresholds.
     """
     if decide not in (None, "tuned", "argmax"):
         raise refusal("decide to be tuned or argmax", decide, "Change --decide.", command=COMMAND)
@@ -234,13 +267,8 @@ def _write_confidence(path: Path, confidences: dict[str, list[float]], values: l
     """
     rows = [(float(mean(np.array(by_class[1:]))), name, by_class[1:]) for name, by_class in confidences.items()]
     rows.sort(key=lambda row: (math.isnan(row[0]), *row[:2]))
-    cells = ([shown(name), *(_cell(n) for n in (average, *by_class))] for average, name, by_class in rows)
+    cells = ([shown(name), *(f"{n:.6f}".replace("nan", "") for n in (m, *by_class))] for m, name, by_class in rows)
     write_csv(path, ["mask", "confidence", *(f"label {value}" for value in values[1:])], cells)
-
-
-def _cell(number: float) -> str:
-    """Return a number in [0, 1] as the CSV file has it, "" for nan."""
-    return "" if math.isnan(number) else f"{number:.6f}"
 
 
 def _mask_type(values: np.ndarray) -> type[np.generic]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from softdice.evaluation.labels import ScoreError, parse_labels
 from softdice.images.files import FileError, left_out, list_images
 from softdice.training.channels import Files, channel_files
-from softdice.training.config import TrainingError, listed, refusal
+from softdice.training.config import TrainingError, listed, refusal, unread
 
 OURS, NNUNET = ("images", "labels"), ("imagesTr", "labelsTr")
 WANTED = "DATA holds images/ and labels/ with equal names, or nnU-Net's imagesTr/ and labelsTr/."
@@ -90,15 +90,16 @@ def _check_names(folders: tuple[Path, Path], images: Collection[str], labels: Co
     for alone, here, there in zip(unpaired, folders, folders[::-1], strict=True):
         if alone and images and labels:
             ending, longer = _ending(*unpaired), folders[1]
-            if not ending:
+            if not ending:  # the images may have the suffix
                 ending, longer = _ending(*unpaired[::-1]), folders[0]
             advice = f" Those in {longer} end in {ending!r}: rename them without it." if ending else ""
-            got = f"none for {len(alone)}: {listed(sorted(alone), 5)}"
+            others = listed(sorted(unpaired[here == folders[0]]), 3)
+            got = f"none for {len(alone)}: {listed(sorted(alone), 5)}" + f" (alone there: {others})" * bool(others)
             expected = f"a partner in {there} for each file in {here}"
             raise refusal(expected, got, f"Names must be equal up to the suffix.{advice}")
     for part, names in zip(folders, (images, labels), strict=True):
         if not names:
-            raise refusal(f"images in {part}", "none", "Check the folder.")
+            raise refusal(f"images in {part}", "none", unread(part))
     if len(images) < 2:
         expected = f"at least 2 pairs in {folders[0].parent}, one of them to hold out"
         raise refusal(expected, len(images), "Add images.")
@@ -112,12 +113,16 @@ def _hint(folder: Path) -> str:
     if not folder.is_dir():
         return WANTED
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    inside.sort(key=lambda path: not path.name.lower().startswith("train"))  # rather than a folder of tests
     for parts in (OURS, NNUNET):
         for path in inside:
             if all((path / part).is_dir() for part in parts):
                 return f"{path} has {parts[0]}/ and {parts[1]}/: give that folder as DATA."
-    if folder.name in (*OURS, *NNUNET) and not inside:
-        return f"Give the folder around it, {folder.parent}, as DATA."
+    if folder.resolve().name in (*OURS, *NNUNET) and not inside:
+        return f"Give the folder around it, {folder.resolve().parent}, as DATA."
+    for path in inside:
+        if (path / OURS[0]).is_dir():
+            return _hint(path)
     others = [path for path in inside if path.name != OURS[0]]
     if folder / OURS[0] in inside and len(others) == 1:
         return f"If {others[0]} holds the labels, rename it to labels."
@@ -146,6 +151,7 @@ def _ending(images: Collection[str], labels: Iterable[str]) -> str:
     endings = Counter(
         next((label[size:] for size in range(len(label) - 1, 0, -1) if label[:size] in images), "") for label in labels
     )
+    # an end without a letter is no suffix: "10" is another case than "1"
     likely = [(count, ending) for ending, count in endings.items() if any(sign.isalpha() for sign in ending)]
     count, ending = max(likely, default=(0, ""))
     return ending if 3 * count >= len(labels) else ""

@@ -30,7 +30,7 @@ def loss_names() -> dict[str, type[Loss]]:
         loss = getattr(softdice, public)
         parameters = list(inspect.signature(loss).parameters.values())
         needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        if needed == ["num_classes"] and loss not in MAPPED:  # no map stands beside the labels of a folder
+        if needed == ["num_classes"] and loss not in MAPPED:  # those need a `voxel_map`, too
             names[SHORT.get(words(loss), words(loss))] = loss
     return dict(sorted(names.items()))
 
@@ -38,8 +38,8 @@ def loss_names() -> dict[str, type[Loss]]:
 def parse_loss(text: str, num_classes: int, group: str | None = None, ignore_index: int | None = None) -> Loss:
     """Return the loss of logits and a label map for a name, or a weighted sum of names.
 
-    A class of which a batch of patches has no voxel is left out of the mean (`absent="skip"`): with the logarithm it
-    would cost up to 28 and outweigh all others. Voxels whose label is `ignore_index` are left out.
+    A class of which a batch of patches has no voxel is left out of the mean (`absent="skip"`): its -ln Dice, the
+    cost of "dice", would be up to 28 and outweigh all others. Voxels whose label is `ignore_index` are left out.
 
     Args:
         text: such as "dice" or "tversky+0.5*focal", in any case, with - for _.

@@ -106,17 +106,11 @@ def learning_rate(highest: float, fraction: float) -> float:
     return highest * 0.5 * (1 + math.cos(math.pi * (fraction - WARM_UP) / (1 - WARM_UP)))
 
 
-def last_convolution(network: nn.Module) -> nn.Module:
-    """Return the convolution that makes the logits: the last one registered with a kernel of 1."""
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return [m for m in network.modules() if isinstance(m, kinds) and set(m.kernel_size) == {1}][-1]
-
-
 class Segmenter(pl.LightningModule):
     """Network, loss and data of one run.
 
     Args:
-        network: (B, channels, *patch) float32 -> logits (B, C, *patch).
+        network: MONAI's DynUNet, (B, channels, *patch) float32 -> logits (B, C, *patch).
         loss: takes logits, and class numbers (B, *patch).
         training, validation: numbers of the cases for the patches, and of those predicted after each epoch.
         patch: voxels along each axis. batch_size: patches per step and rank.
@@ -124,7 +118,7 @@ class Segmenter(pl.LightningModule):
         budget: how long the run lasts; this module tells it what steps and predictions take.
         fused_head: compute the last convolution and the loss chunk by chunk.
         held_out: numbers of the cases that are scored at the end.
-        mirror: axes along which patches are mirrored; see `Patches`.
+        mirror: axes along which patches are mirrored, such as "x" or "none"; None: those that suit the cases.
 
     Attributes:
         epoch, step: complete ones over all resumptions. history: a row for each epoch.
@@ -166,7 +160,7 @@ class Segmenter(pl.LightningModule):
         self.patches = Patches(cases, training, patch, seed, mirror)
         self.held_out = list(held_out)
         self.end_voxels = sum(math.prod(cases.shapes[number]) for number in [*validation, *held_out])
-        self.head = FusedHead(last_convolution(network), cast(Any, loss)) if fused_head else None
+        self.head = FusedHead(cast(Any, network).output_block.conv.conv, cast(Any, loss)) if fused_head else None
         self.epoch = self.step = 0
         self.history: list[dict[str, float]] = []
         self.fixed: dict[str, Any] = {}
@@ -190,7 +184,7 @@ class Segmenter(pl.LightningModule):
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Continue after the last complete epoch of a checkpoint; `content` is what `load_checkpoint` returned."""
+        """Continue after the last complete epoch of a checkpoint, whose `content` was verified with `resume=True`."""
         self.network.load_state_dict(content["weights"])
         self.stored_optimizer = content["optimizer"]
         self.epoch, self.step, self.history = content["epoch"], content["step"], list(content["history"])
@@ -209,10 +203,10 @@ class Segmenter(pl.LightningModule):
         return optimizer
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return a loader of this rank's share of the epoch's batches of patches."""
+        """Return a loader of this rank's share of the epoch's patches, in batches of images and class numbers."""
         ranks = self.trainer.world_size
-        count = self.trainer.strategy.broadcast(self.budget.epoch_steps()) * self.batch_size * ranks
-        keys: Any = epoch_keys(self.epoch, count, self.trainer.global_rank, ranks)  # the same whenever it is run
+        steps = self.trainer.strategy.broadcast(self.budget.epoch_steps())  # as rank 0 has it: clocks differ
+        keys: Any = epoch_keys(self.epoch, steps * self.batch_size * ranks, self.trainer.global_rank, ranks)
         # On a CPU the network needs every core; beside a GPU the patches are made in processes of their own.
         workers = 0 if self.trainer.strategy.root_device.type == "cpu" else 4
         return DataLoader(self.patches, self.batch_size, sampler=keys, num_workers=workers)
@@ -249,10 +243,10 @@ class Segmenter(pl.LightningModule):
         self.step += 1
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
-            kind = TrainingError if self.trainer.is_global_zero else SilencedError  # every rank has the same loss
+            kind = TrainingError if self.trainer.is_global_zero else SilencedError  # rank 0 says it for all
             advice = f"Lower --lr (it was {self.lr:g}), or use --precision 32-true."
             error = kind(str(refusal("a finite loss", f"{loss} in epoch {self.epoch + 1}", advice)))
-            error.other_settings = True
+            error.other_settings = True  # a resumed run would fail again
             raise error
         self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
         fraction = self._fraction()
@@ -271,7 +265,10 @@ class Segmenter(pl.LightningModule):
         self.sums = torch.zeros(3, len(self.cases.values), dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Predict a case and add its counts; `batch` (1,) holds its number, or `NO_CASE`."""
+        """Predict a case and add its counts to `sums`.
+
+        `batch` (1,) holds its number, or `NO_CASE` on a rank with fewer cases than the others.
+        """
         if int(batch) == NO_CASE:
             return
         case = self.cases[int(batch)]

@@ -41,10 +41,10 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         cases, numbers: the cases, and the numbers of those to cut patches from.
         patch: voxels along each axis.
         seed: of all that is random.
-        mirror: axes by letters, or "none", see `mirrored_axes`; None: those that `choose_mirror` takes.
+        mirror: axes by letters, such as "xy", or "none"; None: those that `choose_mirror` takes.
 
     Attributes:
-        pad, augment: MONAI's transforms. positions: number of a case -> what `_positions` returned for it.
+        pad, augment: MONAI's transforms. positions: number of a case -> voxels (n, axes) of each class but the first.
         foreground_share: `FOREGROUND_SHARE`.
     """
 
@@ -80,16 +80,17 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     def _start(self, which: int, case: Case, rng: np.random.Generator) -> list[int]:
         """Return the first voxel of a patch in `case`, whose number is `which`.
 
-        It lies anywhere; for `foreground_share` of the patches so that the patch holds a voxel of a random class other
-        than the first.
+        A share `foreground_share` of the patches holds a random voxel of a random class other than the first. All other
+        patches lie anywhere in the image, as do those of an image without such a class.
         """
-        room = [max(0, n - p) for n, p in zip(case.label.shape, self.patch, strict=True)]
+        room = [max(0, n - p) for n, p in zip(case.label.shape, self.patch, strict=True)]  # the last possible start
         start = [int(rng.integers(r + 1)) for r in room]
         if any(room) and rng.random() < self.foreground_share:
             positions = self._positions(which, case)
             if positions:
                 class_positions = positions[rng.integers(len(positions))]
                 voxel = class_positions[rng.integers(len(class_positions))]
+                # lay the voxel at a random place in the patch, and move the patch into the image
                 return [
                     int(np.clip(v - rng.integers(p), 0, r)) for v, p, r in zip(voxel, self.patch, room, strict=True)
                 ]
@@ -120,12 +121,12 @@ def epoch_keys(epoch: int, count: int, rank: int, ranks: int) -> list[tuple[int,
 def choose_mirror(cases: Cases, training: Sequence[int]) -> tuple[str, str]:
     """Return the axes along which training images may be mirrored, "x" or "none", and the reason for "none", else "".
 
-    A body has a left and a right side, and so may any volume. For pictures the labels of the cases `training`, their
-    numbers, decide.
+    A body has a left and a right side, and so may any volume. For pictures it is "none" if mirroring would exchange two
+    classes, such as left and right lung, in the cases with the numbers `training`.
     """
     if cases.spatial_ndim == 3 or cases.placed:
         return "none", "left and right may differ"
-    training_places = [cases.places[number] for number in training] if cases.places else []
+    training_places = [cases.places[number] for number in training if number in cases.places]
     pair = exchanged(training_places, axis_number(cases.axes, "x"))
     if pair is None:
         return "x", ""
@@ -148,27 +149,19 @@ def mirrored_axes(cases: Cases, mirror: str) -> list[int]:
 
 def _augmentation(patch: Sequence[int], mirrored: Sequence[int]) -> Any:
     """Return MONAI's transform of {"image", "label"} that `AUGMENTATION` names, and that flips the axes `mirrored`."""
-    from monai.transforms import (
-        Compose,
-        RandAdjustContrastd,
-        RandAffined,
-        RandFlipd,
-        RandGaussianNoised,
-        RandScaleIntensityd,
-        RandShiftIntensityd,
-    )
+    from monai import transforms
 
     affine = {
         "rotate_range": [np.deg2rad(ANGLE_DEGREES)] * (3 if len(patch) == 3 else 1),
         "scale_range": [CHANGE] * len(patch),
     }
-    return Compose(
+    return transforms.Compose(
         [
-            *(RandFlipd(BOTH, prob=0.5, spatial_axis=axis) for axis in mirrored),
-            RandAffined(BOTH, prob=0.3, mode=("bilinear", "nearest"), padding_mode="zeros", **affine),
-            RandScaleIntensityd("image", factors=CHANGE, prob=0.5),
-            RandShiftIntensityd("image", offsets=CHANGE, prob=0.5),
-            RandAdjustContrastd("image", prob=0.2, gamma=(0.7, 1.5)),
-            RandGaussianNoised("image", prob=0.15, std=0.1),
+            *(transforms.RandFlipd(BOTH, prob=0.5, spatial_axis=axis) for axis in mirrored),
+            transforms.RandAffined(BOTH, prob=0.3, mode=("bilinear", "nearest"), padding_mode="zeros", **affine),
+            transforms.RandScaleIntensityd("image", factors=CHANGE, prob=0.5),
+            transforms.RandShiftIntensityd("image", offsets=CHANGE, prob=0.5),
+            transforms.RandAdjustContrastd("image", prob=0.2, gamma=(0.7, 1.5)),
+            transforms.RandGaussianNoised("image", prob=0.15, std=0.1),
         ]
     )

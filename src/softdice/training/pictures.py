@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from softdice.evaluation.colours import EXTRA, MISSED, RIGHT
+from softdice.evaluation.text import shown
 from softdice.images.orientation import RAS
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -26,6 +28,8 @@ DIMMED = 0.6
 BRIGHTEST = 5
 """Standard deviations from the mean at which a picture is white, or black: brighter voxels do not darken the rest."""
 SCREEN_INCHES, DPI = (16, 9), 100
+LONGEST_SIDE = 2000
+"""Pixels along a side of a picture, at most about twice as many: larger ones are thinned out to save memory."""
 MOST_NAMED = 7
 """Classes with a line of their own, or in a legend."""
 
@@ -62,7 +66,7 @@ def curves(history: Sequence[dict[str, float]], class_names: Sequence[str]) -> b
     for number, name in enumerate(class_names[1:]):
         if number < MOST_NAMED:
             column = [row[f"val_dice_{name}"] for row in history]
-            right.plot(epochs, column, color=COLOURS[number % len(COLOURS)], label=name, **mark)
+            right.plot(epochs, column, color=COLOURS[number % len(COLOURS)], label=_plain(name), **mark)
     if len(class_names) > 2:
         every = "mean" if len(class_names) - 1 <= MOST_NAMED else f"mean of {len(class_names) - 1} classes"
         right.plot(epochs, [row["val_dice"] for row in history], color="black", linestyle="--", label=every, **mark)
@@ -95,20 +99,21 @@ def overlays(worst: Sequence[Shown], best: Sequence[Shown], class_names: Sequenc
         for axes, case in zip(line, cases, strict=False):
             image, truth, prediction, where = _plane(case)
             axes.imshow(_marked(image, truth, prediction), interpolation="nearest")
-            axes.set_title(f"{kind}: {case.name}{where}, mean Dice {case.dice:.3f}", fontsize=10)
+            axes.set_title(f"{kind}: {_plain(case.name)}{where}, mean Dice {case.dice:.3f}", fontsize=10)
             for x, side in ((0.02, "R"), (0.98, "L")) if case.axes == RAS else ():
                 axes.text(x, 0.5, side, color="white", transform=axes.transAxes, ha="center", va="center")
     marks = MARKS if len(class_names) > 2 else MARKS[:3]
     handles: Any = [Patch(color=np.array(colour) / 255, label=label) for label, colour, _ in marks]
     classes = ", ".join(class_names[1 : 1 + MOST_NAMED]) + ", ..." * (len(class_names) > 1 + MOST_NAMED)
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), title=f"classes: {classes}")
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), title=f"classes: {_plain(classes)}")
     return _png(figure)
 
 
 def _plane(case: Shown) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Return the plane of a case to draw: image, truth, prediction, and words for the slice, "" for a 2-D case.
 
-    The image is (rows, columns), or RGB (rows, columns, 3), in [0, 1]; the others are class numbers (rows, columns).
+    The image is (rows, columns), or RGB (rows, columns, 3), in [0, 1]; the others are class numbers (rows, columns). A
+    volume gives the slice with most labelled voxels, across z.
     """
     image, truth, prediction, where = case.image, case.truth, case.prediction, ""
     if truth.ndim == 3:
@@ -116,11 +121,14 @@ def _plane(case: Shown) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
         others = tuple(other for other in range(3) if other != axis)
         labelled = int(((truth > 0).sum(others) + (prediction > 0).sum(others)).argmax())
         where = f", slice {labelled} of {truth.shape[axis]}"
+        # an image has its channels before the three axes
         image, truth, prediction = (np.take(a, labelled, a.ndim - 3 + axis) for a in (image, truth, prediction))
         if axis == 2:  # the axes are x, y: to rows and columns
             image, truth, prediction = (np.rot90(a, axes=(-2, -1)) for a in (image, truth, prediction))
         if case.axes == RAS:  # the patient's left is at the right, as in the report
             image, truth, prediction = (a[..., ::-1] for a in (image, truth, prediction))
+    step = max(1, max(truth.shape) // LONGEST_SIDE)
+    image, truth, prediction = (a[..., ::step, ::step] for a in (image, truth, prediction))
     shown = np.clip(image[0] if image.shape[0] != 3 else np.moveaxis(image, 0, -1), -BRIGHTEST, BRIGHTEST)
     low, high = float(shown.min()), float(shown.max())
     return (shown - low) / ((high - low) or 1.0), truth, prediction, where
@@ -137,8 +145,15 @@ def _marked(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.
     return colours
 
 
+def _plain(name: str) -> str:
+    """Return a name of a case or a class as matplotlib shows it: a dollar starts no formula, escapes for odd bytes."""
+    return shown(name).replace("$", r"\$")
+
+
 def _png(figure: Any) -> bytes:
-    """Return a figure of matplotlib as a PNG."""
+    """Return a figure of matplotlib as a PNG; letters that its font lacks become boxes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

@@ -108,9 +108,9 @@ def _one_piece(ranks: np.ndarray) -> float:
 def are_objects(images: Sequence[Places]) -> bool:
     """Return whether numbers are objects rather than classes, from the places in each label map, without background.
 
-    They are if an image has at least ten, most are one piece each that does not cross the image, and a number has no
-    meaning: numbers follow the order of their first voxels, or most occur in one image alone, or most maps count from 1
-    and one number lies anywhere.
+    They are if an image has at least ten, most are one piece each, most do not cross the image, and one of three signs
+    says that a number has no meaning: (a) numbers follow the order of their first voxels; (b) most occur in one image
+    alone; (c) most maps count from 1, and one number lies anywhere.
     """
     many = [image for image in images if len(image.numbers) >= LEAST_OBJECTS]
     if not many or np.nanmean([image.pieces for image in many]) < ONE_PIECE:
@@ -126,9 +126,9 @@ def are_objects(images: Sequence[Places]) -> bool:
     # share of the maps that count from 1 on with few gaps
     counted = np.mean([image.numbers[0] == 1 and image.numbers[-1] <= 1.5 * len(image.numbers) for image in many])
     return bool(
-        np.median(ranks) >= IN_ORDER
-        or (len(images) > 2 and np.mean(times == 1) > 0.5)
-        or (counted > 0.5 and _scatter(images, numbers[times > 1]) >= SCATTERED)
+        np.median(ranks) >= IN_ORDER  # (a)
+        or (len(images) > 2 and np.mean(times == 1) > 0.5)  # (b)
+        or (counted > 0.5 and _scatter(images, numbers[times > 1]) >= SCATTERED)  # (c)
     )
 
 
@@ -150,8 +150,9 @@ def _scatter(images: Sequence[Places], numbers: np.ndarray) -> float:
 def exchanged(images: Sequence[Places], axis: int) -> tuple[int, int] | None:
     """Return two numbers that change places when images are mirrored along `axis`, the lower one first, or None.
 
-    They lie side by side along the axis, in one order in nearly all images that have both; or no image has both, and
-    one lies in the first half of its images along the axis, the other in the second.
+    They lie side by side along the axis, in one order in nearly all images that have both. Or no image has both; then
+    one lies in the first half along the axis in nearly all of its images, the other in the second. If several pairs do,
+    the one in most images is returned.
     """
     numbers = np.unique(np.concatenate([image.numbers for image in images])) if images else np.empty(0, int)
     n = len(numbers)
@@ -173,5 +174,5 @@ def exchanged(images: Sequence[Places], axis: int) -> tuple[int, int] | None:
     pairs = ((both > 0) & (ordered >= AGREED * both)) | ((both == 0) & sides)
     if not pairs.any():
         return None
-    a, b = np.unravel_index(int(np.argmax(np.where(pairs, 1 + both, 0))), pairs.shape)  # the pair in most images
+    a, b = np.unravel_index(int(np.argmax(np.where(pairs, 1 + both, 0))), pairs.shape)  # 1: `both` may be 0
     return int(numbers[a]), int(numbers[b])

@@ -110,7 +110,8 @@ def choose_patch(shapes: Sequence[tuple[int, ...]], asked: Sequence[int] | None,
     """Return a patch: the median image rounded up to multiples of 8 (16 from 64 on), cut to `PATCH_VOXELS`.
 
     Args:
-        shapes: of the training images. asked: a patch, or one number for all axes, to take instead; or None.
+        shapes: of the training images. asked: a patch, or one number for all axes, to take instead, as `TrainConfig`
+            has checked it: multiples of 8; or None.
 
     Raises:
         TrainingError: `asked` has another number of axes than the images.
@@ -142,12 +143,6 @@ def choose_batch(patch: Sequence[int], asked: int | None, accelerator: bool) -> 
     return int(min(max(2, round(voxels / math.prod(patch))), MAX_BATCH))
 
 
-def choose_step(shapes: Sequence[tuple[int, ...]], settings: dict[str, Any], accelerator: bool) -> StepPlan:
-    """Return patch and batch size: each from `settings`, or if None there, as suits training images of `shapes`."""
-    patch = choose_patch(shapes, settings["patch"], accelerator)
-    return StepPlan(patch, choose_batch(patch, settings["batch_size"], accelerator))
-
-
 def choose_network(
     patch: Sequence[int], channels: int, num_classes: int, accelerator: bool, first: int | None = None
 ) -> NetworkPlan:
@@ -175,7 +170,9 @@ def choose_network(
 def fit(
     plan: StepPlan, accelerator: bool, left_s: float, wide_s: Callable[[], float], fixed_patch: bool, fixed_batch: bool
 ) -> StepPlan:
-    """Return a plan so small that `ENOUGH_STEPS` fit into `left_s`: first the width is cut, then batch, then patch.
+    """Return a plan so small that `ENOUGH_STEPS` fit into `left_s`: first filters are cut, then batch, then patch.
+
+    The seconds of a step are taken to be proportional to each of the three.
 
     Args:
         plan: patch and batch that suit the data; its `step_s` was measured with the fewest filters.
@@ -215,15 +212,17 @@ def fit_to_minutes(
     end_voxels: int,
     line: Callable[[str], None],
 ) -> tuple[StepPlan, str]:
-    """Time a few steps; return a plan that suits the minutes, as `fit` does, and the reason in words.
+    """Time a few steps; return a plan whose steps are short enough for the minutes, and the reason in words.
 
-    Sets `step_s` and `reserve_s` of the budget, whose `seconds` are set, and torch's number of threads.
+    Set the seconds of a step in the budget (`step_s`), those kept back for the end (`reserve_s`), and torch's number of
+    threads. The caller has set the budget's `seconds`.
 
     Args:
         make: returns an untrained module for a plan. plan: patch and batch that suit the data.
         settings: of the run; patch and batch size are None where they may be changed.
         end_voxels: of all images that are predicted at the end. line: takes a line for the user.
     """
+    # 1. time a step of the narrow network, with all threads and with one
     assert budget.seconds is not None
     accelerator = torch.cuda.is_available()
 
@@ -239,6 +238,7 @@ def fit_to_minutes(
         if (alone_s := timed_s(narrow)) < narrow_s:
             narrow_s, threads = alone_s, 1
         torch.set_num_threads(threads)
+    # 2. fit the plan into the time that is left for steps, and tell the budget
     left_s = TRAINING_SHARE * (budget.seconds - budget.elapsed_s())  # compiling may have taken some
     wide = plan._replace(first_filters=FIRST_FILTERS[accelerator])
     fixed_patch, fixed_batch = settings["patch"] is not None, settings["batch_size"] is not None

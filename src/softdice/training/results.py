@@ -38,6 +38,7 @@ def write_results(out: Path, module: Segmenter) -> dict[str, Any]:
     Args:
         out: folder of the run, with its checkpoint. module: trained; its network is moved to `default_device`.
     """
+    # 1. predict each held-out case: its counts, its Dice by threshold, and the class numbers of those to be drawn
     cases, held_out, device = module.cases, module.held_out, default_device()
     network = module.network.to(device).eval()
     counts: list[Tensor] = []
@@ -56,8 +57,9 @@ def write_results(out: Path, module: Segmenter) -> dict[str, Any]:
         drawn = {n: drawn[n] for n in {*order[:SHOWN], *order[-SHOWN:]}}
     table = tabulated(cases, held_out, torch.stack(counts))
 
+    # 2. thresholds, which the checkpoint keeps
     def dice_of_cases(thresholds: Sequence[float]) -> list[float]:
-        """Return the mean Dice of each held-out case, cut with these thresholds; predicts all of them again."""
+        """Return the mean Dice of each held-out case, cut with these thresholds; their logits are predicted again."""
         pairs = (case_logits(network, cases[which], module.patch, device) for which in held_out)
         return [float(dice_of(count(cut(logits, thresholds), true, cases))) for logits, true in pairs]
 
@@ -66,6 +68,7 @@ def write_results(out: Path, module: Segmenter) -> dict[str, Any]:
     save_checkpoint(out / "model.ckpt", model | {"decision": asdict(decision)})
     module.reporter.line(f"Masks are cut by {decision.text(cases.class_names)}")
 
+    # 3. pictures, curves and summary
     def shown(position: int) -> pictures.Shown:
         """Return a held-out case as it is drawn: voxels that are left out look like background."""
         case = cases[held_out[position]]
@@ -87,13 +90,18 @@ def write_results(out: Path, module: Segmenter) -> dict[str, Any]:
 
 
 def _summary(module: Segmenter, table: Table, decision: Decision) -> dict[str, Any]:
-    """Return the content of summary.json; `table` has the held-out cases cut by argmax, `decision` the thresholds."""
+    """Return the content of summary.json, whose top level has the settings of the run, too.
+
+    `table`: Dice (N, C) and counts (N, 3, C) of the N held-out cases, for the label maps of the argmax. `decision`: a
+    threshold for each class, its gain in Dice over the argmax, and the standard error. `module.fixed`: what the
+    checkpoint says of the run; "plan" there tells in words how the minutes decided the plan, "" if they did not.
+    """
     cases, fixed, dice = module.cases, module.fixed, mean(table.dice)
     pooled = score(formulas.dice, table.counts.sum(0))
     untrained, on_gpu = cases.untrained(module.training_numbers), torch.cuda.is_available()
     return {
         "mean_dice": number(mean_dice(dice)),
-        "mean_dice_95": number(intervals(table.dice[:, 1:])[1]),
+        "mean_dice_95": number(intervals(table.dice[:, 1:])[1]),  # 95 % interval of the mean over classes
         "mean_dice_is": "mean over held-out cases of each class's Dice (cases without the class left out), then over "
         "the classes but the first; of the argmax",
         "classes": [

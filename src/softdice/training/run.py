@@ -10,7 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 
-from softdice.images.files import FileError
+from softdice.images.files import FileError, composed
 from softdice.losses import StatisticsLoss
 from softdice.parallel.ranks import LostRankError, Ranks
 from softdice.reproducibility import SystemConfig, setup_system
@@ -40,7 +40,15 @@ from softdice.training.layout import check_out
 from softdice.training.loss_names import parse_loss
 from softdice.training.module import Budget, Reporter, Segmenter, Silent
 from softdice.training.patches import AUGMENTATION, choose_mirror, mirrored_axes
-from softdice.training.plan import NetworkPlan, StepPlan, check_memory, choose_network, choose_step, fit_to_minutes
+from softdice.training.plan import (
+    NetworkPlan,
+    StepPlan,
+    check_memory,
+    choose_batch,
+    choose_network,
+    choose_patch,
+    fit_to_minutes,
+)
 from softdice.training.results import write_results
 from softdice.training.together import LeftToTorchrun, SilencedError, alike, devices, is_first, lost, together
 
@@ -92,17 +100,17 @@ def train(config: TrainConfig, reporter: Reporter | None = None, *, started: flo
         except KeyboardInterrupt as stop:
             raise Interrupted(saver.epochs or 0) from stop
         except (RuntimeError, MemoryError, TrainingError, FileError) as problem:
-            error = _one_line(problem, 0 if ranks is None else ranks.count)
+            error = _user_error(problem, 0 if ranks is None else ranks.count)
             if not isinstance(error, TrainingError):
                 raise
             error.saved_epochs = saver.epochs
             raise error from problem.__cause__ if error is problem else problem
 
 
-def _one_line(problem: Exception, ranks: int) -> Exception:
+def _user_error(problem: Exception, ranks: int) -> Exception:
     """Return the TrainingError to raise for `problem`, which ended a run; `problem` itself if the user cannot mend it.
 
-    `ranks` is the number of processes that torchrun started, 0 without it.
+    A file, too little memory or a lost process can be mended. `ranks`: processes that torchrun started, 0 without it.
     """
     if isinstance(problem, FileError):
         return TrainingError(str(problem))
@@ -113,7 +121,7 @@ def _one_line(problem: Exception, ranks: int) -> Exception:
     got = str(problem).splitlines()[0] if str(problem) else "too little"
     expected = "expected enough memory for a step"
     error = TrainingError(f"softdice train: {expected}, got: {got}. Lower --batch-size or --patch.")
-    error.other_settings = True
+    error.other_settings = True  # a resumed run would fail again
     return error
 
 
@@ -124,7 +132,8 @@ def _train(
 
     Args:
         ranks: None without torchrun. started: `time.monotonic()` from which the minutes count.
-        stack: the folder is entered on it, and left when the run ends. saver: writes checkpoints and counts them.
+        stack: the caller closes it when the run ends; an empty folder of the run is removed then.
+        saver: writes a checkpoint after each epoch, and counts the epochs.
 
     Raises:
         TrainingError, FileError: as `train`. SilencedError: on the other ranks, where the first raises the error.
@@ -136,19 +145,22 @@ def _train(
         """Make the folder on the first rank; return the content of the checkpoint to resume from, or None."""
         if first:
             stack.enter_context(made_folder(out, "softdice train", "--out"))
+            stack.enter_context(_locked(out))
             for half in (half for name in WRITTEN for half in out.glob(f".{name}.*")):
                 half.unlink()  # a temporary file of a run that was killed
         path = out / "model.ckpt"
         reads = first or ranks is None  # torchrun's other ranks, maybe without the folder, get it from the first
         return load_checkpoint(path, resume=True) if reads and config.resume and path.exists() else None
 
+    # 1. the checkpoint on every rank, and an untrained module of the same data
     stored = together(ranks, open_folder)
     stored = stored if ranks is None else ranks.from_first(stored)
     if config.resume and stored is None:
         reporter.line(f"No {out / 'model.ckpt'} to resume from: starting anew.")
     module = together(ranks, lambda: _prepare(config, stored, reporter, ranks, started))
     budget = module.budget
-    alike(ranks, (module.fixed["data"], module.cases.shapes))
+    alike(ranks, module.fixed["data"])
+    # 2. go on from the checkpoint, or make room for new files; train what is left, and score
     if stored is not None:
         module.restore(stored)
     elif first:
@@ -168,6 +180,35 @@ def _train(
     return write_results(out, module)
 
 
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other runs out of the folder `out` where the system has locks; raise TrainingError if one is in it.
+
+    Raise it, too, where the folder cannot be read.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        folder = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise refusal(f"to read {out}", error.strerror, "Permit it, or choose another --out.") from error
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                expected, got = f"no other run in {out}", "one that has not ended, or is still ending"
+                raise refusal(expected, got, "Wait for it, or choose another --out.") from None
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_UN)  # forked workers, which may live on, hold the descriptor, too
+        os.close(folder)
+
+
 class _Data(NamedTuple):
     """Cases, the numbers of those for training and of those held out, and the augmentation of patches in words."""
 
@@ -180,7 +221,9 @@ class _Data(NamedTuple):
 def _prepare(
     config: TrainConfig, stored: dict[str, Any] | None, reporter: Reporter, ranks: Ranks | None, started: float
 ) -> Segmenter:
-    """Read settings and data, plan the run, and return its untrained module, with `fixed` set.
+    """Read settings and data, plan the run, and return its untrained module.
+
+    The module's `fixed` has "network", "data" and "settings" for its checkpoints.
 
     Args:
         stored: content of the checkpoint to resume from, whose plan is kept. None: a new run.
@@ -189,13 +232,16 @@ def _prepare(
     Raises:
         TrainingError, FileError: settings, data or plan cannot be used, or differ from those of the checkpoint.
     """
+    # 1. settings, data and the length of the run
     settings = _settings(config, stored, ranks)
     setup_system(SystemConfig(seed=settings["seed"], deterministic_algorithms=True))
     data = _read(Path(config.out), settings)
     cases, devices_used = data.cases, settings["devices"]
+    # earlier releases cut intensities off, and their checkpoints do not say it
     cases.clipped = stored is not None and stored["data"].get("clipped", True)
     epochs, minutes, steps = settings["epochs"], settings["max_minutes"], settings["max_steps"]
     epochs = epochs or (None if minutes or steps else DEFAULT_EPOCHS)
+    # steps_per_epoch is 1 until `make` knows the batch size
     budget = Budget(epochs, None if minutes is None else minutes * 60, 1, steps, started=started)
     accelerator = torch.cuda.is_available()
 
@@ -219,14 +265,17 @@ def _prepare(
             reporter=reporter, fused_head=settings["fused_head"], held_out=data.held_out, mirror=settings["mirror"],
         )  # fmt: skip
 
+    # 2. patch and batch size: of the checkpoint, or as suits data and machine, or the minutes
     if stored is not None:
         plan = StepPlan(tuple(stored["data"]["patch"]), stored["data"]["batch_size"])
         why = stored["data"].get("plan", "")
     else:
-        plan, why = choose_step([cases.shapes[number] for number in data.training], settings, accelerator), ""
+        patch = choose_patch([cases.shapes[number] for number in data.training], settings["patch"], accelerator)
+        plan, why = StepPlan(patch, choose_batch(patch, settings["batch_size"], accelerator)), ""
         if budget.seconds is not None and ranks is None and devices_used == 1:
             end_voxels = sum(math.prod(cases.shapes[number]) for number in data.held_out)
             plan, why = fit_to_minutes(make, plan, settings, budget, end_voxels, reporter.line)
+    # 3. the module, and what its checkpoints say of it
     description = _describe(data, plan, why)
     if stored is not None:
         description["augmentation"] = stored["data"].get("augmentation", data.augmentation)
@@ -238,7 +287,7 @@ def _prepare(
 
 
 def _settings(config: TrainConfig, stored: dict[str, Any] | None, ranks: Ranks | None) -> dict[str, Any]:
-    """Return the settings of a run, {name in `TrainConfig`: value}, as `all_settings` does; check them before the data.
+    """Return the settings of a run, {name in `TrainConfig`: value}, with defaults; check them before data are read.
 
     `stored`: content of the checkpoint to resume from, or None. Raise TrainingError if it has other settings, if there
     are too few GPUs, or if the loss does not exist or does not work with the fused head.
@@ -249,7 +298,7 @@ def _settings(config: TrainConfig, stored: dict[str, Any] | None, ranks: Ranks |
     if torch.cuda.is_available() and per_machine > gpus:
         expected = f"at most {gpus} processes on a machine with as many GPUs"
         raise refusal(expected, per_machine, "Start fewer.")
-    loss = parse_loss(settings["loss"], 2)  # a wrong name is told before the data are read
+    loss = parse_loss(settings["loss"], 2)  # a wrong name is told before the data, and their classes, are read
     if settings["fused_head"] and not isinstance(loss, StatisticsLoss):
         expected = "a loss that is a function of sums over the voxels with --fused-head"
         raise refusal(expected, settings["loss"][:40], "Leave out --fused-head, or change --loss.")
@@ -260,9 +309,13 @@ def _read(out: Path, settings: dict[str, Any]) -> _Data:
     """Read and split the data, and fill in the settings that the data decide, "ignore" and "mirror".
 
     Raise TrainingError if `out`, the folder of the run, is a folder of the data or if "mirror" names an axis that is
-    not there, and TrainingError or FileError as `read_folder` does.
+    not there, and TrainingError or FileError if the data cannot be read or do not belong together.
     """
     if settings["data"] is None:
+        asked = [name for name in READING if settings[name] is not None and settings[name] is not False]
+        if asked:
+            expected = f"a folder DATA with --{asked[0].replace('_', '-')}"
+            raise refusal(expected, "none", "Give DATA: the brain without it takes no such option.")
         cases = brain_cases(settings["val_fraction"])
     else:
         check_out(out, Path(settings["data"]))
@@ -356,6 +409,7 @@ def _describe(data: _Data, plan: StepPlan, why: str) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "training": [cases.names[number] for number in data.training],
         "held_out": [cases.names[number] for number in data.held_out],
+        "shapes": [list(shape) for shape in cases.shapes],
         "plan": why,
         "augmentation": data.augmentation,
     }
@@ -364,17 +418,22 @@ def _describe(data: _Data, plan: StepPlan, why: str) -> dict[str, Any]:
 def _check_same_data(before: dict[str, Any], now: dict[str, Any], spatial_ndim: int, out: str) -> None:
     """Raise TrainingError unless a run in the folder `out` is resumed with the data that it was started with.
 
-    `before`, from the checkpoint, and `now` are what `_describe` returns; `before` may be of an earlier release.
+    `before` and `now` are "data" of its checkpoint, maybe of an earlier release, and of a new one: names, labels, ...
     """
     if "orientation" not in before and spatial_ndim == 3:
         got = f"one in {out} of an earlier softdice, which took them as they were stored"
         raise refusal("a run that says how its volumes lie", got, "Start a new one with another --out.")
     lacking = {"plan": "", "joint": True, "by_channel": False, "clipped": True}  # in checkpoints of earlier releases
-    lacking |= {name: now[name] for name in ("orientation", "augmentation")}
-    if {**lacking, **before} != now:
+    lacking |= {name: now[name] for name in ("orientation", "augmentation", "shapes")}
+    parts = "training", "held_out"  # earlier releases kept accents as the file system writes them
+    before = {**lacking, **before} | {part: [composed(name) for name in before[part]] for part in parts}
+    if before != now:
         expected = f"the data with which the run in {out} was started"
         advice = "Take another --out, or leave --resume out."
-        raise refusal(expected, "other names, labels or channels", advice)
+        names, names_now = (sorted(data["training"] + data["held_out"]) for data in (before, now))
+        moved = names == names_now and any(before[part] != now[part] for part in parts)
+        got = "the same names, which now sort in another order, and so another split" if moved else ""
+        raise refusal(expected, got or "other names, sizes, labels or channels", advice)
 
 
 def _validation_cases(cases: Cases, held_out: Sequence[int], epoch_voxels: int) -> list[int]:
@@ -420,21 +479,29 @@ def _announcement(module: Segmenter) -> Iterator[str]:
 def _doubts(cases: Cases, training: Sequence[int]) -> Iterator[str]:
     """Yield lines about surprises in the data.
 
-    They are: files left out, mapped labels, classes without a voxel in the cases with the numbers `training`, empty
-    images, and values that may stand for missing data.
+    They are: files left out, mapped labels, labels that may stand for no class, classes without a voxel in the cases
+    with the numbers `training`, empty images, and values of images that may stand for missing data.
     """
     yield from cases.left_out
     if cases.mapping is not None:
         yield f"Labels mapped: {listed([f'{value} -> {number}' for value, number in cases.mapping.items()], 12)}"
-    for number in cases.untrained(training):
-        yield f"No training image has a voxel of {cases.class_names[number]}: it cannot be learnt, and scores 0."
+    if cases.present and cases.ignored not in (None, *set().union(*cases.present)):
+        yield f"No label file has the value {cases.ignored}, which is to be left out."
+    often_void = {value for value in cases.values if value < 0 or (value == 255 and len(cases.values) > 2)}
+    for label in sorted(cases.void | often_void):
+        reason = ", which GDAL_NODATA names as missing data," * (label in cases.void)
+        advice = f"If it stands for voxels of no class, start again with --ignore {label}."
+        yield f"The label {label}{reason} is trained on. {advice}"
+    if untrained := [cases.class_names[number] for number in cases.untrained(training)]:
+        them = "it cannot be learnt, and scores 0." if len(untrained) == 1 else "they cannot be learnt, and score 0."
+        yield f"No training image has a voxel of {listed(untrained, MOST_NAMED)}: {them}"
     if cases.empty:
         named = [f"{name} ({problem})" for name, problem in cases.empty.items()]
         yield f"Images from which nothing can be learnt: {listed(named, MOST_NAMED)}"
-    for value in sorted({value for value, _ in cases.lonely.values()}):
+    for value in sorted({value for value, _ in cases.lonely.values()})[:MOST_NAMED]:
         shares = {name: share for name, (other, share) in cases.lonely.items() if other == value}
         yield (
             f"The value {value:g} holds up to {max(shares.values()):.0%} of the voxels of {len(shares)} "
             f"image{'s' * (len(shares) > 1)} ({listed([*shares], 3)}) and lies far from all others. If it stands for "
-            f"missing data, start again with --nodata {value:g}."
+            f"missing data, start again with --nodata {value:.17g}."  # every digit, so that it is found
         )

@@ -46,7 +46,10 @@ def together(ranks: Ranks | None, prepare: Callable[[], T]) -> T:
 
 
 def alike(ranks: Ranks | None, description: object) -> None:
-    """Raise, as `together` does, unless every rank has the same `description` of its data, which pickle can write."""
+    """Raise TrainingError on rank 0, SilencedError on the others, unless all have one `description` of their data.
+
+    Pickle sends it to all ranks.
+    """
     if ranks is None:
         return
     same = description == ranks.from_first(description)
@@ -55,7 +58,10 @@ def alike(ranks: Ranks | None, description: object) -> None:
 
 
 def _end_all(ranks: Ranks, problem: str) -> None:
-    """Raise on every rank if any has a `problem`, a message, "" for no problem: as `together` says."""
+    """Raise on every rank if any has a `problem`, a message, "" for no problem: TrainingError on rank 0.
+
+    Its message is the first problem. The other ranks raise SilencedError.
+    """
     problems = ranks.gather(problem)
     for rank, text in enumerate(problems):
         if text and ranks.rank == 0:

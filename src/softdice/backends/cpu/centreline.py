@@ -6,12 +6,12 @@ With E_0 = p, E_(k+1) the erosion of E_k (the least of 3 in a row along each axi
     s_0 = d_0,    s_k = s_(k-1) + relu(d_k - s_(k-1) d_k),    k <= n
 
 A tile of the skeleton needs E_k as far as n + 2 - k voxels around it, worked out anew for each tile; the gradient goes
-the same way back, from values that the tile still holds, and is added to that of the whole. Tiles whose surroundings
+the same way back, from values that the tile still holds, and is added to the gradient of all. Tiles whose surroundings
 overlap are done one after the other (in eight colours), so that nothing depends on the threads.
 
 Where a least or largest value stands more than once, the first takes the gradient, and two axes with the same value
-take half each: so do torch's max_pool3d and minimum, which the definition consists of. At the border of the volume an
-index is held to it, which adds a value that is there already.
+take half each: so do torch's max_pool3d and minimum, which the definition consists of. At the border a voxel stands for
+its neighbour outside of the volume, which changes no least or largest value.
 
 The skeletons of all labels are one map, since a skeleton lies within its class: a byte for each voxel.
 
@@ -21,10 +21,15 @@ labels, 1/4 for their skeletons (1 more while those are made), and a tile for ea
 Legend. B sample, C class, V voxel; D, H, W the sides of the volume, D = 1 for an image. Indices and counts are uint64,
 arrays of a tile float32 and flat:
 
+    work          the tensors and settings of a request (`Work`): input, address of logits or probabilities (B, C, V)
+                  float32, its strides in elements; log_sum, ln sum e^x; label (int16: class number, NONE or IGNORED),
+                  weight (if weighted), skeleton (uint8), (B, V) each; shape (D, H, W); tile, its sides; levels = n + 1
+    scratch       a thread's arrays for a tile (`Scratch`). Arrays are `borrowed`: without reference counts, which
+                  threads would contend for; `alive` keeps their owner until there
     core          a tile, a box of the volume of `voxels` voxels. s and d are (levels, voxels), g_s and g_d (voxels)
     outer         core with levels + 1 voxels around it, as far as the volume goes, of sides nz, ny, nx. E is
                   (levels + 1, nz ny nx), rows, planes and their gradients (nz ny nx)
-    inner, box    core, or a part of outer, counted from outer's corner
+    inner, box    core, or a part of outer, counted from outer's corner: planes z to Z without Z, and so on
     here, there   where E_k and E_(k+1) begin in E
     g_...         dL/d...; g_here and g_there of E_k and E_(k+1), (nz ny nx)
     task, colour  one tile of one class of one sample; the parity of its tile, 0 or 1, along z, y and x
@@ -146,8 +151,9 @@ def least(a, b):
 
 @jit
 def erode(E, here, there, box, ny, nx, nz):
-    """Write the erosion E_(k+1) of E_k in `box`: the least of each voxel and its neighbours by a face. The caller has
-    written E_k one voxel further. The ends of a row, which lack a neighbour, go apart: the other loop is vectorised."""
+    """Write E_(k+1), the erosion of E_k, in `box`: the least of a voxel and its neighbours that share a face. The
+    caller has written E_k one voxel further. The two ends of a row lack a neighbour: they have a loop of their own, so
+    that LLVM vectorises the other."""
     for z in range(box.z, box.Z):
         for y in range(box.y, box.Y):
             row = (z * ny + y) * nx
@@ -166,9 +172,9 @@ def erode(E, here, there, box, ny, nx, nz):
 
 @jit
 def dilate(E, here, box, ny, nx, nz, rows, planes):
-    """Write the dilation of the E at `here` along x (rows) and then along y (planes); `level` does it along z.
-    rows: the largest of 3, in `box` and one voxel beyond it in y and z; planes: of 3 x 3, in it and one beyond in z.
-    The caller has written E one voxel beyond the box."""
+    """Write two of the three steps of the dilation of the E at `here`; `level` takes the third, along z.
+    rows: the largest of 3 along x, written in `box` and one voxel around it in y and z. planes: the largest of 3 x 3
+    along x and y, written in the box and one voxel around it in z. The caller has written E one voxel further."""
     for z in range(_low(box.z, _1), min(box.Z + _1, nz)):
         for y in range(_low(box.y, _1), min(box.Y + _1, ny)):
             row = (z * ny + y) * nx
@@ -231,20 +237,20 @@ def undilate(E, here, box, ny, nx, nz, rows, planes, g_d, g_rows, g_planes, g_he
                 g_rows[(z * ny + y) * nx + x] = ZERO
                 g_planes[(z * ny + y) * nx + x] = ZERO
     i = _0
-    for z in range(box.z, box.Z):
+    for z in range(box.z, box.Z):  # along z: -g_d to the largest of 3 planes
         for y in range(box.y, box.Y):
             row, before, after = (z * ny + y) * nx, (_down(z) * ny + y) * nx, (_up(z, nz) * ny + y) * nx
             for x in range(box.x, box.X):
                 if g_d[i] != ZERO:
                     g_planes[first_largest(planes, before + x, row + x, after + x)] -= g_d[i]
                 i += _1
-    for z in range(z0, z1):
+    for z in range(z0, z1):  # along y: on to the largest of 3 rows
         for y in range(box.y, box.Y):
             row, above, below = (z * ny + y) * nx, (z * ny + _down(y)) * nx, (z * ny + _up(y, ny)) * nx
             for x in range(box.x, box.X):
                 if g_planes[row + x] != ZERO:
                     g_rows[first_largest(rows, above + x, row + x, below + x)] += g_planes[row + x]
-    for z in range(z0, z1):
+    for z in range(z0, z1):  # along x: on to the largest of 3 voxels
         for y in range(y0, y1):
             row = (z * ny + y) * nx
             for x in range(box.x, box.X):
@@ -256,9 +262,9 @@ def undilate(E, here, box, ny, nx, nz, rows, planes, g_d, g_rows, g_planes, g_he
 
 @jit
 def unerode(E, here, box, ny, nx, nz, flat, g_there, g_here):
-    """Add to g_here the gradient that E_k, at `here`, gets from g_there, that of E_(k+1), through the erosion in `box`.
-    flat: whether there is no axis z. Each axis has its least of three voxels; as in minimum(minimum(z, y), x) in the
-    definition, the least of the three takes the gradient, and equal ones share it in halves."""
+    """Add to g_here, dL/dE_k, the part of g_there, dL/dE_(k+1), that goes through the erosion in `box`. here: where E_k
+    begins in E. flat: bool, an image, without the axis z. Each axis has its least of three voxels. The least of the
+    axes takes the gradient, and equal ones share it in halves, as in the definition: minimum(minimum(z, y), x)."""
     for z in range(box.z, box.Z):
         for y in range(box.y, box.Y):
             row = (z * ny + y) * nx
@@ -286,23 +292,24 @@ def unerode(E, here, box, ny, nx, nz, flat, g_there, g_here):
 
 @jit
 def place(work, colour, task):
-    """Return sample, class and core of a task, by its number among those of a colour.
+    """Return sample, class and core (a Box) of a task, by its number among the tasks of a colour.
     Numbers run over the tiles first, then over the classes, then over the samples."""
     D, H, W = work.shape
     tz, ty, tx = work.tile
     all_z, all_y, all_x = (D + tz - _1) // tz, (H + ty - _1) // ty, (W + tx - _1) // tx  # tiles along each axis
     cz, cy, cx = (all_z + _1 - colour[0]) // _2, (all_y + _1 - colour[1]) // _2, (all_x + _1 - colour[2]) // _2
-    image, tile = task // (cz * cy * cx), task % (cz * cy * cx)
+    class_map, tile = task // (cz * cy * cx), task % (cz * cy * cx)  # one of the B C pairs of sample and class
     z = (tile // (cy * cx) * _2 + colour[0]) * tz
     y = (tile // cx % cy * _2 + colour[1]) * ty
     x = (tile % cx * _2 + colour[2]) * tx
     box = Box(z, min(z + tz, D), y, min(y + ty, H), x, min(x + tx, W))
-    return image // work.C, image % work.C, box
+    return class_map // work.C, class_map % work.C, box
 
 
 @jit
 def load(work, b, c, outer, E):
-    """Write E_0 = p of sample b and class c to E, in `outer`; 0 where a voxel is ignored."""
+    """Write E_0 = p of sample b and class c to E, for the voxels of the box `outer`; 0 where a voxel is ignored.
+    p is e^(x - log_sum) of a softmax, 1 / (1 + e^-x) of a sigmoid, else the input itself."""
     _, H, W = work.shape
     i = _0
     for z in range(outer.z, outer.Z):
@@ -313,7 +320,7 @@ def load(work, b, c, outer, E):
                 value = reread(work.input, b * work.strides[0] + c * work.strides[1] + v * work.strides[2])
                 if work.activation == SOFTMAX:
                     value = exp(value - work.log_sum[b, v])
-                elif work.activation == SIGMOID:  # below -80 it is e^x, and e^-x would be beyond float32
+                elif work.activation == SIGMOID:  # e^x below -80, where e^-x overflows float32
                     value = ONE / (ONE + exp(-value)) if value >= -np.float32(80) else exp(value)
                 E[i] = value if work.label[b, v] != IGNORED else ZERO
                 i += _1
@@ -338,7 +345,8 @@ def build(work, b, c, core, outer, scratch):
 
 @jit
 def allocate(work, backward):
-    """Return a new `Scratch`, which the caller keeps alive; backward: bool, whether with the arrays of gradients."""
+    """Return a new `Scratch` with room for any tile, its arrays in the order of the fields; the caller keeps it alive.
+    backward: bool, whether with the arrays of gradients."""
     levels, outer, voxels = work.levels, _1, _1
     for axis in range(3):
         outer *= min(work.tile[axis] + _2 * (levels + _1), work.shape[axis])
@@ -354,8 +362,8 @@ def allocate(work, backward):
 
 @kernel("centreline forward")
 def _sums(work, colour, slots, begin, end):
-    """Write the four sums of each of the tasks [begin, end) of a colour to slots, (tasks, 4) float64 zeros.
-    With S the skeleton and y 1 where the label is the class: sum w S(p) y, sum w S(p), sum w S(y) p, sum w S(y)."""
+    """Write four sums for each of the tasks [begin, end) of a colour to slots, (tasks, 4) float64 zeros:
+    sum w S(p) y, sum w S(p), sum w S(y) p, sum w S(y), with S the skeleton and y 1 where the label is the class."""
     work, slots = borrowed(work), borrowed(slots)
     owner = allocate(work, False)
     scratch = borrowed(owner)
@@ -422,9 +430,9 @@ def unlevel(s, d, k, voxels, g_s, g_d):
 
 @jit
 def store(work, b, c, core, outer, coef, g, result, strides):
-    """Add g, the gradient of E_0 in `outer`, to dL/dp, except at ignored voxels; in the core also coef w [y = c and
-    S(y)], the gradient through sum w S(y) p. result, strides: address of dL/dp (B, C, V) float32, strides in elements.
-    coef: dL/d(sum w S(y) p) of sample b and class c, float32."""
+    """Add the gradient of one tile to dL/dp, except at ignored voxels: g, which is dL/dE_0 in the box `outer`. A voxel
+    of the core on the skeleton of class c also gets coef w, with coef = dL/d(sum w S(y) p), float32.
+    result, strides: address of dL/dp (B, C, V) float32, strides in elements."""
     _, H, W = work.shape
     i = _0
     for z in range(outer.z, outer.Z):
@@ -443,8 +451,9 @@ def store(work, b, c, core, outer, coef, g, result, strides):
 
 @kernel("centreline backward")
 def _gradient(work, colour, coefs, result, strides, begin, end):
-    """Add dL/dp of the tasks [begin, end) of a colour to result, for coefs = dL/dsums (4, B, C) float32.
-    The sums are those of `_sums`; the fourth does not depend on p. result, strides: see `store`."""
+    """Add dL/dp of the tasks [begin, end) of a colour to result, the address of dL/dp (B, C, V) float32.
+    coefs: dL/dsums (4, B, C) float32, of sum w S(p) y, sum w S(p), sum w S(y) p, and sum w S(y), which is constant.
+    strides: of dL/dp, in elements."""
     work, coefs = borrowed(work), borrowed(coefs)
     owner = allocate(work, True)
     scratch = borrowed(owner)
@@ -460,6 +469,7 @@ def _gradient(work, colour, coefs, result, strides, begin, end):
         nz, ny, nx = outer.Z - outer.z, outer.Y - outer.y, outer.X - outer.x
         size = nz * ny * nx
         inner = _within(core, outer)
+        # 1. E, d and s of all levels once more; the gradient of the finished skeleton, and 0 for the last E
         voxels = build(work, b, c, core, outer, scratch)
         seed(work, b, c, core, coef_y, coef, g_s)
         for j in range(size):
@@ -467,30 +477,29 @@ def _gradient(work, colour, coefs, result, strides, begin, end):
         for level_down in range(_0, work.levels):
             k = work.levels - _1 - level_down
             here, there = k * size, (k + _1) * size
-            unlevel(s, d, k, voxels, g_s, g_d)
-            if level_down > _0:  # `build` has left the planes of the last level
+            unlevel(s, d, k, voxels, g_s, g_d)  # 2. dL/dd_k
+            if level_down > _0:  # 3. dL/dE_(k+1) through D; `build` has left the planes of the last level
                 dilate(E, there, inner, ny, nx, nz, rows, planes)
             undilate(E, there, inner, ny, nx, nz, rows, planes, g_d, g_rows, g_planes, g_there)
             for j in range(size):
                 g_here[j] = ZERO
-            box = _within(_around(core, work.levels - k, work.shape), outer)
+            box = _within(_around(core, work.levels - k, work.shape), outer)  # 4. dL/dE_k through the erosion and d_k
             unerode(E, here, box, ny, nx, nz, work.flat, g_there, g_here)
             i = _0
-            for z in range(inner.z, inner.Z):  # d_k = relu(E_k - ...)
+            for z in range(inner.z, inner.Z):
                 for y in range(inner.y, inner.Y):
                     for x in range(inner.x, inner.X):
                         g_here[(z * ny + y) * nx + x] += g_d[i]
                         i += _1
-            g_here, g_there = g_there, g_here
+            g_here, g_there = g_there, g_here  # E_k is the E_(k+1) of the next turn
         store(work, b, c, core, outer, coef_p, g_there, result, strides)
     alive(owner)
 
 
-@kernel("centreline labels")
-def _shrink(labels, smaller, skeleton, shape, mark, begin, end):
-    """Erode all labels, or with mark (bool) add this level to their skeletons, in planes [begin, end) of (B, D).
-    Without mark: write to smaller the labels, (B, V) int16 both, whose six neighbours have the same label, else NONE.
-    With mark: set skeleton, (B, V) uint8, to 1 where the dilation of smaller does not reach a voxel of the label."""
+@kernel("centreline erosion")
+def _erode_labels(labels, smaller, shape, begin, end):
+    """Erode all labels at once: write a voxel's label to smaller if its six neighbours have it, too, else NONE.
+    labels, smaller: (B, V) int16. shape: (D, H, W). begin, end: range of the planes, B D in all samples together."""
     D, H, W = shape
     for plane in range(begin, end):
         b, z = plane // D, plane % D
@@ -501,30 +510,43 @@ def _shrink(labels, smaller, skeleton, shape, mark, begin, end):
                 x0, x1 = _down(x), _up(x, W)
                 v = (z * H + y) * W + x
                 label = labels[b, v]
-                if not mark:
-                    inside = label >= 0
-                    inside &= (labels[b, (z0 * H + y) * W + x] == label) & (labels[b, (z1 * H + y) * W + x] == label)
-                    inside &= (labels[b, (z * H + y0) * W + x] == label) & (labels[b, (z * H + y1) * W + x] == label)
-                    inside &= (labels[b, v - x + x0] == label) & (labels[b, v - x + x1] == label)
-                    smaller[b, v] = label if inside else np.int16(NONE)
-                elif label >= 0:
-                    reached = False
-                    for i in range(z0, z1 + _1):
-                        for j in range(y0, y1 + _1):
-                            for k in range(x0, x1 + _1):
+                inside = label >= 0
+                inside &= (labels[b, (z0 * H + y) * W + x] == label) & (labels[b, (z1 * H + y) * W + x] == label)
+                inside &= (labels[b, (z * H + y0) * W + x] == label) & (labels[b, (z * H + y1) * W + x] == label)
+                inside &= (labels[b, v - x + x0] == label) & (labels[b, v - x + x1] == label)
+                smaller[b, v] = label if inside else np.int16(NONE)
+
+
+@kernel("centreline skeleton")
+def _mark_skeletons(labels, smaller, skeleton, shape, begin, end):
+    """Add one level to the skeletons of all labels: set skeleton, (B, V) uint8, to 1 at a voxel that has a label, if no
+    voxel of the 3 x 3 x 3 around it has this label in `smaller`, the erosion of labels; both (B, V) int16.
+    shape: (D, H, W). begin, end: range of the planes, B D in all samples together."""
+    D, H, W = shape
+    for plane in range(begin, end):
+        b, z = plane // D, plane % D
+        for y in range(_0, H):
+            for x in range(_0, W):
+                v = (z * H + y) * W + x
+                label, reached = labels[b, v], False
+                if label >= 0:
+                    for i in range(_down(z), _up(z, D) + _1):
+                        for j in range(_down(y), _up(y, H) + _1):
+                            for k in range(_down(x), _up(x, W) + _1):
                                 reached |= smaller[b, (i * H + j) * W + k] == label
                     if not reached:
                         skeleton[b, v] = 1
 
 
 def _class_numbers(target: Tensor, weight: Tensor | None, C: int, ignore_index: int | None) -> Tensor:
-    """Return labels (B, V) as int16: class numbers in [0, C), NONE, or IGNORED, also where the weight is not above 0.
-    With one class, label 1 is class 0, and label 0 NONE."""
+    """Return a label map (B, V) as int16: class numbers in [0, C), NONE for another label, or IGNORED: the label is
+    ignore_index, or the weight (B, V) is not above 0. With one class, label 1 is class 0, and label 0 NONE."""
     numbers = torch.empty(target.shape, dtype=torch.int16)
     first = 1 if C == 1 else 0
-    for b, labels in enumerate(target):  # sample by sample: a copy is held of one alone
+    for b, labels in enumerate(target):  # one at a time, so that only its copies are held
         value = signed(labels)
-        numbers[b] = torch.where((value >= first) & (value < first + C), value, first + NONE).to(torch.int16) - first
+        value = value.to(torch.int16) if value.dtype == torch.int8 else value  # which cannot hold `first + C`
+        numbers[b] = torch.where((value >= first) & (value < first + C), value.to(torch.int16) - first, NONE)
         if ignore_index is not None:
             numbers[b][equals(labels, ignore_index)] = IGNORED
         if weight is not None:
@@ -533,24 +555,26 @@ def _class_numbers(target: Tensor, weight: Tensor | None, C: int, ignore_index: 
 
 
 def _label_skeletons(label: np.ndarray, shape: tuple[np.uint64, ...], levels: int, numel: int) -> np.ndarray:
-    """Return whether a voxel is on the skeleton of its class, (B, V) uint8, for class numbers (B, V).
+    """Return whether a voxel is on the skeleton of its class, (B, V) uint8, for class numbers (B, V) int16.
     shape: D, H, W. numel: elements of the whole pass, which decide on the number of threads."""
     skeleton = np.zeros(label.shape, np.uint8)
-    eroded, smaller, spare = label, np.empty_like(label), np.empty_like(label)
-    for _ in range(levels):
-        for mark in (False, True):
-            share_out(_shrink, (eroded, smaller, skeleton, shape, mark), len(label) * int(shape[0]), numel)
-        eroded, smaller, spare = smaller, spare, smaller
+    eroded, memory = label, (np.empty_like(label), np.empty_like(label))
+    for level in range(levels):
+        smaller = memory[level % 2]
+        share_out(_erode_labels, (eroded, smaller, shape), len(label) * int(shape[0]), numel)
+        share_out(_mark_skeletons, (eroded, smaller, skeleton, shape), len(label) * int(shape[0]), numel)
+        eroded = smaller
     return skeleton
 
 
 def _work(request: Request, input: Tensor) -> Work:
-    """Return what the kernels are called with. input: the request's as float32, which the caller keeps alive."""
+    """Return what the kernels are called with. input: the request's as float32, which the caller keeps alive.
+    A tile has two halos along each axis at least, so that tiles of one colour change no voxel in common."""
     s, weight = request.settings, request.weight
     assert s.shape is not None  # a request for skeletons has one
     shape = tuple(U(size) for size in ((1,) * (3 - len(s.shape)) + s.shape))
     label = _class_numbers(request.target, weight, input.shape[1], s.ignore_index).numpy()
-    halo = s.iterations + 2
+    halo = s.iterations + 2  # voxels around a tile that its skeleton depends on
     return Work(
         input=U(input.data_ptr()), strides=tuple(map(U, input.stride())),
         log_sum=sliced.log_sum(input, s.activation).numpy(),
@@ -575,8 +599,8 @@ def _colours(work: Work, images: int) -> list[tuple[tuple[np.uint64, ...], int]]
 
 
 def forward(request: Request) -> Tensor:
-    """Return the four sums of skeletons (4, B, C), see `_sums`.
-    Raise ValueError, with `validate`, for a value out of range, as `check.values` does."""
+    """Return sum w S(p) y, sum w S(p), sum w S(y) p and sum w S(y), (4, B, C) float32, with S the skeleton.
+    Raise ValueError, with `validate`, for a label, probability or weight that is out of range."""
     B, C, _ = request.input.shape
     if request.settings.validate:
         for voxels in sliced.slices(request.input):
@@ -593,10 +617,10 @@ def forward(request: Request) -> Tensor:
 
 
 def gradient(grad: Tensor, request: Request) -> Tensor:
-    """Return dL/dinput (B, C, V), of the input's dtype, for grad = dL/dsums (4, B, C)."""
+    """Return dL/dinput (B, C, V), of the input's dtype, for grad = dL/d(the four sums of skeletons), (4, B, C)."""
     B, C, _ = request.input.shape
     input = request.input.float()
-    result = gradient_like(input)  # dL/dp first
+    result = gradient_like(input)  # dL/dp, until `through_activation` makes dL/dinput of it
     if input.numel():
         result.zero_()
         work = _work(request, input)

@@ -106,7 +106,8 @@ class _VariantCache(FunctionCache):
         return sig, codegen.magic_tuple(), self.variant
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the code that the disk holds for a signature, or None: Numba then compiles it, which is announced."""
+        """Return the code that the disk holds for a signature, or None: Numba then compiles it.
+        That is announced to the user, and the variant's label is added to `compiled`."""
         overload = super().load_overload(sig, target_context)
         if overload is None:
             _announce()
@@ -135,8 +136,8 @@ def _name_variant(function: Callable[..., Any], variant: Hashable) -> str:
 
 
 def body(variant: Hashable) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that compiles one variant of a function that its factory makes, for compiled code to call.
-    variant: what the factory was called with; its repr tells variants apart, on disk, too."""
+    """Return a decorator that compiles a function for compiled code to call; Python calls a `kernel`.
+    variant: the arguments of the factory that made the function, whose repr tells its variants apart, on disk, too."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         _name_variant(function, variant)
@@ -147,10 +148,8 @@ def body(variant: Hashable) -> Callable[[Callable[..., Any]], Any]:
 
 def kernel(variant: Hashable) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles a function on first use and keeps its code on disk, one file for each variant.
-
     variant: all that the code depends on beside its source, such as the arguments of the factory that made the
-    function; its text must be the same in every process.
-    """
+    function; its text must be the same in every process."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         """Return Numba's dispatcher of the function; warn if there is no folder that its code can be kept in."""
@@ -176,7 +175,7 @@ def address_of(dispatcher: Any, signature: Any) -> np.uint64:
     many kernels share are called by address and compiled once; inlined, LLVM would optimise them in each kernel."""
     dispatcher.compile(signature)
     overload = dispatcher.overloads[signature.args]
-    _loaded.append(dispatcher)
+    _loaded.append(dispatcher)  # its code must stay where the address points
     return np.uint64(overload.library.get_pointer_to_function(overload.fndesc.llvm_cfunc_wrapper_name))
 
 

@@ -18,7 +18,7 @@ class). Strides are in bytes, from class to class. bad: how many values of a blo
     block.spare, here step              row: a[l, c] of the class at work, at each voxel's label l
     block.x, .x_stride, .g, .g_stride   C rows of probabilities or logits, and of the gradient
     block.e, .row_stride                C rows of exp(x - max x) of a softmax
-    block.slopes                        scratch for a table, see `backward`
+    block.slopes                        scratch for a table of a, (C, C + 1) float32: row c holds a[:, c], and a 0
 """
 
 # mypy: allow-untyped-defs
@@ -72,12 +72,14 @@ def _write_gradient(g, w, step, n):
 
 @cache
 def forward(activation: str) -> np.uint64:
-    """Return the address of the body that adds a block's sums to the job's slots."""
+    """Return the address of the body that adds a block's sums to the job's slots.
+    activation: "softmax", or "none" for an input of probabilities."""
     softmax = activation == "softmax"
 
     @block_body(activation)
     def label_sums(at_job, at_block):
-        """Add the sums of a block; return bad, the number of probabilities out of range: 0 with an activation."""
+        """Add w p_c of each voxel of label l to sums[l, c] of the block's task.
+        Return bad, the number of probabilities out of range: 0 with a softmax."""
         job, block = job_at(at_job), block_at(at_block)
         bad, out = np.int64(0), job.slots + block.task * job.K * U(8)  # float64: 8 bytes
         if not softmax:
@@ -97,28 +99,29 @@ def forward(activation: str) -> np.uint64:
 
 @cache
 def backward(activation: str) -> np.uint64:
-    """Return the address of the body that writes dL/dx to the rows at block.g, from the job's coefs.
-    At block.slopes it keeps a table (C, C + 1) float32: for each class a[0, c] to a[C - 1, c], and a 0."""
+    """Return the address of the body that writes dL/dx to the rows at block.g, from a at job.coefs.
+    Row c of the table at block.slopes has the coefficients of class c by label, and a 0 for voxels of no class."""
     softmax = activation == "softmax"
 
     @block_body(activation)
     def label_gradient(at_job, at_block):
-        """Write the gradient of a block; return 0."""
+        """Write w p_c (a[l, c] - dot), dot = sum_j p_j a[l, j], to the row of each class; without a softmax w a[l, c].
+        Return 0. step: the row of a[l, c] at each voxel's label l, for the class c at work."""
         job, block = job_at(at_job), block_at(at_block)
         C, n, step = job.C, block.n, block.spare
         columns = C + U(1)
-        if block.starts_task != 0:  # fill the table, which all blocks of the sample's task read
+        if block.starts_task != 0:  # 1. the table, which all blocks of the task read
             coefs = job.coefs + block.sample * job.K * U(4)
             for c in range(C):
                 for label in range(C):
                     write(block.slopes, c * columns + label, read(coefs, label * job.coef_stride + c))
                 write(block.slopes, c * columns + C, ZERO)
-        if softmax:
+        if softmax:  # 2. dot
             fill(block.dot, n, ZERO)
             for c in range(C):
                 _own_coefficients(block.slopes + c * columns * U(4), block.t, n, C, step)
                 _add_product(block.dot, block.e + c * block.row_stride, block.r, step, n)
-        for c in range(C):
+        for c in range(C):  # 3. the gradient
             _own_coefficients(block.slopes + c * columns * U(4), block.t, n, C, step)
             if softmax:
                 e = block.e + c * block.row_stride

@@ -141,21 +141,23 @@ def writer(dtype: torch.dtype) -> np.uint64:
 
 @cache
 def label_reader(dtype: torch.dtype) -> np.uint64:
-    """Return the address of the function that reads labels of a dtype into a row of int32: class numbers from 0 on,
-    NO_CLASS, IGNORED or OUTSIDE. Its address is called with (source, step, n, row, first, top, ignoring, ignore)."""
+    """Return the address of the function (source, step, n, row, first, top, ignoring, ignore) that reads labels of a
+    dtype into a row of int32 and returns bad, how many are out of range. The row gets class numbers from 0 on,
+    NO_CLASS, IGNORED, or OUTSIDE for a label out of range."""
     kind = WIDTHS[dtype]
     signed, unsigned = (np.int64, np.uint64) if dtype in _WIDE else (np.int32, np.uint32)
 
     @body(str(dtype))
     def class_of(label, low, high, ignoring, ignored):
-        """Return label - low for a label in [0, high), and OUTSIDE for others; IGNORED if it is the ignored label.
-        low: the label of class 0, so that 0 of a single mask becomes NO_CLASS. As unsigned, -1 is beyond `high`."""
+        """Return the class number label - low of a label in [0, high), else OUTSIDE; IGNORED if it is `ignored`.
+        low: the label of class 0; it is 1 for a single mask, whose label 0 becomes NO_CLASS, -1. The comparison is
+        unsigned: a negative label is beyond `high`."""
         number = np.int32(np.int32(label) - low) if unsigned(label) < high else OUTSIDE
         return IGNORED if ignoring and signed(label) == ignored else number
 
     @kernel(str(dtype))
     def read_labels(source, step, n, row, first, top, ignoring, ignore):
-        """Read n labels; return bad, how many are OUTSIDE."""
+        """Read n labels, `step` elements apart, into the row; return bad, how many of them are OUTSIDE."""
         bad, skip = np.int32(0), ignoring != 0
         low, high, ignored = np.int32(first), unsigned(top), signed(ignore)
         if step == 1:

@@ -99,31 +99,35 @@ def plan(
     C: int, V: int, target_dtype: torch.dtype, hard: bool, weighted: bool, regions: int | None, writes: bool,
     copies: bool, slack: float, s: Pass,
 ) -> Plan:  # fmt: skip
-    """Return the plan of a pass without its tensors: the kind of the loops, and the fields of the job that are numbers.
+    """Return the plan of a pass over C classes and V voxels of a sample, as far as it does not depend on addresses.
 
     Args:
         hard: whether the target is a label map. weighted: whether there are weights. regions: how many, or None.
-        writes: whether the body writes a row for each class, the gradient or errors; copies: whether into scratch.
+        writes: whether the body writes a row for each class, the gradient or errors; copies: whether it writes them to
+            scratch, from which the walk copies them to the result.
         slack: how far beyond [0, 1] rounding may put a probability. s: the settings.
     """
+    # 1. the kind of the loops
     ignore = _ignored_label(s, target_dtype) if hard else None
     softmaxed, unions = s.activation == "softmax", regions is not None
-    # each voxel's own class can be left to a loop of its own (see `loops`) where every other class has t = y = 0
+    # each voxel's own class, the one of its label, can have a loop apart if all other classes have t = y = 0
     own_loop = hard and softmaxed and not (unions or s.label_smoothing or s.mapped)
     target = "own" if own_loop and (C > MANY or s.kind == "map") else "labels" if hard and not unions else "values"
     names = bundle(s.fields) if s.kind == "sums" else ("cross_entropy",)
     kind = kind_of(names, s.activation, target, weighted or ignore is not None, s.gamma, s.power)
+    # 2. the grid: the rows of a block stay in cache, a chunk is some whole blocks, a task is one chunk
     K = C if regions is None else regions
     most = LABEL_VOXELS if hard else VALUE_VOXELS
-    if softmaxed:
+    if softmaxed:  # sizes by kind of target, as a clock chose them
         most = MANY_VOXELS if C >= MANY and target != "labels" else FEW_VOXELS
     block = min(most, max(64, BLOCK_BYTES // 4 // (C + unions) // 64 * 64))
     chunk = -(-max(CHUNK_VOXELS, -(-V // CHUNKS)) // block) * block
     tasks = max(1, -(-V // chunk))
-    # float32 numbers of scratch: rows and exponentials; copied logits; gradients; slopes or a table; regions' sums
+    # 3. float32 numbers of scratch: rows and exponentials; copied logits; gradients; slopes or confusion's table; z
     slopes = max(block * K, C * (C + 1)) if writes else 0
     sizes = [block * (ROWS + (C + 1) * softmaxed), block * C, block * C * copies, slopes, block * K * unions]
     x_offset, g_offset, slopes_offset, z_offset, end = (4 * int(offset) for offset in np.cumsum(sizes))
+    # 4. the job, whose fields `walk.JOB` explains
     low, high = (-slack, 1 + slack) if s.activation == "none" else (-np.inf, np.inf)
     job = np.zeros((), JOB)
     values: dict[str, Any] = {
@@ -147,15 +151,16 @@ def plan(
 
 
 def planned(request: Request, result: Tensor | None = None, in_place: bool = True) -> Plan:
-    """Return the plan for a `readable` request with its tensors filled in, which the caller keeps alive.
-    result: the tensor (B, C, V) that the body writes, or None; without in_place by way of scratch, in any case."""
+    """Return the plan for a request that `readable` returned, with addresses of its tensors. The caller keeps these
+    alive. result: the tensor (B, C, V) that the body writes, or None. in_place: whether the body may write to it
+    directly, where its memory allows it; else it writes to scratch, and the walk copies."""
     input, target, weight, regions, voxel_map, s = request
     _, C, V = input.shape
     output = None if result is None else plane_of(result, writer(result.dtype), in_place)
     slack, unions = check.probability_slack(input.dtype), None if regions is None else len(regions)
     writes, copies = output is not None, output is not None and not output.direct
     walk_plan = plan(C, V, target.dtype, request.hard, weight is not None, unions, writes, copies, slack, s)
-    walk_plan = walk_plan._replace(job=walk_plan.job.copy())
+    walk_plan = walk_plan._replace(job=walk_plan.job.copy())  # `plan` is cached; addresses go into this copy alone
     masked = weight is not None or (request.hard and s.ignore_index is not None)
 
     def values(tensor: Tensor) -> Plane:
@@ -178,7 +183,7 @@ def planned(request: Request, result: Tensor | None = None, in_place: bool = Tru
 
 def run(body: np.uint64, walk_plan: Plan, input: Tensor) -> bool:
     """Walk over all tasks of an input (B, C, V) with a body, by its address; return whether all values were in range.
-    walk_plan: of `planned` for this input; the caller has put slots, coefs or map into it, as the body needs them."""
+    walk_plan: from `planned`, for this input; the caller has put slots, coefs or map into it, as the body needs."""
     tasks = input.shape[0] * walk_plan.tasks
     bad = np.zeros(tasks, np.int64)
     walk_plan.put("body", int(body))
@@ -189,8 +194,8 @@ def run(body: np.uint64, walk_plan: Plan, input: Tensor) -> bool:
 
 
 def forward(request: Request) -> Tensor:
-    """Return the sums (rows, B, K), confusion matrix (C, B, C) or map (B, V) of a request.
-    Raise ValueError, with `validate`, for a value out of range, as `check.values` does."""
+    """Return the sums (fields, B, K), confusion matrix (C, B, C) or map (B, V) of a request.
+    Raise ValueError, with `validate`, for a label, target, probability or weight that is out of range."""
     request, s = readable(request), request.settings
     input, K = request.input, request.columns
     B, _, V = input.shape
@@ -215,14 +220,15 @@ def forward(request: Request) -> Tensor:
 
 
 def _fields(total: np.ndarray, kind: Kind, s: Pass, share: float) -> np.ndarray:
-    """Return the statistics of s.fields, (fields, B, K), from total (rows, B, K): of `kind.summed`, and the weights.
-    share: what label smoothing e adds to every class's target, y = (1 - e) t + share."""
+    """Return the statistics of s.fields, (fields, B, K) float64, from what the body has summed.
+    total: (rows, B, K) float64, a row for each statistic of `kind.summed`; the first column of the last row is the sum
+    of the weights. share: what label smoothing e adds to every class's target, y = (1 - e) t + share."""
     names = [statistic.name for statistic in kind.summed]
     result = np.empty((len(s.fields), *total.shape[1:]))
     for row, name in enumerate(s.fields):
         if name == "voxels":
-            result[row] = total[-1, :, :1]  # the weights: the body adds them up once, in the first column
-        elif name == "target":  # sum w y
+            result[row] = total[-1, :, :1]
+        elif name == "target":  # sum w y, from "labelled", sum w t
             result[row] = total[names.index("labelled")]
             if s.label_smoothing:
                 result[row] = (1 - s.label_smoothing) * result[row] + share * total[-1, :, :1]
@@ -233,7 +239,7 @@ def _fields(total: np.ndarray, kind: Kind, s: Pass, share: float) -> np.ndarray:
 
 def gradient(grad: Tensor, request: Request) -> Tensor:
     """Return dL/dinput (B, C, V), with the input's strides where it is dense.
-    grad: dL/d(what `forward` returned), (rows, B, K) for sums or (C, B, C) for the confusion matrix."""
+    grad: dL/dsums (fields, B, K), or dL/d(confusion matrix) (C, B, C)."""
     request, s = readable(request), request.settings
     input, B, K = request.input, request.input.shape[0], request.columns
     result = gradient_like(input)

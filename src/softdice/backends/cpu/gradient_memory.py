@@ -30,14 +30,14 @@ _idle: list[mmap.mmap] = []  # append, remove and clear are atomic, so no lock i
 
 def gradient_like(input: Tensor) -> Tensor:
     """Return an uninitialised tensor of the input's shape, dtype and strides (where dense), as `torch.empty_like` does.
-    From SMALLEST bytes on, its memory is a kept piece where there is one, and is kept when the tensor is freed.
-    """
+    From SMALLEST bytes on, its memory is a kept piece where there is one, and is kept when the tensor is freed; not so
+    where Python's mmap lacks a flag that this takes (`_ABLE`)."""
     size = input.numel() * input.element_size()
     if not _ABLE or size < SMALLEST or os.environ.get("SOFTDICE_REUSE_GRADIENT") == "0":
         return torch.empty_like(input)
     piece = _take(size)
     owner = np.frombuffer(piece, np.uint8, size)
-    weakref.finalize(owner, _give_back, piece).atexit = False
+    weakref.finalize(owner, _give_back, piece).atexit = False  # at exit all memory goes
     strides = torch.empty_like(input, device="meta").stride()
     storage = torch.from_numpy(owner).untyped_storage()  # holds the owner until the last tensor on it is gone
     return torch.empty(0, dtype=input.dtype).set_(storage, 0, input.shape, strides)
@@ -49,8 +49,7 @@ def forget() -> None:
 
 
 def _take(size: int) -> mmap.mmap:
-    """Return the smallest idle piece of at least `size` bytes, taken out of `_idle`; else a fresh piece.
-    A fresh piece has large pages where the system has them."""
+    """Return the smallest idle piece of at least `size` bytes, taken out of `_idle`; else a fresh piece."""
     for piece in sorted(_idle, key=len):
         if len(piece) >= size and _removed(piece):
             return piece

@@ -84,9 +84,9 @@ reread = _load(types.float32, apart=False)
 
 @intrinsic
 def write(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
-    """Store a number as element `index` of an array, or at an address, where a float is stored as float32, as in rows.
-    No `read` of the same compiled function may read that element. Without this promise LLVM vectorises no loop that
-    writes several rows, since each pair of rows might overlap."""
+    """Store a number as element `index` of an array in its dtype, or of a row at an address: a float as float32.
+    The caller promises that no `read` of the same compiled function reads that element: without the promise LLVM
+    vectorises no loop that writes several rows, since each pair of rows might overlap."""
     by_address = types.float32 if isinstance(value, types.Float) else value
     kind = base.dtype if isinstance(base, types.Array) else by_address
 
@@ -114,7 +114,11 @@ def add(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def element(typing_context: Any, dtype: Any, base: Any, index: Any) -> Any:
-    """Load element `index` of numbers of a dtype, a NumPy type such as np.uint8, at an address of any alignment."""
+    """Load element `index` of numbers of a dtype at a uint64 address of any alignment.
+
+    Compiled code passes a type of NumPy, such as np.uint8; here `dtype` is Numba's type of it, whose `.dtype` is the
+    number's.
+    """
     kind = dtype.dtype
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -185,7 +189,8 @@ def borrowed(typing_context: Any, value: Any) -> Any:
 
 
 def _unowned(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """Return an LLVM value of the Numba type `kind` with the owner removed from its arrays, at any depth of tuples."""
+    """Return an LLVM value of the Numba type `kind` with the owner removed from its arrays, at any depth of tuples.
+    Numba counts no references to an array without an owner."""
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, value)
         array.meminfo = array.meminfo.type(None)

@@ -11,6 +11,7 @@ one of another class (t = 0), and one loop over the voxels then adds, for each v
 Names in the texts; all addresses are uint64, and a row is the address of block.n float32 (labels: int32):
 
     i                   the voxel of a block; c, label: the class (uint64, int32)
+    CLASS               at_x, at_e, at_m, at_y, at_u, c, job, block: the first arguments of each loop over one class
     at_x, at_e, at_m    rows of logits (or probabilities), exp(x - m), their largest m
     at_y, at_u          rows of targets and map of the class, where there are values of them
     job, block          the records JOB and BLOCK of `softdice.backends.cpu.walk`; fields are read before a loop
@@ -162,10 +163,10 @@ class Kind(NamedTuple):
 
 
 def kind_of(bundle: tuple[str, ...], activation: str, target: str, weighted: bool, gamma: float, power: float) -> Kind:
-    """Return the kind of loops for a bundle of statistics.
-    weighted: whether voxels have weights, or some are ignored. gamma, power: the exponents of the pass. Small bundles
-    get loops compiled for the usual exponents, where they are read, and for no weights; the two bundles that hold
-    everything, FIELDS and NAMES, have one loop each, which reads exponents and weights at run time."""
+    """Return the kind of loops for a bundle of statistics and an activation ("none", "softmax", "sigmoid").
+    target: as in `Kind`. weighted: whether voxels have weights, or some are ignored. gamma, power: exponents.
+    Small bundles have loops for gamma 2 and power 1, if a statistic reads them, and for no weights. The bundles of all
+    statistics, FIELDS and NAMES, take long to compile: one loop each reads exponents and weights at run time."""
     small = bundle not in (FIELDS, NAMES)
     weighted = weighted or not small
     usual_gamma = small and gamma == 2.0 and not READERS["gamma"].isdisjoint(bundle)
@@ -199,8 +200,9 @@ def _names_in(text: str) -> list[str]:
 
 
 def _compiled(name: str, parameters: str, text: Sequence[str], inline: bool = False, **names: Any) -> Any:
-    """Return the compiled function `name(parameters)` of lines of text, in front of which it reads the fields it needs.
-    inline: whether callers take it in, for a function of one voxel. names: what the lines call, beside `_NAMES`."""
+    """Return the compiled function `name(parameters)` whose body is `text`, lines of Python; names: what they call,
+    beside `_NAMES`. The fields of job and block that they name (`_FIELDS`) are read into variables in front of them.
+    inline: whether callers inline it: a function of one voxel."""
     used = set(_names_in("\n".join(text))) - set(re.findall(r"\w+", parameters))
     used -= {"label"} if _LABEL in text else set()  # a loop over own classes reads the label of each voxel
     fields = [f"{field} = {value}" for field, value in _FIELDS.items() if field in used]
@@ -221,7 +223,8 @@ _LABEL = "    label = read_label(at_t, i)"
 
 def _own_classes(kind: Kind) -> list[str]:
     """Return the first lines of a loop over the voxels' own classes: they assign c, w, at_x and at_e of a voxel.
-    A comment names the kind: a function's symbol is a digest of its text, and that of what it calls is not in it."""
+    A comment names the kind. A function's symbol is a digest of its text, so two kinds need two texts, even where only
+    the functions that they call differ."""
     return [
         f"# {kind}",
         "for i in range(block.n):",
@@ -241,8 +244,9 @@ def _by_class(kind: Kind, slopes: bool = False) -> list[tuple[int, Statistic]]:
 
 @cache
 def class_sums(kind: Kind) -> Any:
-    """Return the loop (CLASS, out) that adds a class's sums to out and returns bad; for target "own", as if t were 0.
-    Sums of RUN voxels stay in float32 registers, and are then added to float64."""
+    """Return the loop (CLASS, out) that adds to out, for one class, the sum over the block of w times each statistic's
+    term, and returns bad. For target "own" it takes t = 0 at all voxels; `own_sums` adds the rest. Sums of RUN voxels
+    stay in float32 registers, and are then added to float64."""
     chosen = _by_class(kind)
     checks = _checks(kind)
     inner = _lines(kind, *(s.term for _, s in chosen), *checks, "w")
@@ -257,8 +261,9 @@ def class_sums(kind: Kind) -> Any:
 
 @cache
 def _at(kind: Kind, slopes: bool) -> Any:
-    """Return a function of one voxel and class, with t, 0 or 1, as an argument. It returns the tuple of the terms; with
-    `slopes` the sum of coefficients times slopes, and its last argument is the tuple (coef0, coef1...)."""
+    """Return a compiled function of one voxel i and one class that takes t, 0 or 1, as an argument:
+    (at_x, at_e, at_m, at_u, i, t, job, block) -> the tuple of all terms. With `slopes` it has one more argument, the
+    tuple (coef0, coef1...), and returns the sum of coefficients times slopes."""
     if slopes:
         names = [f"coef{row}" for row in range(len(kind.sloped))]
         result = " + ".join(f"{name} * ({s.slope})" for name, s in zip(names, kind.sloped, strict=True))
@@ -273,7 +278,8 @@ def _at(kind: Kind, slopes: bool) -> Any:
 
 @cache
 def own_sums(kind: Kind) -> Any:
-    """Return the loop (job, block, out) that adds what `class_sums` lacks: own classes' terms for t = 1 less t = 0."""
+    """Return the loop (job, block, out) that adds for each voxel, in the column of its own class, w times the terms for
+    t = 1 less those for t = 0, which `class_sums` took."""
     text = _own_classes(kind)
     for name, t in (("there", "ONE"), ("absent", "ZERO")):
         text += [f"        {name} = terms(at_x, at_e, block.m, block.zeros, i, {t}, job, block)"]
@@ -291,7 +297,8 @@ def _load(row: int) -> str:
 
 @cache
 def class_slope(kind: Kind, kept: bool) -> Any:
-    """Return the loop (CLASS, coefs, at_h) that adds a class's slope to block.dot and, if `kept`, writes it to at_h."""
+    """Return the loop (CLASS, coefs, at_h) that computes the slope of one class at each voxel: the sum of its coefs
+    times the statistics' slopes. It adds the slope to block.dot and, if `kept`, writes it to at_h."""
     chosen = _by_class(kind, slopes=True)
     inner = _lines(kind, *(s.slope for _, s in chosen))
     inner += [f"step = {' + '.join(f'coef{row} * ({s.slope})' for row, s in chosen) or 'ZERO'}"]
@@ -304,8 +311,8 @@ def class_slope(kind: Kind, kept: bool) -> Any:
 
 @cache
 def own_slope(kind: Kind) -> Any:
-    """Return the loop (job, block, coefs) that adds to block.dot what `class_slope` lacks: own classes' slopes for
-    t = 1 less those for t = 0. It also writes them, times the weight, to block.spare."""
+    """Return the loop (job, block, coefs) that adds to block.dot, for each voxel's own class, the slope for t = 1 less
+    the slope for t = 0, which `class_slope` took. It also writes this difference, times the weight, to block.spare."""
     text = _own_classes(kind)
     text += [f"        of_class = ({', '.join(map(_load, range(len(kind.sloped))))},)"]
     voxel = "at_x, at_e, block.m, block.zeros, i"
@@ -318,7 +325,8 @@ def own_slope(kind: Kind) -> Any:
 @cache
 def class_gradient(kind: Kind) -> Any:
     """Return the loop (CLASS, coefs, at_h, at_g) that writes a class's gradient to at_g: w (slope - p dot) of a
-    softmax, else w slope. Loops of slopes have completed block.dot and, if `kind.kept`, at_h."""
+    softmax, else w slope. Of a softmax, block.dot is complete: `class_slope` (the softmax, if `kind.fused`) and
+    `own_slope` have added the slopes of all classes. If `kind.kept`, at_h holds the slope of the class."""
     chosen = _by_class(kind, slopes=True)
     step = " + ".join(f"coef{row} * ({s.slope})" for row, s in chosen) or "ZERO"
     step = "read(at_h, i)" if kind.kept else step
@@ -331,7 +339,8 @@ def class_gradient(kind: Kind) -> Any:
 
 @cache
 def class_terms(kind: Kind) -> Any:
-    """Return the loop (CLASS, out) that adds w times each voxel's term of the one statistic to out and returns bad."""
+    """Return the loop (CLASS, out) that adds w times the term of one class, of the kind's one statistic, to the map's
+    row `out`, and returns bad."""
     (statistic,) = kind.summed
     checks = _checks(kind)
     inner = _lines(kind, statistic.term, *checks, "w")

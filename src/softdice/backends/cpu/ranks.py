@@ -58,7 +58,9 @@ u = np.uint64
 
 
 def ranks(request: Request) -> tuple[Tensor, Tensor]:
-    """Return costs and numbers of voxels by class, (2, P, C), and the signed steps of the loss, (B, C, V), float32.
+    """Return costs and numbers of voxels by class, (2, P, C), and the signed steps, (B, C, V), all float32.
+    The cost of a class is the Lovasz extension of the Jaccard loss: the sum of error times step over the voxels, the
+    largest error first. A step is the rise of the loss at a voxel; a signed step is dcost/dp, with a sigmoid dcost/dx.
     Raise ValueError, with `validate`, for a value out of range, or a target by class that is neither 0 nor 1."""
     input, s = request.input, request.settings
     B, _, V = input.shape
@@ -77,6 +79,7 @@ def ranks_gradient(coef_BC: Tensor, steps: Tensor, request: Request) -> Tensor:
     """Return dL/dinput (B, C, V), in the input's dtype, for coef_BC = dL/dcosts and the steps that `ranks` returned.
     It lies in the memory of the steps where the dtype is the same: the steps are overwritten."""
     input = request.input
+    # without a softmax the gradient is coef times the step, without a kernel; huge inputs go where `ranks` sent them
     if request.settings.activation != "softmax" or input.numel() >= 1 << 32:
         return sliced.ranks_gradient(coef_BC, steps, request)
     result = steps if input.dtype == steps.dtype else gradient_like(input)
@@ -91,20 +94,21 @@ def ranks_gradient(coef_BC: Tensor, steps: Tensor, request: Request) -> Tensor:
 
 def rank(errors: Tensor, keys: np.ndarray) -> tuple[float, int]:
     """Return the cost of a class and the number of its voxels, and replace its errors by the steps of the loss.
-    errors: (B, V) float32, with the sign set in the class. keys: scratch, (B V) uint64."""
+    errors: (B, V) float32, with the sign set in the class. keys: scratch, (B V) uint64. An element counts as 8 where
+    threads are dealt out: to rank it takes longer than to sum it."""
     B, V = errors.shape
     sB, sV = map(u, errors.stride())
     chunk = -(-V // CHUNKS)
     tasks = B * CHUNKS
     counts = np.zeros((2, tasks, BUCKETS + 1), np.int32)  # of all, and of those in the class; last bucket: no error
     grid = u(errors.data_ptr()), sB, sV, u(V), u(chunk)
-    share_out(_count, (*grid, counts), tasks, 8 * errors.numel())
+    share_out(_count, (*grid, counts), tasks, 8 * errors.numel())  # 1. errors by bucket; 2. keys into the buckets
     by_task, in_class = counts[0, :, :-1], counts[1].sum(0)
     sizes = by_task.sum(0)
     ends = sizes.cumsum()
     places = ends - sizes + by_task.cumsum(0) - by_task  # where a task's keys of a bucket begin
     share_out(_scatter, (*grid, places, keys), tasks, 8 * errors.numel())
-    ending = np.searchsorted(ends, np.arange(RUN, ends[-1] + RUN, RUN))  # the bucket that ends each run
+    ending = np.searchsorted(ends, np.arange(RUN, ends[-1] + RUN, RUN))  # 3. runs: the bucket that ends each of them
     last = np.unique(ending.clip(max=BUCKETS - 1))
     bounds = np.concatenate(([0], ends[last]))  # run i is keys[bounds[i] : bounds[i + 1]]
     before = np.concatenate(([0], in_class.cumsum()[last]))  # voxels of the class in front of each run
@@ -184,7 +188,7 @@ def _step(address, keys, bounds, before, G, costs, begin, end):
                 step = 1.0 / union
                 signed = -step
             else:
-                step = (G - F) / (union * (union + 1.0)) if union > 0.0 else 1.0
+                step = (G - F) / (union * (union + 1.0)) if union > 0.0 else 1.0  # G = N = 0: from 0 to 1
                 union += 1.0
                 signed = step
             write(address, (key >> one) & np.uint64(0xFFFFFFFF), np.float32(signed))
@@ -210,7 +214,9 @@ def _signed_errors(x, e, r, t, y, w, c, n, softmax, hinge, labels, out):
 
 @cache
 def _errors(activation: str, labels: bool) -> np.uint64:
-    """Return the address of the body that writes the result, signed errors; labels: whether of a label map."""
+    """Return the address of the body that writes the signed errors of each class to its row of the result.
+    An error is 1 - p in the class, else p; of logits of a "sigmoid" it is the hinge, relu(1 - x) or relu(1 + x).
+    labels: whether the target is a label map; else it has a value for each class."""
     softmax, hinge, limited = activation == "softmax", activation == "sigmoid", activation == "none"
 
     @block_body((activation, labels))
@@ -232,8 +238,8 @@ def _errors(activation: str, labels: bool) -> np.uint64:
 
 @jit
 def _scale_steps(g, e, most, n, coef):
-    """Multiply the row g of a class's steps with coef = dL/dcost; where it is the most probable one, e = 1, also write
-    the product to the row `most`."""
+    """Multiply the row g, the steps of a class, with coef = dL/dcost. Write the product also to the row `most` at the
+    voxels where this class is the most probable one: e = exp(x - max x) is 1."""
     for v in range(n):
         step = reread(g, v) * coef
         write(g, v, step)
@@ -259,23 +265,24 @@ def _softmax_slope(g, e, r, dot, n):
 @cache
 def _gradient() -> np.uint64:
     """Return the address of the body that writes dL/dinput, p_c (g_c - sum_j p_j g_j) with g = dL/dcost times step.
-    The g of the most probable class is first subtracted from all: where its p is nearly 1, g - p g loses all digits."""
+    It subtracts the g of the most probable class from all g first. That changes no gradient, since sum p = 1, but where
+    its p is nearly 1, g - p g would lose all digits."""
 
     @block_body("softmax")
     def gradient(at_job, at_block):
-        """Write the gradient of a block, class by class, in three turns; return 0."""
+        """Write the gradient of a block to the rows at block.g, in three turns over the classes; return 0."""
         job, block = job_at(at_job), block_at(at_block)
         n, steps = block.n, job.map
         fill(block.dot, n, ZERO)
-        for c in range(job.C):
+        for c in range(job.C):  # 1. g_c = dL/dcost times step, and the g of the most probable class in `spare`
             source = first_of(steps, block) + c * steps.per_class
             g, e = block.g + c * block.g_stride, block.e + c * block.row_stride
-            call(steps.convert, (source, steps.step, n, g, u(1), u(0), u(0)))
+            call(steps.convert, (source, steps.step, n, g, u(1), u(0), u(0)))  # one row, so no strides of classes
             _scale_steps(g, e, block.spare, n, read(job.coefs, block.sample * job.C + c))
-        for c in range(job.C):
+        for c in range(job.C):  # 2. g_c less that one, and dot = sum_c p_c g_c
             g, e = block.g + c * block.g_stride, block.e + c * block.row_stride
             _subtract_most(g, e, block.r, block.spare, block.dot, n)
-        for c in range(job.C):
+        for c in range(job.C):  # 3. p_c (g_c - dot)
             _softmax_slope(block.g + c * block.g_stride, block.e + c * block.row_stride, block.r, block.dot, n)
         return 0
 

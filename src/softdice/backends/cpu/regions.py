@@ -17,8 +17,8 @@ class). Strides are in bytes, from class to class. bad: how many values of a blo
                                         p without a softmax; K of slopes: dL/dp, and p dL/dp with a softmax
 
 For a softmax a region has p = sum of its classes' p, and -ln p = l - z with z = ln sum_c exp(x_c - m) over its classes,
-a logsumexp of its own: the logarithm of a sum of p would end where p underflows. A class has the share
-exp(x_c - m - z) of the slope of each region that it belongs to.
+a logsumexp of its own: the logarithm of a sum of p would end where p underflows. The gradient is
+dL/dx_c = w sum_r (s_rc - p_c) slope_r, where a class of region r has the share s_rc = exp(x_c - m - z), and others 0.
 """
 
 # mypy: allow-untyped-defs
@@ -49,8 +49,8 @@ def _holds(member, c):
 @cache
 def region_row(activation: str) -> np.uint64:
     """Return the address of a function (at_job, at_block, region) that makes the rows of a region, by its number.
-    Softmax: the sum of its exponentials in the row behind those of the C classes, and z in its row of block.z; else its
-    p in that row. Its target, the largest of its classes', goes to block.y. The walk has run the softmax."""
+    block.y: its target, the largest of its classes'. Row `region` of block.z: with a softmax z, else p, the sum of its
+    classes' p. Row C of block.e, with a softmax: the sum of its classes' e. The walk has run the softmax."""
 
     @kernel(activation)
     def region_row(at_job, at_block, region):

@@ -9,7 +9,8 @@ Arguments are uint64, and a row is the address of n float32, one for each voxel 
 
 While the classes are added, r and dot hold the running sums of e and of coefs e; they are divided at the end.
 
-Each loop is a function of its own: `read` and `write` promise LLVM that within a loop no row overlaps another.
+Each loop is a function of its own: `read` and `write` promise LLVM that within a function no row overlaps another.
+`reread` promises nothing: it reads a row that the same function writes, and such a function may have several loops.
 """
 
 # mypy: allow-untyped-defs
@@ -73,10 +74,8 @@ def _largest(size: int) -> Any:
 @cache
 def _exponentials(size: int, weighted: bool) -> Any:
     """Return a compiled function: e = exp(x - m) of `size` classes from the row x on; r += sum e, dot += sum coefs e.
-
     m holds the maximum of all classes already, r and dot the sums of the classes before. Unless `weighted`, dot and
-    coefs, the address of the first of these classes' coefficients, are not read.
-    """
+    coefs, the address of the first of these classes' coefficients, are not read."""
     lines = [f"x{i}, e{i} = x + np.uint64({i}) * x_stride, e + np.uint64({i}) * e_stride" for i in range(size)]
     lines += [f"prefetch(x{i} + n * np.uint64(4), n)" for i in range(size)]  # the next block's rows
     lines += [f"coef{i} = read(coefs, np.uint64({i}))" for i in range(size if weighted else 0)]
@@ -108,14 +107,14 @@ def softmax(num_classes: int, weighted: bool) -> np.uint64:
 
 @cache
 def _softmax(many: bool, rest: int, weighted: bool) -> np.uint64:
-    """Return the address of the softmax that does classes in fours, if there are so `many`, and then `rest`, 0 to 3."""
+    """Return the address of the softmax that reads four classes at a time, and then the remaining ones.
+    many: whether there are four classes or more. rest: C % 4. weighted: whether it writes dot."""
     largest4, exponentials4 = _largest(4), _exponentials(4, weighted)
     largest_rest, exponentials_rest = _largest(rest or 1), _exponentials(rest or 1, weighted)
 
     @kernel((many, rest, weighted))
     def softmax(x, x_stride, C, n, m, r, ls, dot, e, e_stride, coefs, logs):
-        """Write m, e and r; ls if logs is not 0, dot if `weighted`. Return 0.
-        r holds the sums of exponentials until `_invert`, and dot the sum of coefs times e until it is scaled with r."""
+        """Write m, e and r; ls if logs is not 0, dot if `weighted`. Return 0."""
         fill(m, n, LOWEST)
         fill(r, n, ZERO)
         if weighted:

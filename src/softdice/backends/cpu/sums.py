@@ -2,8 +2,8 @@
 
 Legend. job, block: the records JOB and BLOCK of `softdice.backends.cpu.walk`; at_job, at_block: their addresses. c is a
 class or region, n voxels; addresses are uint64, and a row is the address of n float32 (t: int32 class numbers). Strides
-are in bytes, from class to class. bad: how many values of a block are out of range, int64. A voxel's own class, and
-CLASS, the arguments of a loop over a class: see `softdice.backends.cpu.loops`.
+are in bytes, from class to class. bad: how many values of a block are out of range, int64. A voxel's own class is the
+one of its label: with many classes a loop apart (own_loop) does it (`softdice.backends.cpu.loops`).
 
     job.C, job.K, job.unions            classes; classes or regions; 1 if there are regions
     job.slots, .slot_stride             (rows, tasks, K) float64, K numbers for each task in a row; numbers in a row
@@ -58,8 +58,8 @@ def _add_own(block):
 
 @cache
 def _class_rows(values: bool, mapped: bool, softmax: bool) -> Any:
-    """Return a function that returns the rows at_x, at_e, at_m, at_y, at_u of a class or region, for `loops`.
-    values: whether the kind's target is "values", as it is with regions; mapped: whether a map is read; softmax:
+    """Return a compiled function that returns the rows of a class or region: x, e = exp(x - m), m, target and map.
+    values: whether the target has a value for each class; regions always have. mapped: whether a map is read. softmax:
     whether there are exponentials. A row that no loop reads is block.zeros."""
 
     @body((values, mapped, softmax))
@@ -67,7 +67,7 @@ def _class_rows(values: bool, mapped: bool, softmax: bool) -> Any:
         """Return the five rows of class or region c; a region's are made first."""
         u = row_at(job.map, c, block, block.u) if mapped else block.zeros
         if values and job.unions != 0:
-            call(job.region_row, (at_job, at_block, c))
+            call(job.region_row, (at_job, at_block, c))  # its z takes the place of x, with m = 0
             behind_classes = block.e + job.C * block.row_stride  # where `region_row` puts a region's exponentials
             return block.z + c * block.row_stride, behind_classes if softmax else block.e, block.zeros, block.y, u
         y = row_at(job.target, c, block, block.y) if values else block.zeros
@@ -78,8 +78,8 @@ def _class_rows(values: bool, mapped: bool, softmax: bool) -> Any:
 
 @cache
 def forward(kind: Kind) -> np.uint64:
-    """Return the address of the body that adds a block's sums to the rows of job.slots: those of `kind.summed`, and
-    the sum of the weights to the first column of a last row."""
+    """Return the address of the body that adds a block's sums to job.slots: a row for each statistic of `kind.summed`,
+    and the sum of the weights in the first column of a last row."""
     own_loop, values, last = kind.target == "own", kind.target == "values", U(len(kind.summed))
     class_rows, class_sums = _class_rows(values, kind.mapped, kind.activation == "softmax"), loops.class_sums(kind)
     own_sums: Any = loops.own_sums(kind) if own_loop else None
@@ -105,8 +105,9 @@ def forward(kind: Kind) -> np.uint64:
 
 @cache
 def backward(kind: Kind) -> np.uint64:
-    """Return the address of the body that writes dL/dx to the rows at block.g, from job.coefs, a row for each of
-    `kind.sloped`. The softmax has run; if `kind.fused`, it has written block.dot, too."""
+    """Return the address of the body that writes dL/dx to the rows at block.g, from job.coefs, a row for each statistic
+    of `kind.sloped`. The softmax has run; if `kind.fused`, it has written block.dot, too, less the own classes' part.
+    kept: whether slopes are kept at block.slopes, since it is dear to compute them twice."""
     own_loop, values, softmax = kind.target == "own", kind.target == "values", kind.activation == "softmax"
     fused, kept = kind.fused, kind.kept
     class_rows = _class_rows(values, kind.mapped, softmax)
@@ -118,11 +119,11 @@ def backward(kind: Kind) -> np.uint64:
     @block_body(kind)
     def gradient(at_job, at_block):
         """Write the gradient of a block; return 0.
-        block.dot is a sum over all classes, and a class's gradient with regions one over all regions: where one of them
-        is needed, a first turn over the classes makes the slopes."""
+        A softmax needs block.dot, the sum over all classes, and a class in regions needs the slopes of all regions. In
+        both cases a first turn makes the slopes, and a second turn the gradient."""
         job, block = job_at(at_job), block_at(at_block)
         coefs, unions = job.coefs + block.sample * job.K * U(4), values and job.unions != 0
-        if slopes_first:
+        if slopes_first:  # 1. slopes, and their sum; a fused softmax has made the sum, and never has regions
             fill(block.dot, block.n, ZERO)
         if slopes_first or (slopes_of_regions and unions):
             for c in range(job.K):
@@ -133,7 +134,7 @@ def backward(kind: Kind) -> np.uint64:
                     class_slope(x, e, m, y, u, c, job, block, coefs, block.slopes + c * block.row_stride)
         if own_loop:
             own_slope(job, block, coefs)
-        if unions:
+        if unions:  # 2. the gradient
             call(job.region_gradient, (at_job, at_block))
             return 0
         for c in range(job.C):

@@ -1,4 +1,4 @@
-"""The body of a map: the cross-entropy of each voxel of a block (Numba). Its gradient is that of the sum, weighted.
+"""The body of a map: the cross-entropy of each voxel of a block (Numba). The sums' body makes its gradient.
 
 Legend. job, block: the records JOB and BLOCK of `softdice.backends.cpu.walk`; at_job, at_block: their addresses. A row
 is the address of block.n float32: block.x and block.e logits (or probabilities) and exponentials of class 0, with
@@ -26,7 +26,8 @@ from softdice.backends.cpu.walk import block_at, block_body, first_of, job_at, r
 @cache
 def forward(kind: Kind) -> np.uint64:
     """Return the address of the body that writes the map (B, V) float32, the job's result, whose voxels lie side by
-    side. With target "own" only the own class of a voxel has a term; labels were checked when they were read."""
+    side. kind.target: "values" (by class), "labels" (compared with each class), or "own": there only the class of a
+    voxel's label has a term, and no value needs a check, since labels were checked when they were read."""
     own_loop, values = kind.target == "own", kind.target == "values"
     class_terms: Any = None if own_loop else loops.class_terms(kind)
     own_terms: Any = loops.own_terms(kind) if own_loop else None
@@ -41,9 +42,9 @@ def forward(kind: Kind) -> np.uint64:
             own_terms(job, block, out)
         else:
             for c in range(job.C):
-                y = row_at(job.target, c, block, block.y) if values else block.zeros
+                y = row_at(job.target, c, block, block.y) if values else block.zeros  # not read with labels
                 x, e = block.x + c * block.x_stride, block.e + c * block.row_stride
-                bad += class_terms(x, e, block.m, y, block.zeros, c, job, block, out)
+                bad += class_terms(x, e, block.m, y, block.zeros, c, job, block, out)  # zeros: it reads no voxel_map
         return bad
 
     return terms

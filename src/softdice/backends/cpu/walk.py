@@ -6,11 +6,11 @@ and writes the gradient where the tensor cannot be written in place. The body is
 walk is compiled once; bodies are in `sums`, `confusion`, `voxel_map` and `ranks`.
 
 Voxels that do not count have weight 0. In a block that holds one, values and map are copied and set to 0 there, so that
-no NaN of theirs can reach a sum; logits, too, unless all of the block are moderate, and probabilities always. Elsewhere
-rows are read in place.
+no NaN of theirs can reach a sum. So are probabilities, and logits unless all of the block are moderate. Elsewhere rows
+are read in place.
 
-Legend, for the bodies, too. B sample, C class, K class or region, V voxel. job, block: the records JOB and BLOCK, whose
-fields are explained below; at_job, at_block: their addresses. Arguments are uint64: an address, a count or an index of
+Legend, for the bodies, too. B sample, C class, K class or region, V voxel. job, block, plane: the records JOB, BLOCK
+and PLANE, explained below; at_job, at_block: addresses. Arguments are uint64: an address, a count or an index of
 voxels (n, v) or classes (C, c), or a stride, which is in bytes, and from class to class where no other is named. A row
 is the address of n float32 side by side (t: int32), one for each voxel of a block. bad: how many values of a block are
 out of range, int64. Scratch is the memory of a thread: the record BLOCK, then rows.
@@ -36,7 +36,7 @@ from softdice.backends.cpu.softmax import fill
 U = np.uint64
 PAGE = U(2048)  # bytes, no more than a page of memory holds
 AHEAD = U(2048)  # voxels whose gradient's pages are touched together
-MODERATE = np.float32(1e38)
+MODERATE = np.float32(1e38)  # the difference of two such logits is a finite float32
 
 
 def _record(unsigned: str, signed: str = "", single: str = "", nested: str = "") -> np.dtype:
@@ -108,13 +108,12 @@ def first_of(plane, block):
 
 @jit
 def row_at(plane, c, block, row):
-    """Return the address of the block's values of class c in a tensor, the PLANE `plane`.
-    That is where they lie, or `row`, a row of scratch, to which they are copied and cleared where voxels do not count.
-    """
+    """Return the address of the block's values of class c in a tensor, the PLANE `plane`: where they lie, or `row`, a
+    row of scratch, to which they are copied. In the copy, voxels that do not count are 0."""
     source = first_of(plane, block) + c * plane.per_class
     if plane.direct != 0 and block.masked == 0:
         return source
-    call(plane.convert, (source, plane.step, block.n, row, U(1), U(0), U(0)))
+    call(plane.convert, (source, plane.step, block.n, row, U(1), U(0), U(0)))  # one row, so no strides of classes
     if block.masked != 0:
         clear(row, block.w, block.n)
     return row
@@ -170,8 +169,8 @@ def _all_moderate(x, x_stride, C, n):
 @jit
 def _read_logits(job, block, copies):
     """Set block.x and block.x_stride to where the logits are: in the tensor, or in C rows of scratch from `copies` on,
-    to which they are copied and cleared where voxels do not count. Moderate logits of such voxels may stay in the
-    tensor: what is made of them is finite, and their weight of 0 clears it."""
+    to which they are copied and cleared where voxels do not count. Moderate logits need no copy: at
+    voxels that do not count they give finite numbers, and these times the weight 0 are 0."""
     plane = job.input
     if plane.direct != 0:
         block.x, block.x_stride = first_of(plane, block), plane.per_class
@@ -196,7 +195,8 @@ def _touch(g, g_stride, C, n):
 @jit
 def _find_rows(job, block, copies, left):
     """Set block.g and block.g_stride to where the body writes a row for each class: in the tensor, or in C rows of
-    scratch from `copies` on. left: voxels from here to the task's end, whose pages this thread may touch."""
+    scratch from `copies` on. In the tensor, `_touch` the pages of the next AHEAD voxels each time that many are done.
+    left: voxels from here to the task's end; pages beyond belong to another thread."""
     plane = job.result
     block.g, block.g_stride = copies, block.row_stride
     if plane.direct != 0:
@@ -218,7 +218,7 @@ def walk(at_job, scratch, begin, end):
     """Walk over the tasks [begin, end) of the job at at_job: prepare each block, call the body, and write job.bad.
     scratch: address of this thread's memory, of as many bytes as `driver.plan` said, which also prepared the job."""
     job, block = job_at(at_job), block_at(scratch)
-    base = scratch + HEAD
+    base = scratch + HEAD  # from here on the rows of a BLOCK, w to zeros, then those of e, and the rest by offset
     row = block.row_stride = job.block_voxels * U(4)
     block.w, block.t, block.m, block.r = base, base + row, base + U(2) * row, base + U(3) * row
     block.ls, block.dot, block.y, block.u = base + U(4) * row, base + U(5) * row, base + U(6) * row, base + U(7) * row
@@ -238,7 +238,7 @@ def walk(at_job, scratch, begin, end):
             if job.writes != 0:
                 _find_rows(job, block, base + job.g_offset, stop - v0)
             if job.softmax != 0:
-                coefs = job.coefs + block.sample * job.K * U(4)  # the sample's first row, of P: see `Kind.sloped`
+                coefs = job.coefs + block.sample * job.K * U(4)  # dL/d(sum w p) of the sample, which `Kind.fused` reads
                 x, m, r, ls, dot, e = block.x, block.m, block.r, block.ls, block.dot, block.e
                 call(job.softmax, (x, block.x_stride, job.C, block.n, m, r, ls, dot, e, row, coefs, job.logs))
             bad += call(job.body, (at_job, scratch))

@@ -37,8 +37,8 @@ class Constants(NamedTuple):
 @cache
 def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
     """Return the forward kernel's functions by name: NOTHING returns sums of 0, PLUS adds a tile, PUT stores the sums.
-    A statistic without symbols, such as the number of voxels, is the same for every class: it is summed in a lane, and
-    with the first tile of classes (FIRST) alone."""
+    A statistic without symbols, such as the number of voxels, is the same for every class: its sum is a lane, [1, BV].
+    Only the first of a program's tiles of classes (FIRST) adds to it, and PUT stores it for all of them."""
     chosen = [BY_NAME[name] for name in fields]
     shared = [not s.names(*SYMBOLS) for s in chosen]
     zeros = ", ".join("lane" if same else "row" for same in shared)
@@ -64,11 +64,9 @@ def terms(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
 @cache
 def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
     """Return the backward kernel's functions by name, TAKE and SLOPES, and SLOPED, the number of sloped statistics.
-
     TAKE loads the coefficients; SLOPES returns two tiles, the sums of steep and of straight slopes times coefficients.
-    A slope with j = dp/dx in it is steep: j is 1 here, so the sum is dL/dp, and the kernel applies dp/dx to it, which
-    for a softmax takes all classes. The others are straight: dL/dx as they are, and finite where p is 0.
-    """
+    A steep slope has the factor j = dp/dx. Here j is 1, so that the sum is dL/dp; the kernel multiplies it by dp/dx,
+    for which a softmax needs all classes. The other slopes are straight: they are dL/dx, and finite where p is 0."""
     chosen = [s for s in map(BY_NAME.__getitem__, fields) if _reduced(s.slope, constants) != "0"]
     take = ", ".join(
         f"tl.load(grad + {fields.index(s.name)} * gF + k * gK, mask=inside, other=0.0).to(W)" for s in chosen
@@ -92,7 +90,7 @@ def slopes(fields: tuple[str, ...], constants: Constants) -> dict[str, Any]:
 
 class _Reduction(ast.NodeTransformer):
     """Simplify products with 0 and 1, and sums with 0, which the compiler may not because of NaN.
-    numbers: symbols that stand for 0 or 1, by name."""
+    Declared expressions have no operators but +, - and *. numbers: symbols that stand for 0 or 1, by name."""
 
     def __init__(self, numbers: dict[str, int]) -> None:
         self.numbers = numbers
@@ -116,7 +114,8 @@ class _Reduction(ast.NodeTransformer):
 
 def _reduced(expression: str, constants: Constants) -> str:
     """Return a declared term or slope simplified for the symbols that are 0 or 1 with an activation.
-    An expression that would become 0 stays as it is, so that a NaN in it reaches the sum, as in the definition."""
+    1: j = dp/dx, which the kernel applies, and s = -da/dx of a softmax. 0, but for a sigmoid: b = -ln(1 - p), r and g.
+    An expression that would become 0 stays as it is: a NaN in it has to reach the sum, as in the definition."""
     numbers = {"j": 1}
     if constants.activation != SIGMOID:
         numbers |= {"b": 0, "r": 0, "g": 0}

@@ -80,8 +80,7 @@ def constants(input: Tensor, s: Pass) -> declared.Constants:
 def _start(kernel: Any, values: dict[str, Any], grid: tuple[int, int], warps: int) -> None:
     """Launch a kernel on the tensors' device and its current stream, without waiting for it.
     values: exactly the arguments that it takes. grid: programs along samples and voxels, and along columns. warps: of a
-    program. Raise TypeError if an argument is missing or unknown, RuntimeError for CPU tensors where Triton compiles.
-    """
+    program. Raise TypeError if an argument is missing or unknown, RuntimeError for CPU tensors in compiled Triton."""
     if values.keys() != set(kernel.arg_names):  # the interpreter drops what it does not know
         raise TypeError(f"{kernel.__name__}: {sorted(values.keys() ^ set(kernel.arg_names))} are missing or unknown")
     device = values["x"].device
@@ -122,8 +121,7 @@ def _groups(request: Request) -> list[Request]:
 
 def _columns(values: dict[str, Any], forward: bool) -> int:
     """Return the number of programs along the columns: one for each tile of columns, or one where a program needs all
-    classes together: with regions, and for the gradient of a softmax. forward: whether the kernel is the forward one.
-    """
+    classes together: with regions, and for the gradient of a softmax. forward: whether for the forward kernel."""
     together = values["REGIONS"] or (values["ACT"] == ACTIVATIONS.index("softmax") and not forward)
     return 1 if together else -(-values["K"] // (values["KT"] * values["GROUPS"]))
 
@@ -131,9 +129,10 @@ def _columns(values: dict[str, Any], forward: bool) -> int:
 def _partial(
     values: dict[str, Any], rows: int, validate: bool, tile: Tile, wanted: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Launch the forward kernel; return (partial, bad), both uninitialised memory that the kernel fills.
-    partial: sums of each program, (B, programs, rows, K). bad: with `validate`, counts of values out of range, see
-    `statistics`; else None. values: all arguments but those of the launch. rows, wanted: how many sums, programs."""
+    """Launch the forward kernel, for a softmax over more classes than a program holds after `rows_kernel`.
+    Return (partial, bad): the sums of each program, (B, programs, rows, K), and with `validate` counts of labels,
+    targets, probabilities and weights out of range, (all programs, 4) int32, else None.
+    values: all arguments but those of the launch. rows: how many statistics are summed. wanted: programs in all."""
     x = values["x"]
     B, _, V = x.shape
     programs, steps = launch.grid(B, V, tile.voxels, wanted)
@@ -155,7 +154,6 @@ def _partial(
 
 def forward(request: Request) -> Tensor:
     """Return the statistics (fields, B, K) of a request; or a map (B, V), which torch makes slice by slice.
-
     With `validate`, a value out of range fails an assertion on the device, which nothing waits for, or on CPU tensors
     raises ValueError."""
     if request.settings.kind == "map":
@@ -170,8 +168,10 @@ def forward(request: Request) -> Tensor:
 
 
 def statistics(request: Request, wanted: int | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return (sums, bad): sums (fields, B, K); with `validate` counts of values out of range, (programs, 4), else None.
-    The four columns of bad: labels, targets by class, probabilities, weights. wanted: programs, see `launch.wanted`."""
+    """Return (sums, bad): sums (fields, B, K) of K columns; with `validate` counts out of range (programs, 4).
+    The four columns of bad: labels, targets by class, probabilities, weights; the caller raises where one is not 0. bad
+    is None without `validate`, and for an empty input. wanted: programs in all; None: as many as keep the device busy.
+    The request comes checked; one of more regions than a kernel takes is served in groups of them."""
     input, s = request.input, request.settings
     wanted = launch.wanted(input.device) if wanted is None else wanted
     dtype = result_dtype(input.dtype)
@@ -181,6 +181,7 @@ def statistics(request: Request, wanted: int | None = None) -> tuple[Tensor, Ten
     if len(groups) > 1:
         parts = [statistics(group, wanted) for group in groups]
         return torch.cat([sums for sums, _ in parts], dim=2), parts[0][1]  # every group checks the same classes
+    # statistics of the same value are summed once: `rows` are those that the kernel sums
     same = [_same_sum(name, request.hard, s.label_smoothing > 0) for name in s.fields]
     rows = list(dict.fromkeys(same))
     call = arguments(request) | declared.terms(tuple(rows), constants(input, s))
@@ -209,7 +210,7 @@ def assert_in_range(bad: Tensor, request: Request) -> None:
 
 def gradient(grad: Tensor, request: Request, wanted: int | None = None) -> Tensor:
     """Return dL/dinput (B, C, V), with the input's strides where it is dense, for grad = dL/dstatistics (fields, B, K).
-    wanted: programs, see `launch.wanted`."""
+    wanted: programs in all; None: as many as keep the device busy."""
     input, s = request.input, request.settings
     wanted = launch.wanted(input.device) if wanted is None else wanted
     out = torch.empty_like(input)

@@ -6,11 +6,15 @@ numbers below 2^24 and no sum in float32 grows long; the rows are added afterwar
 
 Legend, beside that of `softdice.backends.cuda.math`. x, target, weight, voxel_map, member: pointers to a request's
 tensors. xB, xC, xV: strides of x by sample, class and voxel, in elements divided by their units XU, which are constants
-that tell the compiler what divides a stride; so for t, w, u, and for the number of voxels, V times VU. HARD, WEIGHTED,
-IGNORE, REGIONS, MAPPED: whether the target is labels, and there are weights, an ignored label, regions, a map. ignore,
-TOP: see `voxels`. W: the dtype of sums, tl.float32 or tl.float64. A tile has CT classes and BV voxels. `programs` walk
-a sample, in `steps` tiles each. tl.program_id(0) is sample times `programs` plus the program's place in the sample,
-tl.program_id(1) its tile of columns (classes, or regions). In the kernels xb, tb, ub are the pointers to sample b.
+that tell the compiler what divides a stride (0: the stride is 1); so for t, w, u, and for the number of voxels, V times
+VU. HARD, WEIGHTED, IGNORE, REGIONS, MAPPED: whether the target is labels, and there are weights, an ignored label,
+regions, a map (a number for each voxel, or voxel and class, which mapped statistics read). ignore: that label; TOP:
+labels are below it. t, w, inside: class number, weight, existence of a voxel, [1, BV]. value, p, q, a, other, y, u:
+tiles of logits, p, 1 - p, -ln p, -ln(1 - p), targets, map. W: the dtype of sums, tl.float32 or tl.float64. C classes, K
+columns (classes, or regions). A tile has CT classes or KT columns, and BV voxels, of which a thread reads VECTOR
+neighbours at once; a program has GROUPS tiles of columns at once. `programs` walk a sample, in `steps` tiles each.
+tl.program_id(0) is sample times `programs` plus the program's place in the sample, tl.program_id(1) its tile of
+columns. xb, tb, ub: pointers to sample b.
 """
 
 # mypy: allow-untyped-defs
@@ -76,11 +80,9 @@ def forward_kernel(
     GROUPS: tl.constexpr, BV: tl.constexpr, W: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Write partial sums (B, programs, ROWS, K) in W, and with VALIDATE counts of voxels with a value out of range.
-
     maxima, logs: what `rows_kernel` wrote, for a softmax over more classes than a program holds. bad: the counts, int32
     (all programs, 4): of labels, targets, probabilities (outside [LOW, HIGH]), weights. NOTHING, PLUS and PUT start,
-    increase and store sums of ROWS statistics (`softdice.backends.cuda.declared`).
-    """
+    increase and store sums of ROWS statistics (`softdice.backends.cuda.declared`)."""
     MASKED: tl.constexpr = WEIGHTED or IGNORE
     task = tl.program_id(0).to(tl.int64)
     b = task // programs
@@ -91,6 +93,8 @@ def forward_kernel(
     if MAPPED:
         ub = voxel_map + along(b, uB, UU[0])
     k = rows(tl.program_id(1) * KT if K > KT * GROUPS else 0, KT)
+    # ROWS tiles for each group of columns, one group after the other. A sum that all classes share (of weights) is kept
+    # in group 0: PLUS adds to it where g is 0, and PUT finds it in all the sums
     sums = ()
     for _ in tl.static_range(GROUPS):
         sums = sums + NOTHING(tl.zeros([KT, BV], W), tl.zeros([1, BV], W))
@@ -100,21 +104,18 @@ def forward_kernel(
     bad_weight = tl.zeros([1, BV], tl.int32)
     for step in range(0, steps):
         tile = task % programs + step * programs
+        # a tile of many rows is shared out by VECTOR whatever the stride
         v = places(tile, BV, VECTOR if XU[2] == 0 or KT > 1 else 1)
         inside = v < end
         t, w, wrong_label, wrong_weight = voxels(
             target, weight, b, v, inside, tB, tV, TU, wB, wV, WU, ignore, 1 if C == 1 else 0, TOP, HARD, WEIGHTED,
             IGNORE, W,
         )  # fmt: skip
+        # 1. p of the columns, and d = log2 exp(x - m) of a softmax
         if REGIONS:
-            m = w
-            log_sum = w
-            if ACT == SOFTMAX:
-                m, log_sum = softmax_rows(xb, v, inside, w, xC, xV, XU, C, CT, BV, MASKED, W)
-            p, d, y = region_tiles(
-                xb, tb, member, m, log_sum, t, w, k, v, inside, xC, xV, XU, tC, tV, TU,
-                C, K, CT, KT, BV, ACT, HARD, MASKED, W,
-            )  # fmt: skip
+            p, d, y, _m, log_sum = region_tiles(
+                xb, tb, member, t, w, k, v, inside, xC, xV, XU, tC, tV, TU, C, K, CT, KT, BV, ACT, HARD, MASKED, W
+            )
             values, ps, ds = (p,), (p,), (d,)
         else:
             FILL: tl.constexpr = float("-inf") if ACT == SOFTMAX else 0.0
@@ -125,8 +126,9 @@ def forward_kernel(
             elif ACT == SOFTMAX:
                 m = tl.load(maxima + b * end + v, mask=inside, other=0.0)
                 log_sum = tl.load(logs + b * end + v, mask=inside, other=0.0)
-                p, d = softmax_from(values[0], m, log_sum)
+                p, d = softmax_from(values[0], m, log_sum)  # GROUPS is 1 for so many classes, and with regions
                 ps, ds = (p,), (d,)
+        # 2. each group's targets and map, and w times the terms added to its sums
         added = ()
         for g in tl.static_range(GROUPS):
             c = k + g * KT
@@ -138,12 +140,12 @@ def forward_kernel(
                     bad_target += outside(y, 0.0, 1.0)
                 if ACT == NONE:
                     bad_value += outside(values[g], LOW, HIGH)
-            u = p
+            u = p  # not read without a map
             if MAPPED:
                 u = class_tile(ub, c, v, inside, w, uC, uV, UU, K, KT, MASKED, 0.0, W)
             added = added + PLUS(sums[g * ROWS : (g + 1) * ROWS], g == 0, w, p, q, a, other, y, u)
         sums = added
-        if VALIDATE:
+        if VALIDATE:  # 3. voxels with a value out of range; of regions, the values of their classes
             if WEIGHTED:
                 bad_weight += wrong_weight.to(tl.int32)
             if HARD:

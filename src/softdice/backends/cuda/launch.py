@@ -78,23 +78,22 @@ def bucket(C: int) -> int:
 
 def tile(C: int, regions: int, itemsize: int, sums: int = 0) -> Tile:
     """Return the tile for C classes, `regions` (0: none) and logits of `itemsize` bytes.
-
     sums: statistics that a program adds up, or in the backward pass coefficients that it holds; many make the tile
-    smaller. Up to EACH classes every class has a tile of its own, a vector of voxels, as long as a thread can hold the
-    sums of all of them. Else, and with regions, one tile has a row for each of `bucket` classes, or each region.
-    """
+    smaller. Up to EACH classes, where BY_CLASS ends, each has a tile [1, voxels] if a thread can hold all sums in HELD
+    bytes. Otherwise, and always with regions, one tile has a row for each class of the bucket, or for each region."""
     shrink = 1 if sums <= FEW_SUMS else 2 if sums <= 2 * FEW_SUMS else 4
     entry = next((entry for (most, size), entry in BY_CLASS.items() if most >= C and size == itemsize), None)
     if entry is not None and not regions and C * sums * max(itemsize, 4) <= HELD:
         return entry._replace(voxels=max(32 * entry.warps, entry.voxels // shrink), groups=C)
     rows = triton.next_power_of_2(regions) if regions else bucket(C)
+    # 2 * WIDEST: the entry of all that is wider
     entry = PADDED[2 * WIDEST if C > WIDEST else max(bucket(C), rows, 2), itemsize]
     return entry._replace(voxels=max(4, entry.voxels // shrink), rows=rows)
 
 
 def grid(B: int, V: int, voxels: int, wanted: int) -> tuple[int, int]:
     """Return (programs per sample, tiles that each of them walks) for B samples of V voxels in tiles of `voxels`.
-    wanted: programs in all. Each walks at least TILES tiles where that leaves enough programs, and at most RUN."""
+    wanted: programs in all. Each walks at most RUN tiles, and at least TILES while wanted / TILES programs remain."""
     tiles, most = max(1, -(-V // voxels)), wanted // max(B, 1)
     fewer = min(most, max(-(-tiles // TILES), most // TILES))
     programs = min(tiles, max(fewer, -(-tiles // RUN), 1))

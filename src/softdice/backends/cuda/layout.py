@@ -28,7 +28,8 @@ class Strides(NamedTuple):
 
 def strides(tensor: Tensor | None) -> Strides:
     """Return the strides of a tensor (B, C, V) or (B, V), whose stride by class is 0, in units; 0 for None.
-    The stride by sample of a single sample says nothing: it becomes that of a batch without gaps."""
+    A stride of 1 by class or voxel has the unit 0, which tells kernels that these lie side by side. A single sample has
+    no stride to the next one: it gets the stride of a batch without gaps."""
     if tensor is None:
         return Strides((0, 0, 0), (1, 1, 1))
     steps = list(tensor.stride())
@@ -57,20 +58,15 @@ def layout(request: Request) -> tuple[object, ...]:
 
 def laid_out(values: Tensor, like: Tensor) -> Tensor:
     """Return a copy of `values` with the memory layout of `like`, as `layout` sees it: order of axes, unit, alignment.
-    values: of the axes and dtype of `like`, and any size.
-
-    Example:
-        >>> import torch
-        >>> laid_out(torch.rand(2, 3, 40), torch.rand(1, 3, 8).transpose(1, 2).contiguous().transpose(1, 2)).stride()
-        (120, 1, 3)
-    """
+    values: of the axes and dtype of `like`, and any size. Axes are laid out from the smallest stride of `like` to the
+    largest; behind a gap in its memory the copy has gaps, too."""
     unit = max(strides(like).units)
     steps, step, without_gaps, expected = [0] * like.ndim, 1, True, 1
     for axis in sorted(range(like.ndim), key=lambda axis: (like.stride(axis), like.shape[axis])):
         if like.shape[axis] > 1:
             without_gaps = without_gaps and like.stride(axis) == expected
             expected = like.stride(axis) * like.shape[axis]
-        if not without_gaps:  # an odd number of units, so that no larger one divides it, and never 1
+        if not without_gaps:  # rounded up to an odd number of units, 3 at least: no larger unit divides it, nor is it 1
             step = max(-(-step // unit) | 1, 3) * unit
         steps[axis] = step
         step *= values.shape[axis]

@@ -183,7 +183,8 @@ def class_tiles(
     x, k, v, inside, w, xC, xV, XU: tl.constexpr, C: tl.constexpr, KT: tl.constexpr, GROUPS: tl.constexpr,
     MASKED: tl.constexpr, FILL: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """Return a tuple of GROUPS tiles [KT, BV] of consecutive classes, the first from class k on; see `class_tile`."""
+    """Return a tuple of GROUPS tiles [KT, BV] of consecutive classes, the first from class k on; 0 at voxels that do
+    not count, FILL from class C on."""
     values = ()
     for g in tl.static_range(GROUPS):
         values = values + (class_tile(x, k + g * KT, v, inside, w, xC, xV, XU, C, KT, MASKED, FILL, W),)
@@ -223,7 +224,8 @@ def softmax_rows(
 
 @triton.jit
 def softmax_tiles(values, GROUPS: tl.constexpr):
-    """Return tuples of p and d, and log_sum, from a tuple of GROUPS tiles that hold all classes of the voxels."""
+    """Return tuples of p and d, and log_sum, from `values`, a tuple of GROUPS tiles of logits that hold all classes.
+    Rows past the last class hold -inf, so p is 0. Voxels that do not count hold 0 if MASKED, else anything."""
     m = class_max(values[0])
     for g in tl.static_range(1, GROUPS):
         m = tl.maximum(m, class_max(values[g]))
@@ -254,6 +256,7 @@ def exp_minus(x):
         r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6
     else:
         r = (x - n * 0.693359375) + n * 2.12194440e-4
+    # e^-x is 0 from 1e4 on, and an infinite x would give inf - inf
     return tl.where(x >= 1e4, tl.zeros_like(x), exp2(-n) * exp2(-r * LOG2E))
 
 
@@ -300,9 +303,9 @@ def power(base, EXPONENT: tl.constexpr):
 
 @triton.jit
 def probabilities(value, p, d, log_sum, k, K: tl.constexpr, KT: tl.constexpr, ACT: tl.constexpr):
-    """Return (p, 1 - p, -ln p, and of a sigmoid -ln(1 - p)) of a tile [KT, BV] of columns k.
-    value: logits, which a sigmoid reads. p: what the others read. d, log_sum: for a softmax, whose -ln p is
-    (log_sum - d) ln 2. Without a sigmoid the last tile has no meaning."""
+    """Return (p, 1 - p, -ln p, -ln(1 - p)) of columns k, [KT, BV] each; the last has a meaning for a sigmoid alone.
+    value: logits; a sigmoid makes p of them. p: the probabilities otherwise. d, log_sum: log2 exp(x - m) of a softmax,
+    and log2 of its sum over the classes: -ln p is (log_sum - d) ln 2."""
     a, other = p, p
     if ACT == SIGMOID:
         p, q, a, other = of_sigmoid(value)
@@ -319,11 +322,12 @@ def symbols(
     p, q, a, b, t, m, KEEP: tl.constexpr, SHARE: tl.constexpr, GAMMA: tl.constexpr, POWER: tl.constexpr,
     ACT: tl.constexpr, LOGS: tl.constexpr, POWERS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
-    """Return the symbols of `softdice.statistics.declared`, in its order, from p, 1 - p, -ln p, -ln(1 - p), t and m.
-
-    KEEP, SHARE: y = KEEP t + SHARE; GAMMA, POWER: the exponents. j is 1 here: the kernels apply dp/dx themselves. LOGS,
-    POWERS, APART: whether a term or slope names one of a, b, s, r, f, g; of u, v; of d, e. If not, they are arbitrary.
-    """
+    """Return p, q, y, n, t, a, b, u, v, d, e, j, s, r, f, g, gamma, m, the symbols of `declared`; t is the target.
+    q = 1 - p; y = KEEP t + SHARE, n = 1 - y; a = -ln p, b = -ln(1 - p); u = q^GAMMA, v = p^GAMMA; d = abs(p - y)^POWER,
+    e = dd/dp; s = -da/dx, r = db/dx, f = p a s / q, g = q b r / p; m the map. x is the logit of a sigmoid, ln p of a
+    softmax, p without activation. j is 1: the kernels multiply by dp/dx where a slope holds j; s, r, f, g hold theirs.
+    b belongs to a sigmoid alone: else b, r, g are 0. LOGS, POWERS, APART: whether a term or slope names one of a, b, s,
+    r, f, g; of u, v; of d, e. Else they are arbitrary."""
     y = t
     if KEEP != 1.0:
         y = KEEP * t + SHARE
@@ -340,7 +344,7 @@ def symbols(
             b = zero
             series = 1.0 + q * (0.5 + q * (1 / 3 + q * 0.25))  # of a / q, where q has few digits left
             f = tl.where(q > 0.01, a / tl.where(q > 0.01, q, 1.0), series)
-            if ACT == NONE:
+            if ACT == NONE:  # a stays the same below the smallest normal p (`probabilities`): slope 0
                 s = tl.where(p < not_zero(p), 0.0, 1.0 / not_zero(p))
                 f = tl.where(p < not_zero(p), 0.0, f)
             else:
@@ -375,15 +379,18 @@ def largest(value):
 
 @triton.jit
 def region_tiles(
-    x, target, member, m, log_sum, t, w, k, v, inside, xC, xV, XU: tl.constexpr, tC, tV,
+    x, target, member, t, w, k, v, inside, xC, xV, XU: tl.constexpr, tC, tV,
     TU: tl.constexpr, C: tl.constexpr, K: tl.constexpr,
     CT: tl.constexpr, KT: tl.constexpr, BV: tl.constexpr, ACT: tl.constexpr, HARD: tl.constexpr, MASKED: tl.constexpr,
     W: tl.constexpr,
 ):  # fmt: skip
-    """Return p, d and target y of the regions k, [KT, BV] each.
+    """Return p, d and target y of the regions k, [KT, BV] each, and m, log_sum of a softmax over all classes (else w).
     d = log2 sum exp(x - m) over a region's classes, and not log2 of their summed p, which is -inf once p underflows;
     without a softmax, where x are probabilities, it is p. y is the largest target of its classes. x, target: pointers
-    to the sample. m, log_sum: of the softmax over all classes. t is read if HARD, target if not."""
+    to the sample. t is read if HARD, target if not."""
+    m, log_sum = w, w
+    if ACT == SOFTMAX:
+        m, log_sum = softmax_rows(x, v, inside, w, xC, xV, XU, C, CT, BV, MASKED, W)
     p = tl.zeros([KT, BV], W)
     y = tl.zeros([KT, BV], W)
     top = tl.full([KT, BV], LOWEST, W)
@@ -418,4 +425,4 @@ def region_tiles(
     if HARD:
         place = k * C + t
         y = tl.load(member + place, mask=within(k, t >= 0, K, KT), other=0).to(W)
-    return p, d, y
+    return p, d, y, m, log_sum

@@ -40,7 +40,7 @@ class nnUNetTrainerSoftDice(nnUNetTrainer):  # noqa: N801 (nnU-Net's way)
     def _build_loss(self) -> nn.Module:
         """Return nnU-Net's loss, in which ours replaces the loss of each resolution.
 
-        Raise, as `drop_in` does, if nnU-Net built a loss that this package does not have.
+        Raise TypeError if nnU-Net built a loss that this package does not have.
         """
         loss: Any = super()._build_loss()
         if not hasattr(loss, "weight_factors"):  # no deep supervision
@@ -73,17 +73,18 @@ class nnUNetTrainerSoftDice(nnUNetTrainer):  # noqa: N801 (nnU-Net's way)
         return output > 0 if self.label_manager.has_regions else output.argmax(1)
 
     def counts(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return numbers of voxels: in both, in the prediction and in the target, (3, N) for N foreground classes or
-        regions.
+        """Return voxels in both, in the prediction and in the target, (3, N) int64, of N foreground classes or regions.
 
-        prediction: what `prediction` returned. target: of the same resolution. Ignored voxels are not counted.
+        prediction: labels (B, *S), or regions (B, R, *S) bool. target: of a batch, of the same resolution. Ignored
+        voxels are not counted.
         """
         ignore_label = self.label_manager.ignore_label
-        target = target if target.dtype == torch.bool else target.short()
+        target = target if target.dtype == torch.bool else target.short()  # the counts take no floats
         if not self.label_manager.has_regions:
             heads = self.label_manager.num_segmentation_heads
             return class_counts(prediction, target[:, 0], heads, ignore_index=ignore_label)[:, 1:]
-        if ignore_label is not None:  # mark the voxels of the last channel as ignored in each region
+        # each region is a map of the labels 0 and 1; 2 marks the voxels that the last channel ignores
+        if ignore_label is not None:
             target = torch.where(target[:, -1:] != 0, 2, target[:, :-1].to(torch.uint8))
         regions = zip(prediction.unbind(1), target.unbind(1), strict=True)
         return torch.stack([class_counts(*masks, 2, ignore_index=2)[:, 1] for masks in regions], 1)
@@ -99,7 +100,7 @@ class nnUNetTrainerSoftDice(nnUNetTrainer):  # noqa: N801 (nnU-Net's way)
             return
         self.__class__ = nnUNetTrainer  # nnU-Net writes the name of the class of self
         try:
-            self.save_checkpoint(filename)
+            nnUNetTrainer.save_checkpoint(self, filename)
         finally:
             self.__class__ = trainer_class
 
@@ -126,12 +127,15 @@ class nnUNetTrainerSoftDiceFusedHead(nnUNetTrainerSoftDice):  # noqa: N801
     """
 
     def _build_loss(self) -> nn.Module:
-        """Return the loss of features, and make the last convolutions of the network return their input."""
+        """Return the loss of features, and make the last convolutions of the network return their input.
+
+        It has a part for each resolution of the deep supervision, the largest first; without it for the largest alone.
+        """
         loss: Any = super()._build_loss()
         weights = [float(weight) for weight in getattr(loss, "weight_factors", (1.0,))]
-        if self.is_ddp:  # DDP needs a gradient of every parameter; nnU-Net does the same
+        if self.is_ddp:  # DDP needs a gradient of every parameter, also of a layer of weight 0; nnU-Net does the same
             weights = [weight or 1e-6 for weight in weights]
-        network: Any = getattr(self.network, "module", self.network)
+        network: Any = getattr(self.network, "module", self.network)  # inside DDP, and then torch.compile
         decoder = getattr(network, "_orig_mod", network).decoder
         self.layers = [_skippable(layer) for layer in decoder.seg_layers]
         compound = getattr(loss, "loss", loss)
@@ -142,8 +146,7 @@ class nnUNetTrainerSoftDiceFusedHead(nnUNetTrainerSoftDice):  # noqa: N801
         return _PerResolution(parts, weights)
 
     def prediction(self, output: Tensor) -> Tensor:
-        """Return labels or regions for features (B, K, *S) of the largest resolution, with the logits of one piece at a
-        time."""
+        """Return labels or regions for features (B, K, *S) of the largest resolution, whose logits come in pieces."""
         head = self.loss.parts[0].loss
         pieces = [nnUNetTrainerSoftDice.prediction(self, head.logits(piece)) for piece in output.chunk(CHUNKS, 2)]
         return torch.cat(pieces, 2 if self.label_manager.has_regions else 1)

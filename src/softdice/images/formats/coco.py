@@ -33,9 +33,9 @@ class _Content(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _content(path: Path, changed_ns: int) -> _Content:
-    """Read a file once for all of its images; `changed_ns` is its modification time, as a key of the cache.
+    """Return sizes, stems, categories and annotations of a file, which is read once for all of its images.
 
-    Raise FileError if a key of COCO is missing, or two images have one stem.
+    `changed_ns`: modification time, a cache key. Raise FileError if a key of COCO is missing, or a stem occurs twice.
     """
     document = json.loads(path.read_text(encoding="utf-8-sig"))
     document = {"annotations": document} if isinstance(document, list) else document
@@ -55,7 +55,7 @@ def _content(path: Path, changed_ns: int) -> _Content:
 
 
 def list_entries(path: Path, beside: Path | None) -> dict[str, Path]:
-    """Return {stem: path} of the images in a file, as in `Format.entries`.
+    """Return {stem: path} of the images in a file; such a path is `path` / the id of the image.
 
     Results have no names: they take them from the file `beside`, or use the ids of the images if there is none.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import closing
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +25,7 @@ _SEGMENTATIONS = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
 _CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
 """SOP class of contours of structures of a radiotherapy (RTSTRUCT)."""
 
-
-_POSITION = "ImagePositionPatient", "ImageOrientationPatient"
+_POSITION = "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"
 
 _PARALLEL = 1e-3
 """Most by which the direction cosines of parallel slices differ."""
@@ -33,13 +33,20 @@ _PARALLEL = 1e-3
 _EQUAL_STEPS = 0.01
 """Share of the longest distance between slices by which equal distances may differ."""
 
+_EQUAL_SIZES = 1e-3
+"""Millimetres by which equal sizes of a pixel may differ."""
+
+_ROUNDED = 0.17
+"""Millimetres by which rounding to one decimal may move two positions against each other within their plane."""
+
 
 class _Header(NamedTuple):
     """The header of a DICOM file.
 
     kind: UID of its SOP class. series: UID of its series, "" if it has none. rows: height of the picture, 0 if it holds
     none. place: x, y, z of the first voxel in mm (LPS). axes: direction cosines of its rows and of its columns, 6
-    numbers. place and axes are () where the file does not say.
+    numbers. sizes: of a pixel, 2 numbers in mm (one number in the file stands for both). place, axes and sizes are ()
+    where the file does not say. white: whether 0 is white (MONOCHROME1): GDCM then inverts the numbers.
     """
 
     path: Path
@@ -49,23 +56,29 @@ class _Header(NamedTuple):
     frames: int
     place: tuple[float, ...]
     axes: tuple[float, ...]
+    sizes: tuple[float, ...]
+    white: bool
 
 
 def _header(path: Path) -> _Header:
-    """Read the header of a file; raise FileError, or what pydicom raises, if it is not DICOM."""
+    """Read kind, series, size and place of the picture in a file, without its voxels.
+
+    Raise FileError, or what pydicom raises, if it is not DICOM.
+    """
     from pydicom import config, dcmread
 
-    tags = ["SOPClassUID", "SeriesInstanceUID", "Rows", "NumberOfFrames", *_POSITION]
+    tags = ["SOPClassUID", "SeriesInstanceUID", "Rows", "NumberOfFrames", "PhotometricInterpretation", *_POSITION]
     with config.disable_value_validation(), warnings.catch_warnings():  # pydicom warns about tags that we do not use
         warnings.simplefilter("ignore")
         header = dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)  # the oldest have no preamble
         kind = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
         if not kind and "Rows" not in header:
             raise FileError("not a DICOM file, or cut off")
-        place, axes = (tuple(float(n) for n in header.get(tag) or ()) for tag in _POSITION)
+        place, axes, sizes = (tuple(float(n) for n in np.ravel(header.get(tag) or ())) for tag in _POSITION)
         return _Header(
             path, kind, str(header.get("SeriesInstanceUID", "")), int(header.get("Rows") or 0),
-            int(header.get("NumberOfFrames") or 1), place, axes,
+            int(header.get("NumberOfFrames") or 1), place, axes, (sizes * 2)[:2],
+            header.get("PhotometricInterpretation") == "MONOCHROME1",
         )  # fmt: skip
 
 
@@ -91,10 +104,20 @@ def _neighbours(folder: Path, changed_ns: int) -> list[_Header]:
     return _headers(folder, strict=False)
 
 
+def is_one_series(folder: Path) -> bool:
+    """Return whether a folder holds several slices of DICOM, all of one series, which may not make a volume."""
+    package("softdice", "pydicom", "itk")
+    headers = [header for header in _neighbours(folder, folder.stat().st_mtime_ns) if header.rows]
+    if len(headers) < 2 or any(header.kind in _SEGMENTATIONS for header in headers):
+        return False
+    return headers[0].series != "" and len({header.series for header in headers}) == 1
+
+
 def _read_dicom(path: Path, sitk: Any) -> Image:
     """Read a file, or a folder that holds the slices of one series or one segmentation.
 
-    Raise FileError for no picture, several series, a file that is one slice of several, and as the helpers do.
+    Raise FileError for no picture, several series, a file that is one slice of several, slices that make no volume, and
+    a segmentation that highdicom does not read.
     """
     package("softdice", "pydicom", "itk")
     all_headers = _headers(path, strict=True) if path.is_dir() else [_header(path)]
@@ -114,16 +137,23 @@ def _read_dicom(path: Path, sitk: Any) -> Image:
     beside = [] if path.is_dir() else _neighbours(path.parent, path.parent.stat().st_mtime_ns)
     if any(other.series in series - {""} and other.rows and other.path.name != path.name for other in beside):
         raise FileError("one slice of a DICOM series. Give the folder that holds it, in a folder of cases")
-    files = [str(header.path) for header in _stacked(headers)]
+    stack = _stacked(headers)
+    files, sizes = [str(header.path) for header in stack], [header.sizes for header in stack if header.sizes]
     with quiet():
         picture = sitk.ReadImage(files if len(files) > 1 else files[0], imageIO="GDCMImageIO")
-    return image_of(picture, sitk, PATIENT)
+    if 0 < len(sizes) < len(files):  # GDCM asks the last slice alone, and takes 1 mm where that does not say
+        picture.SetSpacing((sizes[0][1], sizes[0][0], picture.GetSpacing()[2]))
+    advice = "Save the mask with 0 as black (MONOCHROME2)."
+    inverted = any(header.white for header in headers)
+    reason = f"DICOM that calls its smallest number white (MONOCHROME1). {advice}" if inverted else ""
+    return replace(image_of(picture, sitk, PATIENT), no_labels=reason)
 
 
 def _stacked(headers: list[_Header]) -> list[_Header]:
     """Return the headers of one series, sorted along the normal of its slices.
 
-    Raise FileError if they make no volume: several frames in a file, no place, slices not parallel or not equidistant.
+    Raise FileError if they make no volume: several frames in a file, no place, slices that are not parallel, not
+    equidistant, of several sizes, or shifted against each other, which a volume with axes at right angles cannot show.
     """
     if max(header.frames for header in headers) > 1:
         raise FileError("expected a slice of DICOM, got several frames in a file. Convert it to NIfTI or NRRD")
@@ -131,15 +161,26 @@ def _stacked(headers: list[_Header]) -> list[_Header]:
         raise FileError("expected DICOM that says where it lies, got none, as of an X-ray. Convert it to PNG")
     if np.ptp([header.axes for header in headers], axis=0).max() > _PARALLEL:
         raise FileError("expected parallel slices, got several orientations. Put each into a folder of its own")
+    sizes = [header.sizes for header in headers if header.sizes] or [(0.0, 0.0)]
+    if len({header.rows for header in headers}) > 1 or np.ptp(sizes, axis=0).max() > _EQUAL_SIZES:
+        raise FileError("expected slices of one size, got several. Put each into a folder of its own")
     if len(headers) == 1:
         return headers
     normal = np.cross(*np.reshape(headers[0].axes, (2, 3)))
-    heights = [float(np.dot(header.place, normal)) for header in headers]
+    heights = [round(float(np.dot(header.place, normal)), 6) for header in headers]  # copies at exactly one
     steps = np.diff(np.sort(heights))
-    if steps.max() > steps.min() + _EQUAL_STEPS * steps.max():
+    if steps.max() == 0 or steps.max() > steps.min() + _EQUAL_STEPS * steps.max():
         got = f"distances of {steps.min():.4g} to {steps.max():.4g} mm"
-        raise FileError(f"expected slices at equal distances, got {got}. Is one missing?")
-    return [headers[i] for i in np.argsort(heights)]
+        several = "Put each time, or each copy of a slice, into a folder of its own"
+        advice = several if steps.min() <= _EQUAL_STEPS * steps.max() else "Is one missing?"
+        raise FileError(f"expected slices at equal distances, got {got}. {advice}")
+    ordered = [headers[i] for i in np.argsort(heights)]
+    ways = np.subtract([header.place for header in ordered], ordered[0].place)
+    shifts = np.linalg.norm(ways - np.outer(ways @ normal, normal), axis=1)
+    if shifts.max() > max(_ROUNDED, _EQUAL_STEPS * np.ptp(heights)):
+        got = "slices shifted against each other, as of a tilted gantry"
+        raise FileError(f"expected slices straight above each other, got {got}. Straighten them, such as by dcm2niix")
+    return ordered
 
 
 def _others(folder: Path) -> list[str]:
@@ -180,7 +221,7 @@ def _without_picture(headers: list[_Header]) -> str:
 def _read_segmentation(path: Path) -> Image:
     """Read binary segments as labels, fractional ones as probabilities, on the grid of the frames in the file.
 
-    Raise FileError for what highdicom does not read, and as `_volume` does.
+    Raise FileError for what highdicom does not read, no places in a patient, or segments that overlap.
     """
     highdicom = package("softdice", "highdicom", "itk")
     from pydicom import config
@@ -198,8 +239,8 @@ def _read_segmentation(path: Path) -> Image:
         array, affine[:3, 3] = array[:, :, ::-1], affine[:3, 3] + affine[:3, 2] * (array.shape[2] - 1)
         affine[:3, 2] *= -1
     spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
-    header = spacing, affine[:3, 3].tolist(), (affine[:3, :3] / spacing).ravel().tolist()  # see `itk`
-    place = Place("xyz", PATIENT, LPS_TO_RAS @ affine, partial=(2,))
+    header = spacing, affine[:3, 3].tolist(), (affine[:3, :3] / spacing).ravel().tolist()  # LPS, for `itk`'s writer
+    place = Place("xyz", PATIENT, LPS_TO_RAS @ affine, partial=(2,))  # the file omits empty slices
     return Image(np.array(array, order="F"), 3, place, header, names=names)
 
 
@@ -216,7 +257,8 @@ def _volume(segmentation: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the voxels of a segmentation, and its affine (4, 4), from indices to left, back and head in mm.
 
     Voxels are labels (X, Y, Z) of integers, or probabilities in [0, 1], with a channel for each segment if several.
-    Raise FileError for frames without places, a slide, padding that is not 0, overlapping segments, and as `_stretch`.
+    Raise FileError for frames without places, a slide, padding that is not 0, overlapping segments, and slices of which
+    some may be missing.
     """
     groups = segmentation.get("PerFrameFunctionalGroupsSequence", ())
     if len(groups) != segmentation.get("NumberOfFrames", 1):

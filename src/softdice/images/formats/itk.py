@@ -35,8 +35,9 @@ def _read_nrrd(path: Path, sitk: Any) -> Image:
         raise FileError(f"compressed by bzip2, which SimpleITK does not read. {advice}")
     picture, metadata = _opened(path, sitk, "NrrdImageIO")
     space, flat = metadata.get("NRRD_space", ""), picture.GetDimension() == 2
-    # Two axes have no space with a name: those that SimpleITK writes lie as its other files do.
-    frame = PATIENT if space in _ANATOMICAL or (flat and "space directions" in fields) else space
+    # Two and four axes have no space with a name: those that SimpleITK writes lie as its other files do.
+    unnamed = (flat and "space directions" in fields) or fields.get("space dimension") == "4"
+    frame = PATIENT if space in _ANATOMICAL or unnamed else space
     units = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
     sizes = any(field in fields for field in ("space directions", "spacings"))
     return _segmented(image_of(picture, sitk, frame, units[: 2 if flat else 3], sizes=sizes), metadata)
@@ -108,13 +109,16 @@ def image_of(picture: Any, sitk: Any, frame: str, units: Sequence[str] = (), *, 
     """Return a picture as an image (x, y, z), or (x, y); axes beyond three are merged into channels.
 
     Args:
-        frame: as in `Place`. units: of the axes of that frame, as the file writes them; mm where it says none.
-        sizes: whether the file knows the size of a voxel.
+        frame: the space of the voxels: `PATIENT`, another name, or "" where the file does not say.
+        units: of the axes of that frame, as the file writes them; mm where it says nothing. The image is in mm, or
+            where axes differ or a unit is unknown, in the numbers of the file.
+        sizes: whether the file knows the size of a voxel. Without it and without a frame there is no affine.
     """
     ndim, channels = picture.GetDimension(), picture.GetNumberOfComponentsPerPixel()
     spatial, reverse = min(ndim, 3), [*range(ndim)][::-1]
     array = sitk.GetArrayFromImage(picture).transpose([*reverse, ndim] if channels > 1 else reverse)
     array = np.array(array if array.ndim <= spatial + 1 else array.reshape(*array.shape[:spatial], -1), order="F")
+    array = array[..., 0] if array.ndim > spatial and array.shape[-1] == 1 else array  # one frame of a fourth axis
     factors = {MM.get(unit, math.nan) for unit in units if unit not in ("", "?")} or {1.0}
     unit_mm = factors.pop() if len(factors) == 1 else math.nan
     unit_is_known = not math.isnan(unit_mm)
@@ -125,7 +129,8 @@ def image_of(picture: Any, sitk: Any, frame: str, units: Sequence[str] = (), *, 
     affine[:spatial, :spatial], affine[:spatial, 3] = direction * spacing, origin
     header = spacing, origin, direction.ravel().tolist()
     frame = frame if unit_is_known or not frame else f"{frame} in {', '.join(units)}"
-    place = Place("xyz", frame, LPS_TO_RAS @ affine if sizes or frame else None, 1.0 if unit_is_known else unit_mm)
+    # the last argument, the unit in mm: 1 after the scaling above, else unknown
+    place = Place("xyz", frame, LPS_TO_RAS @ affine if sizes or frame else None, 1.0 if unit_is_known else math.nan)
     return Image(array, spatial, place, header)
 
 
@@ -152,22 +157,25 @@ def quiet() -> Iterator[None]:
 
 
 def _write(array: np.ndarray, like: Image, sitk: Any) -> bytes:
-    """Return the content of a .nrrd or .mha, by the suffix of `like`, with the place of `like`."""
+    """Return the content of a .nrrd or .mha, by the suffix of `like`, with the place of `like`.
+
+    `array`: (x, y, z) or (x, y), of any real dtype; channels may follow.
+    """
     array = storable(array)
     axes, channels = [*range(like.spatial_ndim)][::-1], array.ndim > like.spatial_ndim
     picture = sitk.GetImageFromArray(array.transpose([*axes, like.spatial_ndim] if channels else axes), channels)
+    setters = picture.SetSpacing, picture.SetOrigin, picture.SetDirection
     header: Any = like.header
-    spacing, origin, direction = header
-    picture.SetSpacing(spacing)
-    picture.SetOrigin(origin)
-    picture.SetDirection(direction)
+    for setter, values in zip(setters, header, strict=True):
+        setter(values)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"mask{like.suffix}"
         sitk.WriteImage(picture, str(path), useCompression=True)
         content = path.read_bytes()
     if like.suffix == ".mha" or like.placed:
         return content
-    head, end, voxels = content.partition(b"\n\n")  # SimpleITK puts every NRRD into a patient: correct its header
+    # SimpleITK puts every NRRD into a patient. Write the space of `like` instead, or without an affine no space at all.
+    head, end, voxels = content.partition(b"\n\n")
     lines = [line for line in head.split(b"\n") if like.affine is not None or not line.startswith(b"space")]
     space = f"space: {like.place.frame}" if like.place.frame else f"space dimension: {like.spatial_ndim}"
     return b"\n".join(space.encode() if line.startswith(b"space: ") else line for line in lines) + end + voxels

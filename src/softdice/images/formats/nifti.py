@@ -45,8 +45,8 @@ def _unpacked(path: Path, plain: str, zipped: str) -> bytes:
     if data.startswith(GZIP) and not compressed:
         raise FileError(f"compressed by gzip: name it {zipped}")
     if compressed and not data.startswith(GZIP):
-        is_nifti = any(data[position:].startswith(word) for position, word in (*MAGIC[:4], MGH))
-        raise FileError("not compressed by gzip" + (f": name it {plain}" if is_nifti else ""))
+        is_plain = any(data[position:].startswith(word) for position, word in (*MAGIC[:4], MGH))  # all but gzip's
+        raise FileError("not compressed by gzip" + (f": name it {plain}" if is_plain else ""))
     if not compressed:
         return data
     try:
@@ -78,7 +78,8 @@ def _read_pair(path: Path, nibabel: Any) -> Image:
 def _image(head: bytes, data: bytes, nibabel: Any) -> Image:
     """Return an image from the decompressed contents of the file of its header and of the file of its voxels.
 
-    For a single file `head` and `data` are the same object. Raise FileError for a damaged header, and as helpers do.
+    For a single file `head` and `data` are the same object. Raise FileError for a damaged header, a truncated file, or
+    voxels that are not one real number each.
     """
     header = _header(head, head is data, nibabel)
     array = _voxels(header, data, header.single_vox_offset if head is data else 0)
@@ -88,6 +89,10 @@ def _image(head: bytes, data: bytes, nibabel: Any) -> Image:
             raise FileError(f"damaged header: values are scaled by {slope} and {intercept}")
         scale = float(slope), float(intercept)
         array = array * np.float64(slope) + np.float64(intercept)
+    axes = header.get_sform()[:3, :3]  # without the place, which may be 1e8 times as large
+    both_forms = header["qform_code"] > 0 and header["sform_code"] > 0
+    if both_forms and np.isfinite(axes).all() and np.linalg.matrix_rank(axes) < 3:
+        header["sform_code"] = 0  # an empty sform says nothing: ITK reads the qform, too
     _shorten_quaternion(header)
     affine = _checked_affine(header.get_best_affine())
     affine[:3] *= MM.get(header.get_xyzt_units()[0], 1.0)
@@ -182,23 +187,25 @@ def _label_names(header: Any) -> dict[int, str]:
 
 
 def _write(array: np.ndarray, like: Image, nibabel: Any) -> bytes:
-    """Return the content of a single NIfTI file with the header of `like`, compressed if its suffix says so."""
+    """Return the content of a single NIfTI file with the header of `like`, compressed if its suffix says so.
+
+    `array`: (*S), or (*S, channels), of any real dtype. 64-bit integers become int32 where all of them fit.
+    """
     array = storable(array)
     header: Any = like.header
-    wide = array.dtype.kind in "iu" and array.dtype.itemsize == 8
-    if wide and abs(array).max(initial=0) < 2**31:
+    if array.dtype in (np.int64, np.uint64) and array.min(initial=0) >= -(2**31) and array.max(initial=0) < 2**31:
         array = array.astype(np.int32)  # few programs read 64-bit integers
     image_class = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
     fresh = image_class.header_class(header.binaryblock, header.endianness, check=False)  # without its extensions
     fresh.set_data_dtype(array.dtype)
     fresh.set_slope_inter(1, 0)
-    fresh["cal_min"] = fresh["cal_max"] = 0
+    fresh["cal_min"] = fresh["cal_max"] = 0  # the range of grey that a viewer shows: the image's hides labels
     content = image_class(array, header.get_best_affine(), fresh).to_bytes()
     return gzip.compress(content, 6, mtime=0) if like.suffix == ".nii.gz" else content
 
 
 def _read_mgh(path: Path, nibabel: Any) -> Image:
-    """Read a .mgh, or a compressed .mgz; raise FileError as `_unpacked` and `_checked_affine` do."""
+    """Read a .mgh, or a compressed .mgz; raise FileError if the name is wrong about compression, or for a damage."""
     image = nibabel.MGHImage.from_bytes(_unpacked(path, ".mgh", ".mgz"))
     header = image.header
     array = _channels_last(native(np.asarray(image.dataobj)))
@@ -207,7 +214,7 @@ def _read_mgh(path: Path, nibabel: Any) -> Image:
 
 
 def _write_mgh(array: np.ndarray, like: Image, nibabel: Any) -> bytes:
-    """Return the content of a .mgh with the header of `like`, compressed for .mgz; FileError for integers too large."""
+    """Return the content of a .mgh or .mgz with the header of `like`, floats as float32; FileError above 32 bits."""
     array = storable(array)
     if array.dtype.kind in "iu" and array.dtype not in (np.uint8, np.int16, np.int32):
         low, high = int(array.min()), int(array.max())

@@ -52,7 +52,7 @@ def _verified_png(path: Path) -> tuple[bytes, dict[bytes, bytes]]:
 def _read_png(path: Path, pil: Any) -> Image:
     """Read grey values as they are stored, palette indices with their palette (RGBA), or colours without alpha.
 
-    Raise FileError for colours of 16 bits, and as `_verified_png` does.
+    Raise FileError for colours of 16 bits, an animation, and a damaged or truncated file.
     """
     from PIL.PngImagePlugin import PngImageFile
 
@@ -84,7 +84,7 @@ def _read_jpeg(path: Path, pil: Any) -> Image:
 
 
 def _read_other(path: Path, pil: Any, *, kind: str) -> Image:
-    """Read a picture by the plugin of Pillow that is named `kind`, a key of `_CLASSES`; FileError for an animation."""
+    """Read a picture by Pillow's plugin `kind`, "Bmp", "Gif", "WebP" or "Jpeg2K"; raise FileError for an animation."""
     data, colours = path.read_bytes(), None
     with getattr(import_module(f"PIL.{kind}ImagePlugin"), _CLASSES[kind])(io.BytesIO(data)) as picture:
         if getattr(picture, "n_frames", 1) != 1:
@@ -94,8 +94,10 @@ def _read_other(path: Path, pil: Any, *, kind: str) -> Image:
             colours = np.array(picture.getpalette("RGBA"), np.uint8).reshape(-1, 4)
     lossy = {"WebP": _is_lossy_webp, "Jpeg2K": _is_lossy_jpeg2000}.get(kind, lambda data: False)(data)
     no_labels_reason = f"a lossy {path.suffix}, which changes them. Save masks as PNG." if lossy else ""
-    if kind == "Gif" and colours is not None and (colours[np.unique(array), :3] == colours[np.unique(array), :1]).all():
-        return Image(colours[array, 0], 2)  # grey values, which GIF keeps as a palette of those that occur
+    if kind == "Gif" and colours is not None:
+        used = colours[np.unique(array), :3]
+        if (used == used[:, :1]).all():  # grey values: GIF keeps them as a palette of those that occur
+            return Image(colours[array, 0], 2)
     if colours is None and array.ndim == 3 and array.shape[-1] in (2, 4):
         array, alpha_reason = without_alpha(array)
         no_labels_reason = no_labels_reason or alpha_reason

@@ -17,22 +17,26 @@ from softdice.images.image import MM, FileError, Format, Image, Place, native
 _SPACE = ("x", "y", "z")
 """Names of spatial axes."""
 
+_OLDEST = "tczyx"
+"""Axes of OME-Zarr 0.1 and 0.2, whose files do not name them."""
+
 
 def _read(path: Path, zarr: Any) -> Image:
-    """Read the finest array of an OME-Zarr's first multiscale image, or a plain array, whose axes are all spatial.
+    """Read the finest array of an OME-Zarr's first multiscale image; or a plain array, all of whose axes are spatial.
 
-    Raise FileError for a group of another kind, for axes that are neither space nor channels, and as `_transformed`.
+    The spatial axes keep the order of the file, and channels follow. Other axes of length 1 are dropped. Raise
+    FileError for a group of another kind, a longer axis such as time, or a transformation such as a rotation.
     """
     store = zarr.open(path, mode="r")
     if isinstance(store, zarr.Array):
-        return Image(native(np.asarray(store[...])), store.ndim, Place("any"))
+        return Image(native(np.asarray(store[...])), store.ndim, Place("any"))  # the file does not name its axes
     attributes = dict(store.attrs)
     multiscales = attributes.get("ome", attributes).get("multiscales")
     if not multiscales:
         inside = ", ".join(sorted(store)[:8]) or "nothing"
         raise FileError(f"expected an array or OME-Zarr, got a group of {inside}. Give the folder of one")
     multiscale, finest = multiscales[0], multiscales[0]["datasets"][0]
-    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
+    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes", _OLDEST)]
     array = np.asarray(store[finest["path"]][...])
     spatial = [i for i, axis in enumerate(axes) if axis["name"] in _SPACE]
     others = [i for i in range(array.ndim) if i not in spatial and array.shape[i] != 1]
@@ -49,17 +53,17 @@ def _read(path: Path, zarr: Any) -> Image:
 
 
 def _place(axes: list[dict[str, Any]], scale: np.ndarray, shift: np.ndarray) -> Place:
-    """Return the place of an array in the space of its file.
+    """Return the place of an array: its affine goes to x, y, z in mm, or in the file's unit if an axis has none.
 
     Args:
-        axes: name and unit of its 2 or 3 spatial axes, in the order of the array.
+        axes: name and unit of the 2 or 3 spatial axes, in the order of the array.
         scale, shift: (2,) or (3,), the size of a voxel and the position of the first one along these axes.
     """
     names, mm = [axis["name"] for axis in axes], [MM.get(axis.get("unit", ""), math.nan) for axis in axes]
     has_units = not np.isnan(mm).any()
     factors = np.array(mm) if has_units else np.ones(len(mm))
     rows = [_SPACE.index(name) for name in (*names, *(name for name in _SPACE if name not in names))]
-    affine = np.eye(4)[:, [*rows, 3]]
+    affine = np.eye(4)[:, [*rows, 3]]  # a column for each axis of the array, a row for each of x, y and z
     spatial_rows = rows[: len(names)]
     affine[spatial_rows, range(len(names))], affine[spatial_rows, 3] = scale * factors, shift * factors
     ascending = sorted(names)
