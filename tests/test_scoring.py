@@ -337,6 +337,14 @@ def test_label_files_that_are_no_label_files(tmp_path: Path) -> None:
                 parse(str(tmp_path / "x.json"))
 
 
+@pytest.mark.parametrize("name", ["background", "Background", "unlabelled"])
+def test_label_0_of_a_file_is_no_region_whatever_its_name(name: str, tmp_path: Path) -> None:
+    """It would be one more class in the mean, and nearly perfect."""
+    for content in ({name: 0, "whole": [1, 2]}, {"labels": {"0": name, "1": "core"}}):
+        (tmp_path / "x.json").write_text(json.dumps(content))
+        assert {*parse_regions(str(tmp_path / "x.json")).values()} in ({(1, 2)}, {(1,)})
+
+
 def test_damaged_files_are_listed_and_the_rest_is_scored(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Two thirds of the files of every format with a checksum damaged at random: what is scored is scored right."""
     rng = random.Random(0)

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BACKGROUND = ("background", (0,))
-
 
 class ScoreError(ValueError):
     """A folder, an option or a pair of files that cannot be scored, and why, in one line."""
@@ -67,7 +65,7 @@ def parse_labels(text: str) -> Labels:
 
 
 def parse_regions(text: str) -> dict[str, tuple[int, ...]]:
-    """Read {name: labels} of regions from a text or a JSON file, without background and `ignore` of a dataset.json.
+    """Read {name: labels} of regions from a text or a JSON file, without label 0 and `ignore` of a dataset.json.
 
     Raise ScoreError for another text or file.
 
@@ -77,7 +75,7 @@ def parse_regions(text: str) -> dict[str, tuple[int, ...]]:
     """
     if Path(text).suffix == ".json":
         entries, _ = _read_json(Path(text))
-        return {name: value for name, value in entries.items() if name != "ignore" and (name, value) != BACKGROUND}
+        return {name: value for name, value in entries.items() if name != "ignore" and value != (0,)}
     wanted, example = "name=labels or a .json file", "whole=1,2,4; core=1,4"
     pairs = named_values("--regions", text, ";", r"-?\d+(?:\s*,\s*-?\d+)*", wanted, example, bare=False)
     return {name: tuple(map(int, labels.split(","))) for name, labels in pairs}

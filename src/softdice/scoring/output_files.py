@@ -91,7 +91,7 @@ def is_result(path: Path) -> bool:
     False for nnU-Net's summary.json: ours does not differ from one that nnU-Net wrote.
     """
     with path.open("rb") as file:
-        head = file.read(HEAD_BYTES).decode("utf-8", "replace")
+        head = file.read(HEAD_BYTES).decode("utf-8", "replace").replace("\0", "")  # csv of Python 3.10 raises for it
     if not head or 'name="generator" content="softdice' in head or head.startswith('{\n"softdice": "'):
         return True
     if "┏" in head and " 95 % interval " in head:  # the frame of a table
