@@ -1004,18 +1004,24 @@ def test_blocks_that_gdal_leaves_out_are_told(tmp_path: Path) -> None:
         read_image(path)
 
 
-def test_nodata_of_gdal_is_named(tmp_path: Path) -> None:
-    for text, names in (("255", {255: "nodata"}), ("-1.0", {-1: "nodata"}), ("nan", {}), ("0.5", {})):
-        path = save(tmp_path / f"{text}.tif", T.astype(np.int16), extratags=[(42113, "s", 0, text, True)])
-        assert read_image(path).names == names
-
-
 @pytest.mark.parametrize(
-    "text, names", [("0", {}), ("-0.0", {}), ("18446744073709551615", {2**64 - 1: "nodata"}), ("-" + "7" * 400, {})]
-)
-def test_nodata_of_zero_or_of_many_digits(text: str, names: dict[int, str], tmp_path: Path) -> None:
+    "text, number",
+    [("255", 255), ("-1.0", -1), ("0.5", 0.5), ("-0.0", 0), ("18446744073709551615", 2**64 - 1),
+     ("-" + "7" * 400, -np.inf), ("none", None)],
+)  # fmt: skip
+def test_nodata_of_gdal_is_read_with_all_digits(text: str, number: float | None, tmp_path: Path) -> None:
     path = save(tmp_path / "a.tif", T.astype(np.uint64), extratags=[(42113, "s", 0, text, True)])
-    assert read_image(path).names == names
+    found = read_image(path).nodata
+    assert (found, type(found)) == (number, type(number))
+
+
+@pytest.mark.parametrize("text, name", [("1", "nodata"), ("1.0", "nodata"), ("0", ""), ("nan", ""), ("0.5", "")])
+def test_nodata_of_the_reference_is_a_name(text: str, name: str, tmp_path: Path) -> None:
+    for side, array in (("p", P), ("t", T)):
+        save(tmp_path / f"{side}.tif", array, extratags=[(42113, "s", 0, text, True)])
+    result = score(tmp_path / "p.tif", tmp_path / "t.tif", "--include-background", "--format", "json")
+    (case,) = json.loads(result.stdout)["results"][0]["cases"]
+    assert {row["label"]: row["name"] for row in case["classes"]} == {0: "", 1: name, 2: ""}
 
 
 def test_nodata_of_a_prediction_names_no_class(tmp_path: Path) -> None:

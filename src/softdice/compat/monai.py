@@ -25,6 +25,7 @@ from softdice import reductions, validation
 from softdice.compat import common
 from softdice.losses.supervision import at_resolution
 from softdice.statistics import OverlapStatistics, check
+from softdice.statistics.reference import power
 from softdice.statistics.request import result_dtype
 
 Weight = Sequence[float] | float | Tensor | None
@@ -487,10 +488,6 @@ class FocalLoss(_MonaiLoss):
             stats = common.sums(input, target, keep, fields=FOCAL, activation=activation, **settings)
         return self.from_statistics(stats if drop_background else self.without_background(stats))
 
-    def _power(self, base: Tensor) -> Tensor:
-        """Return base^gamma, with a finite slope at 0 also for an exponent below 1."""
-        return (base.clamp_min(torch.finfo(base.dtype).tiny) if 0 < self.gamma < 1 else base) ** self.gamma
-
     def loss_map(self, input: Tensor, target: Tensor, keep: Tensor | None) -> Tensor:
         """Return the loss of each voxel and class, (B, C, *S), by torch's operations, with 0 for an ignored voxel.
 
@@ -503,10 +500,10 @@ class FocalLoss(_MonaiLoss):
             x, y = torch.where(keep, x, 0.0), torch.where(keep, y, 0.0)
         if self.use_softmax:  # -y (1 - p)^gamma ln p
             log_p = x.log_softmax(1)
-            focal = -self._power(1 - log_p.exp()) * log_p * y
+            focal = -power(1 - log_p.exp(), self.gamma) * log_p * y
         else:  # with q = 1 - p where y = 1, and p where y = 0:  q^gamma (-y ln p - (1 - y) ln(1 - p))
             q = (-x * (2 * y - 1)).sigmoid()
-            focal = self._power(q) * (y * softplus(-x) + (1 - y) * softplus(x))
+            focal = power(q, self.gamma) * (y * softplus(-x) + (1 - y) * softplus(x))
         if self.alpha is not None:
             alpha = self._alpha(x.shape[1]).to(x)
             if alpha.ndim > 0:  # with a softmax, too

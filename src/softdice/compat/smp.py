@@ -18,6 +18,7 @@ from torch import Tensor
 from softdice import losses, validation
 from softdice.compat import common
 from softdice.statistics import OverlapStatistics, check
+from softdice.statistics.reference import power
 
 BINARY_MODE = "binary"
 MULTICLASS_MODE = "multiclass"
@@ -198,7 +199,7 @@ class TverskyLoss(_OverlapLoss):
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         """y_pred (N, C, *S), y_true labels (N, *S) or values (N, C, *S) -> loss, 0-d."""
         loss = super().forward(y_pred, y_true)
-        return loss if self.gamma == 1 else loss.clamp_min(torch.finfo(loss.dtype).tiny) ** self.gamma
+        return power(loss, self.gamma)
 
 
 @common.declared

@@ -69,6 +69,7 @@ class Image:
         palette: (n, 3) uint8, the colours of the indices in `array`; (n, 4) with alpha.
         scale: slope and intercept by which the voxels were stored; `array` has the values.
         names: {label: name}, from a table in the file.
+        nodata: value of voxels without data, as the file names it, an int if it is whole; None where it names none.
         no_labels: the reason, in words, why the file cannot hold labels: the end of "expected labels, got "; "" where
             its reader knows no reason.
     """
@@ -81,6 +82,7 @@ class Image:
     palette: np.ndarray | None = None
     scale: tuple[float, float] | None = None
     names: dict[int, str] = field(default_factory=dict)
+    nodata: float | None = None
     no_labels: str = ""
 
     @property

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from softdice import costs, indices, validation
 from softdice.statistics import check
 from softdice.statistics.api import OverlapStatistics, measure
+from softdice.statistics.reference import power
 from softdice.statistics.request import Pass, result_dtype, without_autocast
 
 __all__ = ["mask_dice_loss", "mask_focal_loss", "pairwise_mask_dice_loss", "pairwise_mask_focal_loss"]
@@ -188,11 +188,8 @@ def pairwise_mask_focal_loss(
     validation.number("gamma", gamma, 0)
     logit_NV, target_MV = _flat_pair(input, target)
     with without_autocast(input.device):
-        q_NV, p_NV = logit_NV.neg().sigmoid(), logit_NV.sigmoid()
-        if 0 < gamma < 1:  # at 0 such a power has an infinite slope
-            q_NV, p_NV = (values.clamp_min(torch.finfo(values.dtype).tiny) for values in (q_NV, p_NV))
-        inside_NV = positive * q_NV**gamma * softplus(-logit_NV)
-        outside_NV = negative * p_NV**gamma * softplus(logit_NV)
+        inside_NV = positive * power(logit_NV.neg().sigmoid(), gamma) * softplus(-logit_NV)
+        outside_NV = negative * power(logit_NV.sigmoid(), gamma) * softplus(logit_NV)
         return (inside_NV @ target_MV.T + outside_NV @ (1 - target_MV).T) / max(target_MV.shape[1], 1)
 
 
@@ -206,11 +203,16 @@ def _statistics(
     """
     validation.are_tensors(input=input, target=target)
     _check_masks(input, target, "(N, *S)", input.shape)
-    if hard or not (target.is_floating_point() or target.is_cuda):  # the pass would say to leave a label out
+    if hard:
         _check_zeros_and_ones(target)
     settings = check.pass_settings(Pass("sigmoid", fields=fields, gamma=gamma))
     shape = (len(input), 1, input.shape[1:].numel())
-    return measure(input.reshape(shape), target.reshape(shape), None, settings)
+    try:
+        return measure(input.reshape(shape), target.reshape(shape), None, settings)
+    except ValueError:
+        if not target.is_floating_point():
+            _check_zeros_and_ones(target)  # the pass speaks of label maps, and advises what fits those
+        raise
 
 
 def _flat_pair(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

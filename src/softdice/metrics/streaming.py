@@ -192,6 +192,16 @@ def check_nan(values: Tensor, target: Tensor, ignore_index: int | None) -> None:
         validation.fail(expected, f"nan ({int(nan.sum())} values)", advice)
 
 
+def largest_class(input: Tensor, target: Tensor, ignore_index: int | None) -> Tensor:
+    """Return the class of the largest value, (B, *S), of logits or probabilities (B, C, *S); refuse NaN as `check_nan`.
+
+    One pass gives both; among equal values the first counts.
+    """
+    largest, labels = input.max(1)
+    check_nan(largest.unsqueeze(1), target, ignore_index)
+    return labels
+
+
 def without_channel(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return two label maps as (B, *S) if one of them is (B, 1, *S) and the other (B, *S); else both as they are."""
     if input.shape[1:2] == (1,) and input.dim() > 2 and target.dim() == input.dim() - 1:
@@ -359,8 +369,7 @@ class OverlapMetric(IntegerStates):
         if C == 1:
             advice = "Pass threshold=0.5 for probabilities, threshold=0.0 for logits."
             validation.fail("a threshold for floating input of one class", "None", advice)
-        check_nan(input.amax(1, keepdim=True), target, self.ignore_index)
-        return self._count_labels, input.argmax(1), target.reshape(B, *S)
+        return self._count_labels, largest_class(input, target, self.ignore_index), target.reshape(B, *S)
 
     def _label_maps(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return integer labels, (B, *S), (B, 1, *S) or one-hot (B, C, *S), as label maps (B, *S) of one shape.

@@ -23,9 +23,9 @@ from softdice.metrics.distances import Compare
 from softdice.metrics.streaming import (
     IntegerStates,
     check_channels,
-    check_nan,
     fixed_point_sum,
     from_fixed_point,
+    largest_class,
     without_channel,
 )
 from softdice.metrics.surfaces import Definition, Direction, SurfaceDistances
@@ -132,8 +132,7 @@ class CaseMetric(IntegerStates):
         validation.are_tensors(input=input, target=target)
         if input.is_floating_point() and self.num_classes > 1:
             check_channels(input, self.num_classes)
-            check_nan(input.amax(1, keepdim=True), target, self.ignore_index)
-            input = input.argmax(1)
+            input = largest_class(input, target, self.ignore_index)
         return without_channel(input, target)
 
 

@@ -15,7 +15,6 @@ from softdice.evaluation.labels import ScoreError
 from softdice.images import geometry
 from softdice.images.files import Image, list_images, read_image, split_name
 from softdice.images.formats import BY_SUFFIX
-from softdice.images.formats.tiff import NODATA
 from softdice.images.labels import colours, labels, one_palette, probabilities
 from softdice.scoring.options import Options
 
@@ -96,9 +95,10 @@ def load_pair(prediction: Path | None, truth: Path, options: Options) -> LoadedP
         _check_one_class(truth, t, options)
     if options.threshold is not None:
         p = np.where(np.greater(p, options.threshold), np.int32(class_labels(options)[0]), np.int32(0))
-    # what is no data in a prediction may be a class of the reference
-    names_p = {label: name for label, name in prediction_image.names.items() if name != NODATA}
-    return LoadedPair(p, t, (names_p, truth_image.names), truth_image)
+    names_t, nodata = truth_image.names, truth_image.nodata  # that of a prediction may be a class of the reference
+    if isinstance(nodata, int) and nodata != 0:  # 0 is the background
+        names_t = {nodata: "nodata", **names_t}
+    return LoadedPair(p, t, (prediction_image.names, names_t), truth_image)
 
 
 def region_mask(array: np.ndarray, key: int | str, options: Options) -> np.ndarray:

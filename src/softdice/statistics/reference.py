@@ -110,9 +110,9 @@ def _terms(request: Request) -> tuple[dict[str, Any], Tensor, torch.Size]:
         symbols["b"] = torch.where(n == 0, 0.0, minus_log_q_BCV)
     if any(statistic.names("q", "u", "v") for statistic in wanted):
         q = _sigmoid(-value_BCV) if settings.activation == "sigmoid" else (1 - p).clamp_min(0)
-        symbols.update(q=q, u=_power(q, settings.gamma), v=_power(p, settings.gamma))
+        symbols.update(q=q, u=power(q, settings.gamma), v=power(p, settings.gamma))
     if any(statistic.names("d") for statistic in wanted):
-        symbols["d"] = (p - y) ** 2 if settings.power == 2 else _power((p - y).abs(), settings.power)
+        symbols["d"] = (p - y) ** 2 if settings.power == 2 else power((p - y).abs(), settings.power)
     return {statistic.name: statistic.value(**symbols) for statistic in wanted}, voxels.weight, y.shape
 
 
@@ -261,7 +261,7 @@ def true_values(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     return (signed(target).unsqueeze(1) == labels_C).to(dtype)
 
 
-def _power(base: Tensor, exponent: float) -> Tensor:
+def power(base: Tensor, exponent: float) -> Tensor:
     """Return base^exponent for base >= 0 (rounding aside), with finite derivatives at 0."""
     if exponent in (0, 1, 2):
         return base**exponent

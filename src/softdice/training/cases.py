@@ -20,7 +20,6 @@ from softdice.training.channels import (
     ONE_FORMAT,
     Reading,
     as_float32,
-    declared_nodata,
     emptiness,
     fits_among,
     lonely_value,
@@ -252,7 +251,7 @@ class _Pairs:
         if not self.ignore_geometry:
             advice = "Resample one of them; --ignore-geometry takes them as they are."
             check_turned(label_path, stored_label, path, reading.stored, advice=advice, transpose=ONE_FORMAT)
-        void = declared_nodata(label_path)
+        void = label.nodata
         if void not in (None, 0, self.ignore) and (numbers == void).any():
             self.void.add(int(void))
         if self.foreground:  # one value for all but 0 and `ignore`

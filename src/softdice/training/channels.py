@@ -17,10 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from softdice.images.files import FileError, Image, read_image
-from softdice.images.formats.tiff import GDAL_NODATA
 from softdice.images.orientation import axes_of, check_turned, turn_of, turned, turned_like, unturned
 from softdice.training.config import refusal, size
-from softdice.validation import package
 
 PERCENTILES = (0.5, 99.5)
 """Intensities between these two set the scale; see `normalise` and `lonely_value`."""
@@ -225,10 +223,10 @@ def _as_shown(path: Path, nodata: float | None) -> Image:
     """Read an image with the colours of its palette in the place of their indices, grey as one channel; bool as 0, 1.
 
     NaN replaces missing data: where the file, an index of its palette included, has `nodata`, if not None, or the value
-    in its tag. The palette itself is kept. Raise FileError as `read_image` does.
+    that it names. The palette itself is kept. Raise FileError as `read_image` does.
     """
     image = read_image(path)
-    array, missing = image.shown, _missing(image.array, path, nodata)
+    array, missing = image.shown, _missing(image, nodata)
     if image.palette is not None:
         if (array == array[..., :1]).all():
             array = array[..., 0]
@@ -242,26 +240,15 @@ def _as_shown(path: Path, nodata: float | None) -> Image:
     return replace(image, array=array)
 
 
-def _missing(array: np.ndarray, path: Path, nodata: float | None) -> np.ndarray:
-    """Return where an array, as its file `path` stores it, has `nodata`, if not None, or the value in the tag."""
-    values = [number for number in (nodata, declared_nodata(path)) if number is not None]
+def _missing(image: Image, nodata: float | None) -> np.ndarray:
+    """Return where an image, as it is stored, has `nodata`, if not None, or the value that its file names."""
+    array = image.array
     missing = np.zeros(array.shape, bool)
     with np.errstate(over="ignore"):  # the lowest float32, written with fewer digits, may overflow
-        for number in values:
-            missing |= array == (array.dtype.type(number) if array.dtype.kind == "f" else number)
+        for number in (nodata, image.nodata):
+            if number is not None:
+                missing |= array == (array.dtype.type(number) if array.dtype.kind == "f" else number)
     return missing
-
-
-def declared_nodata(path: Path) -> float | None:
-    """Return the nodata value in GDAL's tag of a TIFF file; None for other files, and without the tag or a number."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return None
-    with package("softdice", "tifffile", "images").TiffFile(path) as file:
-        text = str(file.pages[0].tags.valueof(GDAL_NODATA, "")).strip("\0 ")
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _finite(channel: np.ndarray) -> np.ndarray:

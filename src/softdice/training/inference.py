@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def predict(
     written: list[Path] = []
     errors: list[str] = []
     confidence_of_masks: dict[str, list[float]] = {}  # file name of a mask -> confidence of each class
-    with made_folder(Path(out), COMMAND, "OUT"), made_folder((table or places[0]).parent, COMMAND, "--confidence"):
+    table_folder = nullcontext() if table is None else made_folder(table.parent, COMMAND, "--confidence")
+    with made_folder(Path(out), COMMAND, "OUT"), table_folder:
         for files, place in zip(cases.values(), places, strict=True):
             path = files[min(files)]
             try:

@@ -38,11 +38,8 @@ _SCALE, _TIE, _MATRIX, _KEYS = 33550, 33922, 34264, 34735
 GEOTIFF = _SCALE, _TIE, _MATRIX, _KEYS, 34736, 34737
 """Tags of GeoTIFF: size of a pixel, a pixel and its place, an affine instead of both, keys, and their long values."""
 
-GDAL_NODATA = 42113
+_NODATA = 42113
 """Tag of GDAL: the value of voxels without data, as text."""
-
-NODATA = "nodata"
-"""Name of that value as a label."""
 
 _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _LINEAR_UNIT = 1025, 2048, 3072, 3076
 _AT_CENTRE, _METRE, _USER_DEFINED = 2, 9001, 32767
@@ -88,7 +85,7 @@ def _stack(path: Path, tifffile: Any) -> Image:
         tags, no_labels_reason = page.tags, _no_labels_reason(page)
         header = {name: tags[name].value for name in ("XResolution", "YResolution", "ResolutionUnit") if name in tags}
         header[_MAP] = [(t.code, t.dtype, t.count, t.value, True) for t in tags.values() if t.code in GEOTIFF]
-        nodata = str(tags.valueof(GDAL_NODATA, "")).strip("\0 ")
+        nodata = _number(str(tags.valueof(_NODATA, "")).strip("\0 "))
         orientation = tags.valueof("Orientation", 1)
         tags_of_pages = [getattr(each, "tags", {}) for series in all_series for each in series.pages]
         if not all(_arrays(path, [mask])[0].all() for mask in masks if mask not in all_series):
@@ -103,8 +100,6 @@ def _stack(path: Path, tifffile: Any) -> Image:
         has_colours = array.shape[-1] == 4
         array, alpha_reason = without_alpha(array)
         no_labels_reason = no_labels_reason or alpha_reason
-    whole_number = re.fullmatch(r"(-?\d{1,20})(\.0*)?", nodata)  # 20 digits hold the labels of 64 bits
-    names = {int(whole_number[1]): NODATA} if whole_number and int(whole_number[1]) else {}  # 0 is the background
     colours = (palettes[0].reshape(3, -1) >> 8).T.astype(np.uint8) if palettes and page.photometric == PALETTE else None
     # 3. lay rows and columns as a map, or as viewers show them
     spatial = array.ndim - has_colours
@@ -113,7 +108,17 @@ def _stack(path: Path, tifffile: Any) -> Image:
         array = np.ascontiguousarray(as_shown(array, orientation, rows=spatial - 2))
         if orientation in (5, 6, 7, 8) and {"XResolution", "YResolution"} <= {*header}:
             header["XResolution"], header["YResolution"] = header["YResolution"], header["XResolution"]
-    return Image(array, spatial, place, header, palette=colours, names=names, no_labels=no_labels_reason)
+    return Image(array, spatial, place, header, palette=colours, nodata=nodata, no_labels=no_labels_reason)
+
+
+def _number(text: str) -> float | None:
+    """Return the number in a text, an int if it is whole, so that 64 bits keep their digits; None if it is none."""
+    if whole := re.fullmatch(r"(-?\d{1,20})(\.0*)?", text):
+        return int(whole[1])
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _is_smaller_copy(page: Any, whole: Any) -> bool:
